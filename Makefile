@@ -1,0 +1,55 @@
+# `make train` and `make test` need Python 3.11+ and nothing else: they set up .venv first, once.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help train test lint long scores speed clean
+
+help:
+	@echo "make train   train CartPole-v1, evaluate it, draw its learning curve and a replay"
+	@echo "make test    linters, type checker and the quick tests"
+	@echo "make long    the learning tests that take minutes to hours"
+	@echo "make scores  train and score every task of the results table (hours)"
+	@echo "make speed   steps per second beside Stable-Baselines3"
+
+# The marker is written last: a set-up that was cut off is done again.
+.venv/ready: requirements.lock pyproject.toml
+	@echo "Setting up .venv: a virtual environment with the locked dependencies (a few minutes, once)"
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Proximo needs Python 3.11 or newer; this is ' + sys.version.split()[0] + '. Name another with: make PYTHON=python3.12')"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet -r requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+train: .venv/ready
+	@set -e; run=runs/cartpole; n=2; while [ -e $$run ]; do run=runs/cartpole-$$n; n=$$((n + 1)); done; \
+	echo "Training CartPole-v1 (100,000 steps, well under a minute)"; \
+	$(BIN)/proximo train ppo CartPole-v1 --seed 1 --run-dir $$run; \
+	echo "Evaluating it in 100 episodes that it has not seen"; \
+	$(BIN)/proximo eval $$run --json > $$run/evaluation.json; \
+	echo "Drawing the learning curve and a replay"; \
+	$(BIN)/proximo plot $$run; \
+	$(BIN)/proximo play $$run --video $$run/replay.gif; \
+	$(BIN)/python -c "import json, sys; score = json.load(open('$$run/evaluation.json'))['return_mean']; print(f'score {score:.1f} of 500 (475 is solved), run folder $$run'); sys.exit(score < 475)"
+
+test: .venv/ready lint
+	@echo "Running the quick tests"
+	@$(BIN)/pytest
+
+lint: .venv/ready
+	@echo "Checking style and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+long: .venv/ready
+	@$(BIN)/pytest -m long --timeout 7200
+
+scores: .venv/ready
+	@$(BIN)/python benchmarks/scores.py
+
+speed: .venv/ready
+	@$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,58 @@
+"""Proximo: Proximal Policy Optimization for control, from the paper to a policy that acts.
+
+from proximo import PPO, train, load
+
+agent = train("CartPole-v1", PPO(clip=0.2), total_steps=100_000, seed=1)
+agent.act(obs)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proximo.agent import Agent, load
+    from proximo.algorithms.ppo import PPO
+    from proximo.envs.config import EnvConfig
+    from proximo.functional.schedules import Schedule
+    from proximo.loop import train
+    from proximo.nets.config import NetConfig
+    from proximo.run.config import RolloutConfig, RunConfig
+    from proximo.types import TrainingError, UsageError
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Agent": "agent",
+    "load": "agent",
+    "PPO": "algorithms.ppo",
+    "EnvConfig": "envs.config",
+    "Schedule": "functional.schedules",
+    "train": "loop",
+    "NetConfig": "nets.config",
+    "RolloutConfig": "run.config",
+    "RunConfig": "run.config",
+    "TrainingError": "types",
+    "UsageError": "types",
+}
+__all__ = [  # spelled out for those who read without running
+    "PPO",
+    "Agent",
+    "EnvConfig",
+    "NetConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "Schedule",
+    "TrainingError",
+    "UsageError",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import proximo` alone does not load PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'proximo' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"proximo.{_HOMES[name]}"), name)

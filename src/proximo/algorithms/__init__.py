@@ -1,0 +1,1 @@
+"""One file, one algorithm; hyper-parameters are the fields of a frozen dataclass."""

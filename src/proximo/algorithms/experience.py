@@ -1,0 +1,118 @@
+"""From a rollout to a batch: values, advantages and value targets, once per rollout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from proximo.functional.masked import standardize, standardize_groups
+from proximo.functional.moments import batch_moments, merge, no_moments
+from proximo.functional.returns import discounted_sum, gae, n_step, td_error
+from proximo.types import Batch, Rollout, TrainingError, TrainState
+
+if TYPE_CHECKING:
+    from proximo.algorithms.base import OnPolicy
+    from proximo.nets.actor_critic import ActorCritic
+
+REWARD_CLIP = 10.0
+"""Scaled rewards are cut off at this many deviations of the return."""
+
+
+@torch.no_grad()
+def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
+    """Evaluate what happened with the policy that did it, and lay it out for the update.
+
+    Values of true successors: the next row's, except where an episode ended (the value of its
+    final observation; none if it terminated) and in the last row (of what followed it).
+    """
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
+    old = policy.evaluate(rollout.obs, rollout.action, entropy=False)
+    _check_acted(rollout, old.distribution.parameters[-1])
+    next_value = torch.cat([old.value[1:], policy.value(rollout.last_obs)[None]])
+    if len(rollout.final_obs):
+        next_value.view(-1)[rollout.final_index] = policy.value(rollout.final_obs)
+    delta = td_error(reward, old.value, next_value, rollout.terminated, algorithm.gamma)
+    advantage = _estimate(algorithm, algorithm.advantage, delta, rollout.boundary)
+    other = algorithm.value_target
+    same = other in ("same", algorithm.advantage)
+    target = old.value + (
+        advantage if same else _estimate(algorithm, other, delta, rollout.boundary)
+    )
+
+    keep, episode = _layout(rollout)
+
+    def flat(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).flatten(0, 1)[keep]
+
+    advantage, target = flat(advantage), flat(target)
+    if algorithm.normalize_advantage == "batch":
+        advantage = standardize(advantage)
+    elif algorithm.normalize_advantage == "episode":
+        advantage = standardize_groups(advantage, episode)
+    if policy.normalize_returns:
+        before = state.return_moments or no_moments()
+        state.return_moments = merge(before, batch_moments(target.cpu()))
+        policy.set_return_moments(state.return_moments)
+    return Batch(
+        obs=flat(rollout.obs),
+        action=flat(rollout.action),
+        log_prob=flat(old.log_prob),
+        value=flat(old.value),
+        advantage=advantage,
+        target=target,
+        episode=episode,
+    )
+
+
+def _estimate(algorithm: OnPolicy, kind: str, delta: Tensor, boundary: Tensor) -> Tensor:
+    if kind == "n-step":
+        return n_step(delta, boundary, algorithm.gamma, algorithm.n)
+    lam = {"gae": algorithm.lam, "td0": 0.0, "monte-carlo": 1.0}[kind]
+    return gae(delta, boundary, algorithm.gamma, lam)
+
+
+def _layout(rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """Where the real steps lie, world after world in order of time, and each one's episode."""
+    steps, worlds = rollout.mask.shape
+    keep = rollout.mask.t().reshape(-1).nonzero().squeeze(-1)
+    ends = rollout.boundary.t().reshape(-1).long()
+    world = torch.arange(worlds, device=ends.device).repeat_interleave(steps)
+    number = ends.cumsum(0) - ends + world  # grows by at least one from episode to episode
+    episode: Tensor = torch.unique_consecutive(number[keep], return_inverse=True)[1]
+    return keep, episode
+
+
+def _scaled(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Tensor:
+    """Rewards over the deviation of R_t = r_t + γ R_{t-1}, taken over all steps so far.
+
+    From OpenAI's baselines (VecNormalize); not in the paper. It keeps returns near unit size
+    without moving their zero.
+    """
+    reward = rollout.reward.double().cpu().flip(0)
+    if state.reward_return is None:
+        state.reward_return = torch.zeros(reward.shape[1], dtype=torch.float64)
+    # Backwards in time it is the recursion of the advantages; a boundary cuts it from behind.
+    starts = torch.cat([torch.zeros_like(rollout.boundary[:1]), rollout.boundary[:-1]]).cpu()
+    decay = algorithm.gamma * (~starts).double().flip(0)
+    carried = torch.cat([reward, state.reward_return[None]])
+    decay = torch.cat([decay, torch.zeros_like(decay[:1])])
+    running = discounted_sum(carried, decay)[:-1].flip(0)
+    state.reward_return = torch.where(rollout.boundary[-1].cpu(), 0, running[-1])
+    before = state.reward_moments or no_moments()
+    state.reward_moments = merge(before, batch_moments(running[rollout.mask.cpu()]))
+    scale = torch.rsqrt(state.reward_moments.var + 1e-8).to(rollout.reward)
+    return (rollout.reward * scale).clamp(-REWARD_CLIP, REWARD_CLIP)
+
+
+def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:
+    """The distribution that acted must be the one that is evaluated, or no ratio means much."""
+    if not torch.allclose(rollout.last_params, evaluated, rtol=1e-5, atol=1e-5):
+        gap = (rollout.last_params - evaluated).abs().max().item()
+        raise TrainingError(
+            f"the policy that acted is not the one that is evaluated (parameters differ by "
+            f"{gap:.2g}): act() and evaluate() of the network disagree, or something that "
+            "acting depends on moved during the rollout"
+        )

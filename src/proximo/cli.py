@@ -1,0 +1,63 @@
+"""The command line: verbs -> commands. Nothing heavy is imported to show help."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from proximo.types import TrainingError, UsageError, nearest
+
+VERBS = {
+    "train": ("training", "Train a policy in a world."),
+    "resume": ("resuming", "Go on with an interrupted or finished run, exactly where it stopped."),
+    "eval": ("evaluation", "Play seeded episodes with a trained policy and print its scores."),
+    "play": ("playing", "Show a trained policy on screen, or write a video of it."),
+    "plot": ("plotting", "Draw learning curves of one or more runs."),
+}
+"""Verb -> (module of `proximo.commands`, what it does)."""
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {verb:8}{text}" for verb, (_, text) in VERBS.items())
+    return (
+        "usage: proximo VERB ...\n\n"
+        "Train agents with Proximal Policy Optimization.\n\n"
+        f"{verbs}\n\n"
+        "  proximo VERB --help    everything a verb takes\n"
+        "  proximo --version\n\n"
+        "For example:\n"
+        "  proximo train ppo CartPole-v1 --seed 1 --run-dir runs/cartpole\n"
+        "  proximo eval runs/cartpole\n"
+        "  proximo play runs/cartpole --video cartpole.gif"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb. Exit codes: 0 done, 1 failed while training, 2 wrong input, 128 + n signal n."""
+    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if verb == "--version":
+        from proximo import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if verb not in VERBS:
+            raise UsageError(f"there is no verb {verb!r}. {nearest(verb, VERBS)}")
+        command = importlib.import_module(f"proximo.commands.{VERBS[verb][0]}")
+        return int(command.main(rest) or 0)
+    except UsageError as error:
+        print(f"proximo: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"proximo: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""What the verbs share: reading arguments, and when user code may be imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any, TypeVar
+
+import tyro
+
+from proximo.functional.schedules import Schedule
+from proximo.run.config import Config
+from proximo.types import UsageError
+
+T = TypeVar("T")
+
+REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Schedules as text (linear:3e-4:0), and `none` where a setting can be off."""
+    options = set(typing.get_args(info.type)) or {info.type}
+    numbers = options & {Schedule, float, int}
+    if not numbers or options - numbers - {type(None)} or options in ({float}, {int}):
+        return None
+    off = type(None) in options
+    number: Any = Schedule if Schedule in options else float if float in options else int
+
+    def read(words: list[str]) -> Any:
+        if off and words[0].lower() == "none":
+            return None
+        if number is not Schedule:
+            return number(words[0])
+        schedule = Schedule.parse(words[0])
+        return schedule.start if schedule.kind == "constant" else schedule
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar={Schedule: "NUMBER|SCHEDULE", float: "FLOAT", int: "INT"}[number]
+        + ("|none" if off else ""),
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, (*options, int)),
+        str_from_instance=lambda value: ["none" if value is None else str(value)],
+    )
+
+
+def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
+    """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit."""
+    with REGISTRY:
+        kwargs: dict[str, Any] = {} if default is None else {"default": default}
+        parsed: T = tyro.cli(
+            command,
+            prog=f"proximo {verb}",
+            description=command.__doc__,
+            args=arguments,
+            **kwargs,
+        )
+    return parsed
+
+
+def allow_code(config: Config, named: str | None, line: str) -> Config:
+    """The configuration, if its world may be made.
+
+    A world written as module:Class would import code because a file says so. That needs the user's
+    word: the name must be given again with --env. Raises `UsageError` with the line to type.
+    """
+    if named is not None:
+        return dataclasses.replace(config, env=dataclasses.replace(config.env, id=named))
+    if not config.env.id:
+        raise UsageError(
+            f"this run's world was made by a program: name it, as in {line} --env module:Class"
+        )
+    if ":" in config.env.id:
+        raise UsageError(
+            f"this run's world, {config.env.id}, is code: importing it needs your word. "
+            f"If you trust it, type: {line} --env {config.env.id}"
+        )
+    return config

@@ -1,0 +1,79 @@
+"""`proximo eval`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from proximo.commands.arguments import allow_code, parse
+from proximo.types import UsageError
+
+SEED = 1_000_000
+"""Far from the seeds of evaluations while training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Play seeded episodes with a trained policy and print its scores.
+
+    Episode i starts from seed S + i, so the same command gives the same scores.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which policy."""
+    episodes: int = 100
+    """Number of episodes."""
+    seed: int = SEED
+    """S, the seed of the first episode."""
+    stochastic: bool = False
+    """Draw actions from the policy instead of taking the most likely one."""
+    json: bool = False
+    """Print one JSON object."""
+    env: str | None = None
+    """The world, which a run in code of your own (module:Class) needs to hear again."""
+
+
+def main(arguments: list[str]) -> int:
+    command = parse(Eval, "eval", arguments)
+    if command.episodes < 1:
+        raise UsageError(f"--episodes is {command.episodes}: give at least 1")
+
+    import torch
+
+    from proximo.agent import load
+    from proximo.envs.make import make_world
+    from proximo.evaluate import evaluate
+
+    agent = load(command.run, command.checkpoint)
+    config = allow_code(agent.config, command.env, f"proximo eval {command.run}")
+    torch.set_num_threads(config.run.threads or 1)
+    world = make_world(config.env)
+    try:
+        scores = evaluate(
+            agent.policy,
+            world,
+            episodes=command.episodes,
+            seed=command.seed,
+            deterministic=not command.stochastic,
+        )
+    finally:
+        world.close()
+    summary = {**scores.summary(), "checkpoint": command.checkpoint}
+    if command.json:
+        print(json.dumps(summary))
+    else:
+        how = "most likely actions" if scores.deterministic else "sampled actions"
+        print(
+            f"return {summary['return_mean']:.2f} ± {summary['return_std']:.2f} "
+            f"(from {summary['return_min']:.2f} to {summary['return_max']:.2f}), "
+            f"length {summary['length_mean']:.1f}\n"
+            f"{command.episodes} episodes from seed {command.seed}, {how}, "
+            f"{command.checkpoint} policy of {command.run}"
+        )
+    return 0

@@ -1,0 +1,153 @@
+"""Curves and replays. The one place that imports matplotlib and imageio."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proximo.run.folder import RunFolder
+from proximo.types import UsageError
+
+PANELS = (
+    ("return", (("return_mean", "last 100 episodes"), ("return_smoothed", "smoothed"))),
+    ("success rate", (("success_rate", "last 100 episodes"),)),
+    ("policy loss", (("policy_loss", ""),)),
+    ("value loss", (("value_loss", ""),)),
+    ("KL(old, new) in nats", (("approx_kl", ""),)),
+    ("clip fraction", (("clip_fraction", ""),)),
+    ("entropy in nats", (("entropy", ""),)),
+    ("explained variance", (("explained_variance", ""),)),
+    ("learning rate", (("learning_rate", "actor"), ("critic_learning_rate", "critic"))),
+    ("steps per second", (("steps_per_second", ""),)),
+)
+"""Title, and what is drawn: key of a row of metrics.jsonl, label."""
+
+COLORS = ("#1f5fa8", "#d1690e")
+
+
+def _extra(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f'pictures need {error.name}: pip install "proximo[pictures]"') from error
+
+
+def draw_curves(folders: Sequence[RunFolder], out: Path) -> None:
+    """Every reading over the environment steps; several runs as their mean and deviation.
+
+    Raises `UsageError` for a run without metrics, and for runs of different worlds.
+    """
+    matplotlib = _extra("matplotlib")
+    matplotlib.use("Agg")
+    plt = _extra("matplotlib.pyplot")
+    runs = [folder.read_metrics() for folder in folders]
+    for folder, rows in zip(folders, runs, strict=True):
+        if not rows:
+            raise UsageError(f"{folder.path} has no metrics yet: nothing can be drawn")
+    configs = [folder.read_config() for folder in folders]
+    worlds = sorted({config.env.id for config in configs})
+    if len(worlds) > 1:
+        raise UsageError(f"the runs are of different worlds ({', '.join(worlds)}): draw them apart")
+    panels = [
+        (title, [c for c in curves if _has(runs, c[0])])
+        for title, curves in PANELS
+        if any(_has(runs, key) for key, _ in curves)
+    ]
+    figure = plt.figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)), layout="constrained")
+    grid = figure.add_gridspec(
+        1 + -(-(len(panels) - 1) // 3), 3, height_ratios=[1.7] + [1] * (-(-(len(panels) - 1) // 3))
+    )
+    for index, (title, curves) in enumerate(panels):
+        place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
+        axes = figure.add_subplot(place)
+        for color, (key, label) in zip(COLORS, curves, strict=False):
+            _draw(axes, runs, key, label, color)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
+        axes.set_xlabel("environment steps", fontsize=8)
+        axes.tick_params(labelsize=8)
+        if title == "success rate":
+            axes.set_ylim(-0.03, 1.03)
+        if index == 0:
+            _draw_evaluations(axes, runs)
+            axes.legend(fontsize=8, frameon=False)
+    many = (
+        f", mean of {len(runs)} runs ± one deviation"
+        if len(runs) > 1
+        else f", seed {configs[0].run.seed}"
+    )
+    figure.suptitle(
+        f"{configs[0].algorithm.name} on {worlds[0] or 'a world made by a program'}{many}",
+        fontsize=12,
+    )
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _has(runs: Sequence[list[dict[str, Any]]], key: str) -> bool:
+    return any(row.get(key) is not None for rows in runs for row in rows)
+
+
+def _curve(rows: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
+    return np.array([x for x, _ in points], float), np.array([y for _, y in points], float)
+
+
+def _draw(
+    axes: Any, runs: Sequence[list[dict[str, Any]]], key: str, label: str, color: str
+) -> None:
+    curves = [curve for curve in (_curve(rows, key) for rows in runs) if len(curve[0])]
+    if len(curves) == 1:
+        axes.plot(*curves[0], color=color, linewidth=1.2, label=label)
+        return
+    # Runs may have logged at different steps: read all of them where the longest has points,
+    # as far as the shortest goes.
+    steps = max(curves, key=lambda curve: len(curve[0]))[0]
+    begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    steps = steps[(steps >= begin) & (steps <= end)]
+    values = np.stack([np.interp(steps, x, y) for x, y in curves])
+    mean, deviation = values.mean(0), values.std(0)
+    axes.plot(steps, mean, color=color, linewidth=1.2, label=label)
+    axes.fill_between(
+        steps, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0
+    )
+
+
+def _draw_evaluations(axes: Any, runs: Sequence[list[dict[str, Any]]]) -> None:
+    points = [_curve(rows, "evaluation") for rows in runs]
+    if any(len(x) for x, _ in points):
+        x, y = (np.concatenate(values) for values in zip(*points, strict=True))
+        axes.plot(x, y, "o", color="#2b7a3d", markersize=3.5, label="evaluation")
+
+
+def _thousands(value: float, _: object) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray], rate: float) -> None:
+    """Frames [H, W, 3] uint8 as a .gif or .mp4 at `rate` frames per second.
+
+    A GIF shows at most 25 frames a second, leaving frames out evenly so that its time stays true:
+    browsers slow down what is faster, and the file is half as large.
+    """
+    imageio = _extra("imageio.v2")
+    if path.suffix == ".mp4":
+        _extra("imageio_ffmpeg")
+        height, width = (
+            side // 2 * 2 for side in frames[0].shape[:2]
+        )  # the codec wants even sides
+        with imageio.get_writer(path, fps=rate, macro_block_size=1) as writer:
+            for frame in frames:
+                writer.append_data(frame[:height, :width])
+        return
+    stride = max(1, round(rate / 25))
+    kept = [*frames[:-1:stride], frames[-1]]
+    imageio.mimsave(path, kept, duration=1000 * stride / rate, loop=0, subrectangles=True)

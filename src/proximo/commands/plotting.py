@@ -1,0 +1,41 @@
+"""`proximo plot`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from proximo.commands.arguments import parse
+from proximo.types import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Draw the learning curves of a run; of several runs of one task, their mean with a band.
+
+    The band is one standard deviation over runs to each side.
+    """
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
+    """Run folders."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The picture; by default curves.png in the (first) run folder."""
+
+
+def main(arguments: list[str]) -> int:
+    command = parse(Plot, "plot", arguments)
+    if not command.runs:
+        raise UsageError("name at least one run folder")
+
+    from proximo.commands.pictures import draw_curves
+    from proximo.run.folder import RunFolder
+
+    out = command.out or command.runs[0] / "curves.png"
+    if not out.parent.is_dir():
+        raise UsageError(f"--out is {out}: there is no folder {out.parent}")
+    draw_curves([RunFolder.open(run) for run in command.runs], out)
+    print(f"curves in {out}")
+    return 0

@@ -1,0 +1,58 @@
+"""`proximo resume`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from proximo.commands.arguments import allow_code, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with a run exactly where its last checkpoint stands.
+
+    The result is the same, to the bit, as if it had never stopped. What was logged after the
+    checkpoint is dropped and made again.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    total_steps: int | None = None
+    """Train to this many steps instead; schedules keep the horizon that they began with."""
+    env: str | None = None
+    """The world, which a run in code of your own (module:Class) needs to hear again."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def main(arguments: list[str]) -> int:
+    command = parse(Resume, "resume", arguments)
+
+    from proximo.commands.running import go_on
+    from proximo.run.checkpoint import Checkpoint
+    from proximo.run.folder import RunFolder
+
+    folder = RunFolder.open(command.run)
+    config = allow_code(folder.read_config(), command.env, f"proximo resume {command.run}")
+    if command.total_steps is not None:
+        run = dataclasses.replace(config.run, total_steps=command.total_steps)
+        config = dataclasses.replace(config, run=run)
+    saved = Checkpoint(folder.checkpoint("last"))
+    reached = folder.result_file.is_file() and (
+        json.loads(folder.result_file.read_text()).get("stopped_by") == "stop_at"
+    )
+    if saved.steps >= config.run.total_steps or (reached and command.total_steps is None):
+        if not command.quiet:
+            print(
+                f"{command.run} is finished: {saved.steps:,} of {config.run.total_steps:,} steps"
+                f"{', ended early at its --stop-at' if reached else ''}. "
+                "To train further, give --total-steps"
+            )
+        return 0
+    return go_on(config, folder, saved, quiet=command.quiet)

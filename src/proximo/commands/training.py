@@ -1,0 +1,129 @@
+"""`proximo train`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from proximo.algorithms.base import OnPolicy
+from proximo.algorithms.ppo import PPO
+from proximo.commands.arguments import allow_code, parse
+from proximo.envs.config import EnvConfig
+from proximo.nets.config import NetConfig
+from proximo.run.config import (
+    Config,
+    RolloutConfig,
+    RunConfig,
+    algorithm_type,
+    from_tables,
+    read_config,
+)
+from proximo.run.presets import PRESETS, Preset, find_preset, named_preset
+from proximo.types import UsageError
+
+SHORT = arg(help_behavior_hint="")
+"""Short for a setting of a section, which shows the default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a policy and keep the run in a folder.
+
+    Tuned settings for the world are used where they exist; whatever is given here goes before them.
+    """
+
+    method: Annotated[Positional[str | None], arg(metavar="ALGORITHM", help_behavior_hint="")] = (
+        None
+    )
+    """What to train with: ppo."""
+    world: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
+    """Where: a Gymnasium id such as CartPole-v1, or module:Class."""
+    seed: Annotated[int | None, SHORT] = None
+    """Seed of everything (short for --run.seed)."""
+    total_steps: Annotated[int | None, SHORT] = None
+    """Environment steps to train for (short for --run.total-steps)."""
+    stop_at: Annotated[float | None, SHORT] = None
+    """End early at this return (short for --run.stop-at)."""
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, SHORT] = None
+    """Where the networks live (short for --run.device)."""
+    run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """A new folder for the run; by default runs/ENV-ALGORITHM-seedS."""
+    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Tuned settings by name; none: the plain defaults. By default those of ENV, if there are."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Start from this TOML file, such as a run folder's config.toml."""
+    env_name: Annotated[str | None, arg(name="env", metavar="ENV", help_behavior_hint="")] = None
+    """The world, where --config or --preset names one already."""
+    start: Annotated[Path | None, arg(name="from", metavar="RUN", help_behavior_hint="")] = None
+    """Begin with the last policy of this run."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    algorithm: PPO = field(default_factory=PPO)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    net: NetConfig = field(default_factory=NetConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def main(arguments: list[str]) -> int:
+    # Twice: first for what decides on the defaults, then with those.
+    chosen = parse(Train, "train", arguments)
+    base, preset = _base(chosen)
+    sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    final = parse(Train, "train", arguments, dataclasses.replace(Train(), **sections))
+    config = _config(final, base)
+
+    from proximo.commands.running import begin
+
+    return begin(config, preset, run_dir=final.run_dir, start=final.start, quiet=final.quiet)
+
+
+def _base(chosen: Train) -> tuple[Config, Preset | None]:
+    """What the arguments are laid over: a file, a preset or the defaults."""
+    if chosen.config is not None:
+        if chosen.preset is not None:
+            raise UsageError("--config and --preset both give all settings: use one of them")
+        return read_config(chosen.config), None
+    world = chosen.world or chosen.env_name
+    if chosen.method is None and chosen.preset in (None, "none"):
+        names = ", ".join(preset.name for preset in PRESETS)
+        raise UsageError(
+            "name an algorithm and a world, as in: proximo train ppo CartPole-v1 "
+            f"(or --config FILE, or --preset with one of {names})"
+        )
+    preset = None
+    if chosen.preset is None:
+        preset = find_preset(chosen.method or "", world or "")
+    elif chosen.preset != "none":
+        preset = named_preset(chosen.preset)
+    if preset and chosen.method not in (None, preset.algorithm):
+        raise UsageError(f"the preset {preset.name} is for {preset.algorithm}, not {chosen.method}")
+    tables = {name: dict(table) for name, table in (preset.settings if preset else {}).items()}
+    tables.setdefault("algorithm", {})["name"] = algorithm_type(chosen.method or "ppo").name
+    tables.setdefault("env", {})["id"] = world or (preset.envs[0] if preset else "")
+    return from_tables(tables), preset
+
+
+def _config(final: Train, base: Config) -> Config:
+    world = final.world or final.env_name
+    env = dataclasses.replace(final.env, id=world) if world else final.env
+    short = ("seed", "total_steps", "stop_at", "device")
+    given = {name: getattr(final, name) for name in short if getattr(final, name) is not None}
+    algorithm: OnPolicy = final.algorithm
+    config = Config(
+        algorithm=algorithm,
+        rollout=final.rollout,
+        env=env,
+        net=final.net,
+        run=dataclasses.replace(final.run, **given),
+    )
+    config.check()
+    if not config.env.id:
+        raise UsageError("name a world, as in: proximo train ppo CartPole-v1")
+    if final.config is not None:
+        allow_code(config, world, f"proximo train --config {final.config}")
+    return config

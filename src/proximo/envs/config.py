@@ -1,0 +1,50 @@
+"""The `env` section of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from proximo.types import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """The worlds to learn in."""
+
+    id: str = ""
+    """A Gymnasium id, or module:Class (imported from the current folder or the environment)."""
+    worlds: int = 4
+    """N, the number of parallel worlds (the paper's actors)."""
+    kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments for the world's constructor, as KEY VALUE pairs."""
+    max_episode_steps: int | None = None
+    """Time limit in steps; by default the world's own."""
+    backend: Literal["sync", "vector"] = "sync"
+    """sync: N single worlds in turn. vector: the vector version that the world registers."""
+    reward_shift: float = 0.0
+    """Added to every reward, before `reward_scale`. Logged returns stay in the world's units."""
+    reward_scale: float = 1.0
+    """Every reward is multiplied by this."""
+    reward_clip: float | None = None
+    """Rewards are then cut off at plus and minus this; none leaves them."""
+
+    def __post_init__(self) -> None:
+        if self.worlds < 1:
+            raise UsageError(f"env.worlds is {self.worlds}: at least one world is needed")
+        if self.max_episode_steps is not None and self.max_episode_steps < 1:
+            raise UsageError(f"env.max_episode_steps is {self.max_episode_steps}: give at least 1")
+        if self.reward_clip is not None and not self.reward_clip > 0:
+            raise UsageError(
+                f"env.reward_clip is {self.reward_clip}: give a number above 0, or none"
+            )
+
+    def shape_reward(self, reward: np.ndarray) -> np.ndarray:
+        """clip((r + shift) * scale): the reward to learn from."""
+        shaped = (reward + self.reward_shift) * self.reward_scale
+        return (
+            shaped if self.reward_clip is None else shaped.clip(-self.reward_clip, self.reward_clip)
+        )

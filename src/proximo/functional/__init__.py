@@ -1,0 +1,1 @@
+"""The papers: tensors in, tensors out. No configuration, modules, logging or device moves."""

@@ -1,0 +1,55 @@
+"""Objectives and errors, elementwise; `masked_mean` reduces them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from proximo.functional.shapes import same_shape
+
+
+def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """L^CPI: r Â with r = exp(log π(a|s) - log π_old(a|s)).
+
+    Schulman et al. 2017 (arXiv 1707.06347), eq. 6. All [B]; returns [B], to be maximised.
+    """
+    same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    return (log_prob - old_log_prob).exp() * advantage
+
+
+def clipped_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float
+) -> Tensor:
+    """L^CLIP: min(r Â, clip(r, 1 - ε, 1 + ε) Â), a lower bound on `surrogate`.
+
+    Schulman et al. 2017, eq. 7. All [B], ε > 0; returns [B], to be maximised. The gradient is that
+    of r Â, except 0 where the ratio has already left the interval on the side that Â favours.
+    """
+    same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    ratio = (log_prob - old_log_prob).exp()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+def squared_error(value: Tensor, target: Tensor) -> Tensor:
+    """L^VF: (V(s) - V^targ)². Schulman et al. 2017, eq. 9. All [B]; returns [B]."""
+    same_shape(value=value, target=target)
+    return (value - target).square()
+
+
+def huber_error(value: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
+    """½ e² where |e| <= δ, else δ (|e| - ½ δ), with e = V(s) - V^targ (Huber 1964).
+
+    At δ = 1 this is the field's "smooth L1". All [B]; returns [B].
+    """
+    same_shape(value=value, target=target)
+    return torch.nn.functional.huber_loss(value, target, reduction="none", delta=delta)
+
+
+def clipped_squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip: float) -> Tensor:
+    """max((V - V^targ)², (V_old + clip(V - V_old, -ε, ε) - V^targ)²).
+
+    Not in the paper; from OpenAI's baselines (ppo2). ε has the value's units. All [B]; returns [B].
+    """
+    same_shape(value=value, target=target, old_value=old_value)
+    clipped = old_value + (value - old_value).clamp(-clip, clip)
+    return torch.maximum((value - target).square(), (clipped - target).square())

@@ -1,0 +1,58 @@
+"""Reductions. Padding, reset steps and tokens are one thing: rows whose mask is False."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from proximo.functional.shapes import same_shape
+
+EPS = 1e-8
+
+
+def masked_mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of x over the True entries of mask: Σ m x / Σ m (0 where none is True).
+
+    x, mask: any one shape. Returns a scalar. The product uses `where`, so a NaN behind the mask
+    does not leak through.
+    """
+    if mask is None:
+        return x.mean()
+    same_shape(x=x, mask=mask)
+    return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
+
+
+def masked_var(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Population variance, Σ m (x - x̄)² / Σ m. Scalar."""
+    return masked_mean((x - masked_mean(x, mask)).square(), mask)
+
+
+def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(x - x̄) / sqrt(var + 1e-8), with population moments: one sample gives 0, never NaN."""
+    if mask is None:
+        var, mean = torch.var_mean(x, correction=0)
+        return (x - mean) * torch.rsqrt(var + EPS)
+    return (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + EPS)
+
+
+def standardize_groups(x: Tensor, group: Tensor) -> Tensor:
+    """`standardize` within each group. x: [B]; group: [B] int64 with values in 0..G-1."""
+    same_shape(x=x, group=group)
+    count = torch.bincount(group).to(x.dtype)
+
+    def mean(y: Tensor) -> Tensor:
+        return torch.zeros_like(count).index_add_(0, group, y) / count.clamp(min=1)
+
+    centred = x - mean(x)[group]
+    return centred * torch.rsqrt(mean(centred.square())[group] + EPS)
+
+
+def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """1 - Var(target - prediction) / Var(target): 1 is perfect, 0 no better than a constant.
+
+    NaN when the target does not vary at all: there is then nothing to explain.
+    """
+    same_shape(prediction=prediction, target=target)
+    variance = masked_var(target, mask)
+    explained = 1 - masked_var(target - prediction, mask) / variance
+    return torch.where(variance > 0, explained, torch.nan)

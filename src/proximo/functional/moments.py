@@ -1,0 +1,44 @@
+"""Running mean and variance in float64, mergeable in any order (Chan, Golub & LeVeque 1979)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Moments(NamedTuple):
+    """Number, mean and population variance of what was seen; number 0: mean 0, variance 1."""
+
+    number: Tensor  # []
+    mean: Tensor  # [*shape]
+    var: Tensor  # [*shape]
+
+
+def no_moments(shape: tuple[int, ...] = ()) -> Moments:
+    """The moments of nothing: normalising with them changes nothing."""
+    zero = torch.zeros(shape, dtype=torch.float64)
+    return Moments(torch.zeros((), dtype=torch.float64), zero, zero + 1)
+
+
+def batch_moments(x: Tensor) -> Moments:
+    """Moments of x over its first axis. x: [B, *shape] with B >= 1."""
+    x = x.double()
+    number = torch.tensor(float(x.shape[0]), dtype=torch.float64, device=x.device)
+    return Moments(number, x.mean(0), x.var(0, correction=0))
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Moments of the union of two samples.
+
+    δ = x̄_b - x̄_a;  x̄ = x̄_a + δ n_b/n;  n var = n_a var_a + n_b var_b + δ² n_a n_b / n
+    """
+    if a.number == 0:
+        return b
+    number = a.number + b.number
+    delta = b.mean - a.mean
+    mean = a.mean + delta * (b.number / number)
+    squares = a.var * a.number + b.var * b.number
+    squares = squares + delta.square() * (a.number * b.number / number)
+    return Moments(number, mean, squares / number)

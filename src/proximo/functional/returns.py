@@ -1,0 +1,57 @@
+"""Advantages. Everything is one recursion, y_t = x_t + decay_t y_{t+1}, run backwards in time."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from proximo.functional.shapes import same_shape
+
+
+def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
+    """y_t = x_t + decay_t y_{t+1}, y_T = 0. x, decay: [T, N]; returns [T, N]."""
+    same_shape(x=x, decay=decay)
+    y = torch.zeros_like(x[0])
+    rows = []
+    for x_t, decay_t in zip(reversed(x.unbind(0)), reversed(decay.unbind(0)), strict=True):
+        y = torch.addcmul(x_t, decay_t, y)
+        rows.append(y)
+    return torch.stack(rows[::-1])
+
+
+def td_error(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, gamma: float
+) -> Tensor:
+    """δ_t = r_t + γ V(s'_t) - V(s_t), without the bootstrap where the episode terminated.
+
+    Schulman et al. 2017, eq. 12. `next_value` is the value of the true successor s'_t: of the
+    state in which a time limit cut the episode, never of the first state of the next episode.
+    All [T, N]; `terminated` bool.
+    """
+    same_shape(reward=reward, value=value, next_value=next_value, terminated=terminated)
+    return reward + gamma * torch.where(terminated, 0, next_value) - value
+
+
+def gae(delta: Tensor, boundary: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimation: Â_t = Σ_l (γλ)^l δ_{t+l}, cut at the episode's boundary.
+
+    Schulman et al. 2016 (arXiv 1506.02438), eq. 16; 2017, eq. 11. λ = 0 is the TD error, λ = 1
+    the Monte-Carlo return minus the value. delta: [T, N]; boundary: [T, N] bool.
+    """
+    same_shape(delta=delta, boundary=boundary)
+    return discounted_sum(delta, gamma * lam * (~boundary).to(delta.dtype))
+
+
+def n_step(delta: Tensor, boundary: Tensor, gamma: float, n: int) -> Tensor:
+    """Â_t = Σ_{l<n} γ^l δ_{t+l}, cut at the boundary: the n-step return minus the value.
+
+    Mnih et al. 2016 (arXiv 1602.01783), section 4. The recursion applied n times to all steps at
+    once: after k times it holds the k-step advantage. n = 1 is the TD error.
+    """
+    same_shape(delta=delta, boundary=boundary)
+    decay = gamma * (~boundary).to(delta.dtype)
+    advantage = delta
+    for _ in range(min(n, delta.shape[0]) - 1):
+        following = torch.cat([advantage[1:], torch.zeros_like(advantage[:1])])
+        advantage = torch.addcmul(delta, decay, following)
+    return advantage

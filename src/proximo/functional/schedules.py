@@ -1,0 +1,76 @@
+"""Coefficients that change while training. No torch here: the command line reads this."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A coefficient as a function of progress p in [0, 1].
+
+    constant: a;  linear: max(floor, a + (b - a) p);  cosine: max(floor, b + (a - b)(1 + cos πp)/2)
+
+    Its text form is `0.1`, `linear:A:B`, `cosine:A:B`, or with a floor `linear:A:B:FLOOR`.
+    """
+
+    kind: Literal["constant", "linear", "cosine"]
+    start: float
+    end: float
+    floor: float = -math.inf
+
+    @staticmethod
+    def parse(text: str) -> Schedule:
+        """Read the text form; `ValueError` gives the forms that exist."""
+        kind, *rest = text.split(":") if ":" in text else ("constant", text)
+        try:
+            numbers = [float(part) for part in rest]
+            if kind == "constant" and len(numbers) == 1:
+                return Schedule("constant", numbers[0], numbers[0])
+            if kind in ("linear", "cosine") and len(numbers) in (2, 3):
+                return Schedule(kind, *numbers)  # type: ignore[arg-type]
+        except ValueError:
+            pass
+        raise ValueError(
+            f"{text!r} is no schedule: write a number, linear:START:END, cosine:START:END, "
+            "or with a floor linear:START:END:FLOOR"
+        )
+
+    def __str__(self) -> str:
+        if self.kind == "constant":
+            return repr(self.start)
+        floor = "" if self.floor == -math.inf else f":{self.floor!r}"
+        return f"{self.kind}:{self.start!r}:{self.end!r}{floor}"
+
+    def __call__(self, progress: float) -> float:
+        weight = {
+            "constant": 0.0,
+            "linear": progress,
+            "cosine": (1 - math.cos(math.pi * progress)) / 2,
+        }[self.kind]
+        return max(self.floor, self.start + (self.end - self.start) * weight)
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value it takes, for range checks."""
+        return min(self(0.0), self(1.0))
+
+    @property
+    def highest(self) -> float:
+        """The largest value it takes, for range checks."""
+        return max(self(0.0), self(1.0))
+
+
+Coefficient = float | Schedule
+"""What a setting that can be scheduled accepts."""
+
+
+def as_schedule(value: Coefficient | str) -> Schedule:
+    """A number, a schedule or its text form, as a schedule."""
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, str):
+        return Schedule.parse(value)
+    return Schedule("constant", float(value), float(value))

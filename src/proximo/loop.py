@@ -1,0 +1,98 @@
+"""Algorithm 1 of the paper, and the public function `train`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from gymnasium.vector import VectorEnv
+
+from proximo.agent import Agent
+from proximo.algorithms.base import OnPolicy
+from proximo.collect import collect
+from proximo.envs.config import EnvConfig
+from proximo.envs.make import Maker, Worlds
+from proximo.nets.config import NetConfig
+from proximo.run.callbacks import Callback
+from proximo.run.config import Config, RolloutConfig, RunConfig, from_tables
+from proximo.run.folder import RunFolder
+from proximo.run.presets import find_preset
+from proximo.run.session import Session
+from proximo.types import TrainState
+
+
+def learn(worlds: Worlds, state: TrainState, config: Config, callbacks: Sequence[Callback]) -> bool:
+    """Schulman et al. 2017 (arXiv 1707.06347), Algorithm 1. Returns whether a callback ended it."""
+    algorithm, steps, episodes = config.algorithm, config.rollout.steps, config.rollout.episodes
+    while state.steps < config.run.total_steps:
+        rollout = collect(worlds, state, config.env, steps=steps, episodes=episodes)
+        batch = algorithm.prepare(state, rollout)  # advantages and value targets, once
+        metrics = algorithm.update(state, batch)  # K epochs of minibatches of size M <= NT
+        state.advance(rollout, config.run.smoothing)
+        if any([callback(state, rollout, metrics) for callback in callbacks]):  # noqa: C419 each is called
+            return True
+    return False
+
+
+def run_session(session: Session) -> Agent:
+    """Train in a session that stands ready, and close it."""
+    with session:
+        stopped = learn(session.worlds, session.state, session.config, session.callbacks)
+        result = session.finish(stopped=stopped)
+        return Agent(session.policy, session.config, session.spaces, result)
+
+
+def train(
+    env: str | EnvConfig | Maker | VectorEnv,
+    algorithm: OnPolicy | None = None,
+    *,
+    total_steps: int | None = None,
+    seed: int | None = None,
+    worlds: int | None = None,
+    rollout: RolloutConfig | None = None,
+    net: NetConfig | None = None,
+    run_config: RunConfig | None = None,
+    run_dir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Agent:
+    """Train a policy and return it.
+
+    env: a Gymnasium id, `module:Class`, an `EnvConfig`, a callable that makes one world, or a
+    Gymnasium `VectorEnv`. algorithm: what to train with; where it is left out, the tuned preset
+    of the world if there is one, else PPO's defaults. total_steps, seed, worlds: shorthands for
+    `RunConfig.total_steps`, `RunConfig.seed`, `EnvConfig.worlds`. run_dir: a new folder to keep the
+    run in; None keeps nothing. callbacks: called with (state, rollout, metrics) after each update;
+    True ends the training.
+
+    Raises `UsageError` for settings and worlds that do not work, before any training.
+    """
+    source = None if isinstance(env, str | EnvConfig) else env
+    named = env.id if isinstance(env, EnvConfig) else env if isinstance(env, str) else ""
+    preset = find_preset("ppo", named) if algorithm is None else None
+    config = from_tables(preset.settings if preset else {})
+    env_config = env if isinstance(env, EnvConfig) else dataclasses.replace(config.env, id=named)
+    count = source.num_envs if isinstance(source, VectorEnv) else worlds
+    if count is not None:
+        env_config = dataclasses.replace(env_config, worlds=count)
+    run = run_config or config.run
+    config = Config(
+        algorithm=algorithm or config.algorithm,
+        rollout=rollout or config.rollout,
+        env=env_config,
+        net=net or config.net,
+        run=dataclasses.replace(
+            run,
+            total_steps=run.total_steps if total_steps is None else total_steps,
+            seed=run.seed if seed is None else seed,
+        ),
+    )
+    config.check()
+    folder = RunFolder.create(run_dir, config) if run_dir is not None else None
+    try:
+        session = Session(config, folder=folder, source=source, callbacks=callbacks)
+    except BaseException:
+        if folder:
+            folder.remove()
+        raise
+    return run_session(session)

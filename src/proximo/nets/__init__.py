@@ -1,0 +1,1 @@
+"""Modules and how they act."""

@@ -1,0 +1,220 @@
+"""The policy and its critic: act, evaluate, value; a head for every action space."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from proximo.functional.distributions import Categorical, Distribution, Gaussian
+from proximo.functional.moments import Moments
+from proximo.nets.bodies import MLP, initialize
+from proximo.nets.config import NetConfig
+from proximo.types import UsageError
+
+SUPPORTED_ACTIONS = "Discrete and Box"
+SUPPORTED_OBSERVATIONS = "Box of numbers with one axis"
+
+
+class Evaluation(NamedTuple):
+    """What the update needs to know of a batch. All [B]."""
+
+    log_prob: Tensor
+    entropy: Tensor | None
+    value: Tensor
+    distribution: Distribution
+
+
+class CategoricalHead(nn.Module):
+    """Logits of one of n actions."""
+
+    def __init__(self, space: gym.spaces.Discrete) -> None:
+        super().__init__()
+        self.size = int(space.n)
+        self.action_shape: tuple[int, ...] = ()
+        self.action_dtype = torch.int64
+        self._start = int(space.start)
+
+    def forward(self, outputs: Tensor) -> Categorical:
+        return Categorical.from_logits(outputs)
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        """One uniform number per draw."""
+        return torch.rand(shape, generator=generator)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """The action as the world takes it: counted from the start of its space."""
+        numbers = action.cpu().numpy()
+        shifted: np.ndarray = numbers + self._start if self._start else numbers
+        return shifted
+
+
+class GaussianHead(nn.Module):
+    """Mean from the network, log deviation free: a parameter that does not depend on the state."""
+
+    def __init__(self, space: gym.spaces.Box, net: NetConfig) -> None:
+        super().__init__()
+        self.size = int(np.prod(space.shape))
+        self.action_shape: tuple[int, ...] = (self.size,)
+        self.action_dtype = torch.float32
+        self.log_std = nn.Parameter(torch.full((self.size,), float(net.log_std)))
+        self._space = space
+        self._squash = net.action == "squash"
+        if self._squash and not space.is_bounded():
+            raise UsageError(f"net.action is squash, but {space} has no bounds: use clip")
+
+    def forward(self, outputs: Tensor) -> Gaussian:
+        return Gaussian.from_parameters(outputs, self.log_std)
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        """One normal number per dimension of the action."""
+        return torch.randn((*shape, self.size), generator=generator)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """The action as the world takes it: in its shape, type and bounds."""
+        low, high = self._space.low, self._space.high
+        numbers = action.cpu().numpy().reshape(*action.shape[:-1], *low.shape)
+        if self._squash:
+            numbers = low + (np.tanh(numbers) + 1) / 2 * (high - low)
+        within: np.ndarray = np.clip(numbers, low, high).astype(self._space.dtype)
+        return within
+
+
+def make_head(space: gym.Space[Any], net: NetConfig) -> CategoricalHead | GaussianHead:
+    """The head for an action space, or `UsageError` with the spaces that are supported."""
+    if isinstance(space, gym.spaces.Discrete):
+        return CategoricalHead(space)
+    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return GaussianHead(space, net)
+    raise UsageError(f"the action space is {space}: supported are {SUPPORTED_ACTIONS} (of floats)")
+
+
+def _check_observations(space: gym.Space[Any]) -> None:
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        raise UsageError(
+            f"the observation space is {space}: supported is {SUPPORTED_OBSERVATIONS}. "
+            "gymnasium.wrappers.FlattenObservation makes one of most others"
+        )
+
+
+class ActorCritic(nn.Module):
+    """π(a|s) and V(s) from vectors of numbers.
+
+    Whatever the policy needs to act is a parameter or buffer of it, running moments of the
+    observations included: a policy that is saved is saved whole.
+    """
+
+    def __init__(
+        self, obs_space: gym.Space[Any], action_space: gym.Space[Any], net: NetConfig
+    ) -> None:
+        super().__init__()
+        _check_observations(obs_space)
+        inputs = int(np.prod(obs_space.shape or ()))
+        self.obs_shape = tuple(obs_space.shape or ())
+        self.head = make_head(action_space, net)
+        self.actor = MLP(inputs, net.hidden, net.activation, net.orthogonal)
+        self.critic = (  # None: the trunk is shared
+            None
+            if net.trunk == "shared"
+            else MLP(inputs, net.hidden, net.activation, net.orthogonal)
+        )
+        self.logits = nn.Linear(net.hidden[-1], self.head.size)
+        self.baseline = nn.Linear(net.hidden[-1], 1)
+        if net.orthogonal:
+            initialize(self.logits, net.policy_gain)
+            initialize(self.baseline, 1.0)
+        self.normalize_obs = net.normalize_obs
+        self.normalize_returns = net.normalize_returns
+        self._clip = net.obs_clip
+        self.register_buffer("obs_shift", torch.zeros(self.obs_shape))
+        self.register_buffer("obs_scale", torch.ones(self.obs_shape))
+        self.register_buffer("return_shift", torch.zeros(()))
+        self.register_buffer("return_scale", torch.ones(()))
+        self.obs_shift: Tensor
+        self.obs_scale: Tensor
+        self.return_shift: Tensor
+        self.return_scale: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.obs_shift.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.baseline.weight.dtype
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """The parameters behind π; with a shared trunk they include the trunk."""
+        return [*self.actor.parameters(), *self.logits.parameters(), *self.head.parameters()]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """The parameters behind V alone."""
+        own_trunk = list(self.critic.parameters()) if self.critic else []
+        return [*own_trunk, *self.baseline.parameters()]
+
+    def _inputs(self, obs: Tensor) -> Tensor:
+        if not self.normalize_obs:
+            return obs
+        return ((obs - self.obs_shift) * self.obs_scale).clamp(-self._clip, self._clip)
+
+    def _value(self, features: Tensor) -> Tensor:
+        value = linear(features, self.baseline.weight, self.baseline.bias).squeeze(-1)
+        return self.return_shift + self.return_scale * value if self.normalize_returns else value
+
+    def distribution(self, obs: Tensor) -> Distribution:
+        """π(·|s). obs: [..., *obs]."""
+        return self._policy(self.actor(self._inputs(obs)))
+
+    def _policy(self, features: Tensor) -> Distribution:
+        outputs = linear(features, self.logits.weight, self.logits.bias)
+        distribution: Distribution = self.head(outputs)
+        return distribution
+
+    def act(self, obs: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Distribution]:
+        """An action per row, from this noise or, without any, the most likely one.
+
+        obs: [N, *obs]; returns the action [N, *act] and the distribution that it came from. Call
+        it under `torch.inference_mode()` or `torch.no_grad()`, entered once and not at every step.
+        """
+        distribution = self.distribution(obs)
+        return (distribution.mode() if noise is None else distribution.sample(noise)), distribution
+
+    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
+        """Log π(a|s), V(s) and, where asked for, the entropy of π(·|s). obs: [B, *obs]."""
+        inputs = self._inputs(obs)
+        features = self.actor(inputs)
+        distribution = self._policy(features)
+        return Evaluation(
+            distribution.log_prob(action),
+            distribution.entropy() if entropy else None,
+            self._value(self.critic(inputs) if self.critic else features),
+            distribution,
+        )
+
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s) in units of the reward. obs: [B, *obs]; returns [B]."""
+        return self._value((self.critic or self.actor)(self._inputs(obs)))
+
+    @torch.no_grad()
+    def set_obs_moments(self, moments: Moments) -> None:
+        """Standardise observations by these moments from now on."""
+        self.obs_shift.copy_(moments.mean)
+        self.obs_scale.copy_(torch.rsqrt(moments.var + 1e-8))
+
+    @torch.no_grad()
+    def set_return_moments(self, moments: Moments) -> None:
+        """Standardise returns by these moments from now on, every V(s) staying what it was.
+
+        With V = m + s (w·x + b), the new w' = w s/s', b' = (s b + m - m')/s' (van Hasselt et al.
+        2016, arXiv 1602.07714, "preserving outputs precisely").
+        """
+        shift, scale = self.return_shift.clone(), self.return_scale.clone()
+        self.return_shift.copy_(moments.mean)
+        self.return_scale.copy_((moments.var + 1e-8).sqrt())
+        self.baseline.weight.mul_(scale / self.return_scale)
+        bias = (scale * self.baseline.bias + shift - self.return_shift) / self.return_scale
+        self.baseline.bias.copy_(bias)

@@ -1,0 +1,47 @@
+"""The `net` section of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from proximo.types import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig:
+    """The policy and value networks."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    activation: Literal["tanh", "relu", "elu"] = "tanh"
+    """Nonlinearity after every hidden layer."""
+    trunk: Literal["separate", "shared"] = "separate"
+    """Whether actor and critic have hidden layers of their own or share them."""
+    orthogonal: bool = True
+    """Orthogonal initial weights with gains sqrt(2) (hidden), `policy_gain` and 1 (value); else
+    PyTorch's default."""
+    policy_gain: float = 0.01
+    """Gain of the last policy layer: small, so that the first policy hardly heeds the state."""
+    log_std: float = 0.0
+    """Initial log deviation of Gaussian actions (log sigma; 0 is a deviation of 1)."""
+    action: Literal["clip", "squash"] = "clip"
+    """How a Gaussian action is brought within the bounds of the world: cut off, or through a tanh.
+    The stored action and its log-probability are those before."""
+    normalize_obs: bool = False
+    """Standardise observations by their running mean and deviation, which belong to the policy."""
+    obs_clip: float = 10.0
+    """Standardised observations are cut off at this many deviations."""
+    normalize_returns: bool = False
+    """Let the critic learn standardised returns; values are shown in units of the reward."""
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise UsageError(
+                f"net.hidden is {self.hidden}: give one or more widths, each at least 1"
+            )
+        if not -10 <= self.log_std <= 2:
+            raise UsageError(f"net.log_std is {self.log_std}: it must lie in [-10, 2]")
+        for name in ("policy_gain", "obs_clip"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"net.{name} is {getattr(self, name)}: it must be above 0")

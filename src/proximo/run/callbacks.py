@@ -1,0 +1,194 @@
+"""When to log, evaluate, save and stop, each called with (state, rollout, metrics).
+
+A callback may add to `metrics`, which is then logged, and ends the training by returning True.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from proximo.evaluate import evaluate
+from proximo.nets.actor_critic import ActorCritic
+from proximo.run.checkpoint import Snapshot
+from proximo.run.folder import RunFolder
+from proximo.types import Metrics, Rollout, TrainState
+
+TRAINING_EVALUATION_SEED = 2_000_000
+"""First seed of evaluations while training; `proximo eval` starts elsewhere, on unseen seeds."""
+SAVE_INTERVAL = 10.0
+"""Seconds between saves of the last and best policy."""
+
+Callback = Callable[[TrainState, Rollout, Metrics], bool | None]
+Row = dict[str, Any]
+
+
+class Display(Protocol):
+    """What shows the progress of a run."""
+
+    def show(self, row: Row) -> None:
+        """Take in the row of the update that has just ended."""
+
+
+class Evaluate:
+    """Every so many updates, the mean return of deterministic episodes, as `evaluation`."""
+
+    def __init__(self, world: gym.Env, every: int, episodes: int) -> None:
+        self._world, self._every, self._episodes = world, every, episodes
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        if state.updates % self._every == 0:
+            metrics["evaluation"] = evaluation(state, self._world, self._episodes)
+
+
+class StopAt:
+    """End once the smoothed return and then an evaluation reach a return.
+
+    An evaluation that falls short is not repeated at every update, but after 2% of the horizon.
+    """
+
+    def __init__(self, world: gym.Env, goal: float, episodes: int) -> None:
+        self._world, self._goal, self._episodes = world, goal, episodes
+        self.reached = False
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> bool:
+        if state.smoothed is None or state.smoothed < self._goal:
+            return False
+        if state.last_trial is not None and state.steps - state.last_trial < state.horizon / 50:
+            return False
+        state.last_trial = state.steps
+        metrics["evaluation"] = evaluation(state, self._world, self._episodes)
+        self.reached = metrics["evaluation"] >= self._goal
+        return self.reached
+
+
+def evaluation(state: TrainState, world: gym.Env, episodes: int) -> float:
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    scores = evaluate(policy, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
+    return float(scores.returns.mean())
+
+
+class KeepBest:
+    """Note the best score; `Save` writes the policy that had it."""
+
+    def __init__(self, measure: str) -> None:
+        self._measure = measure
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        score = metrics.get("evaluation") if self._measure == "evaluation" else state.smoothed
+        if score is not None and (state.best is None or score > state.best):
+            state.best = score
+            metrics["is_best"] = 1.0
+
+
+class Record:
+    """One row per update: to the display, and every `every` updates to metrics.jsonl."""
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        display: Display | None,
+        *,
+        every: int,
+        threshold: float | None,
+        seconds: float,
+        steps: int,
+    ) -> None:
+        self._file = folder.metrics_file.open("a", encoding="utf-8") if folder else None
+        self._display, self._every, self._threshold = display, every, threshold
+        self._clock = time.perf_counter()
+        self._seconds, self._steps = seconds, steps
+        self.row: Row = {}
+        self._written = True
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        now = time.perf_counter()
+        elapsed, self._clock = now - self._clock, now
+        self._seconds += elapsed
+        speed = (state.steps - self._steps) / elapsed
+        self._steps = state.steps
+        self.row = {
+            "update": state.updates,
+            "steps": state.steps,
+            "episodes": state.episodes,
+            **recent_returns(state, self._threshold),
+            "return_smoothed": state.smoothed,
+            "best": state.best,
+            **{name: value for name, value in metrics.items() if name != "is_best"},
+            "seconds": round(self._seconds, 3),
+            "steps_per_second": round(speed, 1),
+        }
+        self._written = False
+        if state.updates % self._every == 0:
+            self._write()
+        if self._display:
+            self._display.show(self.row)
+
+    def _write(self) -> None:
+        if self._file and not self._written:
+            # JSON has no NaN: a reading that does not exist is null.
+            finite = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v
+                for k, v in self.row.items()
+            }
+            self._file.write(json.dumps(finite) + "\n")
+            self._file.flush()
+            self._written = True
+
+    def close(self) -> None:
+        """Write the last row too, whether or not its turn had come."""
+        self._write()
+        if self._file:
+            self._file.close()
+
+
+def recent_returns(state: TrainState, threshold: float | None) -> Row:
+    """Return, length and share of successes over the last 100 episodes; None before the first."""
+    if not state.recent:
+        return {"return_mean": None, "length_mean": None}
+    returns = np.array([episode.ret for episode in state.recent])
+    row = {
+        "return_mean": float(returns.mean()),
+        "length_mean": float(np.mean([episode.length for episode in state.recent])),
+    }
+    if threshold is not None:
+        row["success_rate"] = float((returns >= threshold).mean())
+    return row
+
+
+class Save:
+    """Checkpoints: update 0, the last, the best, and every `every` updates."""
+
+    def __init__(
+        self, folder: RunFolder, spaces: tuple[gym.Space[Any], gym.Space[Any]], every: int
+    ) -> None:
+        self._folder, self._spaces, self._every = folder, spaces, every
+        self._best: Snapshot | None = None
+        self._clock = -math.inf
+
+    def first(self, state: TrainState) -> None:
+        snapshot = Snapshot(state, self._spaces)
+        for name in (0, "last"):
+            snapshot.write(self._folder.checkpoint(name))
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        if "is_best" in metrics:
+            self._best = Snapshot(state, self._spaces, policy_only=True)
+        if self._every and state.updates % self._every == 0:
+            Snapshot(state, self._spaces).write(self._folder.checkpoint(state.updates))
+        if time.monotonic() - self._clock >= SAVE_INTERVAL:
+            self.flush(state)
+
+    def flush(self, state: TrainState) -> None:
+        """Write the best before the last, so that the last never knows of a best that is lost."""
+        if self._best:
+            self._best.write(self._folder.checkpoint("best"))
+            self._best = None
+        Snapshot(state, self._spaces).write(self._folder.checkpoint("last"))
+        self._clock = time.monotonic()

@@ -1,0 +1,221 @@
+"""TrainState <-> one file: tensors as safetensors, everything else as JSON in its header.
+
+One file, so that it is replaced in one step and never half written; its SHA-256, so that damage is
+found; no pickle, so that loading runs no code. The same state gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from proximo.functional.moments import Moments
+from proximo.types import Episode, TrainState, UsageError
+
+SCHEMA = 1
+_COUNTERS = ("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial")
+_MOMENTS = ("obs_moments", "return_moments", "reward_moments")
+_GENERATORS = ("collecting", "shuffling")
+_WORLD_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
+
+
+class Snapshot:
+    """A copy of a state as it stands now, to be written now or later."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        spaces: tuple[gym.Space[Any], gym.Space[Any]],
+        *,
+        policy_only: bool = False,
+    ) -> None:
+        """`policy_only` leaves out what only resuming needs: smaller, and quicker to take."""
+        self._tensors, record = _pack(state, policy_only=policy_only)
+        record["spaces"] = [_space_record(space) for space in spaces]
+        self._record = json.dumps(record, sort_keys=True)
+
+    def write(self, path: Path) -> None:
+        """Replace what stands at `path` in one step."""
+        header = {"record": self._record, "sha256": _digest(self._tensors, self._record)}
+        # One key, because safetensors does not keep the order of several.
+        data = safetensors.torch.save(self._tensors, {"proximo": json.dumps(header)})
+        temporary = path.with_name(f".{path.name}.partial")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+class Checkpoint:
+    """What a checkpoint file holds, verified."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `path`. Raises `UsageError` if it is missing, damaged or of another schema."""
+        if not path.is_file():
+            there = sorted(p.stem for p in path.parent.glob("*.safetensors"))
+            remedy = f"there are: {', '.join(there)}" if there else "there are no others"
+            raise UsageError(f"there is no checkpoint {path}; {remedy}")
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["proximo"])
+                self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            text = header["record"]
+            if _digest(self.tensors, text) != header["sha256"]:
+                raise ValueError("its SHA-256 does not match its content")
+            self.record: dict[str, Any] = json.loads(text)
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+            raise UsageError(
+                f"the checkpoint {path} is damaged ({error}): use another one of the run, "
+                "such as --checkpoint best"
+            ) from error
+        if self.record.get("schema") != SCHEMA:
+            raise UsageError(
+                f"the checkpoint {path} has schema {self.record.get('schema')}, this version of "
+                f"Proximo reads schema {SCHEMA}"
+            )
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Of the observations and of the actions."""
+        obs, action = self.record["spaces"]
+        return _space(obs), _space(action)
+
+    @property
+    def updates(self) -> int:
+        return int(self.record["updates"])
+
+    @property
+    def steps(self) -> int:
+        return int(self.record["steps"])
+
+    def load_policy(self, policy: torch.nn.Module) -> None:
+        """Put the saved weights into this policy; `UsageError` names the first misfit."""
+        saved = {
+            name.removeprefix("policy."): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith("policy.")
+        }
+        for name, own in policy.state_dict().items():
+            if name not in saved or saved[name].shape != own.shape:
+                found = tuple(saved[name].shape) if name in saved else "nothing"
+                raise UsageError(
+                    f"the saved policy has {found} where {name} {tuple(own.shape)} belongs: its "
+                    "network or its world's spaces differ from the ones here"
+                )
+        policy.load_state_dict(saved)
+
+    def load_moments(self, state: TrainState) -> None:
+        """The running moments that belong to the policy's normalisation."""
+        for name in _MOMENTS:
+            if f"{name}.number" in self.tensors:
+                setattr(
+                    state, name, Moments(*(self.tensors[f"{name}.{f}"] for f in Moments._fields))
+                )
+
+    def load_state(self, state: TrainState) -> None:
+        """Everything, into a state that was built from the same configuration."""
+        self.load_policy(state.policy)
+        self.load_moments(state)
+        for name in _COUNTERS:
+            setattr(state, name, self.record[name])
+        state.recent = deque((Episode(*e) for e in self.record["recent"]), maxlen=100)
+        for name in _GENERATORS:
+            getattr(state, name).set_state(self.tensors[name])
+        state.reward_return = self.tensors.get("reward_return")
+        for index, group in enumerate(state.optimizer.param_groups):
+            prefix = f"optimizer.{index}."
+            found = {
+                name.removeprefix(prefix): tensor.clone()
+                for name, tensor in self.tensors.items()
+                if name.startswith(prefix)
+            }
+            if found:
+                flat = group["params"][0]
+                state.optimizer.state[flat] = {
+                    k: v.to(flat.device) if v.dim() else v for k, v in found.items()
+                }
+        world = state.worlds
+        for name in _WORLD_ARRAYS:
+            setattr(world, name, self.tensors[f"worlds.{name}"].numpy().copy())
+        world.actions = [
+            [self.tensors[f"worlds.actions.{i}"].numpy()]
+            if f"worlds.actions.{i}" in self.tensors
+            else []
+            for i in range(len(world.episode))
+        ]
+
+
+def _pack(state: TrainState, *, policy_only: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {f"policy.{name}": tensor for name, tensor in state.policy.state_dict().items()}
+    for name in _MOMENTS:
+        if (moments := getattr(state, name)) is not None:
+            tensors |= {f"{name}.{field}": value for field, value in moments._asdict().items()}
+    if not policy_only:
+        tensors |= _pack_rest(state)
+    record: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
+    record |= {"schema": SCHEMA, "recent": [list(episode) for episode in state.recent]}
+    # Cloned, because the parameters are views into one vector and safetensors wants each alone.
+    return {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, record
+
+
+def _pack_rest(state: TrainState) -> dict[str, Tensor]:
+    world, tensors = state.worlds, {}
+    for index, group in enumerate(state.optimizer.param_groups):
+        for name, tensor in state.optimizer.state.get(group["params"][0], {}).items():
+            tensors[f"optimizer.{index}.{name}"] = tensor
+    for name in _GENERATORS:
+        tensors[name] = getattr(state, name).get_state()
+    if state.reward_return is not None:
+        tensors["reward_return"] = state.reward_return
+    for name in _WORLD_ARRAYS:
+        tensors[f"worlds.{name}"] = torch.from_numpy(getattr(world, name))
+    for i, stretches in enumerate(world.actions):
+        if stretches:
+            tensors[f"worlds.actions.{i}"] = torch.from_numpy(np.concatenate(stretches))
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _space_record(space: gym.Space[Any]) -> dict[str, Any]:
+    if isinstance(space, gym.spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    assert isinstance(space, gym.spaces.Box)
+    return {
+        "kind": "Box",
+        "dtype": str(space.dtype),
+        # As text: JSON has no infinity.
+        "low": [repr(float(x)) for x in space.low.reshape(-1)],
+        "high": [repr(float(x)) for x in space.high.reshape(-1)],
+        "shape": list(space.shape),
+    }
+
+
+def _space(record: dict[str, Any]) -> gym.Space[Any]:
+    if record["kind"] == "Discrete":
+        return gym.spaces.Discrete(record["n"], start=record["start"])
+    dtype = np.dtype(record["dtype"])
+    low, high = (
+        np.array([float(x) for x in record[side]], dtype).reshape(record["shape"])
+        for side in ("low", "high")
+    )
+    return gym.spaces.Box(low, high, dtype=dtype.type)

@@ -1,0 +1,242 @@
+"""One configuration: the rooms' dataclasses under five names, to and from TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from proximo.algorithms.base import OnPolicy
+from proximo.algorithms.ppo import PPO
+from proximo.envs.config import EnvConfig
+from proximo.functional.schedules import Schedule
+from proximo.nets.config import NetConfig
+from proximo.types import UsageError, nearest
+
+ALGORITHMS: dict[str, type[OnPolicy]] = {"ppo": PPO}
+"""Every algorithm by the name that the command line and `config.toml` use."""
+
+Tables = Mapping[str, Mapping[str, Any]]
+"""Section -> setting -> value, as TOML holds them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How much experience one update learns from."""
+
+    steps: int = 256
+    """T, steps in each world per update."""
+    episodes: int = 0
+    """Whole episodes per update instead of steps (the first K started); 0 counts steps. Best a
+    multiple of the worlds."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"rollout.steps is {self.steps}: give at least 1")
+        if self.episodes < 0:
+            raise UsageError(f"rollout.episodes is {self.episodes}: give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How long to train, on what, and what to keep."""
+
+    seed: int = 0
+    """Seed of everything: weights, actions, minibatches, worlds."""
+    total_steps: int = 100_000
+    """Environment steps, over all worlds; rounded up to whole updates."""
+    stop_at: float | None = None
+    """End early once the smoothed return and then an evaluation reach this return."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the networks live; auto keeps small ones on the CPU, where they are faster."""
+    threads: int = 0
+    """Threads within one operation; 0 chooses: 1 for small networks, else PyTorch's own number."""
+    smoothing: float = 0.1
+    """Weight of each new episode in the smoothed return (EMA)."""
+    keep_best: Literal["smoothed", "evaluation"] = "smoothed"
+    """Which score decides on the best policy: the smoothed return, or evaluations."""
+    eval_every: int = 0
+    """Updates between evaluations while training; 0: none."""
+    eval_episodes: int = 20
+    """Episodes of an evaluation while training."""
+    save_every: int = 0
+    """Updates between numbered checkpoints; 0: only update 0, last and best."""
+    log_every: int = 1
+    """Updates between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "eval_episodes", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"run.{name} is {getattr(self, name)}: give at least 1")
+        for name in ("seed", "threads", "eval_every", "save_every"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"run.{name} is {getattr(self, name)}: give 0 or more")
+        if not 0 < self.smoothing <= 1:
+            raise UsageError(f"run.smoothing is {self.smoothing}: it must lie in (0, 1]")
+        if self.keep_best == "evaluation" and not self.eval_every:
+            raise UsageError(
+                "run.keep_best is evaluation: set run.eval_every to how often, in updates"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that defines a run."""
+
+    algorithm: OnPolicy = field(default_factory=PPO)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    net: NetConfig = field(default_factory=NetConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def check(self) -> None:
+        """What no section can see alone. Raises `UsageError`."""
+        algorithm, samples = self.algorithm, self.env.worlds * self.rollout.steps
+        if algorithm.minibatches == "episodes" and not self.rollout.episodes:
+            raise UsageError(
+                "algorithm.minibatches is episodes, but experience is counted in steps: "
+                "set --rollout.episodes to how many episodes an update learns from"
+            )
+        if (
+            algorithm.minibatches == "shuffled"
+            and not self.rollout.episodes
+            and algorithm.minibatch_size > samples
+        ):
+            raise UsageError(
+                f"algorithm.minibatch_size is {algorithm.minibatch_size}, but a rollout has only "
+                f"{samples} samples (env.worlds {self.env.worlds} x rollout.steps "
+                f"{self.rollout.steps}): lower the one or raise the others"
+            )
+
+
+SECTIONS: dict[str, type] = {
+    "rollout": RolloutConfig,
+    "env": EnvConfig,
+    "net": NetConfig,
+    "run": RunConfig,
+}
+
+
+def from_tables(tables: Tables) -> Config:
+    """Tables of settings -> Config; what is left out keeps its default. Raises `UsageError`."""
+    known = ["algorithm", *SECTIONS]
+    for section in tables:
+        if section not in known:
+            raise UsageError(f"there is no section {section!r}. {nearest(section, known)}")
+    algorithm = dict(tables.get("algorithm", {}))
+    parts: dict[str, Any] = {
+        "algorithm": _section("algorithm", algorithm_type(algorithm.pop("name", "ppo")), algorithm)
+    }
+    for name, cls in SECTIONS.items():
+        parts[name] = _section(name, cls, tables.get(name, {}))
+    config = Config(**parts)
+    config.check()
+    return config
+
+
+def to_tables(config: Config) -> dict[str, dict[str, Any]]:
+    """The inverse of `from_tables`."""
+    tables: dict[str, dict[str, Any]] = {}
+    for section in dataclasses.fields(config):
+        value = getattr(config, section.name)
+        table = {"name": value.name} if isinstance(value, OnPolicy) else {}
+        tables[section.name] = table | {
+            f.name: getattr(value, f.name) for f in dataclasses.fields(value)
+        }
+    return tables
+
+
+def read_config(path: Path) -> Config:
+    """A configuration file -> Config. Raises `UsageError`."""
+    try:
+        return from_tables(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration {path} is not TOML: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def to_toml(config: Config) -> str:
+    """Text that `read_config` turns into the same configuration."""
+    blocks = []
+    for section, table in to_tables(config).items():
+        lines = [f"{name} = {_toml(value)}" for name, value in table.items()]
+        blocks.append("\n".join([f"[{section}]", *lines]) + "\n")
+    return "\n".join(blocks)
+
+
+def algorithm_type(name: str) -> type[OnPolicy]:
+    """The class behind an algorithm's name, or `UsageError` with those that are near."""
+    if name not in ALGORITHMS:
+        raise UsageError(f"there is no algorithm {name!r}. {nearest(name, ALGORITHMS)}")
+    return ALGORITHMS[name]
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return '"none"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    text = str(value)  # a Schedule, or a string
+    escaped = "".join(
+        f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in text
+    )
+    return f'"{escaped}"'
+
+
+def _section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    fields = {f.name for f in dataclasses.fields(cls)}
+    values = {}
+    if not isinstance(table, Mapping):
+        raise UsageError(f"{name} is {table!r}: it must be a section")
+    for key, value in table.items():
+        if key not in fields:
+            raise UsageError(f"there is no setting {name}.{key}. {nearest(key, fields)}")
+        try:
+            values[key] = _convert(value, hints[key])
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{name}.{key} is {value!r}: {error}") from error
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """A TOML value as the type a field wants; ValueError says what it wants."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or (value == "none" and type(None) in args):
+            return None
+        for option in sorted(args, key=lambda a: a is Schedule):
+            try:
+                return _convert(value, option)
+            except ValueError as error:
+                last = error
+        raise last
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError(f"it must be one of {', '.join(map(str, args))}")
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(v, args[0]) for v in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _convert(v, args[1]) for k, v in value.items()}
+    if hint is Schedule and isinstance(value, str | Schedule):
+        return value if isinstance(value, Schedule) else Schedule.parse(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(f"it must be a {getattr(hint, '__name__', hint)}")

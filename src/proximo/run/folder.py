@@ -1,0 +1,141 @@
+"""The run folder: where everything that a run leaves behind stands."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from proximo.run.config import Config, read_config, to_toml
+from proximo.types import UsageError
+
+
+class RunFolder:
+    """config.toml, metrics.jsonl, checkpoints/, log, versions.json and result.json of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.toml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.log_file = self.path / "log"
+        self.result_file = self.path / "result.json"
+        self._versions_file = self.path / "versions.json"
+        self._checkpoints = self.path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config) -> RunFolder:
+        """A new folder with its configuration. Raises `UsageError` if something stands there."""
+        folder = cls(path)
+        if folder.path.exists():
+            raise UsageError(
+                f"the run folder {path} exists: choose another with --run-dir, or go on with "
+                f"that run by: proximo resume {path}"
+            )
+        try:
+            folder._checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise UsageError(f"the run folder {path} cannot be made: {error.strerror}") from error
+        folder.write_config(config)
+        folder._versions_file.write_text(json.dumps(versions(), indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of an earlier run. Raises `UsageError` if there is none."""
+        folder = cls(path)
+        if not folder.config_file.is_file():
+            raise UsageError(f"{path} is no run folder: it has no config.toml")
+        return folder
+
+    def checkpoint(self, name: str | int) -> Path:
+        """The file of a checkpoint: "last", "best", or the number of an update."""
+        stem = f"update-{name}" if isinstance(name, int) else name
+        return self._checkpoints / f"{stem}.safetensors"
+
+    def read_config(self) -> Config:
+        return read_config(self.config_file)
+
+    def write_config(self, config: Config) -> None:
+        self.config_file.write_text(to_toml(config), encoding="utf-8")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every whole line of metrics.jsonl; a last line that was cut off is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        rows = []
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def cut_metrics(self, update: int) -> list[dict[str, Any]]:
+        """Drop what was logged after this update; returns what remains."""
+        rows = [row for row in self.read_metrics() if row["update"] <= update]
+        self.metrics_file.write_text(
+            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+        )
+        return rows
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        self.result_file.write_text(json.dumps(result, indent=2) + "\n")
+
+    def note(self, text: str) -> None:
+        """Add a line to the log."""
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n")
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def free_path(config: Config, parent: str | Path = "runs") -> Path:
+    """A folder that does not exist yet: runs/CartPole-v1-ppo-seed1, then with -2, -3, ..."""
+    world = re.sub(r"[^A-Za-z0-9._-]+", "-", config.env.id or "world")
+    base = f"{world}-{config.algorithm.name}-seed{config.run.seed}"
+    return next(p for p in _numbered(Path(parent) / base) if not p.exists())
+
+
+def _numbered(path: Path) -> Iterable[Path]:
+    yield path
+    number = 2
+    while True:
+        yield path.with_name(f"{path.name}-{number}")
+        number += 1
+
+
+def versions() -> dict[str, str | None]:
+    """What a result depends on besides its configuration."""
+    packages = ("proximo", "torch", "numpy", "gymnasium", "safetensors")
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    found["machine"] = f"{platform.system()} {platform.machine()}"
+    found["commit"] = _commit()
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of Proximo's own sources, where they are a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

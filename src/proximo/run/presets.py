@@ -1,0 +1,152 @@
+"""Tuned settings per (algorithm, task), each with its source and its measured result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proximo.run.config import Tables
+from proximo.types import UsageError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Settings that differ from the defaults, for one algorithm on some tasks."""
+
+    name: str
+    algorithm: str
+    envs: tuple[str, ...]  # the first is the one that `--preset NAME` runs
+    settings: Tables
+    source: str
+    result: str
+
+
+MUJOCO = tuple(
+    f"{name}-v5"
+    for name in [
+        "HalfCheetah",
+        "Hopper",
+        "Walker2d",
+        "Ant",
+        "Humanoid",
+        "HumanoidStandup",
+        "Swimmer",
+        "Reacher",
+        "Pusher",
+        "InvertedPendulum",
+        "InvertedDoublePendulum",
+    ]
+)
+
+PRESETS = (
+    Preset(
+        name="cartpole",
+        algorithm="ppo",
+        envs=("CartPole-v1",),
+        settings={
+            "algorithm": {
+                "gamma": 0.98,
+                "lam": 0.8,
+                "learning_rate": "linear:1e-3:0",
+                "clip": "linear:0.2:0",
+                "epochs": 20,
+                "minibatch_size": 250,
+            },
+            "rollout": {"steps": 25},
+            "env": {"worlds": 10},
+            "run": {"total_steps": 100_000},
+        },
+        source="",
+        result="",
+    ),
+    Preset(
+        name="pendulum",
+        algorithm="ppo",
+        envs=("Pendulum-v1",),
+        settings={
+            "algorithm": {
+                "gamma": 0.9,
+                "lam": 0.95,
+                "learning_rate": "linear:1e-3:0",
+                "epochs": 10,
+                "minibatch_size": 64,
+            },
+            "rollout": {"steps": 500},
+            "env": {"worlds": 4},
+            "run": {"total_steps": 100_000},
+        },
+        source="",
+        result="",
+    ),
+    Preset(
+        name="lunarlander",
+        algorithm="ppo",
+        envs=("LunarLander-v3", "LunarLanderContinuous-v3"),
+        settings={
+            "algorithm": {
+                "gamma": 0.999,
+                "lam": 0.98,
+                "learning_rate": "linear:3e-4:0",
+                "entropy_coef": 0.01,
+                "epochs": 4,
+                "minibatch_size": 64,
+            },
+            "rollout": {"steps": 1000},
+            "env": {"worlds": 16},
+            "run": {"total_steps": 992_000},
+        },
+        source="",
+        result="",
+    ),
+    Preset(
+        name="mountaincar",
+        algorithm="ppo",
+        envs=("MountainCar-v0",),
+        settings={
+            "algorithm": {
+                "gamma": 0.99,
+                "lam": 0.98,
+                "epochs": 4,
+                "minibatch_size": 64,
+                "normalize_reward": True,
+            },
+            "net": {"normalize_obs": True},
+            "rollout": {"steps": 16},
+            "env": {"worlds": 16},
+            "run": {"total_steps": 1_000_000},
+        },
+        source="",
+        result="",
+    ),
+    Preset(
+        name="mujoco",
+        algorithm="ppo",
+        envs=MUJOCO,
+        settings={
+            "algorithm": {
+                "learning_rate": "linear:3e-4:0",
+                "epochs": 10,
+                "minibatch_size": 64,
+                "normalize_reward": True,
+            },
+            "net": {"normalize_obs": True},
+            "rollout": {"steps": 2000},
+            "env": {"worlds": 1},
+            "run": {"total_steps": 1_000_000},
+        },
+        source="",
+        result="",
+    ),
+)
+
+
+def find_preset(algorithm: str, env: str) -> Preset | None:
+    """The preset for a task, if there is one."""
+    return next((p for p in PRESETS if p.algorithm == algorithm and env in p.envs), None)
+
+
+def named_preset(name: str) -> Preset:
+    """The preset of this name, or `UsageError` with those that are near."""
+    by_name = {preset.name: preset for preset in PRESETS}
+    if name not in by_name:
+        raise UsageError(f"there is no preset {name!r}. {nearest(name, by_name)}")
+    return by_name[name]

@@ -1,0 +1,212 @@
+"""A run from its configuration to its result: everything around the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import VectorEnv
+
+from proximo.envs.make import Maker, Worlds, make_world, make_worlds, return_threshold
+from proximo.nets.actor_critic import ActorCritic
+from proximo.run.callbacks import (
+    Callback,
+    Display,
+    Evaluate,
+    KeepBest,
+    Record,
+    Save,
+    StopAt,
+    recent_returns,
+)
+from proximo.run.checkpoint import Checkpoint
+from proximo.run.config import Config, RunConfig
+from proximo.run.folder import RunFolder
+from proximo.types import TrainState, UsageError
+
+SMALL = 1_000_000
+"""Parameters up to which a network runs on the CPU, on one thread, unless told otherwise."""
+
+
+class Session:
+    """Worlds, state, callbacks and folder of one run; leaving it closes them all.
+
+    An error before the first update removes the folder of a new run: there is nothing to keep.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        folder: RunFolder | None = None,
+        source: Maker | VectorEnv | None = None,
+        callbacks: Sequence[Callback] = (),
+        display: Display | None = None,
+        start: Checkpoint | None = None,
+        resume: Checkpoint | None = None,
+    ) -> None:
+        """`start`: begin with this policy. `resume`: go on from this state. Raises `UsageError`."""
+        self._folder, self._source, self._display = folder, source, display
+        self._is_new = resume is None
+        self._world: gym.Env | None = None
+        self._threads = torch.get_num_threads()
+        self._record: Record | None = None
+        self.notes: list[str] = []
+        """What the user should know about how this run was set up."""
+        self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
+        try:
+            self._open(config, callbacks, start, resume)
+        except BaseException:
+            self._close()
+            raise
+
+    def _open(
+        self,
+        config: Config,
+        callbacks: Sequence[Callback],
+        start: Checkpoint | None,
+        resume: Checkpoint | None,
+    ) -> None:
+        worlds, folder, display = self.worlds, self._folder, self._display
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            policy = ActorCritic(worlds.obs_space, worlds.action_space, config.net)
+        self.config = config = dataclasses.replace(config, run=self._resolve(config.run, policy))
+        torch.set_num_threads(config.run.threads)
+        policy.to(config.run.device)
+        self.state = state = self._make_state(policy)
+        rows: list[dict[str, Any]] = []
+        if start:
+            start.load_policy(policy)
+            start.load_moments(state)
+        if resume:
+            resume.load_state(state)
+            if not worlds.restore(state.worlds):
+                self.notes.append("these worlds cannot be brought back: new episodes begin in them")
+            rows = folder.cut_metrics(state.updates) if folder else []
+        if folder:
+            folder.write_config(config)
+        threshold = config.run.stop_at
+        threshold = return_threshold(config.env) if threshold is None else threshold
+        self._record = Record(
+            folder,
+            display,
+            every=config.run.log_every,
+            threshold=threshold,
+            seconds=rows[-1]["seconds"] if rows else 0.0,
+            steps=state.steps,
+        )
+        self._threshold = threshold
+        self._save = Save(folder, self.spaces, config.run.save_every) if folder else None
+        if self._save and not resume:
+            self._save.first(state)
+        self.callbacks: list[Callback] = []
+        self._stop_at: StopAt | None = None
+        if config.run.eval_every:
+            self.callbacks.append(
+                Evaluate(self.world, config.run.eval_every, config.run.eval_episodes)
+            )
+        if config.run.stop_at is not None:
+            self._stop_at = StopAt(self.world, config.run.stop_at, config.run.eval_episodes)
+            self.callbacks.append(self._stop_at)
+        self.callbacks += [KeepBest(config.run.keep_best), *callbacks, self._record]
+        if self._save:
+            self.callbacks.append(self._save)
+
+    @property
+    def policy(self) -> ActorCritic:
+        return self.state.policy  # type: ignore[return-value]
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        return self.worlds.obs_space, self.worlds.action_space
+
+    @property
+    def world(self) -> gym.Env:
+        """One world apart, for evaluations."""
+        if isinstance(self._source, VectorEnv):
+            raise UsageError(
+                "a vector world cannot be evaluated one episode at a time: leave out stop_at and "
+                "eval_every, or pass a callable that makes one world"
+            )
+        if self._world is None:
+            self._world = make_world(self.config.env, self._source)
+        return self._world
+
+    @staticmethod
+    def _resolve(run: RunConfig, policy: ActorCritic) -> RunConfig:
+        """`auto` settled by a rule on sizes alone, never by a timing: the same again next time."""
+        small = sum(p.numel() for p in policy.parameters()) <= SMALL
+        device, threads = run.device, run.threads
+        if device == "auto":
+            device = "cuda" if not small and torch.cuda.is_available() else "cpu"
+        elif device != "cpu" and not getattr(torch, device).is_available():
+            raise UsageError(
+                f"run.device is {device}, but PyTorch finds none here: use cpu or auto"
+            )
+        return dataclasses.replace(
+            run, device=device, threads=threads or (1 if small else torch.get_num_threads())
+        )
+
+    def _make_state(self, policy: ActorCritic) -> TrainState:
+        seed = self.config.run.seed
+        return TrainState(
+            policy=policy,
+            optimizer=self.config.algorithm.make_optimizer(policy),
+            worlds=self.worlds.start(),
+            # Streams apart, so that longer rollouts do not change the order of minibatches.
+            collecting=torch.Generator().manual_seed(2 * seed),
+            shuffling=torch.Generator().manual_seed(2 * seed + 1),
+            horizon=self.config.run.total_steps,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._record:
+            self._record.close()
+        if error and self._folder:
+            if self._is_new and not self.state.updates:
+                self._folder.remove()
+            else:
+                self._folder.note("".join(traceback.format_exception(kind, error, trace)))
+        self._close()
+
+    def _close(self) -> None:
+        self.worlds.close()
+        if self._world is not None:
+            self._world.close()
+        torch.set_num_threads(self._threads)
+
+    def finish(self, *, stopped: bool) -> dict[str, Any]:
+        """Save, and write down how it ended."""
+        state, row = self.state, self._record.row if self._record else {}
+        reason = "total_steps"
+        if stopped:
+            reason = "stop_at" if self._stop_at and self._stop_at.reached else "callback"
+        result = {
+            "stopped_by": reason,
+            "updates": state.updates,
+            "steps": state.steps,
+            "episodes": state.episodes,
+            **recent_returns(state, self._threshold),
+            "return_smoothed": state.smoothed,
+            "best": state.best,
+            "seconds": row.get("seconds", 0.0),
+        }
+        if self._save:
+            self._save.flush(state)
+        if self._folder:
+            self._folder.write_result(result)
+        return result

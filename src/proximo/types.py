@@ -1,0 +1,132 @@
+"""The records everything passes around. Time comes first: T steps, N worlds, B = T*N samples."""
+
+from __future__ import annotations
+
+import difflib
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from proximo.functional.moments import Moments
+
+Metrics = dict[str, float]
+"""One number per name, as written to `metrics.jsonl`."""
+
+
+class UsageError(ValueError):
+    """The user can mend this: the message gives the value found and the remedy (exit code 2)."""
+
+
+class TrainingError(RuntimeError):
+    """Training failed after it had started: the run and its last checkpoint stay (exit code 1)."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a mistyped name: the names near it, or all if they are few."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"There are: {', '.join(names)}." if len(names) <= 40 else "No known name is near it."
+
+
+class Episode(NamedTuple):
+    """A finished episode, in the world's own units (before any scaling of rewards)."""
+
+    ret: float
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """T steps of the old policy in N worlds, as they happened."""
+
+    obs: Tensor  # [T, N, *obs] what the policy saw
+    action: Tensor  # [T, N, *act] what it chose, before clipping or squashing
+    reward: Tensor  # [T, N]
+    terminated: Tensor  # [T, N] bool: no future after this step, so no bootstrap
+    boundary: Tensor  # [T, N] bool: the next row belongs to another episode, so no trace
+    mask: Tensor  # [T, N] bool: False on reset steps of next-step worlds and on idle worlds
+    last_obs: Tensor  # [N, *obs] what followed row T-1
+    final_obs: Tensor  # [F, *obs] the true successors of the steps that ended an episode
+    final_index: Tensor  # [F] int64: their rows, as t*N + i
+    last_params: Tensor  # [N, P] parameters of the distribution that acted in row T-1
+    episodes: tuple[Episode, ...]  # those that finished
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What an update learns from: the real steps of a rollout, along one axis of length B."""
+
+    obs: Tensor  # [B, *obs]
+    action: Tensor  # [B, *act]
+    log_prob: Tensor  # [B] of the old policy
+    value: Tensor  # [B] of the old critic
+    advantage: Tensor  # [B]
+    target: Tensor  # [B] what the critic should say
+    episode: Tensor  # [B] int64: which episode of the batch a sample belongs to, in order
+
+    def __len__(self) -> int:
+        return self.obs.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> Batch:
+        return Batch(**{name: tensor[index] for name, tensor in vars(self).items()})
+
+
+@dataclass(kw_only=True)
+class WorldState:
+    """Where each of N worlds stands: with the seeds, enough to bring every one of them back."""
+
+    obs: np.ndarray  # [N, *obs] the observation to act on next
+    episode: np.ndarray  # [N] int64: number of the running episode, from which its seed follows
+    actions: list[list[np.ndarray]]  # per world: stretches of the actions since it began
+    resetting: np.ndarray  # [N] bool: the next step of this world is a reset (next-step mode)
+    ret: np.ndarray  # [N] float64: return of the running episode so far
+    length: np.ndarray  # [N] int64: its length so far
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """All that changes while training. What is not here is not saved, and must not matter."""
+
+    policy: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    worlds: WorldState
+    collecting: torch.Generator  # noise of the actions
+    shuffling: torch.Generator  # order of the minibatches
+    horizon: int  # environment steps over which schedules run from 0 to 1
+    steps: int = 0  # environment steps taken
+    updates: int = 0
+    episodes: int = 0
+    recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
+    smoothed: float | None = None  # moving average of the episodes' returns
+    best: float | None = None  # the best score so far, by whichever measure the run keeps
+    last_trial: int | None = None  # update of the last evaluation that `stop_at` asked for
+    obs_moments: Moments | None = None  # of all observations, for the policy to standardise by
+    return_moments: Moments | None = None  # of all value targets, for the critic
+    reward_moments: Moments | None = None  # of the running discounted return, for scaling rewards
+    reward_return: Tensor | None = None  # [N] the running discounted return itself
+
+    @property
+    def progress(self) -> float:
+        """Share of the horizon that is done, in [0, 1]: the argument of every schedule.
+
+        It moves when an update has ended, so the first one runs at 0 and none at 1.
+        """
+        return min(1.0, self.steps / self.horizon)
+
+    def advance(self, rollout: Rollout, smoothing: float) -> None:
+        """Count an update that is done. The smoothed return moves by `smoothing` per episode."""
+        self.updates += 1
+        self.steps += int(rollout.mask.sum())
+        self.episodes += len(rollout.episodes)
+        self.recent.extend(rollout.episodes)
+        for episode in rollout.episodes:
+            before = episode.ret if self.smoothed is None else self.smoothed
+            self.smoothed = before + smoothing * (episode.ret - before)
