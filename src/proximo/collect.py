@@ -11,6 +11,7 @@ import torch
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Step, Worlds
+from proximo.functional.distributions import Distribution
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import Episode, Rollout, TrainingError, TrainState, UsageError
 
@@ -61,11 +62,13 @@ def collect(
     chosen: list[torch.Tensor] = []
     taken: list[np.ndarray] = []
     answers: list[Step] = []
+    first: Distribution | None = None
     while not answers or (tickets and tickets.left):
         noise = head.noise(state.collecting, (BLOCK if tickets else steps, worlds.count))
         for row in noise.to(policy.device, policy.dtype).unbind(0):
             obs = torch.as_tensor(world.obs, dtype=dtype, device=device)
             action, distribution = policy.act(obs, row)
+            first = first or distribution
             seen.append(world.obs)
             chosen.append(action)
             taken.append(head.to_env(action))
@@ -100,6 +103,7 @@ def collect(
     def flags(array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(array, device=policy.device)
 
+    assert first is not None
     final = np.array([obs for _, _, obs in ends]).reshape(-1, *policy.obs_shape)
     final_index = torch.tensor([t * worlds.count + i for t, i, _ in ends], dtype=torch.int64)
     return Rollout(
@@ -112,7 +116,7 @@ def collect(
         last_obs=tensor(world.obs),
         final_obs=tensor(final),
         final_index=final_index.to(policy.device),
-        last_params=distribution.parameters,
+        acted=torch.stack([first.parameters, distribution.parameters]),
         episodes=finished,
     )
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from proximo.functional.moments import Moments
-
 Metrics = dict[str, float]
 """One number per name, as written to `metrics.jsonl`."""
 
@@ -43,6 +41,14 @@ class Episode(NamedTuple):
     length: int
 
 
+class Moments(NamedTuple):
+    """Number, mean and population variance of what was seen; number 0: mean 0, variance 1."""
+
+    number: Tensor  # []
+    mean: Tensor  # [*shape]
+    var: Tensor  # [*shape]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """T steps of the old policy in N worlds, as they happened."""
@@ -56,7 +62,7 @@ class Rollout:
     last_obs: Tensor  # [N, *obs] what followed row T-1
     final_obs: Tensor  # [F, *obs] the true successors of the steps that ended an episode
     final_index: Tensor  # [F] int64: their rows, as t*N + i
-    last_params: Tensor  # [N, P] parameters of the distribution that acted in row T-1
+    acted: Tensor  # [2, N, P] parameters of the distributions that acted first and last
     episodes: tuple[Episode, ...]  # those that finished
 
 

@@ -30,7 +30,7 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
     old = policy.evaluate(rollout.obs, rollout.action, entropy=False)
-    _check_acted(rollout, old.distribution.parameters[-1])
+    _check_acted(rollout, old.distribution.parameters[[0, -1]])
     next_value = torch.cat([old.value[1:], policy.value(rollout.last_obs)[None]])
     if len(rollout.final_obs):
         next_value.view(-1)[rollout.final_index] = policy.value(rollout.final_obs)
@@ -108,9 +108,12 @@ def _scaled(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Tensor:
 
 
 def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:
-    """The distribution that acted must be the one that is evaluated, or no ratio means much."""
-    if not torch.allclose(rollout.last_params, evaluated, rtol=1e-5, atol=1e-5):
-        gap = (rollout.last_params - evaluated).abs().max().item()
+    """The distribution that acted must be the one that is evaluated, or no ratio means much.
+
+    The first row catches what moved during the rollout, the last one what came in its course.
+    """
+    if not torch.allclose(rollout.acted, evaluated, rtol=1e-5, atol=1e-5):
+        gap = (rollout.acted - evaluated).abs().max().item()
         raise TrainingError(
             f"the policy that acted is not the one that is evaluated (parameters differ by "
             f"{gap:.2g}): act() and evaluate() of the network disagree, or something that "

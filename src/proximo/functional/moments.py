@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-
-class Moments(NamedTuple):
-    """Number, mean and population variance of what was seen; number 0: mean 0, variance 1."""
-
-    number: Tensor  # []
-    mean: Tensor  # [*shape]
-    var: Tensor  # [*shape]
+from proximo.types import Moments
 
 
 def no_moments(shape: tuple[int, ...] = ()) -> Moments:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from proximo.functional.distributions import Categorical, Distribution, Gaussian
-from proximo.functional.moments import Moments
 from proximo.nets.bodies import MLP, initialize
 from proximo.nets.config import NetConfig
-from proximo.types import UsageError
+from proximo.types import Moments, UsageError
 
 SUPPORTED_ACTIONS = "Discrete and Box"
 SUPPORTED_OBSERVATIONS = "Box of numbers with one axis"

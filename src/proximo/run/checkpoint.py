@@ -20,8 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from proximo.functional.moments import Moments
-from proximo.types import Episode, TrainState, UsageError
+from proximo.types import Episode, Moments, TrainState, UsageError
 
 SCHEMA = 1
 _COUNTERS = ("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial")

@@ -1,0 +1,191 @@
+"""Time limits and resets: all three modes give what a scalar reference gives."""
+
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from proximo import PPO, EnvConfig, NetConfig, UsageError
+from proximo.collect import collect
+from proximo.envs.make import Worlds, make_worlds
+from proximo.nets.actor_critic import ActorCritic
+from proximo.types import TrainState
+
+WORLDS, STEPS, GAMMA, LAM = 3, 40, 0.9, 0.8
+
+
+def script(world, episode, step):
+    """An action that depends on nothing but (world, episode, step)."""
+    return float(np.sin(1.0 + 3.1 * world + 1.7 * episode + 0.9 * step))
+
+
+class Scripted(gym.Env):
+    """Episodes of changing length; every third is truncated, the others terminate."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+    action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
+
+    def __init__(self, world):
+        self.world, self.episode = world, -1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode, self.step_number, self.total = self.episode + 1, 0, 0.0
+        return self.see(), {}
+
+    def see(self):
+        return np.array([self.world, self.episode, self.step_number, self.total], np.float32)
+
+    def step(self, action):
+        self.total += float(action[0])
+        reward = self.total + self.step_number
+        self.step_number += 1
+        over = self.step_number >= 2 + (self.world + 2 * self.episode) % 5
+        cut = over and self.episode % 3 == 2
+        return self.see(), reward, over and not cut, cut, {}
+
+
+class ScriptedPolicy(ActorCritic):
+    """Acts by the script, whatever its noise."""
+
+    def act(self, obs, noise=None):
+        _, distribution = super().act(obs, noise)
+        action = [[script(*map(int, row[:3]))] for row in obs.numpy()]
+        return torch.tensor(action, dtype=self.dtype), distribution
+
+
+def make_policy():
+    torch.manual_seed(0)
+    policy = ScriptedPolicy(Scripted.observation_space, Scripted.action_space, NetConfig())
+    return policy.double()
+
+
+def experience(worlds, policy, algorithm, steps, rollouts=1):
+    state = TrainState(
+        policy=policy,
+        optimizer=None,
+        worlds=worlds.start(),
+        collecting=torch.Generator(),
+        shuffling=torch.Generator(),
+        horizon=1,
+    )
+    collected = [collect(worlds, state, EnvConfig(), steps=steps) for _ in range(rollouts)]
+    return [(rollout, algorithm.prepare(state, rollout)) for rollout in collected]
+
+
+def reference(policy, steps_per_world):
+    """Plain Python, one world after the other, one episode after the other."""
+    rows = []
+    for world in range(WORLDS):
+        env, taken = Scripted(world), 0
+        while taken < steps_per_world[world]:
+            obs, _ = env.reset()
+            episode, over = [], False
+            while not over and taken < steps_per_world[world]:
+                action = script(world, env.episode, env.step_number)
+                following, reward, terminated, truncated, _ = env.step(
+                    np.array([action], np.float32)
+                )
+                episode.append((obs, action, reward, following, terminated))
+                obs, over, taken = following, terminated or truncated, taken + 1
+            rows += scalar_gae(policy, episode)
+    return rows
+
+
+def scalar_gae(policy, episode):
+    def value(obs):
+        return policy.value(torch.tensor(obs, dtype=torch.float64)).item()
+
+    advantage, out = 0.0, []
+    for obs, action, reward, following, terminated in reversed(episode):
+        bootstrap = 0.0 if terminated else value(following)
+        delta = reward + GAMMA * bootstrap - value(obs)
+        advantage = delta + GAMMA * LAM * advantage
+        out.append((*obs, action, advantage, advantage + value(obs)))
+    return out[::-1]
+
+
+def table(batch):
+    columns = [batch.obs, batch.action, batch.advantage[:, None], batch.target[:, None]]
+    return torch.cat(columns, 1).numpy()
+
+
+def sync(mode):
+    makers = [lambda world=world: Scripted(world) for world in range(WORLDS)]
+    return Worlds(SyncVectorEnv(makers, autoreset_mode=mode), seed=0)
+
+
+ALGORITHM = PPO(gamma=GAMMA, lam=LAM, normalize_advantage="none")
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name.lower())
+def test_every_mode_gives_the_transitions_values_and_advantages_of_the_reference(mode):
+    policy = make_policy()
+    rollout, batch = experience(sync(mode), policy, ALGORITHM, STEPS)[0]
+    real = rollout.mask.sum(0).tolist()
+    # A next-step world spends a step on every reset; the others none.
+    assert (sum(real) < WORLDS * STEPS) == (mode is AutoresetMode.NEXT_STEP)
+    expected = np.array(reference(policy, real))
+    np.testing.assert_allclose(table(batch), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name.lower())
+def test_returns_and_lengths_of_episodes_run_on_across_rollouts(mode):
+    worlds = sync(mode)
+    pieces = experience(worlds, make_policy(), ALGORITHM, steps=3, rollouts=12)
+    whole = experience(sync(mode), make_policy(), ALGORITHM, steps=36)
+    episodes = [e for rollout, _ in pieces for e in rollout.episodes]
+    in_order = sorted(episodes)
+    np.testing.assert_allclose(in_order, sorted(whole[0][0].episodes), atol=1e-9)
+    assert {e.length for e in episodes} == {2, 3, 4, 5, 6}
+
+
+def test_the_modes_differ_where_a_reset_step_were_taken_for_a_step():
+    """The reference must be able to fail: without the mask, next-step mode gives other rows."""
+    policy = make_policy()
+    worlds = sync(AutoresetMode.NEXT_STEP)
+    rollout, _ = experience(worlds, policy, ALGORITHM, STEPS)[0]
+    assert not rollout.mask.all()
+    naive = dataclasses.replace(rollout, mask=torch.ones_like(rollout.mask))
+    state = TrainState(
+        policy=policy, optimizer=None, worlds=None, collecting=None, shuffling=None, horizon=1
+    )
+    assert len(ALGORITHM.prepare(state, naive)) > int(rollout.mask.sum())
+
+
+def test_the_vector_entry_of_cartpole_masks_its_reset_steps():
+    worlds = make_worlds(EnvConfig(id="CartPole-v1", worlds=4, backend="vector"), seed=1)
+    torch.manual_seed(0)
+    policy = ActorCritic(worlds.obs_space, worlds.action_space, NetConfig())
+    rollout, batch = experience(worlds, policy, PPO(), 200)[0]
+    ghosts = int((~rollout.mask).sum())
+    assert 0 < ghosts <= len(rollout.episodes)
+    assert (rollout.reward[~rollout.mask] == 0).all()
+    assert len(batch) == 4 * 200 - ghosts
+    # An episode of CartPole earns 1 a step: returns and lengths agree only without ghosts.
+    assert all(episode.ret == episode.length for episode in rollout.episodes)
+
+
+def test_worlds_that_do_not_say_how_they_reset_are_refused():
+    envs = SyncVectorEnv([lambda: Scripted(0)])
+    envs.metadata = {}
+    with pytest.raises(UsageError, match="autoreset_mode"):
+        Worlds(envs, seed=0)
+
+
+def test_episodes_of_our_worlds_start_from_their_own_seeds():
+    def first_observations(worlds_count, steps):
+        worlds = make_worlds(EnvConfig(id="CartPole-v1", worlds=worlds_count), seed=5)
+        torch.manual_seed(0)
+        policy = ActorCritic(worlds.obs_space, worlds.action_space, NetConfig())
+        rollout, _ = experience(worlds, policy, PPO(), steps)[0]
+        starts = torch.cat([torch.ones(1, worlds_count, dtype=bool), rollout.boundary[:-1]])
+        return [rollout.obs[:, i][starts[:, i]].numpy() for i in range(worlds_count)]
+
+    two, four = first_observations(2, 120), first_observations(4, 120)
+    for a, b in zip(two, four, strict=False):  # the same worlds, whatever runs beside them
+        shared = min(len(a), len(b))
+        assert shared > 2
+        np.testing.assert_array_equal(a[:shared], b[:shared])

@@ -1,0 +1,274 @@
+"""Experience: what acted is what is evaluated, whole episodes are counted fairly."""
+
+import copy
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from proximo import PPO, EnvConfig, NetConfig, TrainingError, UsageError
+from proximo.collect import collect
+from proximo.envs.make import make_worlds
+from proximo.functional.distributions import Categorical, Gaussian
+from proximo.nets.actor_critic import ActorCritic
+from proximo.types import TrainState
+
+NETS = {
+    "plain": NetConfig(),
+    "shared": NetConfig(trunk="shared", activation="relu"),
+    "normalized": NetConfig(normalize_obs=True, normalize_returns=True),
+    "squashed": NetConfig(action="squash"),
+}
+WORLDS = ("CartPole-v1", "Pendulum-v1")
+
+
+def start(env, net, policy_type=ActorCritic, worlds=3, source=None):
+    config = EnvConfig(id=env, worlds=worlds)
+    made = make_worlds(config, 0, source)
+    torch.manual_seed(0)
+    policy = policy_type(made.obs_space, made.action_space, net)
+    algorithm = PPO(epochs=2, minibatch_size=16)
+    state = TrainState(
+        policy=policy,
+        optimizer=algorithm.make_optimizer(policy),
+        worlds=made.start(),
+        collecting=torch.Generator().manual_seed(0),
+        shuffling=torch.Generator().manual_seed(1),
+        horizon=10_000,
+    )
+    return made, state, algorithm, config
+
+
+def rounds(worlds, state, algorithm, config, count=3, steps=20):
+    for _ in range(count):
+        rollout = collect(worlds, state, config, steps=steps)
+        batch = algorithm.prepare(state, rollout)
+        algorithm.update(state, batch)
+        state.advance(rollout, 0.1)
+
+
+class Remembering(ActorCritic):
+    """Keeps the distribution of every act."""
+
+    def act(self, obs, noise=None):
+        action, distribution = super().act(obs, noise)
+        self.__dict__.setdefault("acted", []).append(distribution.parameters)
+        return action, distribution
+
+
+@pytest.mark.parametrize("env", WORLDS)
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_the_distribution_that_acted_is_the_one_that_is_evaluated(env, net):
+    if net.action == "squash" and env == "CartPole-v1":
+        net = NetConfig()
+    worlds, state, algorithm, config = start(env, net, Remembering)
+    for _ in range(3):
+        state.policy.__dict__["acted"] = []
+        rollout = collect(worlds, state, config, steps=20)
+        batch = algorithm.prepare(state, rollout)
+        with torch.no_grad():
+            evaluation = state.policy.evaluate(rollout.obs, rollout.action, entropy=False)
+        acted = torch.stack(state.policy.acted)
+        torch.testing.assert_close(acted, evaluation.distribution.parameters, rtol=1e-5, atol=1e-5)
+        kind = Categorical if env == "CartPole-v1" else Gaussian
+        assert isinstance(evaluation.distribution, kind)
+        algorithm.update(state, batch)
+        state.advance(rollout, 0.1)
+
+
+class MovingMoments(ActorCritic):
+    """Fault: observation statistics move with every act."""
+
+    def act(self, obs, noise=None):
+        self.obs_shift += 0.05
+        return super().act(obs, noise)
+
+
+class Temperature(ActorCritic):
+    """Fault: acts with half the deviation, or sharper logits, than it evaluates."""
+
+    def act(self, obs, noise=None):
+        _, distribution = super().act(obs, noise)
+        if isinstance(distribution, Gaussian):
+            distribution = Gaussian(distribution.mean, distribution.log_std - 0.7)
+        else:
+            distribution = Categorical.from_logits(2 * distribution.log_p + 0.1 * obs[:, :2])
+        return distribution.sample(noise), distribution
+
+
+class StaleCache(ActorCritic):
+    """Fault: acts with a copy of the weights that is never brought up to date."""
+
+    def act(self, obs, noise=None):
+        if "stale" not in self.__dict__:
+            self.__dict__["stale"] = [copy.deepcopy(self.actor), copy.deepcopy(self.logits)]
+        actor, logits = self.__dict__["stale"]
+        distribution = self.head(logits(actor(obs)))
+        return distribution.sample(noise), distribution
+
+
+@pytest.mark.parametrize("env", WORLDS)
+@pytest.mark.parametrize("fault", [MovingMoments, Temperature, StaleCache])
+def test_a_policy_that_acts_otherwise_than_it_evaluates_is_caught(env, fault):
+    net = NetConfig(normalize_obs=fault is MovingMoments, policy_gain=1.0)
+    with pytest.raises(TrainingError, match=r"acted is not the one that is evaluated"):
+        rounds(*start(env, net, fault))
+
+
+def test_moments_stay_frozen_from_the_first_act_to_the_end_of_the_update():
+    worlds, state, algorithm, config = start("Pendulum-v1", NetConfig(normalize_obs=True))
+    seen = []
+    for _ in range(3):
+        before = state.policy.obs_shift.clone()
+        rollout = collect(worlds, state, config, steps=20)
+        batch = algorithm.prepare(state, rollout)
+        assert torch.equal(state.policy.obs_shift, before)
+        seen.append(batch.obs)
+        algorithm.update(state, batch)
+        state.advance(rollout, 0.1)
+        union = torch.cat(seen).double()
+        torch.testing.assert_close(state.obs_moments.mean, union.mean(0))
+        torch.testing.assert_close(state.obs_moments.var, union.var(0, correction=0))
+        torch.testing.assert_close(state.policy.obs_shift, union.mean(0).float())
+
+
+def test_values_stay_what_they_were_when_the_moments_of_returns_move():
+    worlds, state, algorithm, config = start("Pendulum-v1", NetConfig(normalize_returns=True))
+    for _ in range(3):
+        rollout = collect(worlds, state, config, steps=20)
+        before = state.policy.value(rollout.obs)
+        batch = algorithm.prepare(state, rollout)
+        torch.testing.assert_close(state.policy.value(rollout.obs), before, rtol=1e-4, atol=1e-3)
+        algorithm.update(state, batch)
+    assert state.policy.return_scale > 5  # returns of Pendulum are in the hundreds
+
+
+def test_rewards_are_scaled_by_the_running_deviation_of_the_discounted_return():
+    worlds, state, _, config = start("CartPole-v1", NetConfig())
+    algorithm = PPO(normalize_reward=True, gamma=0.9, minibatch_size=16, lam=0.0)
+    running, everything = np.zeros(3), []
+    for _ in range(3):
+        rollout = collect(worlds, state, config, steps=30)
+        batch = algorithm.prepare(state, rollout)
+        for t in range(30):
+            running = 0.9 * running + rollout.reward[t].numpy()
+            everything.append(running.copy())
+            running[rollout.boundary[t].numpy()] = 0
+        scale = 1 / np.sqrt(np.var(everything) + 1e-8)
+        # With lambda 0 the target is r / sigma + gamma V(s'), and no more than that at the end.
+        ends = rollout.terminated.t().reshape(-1)
+        np.testing.assert_allclose(batch.target[ends], scale, rtol=1e-5)
+        state.advance(rollout, 0.1)
+
+
+class Countdown(gym.Env):
+    """Lasts as many steps as its world and episode say."""
+
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    made = 0
+
+    def __init__(self):
+        self.number, self.episode = Countdown.made, -1
+        Countdown.made += 1
+
+    def reset(self, *, seed=None, options=None):
+        self.episode += 1
+        self.left = [2, 9, 5][self.number] if self.episode % 2 == 0 else 3
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
+
+
+@pytest.fixture
+def countdown():
+    Countdown.made = 0
+    return start("", NetConfig(), source=Countdown)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "lengths"),
+    # Worlds of 2, 9 and 5 steps; the next episode of each has 3. The fourth to start is the one
+    # that follows the shortest, and it counts although the long one ends later.
+    [(1, [2]), (2, [2, 9]), (3, [2, 5, 9]), (4, [2, 3, 5, 9]), (5, [2, 2, 3, 5, 9])],
+)
+def test_the_first_episodes_that_start_are_the_ones_that_count(countdown, episodes, lengths):
+    worlds, state, algorithm, config = countdown
+    rollout = collect(worlds, state, config, steps=999, episodes=episodes)
+    assert sorted(episode.length for episode in rollout.episodes) == lengths
+    assert int(rollout.mask.sum()) == sum(lengths)
+    batch = algorithm.prepare(state, rollout)
+    assert len(batch) == sum(lengths)
+    assert sorted(torch.bincount(batch.episode).tolist()) == lengths
+
+
+def test_each_round_of_episodes_begins_with_fresh_ones(countdown):
+    worlds, state, _, config = countdown
+    for _ in range(4):
+        rollout = collect(worlds, state, config, steps=999, episodes=2)
+        assert len(rollout.episodes) == 2
+        state.advance(rollout, 0.1)
+    assert state.episodes == 8
+
+
+@pytest.mark.parametrize("what", ["obs", "reward", "final"])
+def test_a_number_that_is_not_finite_names_world_and_step(what):
+    class Broken(Countdown):
+        def step(self, action):
+            obs, reward, over, cut, info = super().step(action)
+            if self.number == 1 and self.left == (0 if what == "final" else 4):
+                obs, reward = (obs, np.nan) if what == "reward" else (obs * np.nan, reward)
+            return obs, reward, over, cut, info
+
+    Countdown.made = 0
+    worlds, state, _, config = start("", NetConfig(), source=Broken)
+    step = 8 if what == "final" else 4
+    with pytest.raises(UsageError, match=rf"world 1 gave the \w+ .*nan.* at step {step} "):
+        collect(worlds, state, config, steps=20)
+    state.updates = 1
+    Countdown.made = 0
+    worlds, state, _, config = start("", NetConfig(), source=Broken)
+    state.updates = 1
+    with pytest.raises(TrainingError, match="nan"):
+        collect(worlds, state, config, steps=20)
+
+
+def test_rewards_are_shifted_scaled_and_clipped_but_returns_are_not(countdown):
+    worlds, state, _, config = countdown
+    config = dataclasses.replace(config, reward_shift=2.0, reward_scale=0.5, reward_clip=1.2)
+    rollout = collect(worlds, state, config, steps=9)
+    assert (rollout.reward == 1.2).all()  # (1 + 2) * 0.5 = 1.5
+    assert all(episode.ret == episode.length for episode in rollout.episodes)
+
+
+@pytest.mark.parametrize("action", ["clip", "squash"])
+def test_worlds_get_actions_within_bounds_and_the_stored_ones_are_free(action):
+    worlds, state, _, config = start("Pendulum-v1", NetConfig(log_std=1.5, action=action))
+    rollout = collect(worlds, state, config, steps=50)
+    assert rollout.action.abs().max() > 2  # stored before clipping
+    taken = np.concatenate([np.concatenate(log) for log in state.worlds.actions])
+    assert np.abs(taken).max() <= 2
+    first = rollout.action[:, 0, 0].numpy()
+    expected = np.clip(first, -2, 2) if action == "clip" else 2 * np.tanh(first)
+    np.testing.assert_allclose(taken[:50, 0], expected, atol=1e-6)
+
+
+def test_discrete_actions_count_from_where_their_space_starts():
+    seen = set()
+
+    class From5(Countdown):
+        action_space = gym.spaces.Discrete(2, start=5)
+
+        def step(self, action):
+            assert self.action_space.contains(action)
+            seen.add(int(action))
+            return super().step(action)
+
+    Countdown.made = 0
+    worlds, state, _, config = start("", NetConfig(), source=From5)
+    collect(worlds, state, config, steps=20)
+    assert seen == {5, 6}

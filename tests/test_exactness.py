@@ -1,0 +1,109 @@
+"""The same command gives the same bits, and a run that was interrupted is none the wiser."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, load, train
+from proximo.envs.make import make_worlds
+from proximo.loop import run_session
+from proximo.run.checkpoint import Checkpoint
+from proximo.run.folder import RunFolder
+from proximo.run.session import Session
+
+TIMES = ("seconds", "steps_per_second")
+TASKS = {
+    "CartPole-v1": {},
+    "Pendulum-v1": {"net": NetConfig(normalize_returns=True)},
+    "LunarLander-v3": {"algorithm": {"normalize_reward": True, "critic_learning_rate": 1e-3}},
+    "HalfCheetah-v5": {
+        "net": NetConfig(normalize_obs=True),
+        "algorithm": {"normalize_reward": True, "optimizer": "rmsprop"},
+    },
+}
+
+
+def go(env, run_dir, callbacks=(), episodes=0):
+    task = TASKS[env]
+    settings = {"learning_rate": "linear:1e-3:0", "epochs": 2, "minibatch_size": 32}
+    return train(
+        EnvConfig(id=env, worlds=3, max_episode_steps=37),
+        PPO(**(settings | task.get("algorithm", {}))),
+        rollout=RolloutConfig(steps=32, episodes=episodes),
+        net=task.get("net"),
+        run_config=RunConfig(total_steps=12 * 96, save_every=5, eval_every=4, eval_episodes=2),
+        seed=3,
+        run_dir=run_dir,
+        callbacks=callbacks,
+    )
+
+
+def metrics(folder):
+    rows = RunFolder(folder).read_metrics()
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+def checkpoints(folder):
+    return {p.name: p.read_bytes() for p in sorted((folder / "checkpoints").iterdir())}
+
+
+@pytest.mark.parametrize("env", TASKS)
+def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes(env, tmp_path):
+    for name in ("a", "b"):
+        go(env, tmp_path / name)
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    assert checkpoints(tmp_path / "a") == checkpoints(tmp_path / "b")
+    names = [f"{n}.safetensors" for n in ("best", "last", "update-0", "update-10", "update-5")]
+    assert list(checkpoints(tmp_path / "a")) == names
+
+
+@pytest.mark.parametrize("env", TASKS)
+@pytest.mark.parametrize("episodes", [0, 4])
+def test_a_run_resumed_at_any_update_ends_as_if_it_had_never_stopped(env, episodes, tmp_path):
+    go(env, tmp_path / "straight", episodes=episodes)
+    updates = len(metrics(tmp_path / "straight"))
+    stop = random.Random(env).randrange(1, updates)
+    parts = tmp_path / "parts"
+    go(env, parts, [lambda state, rollout, metrics: state.updates == stop], episodes)
+    assert len(metrics(parts)) == stop
+    folder = RunFolder.open(parts)
+    with folder.metrics_file.open("a") as file:  # a row past the checkpoint, and a torn one
+        file.write(json.dumps({"update": stop + 1, "steps": 1}) + "\n" + '{"update": 9')
+    saved = Checkpoint(folder.checkpoint("last"))
+    session = Session(folder.read_config(), folder=folder, resume=saved)
+    assert session.notes == []
+    run_session(session)
+    assert metrics(parts) == metrics(tmp_path / "straight")
+    straight, resumed = checkpoints(tmp_path / "straight"), checkpoints(parts)
+    assert straight == resumed
+
+
+def test_another_seed_gives_other_bytes(tmp_path):
+    algorithm = PPO(epochs=1)
+    for seed in (1, 2):
+        train("CartPole-v1", algorithm, total_steps=1024, seed=seed, run_dir=tmp_path / str(seed))
+    first, second = (checkpoints(tmp_path / str(seed)) for seed in (1, 2))
+    assert first["update-0.safetensors"] != second["update-0.safetensors"]
+
+
+def test_worlds_that_do_not_answer_as_before_are_noticed():
+    config = EnvConfig(id="Pendulum-v1", worlds=2)
+    worlds = make_worlds(config, 0)
+    state = worlds.start()
+    state.obs = state.obs + 1
+    assert not worlds.restore(state)
+    assert state.episode.tolist() == [1, 1]
+    assert np.isfinite(state.obs).all()
+
+
+def test_a_loaded_policy_acts_as_the_trained_one(tmp_path):
+    agent = go("HalfCheetah-v5", tmp_path / "run")
+    again = load(tmp_path / "run")
+    for _ in range(10):
+        obs = agent.obs_space.sample()
+        obs = np.clip(obs, -5, 5)
+        np.testing.assert_array_equal(agent.act(obs), again.act(obs))
+    assert again.action_space == agent.action_space
+    assert again.obs_space == agent.obs_space
