@@ -6,18 +6,19 @@ import hashlib
 import importlib
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.types import UsageError, WorldState, nearest
 
-Maker = Callable[..., gym.Env]
+Maker = Callable[..., gym.Env[Any, Any]]
+Space = gym.Space[Any]
 
 
 class Step(NamedTuple):
@@ -36,21 +37,113 @@ def episode_seed(seed: int, world: int, episode: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-class Worlds:
-    """N worlds in step.
+class Worlds(ABC):
+    """N worlds in step. `WorldState` says where they stand, and is theirs to move."""
 
-    Worlds that we build ourselves are reset by us, each episode from its own seed: then seed and
-    actions are enough to bring a world back, which is how a run resumes exactly. A vector world
-    that comes from elsewhere keeps its own resets, in whichever mode it declares.
-    """
+    replayable: bool
+    """Whether seeds and actions bring a world back, so that a run resumes exactly."""
 
-    def __init__(self, envs: VectorEnv, seed: int, *, ours: bool = False) -> None:
-        self.envs = envs
-        self.count = envs.num_envs
-        self.obs_space = envs.single_observation_space
-        self.action_space = envs.single_action_space
-        self.replayable = ours
-        self._seed = seed
+    def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
+        self.count, self.obs_space, self.action_space = count, obs_space, action_space
+
+    def start(self) -> WorldState:
+        """Every world at the beginning of its episode 0."""
+        state = WorldState(
+            obs=np.empty(0),
+            episode=np.full(self.count, -1, np.int64),
+            actions=[[] for _ in range(self.count)],
+            resetting=np.zeros(self.count, bool),
+            ret=np.zeros(self.count),
+            length=np.ones(self.count, np.int64),
+        )
+        self.fresh(state)
+        return state
+
+    @abstractmethod
+    def fresh(self, state: WorldState) -> None:
+        """Let every world begin a new episode, unless it has just begun one."""
+
+    @abstractmethod
+    def step(self, state: WorldState, action: np.ndarray) -> Step:
+        """One step of every world; `state.obs` becomes what the policy sees next, a new array."""
+
+    @abstractmethod
+    def restore(self, state: WorldState) -> bool:
+        """Bring every world back to where `state` says it stood.
+
+        Where that cannot be done, let new episodes begin in all of them and return False.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the worlds."""
+
+
+class SyncWorlds(Worlds):
+    """Single worlds, stepped in turn and reset by us, each episode from its own seed."""
+
+    replayable = True
+
+    def __init__(self, envs: list[gym.Env[Any, Any]], seed: int) -> None:
+        super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
+        self._envs, self._seed = envs, seed
+
+    def _reset(self, state: WorldState, world: int) -> Any:
+        seed = episode_seed(self._seed, world, int(state.episode[world]))
+        return self._envs[world].reset(seed=seed)[0]
+
+    def fresh(self, state: WorldState) -> None:
+        begun = state.length > 0
+        obs = [self._begin(state, i) if begun[i] else state.obs[i] for i in range(self.count)]
+        state.obs = np.stack(obs)
+
+    def _begin(self, state: WorldState, world: int) -> np.ndarray:
+        state.episode[world] += 1
+        state.actions[world] = []
+        state.ret[world] = state.length[world] = 0
+        return np.asarray(self._reset(state, world), self.obs_space.dtype)
+
+    def step(self, state: WorldState, action: np.ndarray) -> Step:
+        obs = np.empty_like(state.obs)
+        reward = np.empty(self.count)
+        terminated = np.zeros(self.count, bool)
+        truncated = np.zeros(self.count, bool)
+        final_obs = {}
+        for i, env in enumerate(self._envs):
+            obs[i], reward[i], over, cut, _ = env.step(action[i])
+            if over or cut:
+                terminated[i], truncated[i] = over, cut
+                final_obs[i] = obs[i].copy()
+                state.episode[i] += 1
+                obs[i] = self._reset(state, i)
+        state.obs = obs
+        return Step(reward, terminated, truncated, None, final_obs)
+
+    def restore(self, state: WorldState) -> bool:
+        obs = np.empty_like(state.obs)
+        for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
+            obs[i] = self._reset(state, i)
+            for action in (a for stretch in stretches for a in stretch):
+                obs[i] = env.step(action)[0]
+        if np.array_equal(obs, state.obs):
+            return True
+        state.length[:] = 1
+        self.fresh(state)
+        return False
+
+    def close(self) -> None:
+        for env in self._envs:
+            env.close()
+
+
+class VectorWorlds(Worlds):
+    """A Gymnasium vector world, which keeps its own resets in whichever mode it declares."""
+
+    replayable = False
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int) -> None:
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self._envs, self._seed = envs, seed
         mode = (envs.metadata or {}).get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise UsageError(
@@ -59,61 +152,28 @@ class Worlds:
             )
         self._mode = mode
 
-    def start(self) -> WorldState:
-        """Reset every world to its episode 0."""
-        episode = np.zeros(self.count, np.int64)
-        state = WorldState(
-            obs=np.empty(0),
-            episode=episode,
-            actions=[[] for _ in range(self.count)],
-            resetting=np.zeros(self.count, bool),
-            ret=np.zeros(self.count),
-            length=np.zeros(self.count, np.int64),
-        )
-        self._reset_all(state)
-        return state
-
-    def _seeds(self, state: WorldState, which: np.ndarray | None = None) -> Any:
-        return [
-            episode_seed(self._seed, i, int(k)) if which is None or which[i] else None
-            for i, k in enumerate(state.episode)
-        ]
-
-    def _reset_all(self, state: WorldState) -> None:
-        # One generator serves a whole vector world from elsewhere, so one seed; later resets of
-        # it come from that generator.
-        first = state.obs.size == 0
-        one: Any = episode_seed(self._seed, 0, 0) if first else None
-        obs, _ = self.envs.reset(seed=self._seeds(state) if self.replayable else one)
-        state.obs = np.array(obs)
-        state.actions = [[] for _ in range(self.count)]
-        state.resetting[:] = False
-        state.ret[:] = 0
-        state.length[:] = 0
-
     def fresh(self, state: WorldState) -> None:
-        """Let every world begin a new episode, unless it has just begun one."""
         begun = (state.length > 0) | state.resetting
         if not begun.any():
             return
         state.episode += begun
-        if self._mode is AutoresetMode.DISABLED:
+        if self._mode is AutoresetMode.DISABLED and state.obs.size:
             self._reset_some(state, begun)
-            state.ret[begun] = 0
-            state.length[begun] = 0
-            for i in np.flatnonzero(begun):
-                state.actions[i] = []
         else:
-            self._reset_all(state)
+            # One generator serves all the worlds: it is seeded once, and goes on from there.
+            seed = None if state.obs.size else episode_seed(self._seed, 0, 0)
+            state.obs = np.array(self._envs.reset(seed=seed)[0])
+            begun[:] = True
+        state.ret[begun] = 0
+        state.length[begun] = 0
+        state.resetting[:] = False
 
     def _reset_some(self, state: WorldState, which: np.ndarray) -> None:
-        seeds: Any = self._seeds(state, which) if self.replayable else None
-        state.obs = np.array(self.envs.reset(seed=seeds, options={"reset_mask": which.copy()})[0])
+        state.obs = np.array(self._envs.reset(options={"reset_mask": which.copy()})[0])
 
     def step(self, state: WorldState, action: np.ndarray) -> Step:
-        """One step of every world; `state.obs` becomes what the policy sees next."""
-        obs, reward, terminated, truncated, info = self.envs.step(action)
-        obs, ended = np.asarray(obs), terminated | truncated
+        obs, reward, terminated, truncated, info = self._envs.step(action)
+        ended = terminated | truncated
         real, final_obs = None, {}
         if self._mode is AutoresetMode.NEXT_STEP:
             if state.resetting.any():
@@ -128,28 +188,16 @@ class Worlds:
         state.obs = np.array(obs)
         if final_obs and self._mode is AutoresetMode.DISABLED:
             self._reset_some(state, ended)
-        return Step(np.asarray(reward), terminated, truncated, real, final_obs)
+        return Step(np.array(reward), terminated, truncated, real, final_obs)
 
     def restore(self, state: WorldState) -> bool:
-        """Bring every world back to where `state` says it stood: reset from its seed and replay.
-
-        Returns False, with all worlds in new episodes, where that cannot be done: for worlds from
-        elsewhere, and for those that do not answer as they did.
-        """
-        if self.replayable and isinstance(self.envs, SyncVectorEnv):
-            obs = np.array(self.envs.reset(seed=self._seeds(state))[0])
-            for i, (env, stretches) in enumerate(zip(self.envs.envs, state.actions, strict=True)):
-                for action in (a for stretch in stretches for a in stretch):
-                    obs[i] = env.step(action)[0]
-            if np.array_equal(obs, state.obs):
-                return True
-        state.episode += 1
         state.obs = np.empty(0)
-        self._reset_all(state)
+        state.length[:] = 1
+        self.fresh(state)
         return False
 
     def close(self) -> None:
-        self.envs.close()
+        self._envs.close()
 
 
 def make_world(
@@ -175,20 +223,10 @@ def make_world(
 def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None) -> Worlds:
     """N worlds: from the configuration, a callable that makes one, or a vector world itself."""
     if isinstance(source, VectorEnv):
-        return Worlds(source, seed)
+        return VectorWorlds(source, seed)
     if env.backend == "vector":
-        return Worlds(_native_vector(env), seed)
-    made = [make_world(env, source) for _ in range(env.worlds)]
-    envs = SyncVectorEnv(
-        [partial(_same, world) for world in made],
-        copy=False,
-        autoreset_mode=AutoresetMode.DISABLED,
-    )
-    return Worlds(envs, seed, ours=True)
-
-
-def _same(world: gym.Env) -> gym.Env:
-    return world
+        return VectorWorlds(_native_vector(env), seed)
+    return SyncWorlds([make_world(env, source) for _ in range(env.worlds)], seed)
 
 
 def return_threshold(env: EnvConfig) -> float | None:

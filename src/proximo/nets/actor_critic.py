@@ -38,7 +38,7 @@ class CategoricalHead(nn.Module):
         self.action_dtype = torch.int64
         self._start = int(space.start)
 
-    def forward(self, outputs: Tensor) -> Categorical:
+    def distribution(self, outputs: Tensor) -> Categorical:
         return Categorical.from_logits(outputs)
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
@@ -66,7 +66,7 @@ class GaussianHead(nn.Module):
         if self._squash and not space.is_bounded():
             raise UsageError(f"net.action is squash, but {space} has no bounds: use clip")
 
-    def forward(self, outputs: Tensor) -> Gaussian:
+    def distribution(self, outputs: Tensor) -> Gaussian:
         return Gaussian.from_parameters(outputs, self.log_std)
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
@@ -170,8 +170,7 @@ class ActorCritic(nn.Module):
 
     def _policy(self, features: Tensor) -> Distribution:
         outputs = linear(features, self.logits.weight, self.logits.bias)
-        distribution: Distribution = self.head(outputs)
-        return distribution
+        return self.head.distribution(outputs)
 
     def act(self, obs: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Distribution]:
         """An action per row, from this noise or, without any, the most likely one.

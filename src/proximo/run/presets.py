@@ -55,7 +55,7 @@ PRESETS = (
             "env": {"worlds": 10},
             "run": {"total_steps": 100_000},
         },
-        source="",
+        source="RL Baselines3 Zoo, with 10 x 25 steps for its 8 x 32",
         result="",
     ),
     Preset(
@@ -65,7 +65,6 @@ PRESETS = (
         settings={
             "algorithm": {
                 "gamma": 0.9,
-                "lam": 0.95,
                 "learning_rate": "linear:1e-3:0",
                 "epochs": 10,
                 "minibatch_size": 64,
@@ -74,7 +73,7 @@ PRESETS = (
             "env": {"worlds": 4},
             "run": {"total_steps": 100_000},
         },
-        source="",
+        source="RL Baselines3 Zoo, without gSDE, half the rollout, a falling learning rate",
         result="",
     ),
     Preset(
@@ -86,7 +85,8 @@ PRESETS = (
                 "gamma": 0.999,
                 "lam": 0.98,
                 "learning_rate": "linear:3e-4:0",
-                "entropy_coef": 0.01,
+                "entropy_coef": "linear:0.01:0",
+                "normalize_reward": True,
                 "epochs": 4,
                 "minibatch_size": 64,
             },
@@ -94,7 +94,7 @@ PRESETS = (
             "env": {"worlds": 16},
             "run": {"total_steps": 992_000},
         },
-        source="",
+        source="RL Baselines3 Zoo, with scaled rewards, falling learning rate and entropy bonus",
         result="",
     ),
     Preset(
@@ -103,18 +103,17 @@ PRESETS = (
         envs=("MountainCar-v0",),
         settings={
             "algorithm": {
-                "gamma": 0.99,
                 "lam": 0.98,
+                "normalize_reward": True,
                 "epochs": 4,
                 "minibatch_size": 64,
-                "normalize_reward": True,
             },
             "net": {"normalize_obs": True},
             "rollout": {"steps": 16},
             "env": {"worlds": 16},
-            "run": {"total_steps": 1_000_000},
+            "run": {"total_steps": 999_936},
         },
-        source="",
+        source="RL Baselines3 Zoo",
         result="",
     ),
     Preset(
@@ -124,19 +123,21 @@ PRESETS = (
         settings={
             "algorithm": {
                 "learning_rate": "linear:3e-4:0",
+                "normalize_reward": True,
                 "epochs": 10,
                 "minibatch_size": 64,
-                "normalize_reward": True,
             },
-            "net": {"normalize_obs": True},
-            "rollout": {"steps": 2000},
-            "env": {"worlds": 1},
+            "net": {"normalize_obs": True, "log_std": -0.5},
+            "rollout": {"steps": 250},
+            "env": {"worlds": 8},
             "run": {"total_steps": 1_000_000},
         },
-        source="",
+        source="Huang et al. 2022 (37 details), with 8 x 250 steps for 1 x 2048 and a smaller "
+        "first deviation (Andrychowicz et al. 2021)",
         result="",
     ),
 )
+"""`result`: mean of 100 deterministic episodes of the last policy on unseen seeds."""
 
 
 def find_preset(algorithm: str, env: str) -> Preset | None:
