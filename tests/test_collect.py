@@ -105,7 +105,7 @@ class StaleCache(ActorCritic):
         if "stale" not in self.__dict__:
             self.__dict__["stale"] = [copy.deepcopy(self.actor), copy.deepcopy(self.logits)]
         actor, logits = self.__dict__["stale"]
-        distribution = self.head(logits(actor(obs)))
+        distribution = self.head.distribution(logits(actor(obs)))
         return distribution.sample(noise), distribution
 
 

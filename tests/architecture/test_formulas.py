@@ -31,7 +31,9 @@ def find(name):
 def test_every_name_exists_and_says_its_equation(name):
     docstring = inspect.getdoc(find(name))
     assert docstring
-    assert re.search(r"[=Σ²/]|min\(|Algorithm", docstring), f"{name}: no equation in {docstring!r}"
+    assert re.search(r"[=Σ²/]|min\(|x̄|Algorithm", docstring), (
+        f"{name}: no equation in {docstring!r}"
+    )
 
 
 def test_every_function_of_functional_that_computes_something_is_listed():

@@ -12,7 +12,18 @@ import pytest
 
 from proximo.cli import main
 
-SMALL = ["--preset", "none", "--rollout.steps", "32", "--env.worlds", "2", "--algorithm.minibatch-size", "32", "--algorithm.epochs", "1"]
+SMALL = [
+    "--preset",
+    "none",
+    "--rollout.steps",
+    "32",
+    "--env.worlds",
+    "2",
+    "--algorithm.minibatch-size",
+    "32",
+    "--algorithm.epochs",
+    "1",
+]
 """Settings under which an update is 64 steps and takes a few milliseconds."""
 
 WORLD = '''

@@ -58,7 +58,7 @@ def help_of():
     return find
 
 
-@pytest.mark.parametrize("words", [(), *((verb,) for verb in VERBS)], ids=lambda w: " ".join(w))
+@pytest.mark.parametrize("words", [(), *((verb,) for verb in VERBS)], ids=" ".join)
 def test_help_answers_quickly_and_without_torch(help_of, words):
     text, seconds = help_of(*words, "--help")
     assert f"usage: proximo {' '.join(words)}".strip() in text

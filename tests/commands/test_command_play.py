@@ -83,7 +83,7 @@ def test_a_video_into_a_folder_that_is_not_there_is_refused_before_playing(here,
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--env", "Pendulum-v1"], ["Pendulum-v1", "(3,)", "(4,)"]),
     ],
-    ids=lambda words: " ".join(words) if words[0].startswith("--") else "",
+    ids=["no episodes", "a seed below 0", "unfit world"],
 )
 def test_play_refuses(here, trained, words, parts):
     message = refusal(proximo("play", trained, "--video", "replay.gif", *words))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tomllib
 
 import pytest
@@ -260,10 +261,11 @@ def test_a_world_of_ones_own(here, own_world):
 def test_a_configuration_with_a_world_of_ones_own_needs_its_name_again(here, own_world):
     succeeded(train_in(own_world, "--run-dir", "r", "--quiet"))
     (here / "imported").unlink()
-    del __import__("sys").modules["own_world"]
+    del sys.modules["own_world"]
 
     message = refusal(proximo("train", "--config", "r/config.toml", "--run-dir", "again"))
-    assert f"proximo train --config r/config.toml --env {own_world}" in message
+    assert "type: proximo train --config r/config.toml" in message
+    assert message.endswith(f"--env {own_world}")
     assert not (here / "imported").exists()
     assert not (here / "again").exists()
 

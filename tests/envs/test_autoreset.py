@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from proximo import PPO, EnvConfig, NetConfig, UsageError
 from proximo.collect import collect
-from proximo.envs.make import Worlds, make_worlds
+from proximo.envs.make import VectorWorlds, make_worlds
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import TrainState
 
@@ -114,7 +114,7 @@ def table(batch):
 
 def sync(mode):
     makers = [lambda world=world: Scripted(world) for world in range(WORLDS)]
-    return Worlds(SyncVectorEnv(makers, autoreset_mode=mode), seed=0)
+    return VectorWorlds(SyncVectorEnv(makers, autoreset_mode=mode), seed=0)
 
 
 ALGORITHM = PPO(gamma=GAMMA, lam=LAM, normalize_advantage="none")
@@ -172,7 +172,7 @@ def test_worlds_that_do_not_say_how_they_reset_are_refused():
     envs = SyncVectorEnv([lambda: Scripted(0)])
     envs.metadata = {}
     with pytest.raises(UsageError, match="autoreset_mode"):
-        Worlds(envs, seed=0)
+        VectorWorlds(envs, seed=0)
 
 
 def test_episodes_of_our_worlds_start_from_their_own_seeds():

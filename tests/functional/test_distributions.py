@@ -113,11 +113,6 @@ def test_actions_are_drawn_as_often_as_they_are_likely() -> None:
     assert chi_square < 16.3  # 99.9% quantile for three degrees of freedom
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="gather takes an index with fewer rows without a word",
-)
 def test_categorical_refuses_actions_of_another_batch() -> None:
     d = Categorical.from_logits(torch.zeros(5, 3))
     with pytest.raises(ValueError, match="action"):

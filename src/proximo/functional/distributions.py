@@ -45,6 +45,8 @@ class Categorical:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log p_a in nats. action: [...] int64; returns [...]."""
+        if action.shape != self.log_p.shape[:-1]:  # `gather` takes fewer rows without a word
+            raise ValueError(f"shapes differ: action {action.shape}, log_p {self.log_p.shape}")
         return self.log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:

@@ -8,13 +8,18 @@ from torch import Tensor
 from proximo.functional.shapes import same_shape
 
 
+def _ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    # Beyond e^80 float32 overflows, and the gradient of a clipped infinity is NaN instead of 0.
+    return (log_prob - old_log_prob).clamp(max=80).exp()
+
+
 def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
     """L^CPI: r Â with r = exp(log π(a|s) - log π_old(a|s)).
 
     Schulman et al. 2017 (arXiv 1707.06347), eq. 6. All [B]; returns [B], to be maximised.
     """
     same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
-    return (log_prob - old_log_prob).exp() * advantage
+    return _ratio(log_prob, old_log_prob) * advantage
 
 
 def clipped_surrogate(
@@ -26,7 +31,7 @@ def clipped_surrogate(
     of r Â, except 0 where the ratio has already left the interval on the side that Â favours.
     """
     same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
-    ratio = (log_prob - old_log_prob).exp()
+    ratio = _ratio(log_prob, old_log_prob)
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 

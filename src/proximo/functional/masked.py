@@ -22,9 +22,20 @@ def masked_mean(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
 
 
+def centred(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """X - x̄, and 0 behind the mask.
+
+    The mean is taken off twice: the first time it is rounded, and equal numbers must come out as 0.
+    """
+    for _ in range(2):
+        x = x - masked_mean(x, mask)
+        x = x if mask is None else torch.where(mask, x, 0)
+    return x
+
+
 def masked_var(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """Population variance, Σ m (x - x̄)² / Σ m. Scalar."""
-    return masked_mean((x - masked_mean(x, mask)).square(), mask)
+    return masked_mean(centred(x, mask).square(), mask)
 
 
 def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -32,7 +43,7 @@ def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
     if mask is None:
         var, mean = torch.var_mean(x, correction=0)
         return (x - mean) * torch.rsqrt(var + EPS)
-    return (x - masked_mean(x, mask)) * torch.rsqrt(masked_var(x, mask) + EPS)
+    return centred(x, mask) * torch.rsqrt(masked_var(x, mask) + EPS)
 
 
 def standardize_groups(x: Tensor, group: Tensor) -> Tensor:
@@ -41,10 +52,11 @@ def standardize_groups(x: Tensor, group: Tensor) -> Tensor:
     count = torch.bincount(group).to(x.dtype)
 
     def mean(y: Tensor) -> Tensor:
-        return torch.zeros_like(count).index_add_(0, group, y) / count.clamp(min=1)
+        return (torch.zeros_like(count).index_add_(0, group, y) / count.clamp(min=1))[group]
 
-    centred = x - mean(x)[group]
-    return centred * torch.rsqrt(mean(centred.square())[group] + EPS)
+    for _ in range(2):  # as in `centred`
+        x = x - mean(x)
+    return x * torch.rsqrt(mean(x.square()) + EPS)
 
 
 def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
