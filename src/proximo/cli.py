@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     except TrainingError as error:
         print(f"proximo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         sys.stderr.close()
         return 0

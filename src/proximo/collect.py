@@ -13,7 +13,7 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.make import Step, Worlds
 from proximo.functional.distributions import Distribution
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import Episode, Rollout, TrainingError, TrainState, UsageError
+from proximo.types import Episode, Rollout, TrainState
 
 BLOCK = 256
 """Steps for which noise is drawn at once when episodes are counted; else it is the horizon."""
@@ -75,7 +75,7 @@ def collect(
             try:
                 answers.append(worlds.step(world, taken[-1]))
             except Exception as error:
-                raise _fault(state)(
+                raise state.fault(
                     f"a world raised {type(error).__name__} at step {len(answers)} of update "
                     f"{state.updates + 1}: {error}"
                 ) from error
@@ -171,15 +171,11 @@ def _check_finite(
     found = [(t, i, "reward", reward[t, i]) for t, i in np.argwhere(~np.isfinite(reward))]
     bad_rows = ~np.isfinite(obs.reshape(*obs.shape[:2], -1)).all(-1)
     # Row t+1 of the observations is the answer to step t.
-    found += [(max(t - 1, 0), i, "observation", obs[t, i]) for t, i in np.argwhere(bad_rows)]
+    found += [(t - 1, i, "observation", obs[t, i]) for t, i in np.argwhere(bad_rows)]
     found += [(t, i, "observation", o) for t, i, o in ends if not np.isfinite(o).all()]
     t, i, what, value = min(found, key=lambda item: item[0])
-    raise _fault(state)(
-        f"world {i} gave the {what} {value} at step {t} of update {state.updates + 1}: it must be "
-        "finite. Look for a division by zero or an overflow in the world's step()"
+    where = f"step {t} of update {state.updates + 1}" if t >= 0 else "its reset"
+    raise state.fault(
+        f"world {i} gave the {what} {value} at {where}: it must be finite. Look for a division by "
+        "zero or an overflow in the world"
     )
-
-
-def _fault(state: TrainState) -> type[Exception]:
-    """A world that fails at once is the user's to mend; later there is a run to keep."""
-    return TrainingError if state.updates else UsageError

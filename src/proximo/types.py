@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,12 +18,19 @@ Metrics = dict[str, float]
 """One number per name, as written to `metrics.jsonl`."""
 
 
-class UsageError(ValueError):
+class UsageError(Exception):
     """The user can mend this: the message gives the value found and the remedy (exit code 2)."""
 
 
 class TrainingError(RuntimeError):
     """Training failed after it had started: the run and its last checkpoint stay (exit code 1)."""
+
+
+def check_finite(section: str, settings: object) -> None:
+    """Refuse numbers among the settings that are NaN or infinite. Raises `UsageError`."""
+    for name, value in vars(settings).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{section}.{name} is {value}: it must be a finite number")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -118,6 +126,11 @@ class TrainState:
     return_moments: Moments | None = None  # of all value targets, for the critic
     reward_moments: Moments | None = None  # of the running discounted return, for scaling rewards
     reward_return: Tensor | None = None  # [N] the running discounted return itself
+
+    @property
+    def fault(self) -> type[Exception]:
+        """What to raise when something fails: before the first update there is no run to keep."""
+        return TrainingError if self.updates else UsageError
 
     @property
     def progress(self) -> float:

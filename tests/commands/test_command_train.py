@@ -105,6 +105,23 @@ def test_what_is_typed_goes_before_a_configuration_file(here, trained):
     assert config(here / "r")["run"] == config(trained)["run"] | {"seed": 5, "total_steps": 64}
 
 
+def test_what_is_typed_is_judged_together_with_the_configuration_file(here):
+    flags = ("--run.eval-every", "2", "--run.eval-episodes", "1")
+    succeeded(train("--run-dir", "r", *flags, steps=64))
+    words = ("--config", "r/config.toml", "--run.keep-best", "evaluation", "--run-dir", "again")
+    succeeded(proximo("train", *words))
+    assert config(here / "again")["run"]["keep_best"] == "evaluation"
+
+
+def test_the_best_policy_by_evaluation(here):
+    flags = ("--run.keep-best", "evaluation", "--run.eval-every", "2", "--run.eval-episodes", "2")
+    succeeded(train("--run-dir", "r", *flags))
+    scores = [row["evaluation"] for row in rows("r") if "evaluation" in row]
+    assert len(scores) == 4
+    assert result(here / "r")["best"] == max(scores)
+    assert (here / "r/checkpoints/best.safetensors").exists()
+
+
 def test_another_seed_gives_another_run(here, trained):
     succeeded(
         proximo("train", "--config", trained / "config.toml", "--run-dir", "r", "--seed", "1")

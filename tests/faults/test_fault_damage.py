@@ -101,7 +101,7 @@ def test_a_missing_checkpoint_is_answered_with_those_that_are_there(run):
 
 def test_the_best_policy_is_still_there_when_the_last_is_damaged(run):
     (run / LAST).write_bytes(b"")
-    assert "--checkpoint best" in refusal(proximo("eval", run))
+    assert "best.safetensors" in refusal(proximo("eval", run))
     succeeded(proximo("eval", run, "--checkpoint", "best", "--episodes", "1"))
 
 

@@ -5,6 +5,7 @@ The command line lists these settings without loading PyTorch, so methods import
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -92,7 +93,9 @@ class OnPolicy(ABC):
             schedule = as_schedule(value)
         except (ValueError, TypeError) as error:
             raise UsageError(f"algorithm.{name}: {error}") from error
-        fine = low <= schedule.lowest and schedule.highest <= high  # written so that NaN fails
+        if not all(map(math.isfinite, (schedule.start, schedule.end))):
+            raise UsageError(f"algorithm.{name} is {value}: it must be finite")
+        fine = low <= schedule.lowest and schedule.highest <= high
         if not (fine and (schedule.start > low or not above)):
             interval = f"above {low}" if above else f"in [{low}, {high}]"
             raise UsageError(f"algorithm.{name} is {value}: it must be {interval}")

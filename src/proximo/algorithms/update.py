@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from proximo.functional.masked import explained_variance
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.schedules import as_schedule
-from proximo.types import Batch, Metrics, TrainingError, TrainState
+from proximo.types import Batch, Metrics, TrainState
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -101,7 +101,7 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
     """K epochs of minibatches, then the running moments of the observations.
 
     Nothing is read on the host before the end, except once per epoch where the algorithm may stop.
-    Raises `TrainingError` if the loss was not finite.
+    Raises `TrainState.fault` if the loss was not finite.
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     coefficients = algorithm.coefficients(state)
@@ -134,7 +134,7 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
     values = torch.stack([reading.double() for reading in readings.values()])
     metrics = dict(zip(readings, values.tolist(), strict=True))  # one transfer for all of them
     if not math.isfinite(loss := metrics.pop("loss")):
-        raise TrainingError(
+        raise state.fault(
             f"the loss became {loss} in update {state.updates + 1}: a smaller learning rate, "
             "reward scaling or gradient clipping are the usual remedies"
         )

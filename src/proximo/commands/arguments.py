@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import shlex
 import typing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config
 from proximo.types import UsageError
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from proximo.agent import Agent
 
 T = TypeVar("T")
 
@@ -52,14 +59,14 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
         parsed: T = tyro.cli(
             command,
             prog=f"proximo {verb}",
-            description=command.__doc__,
+            description=inspect.cleandoc(command.__doc__ or ""),
             args=arguments,
             **kwargs,
         )
     return parsed
 
 
-def allow_code(config: Config, named: str | None, line: str) -> Config:
+def allow_code(config: Config, named: str | None, verb: str, arguments: list[str]) -> Config:
     """The configuration, if its world may be made.
 
     A world written as module:Class would import code because a file says so. That needs the user's
@@ -67,13 +74,29 @@ def allow_code(config: Config, named: str | None, line: str) -> Config:
     """
     if named is not None:
         return dataclasses.replace(config, env=dataclasses.replace(config.env, id=named))
+    line = shlex.join(["proximo", verb, *arguments, "--env"])
     if not config.env.id:
         raise UsageError(
-            f"this run's world was made by a program: name it, as in {line} --env module:Class"
+            f"this run's world was made by a program: name it, as in {line} module:Class"
         )
     if ":" in config.env.id:
         raise UsageError(
             f"this run's world, {config.env.id}, is code: importing it needs your word. "
-            f"If you trust it, type: {line} --env {config.env.id}"
+            f"If you trust it, type: {line} {config.env.id}"
         )
     return config
+
+
+def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
+    """Refuse a world whose spaces are not those of the policy. Raises `UsageError`."""
+    pairs = (
+        ("observation", world.observation_space, agent.obs_space),
+        ("action", world.action_space, agent.action_space),
+    )
+    for what, there, own in pairs:
+        if there.shape != own.shape or type(there) is not type(own) or there != own:
+            name = world.spec.id if world.spec else type(world.unwrapped).__name__
+            raise UsageError(
+                f"the {what} space of {name} is {there}, but this policy was trained with {own}: "
+                "name the world it was trained in, or one with the same spaces"
+            )

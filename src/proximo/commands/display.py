@@ -49,9 +49,9 @@ class _Pace:
         now = time.perf_counter()
         if self._first is None:
             self._first = (row["steps"], now)
-            return row["steps_per_second"], (self.total - row["steps"]) / row["steps_per_second"]
         steps, begin = self._first
-        speed = max(1.0, (row["steps"] - steps) / max(now - begin, 1e-9))
+        taken = row["steps"] - steps
+        speed: float = taken / (now - begin) if taken else row["steps_per_second"]
         return speed, max(0, self.total - row["steps"]) / speed
 
 

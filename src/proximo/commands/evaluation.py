@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, parse
+from proximo.commands.arguments import allow_code, check_spaces, parse
 from proximo.types import UsageError
 
 SEED = 1_000_000
@@ -35,7 +35,7 @@ class Eval:
     """Draw actions from the policy instead of taking the most likely one."""
     json: bool = False
     """Print one JSON object."""
-    env: str | None = None
+    env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
     """The world, which a run in code of your own (module:Class) needs to hear again."""
 
 
@@ -43,6 +43,8 @@ def main(arguments: list[str]) -> int:
     command = parse(Eval, "eval", arguments)
     if command.episodes < 1:
         raise UsageError(f"--episodes is {command.episodes}: give at least 1")
+    if command.seed < 0:
+        raise UsageError(f"--seed is {command.seed}: give 0 or more")
 
     import torch
 
@@ -51,10 +53,11 @@ def main(arguments: list[str]) -> int:
     from proximo.evaluate import evaluate
 
     agent = load(command.run, command.checkpoint)
-    config = allow_code(agent.config, command.env, f"proximo eval {command.run}")
+    config = allow_code(agent.config, command.env, "eval", arguments)
     torch.set_num_threads(config.run.threads or 1)
     world = make_world(config.env)
     try:
+        check_spaces(world, agent)
         scores = evaluate(
             agent.policy,
             world,

@@ -74,8 +74,9 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> None:
         axes.tick_params(labelsize=8)
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
-        if index == 0:
+        if title == "return":
             _draw_evaluations(axes, runs)
+        if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
     many = (
         f", mean of {len(runs)} runs ± one deviation"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, parse
+from proximo.commands.arguments import allow_code, check_spaces, parse
 from proximo.types import UsageError
 
 if TYPE_CHECKING:
@@ -49,8 +49,12 @@ def main(arguments: list[str]) -> int:
     command = parse(Play, "play", arguments)
     if command.episodes < 1:
         raise UsageError(f"--episodes is {command.episodes}: give at least 1")
+    if command.seed < 0:
+        raise UsageError(f"--seed is {command.seed}: give 0 or more")
     if command.video and command.video.suffix not in (".gif", ".mp4"):
         raise UsageError(f"--video is {command.video}: its name must end in .gif or .mp4")
+    if command.video and not command.video.parent.is_dir():
+        raise UsageError(f"--video is {command.video}: there is no folder {command.video.parent}")
     if command.video:
         # Said before the world is made: SDL and MuJoCo look for a display when they are loaded.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -61,9 +65,10 @@ def main(arguments: list[str]) -> int:
     from proximo.envs.make import make_world
 
     agent = load(command.run, command.checkpoint)
-    config = allow_code(agent.config, command.env, f"proximo play {command.run}")
+    config = allow_code(agent.config, command.env, "play", arguments)
     world = make_world(config.env, render_mode="rgb_array" if command.video else "human")
     try:
+        check_spaces(world, agent)
         _play(command, agent, world)
     finally:
         world.close()

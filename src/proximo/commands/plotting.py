@@ -33,9 +33,12 @@ def main(arguments: list[str]) -> int:
     from proximo.commands.pictures import draw_curves
     from proximo.run.folder import RunFolder
 
+    folders = [RunFolder.open(run) for run in command.runs]
     out = command.out or command.runs[0] / "curves.png"
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"--out is {out}: its name must end in .png, .svg or .pdf")
     if not out.parent.is_dir():
         raise UsageError(f"--out is {out}: there is no folder {out.parent}")
-    draw_curves([RunFolder.open(run) for run in command.runs], out)
+    draw_curves(folders, out)
     print(f"curves in {out}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +22,9 @@ class Resume:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
-    total_steps: int | None = None
+    total_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Train to this many steps instead; schedules keep the horizon that they began with."""
-    env: str | None = None
+    env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
     """The world, which a run in code of your own (module:Class) needs to hear again."""
     quiet: bool = False
     """Print nothing but errors."""
@@ -39,14 +38,12 @@ def main(arguments: list[str]) -> int:
     from proximo.run.folder import RunFolder
 
     folder = RunFolder.open(command.run)
-    config = allow_code(folder.read_config(), command.env, f"proximo resume {command.run}")
+    config = allow_code(folder.read_config(), command.env, "resume", arguments)
     if command.total_steps is not None:
         run = dataclasses.replace(config.run, total_steps=command.total_steps)
         config = dataclasses.replace(config, run=run)
     saved = Checkpoint(folder.checkpoint("last"))
-    reached = folder.result_file.is_file() and (
-        json.loads(folder.result_file.read_text()).get("stopped_by") == "stop_at"
-    )
+    reached = folder.read_result().get("stopped_by") == "stop_at"
     if saved.steps >= config.run.total_steps or (reached and command.total_steps is None):
         if not command.quiet:
             print(

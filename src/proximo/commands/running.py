@@ -24,16 +24,17 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.interrupted = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.interrupted:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self.interrupted = number, True
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> bool:
-        return self.signal is not None
+        return self.interrupted
 
 
 def begin(
@@ -98,11 +99,17 @@ def _train(
         with display or contextlib.nullcontext():
             agent = run_session(session)
     except KeyboardInterrupt:
+        kept = folder.path.exists()
         print(
-            f"\nstopped at once; go on from the last checkpoint by: proximo resume {folder.path}",
+            "stopped at once; "
+            + (
+                f"go on from the last checkpoint by: proximo resume {folder.path}"
+                if kept
+                else "nothing was learned yet"
+            ),
             file=sys.stderr,
         )
-        return 130
+        return 128 + (interrupt.signal or signal.SIGINT)
     result = agent.result
     if interrupt.signal is not None:
         print(

@@ -48,7 +48,10 @@ class Train:
     """Environment steps to train for (short for --run.total-steps)."""
     stop_at: Annotated[float | None, SHORT] = None
     """End early at this return (short for --run.stop-at)."""
-    device: Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, SHORT] = None
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"] | None,
+        arg(metavar="{auto,cpu,cuda,mps}", help_behavior_hint=""),
+    ] = None
     """Where the networks live (short for --run.device)."""
     run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """A new folder for the run; by default runs/ENV-ALGORITHM-seedS."""
@@ -75,7 +78,7 @@ def main(arguments: list[str]) -> int:
     base, preset = _base(chosen)
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     final = parse(Train, "train", arguments, dataclasses.replace(Train(), **sections))
-    config = _config(final, base)
+    config = _config(final, arguments)
 
     from proximo.commands.running import begin
 
@@ -85,6 +88,8 @@ def main(arguments: list[str]) -> int:
 def _base(chosen: Train) -> tuple[Config, Preset | None]:
     """What the arguments are laid over: a file, a preset or the defaults."""
     if chosen.config is not None:
+        if chosen.method is not None:
+            algorithm_type(chosen.method)
         if chosen.preset is not None:
             raise UsageError("--config and --preset both give all settings: use one of them")
         return read_config(chosen.config), None
@@ -108,7 +113,7 @@ def _base(chosen: Train) -> tuple[Config, Preset | None]:
     return from_tables(tables), preset
 
 
-def _config(final: Train, base: Config) -> Config:
+def _config(final: Train, arguments: list[str]) -> Config:
     world = final.world or final.env_name
     env = dataclasses.replace(final.env, id=world) if world else final.env
     short = ("seed", "total_steps", "stop_at", "device")
@@ -125,5 +130,5 @@ def _config(final: Train, base: Config) -> Config:
     if not config.env.id:
         raise UsageError("name a world, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
-        allow_code(config, world, f"proximo train --config {final.config}")
+        allow_code(config, world, "train", arguments)
     return config

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from proximo.types import UsageError
+from proximo.types import UsageError, check_finite
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,7 @@ class EnvConfig:
     """Rewards are then cut off at plus and minus this; none leaves them."""
 
     def __post_init__(self) -> None:
+        check_finite("env", self)
         if self.worlds < 1:
             raise UsageError(f"env.worlds is {self.worlds}: at least one world is needed")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:

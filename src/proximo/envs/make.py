@@ -8,6 +8,7 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -208,16 +209,20 @@ def make_world(
     kwargs = dict(env.kwargs)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
+    world: gym.Env[Any, Any] = _call(maker, env, kwargs)
+    if env.max_episode_steps is not None and not _is_registered(env.id):
+        world = gym.wrappers.TimeLimit(world, env.max_episode_steps)
+    return world
+
+
+def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> Any:
     try:
-        world = maker(**kwargs)
+        return maker(**kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
     except Exception as error:
         what = f"{env.id or maker}" + (f" with the arguments {kwargs}" if kwargs else "")
         raise UsageError(f"{what} cannot be made: {type(error).__name__}: {error}") from error
-    if env.max_episode_steps is not None and not _is_registered(env.id):
-        world = gym.wrappers.TimeLimit(world, env.max_episode_steps)
-    return world
 
 
 def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None) -> Worlds:
@@ -262,14 +267,15 @@ def _user_maker(name: str) -> Maker:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except Exception as error:  # whatever the user's module raises
         raise UsageError(
-            f"{name}: the module {module_name!r} cannot be imported: {error}"
+            f"{name}: importing the module {module_name!r} failed: {type(error).__name__}: {error}"
         ) from error
     if not attribute.isidentifier() or not hasattr(module, attribute):
         if attribute in gym.registry:  # importing the module registered it, as gym.make allows
             return lambda **kwargs: gym.make(attribute, **kwargs)
-        raise UsageError(f"{module_name} has no {attribute!r}. {nearest(attribute, dir(module))}")
+        public = [name for name in dir(module) if not name.startswith("_")]
+        raise UsageError(f"{module_name} has no {attribute!r}. {nearest(attribute, public)}")
     maker: Maker = getattr(module, attribute)
     return maker
 
@@ -281,6 +287,8 @@ def _native_vector(env: EnvConfig) -> VectorEnv:
     kwargs: dict[str, Any] = dict(env.kwargs)
     if env.max_episode_steps is not None:
         kwargs["max_episode_steps"] = env.max_episode_steps
-    return gym.make_vec(
-        env.id, num_envs=env.worlds, vectorization_mode="vector_entry_point", **kwargs
+    make = partial(
+        gym.make_vec, env.id, num_envs=env.worlds, vectorization_mode="vector_entry_point"
     )
+    made: VectorEnv[Any, Any, Any] = _call(make, env, kwargs)
+    return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from proximo.types import UsageError
+from proximo.types import UsageError, check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class NetConfig:
     """Let the critic learn standardised returns; values are shown in units of the reward."""
 
     def __post_init__(self) -> None:
+        check_finite("net", self)
         if not self.hidden or min(self.hidden) < 1:
             raise UsageError(
                 f"net.hidden is {self.hidden}: give one or more widths, each at least 1"

@@ -63,9 +63,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         """Read `path`. Raises `UsageError` if it is missing, damaged or of another schema."""
         if not path.is_file():
-            there = sorted(p.stem for p in path.parent.glob("*.safetensors"))
-            remedy = f"there are: {', '.join(there)}" if there else "there are no others"
-            raise UsageError(f"there is no checkpoint {path}; {remedy}")
+            raise UsageError(f"there is no checkpoint {path}: {_others(path)}")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["proximo"])
@@ -76,13 +74,12 @@ class Checkpoint:
             self.record: dict[str, Any] = json.loads(text)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
             raise UsageError(
-                f"the checkpoint {path} is damaged ({error}): use another one of the run, "
-                "such as --checkpoint best"
+                f"the checkpoint {path} is damaged ({error}): {_others(path)}"
             ) from error
         if self.record.get("schema") != SCHEMA:
             raise UsageError(
                 f"the checkpoint {path} has schema {self.record.get('schema')}, this version of "
-                f"Proximo reads schema {SCHEMA}"
+                f"Proximo reads schema {SCHEMA}: use the version that wrote it (versions.json)"
             )
 
     @property
@@ -154,6 +151,14 @@ class Checkpoint:
             else []
             for i in range(len(world.episode))
         ]
+
+
+def _others(path: Path) -> str:
+    """What a user whose checkpoint is gone can turn to."""
+    names = sorted(p.name for p in path.parent.glob("*.safetensors") if p != path)
+    if not names:
+        return "the run has no other"
+    return f"the run has others, {', '.join(names)}; copy one over it to use that instead"
 
 
 def _pack(state: TrainState, *, policy_only: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:

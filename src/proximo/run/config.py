@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 import types
 import typing
@@ -16,7 +17,7 @@ from proximo.algorithms.ppo import PPO
 from proximo.envs.config import EnvConfig
 from proximo.functional.schedules import Schedule
 from proximo.nets.config import NetConfig
-from proximo.types import UsageError, nearest
+from proximo.types import UsageError, check_finite, nearest
 
 ALGORITHMS: dict[str, type[OnPolicy]] = {"ppo": PPO}
 """Every algorithm by the name that the command line and `config.toml` use."""
@@ -70,18 +71,22 @@ class RunConfig:
     """Updates between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_finite("run", self)
         for name in ("total_steps", "eval_episodes", "log_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"run.{name} is {getattr(self, name)}: give at least 1")
-        for name in ("seed", "threads", "eval_every", "save_every"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"run.{name} is {getattr(self, name)}: give 0 or more")
+        for name, highest in (
+            ("seed", 2**62),
+            ("threads", os.cpu_count() or 1),
+            ("eval_every", 2**62),
+            ("save_every", 2**62),
+        ):
+            if not 0 <= getattr(self, name) <= highest:
+                raise UsageError(
+                    f"run.{name} is {getattr(self, name)}: it must lie in [0, {highest}]"
+                )
         if not 0 < self.smoothing <= 1:
             raise UsageError(f"run.smoothing is {self.smoothing}: it must lie in (0, 1]")
-        if self.keep_best == "evaluation" and not self.eval_every:
-            raise UsageError(
-                "run.keep_best is evaluation: set run.eval_every to how often, in updates"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,10 @@ class Config:
     def check(self) -> None:
         """What no section can see alone. Raises `UsageError`."""
         algorithm, samples = self.algorithm, self.env.worlds * self.rollout.steps
+        if self.run.keep_best == "evaluation" and not self.run.eval_every:
+            raise UsageError(
+                "run.keep_best is evaluation: set run.eval_every to how often, in updates"
+            )
         if algorithm.minibatches == "episodes" and not self.rollout.episodes:
             raise UsageError(
                 "algorithm.minibatches is episodes, but experience is counted in steps: "
@@ -128,6 +137,9 @@ def from_tables(tables: Tables) -> Config:
     for section in tables:
         if section not in known:
             raise UsageError(f"there is no section {section!r}. {nearest(section, known)}")
+    for section, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise UsageError(f"{section} is {table!r}: it must be a section, [{section}]")
     algorithm = dict(tables.get("algorithm", {}))
     parts: dict[str, Any] = {
         "algorithm": _section("algorithm", algorithm_type(algorithm.pop("name", "ppo")), algorithm)
@@ -174,8 +186,8 @@ def to_toml(config: Config) -> str:
 
 def algorithm_type(name: str) -> type[OnPolicy]:
     """The class behind an algorithm's name, or `UsageError` with those that are near."""
-    if name not in ALGORITHMS:
-        raise UsageError(f"there is no algorithm {name!r}. {nearest(name, ALGORITHMS)}")
+    if not isinstance(name, str) or name not in ALGORITHMS:
+        raise UsageError(f"there is no algorithm {name!r}. {nearest(str(name), ALGORITHMS)}")
     return ALGORITHMS[name]
 
 
@@ -201,8 +213,6 @@ def _section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     fields = {f.name for f in dataclasses.fields(cls)}
     values = {}
-    if not isinstance(table, Mapping):
-        raise UsageError(f"{name} is {table!r}: it must be a section")
     for key, value in table.items():
         if key not in fields:
             raise UsageError(f"there is no setting {name}.{key}. {nearest(key, fields)}")
@@ -239,4 +249,5 @@ def _convert(value: Any, hint: Any) -> Any:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    raise ValueError(f"it must be a {getattr(hint, '__name__', hint)}")
+    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise ValueError(f"it must be {kinds.get(hint, f'a {hint}')}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
@@ -76,16 +77,33 @@ class RunFolder:
                 break
         return rows
 
-    def cut_metrics(self, update: int) -> list[dict[str, Any]]:
-        """Drop what was logged after this update; returns what remains."""
-        rows = [row for row in self.read_metrics() if row["update"] <= update]
+    def cut_metrics(self, update: int, every: int) -> list[dict[str, Any]]:
+        """Drop what was logged after this update, or only because the run had ended there.
+
+        Returns what remains.
+        """
+        rows = [
+            row
+            for row in self.read_metrics()
+            if row["update"] <= update and row["update"] % every == 0
+        ]
         self.metrics_file.write_text(
             "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
         )
         return rows
 
     def write_result(self, result: dict[str, Any]) -> None:
-        self.result_file.write_text(json.dumps(result, indent=2) + "\n")
+        temporary = self.result_file.with_name(".result.json.partial")
+        temporary.write_text(json.dumps(result, indent=2) + "\n")
+        os.replace(temporary, self.result_file)
+
+    def read_result(self) -> dict[str, Any]:
+        """How the run ended; nothing if it has not, or if the file is damaged."""
+        try:
+            result = json.loads(self.result_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return result if isinstance(result, dict) else {}
 
     def note(self, text: str) -> None:
         """Add a line to the log."""

@@ -88,7 +88,7 @@ class Session:
             resume.load_state(state)
             if not worlds.restore(state.worlds):
                 self.notes.append("these worlds cannot be brought back: new episodes begin in them")
-            rows = folder.cut_metrics(state.updates) if folder else []
+            rows = folder.cut_metrics(state.updates, config.run.log_every) if folder else []
         if folder:
             folder.write_config(config)
         threshold = config.run.stop_at
@@ -155,10 +155,16 @@ class Session:
 
     def _make_state(self, policy: ActorCritic) -> TrainState:
         seed = self.config.run.seed
+        try:
+            worlds = self.worlds.start()
+        except Exception as error:
+            raise UsageError(
+                f"a world failed at its first reset: {type(error).__name__}: {error}"
+            ) from error
         return TrainState(
             policy=policy,
             optimizer=self.config.algorithm.make_optimizer(policy),
-            worlds=self.worlds.start(),
+            worlds=worlds,
             # Streams apart, so that longer rollouts do not change the order of minibatches.
             collecting=torch.Generator().manual_seed(2 * seed),
             shuffling=torch.Generator().manual_seed(2 * seed + 1),
@@ -190,11 +196,13 @@ class Session:
         torch.set_num_threads(self._threads)
 
     def finish(self, *, stopped: bool) -> dict[str, Any]:
-        """Save, and write down how it ended."""
+        """Save, and write down how it ended: by its steps, `stop_at`, a callback or a signal."""
         state, row = self.state, self._record.row if self._record else {}
         reason = "total_steps"
         if stopped:
             reason = "stop_at" if self._stop_at and self._stop_at.reached else "callback"
+            if any(getattr(callback, "interrupted", False) for callback in self.callbacks):
+                reason = "interrupted"
         result = {
             "stopped_by": reason,
             "updates": state.updates,

@@ -1,0 +1,46 @@
+"""The README keeps its word: its example runs, its links lead somewhere, its tree is the tree."""
+
+import re
+from pathlib import Path
+
+import proximo
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL).group(1)
+    exec(compile(example, "README.md", "exec"), {})
+    assert (tmp_path / "runs/example/result.json").is_file()
+
+
+def test_its_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_its_tree_is_the_tree():
+    package = Path(proximo.__file__).parent
+    rooms = {p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    listed = {
+        name.removesuffix(".py").rstrip("/") for name in re.findall(r"^  (\S+)", README, re.M)
+    }
+    assert rooms - {"__init__", "__main__"} <= listed
+
+
+def test_the_metrics_page_explains_every_key(tmp_path):
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    proximo.train(
+        "CartPole-v1",
+        proximo.PPO(critic_learning_rate=1e-3),
+        total_steps=1024,
+        run_config=proximo.RunConfig(eval_every=1, eval_episodes=1),
+        run_dir=tmp_path / "run",
+    )
+    from proximo.run.folder import RunFolder
+
+    for key in RunFolder(tmp_path / "run").read_metrics()[0]:
+        assert f"`{key}`" in page, key
