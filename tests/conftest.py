@@ -1,5 +1,10 @@
-"""What all tests share: one thread, so that they measure and reproduce the same everywhere."""
+"""What all tests share: one thread, and the same examples in every run."""
 
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+
+# No deadline: a shared machine is slow now and then.
+settings.register_profile("proximo", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("proximo")

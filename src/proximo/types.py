@@ -49,6 +49,20 @@ class Episode(NamedTuple):
     length: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossSpec:
+    """A clipped surrogate with its critic and gradient step, in numbers, for the native engine."""
+
+    clip: float
+    entropy_coef: float
+    value_coef: float
+    value_loss: str  # mse, huber or clipped
+    value_clip: float
+    huber_delta: float
+    standardize: bool  # advantages, per minibatch
+    max_grad_norm: float | None
+
+
 class Moments(NamedTuple):
     """Number, mean and population variance of what was seen; number 0: mean 0, variance 1."""
 
@@ -114,6 +128,7 @@ class TrainState:
     worlds: WorldState
     collecting: torch.Generator  # noise of the actions
     shuffling: torch.Generator  # order of the minibatches
+    engine: str = "torch"  # what computes the updates: torch or native
     horizon: int  # environment steps over which schedules run from 0 to 1
     steps: int = 0  # environment steps taken
     updates: int = 0

@@ -18,6 +18,7 @@ LAYERS = [
     ["agent"],
     ["run"],
     ["collect", "evaluate", "algorithms"],
+    ["native"],
     ["nets", "envs"],
     ["functional"],
     ["types"],

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import Batch, Metrics, Rollout, TrainState, UsageError
+from proximo.types import Batch, LossSpec, Metrics, Rollout, TrainState, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -100,10 +100,10 @@ class OnPolicy(ABC):
             interval = f"above {low}" if above else f"in [{low}, {high}]"
             raise UsageError(f"algorithm.{name} is {value}: it must be {interval}")
 
-    def coefficients(self, state: TrainState) -> dict[str, float]:
-        """Scheduled settings as they stand now."""
+    def coefficients(self, progress: float) -> dict[str, float]:
+        """Scheduled settings as they stand at this progress, in [0, 1]."""
         names = ("entropy_coef", "value_clip")
-        return {name: as_schedule(getattr(self, name))(state.progress) for name in names}
+        return {name: as_schedule(getattr(self, name))(progress) for name in names}
 
     def make_optimizer(self, policy: ActorCritic) -> torch.optim.Optimizer:
         """One group of parameters, or actor and critic apart where the critic has its own rate."""
@@ -140,6 +140,10 @@ class OnPolicy(ABC):
     def stops(self, policy: ActorCritic, batch: Batch) -> bool:
         """Whether the remaining epochs of this update are left out."""
         return False
+
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
+        """The loss in numbers, if the native engine knows it; None: only PyTorch can compute it."""
+        return None
 
     @abstractmethod
     def read(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from proximo.algorithms.base import OnPolicy
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import Batch, TrainState
+from proximo.types import Batch, LossSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +37,8 @@ class PPO(OnPolicy):
         self._check("clip", 0, float("inf"), above=True)
         self._check("target_kl", 0, float("inf"), above=True)
 
-    def coefficients(self, state: TrainState) -> dict[str, float]:
-        return {"clip": as_schedule(self.clip)(state.progress), **super().coefficients(state)}
+    def coefficients(self, progress: float) -> dict[str, float]:
+        return {"clip": as_schedule(self.clip)(progress), **super().coefficients(progress)}
 
     def loss(
         self, policy: ActorCritic, batch: Batch, coefficients: dict[str, float]
@@ -60,6 +60,20 @@ class PPO(OnPolicy):
             loss = loss - weight * masked_mean(new.entropy)
         terms = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss}
         return loss, {name: term.detach() for name, term in terms.items()}
+
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
+        if type(self) is not PPO:  # a subclass may have a loss of its own
+            return None
+        return LossSpec(
+            clip=coefficients["clip"],
+            entropy_coef=coefficients["entropy_coef"],
+            value_coef=self.value_coef,
+            value_loss=self.value_loss,
+            value_clip=coefficients["value_clip"],
+            huber_delta=self.huber_delta,
+            standardize=self.normalize_advantage == "minibatch",
+            max_grad_norm=self.max_grad_norm,
+        )
 
     def stops(self, policy: ActorCritic, batch: Batch) -> bool:
         if self.target_kl is None:

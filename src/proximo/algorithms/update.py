@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from proximo.functional.masked import explained_variance
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.schedules import as_schedule
-from proximo.types import Batch, Metrics, TrainState
+from proximo.native.library import NativeUpdate, obstacle
+from proximo.types import Batch, Metrics, TrainState, UsageError
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
 """Minibatch -> what to minimise, and terms to report."""
+Layout = tuple[Tensor, list[int]]
+"""Order of the samples [B], and the bounds of the minibatches in it: 0, ..., B."""
 
 
 def make_optimizer(
@@ -68,33 +72,52 @@ def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: floa
     return norm
 
 
-def shuffled(batch: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """The batch in a new random order, in minibatches of `size`; the last one may be smaller."""
-    order = torch.randperm(len(batch), generator=generator).to(batch.obs.device)
-    mixed = batch[order]
-    return (mixed[begin : begin + size] for begin in range(0, len(batch), size))
+def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> Layout:
+    """The minibatches of an epoch: samples in a new random order, or one whole episode each.
+
+    The last of the shuffled ones may be smaller. Returns the order and where each one ends.
+    """
+    count = len(batch)
+    if algorithm.minibatches == "episodes":
+        lengths = torch.bincount(batch.episode)
+        return torch.arange(count), [0, *lengths.cumsum(0).tolist()]
+    order = torch.randperm(count, generator=generator)
+    return order, [*range(0, count, algorithm.minibatch_size), count]
 
 
-def by_episode(batch: Batch) -> Iterator[Batch]:
-    """One whole episode each, in order."""
-    begin = 0
-    for length in torch.bincount(batch.episode).tolist():
-        yield batch[begin : begin + length]
-        begin += length
-
-
-def epoch(
+def torch_epoch(
     optimizer: torch.optim.Optimizer,
-    minibatches: Iterator[Batch],
+    batch: Batch,
+    layout: Layout,
     loss: Loss,
     max_norm: float | None,
-) -> list[dict[str, Tensor]]:
-    """One pass over the data; returns the terms of each minibatch. Nothing is read on the host."""
+) -> dict[str, Tensor]:
+    """One pass over the data; returns the minibatches' terms, added up. No read on the host."""
+    order, bounds = layout
+    mixed = batch[order.to(batch.obs.device)]
     terms = []
-    for minibatch in minibatches:
-        value, found = loss(minibatch)
+    for begin, end in pairwise(bounds):
+        value, found = loss(mixed[begin:end])
         terms.append({**found, "grad_norm": gradient_step(optimizer, value, max_norm)})
-    return terms
+    return {name: torch.stack([t[name] for t in terms]).sum() for name in terms[0]}
+
+
+def choose_engine(
+    wish: str, algorithm: OnPolicy, policy: ActorCritic, optimizer: torch.optim.Optimizer
+) -> tuple[str, str]:
+    """Which engine computes the updates, and why. A rule on what there is, never on a timing.
+
+    auto: native where it can be, else torch. Raises `UsageError` for native where it cannot be.
+    """
+    if wish == "torch":
+        return "torch", "as asked for"
+    coefficients = algorithm.coefficients(0.0)
+    hindrance = obstacle(policy, algorithm.loss_spec(coefficients), optimizer)
+    if not hindrance:
+        return "native", "a small network on a CPU"
+    if wish == "native":
+        raise UsageError(f"run.engine is native, but {hindrance}: use torch or auto")
+    return "torch", f"not native: {hindrance}"
 
 
 def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
@@ -104,26 +127,28 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
     Raises `TrainState.fault` if the loss was not finite.
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
-    coefficients = algorithm.coefficients(state)
+    coefficients = algorithm.coefficients(state.progress)
     rates = set_learning_rates(algorithm, state)
-    terms: list[dict[str, Tensor]] = []
+    spec = algorithm.loss_spec(coefficients) if state.engine == "native" else None
+    native = NativeUpdate(policy, state.optimizer, batch, spec) if spec else None
+
+    def loss(minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return algorithm.loss(policy, minibatch, coefficients)
+
+    epochs, steps = [], 0
     for done in range(1, algorithm.epochs + 1):
-        minibatches = (
-            by_episode(batch)
-            if algorithm.minibatches == "episodes"
-            else shuffled(batch, algorithm.minibatch_size, state.shuffling)
+        layout = lay_out(algorithm, batch, state.shuffling)
+        epochs.append(
+            native.epoch(*layout)
+            if native
+            else torch_epoch(state.optimizer, batch, layout, loss, algorithm.max_grad_norm)
         )
-        terms += epoch(
-            state.optimizer,
-            minibatches,
-            lambda minibatch: algorithm.loss(policy, minibatch, coefficients),
-            algorithm.max_grad_norm,
-        )
+        steps += len(layout[1]) - 1
         if done < algorithm.epochs and algorithm.stops(policy, batch):
             break
     with torch.no_grad():
         readings = {
-            **{name: torch.stack([t[name] for t in terms]).mean() for name in terms[0]},
+            **{name: torch.stack([e[name] for e in epochs]).sum() / steps for name in epochs[0]},
             **algorithm.read(policy, batch, coefficients),
             "explained_variance": explained_variance(batch.value, batch.target),
         }
@@ -133,9 +158,9 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
         policy.set_obs_moments(state.obs_moments)
     values = torch.stack([reading.double() for reading in readings.values()])
     metrics = dict(zip(readings, values.tolist(), strict=True))  # one transfer for all of them
-    if not math.isfinite(loss := metrics.pop("loss")):
+    if not math.isfinite(value := metrics.pop("loss")):
         raise state.fault(
-            f"the loss became {loss} in update {state.updates + 1}: a smaller learning rate, "
+            f"the loss became {value} in update {state.updates + 1}: a smaller learning rate, "
             "reward scaling or gradient clipping are the usual remedies"
         )
     return {
@@ -143,8 +168,8 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
         **rates,
         **coefficients,
         "epochs": done,
-        "gradient_steps": len(terms),
-        "gradient_steps_saved": len(terms) // done * (algorithm.epochs - done),
+        "gradient_steps": steps,
+        "gradient_steps_saved": steps // done * (algorithm.epochs - done),
     }
 
 

@@ -155,7 +155,8 @@ class ActorCritic(nn.Module):
         own_trunk = list(self.critic.parameters()) if self.critic else []
         return [*own_trunk, *self.baseline.parameters()]
 
-    def _inputs(self, obs: Tensor) -> Tensor:
+    def inputs(self, obs: Tensor) -> Tensor:
+        """Observations as the networks take them: standardised, if they are."""
         if not self.normalize_obs:
             return obs
         return ((obs - self.obs_shift) * self.obs_scale).clamp(-self._clip, self._clip)
@@ -166,7 +167,7 @@ class ActorCritic(nn.Module):
 
     def distribution(self, obs: Tensor) -> Distribution:
         """π(·|s). obs: [..., *obs]."""
-        return self._policy(self.actor(self._inputs(obs)))
+        return self._policy(self.actor(self.inputs(obs)))
 
     def _policy(self, features: Tensor) -> Distribution:
         outputs = linear(features, self.logits.weight, self.logits.bias)
@@ -183,7 +184,7 @@ class ActorCritic(nn.Module):
 
     def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
         """Log π(a|s), V(s) and, where asked for, the entropy of π(·|s). obs: [B, *obs]."""
-        inputs = self._inputs(obs)
+        inputs = self.inputs(obs)
         features = self.actor(inputs)
         distribution = self._policy(features)
         return Evaluation(
@@ -195,7 +196,7 @@ class ActorCritic(nn.Module):
 
     def value(self, obs: Tensor) -> Tensor:
         """V(s) in units of the reward. obs: [B, *obs]; returns [B]."""
-        return self._value((self.critic or self.actor)(self._inputs(obs)))
+        return self._value((self.critic or self.actor)(self.inputs(obs)))
 
     @torch.no_grad()
     def set_obs_moments(self, moments: Moments) -> None:

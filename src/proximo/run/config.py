@@ -55,6 +55,8 @@ class RunConfig:
     """End early once the smoothed return and then an evaluation reach this return."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the networks live; auto keeps small ones on the CPU, where they are faster."""
+    engine: Literal["auto", "torch", "native"] = "auto"
+    """What computes the updates; auto: native (C++) for small networks on a CPU, else torch."""
     threads: int = 0
     """Threads within one operation; 0 chooses: 1 for small networks, else PyTorch's own number."""
     smoothing: float = 0.1

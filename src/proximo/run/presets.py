@@ -64,16 +64,17 @@ PRESETS = (
         envs=("Pendulum-v1",),
         settings={
             "algorithm": {
-                "gamma": 0.9,
+                "gamma": 0.95,
                 "learning_rate": "linear:1e-3:0",
-                "epochs": 10,
+                "epochs": 15,
                 "minibatch_size": 64,
             },
-            "rollout": {"steps": 500},
-            "env": {"worlds": 4},
+            "net": {"normalize_returns": True},
+            "rollout": {"steps": 200},
+            "env": {"worlds": 5},
             "run": {"total_steps": 100_000},
         },
-        source="RL Baselines3 Zoo, without gSDE, half the rollout, a falling learning rate",
+        source="own: five whole episodes an update, standardised returns, falling learning rate",
         result="",
     ),
     Preset(

@@ -12,6 +12,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
+from proximo.algorithms.update import choose_engine
 from proximo.envs.make import Maker, Worlds, make_world, make_worlds, return_threshold
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.callbacks import (
@@ -80,6 +81,13 @@ class Session:
         torch.set_num_threads(config.run.threads)
         policy.to(config.run.device)
         self.state = state = self._make_state(policy)
+        state.engine, why = choose_engine(
+            config.run.engine, config.algorithm, policy, state.optimizer
+        )
+        if config.run.engine == "auto":
+            self.notes.append(f"engine: {state.engine} ({why})")
+        run = dataclasses.replace(config.run, engine=state.engine)  # type: ignore[arg-type]
+        self.config = config = dataclasses.replace(config, run=run)
         rows: list[dict[str, Any]] = []
         if start:
             start.load_policy(policy)

@@ -1,0 +1,1 @@
+"""An epoch of PPO for small networks in C++: PyTorch's numbers without its overhead."""
