@@ -1,0 +1,70 @@
+"""Real tasks with their presets: the whole budgets under the `long` marker, short ones always.
+
+The long bars are those of the results table; `benchmarks/scores.py` records the figures.
+"""
+
+import statistics
+
+import pytest
+
+from proximo.envs.make import make_world
+from proximo.evaluate import evaluate
+from proximo.loop import run_session
+from proximo.run.config import from_tables
+from proximo.run.presets import find_preset
+from proximo.run.session import Session
+
+# task: (training seeds, bar for their mean, bar for the worst)
+BARS = {
+    "CartPole-v1": (range(1, 6), 475, 475),
+    "Pendulum-v1": (range(1, 6), -180, -220),
+    "LunarLander-v3": (range(1, 6), 230, 200),
+    "LunarLanderContinuous-v3": (range(1, 6), 240, None),
+    "MountainCar-v0": (range(1, 6), -120, -120),
+    "HalfCheetah-v5": (range(1, 4), 2000, None),
+}
+
+
+def score(task, seed, episodes=100, **sections):
+    """Mean of deterministic episodes of the last policy, on seeds that training never sees."""
+    tables = {name: dict(table) for name, table in find_preset("ppo", task).settings.items()}
+    tables["env"]["id"] = task
+    tables["run"]["seed"] = seed
+    for section, changes in sections.items():
+        tables[section].update(changes)
+    config = from_tables(tables)
+    agent = run_session(Session(config))
+    world = make_world(config.env)
+    scores = evaluate(agent.policy, world, episodes=episodes, seed=1_000_000)
+    world.close()
+    return float(scores.returns.mean())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", BARS)
+def test_a_task_is_learned_by_every_seed(task):
+    seeds, mean_bar, worst_bar = BARS[task]
+    found = [score(task, seed) for seed in seeds]
+    assert statistics.fmean(found) >= mean_bar, found
+    if worst_bar is not None:
+        assert min(found) >= worst_bar, found
+
+
+QUICKER = {"rollout": {"steps": 250}, "algorithm": {"learning_rate": "linear:1e-3:0"}}
+"""For LunarLander: more and larger updates, since there are fewer steps."""
+
+
+@pytest.mark.parametrize(
+    ("task", "total_steps", "changes", "bar"),
+    [
+        ("CartPole-v1", 50_000, {}, 450),
+        ("Pendulum-v1", 60_000, {}, -300),
+        ("LunarLander-v3", 160_000, QUICKER, 50),
+        ("LunarLanderContinuous-v3", 160_000, QUICKER, 50),
+        ("MountainCar-v0", 200_000, {}, -180),
+        ("HalfCheetah-v5", 100_000, {}, 200),
+    ],
+)
+def test_a_short_run_is_on_its_way(task, total_steps, changes, bar):
+    changes = {"run": {"total_steps": total_steps}} | changes
+    assert score(task, seed=1, episodes=20, **changes) >= bar
