@@ -13,11 +13,16 @@ help:
 	@echo "make speed   steps per second beside Stable-Baselines3"
 
 # The marker is written last: a set-up that was cut off is done again.
-.venv/ready: requirements.lock pyproject.toml
+.venv/locked: requirements.lock
 	@echo "Setting up .venv: a virtual environment with the locked dependencies (a few minutes, once)"
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Proximo needs Python 3.11 or newer; this is ' + sys.version.split()[0] + '. Name another with: make PYTHON=python3.12')"
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install --quiet -r requirements.lock
+	@touch $@
+
+# Apart, so that a change to the native engine builds only that.
+.venv/ready: .venv/locked pyproject.toml hatch_build.py src/proximo/native/engine.cpp
+	@echo "Installing Proximo and building its native engine"
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -272,3 +272,87 @@ def test_discrete_actions_count_from_where_their_space_starts():
     worlds, state, _, config = start("", NetConfig(), source=From5)
     collect(worlds, state, config, steps=20)
     assert seen == {5, 6}
+
+
+@pytest.mark.parametrize("engine", ["torch", "native"])
+def test_weights_that_became_nan_are_noticed_in_the_update_that_made_them(engine):
+    """The losses are computed before each step: only a look after the last one shows these."""
+    worlds, state, _, config = start("Pendulum-v1", NetConfig(log_std=-9.9))
+    algorithm = PPO(epochs=1, minibatch_size=60, normalize_advantage="none")
+    state.engine = engine
+    rollout = collect(worlds, state, config, steps=20)
+    batch = algorithm.prepare(state, rollout)
+    wild = dataclasses.replace(
+        batch, log_prob=batch.log_prob - 79.9, advantage=torch.full_like(batch.advantage, -100.0)
+    )
+    before = state.updates
+    with pytest.raises(UsageError, match="became"):
+        algorithm.update(state, wild)
+    assert state.updates == before
+
+
+def test_a_rollout_in_which_every_world_only_resets_goes_on_until_one_steps():
+    worlds = make_worlds(EnvConfig(id="CartPole-v1", worlds=1, backend="vector"), 0)
+    torch.manual_seed(0)
+    policy = ActorCritic(worlds.obs_space, worlds.action_space, NetConfig())
+    algorithm = PPO(epochs=1, minibatch_size=1)
+    state = TrainState(
+        policy=policy,
+        optimizer=algorithm.make_optimizer(policy),
+        worlds=worlds.start(),
+        collecting=torch.Generator(),
+        shuffling=torch.Generator(),
+        horizon=100,
+    )
+    for _ in range(60):
+        rollout = collect(worlds, state, EnvConfig(), steps=1)
+        assert rollout.mask.any()
+        algorithm.update(state, algorithm.prepare(state, rollout))
+        state.advance(rollout, 0.1)
+    assert state.episodes > 0
+
+
+class Misshapen(Countdown):
+    """Its step returns one number where its space has four."""
+
+    observation_space = gym.spaces.Box(0, 1, (4,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset()
+        return np.zeros(4, np.float32), {}
+
+
+class NoInfo(Countdown):
+    def reset(self, *, seed=None, options=None):
+        return super().reset()[0]
+
+
+class ArrayReward(Countdown):
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.array([reward, reward]), *rest
+
+
+class FourThings(Countdown):
+    def step(self, action):
+        return super().step(action)[:4]
+
+
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [
+        (Misshapen, r"observation of shape \(1,\), but its observation_space says \(4,\)"),
+        (NoInfo, r"reset must return two things"),
+        (ArrayReward, r"reward must be one number"),
+        (FourThings, r"but returned 4 things"),
+    ],
+)
+def test_worlds_that_answer_wrongly_are_told_how(world, message):
+    Countdown.made = 0
+
+    def go():
+        worlds, state, _, config = start("", NetConfig(), source=world)
+        collect(worlds, state, config, steps=5)
+
+    with pytest.raises(UsageError, match=message):
+        go()

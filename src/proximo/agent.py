@@ -37,13 +37,15 @@ class Agent:
         """The action for one observation, as the world takes it.
 
         deterministic: the most likely action; else one drawn from the policy. Raises `ValueError`
-        for an observation of another shape.
+        for an observation of another shape, or with a number that is not finite.
         """
         if np.shape(obs) != self.policy.obs_shape:
             raise ValueError(
                 f"the observation has shape {np.shape(obs)}: this policy takes one of "
                 f"{self.policy.obs_shape} at a time"
             )
+        if not np.isfinite(obs).all():
+            raise ValueError(f"the observation holds a number that is not finite: {obs}")
         return choose(self.policy, obs, None if deterministic else self._generator)
 
 

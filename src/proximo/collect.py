@@ -13,7 +13,7 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.make import Step, Worlds
 from proximo.functional.distributions import Distribution
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import Episode, Rollout, TrainState
+from proximo.types import Episode, Rollout, TrainState, UsageError, explain
 
 BLOCK = 256
 """Steps for which noise is drawn at once when episodes are counted; else it is the horizon."""
@@ -63,7 +63,7 @@ def collect(
     taken: list[np.ndarray] = []
     answers: list[Step] = []
     first: Distribution | None = None
-    while not answers or (tickets and tickets.left):
+    while not any(_real(step) for step in answers) or (tickets and tickets.left):
         noise = head.noise(state.collecting, (BLOCK if tickets else steps, worlds.count))
         for row in noise.to(policy.device, policy.dtype).unbind(0):
             obs = torch.as_tensor(world.obs, dtype=dtype, device=device)
@@ -75,10 +75,9 @@ def collect(
             try:
                 answers.append(worlds.step(world, taken[-1]))
             except Exception as error:
-                raise state.fault(
-                    f"a world raised {type(error).__name__} at step {len(answers)} of update "
-                    f"{state.updates + 1}: {error}"
-                ) from error
+                where = f"step {len(answers)} of update {state.updates + 1}"
+                what = str(error) if isinstance(error, UsageError) else explain(error)
+                raise state.fault(f"a world failed at {where}: {what}") from error
             if tickets:
                 tickets.pass_step(answers[-1])
                 if not tickets.left:
@@ -121,6 +120,11 @@ def collect(
     )
 
 
+def _real(step: Step) -> bool:
+    """Whether any world did more than reset itself."""
+    return step.real is None or bool(step.real.any())
+
+
 def _account(
     reward: np.ndarray,
     real: np.ndarray,
@@ -150,6 +154,8 @@ def _account(
         for i, log in enumerate(world.actions):
             if begin[i] < len(taken):
                 log.append(taken[begin[i] :, i].copy())
+                if len(log) > 64:  # an episode over many rollouts
+                    log[:] = [np.concatenate(log)]
     return tuple(finished)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gymnasium as gym
@@ -9,7 +10,10 @@ import numpy as np
 import torch
 
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import Episode
+from proximo.types import Episode, UsageError, explain
+
+ENDLESS = 100_000
+"""Steps after which an episode counts as one that never ends."""
 
 
 @dataclass(frozen=True)
@@ -39,27 +43,45 @@ class Scores:
         }
 
 
-@torch.no_grad()
 def evaluate(
     policy: ActorCritic, world: gym.Env, *, episodes: int, seed: int, deterministic: bool = True
 ) -> Scores:
-    """Play episodes 0..episodes-1, number i from seed + i, with its own noise from that seed.
+    """Play episodes 0..episodes-1, number i from seed + i.
 
     One world, one row per forward: an episode's result depends on its seed and on nothing else.
-    The policy and its moments are not changed.
+    The policy and its moments are not changed. Raises `UsageError` if the world fails.
     """
-    finished = []
-    for index in range(episodes):
-        noise = torch.Generator().manual_seed(seed + index)
-        obs, _ = world.reset(seed=seed + index)
-        ret, length, over = 0.0, 0, False
+    played = (play_episode(policy, world, seed + i, deterministic) for i in range(episodes))
+    return Scores(tuple(played), seed, deterministic)
+
+
+def play_episode(
+    policy: ActorCritic,
+    world: gym.Env,
+    seed: int,
+    deterministic: bool,
+    watch: Callable[[], None] = lambda: None,
+) -> Episode:
+    """One episode from this seed, with noise from it as well; `watch` is called in every state."""
+    noise = None if deterministic else torch.Generator().manual_seed(seed)
+    ret, length, over = 0.0, 0, False
+    try:
+        obs, _ = world.reset(seed=seed)
+        watch()
         while not over:
-            obs, reward, terminated, truncated, _ = world.step(
-                choose(policy, obs, None if deterministic else noise)
-            )
+            answer = world.step(choose(policy, obs, noise))
+            obs, reward, terminated, truncated, _ = answer
             ret, length, over = ret + float(reward), length + 1, terminated or truncated
-        finished.append(Episode(ret, length))
-    return Scores(tuple(finished), seed, deterministic)
+            watch()
+            if length >= ENDLESS:
+                raise UsageError(
+                    f"an episode did not end in {ENDLESS:,} steps: give its world a time limit"
+                )
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"the world failed after {length} steps: {explain(error)}") from error
+    return Episode(ret, length)
 
 
 @torch.no_grad()

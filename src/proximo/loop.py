@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from proximo.agent import Agent
@@ -19,7 +20,7 @@ from proximo.run.config import Config, RolloutConfig, RunConfig, from_tables
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
 from proximo.run.session import Session
-from proximo.types import TrainState
+from proximo.types import TrainState, UsageError
 
 
 def learn(worlds: Worlds, state: TrainState, config: Config, callbacks: Sequence[Callback]) -> bool:
@@ -69,9 +70,20 @@ def train(
     """
     source = None if isinstance(env, str | EnvConfig) else env
     named = env.id if isinstance(env, EnvConfig) else env if isinstance(env, str) else ""
-    preset = find_preset("ppo", named) if algorithm is None else None
+    if isinstance(source, gym.Env):
+        raise UsageError(f"env is one world, {source}: pass a callable that makes it, lambda: ...")
+    if algorithm is not None and not isinstance(algorithm, OnPolicy):
+        raise UsageError(f"algorithm is {algorithm!r}: give an instance, such as PPO()")
+    if callable(callbacks):
+        raise UsageError("callbacks is a function: give a list of them, [function]")
+    preset = find_preset("ppo", named) if algorithm is None and isinstance(env, str) else None
     config = from_tables(preset.settings if preset else {})
     env_config = env if isinstance(env, EnvConfig) else dataclasses.replace(config.env, id=named)
+    if preset and worlds is not None:
+        raise UsageError(
+            f"worlds={worlds} changes the preset of {named}, which fits its own number of worlds: "
+            "give an algorithm too, such as PPO()"
+        )
     count = source.num_envs if isinstance(source, VectorEnv) else worlds
     if count is not None:
         env_config = dataclasses.replace(env_config, worlds=count)
@@ -89,10 +101,4 @@ def train(
     )
     config.check()
     folder = RunFolder.create(run_dir, config) if run_dir is not None else None
-    try:
-        session = Session(config, folder=folder, source=source, callbacks=callbacks)
-    except BaseException:
-        if folder:
-            folder.remove()
-        raise
-    return run_session(session)
+    return run_session(Session(config, folder=folder, source=source, callbacks=callbacks))

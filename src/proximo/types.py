@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import traceback
+import typing
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,17 +28,35 @@ class TrainingError(RuntimeError):
     """Training failed after it had started: the run and its last checkpoint stay (exit code 1)."""
 
 
-def check_finite(section: str, settings: object) -> None:
-    """Refuse numbers among the settings that are NaN or infinite. Raises `UsageError`."""
-    for name, value in vars(settings).items():
+def check_values(section: str, settings: object) -> None:
+    """Refuse what no setting of its type can be. Raises `UsageError`.
+
+    Numbers must be finite, whole where the field is `int`, and words among the field's choices.
+    """
+    for name, hint in typing.get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        wrong = ""
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"{section}.{name} is {value}: it must be a finite number")
+            wrong = "it must be a finite number"
+        elif hint is int and not isinstance(value, int):
+            wrong = "it must be a whole number"
+        elif typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+            wrong = f"it must be one of {', '.join(map(str, typing.get_args(hint)))}"
+        if wrong:
+            raise UsageError(f"{section}.{name} is {value!r}: {wrong}")
+
+
+def explain(error: BaseException) -> str:
+    """An exception of the user's code in one line: type, message, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error about a mistyped name: the names near it, or all if they are few."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"There are: {', '.join(names)}." if len(names) <= 40 else "No known name is near it."
@@ -136,7 +156,7 @@ class TrainState:
     recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
     smoothed: float | None = None  # moving average of the episodes' returns
     best: float | None = None  # the best score so far, by whichever measure the run keeps
-    last_trial: int | None = None  # update of the last evaluation that `stop_at` asked for
+    last_trial_steps: int | None = None  # when `stop_at` last asked for an evaluation
     obs_moments: Moments | None = None  # of all observations, for the policy to standardise by
     return_moments: Moments | None = None  # of all value targets, for the critic
     reward_moments: Moments | None = None  # of the running discounted return, for scaling rewards

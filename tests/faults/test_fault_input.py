@@ -287,11 +287,9 @@ def test_starting_from_a_policy_of_another_world(here, trained):
     assert nothing_left(here)
 
 
-def test_starting_from_a_policy_of_another_size(here, trained):
-    message = refusal(train("--run-dir", "r", "--from", trained, "--net.hidden", "8", steps=64))
-    assert "(64, 4)" in message
-    assert "(8, 4)" in message
-    assert nothing_left(here)
+def test_a_run_that_starts_from_a_policy_has_its_network(trained, here):
+    succeeded(train("--run-dir", "r", "--from", trained, "--net.hidden", "8", steps=64))
+    assert "hidden = [64, 64]" in (here / "r/config.toml").read_text()
 
 
 def test_resuming_in_another_world(here, trained):

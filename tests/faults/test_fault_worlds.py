@@ -183,7 +183,7 @@ def test_a_world_that_fails_later_ends_the_run_with_code_1_and_a_short_message(h
     failed = fail(how, 75)
     assert failed.code == 1
     assert failed.err.startswith("proximo: ")
-    assert failed.err.count("\n") == 1
+    assert failed.err.count("\n") == 2
     assert "Traceback" not in failed.err + failed.out
     assert part in failed.err
     assert "of update 3" in failed.err

@@ -331,3 +331,18 @@ def test_the_batch_is_left_alone():
     native = NativeUpdate(policy, optimizer, batch, spec)
     native.epoch(*lay_out(algorithm, batch, torch.Generator()))
     assert all(torch.equal(tensor, before[name]) for name, tensor in vars(batch).items())
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "elu"])
+@pytest.mark.parametrize("part", ["actor", "critic"])
+def test_nan_does_not_vanish(activation, part):
+    """A NaN among the weights comes out as NaN, as it does in PyTorch, so that it is noticed."""
+    algorithm = PPO()
+    policy, optimizer, batch = case(algorithm, NetConfig(hidden=(16, 16), activation=activation))
+    with torch.no_grad():
+        getattr(policy, part).layers[0].weight[3, 1] = torch.nan
+    spec = algorithm.loss_spec(algorithm.coefficients(0.0))
+    terms = NativeUpdate(policy, optimizer, batch, spec).epoch(
+        *lay_out(algorithm, batch, torch.Generator())
+    )
+    assert torch.isnan(terms["loss"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import Batch, LossSpec, Metrics, Rollout, TrainState, UsageError
+from proximo.types import Batch, LossSpec, Metrics, Rollout, TrainState, UsageError, check_values
 
 if TYPE_CHECKING:
     import torch
@@ -37,12 +37,11 @@ class OnPolicy(ABC):
     n: int = 5
     """Steps before the bootstrap, for n-step."""
     value_target: Literal["same", "gae", "n-step", "td0", "monte-carlo"] = "same"
-    """What the critic learns: the value plus the advantage by this estimator (same: by the
-    policy's own)."""
+    """What the critic learns: value plus advantage by this estimator (same: the one above)."""
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "minibatch"
     """Over which samples advantages are brought to mean 0 and deviation 1."""
     normalize_reward: bool = False
-    """Divide rewards by the running deviation of their discounted sum; then cut off at +-10."""
+    """Divide rewards by the running deviation of their discounted sum, then cut off at 10."""
     learning_rate: Coefficient = 3e-4
     """Step size of the optimizer; a number or a schedule such as linear:3e-4:0."""
     critic_learning_rate: Coefficient | None = None
@@ -71,6 +70,7 @@ class OnPolicy(ABC):
     """Where Huber's loss turns from square to straight, in units of the critic's output."""
 
     def __post_init__(self) -> None:
+        check_values("algorithm", self)
         for field_name, low, high in (
             ("gamma", 0, 1),
             ("lam", 0, 1),
@@ -97,7 +97,9 @@ class OnPolicy(ABC):
             raise UsageError(f"algorithm.{name} is {value}: it must be finite")
         fine = low <= schedule.lowest and schedule.highest <= high
         if not (fine and (schedule.start > low or not above)):
-            interval = f"above {low}" if above else f"in [{low}, {high}]"
+            interval = f"above {low}" if above else f"at least {low}"
+            if math.isfinite(high):
+                interval = f"in [{low}, {high}]"
             raise UsageError(f"algorithm.{name} is {value}: it must be {interval}")
 
     def coefficients(self, progress: float) -> dict[str, float]:

@@ -158,11 +158,15 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
         policy.set_obs_moments(state.obs_moments)
     values = torch.stack([reading.double() for reading in readings.values()])
     metrics = dict(zip(readings, values.tolist(), strict=True))  # one transfer for all of them
-    if not math.isfinite(value := metrics.pop("loss")):
-        raise state.fault(
-            f"the loss became {value} in update {state.updates + 1}: a smaller learning rate, "
-            "reward scaling or gradient clipping are the usual remedies"
-        )
+    # The readings after the update are computed with its weights: they show what the losses,
+    # computed before each step, cannot.
+    for name in ("loss", "grad_norm", "approx_kl", "entropy"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise state.fault(
+                f"{name} became {metrics[name]} in update {state.updates + 1}: a smaller learning "
+                "rate, reward scaling or observation normalisation are the usual remedies"
+            )
+    del metrics["loss"]
     return {
         **metrics,
         **rates,

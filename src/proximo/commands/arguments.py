@@ -29,7 +29,7 @@ def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     """Schedules as text (linear:3e-4:0), and `none` where a setting can be off."""
     options = set(typing.get_args(info.type)) or {info.type}
     numbers = options & {Schedule, float, int}
-    if not numbers or options - numbers - {type(None)} or options in ({float}, {int}):
+    if not numbers or options - numbers - {type(None)} or options == {float}:
         return None
     off = type(None) in options
     number: Any = Schedule if Schedule in options else float if float in options else int
@@ -37,6 +37,8 @@ def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     def read(words: list[str]) -> Any:
         if off and words[0].lower() == "none":
             return None
+        if number is int and "e" in words[0].lower() and float(words[0]).is_integer():
+            return int(float(words[0]))  # 1e6 is a number of steps
         if number is not Schedule:
             return number(words[0])
         schedule = Schedule.parse(words[0])

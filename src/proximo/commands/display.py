@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 READINGS = (
     ("return", "return_mean", "{:.1f}"),
-    ("best", "best", "{:.1f}"),
+    ("best smoothed", "best", "{:.1f}"),
     ("KL", "approx_kl", "{:.4f}"),
     ("clip fraction", "clip_fraction", "{:.3f}"),
     ("entropy", "entropy", "{:.3f}"),

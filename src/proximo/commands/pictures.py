@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
+from proximo.envs.make import return_threshold
+from proximo.run.config import Config, to_toml
 from proximo.run.folder import RunFolder
 from proximo.types import UsageError
 
@@ -21,7 +25,7 @@ PANELS = (
     ("clip fraction", (("clip_fraction", ""),)),
     ("entropy in nats", (("entropy", ""),)),
     ("explained variance", (("explained_variance", ""),)),
-    ("learning rate", (("learning_rate", "actor"), ("critic_learning_rate", "critic"))),
+    ("learning rate", (("learning_rate", "policy"), ("critic_learning_rate", "critic"))),
     ("steps per second", (("steps_per_second", ""),)),
 )
 """Title, and what is drawn: key of a row of metrics.jsonl, label."""
@@ -36,8 +40,10 @@ def _extra(module: str) -> Any:
         raise UsageError(f'pictures need {error.name}: pip install "proximo[pictures]"') from error
 
 
-def draw_curves(folders: Sequence[RunFolder], out: Path) -> None:
+def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     """Every reading over the environment steps; several runs as their mean and deviation.
+
+    Returns what the reader of the picture should know besides.
 
     Raises `UsageError` for a run without metrics, and for runs of different worlds.
     """
@@ -65,7 +71,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> None:
         place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
         axes = figure.add_subplot(place)
         for color, (key, label) in zip(COLORS, curves, strict=False):
-            _draw(axes, runs, key, label, color)
+            _draw(axes, runs, key, label if len(curves) > 1 else "", color)
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -76,6 +82,9 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> None:
             axes.set_ylim(-0.03, 1.03)
         if title == "return":
             _draw_evaluations(axes, runs)
+            threshold = return_threshold(configs[0].env)
+            if threshold is not None:
+                axes.axhline(threshold, color="#888888", linestyle=":", label="solved")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
     many = (
@@ -89,6 +98,18 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> None:
     )
     figure.savefig(out, dpi=110)
     plt.close(figure)
+    return _caveats(runs, configs)
+
+
+def _caveats(runs: Sequence[list[dict[str, Any]]], configs: Sequence[Config]) -> list[str]:
+    notes = []
+    ends = [rows[-1]["steps"] for rows in runs]
+    if min(ends) < max(ends):
+        notes.append(f"means end at {min(ends):,} steps, where the shortest of the runs ends")
+    alike = {to_toml(replace(c, run=replace(c.run, seed=0))) for c in configs}
+    if len(alike) > 1:
+        notes.append("the settings of these runs differ in more than the seed (see config.toml)")
+    return notes
 
 
 def _has(runs: Sequence[list[dict[str, Any]]], key: str) -> bool:
@@ -115,9 +136,10 @@ def _draw(
     values = np.stack([np.interp(steps, x, y) for x, y in curves])
     mean, deviation = values.mean(0), values.std(0)
     axes.plot(steps, mean, color=color, linewidth=1.2, label=label)
-    axes.fill_between(
-        steps, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0
-    )
+    low = mean - deviation
+    if (values >= 0).all():
+        low = low.clip(0)
+    axes.fill_between(steps, low, mean + deviation, color=color, alpha=0.2, linewidth=0)
 
 
 def _draw_evaluations(axes: Any, runs: Sequence[list[dict[str, Any]]]) -> None:
@@ -133,22 +155,35 @@ def _thousands(value: float, _: object) -> str:
     return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
-def write_video(path: Path, frames: Sequence[np.ndarray], rate: float) -> None:
-    """Frames [H, W, 3] uint8 as a .gif or .mp4 at `rate` frames per second.
+class Video:
+    """Frames of a world, written to a .gif or .mp4 one by one as they come.
 
     A GIF shows at most 25 frames a second, leaving frames out evenly so that its time stays true:
     browsers slow down what is faster, and the file is half as large.
     """
-    imageio = _extra("imageio.v2")
-    if path.suffix == ".mp4":
-        _extra("imageio_ffmpeg")
-        height, width = (
-            side // 2 * 2 for side in frames[0].shape[:2]
-        )  # the codec wants even sides
-        with imageio.get_writer(path, fps=rate, macro_block_size=1) as writer:
-            for frame in frames:
-                writer.append_data(frame[:height, :width])
-        return
-    stride = max(1, round(rate / 25))
-    kept = [*frames[:-1:stride], frames[-1]]
-    imageio.mimsave(path, kept, duration=1000 * stride / rate, loop=0, subrectangles=True)
+
+    def __init__(self, path: Path, rate: float, world: gym.Env) -> None:
+        """`rate`: the world's frames per second."""
+        self._world, self._gif = world, path.suffix == ".gif"
+        self._stride = max(1, round(rate / 25)) if self._gif else 1
+        self.frames = 0
+        imageio = _extra("imageio.v2")
+        if self._gif:
+            duration = 1000 * self._stride / rate  # milliseconds a frame
+            options: dict[str, Any] = {"duration": duration, "loop": 0, "subrectangles": True}
+        else:
+            _extra("imageio_ffmpeg")
+            options = {"fps": rate, "macro_block_size": 1}
+        self._writer = imageio.get_writer(path, **options)
+
+    def watch(self) -> None:
+        """Take a picture of the world as it stands now."""
+        if self.frames % self._stride == 0:
+            frame = np.asarray(self._world.render())
+            height, width = (side // 2 * 2 for side in frame.shape[:2])  # mp4 wants even sides
+            self._writer.append_data(frame if self._gif else frame[:height, :width])
+        self.frames += 1
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()

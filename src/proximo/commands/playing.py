@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import allow_code, check_spaces, parse
@@ -66,7 +66,10 @@ def main(arguments: list[str]) -> int:
 
     agent = load(command.run, command.checkpoint)
     config = allow_code(agent.config, command.env, "play", arguments)
-    world = make_world(config.env, render_mode="rgb_array" if command.video else "human")
+    if not command.video and sys.platform == "linux" and not _has_display():
+        raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
+    mode = "rgb_array" if command.video else "human"
+    world = make_world(config.env, render_mode=mode)
     try:
         check_spaces(world, agent)
         _play(command, agent, world)
@@ -75,27 +78,25 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _picture(world: gym.Env) -> np.ndarray:
-    return np.asarray(world.render())
+def _has_display() -> bool:
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
 
 
 def _play(command: Play, agent: Agent, world: gym.Env) -> None:
-    from proximo.commands.pictures import write_video
+    from proximo.commands.pictures import Video
+    from proximo.evaluate import play_episode
 
-    frames = []
-    for index in range(command.episodes):
-        obs, _ = world.reset(seed=command.seed + index)
-        ret, over = 0.0, False
-        while not over:
-            if command.video:
-                frames.append(_picture(world))
-            action = agent.act(obs, deterministic=not command.stochastic)
-            obs, reward, terminated, truncated, _ = world.step(action)
-            ret, over = ret + float(reward), terminated or truncated
-        if command.video:
-            frames.append(_picture(world))
-        print(f"episode {index + 1} (seed {command.seed + index}): return {ret:.2f}")
-    if command.video:
-        rate = float(world.metadata.get("render_fps", 30))
-        write_video(command.video, frames, rate)
-        print(f"{len(frames)} frames in {command.video}")
+    rate = float(world.metadata.get("render_fps", 30))
+    video = Video(command.video, rate, world) if command.video else None
+    for number in range(command.episodes):
+        seed = command.seed + number
+        watch = video.watch if video else _nothing
+        episode = play_episode(agent.policy, world, seed, not command.stochastic, watch)
+        print(f"episode {number + 1} (seed {seed}): return {episode.ret:.2f}", flush=True)
+    if video:
+        video.close()
+        print(f"{video.frames} states in {command.video}")
+
+
+def _nothing() -> None:
+    """A window draws itself."""

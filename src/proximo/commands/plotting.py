@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--out is {out}: its name must end in .png, .svg or .pdf")
     if not out.parent.is_dir():
         raise UsageError(f"--out is {out}: there is no folder {out.parent}")
-    draw_curves(folders, out)
+    for note in draw_curves(folders, out):
+        print(note)
     print(f"curves in {out}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -16,12 +16,23 @@ from proximo.commands.arguments import allow_code, parse
 class Resume:
     """Go on with a run exactly where its last checkpoint stands.
 
-    The result is the same, to the bit, as if it had never stopped. What was logged after the
-    checkpoint is dropped and made again.
+    The result is the same, to the bit, as if it had never stopped (on the same processor and
+    versions, for worlds that are stepped singly and answer alike; the run says so if they do not).
+    What was logged after the checkpoint is dropped and made again.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
+    engine: Annotated[
+        Literal["auto", "torch", "native"] | None,
+        arg(metavar="{auto,torch,native}", help_behavior_hint=""),
+    ] = None
+    """Compute updates by another engine than so far; the bits then differ in the last places."""
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"] | None,
+        arg(metavar="{auto,cpu,cuda,mps}", help_behavior_hint=""),
+    ] = None
+    """Go on with another device than so far; the bits then differ in the last places."""
     total_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Train to this many steps instead; schedules keep the horizon that they began with."""
     env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
@@ -39,9 +50,9 @@ def main(arguments: list[str]) -> int:
 
     folder = RunFolder.open(command.run)
     config = allow_code(folder.read_config(), command.env, "resume", arguments)
-    if command.total_steps is not None:
-        run = dataclasses.replace(config.run, total_steps=command.total_steps)
-        config = dataclasses.replace(config, run=run)
+    given = {name: getattr(command, name) for name in ("total_steps", "engine", "device")}
+    changed = {name: value for name, value in given.items() if value is not None}
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
     saved = Checkpoint(folder.checkpoint("last"))
     reached = folder.read_result().get("stopped_by") == "stop_at"
     if saved.steps >= config.run.total_steps or (reached and command.total_steps is None):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from proximo.commands.display import LiveDisplay, PlainDisplay
-from proximo.envs.make import return_threshold
+from proximo.functional.schedules import as_schedule
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
 from proximo.run.session import Session
-from proximo.types import Metrics, Rollout, TrainState
+from proximo.types import Metrics, Rollout, TrainingError, TrainState
 
 
 class Interrupt:
@@ -24,45 +26,58 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.interrupted = False
+        self.session: Session | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:
+        if self.signal is not None:
             raise KeyboardInterrupt
-        self.signal, self.interrupted = number, True
+        self.signal = number
+        if self.session:
+            self.session.interruption = "interrupted"
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> bool:
-        return self.interrupted
+        return self.signal is not None
 
 
 def begin(
     config: Config, preset: Preset | None, *, run_dir: Path | None, start: Path | None, quiet: bool
 ) -> int:
     """Train from the beginning, in a new folder."""
-    policy = Checkpoint(RunFolder.open(start).checkpoint("last")) if start else None
-    folder = RunFolder.create(run_dir or free_path(config), config)
-    lines = [f"{config.algorithm.name} on {config.env.id}, run folder {folder.path}"]
+    task = f"{config.algorithm.name} on {config.env.id}"
+    lines = []
     if preset:
         lines.append(
             f"settings: preset {preset.name} ({preset.source}); --preset none for defaults"
         )
+    policy = None
     if start:
-        lines.append(f"policy: from {start}")
-    try:
-        return _train(config, folder, lines, quiet=quiet, start=policy)
-    except BaseException:
-        # Only what is still at its beginning: a session that has updated keeps its folder.
-        if not folder.metrics_file.exists() or not folder.read_metrics():
-            folder.remove()
-        raise
+        source = RunFolder.open(start)
+        policy = Checkpoint(source.checkpoint("last"))
+        # A policy is its weights and how they are used: activation, normalisation, bounds.
+        config = dataclasses.replace(config, net=source.read_config().net)
+        lines.append(f"policy and network: from {start}")
+    folder = RunFolder.create(run_dir or free_path(config), config)
+    lines = [f"{task}, run folder {folder.path}", *lines]
+    return _train(config, folder, lines, quiet=quiet, start=policy)
 
 
 def go_on(config: Config, folder: RunFolder, saved: Checkpoint, *, quiet: bool) -> int:
     """Train on, from a checkpoint."""
     task = f"{config.algorithm.name} on {config.env.id}"
     lines = [f"{task}, going on in {folder.path} after update {saved.updates}"]
+    horizon = int(saved.record["horizon"])
+    if config.run.total_steps > horizon:
+        rate = as_schedule(config.algorithm.learning_rate)(1.0)
+        lines.append(
+            f"schedules ended at {horizon:,} steps; from there the learning rate is {rate:g}"
+        )
+        if rate == 0:
+            lines.append(
+                "WARNING: at a learning rate of 0 nothing more is learned. To train this policy "
+                f"further, begin a new run with it: proximo train ... --from {folder.path}"
+            )
     return _train(config, folder, lines, quiet=quiet, resume=saved)
 
 
@@ -77,19 +92,13 @@ def _train(
 ) -> int:
     interrupt = Interrupt()
     display: LiveDisplay | PlainDisplay | None = None
-    threshold = return_threshold(config.env)
     if not quiet:
         kind = LiveDisplay if sys.stdout.isatty() else PlainDisplay
         display = kind(config.run.total_steps, folder.note)
     session = Session(
         config, folder=folder, callbacks=[interrupt], display=display, start=start, resume=resume
     )
-    device = session.config.run.device
-    if config.run.device == "auto":
-        small = "small networks are faster there" if device == "cpu" else "the network is large"
-        lines.append(f"device: {device} ({small})")
-    if threshold is not None:
-        lines.append(f"solved at a return of {threshold:g}")
+    interrupt.session = session
     lines += session.notes
     for line in lines:
         folder.note(line)
@@ -99,29 +108,37 @@ def _train(
         with display or contextlib.nullcontext():
             agent = run_session(session)
     except KeyboardInterrupt:
-        kept = folder.path.exists()
-        print(
-            "stopped at once; "
-            + (
-                f"go on from the last checkpoint by: proximo resume {folder.path}"
-                if kept
-                else "nothing was learned yet"
-            ),
-            file=sys.stderr,
-        )
+        kept = f"go on from its last checkpoint by: proximo resume {folder.path}"
+        advice = kept if folder.path.exists() else "nothing had been learned yet"
+        print(f"stopped at once; {advice}", file=sys.stderr)
         return 128 + (interrupt.signal or signal.SIGINT)
+    except TrainingError as error:
+        saved = Checkpoint(folder.checkpoint("last")).updates
+        raise TrainingError(
+            f"{error}\nThe run is kept, with its state after update {saved}; the traceback is in "
+            f"{folder.log_file}; go on by: proximo resume {folder.path}"
+        ) from error
     result = agent.result
-    if interrupt.signal is not None:
+    if result["stopped_by"] == "interrupted" and interrupt.signal is not None:
         print(
             f"stopped after update {result['updates']}; go on by: proximo resume {folder.path}",
             file=sys.stderr,
         )
         return 128 + interrupt.signal
     if not quiet:
-        mean = result["return_mean"]
-        score = "no episode ended" if mean is None else f"return {mean:.1f} (last 100 episodes)"
-        print(
-            f"{score} after {result['steps']:,} steps in {result['seconds']:.1f} s\n"
-            f"run folder: {folder.path}"
-        )
+        print("\n".join(_ending(result, config, folder)))
     return 0
+
+
+def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[str]:
+    """What the user reads last."""
+    lines = []
+    if result["stopped_by"] == "stop_at":
+        goal = f"{config.run.stop_at:g}"
+        lines.append(f"ended early: the smoothed return and an evaluation reached {goal}")
+    mean = result["return_mean"]
+    score = "no episode ended (does the world have a time limit? see --env.max-episode-steps)"
+    if mean is not None:
+        score = f"return {mean:.1f} (last 100 episodes)"
+    lines.append(f"{score} after {result['steps']:,} steps in {result['seconds']:.1f} s")
+    return [*lines, f"run folder: {folder.path}"]

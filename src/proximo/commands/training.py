@@ -34,6 +34,7 @@ class Train:
     """Train a policy and keep the run in a folder.
 
     Tuned settings for the world are used where they exist; whatever is given here goes before them.
+    The defaults below are those without a preset.
     """
 
     method: Annotated[Positional[str | None], arg(metavar="ALGORITHM", help_behavior_hint="")] = (
@@ -94,6 +95,11 @@ def _base(chosen: Train) -> tuple[Config, Preset | None]:
             raise UsageError("--config and --preset both give all settings: use one of them")
         return read_config(chosen.config), None
     world = chosen.world or chosen.env_name
+    if chosen.method and world is None and chosen.preset is None and "-v" in chosen.method:
+        raise UsageError(
+            f"there is no algorithm {chosen.method!r}: name one before the world, as in: "
+            f"proximo train ppo {chosen.method}"
+        )
     if chosen.method is None and chosen.preset in (None, "none"):
         names = ", ".join(preset.name for preset in PRESETS)
         raise UsageError(

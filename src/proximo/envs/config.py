@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from proximo.types import UsageError, check_finite
+from proximo.types import UsageError, check_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,13 @@ class EnvConfig:
     """Rewards are then cut off at plus and minus this; none leaves them."""
 
     def __post_init__(self) -> None:
-        check_finite("env", self)
+        check_values("env", self)
+        for name, value in self.kwargs.items():
+            if not isinstance(value, bool | int | float | str):
+                raise UsageError(
+                    f"env.kwargs.{name} is {value!r}: only true, false, numbers and text can be "
+                    "stored; pass a callable that makes the world instead"
+                )
         if self.worlds < 1:
             raise UsageError(f"env.worlds is {self.worlds}: at least one world is needed")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:

@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.types import UsageError, WorldState, nearest
+from proximo.types import UsageError, WorldState, explain, nearest
 
 Maker = Callable[..., gym.Env[Any, Any]]
 Space = gym.Space[Any]
@@ -86,12 +86,18 @@ class SyncWorlds(Worlds):
     replayable = True
 
     def __init__(self, envs: list[gym.Env[Any, Any]], seed: int) -> None:
+        for name in ("observation_space", "action_space"):
+            if not isinstance(getattr(envs[0], name, None), gym.Space):
+                raise UsageError(f"the world {envs[0]} has no {name}: set it in its __init__")
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
         self._envs, self._seed = envs, seed
 
     def _reset(self, state: WorldState, world: int) -> Any:
         seed = episode_seed(self._seed, world, int(state.episode[world]))
-        return self._envs[world].reset(seed=seed)[0]
+        answer = self._envs[world].reset(seed=seed)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UsageError("a world's reset must return two things, (observation, info)")
+        return answer[0]
 
     def fresh(self, state: WorldState) -> None:
         begun = state.length > 0
@@ -102,16 +108,27 @@ class SyncWorlds(Worlds):
         state.episode[world] += 1
         state.actions[world] = []
         state.ret[world] = state.length[world] = 0
-        return np.asarray(self._reset(state, world), self.obs_space.dtype)
+        seen = self._reset(state, world)
+        if np.shape(seen) != self.obs_space.shape:
+            raise UsageError(_misfit(seen, self.obs_space.shape))
+        return np.asarray(seen, self.obs_space.dtype)
 
     def step(self, state: WorldState, action: np.ndarray) -> Step:
         obs = np.empty_like(state.obs)
+        shape = obs.shape[1:]
         reward = np.empty(self.count)
         terminated = np.zeros(self.count, bool)
         truncated = np.zeros(self.count, bool)
         final_obs = {}
         for i, env in enumerate(self._envs):
-            obs[i], reward[i], over, cut, _ = env.step(action[i])
+            answer = env.step(action[i])
+            try:
+                seen, reward[i], over, cut, _ = answer
+                obs[i] = seen
+            except (TypeError, ValueError) as error:
+                raise UsageError(_misanswer(answer, shape)) from error
+            if np.shape(seen) != shape:  # or it would be broadcast without a word
+                raise UsageError(_misfit(seen, shape))
             if over or cut:
                 terminated[i], truncated[i] = over, cut
                 final_obs[i] = obs[i].copy()
@@ -135,6 +152,26 @@ class SyncWorlds(Worlds):
     def close(self) -> None:
         for env in self._envs:
             env.close()
+
+
+def _misanswer(answer: Any, shape: tuple[int, ...]) -> str:
+    """What is wrong with what a world's step returned."""
+    if not isinstance(answer, tuple) or len(answer) != 5:
+        found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+        return (
+            "a world's step must return (observation, reward, terminated, truncated, info), "
+            f"but returned {found}"
+        )
+    if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
+        return f"a world's reward must be one number, but it is {answer[1]!r}"
+    return _misfit(answer[0], shape)
+
+
+def _misfit(seen: Any, shape: tuple[int, ...] | None) -> str:
+    return (
+        f"a world returned an observation of shape {np.shape(seen)}, but its observation_space "
+        f"says {shape}"
+    )
 
 
 class VectorWorlds(Worlds):
@@ -162,7 +199,9 @@ class VectorWorlds(Worlds):
             self._reset_some(state, begun)
         else:
             # One generator serves all the worlds: it is seeded once, and goes on from there.
-            seed = None if state.obs.size else episode_seed(self._seed, 0, 0)
+            # After a resume it is seeded anew, by how far it had come: not the same beginnings.
+            first = episode_seed(self._seed, 0, int(state.episode.max()))
+            seed = None if state.obs.size else first
             state.obs = np.array(self._envs.reset(seed=seed)[0])
             begun[:] = True
         state.ret[begun] = 0
@@ -210,7 +249,7 @@ def make_world(
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
     world: gym.Env[Any, Any] = _call(maker, env, kwargs)
-    if env.max_episode_steps is not None and not _is_registered(env.id):
+    if env.max_episode_steps is not None and world.spec is None:
         world = gym.wrappers.TimeLimit(world, env.max_episode_steps)
     return world
 
@@ -222,7 +261,8 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
     except Exception as error:
         what = f"{env.id or maker}" + (f" with the arguments {kwargs}" if kwargs else "")
-        raise UsageError(f"{what} cannot be made: {type(error).__name__}: {error}") from error
+        hint = "; to be shown, it must take render_mode" if "render_mode" in str(error) else ""
+        raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error
 
 
 def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None) -> Worlds:
@@ -247,21 +287,23 @@ def _maker(env: EnvConfig) -> Maker:
     if not env.id:
         raise UsageError("no world is named: give a Gymnasium id or module:Class")
     if ":" in env.id:
-        return _user_maker(env.id)
+        return _user_maker(env)
     if not _is_registered(env.id):
         raise UsageError(
             f"there is no world {env.id!r} in Gymnasium. {nearest(env.id, gym.registry)}"
         )
 
-    def make(**kwargs: Any) -> gym.Env:
-        # The passive checker looks at the first step only; the rollout is checked whole.
-        limit = env.max_episode_steps
-        return gym.make(env.id, max_episode_steps=limit, disable_env_checker=True, **kwargs)
-
-    return make
+    return partial(_registered, env.id, env)
 
 
-def _user_maker(name: str) -> Maker:
+def _registered(name: str, env: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
+    # The passive checker looks at the first step only; the rollout is checked whole.
+    limit = env.max_episode_steps
+    return gym.make(name, max_episode_steps=limit, disable_env_checker=True, **kwargs)
+
+
+def _user_maker(env: EnvConfig) -> Maker:
+    name = env.id
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -269,11 +311,11 @@ def _user_maker(name: str) -> Maker:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises
         raise UsageError(
-            f"{name}: importing the module {module_name!r} failed: {type(error).__name__}: {error}"
+            f"{name}: importing the module {module_name!r} failed: {explain(error)}"
         ) from error
     if not attribute.isidentifier() or not hasattr(module, attribute):
         if attribute in gym.registry:  # importing the module registered it, as gym.make allows
-            return lambda **kwargs: gym.make(attribute, **kwargs)
+            return partial(_registered, attribute, env)
         public = [name for name in dir(module) if not name.startswith("_")]
         raise UsageError(f"{module_name} has no {attribute!r}. {nearest(attribute, public)}")
     maker: Maker = getattr(module, attribute)

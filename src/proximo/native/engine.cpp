@@ -12,7 +12,7 @@
 #include <cstring>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
 #define EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define EACH_PROCESSOR
@@ -42,8 +42,9 @@ INLINE Vec all(float x) {
   return v;
 }
 
-INLINE Vec least(Vec a, Vec b) { return a < b ? a : b; }
-INLINE Vec most(Vec a, Vec b) { return a > b ? a : b; }
+// Written so that a NaN in x comes out as NaN.
+INLINE Vec least(Vec x, Vec bound) { return bound < x ? bound : x; }
+INLINE Vec most(Vec x, Vec bound) { return bound > x ? bound : x; }
 
 // e^y - 1 with full relative precision near 0: y = n ln 2 + r, |r| <= ln 2 / 2, Taylor in r, then
 // 2^n (e^r - 1) + (2^n - 1). y must lie in [-80, 80].
@@ -67,7 +68,7 @@ INLINE Vec expm1_of(Vec y) {
 
 INLINE Vec activate(Vec x, int kind) {
   if (kind == RELU) return most(x, all(0));
-  if (kind == ELU) return x > 0 ? x : expm1_of(least(most(x, all(-80)), all(0)));
+  if (kind == ELU) return x <= 0 ? expm1_of(least(most(x, all(-80)), all(0))) : x;
   const Vec u = expm1_of(least(most(2.0f * x, all(-40)), all(40)));
   return u / (u + 2.0f);  // tanh
 }
@@ -169,7 +170,7 @@ struct Net {
       const int wide = padded(l.outputs);
       multiply(rows, wide, l.inputs, x, stride, 1, l.turned.data(), wide, l.out.data(), wide, l.bias.data());
       if (!(linear_end && n + 1 == layers.size()))
-        for (int i = 0; i < rows * wide; i += WIDE)
+        for (int64_t i = 0; i < (int64_t)rows * wide; i += WIDE)
           *(Vec*)&l.out[i] = activate(*(const Vec*)&l.out[i], kind);
       x = l.out.data();
       stride = wide;
@@ -185,7 +186,7 @@ struct Net {
       const int wide_out = padded(l.outputs), wide_in = padded(l.inputs);
       float* g = l.gradient.data();
       if (!(linear_end && n + 1 == (int)layers.size()))
-        for (int i = 0; i < rows * wide_out; i += WIDE)
+        for (int64_t i = 0; i < (int64_t)rows * wide_out; i += WIDE)
           *(Vec*)(g + i) *= slope(*(const Vec*)&l.out[i], kind);
       const float* below = n ? layers[n - 1].out.data() : x;
       const int below_stride = n ? wide_in : stride;

@@ -115,6 +115,10 @@ class NativeUpdate:
                 "target": target.contiguous(),
                 "value": value.contiguous(),
             }
+        for name, tensor in self._tensors.items():
+            expected = torch.int64 if name == "choice" else torch.float32
+            assert tensor.dtype == expected, name
+            assert len(tensor) == len(batch), name
         self._data = _Data(**{name: tensor.data_ptr() for name, tensor in self._tensors.items()})
         linears = policy.actor.linears()
         self._spec = _Spec(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from proximo.types import UsageError, check_finite
+from proximo.types import UsageError, check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +19,13 @@ class NetConfig:
     trunk: Literal["separate", "shared"] = "separate"
     """Whether actor and critic have hidden layers of their own or share them."""
     orthogonal: bool = True
-    """Orthogonal initial weights with gains sqrt(2) (hidden), `policy_gain` and 1 (value); else
-    PyTorch's default."""
+    """Orthogonal initial weights, gains sqrt(2), `policy_gain` and 1; else PyTorch's default."""
     policy_gain: float = 0.01
     """Gain of the last policy layer: small, so that the first policy hardly heeds the state."""
     log_std: float = 0.0
     """Initial log deviation of Gaussian actions (log sigma; 0 is a deviation of 1)."""
     action: Literal["clip", "squash"] = "clip"
-    """How a Gaussian action is brought within the bounds of the world: cut off, or through a tanh.
-    The stored action and its log-probability are those before."""
+    """How a Gaussian action is brought within bounds: cut off, or through a tanh."""
     normalize_obs: bool = False
     """Standardise observations by their running mean and deviation, which belong to the policy."""
     obs_clip: float = 10.0
@@ -36,7 +34,7 @@ class NetConfig:
     """Let the critic learn standardised returns; values are shown in units of the reward."""
 
     def __post_init__(self) -> None:
-        check_finite("net", self)
+        check_values("net", self)
         if not self.hidden or min(self.hidden) < 1:
             raise UsageError(
                 f"net.hidden is {self.hidden}: give one or more widths, each at least 1"

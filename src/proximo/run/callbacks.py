@@ -18,7 +18,7 @@ from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Snapshot
 from proximo.run.folder import RunFolder
-from proximo.types import Metrics, Rollout, TrainState
+from proximo.types import Metrics, Rollout, TrainingError, TrainState
 
 TRAINING_EVALUATION_SEED = 2_000_000
 """First seed of evaluations while training; `proximo eval` starts elsewhere, on unseen seeds."""
@@ -60,17 +60,25 @@ class StopAt:
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> bool:
         if state.smoothed is None or state.smoothed < self._goal:
             return False
-        if state.last_trial is not None and state.steps - state.last_trial < state.horizon / 50:
+        if (
+            state.last_trial_steps is not None
+            and state.steps - state.last_trial_steps < state.horizon / 50
+        ):
             return False
-        state.last_trial = state.steps
+        state.last_trial_steps = state.steps
         metrics["evaluation"] = evaluation(state, self._world, self._episodes)
         self.reached = metrics["evaluation"] >= self._goal
         return self.reached
 
 
 def evaluation(state: TrainState, world: gym.Env, episodes: int) -> float:
+    """Mean return of deterministic episodes. Raises `TrainingError` if the world fails."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
-    scores = evaluate(policy, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
+    try:
+        scores = evaluate(policy, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
+    except Exception as error:
+        what = f"the evaluation after update {state.updates} failed: {error}"
+        raise TrainingError(what) from error
     return float(scores.returns.mean())
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from proximo.types import Episode, Moments, TrainState, UsageError
 
 SCHEMA = 1
-_COUNTERS = ("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial")
+_COUNTERS = ("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial_steps")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
 _GENERATORS = ("collecting", "shuffling")
 _WORLD_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
@@ -62,6 +62,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         """Read `path`. Raises `UsageError` if it is missing, damaged or of another schema."""
+        self._path = path
         if not path.is_file():
             raise UsageError(f"there is no checkpoint {path}: {_others(path)}")
         try:
@@ -121,7 +122,15 @@ class Checkpoint:
                 )
 
     def load_state(self, state: TrainState) -> None:
-        """Everything, into a state that was built from the same configuration."""
+        """Everything, into a state that was built from the same configuration.
+
+        Raises `UsageError` for a checkpoint that holds only a policy, as `best` does.
+        """
+        if self.record["policy_only"]:
+            raise UsageError(
+                f"the checkpoint {self._path} holds a policy and no more: begin a new run with it "
+                "by --from"
+            )
         self.load_policy(state.policy)
         self.load_moments(state)
         for name in _COUNTERS:
@@ -139,9 +148,7 @@ class Checkpoint:
             }
             if found:
                 flat = group["params"][0]
-                state.optimizer.state[flat] = {
-                    k: v.to(flat.device) if v.dim() else v for k, v in found.items()
-                }
+                state.optimizer.state[flat] = {k: v.to(flat.device) for k, v in found.items()}
         world = state.worlds
         for name in _WORLD_ARRAYS:
             setattr(world, name, self.tensors[f"worlds.{name}"].numpy().copy())
@@ -158,7 +165,7 @@ def _others(path: Path) -> str:
     names = sorted(p.name for p in path.parent.glob("*.safetensors") if p != path)
     if not names:
         return "the run has no other"
-    return f"the run has others, {', '.join(names)}; copy one over it to use that instead"
+    return f"the run has others: {', '.join(names)}"
 
 
 def _pack(state: TrainState, *, policy_only: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -169,7 +176,11 @@ def _pack(state: TrainState, *, policy_only: bool) -> tuple[dict[str, Tensor], d
     if not policy_only:
         tensors |= _pack_rest(state)
     record: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
-    record |= {"schema": SCHEMA, "recent": [list(episode) for episode in state.recent]}
+    record |= {
+        "policy_only": policy_only,
+        "schema": SCHEMA,
+        "recent": [list(episode) for episode in state.recent],
+    }
     # Cloned, because the parameters are views into one vector and safetensors wants each alone.
     return {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, record
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tomllib
 import types
 import typing
@@ -17,7 +16,7 @@ from proximo.algorithms.ppo import PPO
 from proximo.envs.config import EnvConfig
 from proximo.functional.schedules import Schedule
 from proximo.nets.config import NetConfig
-from proximo.types import UsageError, check_finite, nearest
+from proximo.types import UsageError, check_values, nearest
 
 ALGORITHMS: dict[str, type[OnPolicy]] = {"ppo": PPO}
 """Every algorithm by the name that the command line and `config.toml` use."""
@@ -33,10 +32,10 @@ class RolloutConfig:
     steps: int = 256
     """T, steps in each world per update."""
     episodes: int = 0
-    """Whole episodes per update instead of steps (the first K started); 0 counts steps. Best a
-    multiple of the worlds."""
+    """K whole episodes per update, the first that start, instead of steps; 0 counts steps."""
 
     def __post_init__(self) -> None:
+        check_values("rollout", self)
         if self.steps < 1:
             raise UsageError(f"rollout.steps is {self.steps}: give at least 1")
         if self.episodes < 0:
@@ -73,13 +72,13 @@ class RunConfig:
     """Updates between lines of metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        check_finite("run", self)
+        check_values("run", self)
         for name in ("total_steps", "eval_episodes", "log_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"run.{name} is {getattr(self, name)}: give at least 1")
         for name, highest in (
             ("seed", 2**62),
-            ("threads", os.cpu_count() or 1),
+            ("threads", 2**20),
             ("eval_every", 2**62),
             ("save_every", 2**62),
         ):

@@ -42,8 +42,12 @@ class RunFolder:
             folder._checkpoints.mkdir(parents=True)
         except OSError as error:
             raise UsageError(f"the run folder {path} cannot be made: {error.strerror}") from error
-        folder.write_config(config)
-        folder._versions_file.write_text(json.dumps(versions(), indent=2) + "\n")
+        try:
+            folder.write_config(config)
+            _replace(folder._versions_file, json.dumps(versions(), indent=2) + "\n")
+        except BaseException:
+            folder.remove()
+            raise
         return folder
 
     @classmethod
@@ -63,7 +67,7 @@ class RunFolder:
         return read_config(self.config_file)
 
     def write_config(self, config: Config) -> None:
-        self.config_file.write_text(to_toml(config), encoding="utf-8")
+        _replace(self.config_file, to_toml(config))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every whole line of metrics.jsonl; a last line that was cut off is left out."""
@@ -87,15 +91,11 @@ class RunFolder:
             for row in self.read_metrics()
             if row["update"] <= update and row["update"] % every == 0
         ]
-        self.metrics_file.write_text(
-            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-        )
+        _replace(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
     def write_result(self, result: dict[str, Any]) -> None:
-        temporary = self.result_file.with_name(".result.json.partial")
-        temporary.write_text(json.dumps(result, indent=2) + "\n")
-        os.replace(temporary, self.result_file)
+        _replace(self.result_file, json.dumps(result, indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any]:
         """How the run ended; nothing if it has not, or if the file is damaged."""
@@ -112,6 +112,13 @@ class RunFolder:
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a text file in one step: a reader finds the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def free_path(config: Config, parent: str | Path = "runs") -> Path:
@@ -147,6 +154,9 @@ def _commit() -> str | None:
     """The commit of Proximo's own sources, where they are a checkout."""
     here = Path(__file__).resolve().parent
     try:
+        # Only if this very file is under version control: an environment may lie in a checkout.
+        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
+        subprocess.run(tracked, capture_output=True, timeout=10, check=True)
         done = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--match="],
             capture_output=True,

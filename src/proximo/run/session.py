@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
@@ -28,7 +29,7 @@ from proximo.run.callbacks import (
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, RunConfig
 from proximo.run.folder import RunFolder
-from proximo.types import TrainState, UsageError
+from proximo.types import TrainState, UsageError, explain
 
 SMALL = 1_000_000
 """Parameters up to which a network runs on the CPU, on one thread, unless told otherwise."""
@@ -57,13 +58,20 @@ class Session:
         self._world: gym.Env | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
+        self.interruption = "callback"
+        """What `stopped_by` says when a callback has ended the run."""
         self.notes: list[str] = []
         """What the user should know about how this run was set up."""
-        self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
         try:
-            self._open(config, callbacks, start, resume)
+            self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
+            try:
+                self._open(config, callbacks, start, resume)
+            except BaseException:
+                self._close()
+                raise
         except BaseException:
-            self._close()
+            if self._is_new and folder:
+                folder.remove()
             raise
 
     def _open(
@@ -80,12 +88,18 @@ class Session:
         self.config = config = dataclasses.replace(config, run=self._resolve(config.run, policy))
         torch.set_num_threads(config.run.threads)
         policy.to(config.run.device)
+        self.notes.append(self._about_device(policy))
+        updates = -(-config.run.total_steps // (config.env.worlds * config.rollout.steps))
+        if not config.rollout.episodes and updates < 10:
+            self.notes.append(
+                f"total_steps is enough for {updates} updates only: more steps, or a smaller "
+                "env.worlds or rollout.steps, give more"
+            )
         self.state = state = self._make_state(policy)
         state.engine, why = choose_engine(
             config.run.engine, config.algorithm, policy, state.optimizer
         )
-        if config.run.engine == "auto":
-            self.notes.append(f"engine: {state.engine} ({why})")
+        self.notes.append(f"engine: {state.engine} ({why})")
         run = dataclasses.replace(config.run, engine=state.engine)  # type: ignore[arg-type]
         self.config = config = dataclasses.replace(config, run=run)
         rows: list[dict[str, Any]] = []
@@ -94,7 +108,8 @@ class Session:
             start.load_moments(state)
         if resume:
             resume.load_state(state)
-            if not worlds.restore(state.worlds):
+            if not self._restored(worlds, state):
+                state.reward_return = None  # it belongs to the episodes that are gone
                 self.notes.append("these worlds cannot be brought back: new episodes begin in them")
             rows = folder.cut_metrics(state.updates, config.run.log_every) if folder else []
         if folder:
@@ -110,6 +125,8 @@ class Session:
             steps=state.steps,
         )
         self._threshold = threshold
+        if threshold is not None:
+            self.notes.append(f"counts as solved from a return of {threshold:g}")
         self._save = Save(folder, self.spaces, config.run.save_every) if folder else None
         if self._save and not resume:
             self._save.first(state)
@@ -147,6 +164,13 @@ class Session:
         return self._world
 
     @staticmethod
+    def _about_device(policy: ActorCritic) -> str:
+        count = sum(p.numel() for p in policy.parameters())
+        kind = policy.device.type
+        why = "small networks are faster there" if kind == "cpu" and count <= SMALL else "as set"
+        return f"device: {kind} ({why}; {count:,} parameters)"
+
+    @staticmethod
     def _resolve(run: RunConfig, policy: ActorCritic) -> RunConfig:
         """`auto` settled by a rule on sizes alone, never by a timing: the same again next time."""
         small = sum(p.numel() for p in policy.parameters()) <= SMALL
@@ -157,18 +181,27 @@ class Session:
             raise UsageError(
                 f"run.device is {device}, but PyTorch finds none here: use cpu or auto"
             )
-        return dataclasses.replace(
-            run, device=device, threads=threads or (1 if small else torch.get_num_threads())
-        )
+        cores = os.cpu_count() or 1
+        threads = min(threads, cores) or (1 if small else torch.get_num_threads())
+        return dataclasses.replace(run, device=device, threads=threads)
+
+    @staticmethod
+    def _restored(worlds: Worlds, state: TrainState) -> bool:
+        try:
+            return worlds.restore(state.worlds)
+        except Exception as error:
+            raise UsageError(
+                f"a world failed while its episode was replayed: {explain(error)}"
+            ) from error
 
     def _make_state(self, policy: ActorCritic) -> TrainState:
         seed = self.config.run.seed
         try:
             worlds = self.worlds.start()
+        except UsageError:
+            raise
         except Exception as error:
-            raise UsageError(
-                f"a world failed at its first reset: {type(error).__name__}: {error}"
-            ) from error
+            raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
         return TrainState(
             policy=policy,
             optimizer=self.config.algorithm.make_optimizer(policy),
@@ -190,12 +223,12 @@ class Session:
     ) -> None:
         if self._record:
             self._record.close()
+        self._close()
         if error and self._folder:
             if self._is_new and not self.state.updates:
                 self._folder.remove()
             else:
                 self._folder.note("".join(traceback.format_exception(kind, error, trace)))
-        self._close()
 
     def _close(self) -> None:
         self.worlds.close()
@@ -208,9 +241,7 @@ class Session:
         state, row = self.state, self._record.row if self._record else {}
         reason = "total_steps"
         if stopped:
-            reason = "stop_at" if self._stop_at and self._stop_at.reached else "callback"
-            if any(getattr(callback, "interrupted", False) for callback in self.callbacks):
-                reason = "interrupted"
+            reason = "stop_at" if self._stop_at and self._stop_at.reached else self.interruption
         result = {
             "stopped_by": reason,
             "updates": state.updates,
