@@ -104,6 +104,7 @@ PRESETS = (
         envs=("MountainCar-v0",),
         settings={
             "algorithm": {
+                "learning_rate": "linear:1e-3:0",
                 "lam": 0.98,
                 "normalize_reward": True,
                 "epochs": 4,
@@ -114,7 +115,7 @@ PRESETS = (
             "env": {"worlds": 16},
             "run": {"total_steps": 999_936},
         },
-        source="RL Baselines3 Zoo",
+        source="RL Baselines3 Zoo, with scaled rewards and a larger, falling learning rate",
         result="",
     ),
     Preset(
