@@ -58,6 +58,8 @@ class Session:
         self._world: gym.Env | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
+        self._stop_at: StopAt | None = None
+        self._save: Save | None = None
         self.interruption = "callback"
         """What `stopped_by` says when a callback has ended the run."""
         self.notes: list[str] = []
@@ -65,7 +67,9 @@ class Session:
         try:
             self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
             try:
-                self._open(config, callbacks, start, resume)
+                self.state = self._build(config)
+                rows = self._load(start, resume)
+                self.callbacks = self._attach(callbacks, rows, fresh=resume is None)
             except BaseException:
                 self._close()
                 raise
@@ -74,74 +78,73 @@ class Session:
                 folder.remove()
             raise
 
-    def _open(
-        self,
-        config: Config,
-        callbacks: Sequence[Callback],
-        start: Checkpoint | None,
-        resume: Checkpoint | None,
-    ) -> None:
-        worlds, folder, display = self.worlds, self._folder, self._display
+    def _build(self, config: Config) -> TrainState:
+        """Network and state at their beginning; `self.config` with every `auto` settled."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            policy = ActorCritic(worlds.obs_space, worlds.action_space, config.net)
-        self.config = config = dataclasses.replace(config, run=self._resolve(config.run, policy))
-        torch.set_num_threads(config.run.threads)
-        policy.to(config.run.device)
-        self.notes.append(self._about_device(policy))
-        updates = -(-config.run.total_steps // (config.env.worlds * config.rollout.steps))
+            policy = ActorCritic(self.worlds.obs_space, self.worlds.action_space, config.net)
+        run = self._resolve(config.run, policy)
+        torch.set_num_threads(run.threads)
+        policy.to(run.device)
+        state = self._make_state(policy, config)
+        state.engine, why = choose_engine(run.engine, config.algorithm, policy, state.optimizer)
+        run = dataclasses.replace(run, engine=state.engine)  # type: ignore[arg-type]
+        self.config = dataclasses.replace(config, run=run)
+        self.notes += [self._about_device(policy), f"engine: {state.engine} ({why})"]
+        updates = -(-run.total_steps // (config.env.worlds * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(
                 f"total_steps is enough for {updates} updates only: more steps, or a smaller "
                 "env.worlds or rollout.steps, give more"
             )
-        self.state = state = self._make_state(policy)
-        state.engine, why = choose_engine(
-            config.run.engine, config.algorithm, policy, state.optimizer
-        )
-        self.notes.append(f"engine: {state.engine} ({why})")
-        run = dataclasses.replace(config.run, engine=state.engine)  # type: ignore[arg-type]
-        self.config = config = dataclasses.replace(config, run=run)
-        rows: list[dict[str, Any]] = []
+        return state
+
+    def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> list[dict[str, Any]]:
+        """What earlier runs hand on; returns the metrics that were logged up to there."""
+        state, folder, rows = self.state, self._folder, []
         if start:
-            start.load_policy(policy)
+            start.load_policy(self.policy)
             start.load_moments(state)
         if resume:
             resume.load_state(state)
-            if not self._restored(worlds, state):
+            if not self._restored(self.worlds, state):
                 state.reward_return = None  # it belongs to the episodes that are gone
                 self.notes.append("these worlds cannot be brought back: new episodes begin in them")
-            rows = folder.cut_metrics(state.updates, config.run.log_every) if folder else []
+            rows = folder.cut_metrics(state.updates, self.config.run.log_every) if folder else []
         if folder:
-            folder.write_config(config)
-        threshold = config.run.stop_at
-        threshold = return_threshold(config.env) if threshold is None else threshold
+            folder.write_config(self.config)
+        return rows
+
+    def _attach(
+        self, own: Sequence[Callback], rows: list[dict[str, Any]], *, fresh: bool
+    ) -> list[Callback]:
+        """The callbacks, in the order in which they are called."""
+        run, state, folder = self.config.run, self.state, self._folder
+        threshold = return_threshold(self.config.env) if run.stop_at is None else run.stop_at
+        if threshold is not None:
+            self.notes.append(f"counts as solved from a return of {threshold:g}")
+        self._threshold = threshold
         self._record = Record(
             folder,
-            display,
-            every=config.run.log_every,
+            self._display,
+            every=run.log_every,
             threshold=threshold,
             seconds=rows[-1]["seconds"] if rows else 0.0,
             steps=state.steps,
         )
-        self._threshold = threshold
-        if threshold is not None:
-            self.notes.append(f"counts as solved from a return of {threshold:g}")
-        self._save = Save(folder, self.spaces, config.run.save_every) if folder else None
-        if self._save and not resume:
-            self._save.first(state)
-        self.callbacks: list[Callback] = []
-        self._stop_at: StopAt | None = None
-        if config.run.eval_every:
-            self.callbacks.append(
-                Evaluate(self.world, config.run.eval_every, config.run.eval_episodes)
-            )
-        if config.run.stop_at is not None:
-            self._stop_at = StopAt(self.world, config.run.stop_at, config.run.eval_episodes)
-            self.callbacks.append(self._stop_at)
-        self.callbacks += [KeepBest(config.run.keep_best), *callbacks, self._record]
-        if self._save:
-            self.callbacks.append(self._save)
+        callbacks: list[Callback] = []
+        if run.eval_every:
+            callbacks.append(Evaluate(self.world, run.eval_every, run.eval_episodes))
+        if run.stop_at is not None:
+            self._stop_at = StopAt(self.world, run.stop_at, run.eval_episodes)
+            callbacks.append(self._stop_at)
+        callbacks += [KeepBest(run.keep_best), *own, self._record]
+        if folder:
+            self._save = Save(folder, self.spaces, run.save_every)
+            if fresh:
+                self._save.first(state)
+            callbacks.append(self._save)
+        return callbacks
 
     @property
     def policy(self) -> ActorCritic:
@@ -194,8 +197,8 @@ class Session:
                 f"a world failed while its episode was replayed: {explain(error)}"
             ) from error
 
-    def _make_state(self, policy: ActorCritic) -> TrainState:
-        seed = self.config.run.seed
+    def _make_state(self, policy: ActorCritic, config: Config) -> TrainState:
+        seed = config.run.seed
         try:
             worlds = self.worlds.start()
         except UsageError:
@@ -204,12 +207,12 @@ class Session:
             raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
         return TrainState(
             policy=policy,
-            optimizer=self.config.algorithm.make_optimizer(policy),
+            optimizer=config.algorithm.make_optimizer(policy),
             worlds=worlds,
             # Streams apart, so that longer rollouts do not change the order of minibatches.
             collecting=torch.Generator().manual_seed(2 * seed),
             shuffling=torch.Generator().manual_seed(2 * seed + 1),
-            horizon=self.config.run.total_steps,
+            horizon=config.run.total_steps,
         )
 
     def __enter__(self) -> Self:
