@@ -65,6 +65,15 @@ def score(task, seed, runs):
     }
 
 
+def interval(values):
+    """Half the width of the 95% interval of the mean, by Student's t."""
+    quantiles = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 10: 2.262}
+    count = len(values)
+    if count < 2:
+        return float("nan")
+    return quantiles.get(count, 1.96) * statistics.stdev(values) / count**0.5
+
+
 def table(rows):
     """The newest row of each (task, seed), summed up per task."""
     latest = {(row["task"], row["train_seed"]): row for row in rows}
@@ -78,20 +87,20 @@ def table(rows):
             continue
         returns = [row["return_mean"] for row in found]
         mean = statistics.fmean(returns)
-        spread = statistics.stdev(returns) if len(returns) > 1 else 0.0
+        half = interval(returns)
         bar = f"mean >= {mean_bar}" + ("" if worst_bar is None else f", each >= {worst_bar}")
         each = ", ".join(f"{value:.1f}" for value in returns)
         seconds = statistics.median(row["seconds"] for row in found)
         lines.append(
-            f"| {task} | {found[0]['steps']:,} | {bar} | {mean:.1f} ± {spread:.1f} "
+            f"| {task} | {found[0]['steps']:,} | {bar} | {mean:.1f} ± {half:.1f} "
             f"| {min(returns):.1f} | {each} | {seconds:.0f} |"
         )
     commits = sorted({str(row["commit"])[:12] for row in latest.values()})
     cpus = sorted({row["cpu"] for row in latest.values()})
     lines += [
         "",
-        "Mean return of 100 deterministic episodes on unseen seeds, last checkpoint; ± is the "
-        "deviation over training seeds.",
+        "Mean return of 100 deterministic episodes on unseen seeds, last checkpoint; ± is half the "
+        "95% interval of the mean over training seeds (Student's t).",
         f"Commit {', '.join(commits)}; {', '.join(cpus)}; one thread a run.",
     ]
     return "\n".join(lines) + "\n"
@@ -115,6 +124,10 @@ def main():
                 f"{task} seed {seed}: {row['return_mean']:.1f} in {row['seconds']:.0f} s",
                 flush=True,
             )
+    summarize()
+
+
+def summarize():
     rows = [json.loads(line) for line in LINES.read_text().splitlines()]
     (RESULTS / "scores.md").write_text(table(rows))
     print(table(rows))

@@ -10,6 +10,8 @@ from proximo.run.folder import RunFolder
 from proximo.run.presets import PRESETS, find_preset, named_preset
 from proximo.run.session import Session
 
+ONE_WORLD = gym.make("CartPole-v1")
+
 
 @pytest.mark.parametrize(
     ("make", "message"),
@@ -26,6 +28,7 @@ from proximo.run.session import Session
         (lambda: RolloutConfig(steps="8"), "rollout.steps is '8'"),
         (lambda: train(gym.make("CartPole-v1"), PPO()), "pass a callable"),
         (lambda: train("CartPole-v1", PPO), "give an instance"),
+        (lambda: train(lambda: ONE_WORLD, PPO()), "the same world"),
         (lambda: train("CartPole-v1", PPO(), callbacks=print), "give a list"),
         (lambda: train("CartPole-v1", worlds=4), "changes the preset"),
     ],

@@ -271,7 +271,12 @@ def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = No
         return VectorWorlds(source, seed)
     if env.backend == "vector":
         return VectorWorlds(_native_vector(env), seed)
-    return SyncWorlds([make_world(env, source) for _ in range(env.worlds)], seed)
+    made = [make_world(env, source) for _ in range(env.worlds)]
+    if len(set(map(id, made))) < len(made):
+        raise UsageError(
+            "the callable returned one and the same world twice: make a new one each time"
+        )
+    return SyncWorlds(made, seed)
 
 
 def return_threshold(env: EnvConfig) -> float | None:
