@@ -44,3 +44,9 @@ def test_the_metrics_page_explains_every_key(tmp_path):
 
     for key in RunFolder(tmp_path / "run").read_metrics()[0]:
         assert f"`{key}`" in page, key
+
+
+def test_its_results_are_the_recorded_ones():
+    for name in ("scores.md", "speed.md"):
+        recorded = (ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8")
+        assert recorded.strip() in README

@@ -56,7 +56,7 @@ PRESETS = (
             "run": {"total_steps": 100_000},
         },
         source="RL Baselines3 Zoo, with 10 x 25 steps for its 8 x 32",
-        result="",
+        result=("CartPole-v1 500.0 ± 0.0 (95% interval), worst of 5 seeds 500.0"),
     ),
     Preset(
         name="pendulum",
@@ -75,7 +75,7 @@ PRESETS = (
             "run": {"total_steps": 100_000},
         },
         source="own: five whole episodes an update, standardised returns, falling learning rate",
-        result="",
+        result=("Pendulum-v1 -168.0 ± 1.1 (95% interval), worst of 5 seeds -169.6"),
     ),
     Preset(
         name="lunarlander",
@@ -96,7 +96,10 @@ PRESETS = (
             "run": {"total_steps": 992_000},
         },
         source="RL Baselines3 Zoo, with scaled rewards, falling learning rate and entropy bonus",
-        result="",
+        result=(
+            "LunarLander-v3 267.2 ± 4.5 (95% interval), worst of 5 seeds 262.9; "
+            "LunarLanderContinuous-v3 272.4 ± 7.0 (95% interval), worst of 5 seeds 266.2"
+        ),
     ),
     Preset(
         name="mountaincar",
@@ -116,7 +119,7 @@ PRESETS = (
             "run": {"total_steps": 999_936},
         },
         source="RL Baselines3 Zoo, with scaled rewards and a larger, falling learning rate",
-        result="",
+        result=("MountainCar-v0 -108.2 ± 9.1 (95% interval), worst of 5 seeds -114.6"),
     ),
     Preset(
         name="mujoco",
@@ -136,7 +139,7 @@ PRESETS = (
         },
         source="Huang et al. 2022 (37 details), with 8 x 250 steps for 1 x 2048 and a smaller "
         "first deviation (Andrychowicz et al. 2021)",
-        result="",
+        result=("HalfCheetah-v5 5033.3 ± 4537.4 (95% interval), worst of 3 seeds 3578.5"),
     ),
 )
 """`result`: mean of 100 deterministic episodes of the last policy on unseen seeds."""
