@@ -26,7 +26,7 @@ TASKS = {
     "LunarLander-v3": (5, 230, 200),
     "LunarLanderContinuous-v3": (5, 240, None),
     "MountainCar-v0": (5, -120, -120),
-    "HalfCheetah-v5": (3, 2000, None),
+    "HalfCheetah-v5": (5, 2000, None),
 }
 
 

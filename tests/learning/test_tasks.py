@@ -21,7 +21,7 @@ BARS = {
     "LunarLander-v3": (range(1, 6), 230, 200),
     "LunarLanderContinuous-v3": (range(1, 6), 240, None),
     "MountainCar-v0": (range(1, 6), -120, -120),
-    "HalfCheetah-v5": (range(1, 4), 2000, None),
+    "HalfCheetah-v5": (range(1, 6), 2000, None),
 }
 
 

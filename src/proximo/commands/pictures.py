@@ -81,6 +81,10 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
         if title == "return":
+            for rows in runs:
+                axes.plot(
+                    *_curve(rows, "return_latest"), ".", color="#9db8d6", markersize=2, zorder=1
+                )
             _draw_evaluations(axes, runs)
             threshold = return_threshold(configs[0].env)
             if threshold is not None:

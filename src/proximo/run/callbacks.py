@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -125,6 +125,7 @@ class Record:
             "update": state.updates,
             "steps": state.steps,
             "episodes": state.episodes,
+            "return_latest": _mean(episode.ret for episode in rollout.episodes),
             **recent_returns(state, self._threshold),
             "return_smoothed": state.smoothed,
             "best": state.best,
@@ -154,6 +155,11 @@ class Record:
         self._write()
         if self._file:
             self._file.close()
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return float(np.mean(found)) if found else None
 
 
 def recent_returns(state: TrainState, threshold: float | None) -> Row:
