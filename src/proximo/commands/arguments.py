@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import shlex
+import shutil
+import tomllib
 import typing
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,17 +57,54 @@ def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     )
 
 
+@REGISTRY.primitive_rule
+def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Arguments of a world: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
+    if typing.get_origin(info.type) is not dict:
+        return None
+
+    def read(words: list[str]) -> dict[str, Any]:
+        if len(words) % 2:
+            raise ValueError(f"{words[-1]!r} has no value: write KEY VALUE KEY VALUE ...")
+        return {key: _value(word) for key, word in zip(words[::2], words[1::2], strict=True)}
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="KEY VALUE ...",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda pairs: [str(part) for pair in pairs.items() for part in pair],
+    )
+
+
+def _value(word: str) -> bool | int | float | str:
+    try:
+        value = tomllib.loads(f"value = {word.lower() if word in ('True', 'False') else word}")
+    except tomllib.TOMLDecodeError:
+        return word
+    found = value.get("value")
+    return found if isinstance(found, bool | int | float | str) else word
+
+
 def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
     """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit."""
-    with REGISTRY:
-        kwargs: dict[str, Any] = {} if default is None else {"default": default}
-        parsed: T = tyro.cli(
-            command,
-            prog=f"proximo {verb}",
-            description=inspect.cleandoc(command.__doc__ or ""),
-            args=arguments,
-            **kwargs,
-        )
+    # Help in one column: beside each other, its boxes are hard to read.
+    width = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
+    try:
+        with REGISTRY:
+            kwargs: dict[str, Any] = {} if default is None else {"default": default}
+            parsed: T = tyro.cli(
+                command,
+                prog=f"proximo {verb}",
+                description=inspect.cleandoc(command.__doc__ or ""),
+                args=arguments,
+                **kwargs,
+            )
+    finally:
+        del os.environ["COLUMNS"]
+        if width is not None:
+            os.environ["COLUMNS"] = width
     return parsed
 
 
