@@ -91,7 +91,7 @@ def _scaled(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Tensor:
     From OpenAI's baselines (VecNormalize); not in the paper. It keeps returns near unit size
     without moving their zero.
     """
-    reward = rollout.reward.double().cpu().flip(0)
+    reward = rollout.reward.cpu().double().flip(0)
     if state.reward_return is None:
         state.reward_return = torch.zeros(reward.shape[1], dtype=torch.float64)
     # Backwards in time it is the recursion of the advantages; a boundary cuts it from behind.

@@ -124,7 +124,7 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
     """K epochs of minibatches, then the running moments of the observations.
 
     Nothing is read on the host before the end, except once per epoch where the algorithm may stop.
-    Raises `TrainState.fault` if the loss was not finite.
+    Raises `TrainState.fault` if a loss, gradient or reading of the new policy was not finite.
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     coefficients = algorithm.coefficients(state.progress)
@@ -156,8 +156,9 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
         before = state.obs_moments or no_moments(policy.obs_shape)
         state.obs_moments = merge(before, batch_moments(batch.obs.cpu()))
         policy.set_obs_moments(state.obs_moments)
-    values = torch.stack([reading.double() for reading in readings.values()])
-    metrics = dict(zip(readings, values.tolist(), strict=True))  # one transfer for all of them
+    # One transfer for all of them; in double precision only here, as not every device has it.
+    values = torch.stack([reading.to(policy.dtype) for reading in readings.values()])
+    metrics = dict(zip(readings, values.cpu().double().tolist(), strict=True))
     # The readings after the update are computed with its weights: they show what the losses,
     # computed before each step, cannot.
     for name in ("loss", "grad_norm", "approx_kl", "entropy"):
