@@ -66,7 +66,7 @@ def collect(
     while not any(_real(step) for step in answers) or (tickets and tickets.left):
         noise = head.noise(state.collecting, (BLOCK if tickets else steps, worlds.count))
         for row in noise.to(policy.device, policy.dtype).unbind(0):
-            obs = torch.as_tensor(world.obs, dtype=dtype, device=device)
+            obs = torch.from_numpy(world.obs).to(device, dtype)
             action, distribution = policy.act(obs, row)
             first = first or distribution
             seen.append(world.obs)

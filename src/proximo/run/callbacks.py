@@ -22,8 +22,8 @@ from proximo.types import Metrics, Rollout, TrainingError, TrainState
 
 TRAINING_EVALUATION_SEED = 2_000_000
 """First seed of evaluations while training; `proximo eval` starts elsewhere, on unseen seeds."""
-SAVE_INTERVAL = 10.0
-"""Seconds between saves of the last and best policy."""
+SAVE_INTERVAL = 2.0
+"""Seconds between saves of the last and best policy; more where saving would take over 1%."""
 
 Callback = Callable[[TrainState, Rollout, Metrics], bool | None]
 Row = dict[str, Any]
@@ -184,7 +184,7 @@ class Save:
     ) -> None:
         self._folder, self._spaces, self._every = folder, spaces, every
         self._best: Snapshot | None = None
-        self._clock = -math.inf
+        self._due = -math.inf
 
     def first(self, state: TrainState) -> None:
         snapshot = Snapshot(state, self._spaces)
@@ -196,13 +196,15 @@ class Save:
             self._best = Snapshot(state, self._spaces, policy_only=True)
         if self._every and state.updates % self._every == 0:
             Snapshot(state, self._spaces).write(self._folder.checkpoint(state.updates))
-        if time.monotonic() - self._clock >= SAVE_INTERVAL:
+        if time.monotonic() >= self._due:
             self.flush(state)
 
     def flush(self, state: TrainState) -> None:
         """Write the best before the last, so that the last never knows of a best that is lost."""
+        begin = time.monotonic()
         if self._best:
             self._best.write(self._folder.checkpoint("best"))
             self._best = None
         Snapshot(state, self._spaces).write(self._folder.checkpoint("last"))
-        self._clock = time.monotonic()
+        now = time.monotonic()
+        self._due = now + max(SAVE_INTERVAL, 100 * (now - begin))
