@@ -81,10 +81,9 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
         if title == "return":
-            for rows in runs:
-                axes.plot(
-                    *_curve(rows, "return_latest"), ".", color="#9db8d6", markersize=2, zorder=1
-                )
+            raw = [_curve(rows, "return_latest") for rows in runs]
+            x, y = (np.concatenate(values) for values in zip(*raw, strict=True))
+            axes.plot(x, y, ".", color="#86a8cf", markersize=4, zorder=1, label="raw, per update")
             _draw_evaluations(axes, runs)
             threshold = return_threshold(configs[0].env)
             if threshold is not None:
