@@ -14,7 +14,7 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = Path(__file__).parent / "src" / "proximo" / "native"
-FLAGS = "-O3 -std=c++17 -fPIC -shared -fno-math-errno -fno-trapping-math -w"
+FLAGS = "-O3 -std=c++17 -fPIC -shared -fno-math-errno -fno-trapping-math -pthread -w"
 
 
 class NativeEngine(BuildHookInterface):

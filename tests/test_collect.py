@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from proximo import PPO, EnvConfig, NetConfig, TrainingError, UsageError
+from proximo.algorithms.update import choose_engine
 from proximo.collect import collect
 from proximo.envs.make import make_worlds
 from proximo.functional.distributions import Categorical, Gaussian
@@ -24,15 +25,17 @@ NETS = {
 WORLDS = ("CartPole-v1", "Pendulum-v1")
 
 
-def start(env, net, policy_type=ActorCritic, worlds=3, source=None):
+def start(env, net, policy_type=ActorCritic, worlds=3, source=None, engine="auto"):
     config = EnvConfig(id=env, worlds=worlds)
     made = make_worlds(config, 0, source)
     torch.manual_seed(0)
     policy = policy_type(made.obs_space, made.action_space, net)
     algorithm = PPO(epochs=2, minibatch_size=16)
+    optimizer = algorithm.make_optimizer(policy)
     state = TrainState(
         policy=policy,
-        optimizer=algorithm.make_optimizer(policy),
+        optimizer=optimizer,
+        engine=choose_engine(engine, algorithm, policy, optimizer)[0],
         worlds=made.start(),
         collecting=torch.Generator().manual_seed(0),
         shuffling=torch.Generator().manual_seed(1),
@@ -277,9 +280,8 @@ def test_discrete_actions_count_from_where_their_space_starts():
 @pytest.mark.parametrize("engine", ["torch", "native"])
 def test_weights_that_became_nan_are_noticed_in_the_update_that_made_them(engine):
     """The losses are computed before each step: only a look after the last one shows these."""
-    worlds, state, _, config = start("Pendulum-v1", NetConfig(log_std=-9.9))
+    worlds, state, _, config = start("Pendulum-v1", NetConfig(log_std=-9.9), engine=engine)
     algorithm = PPO(epochs=1, minibatch_size=60, normalize_advantage="none")
-    state.engine = engine
     rollout = collect(worlds, state, config, steps=20)
     batch = algorithm.prepare(state, rollout)
     wild = dataclasses.replace(
@@ -296,9 +298,11 @@ def test_a_rollout_in_which_every_world_only_resets_goes_on_until_one_steps():
     torch.manual_seed(0)
     policy = ActorCritic(worlds.obs_space, worlds.action_space, NetConfig())
     algorithm = PPO(epochs=1, minibatch_size=1)
+    optimizer = algorithm.make_optimizer(policy)
     state = TrainState(
         policy=policy,
-        optimizer=algorithm.make_optimizer(policy),
+        optimizer=optimizer,
+        engine=choose_engine("auto", algorithm, policy, optimizer)[0],
         worlds=worlds.start(),
         collecting=torch.Generator(),
         shuffling=torch.Generator(),

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Step, Worlds
-from proximo.functional.distributions import Distribution
+from proximo.envs.make import Worlds
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import Episode, Rollout, TrainState, UsageError, explain
+from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain
 
 BLOCK = 256
-"""Steps for which noise is drawn at once when episodes are counted; else it is the horizon."""
+"""Steps for which room is made and noise drawn at once when episodes are counted."""
 
 
 class Tickets:
@@ -32,10 +31,10 @@ class Tickets:
         self._holds = np.arange(worlds) < episodes
         self.rows: list[np.ndarray] = []  # per step: who held a ticket
 
-    def pass_step(self, step: Step) -> None:
+    def pass_step(self, ended: np.ndarray) -> None:
         """Take the tickets of the episodes that ended, and hand out those that remain."""
         self.rows.append(self._holds.copy())
-        for i in step.final_obs:
+        for i in np.flatnonzero(ended):
             if self._holds[i]:
                 self.left -= 1
                 self._holds[i] = self._handed < self._episodes
@@ -53,132 +52,131 @@ def collect(
     observation or reward that is not finite: world, step and value are named.
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
-    world, head = state.worlds, policy.head
-    dtype, device = policy.dtype, policy.device
     tickets = Tickets(episodes, worlds.count) if episodes else None
     if tickets:
-        worlds.fresh(world)
-    seen: list[np.ndarray] = []
-    chosen: list[torch.Tensor] = []
-    taken: list[np.ndarray] = []
-    answers: list[Step] = []
-    first: Distribution | None = None
-    while not any(_real(step) for step in answers) or (tickets and tickets.left):
-        noise = head.noise(state.collecting, (BLOCK if tickets else steps, worlds.count))
-        for row in noise.to(policy.device, policy.dtype).unbind(0):
-            obs = torch.from_numpy(world.obs).to(device, dtype)
-            action, distribution = policy.act(obs, row)
-            first = first or distribution
-            seen.append(world.obs)
-            chosen.append(action)
-            taken.append(head.to_env(action))
-            try:
-                answers.append(worlds.step(world, taken[-1]))
-            except Exception as error:
-                where = f"step {len(answers)} of update {state.updates + 1}"
-                what = str(error) if isinstance(error, UsageError) else explain(error)
-                raise state.fault(f"a world failed at {where}: {what}") from error
-            if tickets:
-                tickets.pass_step(answers[-1])
-                if not tickets.left:
-                    break
+        worlds.fresh(state.worlds)
+    parts: list[Steps] = []
+    done = 0
+    # Where worlds reset in a step of their own, a rollout might hold nothing else: then it goes on.
+    while not parts or (tickets.left if tickets else not parts[-1].real.any()):
+        here = parts[-1].obs[-1] if parts else state.worlds.obs
+        part = _room(policy, here, BLOCK if tickets else steps)
+        done += _fill(part, worlds, state, tickets, done)
+        parts.append(part)
+    whole = Steps.joined(parts, done)
+    state.worlds.obs = whole.obs[-1].copy()
 
-    reward = np.stack([step.reward for step in answers]).astype(np.float64)
-    real = np.stack([np.ones(worlds.count, bool) if s.real is None else s.real for s in answers])
-    mask = real & np.stack(tickets.rows) if tickets else real
-    ends = [(t, i, obs) for t, step in enumerate(answers) for i, obs in step.final_obs.items()]
-    ended = np.zeros_like(mask)
-    for t, i, _ in ends:
-        ended[t, i] = True
-    terminated = ended & np.stack([step.terminated for step in answers])
-    _check_finite(seen, world.obs, ends, reward, state)
-    finished = _account(
-        reward, real, mask, ends, np.stack(taken) if worlds.replayable else None, state
-    )
+    mask = whole.real & np.stack(tickets.rows) if tickets else whole.real
+    _check_finite(whole, state)
+    finished = _account(whole, mask, state, replayable=worlds.replayable)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(array, dtype=policy.dtype, device=policy.device)
+        return torch.from_numpy(array).to(policy.device)
 
-    def flags(array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(array, device=policy.device)
-
-    assert first is not None
-    final = np.array([obs for _, _, obs in ends]).reshape(-1, *policy.obs_shape)
-    final_index = torch.tensor([t * worlds.count + i for t, i, _ in ends], dtype=torch.int64)
+    final = np.array([obs for *_, obs in whole.finals], whole.obs.dtype)
+    final_index = np.array([t * worlds.count + i for t, i, _ in whole.finals], np.int64)
     return Rollout(
-        obs=tensor(np.stack(seen)),
-        action=torch.stack(chosen),
-        reward=tensor(env.shape_reward(reward)),
-        terminated=flags(terminated),
-        boundary=flags(ended | ~mask),  # what follows a masked row is another episode as well
-        mask=flags(mask),
-        last_obs=tensor(world.obs),
-        final_obs=tensor(final),
-        final_index=final_index.to(policy.device),
-        acted=torch.stack([first.parameters, distribution.parameters]),
+        obs=tensor(whole.obs[:-1]),
+        action=tensor(whole.action),
+        reward=tensor(env.shape_reward(whole.reward)).to(policy.dtype),
+        terminated=tensor(whole.terminated),
+        boundary=tensor(whole.ended | ~mask),  # after a masked row comes another episode too
+        mask=tensor(mask),
+        last_obs=tensor(whole.obs[-1]),
+        final_obs=tensor(final.reshape(-1, *policy.obs_shape)),
+        final_index=tensor(final_index),
+        acted=tensor(whole.parameters),
         episodes=finished,
     )
 
 
-def _real(step: Step) -> bool:
-    """Whether any world did more than reset itself."""
-    return step.real is None or bool(step.real.any())
+def _room(policy: ActorCritic, obs: np.ndarray, steps: int) -> Steps:
+    """Room for this many steps, of which the first begins with `obs`."""
+    head, count = policy.head, len(obs)
+    number = torch.empty(0, dtype=policy.dtype).numpy().dtype
+    seen = np.empty((steps + 1, *obs.shape), number)
+    seen[0] = obs
+    action = np.empty((steps, count, *head.action_shape), number if head.action_shape else np.int64)
+    return Steps(
+        obs=seen,
+        action=action,
+        parameters=np.empty((2, count, head.parameter_count), number),
+        taken=np.empty((steps, count, *head.taken_shape), head.taken_dtype),
+        reward=np.empty((steps, count)),
+        terminated=np.zeros((steps, count), bool),
+        ended=np.zeros((steps, count), bool),
+        real=np.ones((steps, count), bool),
+        finals=[],
+    )
+
+
+def _fill(
+    steps: Steps, worlds: Worlds, state: TrainState, tickets: Tickets | None, done: int
+) -> int:
+    """Act and step through it, until the tickets are spent; returns how many steps there were."""
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    noise = policy.head.noise(state.collecting, steps.reward.shape)
+    act, step, world = state.engine.actor(steps, noise), worlds.step, state.worlds
+    t = 0
+    try:
+        with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
+            for t in range(len(steps)):
+                act(t)
+                step(world, steps, t)
+                if tickets:
+                    tickets.pass_step(steps.ended[t])
+                    if not tickets.left:
+                        break
+    except Exception as error:
+        where = f"step {done + t} of update {state.updates + 1}"
+        what = str(error) if isinstance(error, UsageError) else explain(error)
+        raise state.fault(f"a world failed at {where}: {what}") from error
+    return t + 1
 
 
 def _account(
-    reward: np.ndarray,
-    real: np.ndarray,
-    mask: np.ndarray,
-    ends: list[tuple[int, int, np.ndarray]],
-    taken: np.ndarray | None,
-    state: TrainState,
+    steps: Steps, mask: np.ndarray, state: TrainState, *, replayable: bool
 ) -> tuple[Episode, ...]:
     """Bring returns, lengths and replay logs of the running episodes up to date."""
     world = state.worlds
-    total = np.cumsum(np.where(real, reward, 0), 0)
-    steps = np.cumsum(real, 0)
+    total = np.cumsum(np.where(steps.real, steps.reward, 0), 0)
+    lengths = np.cumsum(steps.real, 0)
     begin = np.zeros(len(world.ret), np.int64)
     finished = []
-    for t, i, _ in ends:
+    for t, i, _ in steps.finals:
         if mask[t, i]:
             finished.append(
-                Episode(float(world.ret[i] + total[t, i]), int(world.length[i] + steps[t, i]))
+                Episode(float(world.ret[i] + total[t, i]), int(world.length[i] + lengths[t, i]))
             )
         world.ret[i] = -total[t, i]
-        world.length[i] = -steps[t, i]
+        world.length[i] = -lengths[t, i]
         world.actions[i] = []
         begin[i] = t + 1
     world.ret += total[-1]
-    world.length += steps[-1]
-    if taken is not None:
+    world.length += lengths[-1]
+    if replayable:
         for i, log in enumerate(world.actions):
-            if begin[i] < len(taken):
-                log.append(taken[begin[i] :, i].copy())
+            if begin[i] < len(steps):
+                log.append(steps.taken[begin[i] :, i].copy())
                 if len(log) > 64:  # an episode over many rollouts
                     log[:] = [np.concatenate(log)]
     return tuple(finished)
 
 
-def _check_finite(
-    seen: list[np.ndarray],
-    last: np.ndarray,
-    ends: list[tuple[int, int, np.ndarray]],
-    reward: np.ndarray,
-    state: TrainState,
-) -> None:
+def _check_finite(steps: Steps, state: TrainState) -> None:
     """One look at the whole record; only if it fails, a search for the culprit."""
-    obs = np.stack([*seen, last])
+    obs, reward, finals = steps.obs, steps.reward, steps.finals
     if (
         np.isfinite(obs).all()
         and np.isfinite(reward).all()
-        and all(np.isfinite(o).all() for *_, o in ends)
+        and all(np.isfinite(o).all() for *_, o in finals)
     ):
         return
     found = [(t, i, "reward", reward[t, i]) for t, i in np.argwhere(~np.isfinite(reward))]
     bad_rows = ~np.isfinite(obs.reshape(*obs.shape[:2], -1)).all(-1)
     # Row t+1 of the observations is the answer to step t.
     found += [(t - 1, i, "observation", obs[t, i]) for t, i in np.argwhere(bad_rows)]
-    found += [(t, i, "observation", o) for t, i, o in ends if not np.isfinite(o).all()]
+    found += [(t, i, "observation", o) for t, i, o in finals if not np.isfinite(o).all()]
     t, i, what, value = min(found, key=lambda item: item[0])
     where = f"step {t} of update {state.updates + 1}" if t >= 0 else "its reset"
     raise state.fault(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import traceback
 import typing
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor
 
@@ -81,6 +83,7 @@ class LossSpec:
     huber_delta: float
     standardize: bool  # advantages, per minibatch
     max_grad_norm: float | None
+    target_kl: float | None
 
 
 class Moments(NamedTuple):
@@ -89,6 +92,45 @@ class Moments(NamedTuple):
     number: Tensor  # []
     mean: Tensor  # [*shape]
     var: Tensor  # [*shape]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Room for T steps of N worlds: the policy fills it up to `taken`, the worlds the rest."""
+
+    obs: np.ndarray  # [T + 1, N, *obs] row t + 1 is the answer to step t
+    action: np.ndarray  # [T, N, *act] what the policy chose
+    parameters: np.ndarray  # [2, N, P] of the distributions that acted first and latest
+    taken: np.ndarray  # [T, N, *] the action as the worlds take it
+    reward: np.ndarray  # [T, N] float64
+    terminated: np.ndarray  # [T, N] bool
+    ended: np.ndarray  # [T, N] bool: terminated or cut off by a time limit
+    real: np.ndarray  # [T, N] bool: False where a next-step world only reset itself
+    finals: list[tuple[int, int, np.ndarray]]  # (t, world, true successor) where an episode ended
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @staticmethod
+    def joined(parts: list[Steps], count: int) -> Steps:
+        """The first `count` steps of these, which follow on one another."""
+        if len(parts) == 1 and len(parts[0]) == count:
+            return parts[0]
+        arrays = {
+            name: np.concatenate([getattr(part, name) for part in parts])[:count]
+            for name in ("action", "taken", "reward", "terminated", "ended", "real")
+        }
+        begins = itertools.accumulate((len(part) for part in parts), initial=0)
+        return Steps(
+            obs=np.concatenate([parts[0].obs[:1], *(part.obs[1:] for part in parts)])[: count + 1],
+            parameters=np.stack([parts[0].parameters[0], parts[-1].parameters[1]]),
+            finals=[
+                (begin + t, i, obs)
+                for begin, part in zip(begins, parts, strict=False)
+                for t, i, obs in part.finals
+            ],
+            **arrays,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +190,7 @@ class TrainState:
     worlds: WorldState
     collecting: torch.Generator  # noise of the actions
     shuffling: torch.Generator  # order of the minibatches
-    engine: str = "torch"  # what computes the updates: torch or native
+    engine: Any  # what acts, evaluates and steps with the policy: an algorithms.engines.Engine
     horizon: int  # environment steps over which schedules run from 0 to 1
     steps: int = 0  # environment steps taken
     updates: int = 0

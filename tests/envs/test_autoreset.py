@@ -9,6 +9,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from proximo import PPO, EnvConfig, NetConfig, UsageError
+from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
 from proximo.envs.make import VectorWorlds, make_worlds
 from proximo.nets.actor_critic import ActorCritic
@@ -66,6 +67,7 @@ def experience(worlds, policy, algorithm, steps, rollouts=1):
     state = TrainState(
         policy=policy,
         optimizer=None,
+        engine=TorchEngine(policy, None),
         worlds=worlds.start(),
         collecting=torch.Generator(),
         shuffling=torch.Generator(),
@@ -150,7 +152,13 @@ def test_the_modes_differ_where_a_reset_step_were_taken_for_a_step():
     assert not rollout.mask.all()
     naive = dataclasses.replace(rollout, mask=torch.ones_like(rollout.mask))
     state = TrainState(
-        policy=policy, optimizer=None, worlds=None, collecting=None, shuffling=None, horizon=1
+        policy=policy,
+        optimizer=None,
+        engine=TorchEngine(policy, None),
+        worlds=None,
+        collecting=None,
+        shuffling=None,
+        horizon=1,
     )
     assert len(ALGORITHM.prepare(state, naive)) > int(rollout.mask.sum())
 

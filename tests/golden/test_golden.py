@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from proximo import PPO, NetConfig
+from proximo.algorithms.engines import TorchEngine
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import Rollout, TrainState
 
@@ -57,7 +58,7 @@ def synthetic(random, policy):
     ended = torch.tensor(random.random((STEPS, WORLDS)) < 0.15)
     terminated = ended & torch.tensor(random.random((STEPS, WORLDS)) < 0.5)
     index = ended.reshape(-1).nonzero().squeeze(-1)
-    discrete = not policy.head.action_dtype.is_floating_point
+    discrete = policy.head.action_shape == ()
     action = (
         torch.tensor(random.integers(0, 3, (STEPS, WORLDS)))
         if discrete
@@ -87,9 +88,11 @@ def numbers(name):
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.copy_(torch.tensor(random.normal(size=parameter.shape) * 0.3))
+    optimizer = algorithm.make_optimizer(policy)
     state = TrainState(
         policy=policy,
-        optimizer=algorithm.make_optimizer(policy),
+        optimizer=optimizer,
+        engine=TorchEngine(policy, optimizer),
         worlds=None,
         collecting=None,
         shuffling=torch.Generator().manual_seed(11),

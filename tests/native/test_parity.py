@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
-from proximo.algorithms.update import choose_engine, lay_out, torch_epoch
+from proximo.algorithms.engines import Layout, NativeEngine, TorchEngine
+from proximo.algorithms.update import choose_engine, lay_out
+from proximo.collect import _room
 from proximo.native import library
-from proximo.native.library import NativeUpdate, obstacle
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import Batch
 
-pytestmark = pytest.mark.skipif(library._load()[0] is None, reason=library._load()[1])
+pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 
 
 def case(algorithm, net, *, inputs=4, actions=3, continuous=False, samples=64, seed=0):
@@ -53,47 +54,53 @@ def case(algorithm, net, *, inputs=4, actions=3, continuous=False, samples=64, s
     return policy, algorithm.make_optimizer(policy), batch
 
 
-def both(algorithm, net, epochs=1, **kwargs):
-    """The same epochs on both engines: (terms, gradient, weights) of each."""
-    results = []
-    for engine in ("torch", "native"):
-        policy, optimizer, batch = case(algorithm, net, **kwargs)
-        coefficients = algorithm.coefficients(0.0)
-        for group, rate in zip(optimizer.param_groups, (1e-3, 2e-3), strict=False):
-            group["lr"] = rate
-        spec = algorithm.loss_spec(coefficients)
-        assert obstacle(policy, spec, optimizer) == ""
-        native = NativeUpdate(policy, optimizer, batch, spec) if engine == "native" else None
-        shuffling = torch.Generator().manual_seed(1)
-        for _ in range(epochs):
-            layout = lay_out(algorithm, batch, shuffling)
+def engine_of(name, algorithm, policy, optimizer, threads=1):
+    if name == "torch":
+        return TorchEngine(policy, optimizer)
+    spec = algorithm.loss_spec(algorithm.coefficients(0.0))
+    assert library.obstacle(policy, spec, optimizer) == ""
+    return NativeEngine(policy, optimizer, threads)
 
-            def loss(minibatch, policy=policy, coefficients=coefficients):
-                return algorithm.loss(policy, minibatch, coefficients)
 
-            terms = (
-                native.epoch(*layout)
-                if native
-                else torch_epoch(optimizer, batch, layout, loss, algorithm.max_grad_norm)
-            )
-        flats = [group["params"][0] for group in optimizer.param_groups]
-        gradient = torch.cat([flat.grad for flat in flats])
-        weights = torch.cat([flat.detach() for flat in flats])
-        states = [optimizer.state[flat] for flat in flats]
-        steps = [int(state["step"]) for state in states]
-        results.append((terms, gradient, weights, steps))
-    return results
+def run(name, algorithm, net, epochs=1, layout=None, change=None, threads=1, **kwargs):
+    """An update on one engine: (outcome, gradient, weights, the optimizer's records)."""
+    policy, optimizer, batch = case(algorithm, net, **kwargs)
+    if change:
+        batch = change(batch, policy)
+    algorithm = dataclasses.replace(algorithm, epochs=epochs)
+    for group, rate in zip(optimizer.param_groups, (1e-3, 2e-3), strict=False):
+        group["lr"] = rate
+    layout = layout or lay_out(algorithm, batch, torch.Generator().manual_seed(1))
+    engine = engine_of(name, algorithm, policy, optimizer, threads)
+    outcome = engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
+    flats = [group["params"][0] for group in optimizer.param_groups]
+    gradient = torch.cat([flat.grad for flat in flats])
+    weights = torch.cat([flat.detach() for flat in flats])
+    records = [tensor for flat in flats for tensor in optimizer.state[flat].values()]
+    return outcome, gradient, weights, [r for r in records if r is not None]
+
+
+def both(*args, **kwargs):
+    """The same update on both engines."""
+    return [run(name, *args, **kwargs) for name in ("torch", "native")]
 
 
 def assert_same(results, gradients=1e-5, weights=1e-4):
-    (terms, gradient, theta, steps), (other_terms, other_gradient, other, other_steps) = results
-    assert set(terms) == set(other_terms)
-    for name, term in terms.items():
-        assert float(other_terms[name]) == pytest.approx(float(term), rel=2e-5, abs=2e-5), name
+    (outcome, gradient, theta, records), (other, other_gradient, other_theta, others) = results
+    assert outcome[1:] == other[1:]
+    assert set(outcome.terms) == set(other.terms)
+    for name, term in outcome.terms.items():
+        # Terms are added up over the steps, so their tolerance is as well.
+        tolerance = 2e-5 * outcome.steps**0.5
+        found = float(other.terms[name])
+        assert found == pytest.approx(float(term), rel=tolerance, abs=tolerance), name
     if gradients is not None:
         assert (gradient - other_gradient).abs().max() <= gradients * gradient.abs().max()
-    assert (theta - other).norm() <= weights * theta.norm()
-    assert steps == other_steps
+    assert (theta - other_theta).norm() <= weights * theta.norm()
+    assert len(records) == len(others)
+    for record, other_record in zip(records, others, strict=True):
+        if record.dim() == 0:
+            assert record == other_record  # the optimizer's steps
 
 
 algorithms = st.builds(
@@ -170,29 +177,6 @@ def test_whole_episodes_in_order():
     assert_same(both(algorithm, NetConfig(), epochs=3), gradients=1e-4)
 
 
-def edge(change, algorithm):
-    """The gradient of a batch whose ratios or advantages lie on an edge, from both engines."""
-    gradients = []
-    for engine in ("torch", "native"):
-        policy, optimizer, batch = case(algorithm, NetConfig())
-        batch = change(batch, policy)
-        coefficients = algorithm.coefficients(0.0)
-        layout = (torch.arange(len(batch)), [0, len(batch)])
-        if engine == "native":
-            spec = algorithm.loss_spec(coefficients)
-            NativeUpdate(policy, optimizer, batch, spec).epoch(*layout)
-        else:
-            torch_epoch(
-                optimizer,
-                batch,
-                layout,
-                lambda minibatch, p=policy, c=coefficients: algorithm.loss(p, minibatch, c),
-                algorithm.max_grad_norm,
-            )
-        gradients.append(torch.cat([g["params"][0].grad for g in optimizer.param_groups]))
-    return gradients
-
-
 def first_ratio_is_one(batch, policy):
     with torch.no_grad():
         new = policy.distribution(batch.obs).log_prob(batch.action)
@@ -218,7 +202,7 @@ def value_at_its_old_value(batch, policy):
 @pytest.mark.parametrize("normalize", ["minibatch", "none"])
 def test_edges(change, normalize):
     algorithm = PPO(normalize_advantage=normalize, value_loss="clipped")
-    expected, found = edge(change, algorithm)
+    (_, expected, *_), (_, found, *_) = both(algorithm, NetConfig(), change=change)
     assert torch.isfinite(expected).all()
     assert (expected - found).abs().max() <= 1e-5 * expected.abs().max() + 1e-9
 
@@ -237,12 +221,13 @@ def test_tanh_is_exact_to_2e_7():
         policy.baseline.weight.fill_(1.0)
     zero = torch.zeros(len(x))
     batch = dataclasses.replace(batch, obs=x, advantage=zero, target=zero, value=zero)
-    native = NativeUpdate(
-        policy, optimizer, batch, algorithm.loss_spec(algorithm.coefficients(0.0))
-    )
+    engine = NativeEngine(policy, optimizer, 1)
     optimizer.param_groups[0]["lr"] = 0.0
     for index in range(len(x)):
-        found = float(native.epoch(torch.tensor([index]), [0, 1])["value_loss"]) ** 0.5
+        layout = Layout(torch.zeros(1, 1, dtype=torch.int64), [0, 1])
+        sample = batch[index : index + 1]
+        outcome = engine.descend(algorithm, sample, layout, algorithm.coefficients(0.0))
+        found = float(outcome.terms["value_loss"]) ** 0.5
         assert abs(found - abs(np.tanh(float(x[index])))) <= 2e-7
 
 
@@ -288,7 +273,7 @@ def test_what_native_does_not_know_runs_on_torch_and_says_so(change, reason):
     policy, optimizer, _ = case(PPO(), NetConfig())
     change(policy)
     engine, why = choose_engine("auto", PPO(), policy, optimizer)
-    assert engine == ("torch" if reason else "native")
+    assert engine.name == ("torch" if reason else "native")
     assert reason in why
     if reason:
         with pytest.raises(UsageError, match=reason):
@@ -299,7 +284,6 @@ def test_what_native_does_not_know_runs_on_torch_and_says_so(change, reason):
     ("algorithm", "net", "reason"),
     [
         (OwnLoss(), NetConfig(), "loss"),
-        (PPO(optimizer="sgd"), NetConfig(), "Adam"),
         (PPO(), NetConfig(hidden=(300,)), "wider"),
         (PPO(), NetConfig(hidden=(8,) * 7), "layers"),
     ],
@@ -307,7 +291,7 @@ def test_what_native_does_not_know_runs_on_torch_and_says_so(change, reason):
 def test_settings_that_native_does_not_know_run_on_torch(algorithm, net, reason):
     policy, optimizer, _ = case(algorithm, net)
     engine, why = choose_engine("auto", algorithm, policy, optimizer)
-    assert engine == "torch"
+    assert engine.name == "torch"
     assert reason in why
 
 
@@ -316,33 +300,209 @@ def test_without_the_library_everything_runs_on_torch(monkeypatch, tmp_path):
         if content:
             (tmp_path / "engine.so").write_bytes(content)
         monkeypatch.setattr(library, "LIBRARY", tmp_path / "engine.so")
-        library._load.cache_clear()
+        library.load.cache_clear()
         policy, optimizer, _ = case(PPO(), NetConfig())
-        assert choose_engine("auto", PPO(), policy, optimizer)[0] == "torch"
+        assert choose_engine("auto", PPO(), policy, optimizer)[0].name == "torch"
     monkeypatch.undo()
-    library._load.cache_clear()
+    library.load.cache_clear()
 
 
 def test_the_batch_is_left_alone():
     algorithm = PPO(minibatch_size=16)
     policy, optimizer, batch = case(algorithm, NetConfig())
     before = copy.deepcopy(vars(batch))
-    spec = algorithm.loss_spec(algorithm.coefficients(0.0))
-    native = NativeUpdate(policy, optimizer, batch, spec)
-    native.epoch(*lay_out(algorithm, batch, torch.Generator()))
+    layout = lay_out(algorithm, batch, torch.Generator())
+    engine = NativeEngine(policy, optimizer, 2)
+    engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in vars(batch).items())
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "elu"])
 @pytest.mark.parametrize("part", ["actor", "critic"])
-def test_nan_does_not_vanish(activation, part):
-    """A NaN among the weights comes out as NaN, as it does in PyTorch, so that it is noticed."""
-    algorithm = PPO()
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_gradient_that_is_not_finite_is_noticed_and_not_stepped_along(activation, part, threads):
+    algorithm = PPO(epochs=3, minibatch_size=16)
     policy, optimizer, batch = case(algorithm, NetConfig(hidden=(16, 16), activation=activation))
     with torch.no_grad():
         getattr(policy, part).layers[0].weight[3, 1] = torch.nan
-    spec = algorithm.loss_spec(algorithm.coefficients(0.0))
-    terms = NativeUpdate(policy, optimizer, batch, spec).epoch(
-        *lay_out(algorithm, batch, torch.Generator())
+    before = [parameter.clone() for parameter in policy.parameters()]
+    layout = lay_out(algorithm, batch, torch.Generator())
+    engine = NativeEngine(policy, optimizer, threads)
+    outcome = engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
+    assert torch.isnan(outcome.terms["loss"])
+    assert outcome[1:] == (0, 1)
+    for parameter, old in zip(policy.parameters(), before, strict=True):
+        assert torch.equal(parameter.nan_to_num(9.0), old.nan_to_num(9.0))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
+@pytest.mark.parametrize("critic_learning_rate", [None, 2e-3], ids=["one", "apart"])
+def test_every_optimizer_and_its_records(optimizer, critic_learning_rate):
+    algorithm = PPO(
+        optimizer=optimizer, minibatch_size=16, critic_learning_rate=critic_learning_rate
     )
-    assert torch.isnan(terms["loss"])
+    results = both(algorithm, NetConfig(), epochs=4)
+    assert_same(results, gradients=None)
+    records, others = results[0][3], results[1][3]
+    assert len(records) == {"adam": 3, "rmsprop": 2, "sgd": 0}[optimizer] * (
+        1 if critic_learning_rate is None else 2
+    )
+    for record, other in zip(records, others, strict=True):
+        torch.testing.assert_close(record, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("trunk", ["separate", "shared"])
+@pytest.mark.parametrize("target_kl", [1e-9, 3e-3, 0.1, 1e9])
+def test_the_limit_of_the_kl_ends_both_at_the_same_epoch(continuous, trunk, target_kl):
+    algorithm = PPO(minibatch_size=16, target_kl=target_kl, normalize_advantage="none")
+    net = NetConfig(trunk=trunk)
+
+    def near(batch, policy):
+        with torch.no_grad():
+            same = policy.distribution(batch.obs).log_prob(batch.action)
+        return dataclasses.replace(batch, log_prob=same)
+
+    results = both(algorithm, net, epochs=12, continuous=continuous, change=near)
+    assert_same(results, gradients=None)
+    epochs = results[0][0].epochs
+    assert epochs == {1e-9: 1, 1e9: 12}.get(target_kl, epochs)
+    assert epochs < 12 or target_kl > 3e-3
+
+
+@given(
+    net=nets,
+    inputs=st.integers(1, 40),
+    actions=st.integers(2, 20),
+    continuous=st.booleans(),
+    samples=st.integers(1, 200),
+    minibatch_size=st.integers(2, 200),
+    target_kl=st.sampled_from([None, 0.05]),
+)
+def test_two_threads_give_the_bits_of_one(
+    net, inputs, actions, continuous, samples, minibatch_size, target_kl
+):
+    algorithm = PPO(minibatch_size=minibatch_size, target_kl=target_kl, entropy_coef=0.01)
+    shapes = {"inputs": inputs, "actions": actions, "continuous": continuous, "samples": samples}
+    one, two = (
+        run("native", algorithm, net, epochs=3, threads=threads, **shapes) for threads in (1, 2)
+    )
+    assert one[0][1:] == two[0][1:]
+    assert all(torch.equal(term, two[0].terms[name]) for name, term in one[0].terms.items())
+    assert torch.equal(one[1], two[1])
+    assert torch.equal(one[2], two[2])
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["plain", "AVX2", "AVX-512"])
+def kernels(request):
+    """Those of this processor kind, or of the nearest below where it lacks them."""
+    native, _ = library.load()
+    native.proximo_use(request.param)
+    yield request.param
+    native.proximo_use(2)
+
+
+@pytest.mark.parametrize("hidden", [(64, 64), (7,), (33, 130, 5)])
+def test_every_kind_of_processor(kernels, hidden):
+    algorithm = PPO(minibatch_size=100, entropy_coef=0.01)
+    assert_same(both(algorithm, NetConfig(hidden=hidden), samples=200, inputs=11))
+    for activation in ("relu", "elu"):
+        net = NetConfig(hidden=hidden, activation=activation)
+        assert_same(both(algorithm, net, samples=200, inputs=11))
+
+
+@given(
+    net=nets,
+    inputs=st.integers(1, 40),
+    actions=st.integers(2, 20),
+    continuous=st.booleans(),
+    samples=st.integers(1, 300),
+    seed=st.integers(0, 1000),
+)
+def test_evaluations(net, inputs, actions, continuous, samples, seed):
+    net = dataclasses.replace(net, normalize_obs=True, obs_clip=1.0)
+    policy, optimizer, batch = case(
+        PPO(),
+        net,
+        inputs=inputs,
+        actions=actions,
+        continuous=continuous,
+        samples=samples,
+        seed=seed,
+    )
+    policy.obs_shift.fill_(0.2)
+    policy.obs_scale.fill_(0.7)
+    engine = NativeEngine(policy, optimizer, 2)
+    with torch.no_grad():
+        expected = policy.evaluate(batch.obs, batch.action, entropy=True)
+    found = engine.evaluate(batch.obs, batch.action, entropy=True)
+    for name in ("log_prob", "entropy", "value"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4
+        )
+    torch.testing.assert_close(
+        found.distribution.parameters, expected.distribution.parameters, rtol=1e-5, atol=1e-5
+    )
+    assert engine.evaluate(batch.obs, batch.action, entropy=False).entropy is None
+    assert torch.equal(engine.value(batch.obs), found.value)
+    # As a rollout lays them out, and not in one piece.
+    pair = torch.stack([batch.obs, batch.obs], 1)
+    assert torch.equal(engine.value(pair)[:, 1], found.value)
+    assert torch.equal(engine.value(pair.transpose(0, 1))[1], found.value)
+
+
+@pytest.mark.parametrize("action", ["clip", "squash"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize("count", [1, 3, 130])
+def test_acting(action, dtype, kind, count):
+    """From the same observations and noise come the same actions, in what the worlds take."""
+    if kind == "discrete":
+        space = gym.spaces.Discrete(5, start=3)
+    else:
+        space = gym.spaces.Box(
+            np.array([[-1, -2, 0.5]], dtype), np.array([[1, 0, 0.6]], dtype), dtype=dtype
+        )
+    torch.manual_seed(0)
+    net = NetConfig(normalize_obs=True, policy_gain=1.0, action=action)
+    policy = ActorCritic(gym.spaces.Box(-9, 9, (6,)), space, net)
+    policy.obs_shift.fill_(0.2)
+    optimizer = PPO().make_optimizer(policy)
+    results = []
+    for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
+        generator = torch.Generator().manual_seed(1)
+        steps = _room(policy, np.zeros((count, 6), np.float32), 20)
+        steps.obs[:] = torch.randn(steps.obs.shape, generator=generator).numpy()
+        noise = policy.head.noise(generator, (20, count))
+        with torch.no_grad():
+            act = engine.actor(steps, noise)
+            for t in range(20):
+                act(t)
+        results.append(steps)
+    expected, found = results
+    np.testing.assert_allclose(found.parameters, expected.parameters, rtol=1e-5, atol=1e-5)
+    assert found.taken.dtype == (np.int64 if kind == "discrete" else dtype)
+    assert found.taken.shape == (20, count, *space.shape)
+    assert all(space.contains(taken) for row in found.taken for taken in row)
+    if kind == "discrete":
+        # Rounding may carry a draw over the edge between two actions, once in a million.
+        assert (found.action == expected.action).mean() > 0.999
+        assert count < 100 or set(found.taken.reshape(-1)) == {3, 4, 5, 6, 7}
+    else:
+        np.testing.assert_allclose(found.action, expected.action, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.taken, expected.taken, rtol=1e-5, atol=1e-5)
+
+
+def test_an_actor_keeps_the_weights_that_it_began_with():
+    policy, optimizer, _ = case(PPO(), NetConfig())
+    engine = NativeEngine(policy, optimizer, 1)
+    steps = _room(policy, np.ones((3, 4), np.float32), 2)
+    steps.obs[:] = 1
+    act = engine.actor(steps, torch.rand(2, 3))
+    act(0)
+    with torch.no_grad():
+        policy.logits.bias.add_(torch.tensor([1.0, 0.0, 0.0]))
+    act(1)
+    assert np.array_equal(steps.parameters[0], steps.parameters[1])
+    engine.actor(steps, torch.rand(2, 3))(1)
+    assert not np.array_equal(steps.parameters[0], steps.parameters[1])

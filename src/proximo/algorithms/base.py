@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from proximo.algorithms.engines import Engine
     from proximo.nets.actor_critic import ActorCritic
 
 Estimator = Literal["gae", "n-step", "td0", "monte-carlo"]
@@ -135,11 +137,15 @@ class OnPolicy(ABC):
 
     @abstractmethod
     def loss(
-        self, policy: ActorCritic, batch: Batch, coefficients: dict[str, float]
+        self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a gradient step minimises, and the terms to report, among them `loss`."""
+        """What a gradient step minimises, and the terms to report, among them `loss`.
 
-    def stops(self, policy: ActorCritic, batch: Batch) -> bool:
+        coefficients: numbers, or tensors where the loss is compiled, so that it need not be
+        compiled anew when they change: do not branch on their values.
+        """
+
+    def stops(self, engine: Engine, batch: Batch) -> bool:
         """Whether the remaining epochs of this update are left out."""
         return False
 
@@ -149,11 +155,18 @@ class OnPolicy(ABC):
 
     @abstractmethod
     def read(
-        self, policy: ActorCritic, batch: Batch, coefficients: dict[str, float]
+        self, engine: Engine, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
         """What to report of the policy after the update, over the whole batch."""
 
-    def value_error(self, policy: ActorCritic, value: Tensor, batch: Batch, clip: float) -> Tensor:
+    @property
+    def values_entropy(self) -> bool:
+        """Whether the entropy counts at any time, and so must be computed."""
+        return as_schedule(self.entropy_coef).highest > 0
+
+    def value_error(
+        self, policy: ActorCritic, value: Tensor, batch: Batch, clip: float | Tensor
+    ) -> Tensor:
         """The chosen value loss, elementwise, in units of the critic's output. All [B]."""
         from proximo.functional.losses import clipped_squared_error, huber_error, squared_error
 

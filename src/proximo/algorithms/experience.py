@@ -14,6 +14,7 @@ from proximo.types import Batch, Rollout, TrainingError, TrainState
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
+    from proximo.algorithms.engines import Engine
     from proximo.nets.actor_critic import ActorCritic
 
 REWARD_CLIP = 10.0
@@ -29,11 +30,12 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
-    old = policy.evaluate(rollout.obs, rollout.action, entropy=False)
+    engine: Engine = state.engine
+    old = engine.evaluate(rollout.obs, rollout.action, entropy=False)
     _check_acted(rollout, old.distribution.parameters[[0, -1]])
-    next_value = torch.cat([old.value[1:], policy.value(rollout.last_obs)[None]])
+    next_value = torch.cat([old.value[1:], engine.value(rollout.last_obs)[None]])
     if len(rollout.final_obs):
-        next_value.view(-1)[rollout.final_index] = policy.value(rollout.final_obs)
+        next_value.view(-1)[rollout.final_index] = engine.value(rollout.final_obs)
     delta = td_error(reward, old.value, next_value, rollout.terminated, algorithm.gamma)
     advantage = _estimate(algorithm, algorithm.advantage, delta, rollout.boundary)
     other = algorithm.value_target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,6 +13,7 @@ from proximo.types import Batch, LossSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from proximo.algorithms.engines import Engine
     from proximo.nets.actor_critic import ActorCritic
 
 
@@ -41,13 +43,12 @@ class PPO(OnPolicy):
         return {"clip": as_schedule(self.clip)(progress), **super().coefficients(progress)}
 
     def loss(
-        self, policy: ActorCritic, batch: Batch, coefficients: dict[str, float]
+        self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         from proximo.functional.losses import clipped_surrogate
         from proximo.functional.masked import masked_mean, standardize
 
-        weight = coefficients["entropy_coef"]
-        new = policy.evaluate(batch.obs, batch.action, entropy=weight > 0)
+        new = policy.evaluate(batch.obs, batch.action, entropy=self.values_entropy)
         per_minibatch = self.normalize_advantage == "minibatch"
         advantage = standardize(batch.advantage) if per_minibatch else batch.advantage
         objective = clipped_surrogate(new.log_prob, batch.log_prob, advantage, coefficients["clip"])
@@ -57,7 +58,7 @@ class PPO(OnPolicy):
         )
         loss = policy_loss + self.value_coef * value_loss
         if new.entropy is not None:
-            loss = loss - weight * masked_mean(new.entropy)
+            loss = loss - coefficients["entropy_coef"] * masked_mean(new.entropy)
         terms = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss}
         return loss, {name: term.detach() for name, term in terms.items()}
 
@@ -73,32 +74,29 @@ class PPO(OnPolicy):
             huber_delta=self.huber_delta,
             standardize=self.normalize_advantage == "minibatch",
             max_grad_norm=self.max_grad_norm,
+            target_kl=self.target_kl,
         )
 
-    def stops(self, policy: ActorCritic, batch: Batch) -> bool:
+    def stops(self, engine: Engine, batch: Batch) -> bool:
         if self.target_kl is None:
             return False
         import torch
 
-        with torch.no_grad():
-            return bool(self._kl(policy, batch) > self.target_kl)
-
-    @staticmethod
-    def _kl(policy: ActorCritic, batch: Batch) -> Tensor:
         from proximo.functional.kl import k3
         from proximo.functional.masked import masked_mean
 
-        new = policy.evaluate(batch.obs, batch.action, entropy=False)
-        return masked_mean(k3(new.log_prob, batch.log_prob))
+        with torch.no_grad():
+            new = engine.evaluate(batch.obs, batch.action, entropy=False)
+            return bool(masked_mean(k3(new.log_prob, batch.log_prob)) > self.target_kl)
 
     def read(
-        self, policy: ActorCritic, batch: Batch, coefficients: dict[str, float]
+        self, engine: Engine, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
         """KL(old, new), the share of samples outside the clip, the entropy: after the update."""
         from proximo.functional.kl import k3
         from proximo.functional.masked import masked_mean
 
-        new = policy.evaluate(batch.obs, batch.action, entropy=True)
+        new = engine.evaluate(batch.obs, batch.action, entropy=True)
         assert new.entropy is not None
         ratio = (new.log_prob - batch.log_prob).exp()
         return {

@@ -1,29 +1,23 @@
-"""The gradient step, minibatches and epochs: where the time goes."""
+"""An update: the optimizer, the order of the minibatches, the engine that takes the steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from proximo.algorithms.engines import Engine, Layout, NativeEngine, TorchEngine
 from proximo.functional.masked import explained_variance
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.schedules import as_schedule
-from proximo.native.library import NativeUpdate, obstacle
+from proximo.native.library import obstacle
 from proximo.types import Batch, Metrics, TrainState, UsageError
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
     from proximo.nets.actor_critic import ActorCritic
-
-Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-"""Minibatch -> what to minimise, and terms to report."""
-Layout = tuple[Tensor, list[int]]
-"""Order of the samples [B], and the bounds of the minibatches in it: 0, ..., B."""
 
 
 def make_optimizer(
@@ -56,100 +50,57 @@ def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:
     return flat
 
 
-def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None) -> Tensor:
-    """Descend along g min(1, max_norm/|g|). Returns |g| before the cut, on the device."""
-    gradients: list[Tensor] = [group["params"][0].grad for group in optimizer.param_groups]
-    for gradient in gradients:
-        gradient.zero_()
-    loss.backward()  # type: ignore[no-untyped-call]
-    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-    norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    if max_norm is not None:
-        scale = max_norm / norm.clamp(min=max_norm)
-        for gradient in gradients:
-            gradient.mul_(scale)
-    optimizer.step()
-    return norm
-
-
 def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> Layout:
-    """The minibatches of an epoch: samples in a new random order, or one whole episode each.
+    """The minibatches of an update: in a new random order every epoch, or whole episodes in turn.
 
-    The last of the shuffled ones may be smaller. Returns the order and where each one ends.
+    The last of the shuffled ones may be smaller.
     """
-    count = len(batch)
+    count, epochs = len(batch), algorithm.epochs
     if algorithm.minibatches == "episodes":
         lengths = torch.bincount(batch.episode)
-        return torch.arange(count), [0, *lengths.cumsum(0).tolist()]
-    order = torch.randperm(count, generator=generator)
-    return order, [*range(0, count, algorithm.minibatch_size), count]
-
-
-def torch_epoch(
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    layout: Layout,
-    loss: Loss,
-    max_norm: float | None,
-) -> dict[str, Tensor]:
-    """One pass over the data; returns the minibatches' terms, added up. No read on the host."""
-    order, bounds = layout
-    mixed = batch[order.to(batch.obs.device)]
-    terms = []
-    for begin, end in pairwise(bounds):
-        value, found = loss(mixed[begin:end])
-        terms.append({**found, "grad_norm": gradient_step(optimizer, value, max_norm)})
-    return {name: torch.stack([t[name] for t in terms]).sum() for name in terms[0]}
+        return Layout(torch.arange(count).expand(epochs, count), [0, *lengths.cumsum(0).tolist()])
+    orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(epochs)])
+    return Layout(orders, [*range(0, count, algorithm.minibatch_size), count])
 
 
 def choose_engine(
-    wish: str, algorithm: OnPolicy, policy: ActorCritic, optimizer: torch.optim.Optimizer
-) -> tuple[str, str]:
-    """Which engine computes the updates, and why. A rule on what there is, never on a timing.
+    wish: str,
+    algorithm: OnPolicy,
+    policy: ActorCritic,
+    optimizer: torch.optim.Optimizer,
+    threads: int = 1,
+) -> tuple[Engine, str]:
+    """What computes the updates, and why. A rule on what there is, never on a timing.
 
     auto: native where it can be, else torch. Raises `UsageError` for native where it cannot be.
     """
     if wish == "torch":
-        return "torch", "as asked for"
-    coefficients = algorithm.coefficients(0.0)
-    hindrance = obstacle(policy, algorithm.loss_spec(coefficients), optimizer)
+        return TorchEngine(policy, optimizer), "as asked for"
+    if wish == "compile":
+        return TorchEngine(policy, optimizer, compiled=True), "as asked for"
+    hindrance = obstacle(policy, algorithm.loss_spec(algorithm.coefficients(0.0)), optimizer)
     if not hindrance:
-        return "native", "a small network on a CPU"
+        return NativeEngine(policy, optimizer, threads), "a small network on a CPU"
     if wish == "native":
         raise UsageError(f"run.engine is native, but {hindrance}: use torch or auto")
-    return "torch", f"not native: {hindrance}"
+    return TorchEngine(policy, optimizer), f"not native: {hindrance}"
 
 
 def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
     """K epochs of minibatches, then the running moments of the observations.
 
-    Nothing is read on the host before the end, except once per epoch where the algorithm may stop.
     Raises `TrainState.fault` if a loss, gradient or reading of the new policy was not finite.
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
+    engine: Engine = state.engine
     coefficients = algorithm.coefficients(state.progress)
     rates = set_learning_rates(algorithm, state)
-    spec = algorithm.loss_spec(coefficients) if state.engine == "native" else None
-    native = NativeUpdate(policy, state.optimizer, batch, spec) if spec else None
-
-    def loss(minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return algorithm.loss(policy, minibatch, coefficients)
-
-    epochs, steps = [], 0
-    for done in range(1, algorithm.epochs + 1):
-        layout = lay_out(algorithm, batch, state.shuffling)
-        epochs.append(
-            native.epoch(*layout)
-            if native
-            else torch_epoch(state.optimizer, batch, layout, loss, algorithm.max_grad_norm)
-        )
-        steps += len(layout[1]) - 1
-        if done < algorithm.epochs and algorithm.stops(policy, batch):
-            break
+    layout = lay_out(algorithm, batch, state.shuffling)
+    done = engine.descend(algorithm, batch, layout, coefficients)
     with torch.no_grad():
         readings = {
-            **{name: torch.stack([e[name] for e in epochs]).sum() / steps for name in epochs[0]},
-            **algorithm.read(policy, batch, coefficients),
+            **{name: total / done.steps for name, total in done.terms.items()},
+            **algorithm.read(engine, batch, coefficients),
             "explained_variance": explained_variance(batch.value, batch.target),
         }
     if policy.normalize_obs:
@@ -172,9 +123,9 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
         **metrics,
         **rates,
         **coefficients,
-        "epochs": done,
-        "gradient_steps": steps,
-        "gradient_steps_saved": steps // done * (algorithm.epochs - done),
+        "epochs": done.epochs,
+        "gradient_steps": done.steps,
+        "gradient_steps_saved": (algorithm.epochs - done.epochs) * (len(layout.bounds) - 1),
     }
 
 

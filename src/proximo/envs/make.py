@@ -9,27 +9,17 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.types import UsageError, WorldState, explain, nearest
+from proximo.types import Steps, UsageError, WorldState, explain, nearest
 
 Maker = Callable[..., gym.Env[Any, Any]]
 Space = gym.Space[Any]
-
-
-class Step(NamedTuple):
-    """What N worlds answered. `real` is False where a next-step world only reset itself."""
-
-    reward: np.ndarray  # [N]
-    terminated: np.ndarray  # [N] bool
-    truncated: np.ndarray  # [N] bool
-    real: np.ndarray | None  # [N] bool; None: all of them
-    final_obs: dict[int, np.ndarray]  # world -> the true successor where an episode ended
 
 
 def episode_seed(seed: int, world: int, episode: int) -> int:
@@ -65,8 +55,11 @@ class Worlds(ABC):
         """Let every world begin a new episode, unless it has just begun one."""
 
     @abstractmethod
-    def step(self, state: WorldState, action: np.ndarray) -> Step:
-        """One step of every world; `state.obs` becomes what the policy sees next, a new array."""
+    def step(self, state: WorldState, steps: Steps, t: int) -> None:
+        """One step of every world by `steps.taken[t]`; fills in the rest of row t, and obs[t + 1].
+
+        `state.obs` is not touched: `collect` sets it when the rollout has ended.
+        """
 
     @abstractmethod
     def restore(self, state: WorldState) -> bool:
@@ -91,6 +84,8 @@ class SyncWorlds(Worlds):
                 raise UsageError(f"the world {envs[0]} has no {name}: set it in its __init__")
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
         self._envs, self._seed = envs, seed
+        self._steps = [env.step for env in envs]
+        self._shape = self.obs_space.shape
 
     def _reset(self, state: WorldState, world: int) -> Any:
         seed = episode_seed(self._seed, world, int(state.episode[world]))
@@ -113,29 +108,22 @@ class SyncWorlds(Worlds):
             raise UsageError(_misfit(seen, self.obs_space.shape))
         return np.asarray(seen, self.obs_space.dtype)
 
-    def step(self, state: WorldState, action: np.ndarray) -> Step:
-        obs = np.empty_like(state.obs)
-        shape = obs.shape[1:]
-        reward = np.empty(self.count)
-        terminated = np.zeros(self.count, bool)
-        truncated = np.zeros(self.count, bool)
-        final_obs = {}
-        for i, env in enumerate(self._envs):
-            answer = env.step(action[i])
+    def step(self, state: WorldState, steps: Steps, t: int) -> None:
+        obs, reward = steps.obs[t + 1], steps.reward[t]
+        for i, (world_step, action) in enumerate(zip(self._steps, steps.taken[t], strict=True)):
+            answer = world_step(action)
             try:
                 seen, reward[i], over, cut, _ = answer
                 obs[i] = seen
             except (TypeError, ValueError) as error:
-                raise UsageError(_misanswer(answer, shape)) from error
-            if np.shape(seen) != shape:  # or it would be broadcast without a word
-                raise UsageError(_misfit(seen, shape))
+                raise UsageError(_misanswer(answer, obs.shape[1:])) from error
+            if np.shape(seen) != self._shape:  # or it would be broadcast without a word
+                raise UsageError(_misfit(seen, self._shape))
             if over or cut:
-                terminated[i], truncated[i] = over, cut
-                final_obs[i] = obs[i].copy()
+                steps.terminated[t, i], steps.ended[t, i] = over, True
+                steps.finals.append((t, i, obs[i].copy()))
                 state.episode[i] += 1
                 obs[i] = self._reset(state, i)
-        state.obs = obs
-        return Step(reward, terminated, truncated, None, final_obs)
 
     def restore(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
@@ -196,7 +184,7 @@ class VectorWorlds(Worlds):
             return
         state.episode += begun
         if self._mode is AutoresetMode.DISABLED and state.obs.size:
-            self._reset_some(state, begun)
+            state.obs = np.array(self._reset_some(begun))
         else:
             # One generator serves all the worlds: it is seeded once, and goes on from there.
             # After a resume it is seeded anew, by how far it had come: not the same beginnings.
@@ -208,27 +196,27 @@ class VectorWorlds(Worlds):
         state.length[begun] = 0
         state.resetting[:] = False
 
-    def _reset_some(self, state: WorldState, which: np.ndarray) -> None:
-        state.obs = np.array(self._envs.reset(options={"reset_mask": which.copy()})[0])
+    def _reset_some(self, which: np.ndarray) -> np.ndarray:
+        obs: np.ndarray = self._envs.reset(options={"reset_mask": which.copy()})[0]
+        return obs
 
-    def step(self, state: WorldState, action: np.ndarray) -> Step:
-        obs, reward, terminated, truncated, info = self._envs.step(action)
+    def step(self, state: WorldState, steps: Steps, t: int) -> None:
+        obs, reward, terminated, truncated, info = self._envs.step(steps.taken[t])
         ended = terminated | truncated
-        real, final_obs = None, {}
         if self._mode is AutoresetMode.NEXT_STEP:
             if state.resetting.any():
-                real = ~state.resetting
-                ended = ended & real
+                steps.real[t] = ~state.resetting
+                ended &= steps.real[t]
             state.resetting = ended
+        # Written over: some worlds give every observation in one and the same array.
+        steps.obs[t + 1], steps.reward[t] = obs, reward
         if ended.any():
+            steps.terminated[t], steps.ended[t] = terminated & ended, ended
             final = info["final_obs"] if self._mode is AutoresetMode.SAME_STEP else obs
-            final_obs = {int(i): np.array(final[i]) for i in np.flatnonzero(ended)}
+            steps.finals.extend((t, int(i), np.array(final[i])) for i in np.flatnonzero(ended))
             state.episode += ended
-        # Copied: some worlds write every observation into one and the same array.
-        state.obs = np.array(obs)
-        if final_obs and self._mode is AutoresetMode.DISABLED:
-            self._reset_some(state, ended)
-        return Step(np.array(reward), terminated, truncated, real, final_obs)
+            if self._mode is AutoresetMode.DISABLED:
+                steps.obs[t + 1] = self._reset_some(ended)
 
     def restore(self, state: WorldState) -> bool:
         state.obs = np.empty(0)

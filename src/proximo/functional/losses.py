@@ -23,7 +23,7 @@ def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tens
 
 
 def clipped_surrogate(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float | Tensor
 ) -> Tensor:
     """L^CLIP: min(r Â, clip(r, 1 - ε, 1 + ε) Â), a lower bound on `surrogate`.
 
@@ -32,7 +32,8 @@ def clipped_surrogate(
     """
     same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     ratio = _ratio(log_prob, old_log_prob)
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    within = ratio.clamp(1 - clip, 1 + clip)  # type: ignore[arg-type]
+    return torch.minimum(ratio * advantage, within * advantage)
 
 
 def squared_error(value: Tensor, target: Tensor) -> Tensor:
@@ -50,11 +51,13 @@ def huber_error(value: Tensor, target: Tensor, delta: float = 1.0) -> Tensor:
     return torch.nn.functional.huber_loss(value, target, reduction="none", delta=delta)
 
 
-def clipped_squared_error(value: Tensor, target: Tensor, old_value: Tensor, clip: float) -> Tensor:
+def clipped_squared_error(
+    value: Tensor, target: Tensor, old_value: Tensor, clip: float | Tensor
+) -> Tensor:
     """max((V - V^targ)², (V_old + clip(V - V_old, -ε, ε) - V^targ)²).
 
     Not in the paper; from OpenAI's baselines (ppo2). ε has the value's units. All [B]; returns [B].
     """
     same_shape(value=value, target=target, old_value=old_value)
-    clipped = old_value + (value - old_value).clamp(-clip, clip)
+    clipped = old_value + (value - old_value).clamp(-clip, clip)  # type: ignore[arg-type]
     return torch.maximum((value - target).square(), (clipped - target).square())

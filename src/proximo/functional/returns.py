@@ -9,14 +9,18 @@ from proximo.functional.shapes import same_shape
 
 
 def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
-    """y_t = x_t + decay_t y_{t+1}, y_T = 0. x, decay: [T, N]; returns [T, N]."""
+    """y_t = x_t + decay_t y_{t+1}, y_T = 0. x, decay: [T, N]; returns [T, N].
+
+    Computed by doubling: after k rounds y_t holds the first 2^k terms of its sum and decay_t the
+    factor to the next, so log2 T rounds over whole tensors do the work of T steps.
+    """
     same_shape(x=x, decay=decay)
-    y = torch.zeros_like(x[0])
-    rows = []
-    for x_t, decay_t in zip(reversed(x.unbind(0)), reversed(decay.unbind(0)), strict=True):
-        y = torch.addcmul(x_t, decay_t, y)
-        rows.append(y)
-    return torch.stack(rows[::-1])
+    y, reach = x, 1
+    while reach < len(x):
+        y = torch.cat([torch.addcmul(y[:-reach], decay[:-reach], y[reach:]), y[-reach:]])
+        decay = torch.cat([decay[:-reach] * decay[reach:], decay[-reach:]])
+        reach *= 2
+    return y
 
 
 def td_error(

@@ -1,22 +1,25 @@
-// One epoch of PPO on a multilayer perceptron: gather, forward, loss, backward, norm clip, Adam.
+// PPO on multilayer perceptrons: act, evaluate, and a whole update (all epochs and minibatches: gather,
+// forward, loss, backward, norm clip, optimizer, KL stop) in one call each.
 //
-// The same numbers as algorithms/update.py gives with PyTorch, up to rounding; tests/native holds them
-// side by side. Plain C interface on raw pointers. Everything is single precision, row-major, and runs
-// on the calling thread. One kernel does all matrix products; it works on vectors of 16 numbers, which
-// the compiler maps to what the processor has (a version each for AVX-512, AVX2 and anything else is
-// built and chosen when the library is loaded).
+// The same numbers as PyTorch gives with nets/ and algorithms/, up to rounding; tests/native holds them
+// side by side. Plain C interface on raw pointers; single precision, row-major.
+//
+// From the bottom up: vectors of 16 numbers, which the compiler maps to what a processor has; a handful
+// of kernels on them, built for several processors and chosen when the library is loaded; layers and
+// networks; one Lane for the actor and one for the critic, which share nothing but the gradient's norm
+// and so can run on a thread each with the same bits; and the interface.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <thread>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12
-#define EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EACH_PROCESSOR
-#endif
 #define INLINE inline __attribute__((always_inline))
 
 namespace {
@@ -26,15 +29,29 @@ typedef float Vec __attribute__((vector_size(WIDE * sizeof(float)), aligned(4), 
 typedef int32_t VecInt __attribute__((vector_size(WIDE * sizeof(int32_t))));
 
 enum Activation { TANH = 0, RELU = 1, ELU = 2 };
-enum Head { CATEGORICAL = 0, GAUSSIAN = 1 };
 enum ValueLoss { MSE = 0, HUBER = 1, CLIPPED = 2 };
+enum Optimizer { ADAM = 0, RMSPROP = 1, SGD = 2 };
 
 constexpr float LOG_STD_MIN = -10.0f, LOG_STD_MAX = 2.0f;  // functional/distributions.py
 constexpr float STANDARDIZE_EPS = 1e-8f;                   // functional/masked.py
 constexpr float LOG_RATIO_MAX = 80.0f;                     // functional/losses.py
 constexpr int MAX_LAYERS = 6;
+constexpr int CHUNK = 64;  // rows that go through a network at once: their activations stay in the cache
 
 INLINE int padded(int n) { return (n + WIDE - 1) / WIDE * WIDE; }
+
+// Numbers on a 64-byte boundary, all zero: a load of 16 of them never crosses a cache line.
+struct Free {
+  void operator()(float* p) const { ::operator delete[](p, std::align_val_t(64)); }
+};
+using Floats = std::unique_ptr<float[], Free>;
+Floats floats(int64_t count) {
+  float* p = static_cast<float*>(::operator new[](count * sizeof(float), std::align_val_t(64)));
+  std::fill(p, p + count, 0.0f);
+  return Floats(p);
+}
+
+// ---- Vectors -------------------------------------------------------------------------------------------
 
 INLINE Vec all(float x) {
   Vec v;
@@ -66,7 +83,7 @@ INLINE Vec expm1_of(Vec y) {
   return p * power + (power - 1.0f);
 }
 
-INLINE Vec activate(Vec x, int kind) {
+INLINE Vec activated(Vec x, int kind) {
   if (kind == RELU) return most(x, all(0));
   if (kind == ELU) return x <= 0 ? expm1_of(least(most(x, all(-80)), all(0))) : x;
   const Vec u = expm1_of(least(most(2.0f * x, all(-40)), all(40)));
@@ -80,372 +97,802 @@ INLINE Vec slope(Vec y, int kind) {
   return 1.0f - y * y;
 }
 
-// ROWS x (COLUMNS * 16) numbers of C = start + A B. A[i][k] stands at a[i * a_row + k * a_column], the
-// rows of B and C lie b_row and c_row apart. start is one row for all rows of C, or null for 0.
+// ---- Kernels -------------------------------------------------------------------------------------------
+
+// C = start + A B. A[i][k] stands at a[i * a_row + k * a_column]; the rows of B, C and start lie b_row,
+// c_row and start_row apart (0: one row for all), and start may be null for 0. `columns`, of B and C, is a
+// multiple of 16.
+struct Product {
+  int rows, columns, depth;
+  const float* a;
+  int64_t a_row, a_column;
+  const float* b;
+  int64_t b_row;
+  float* c;
+  int64_t c_row;
+  const float* start;
+  int64_t start_row;
+};
+
 template <int ROWS, int COLUMNS>
-INLINE void tile(int depth, const float* a, int a_row, int a_column, const float* b, int b_row,
-                 float* c, int c_row, const float* start) {
+INLINE void tile(const Product& p, int64_t i, int64_t j) {
   Vec sum[ROWS][COLUMNS];
-  for (int j = 0; j < COLUMNS; j++) {
-    const Vec first = start ? *(const Vec*)(start + j * WIDE) : all(0);
-    for (int i = 0; i < ROWS; i++) sum[i][j] = first;
-  }
-  for (int k = 0; k < depth; k++) {
+  for (int m = 0; m < ROWS; m++)
+    for (int n = 0; n < COLUMNS; n++)
+      sum[m][n] = p.start ? *(const Vec*)(p.start + (i + m) * p.start_row + j + n * WIDE) : all(0);
+  const float* a = p.a + i * p.a_row;
+  const float* b = p.b + j;
+  const int64_t a_row = p.a_row, a_column = p.a_column, b_row = p.b_row;
+  for (int k = p.depth; k > 0; k--, a += a_column, b += b_row) {
     Vec line[COLUMNS];
-    for (int j = 0; j < COLUMNS; j++) line[j] = *(const Vec*)(b + (int64_t)k * b_row + j * WIDE);
-    for (int i = 0; i < ROWS; i++) {
-      const float x = a[(int64_t)i * a_row + (int64_t)k * a_column];
-      for (int j = 0; j < COLUMNS; j++) sum[i][j] += x * line[j];
-    }
+    for (int n = 0; n < COLUMNS; n++) line[n] = *(const Vec*)(b + n * WIDE);
+    for (int m = 0; m < ROWS; m++)
+      for (int n = 0; n < COLUMNS; n++) sum[m][n] += a[m * a_row] * line[n];
   }
-  for (int i = 0; i < ROWS; i++)
-    for (int j = 0; j < COLUMNS; j++) *(Vec*)(c + (int64_t)i * c_row + j * WIDE) = sum[i][j];
+  for (int m = 0; m < ROWS; m++)
+    for (int n = 0; n < COLUMNS; n++) *(Vec*)(p.c + (i + m) * p.c_row + j + n * WIDE) = sum[m][n];
 }
 
-template <int COLUMNS>
-INLINE void strip(int rows, int depth, const float* a, int a_row, int a_column, const float* b,
-                  int b_row, float* c, int c_row, const float* start) {
-  int i = 0;
-  for (; i + 6 <= rows; i += 6)
-    tile<6, COLUMNS>(depth, a + (int64_t)i * a_row, a_row, a_column, b, b_row,
-                     c + (int64_t)i * c_row, c_row, start);
-  for (; i < rows; i++)
-    tile<1, COLUMNS>(depth, a + (int64_t)i * a_row, a_row, a_column, b, b_row,
-                     c + (int64_t)i * c_row, c_row, start);
+template <int ROWS, int COLUMNS>
+INLINE void last_rows(const Product& p, int64_t i, int64_t j) {
+  if constexpr (ROWS > 0) {
+    if (p.rows - i == ROWS)
+      tile<ROWS, COLUMNS>(p, i, j);
+    else
+      last_rows<ROWS - 1, COLUMNS>(p, i, j);
+  }
 }
 
-// C = start + A B with `columns`, a multiple of 16, of B and C.
-INLINE void multiply(int rows, int columns, int depth, const float* a, int a_row, int a_column,
-                     const float* b, int b_row, float* c, int c_row, const float* start) {
-  int j = 0;
-  for (; j + 2 * WIDE <= columns; j += 2 * WIDE)
-    strip<2>(rows, depth, a, a_row, a_column, b + j, b_row, c + j, c_row, start ? start + j : nullptr);
-  if (j < columns)
-    strip<1>(rows, depth, a, a_row, a_column, b + j, b_row, c + j, c_row, start ? start + j : nullptr);
+template <int ROWS, int COLUMNS>
+INLINE void strip(const Product& p, int64_t j) {
+  int64_t i = 0;
+  for (; i + ROWS <= p.rows; i += ROWS) tile<ROWS, COLUMNS>(p, i, j);
+  last_rows<ROWS - 1, COLUMNS>(p, i, j);
 }
+
+template <int ROWS, int COLUMNS>
+INLINE void multiply_by_tiles(const Product& p) {
+  int64_t j = 0;
+  for (; j + COLUMNS * WIDE <= p.columns; j += COLUMNS * WIDE) strip<ROWS, COLUMNS>(p, j);
+  if constexpr (COLUMNS > 1)
+    for (; j < p.columns; j += WIDE) strip<ROWS, 1>(p, j);
+}
+
+INLINE void activate_in(float* x, int64_t count, int kind) {
+  for (int64_t i = 0; i < count; i += WIDE) *(Vec*)(x + i) = activated(*(const Vec*)(x + i), kind);
+}
+
+INLINE void scale_by_slope_in(float* gradient, const float* out, int64_t count, int kind) {
+  for (int64_t i = 0; i < count; i += WIDE) *(Vec*)(gradient + i) *= slope(*(const Vec*)(out + i), kind);
+}
+
+// sum += the rows of x.
+INLINE void add_rows_in(float* sum, const float* x, int rows, int columns) {
+  for (int j = 0; j < columns; j += WIDE) {
+    Vec total = *(const Vec*)(sum + j);
+    for (int m = 0; m < rows; m++) total += *(const Vec*)(x + (int64_t)m * columns + j);
+    *(Vec*)(sum + j) = total;
+  }
+}
+
+INLINE double square_of(const float* x, int64_t count) {
+  double part[WIDE] = {}, total = 0;
+  int64_t k = 0;
+  for (; k + WIDE <= count; k += WIDE)
+    for (int lane = 0; lane < WIDE; lane++) part[lane] += (double)x[k + lane] * x[k + lane];
+  for (; k < count; k++) total += (double)x[k] * x[k];
+  for (int lane = 0; lane < WIDE; lane++) total += part[lane];
+  return total;
+}
+
+struct Descent {
+  int32_t optimizer;
+  float rate, decay1, decay2, eps;
+  double bias1, root_bias2;  // 1 - decay1^step and sqrt(1 - decay2^step)
+  float scale;               // of the gradient, from the norm clip
+};
+
+// One step of the optimizer, as torch.optim takes it.
+INLINE void descend_in(const Descent& d, int64_t count, float* __restrict w, float* __restrict g,
+                       float* __restrict first, float* __restrict second) {
+  const float b1 = d.decay1, b2 = d.decay2, eps = d.eps, scale = d.scale, rate = d.rate;
+  const float stride = (float)(d.rate / d.bias1), root = (float)d.root_bias2;
+  if (d.optimizer == ADAM)
+    for (int64_t k = 0; k < count; k++) {
+      const float x = g[k] * scale;
+      g[k] = x;
+      first[k] += (1 - b1) * (x - first[k]);
+      second[k] = b2 * second[k] + (1 - b2) * x * x;
+      w[k] -= stride * first[k] / (std::sqrt(second[k]) / root + eps);
+    }
+  else if (d.optimizer == RMSPROP)
+    for (int64_t k = 0; k < count; k++) {
+      const float x = g[k] * scale;
+      g[k] = x;
+      second[k] = b2 * second[k] + (1 - b2) * x * x;
+      w[k] -= rate * x / (std::sqrt(second[k]) + eps);
+    }
+  else
+    for (int64_t k = 0; k < count; k++) {
+      g[k] *= scale;
+      w[k] -= rate * g[k];
+    }
+}
+
+// The kernels for one kind of processor. Tiles are as large as its registers hold.
+struct Kernels {
+  void (*multiply)(const Product&);
+  void (*activate)(float*, int64_t, int);
+  void (*scale_by_slope)(float*, const float*, int64_t, int);
+  void (*add_rows)(float*, const float*, int, int);
+  double (*square)(const float*, int64_t);
+  void (*descend)(const Descent&, int64_t, float*, float*, float*, float*);
+};
+
+#define BUILD_KERNELS(NAME, TARGET, ROWS, COLUMNS)                                                         \
+  namespace NAME {                                                                                         \
+  TARGET void multiply(const Product& p) { multiply_by_tiles<ROWS, COLUMNS>(p); }                          \
+  TARGET void activate(float* x, int64_t n, int kind) {                                                    \
+    if (kind == TANH) activate_in(x, n, TANH);                                                             \
+    else activate_in(x, n, kind);                                                                          \
+  }                                                                                                        \
+  TARGET void scale_by_slope(float* g, const float* y, int64_t n, int kind) {                              \
+    if (kind == TANH) scale_by_slope_in(g, y, n, TANH);                                                    \
+    else scale_by_slope_in(g, y, n, kind);                                                                 \
+  }                                                                                                        \
+  TARGET void add_rows(float* s, const float* x, int m, int n) { add_rows_in(s, x, m, n); }                \
+  TARGET double square(const float* x, int64_t n) { return square_of(x, n); }                              \
+  TARGET void descend(const Descent& d, int64_t n, float* w, float* g, float* first, float* second) {      \
+    descend_in(d, n, w, g, first, second);                                                                 \
+  }                                                                                                        \
+  constexpr Kernels kernels = {multiply, activate, scale_by_slope, add_rows, square, descend};             \
+  }
+
+#if defined(__x86_64__)
+BUILD_KERNELS(plain, , 3, 1)
+BUILD_KERNELS(avx2, __attribute__((target("avx2,fma"))), 6, 1)
+BUILD_KERNELS(avx512, __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw"))), 6, 2)
+#else
+BUILD_KERNELS(plain, , 6, 1)
+#endif
+
+// 0: what every processor of this kind has; 1: AVX2; 2: AVX-512.
+Kernels kernels_of(int level) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (level >= 2 && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
+    return avx512::kernels;
+  if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kernels;
+#endif
+  return plain::kernels;
+}
+
+Kernels kernel = kernels_of(2);
+
+// ---- Networks ------------------------------------------------------------------------------------------
 
 struct Layer {
-  int inputs, outputs;
-  int64_t offset;             // of its weights [outputs, inputs] in the flat vector; biases follow
-  std::vector<float> turned;  // weights [inputs, padded(outputs)], for the way forward
-  std::vector<float> padded_weights;  // [outputs, padded(inputs)], for the way back
-  std::vector<float> bias;            // [padded(outputs)]
-  std::vector<float> out;             // [M, padded(outputs)] after the activation
-  std::vector<float> gradient;        // [M, padded(outputs)] of the loss by what came out
-  std::vector<float> weight_gradient;  // [outputs, padded(inputs)]
+  int inputs, outputs, wide_in, wide_out;
+  int64_t offset;  // of its weights [outputs, inputs] in the flat vector; biases follow
+  bool turned;     // whether its weight gradient is gathered as [inputs, wide_out]: less padding
+  Floats forth;    // weights [inputs, wide_out], for the way forward
+  Floats back;     // weights [outputs, wide_in], for the way back
+  Floats bias;     // [wide_out]
+  Floats out;      // [CHUNK, wide_out] after the activation
+  Floats gradient;         // [CHUNK, wide_out] of the loss by what came out
+  Floats weight_gradient;  // [outputs, wide_in] or [inputs, wide_out]
+  Floats bias_gradient;    // [wide_out]
 };
 
-struct Net {
-  std::vector<Layer> layers;
+class Net {
+ public:
+  // The last layer has no activation where `linear_end`. Without `learning` there is no way back.
+  Net(int activation, bool linear_end, bool learning)
+      : activation_(activation), linear_end_(linear_end), learning_(learning) {}
 
-  void add(int inputs, int outputs, int64_t& offset, int rows) {
-    Layer layer{inputs, outputs, offset, {}, {}, {}, {}, {}, {}};
-    layer.turned.assign((size_t)inputs * padded(outputs), 0);
-    layer.padded_weights.assign((size_t)outputs * padded(inputs), 0);
-    layer.bias.assign(padded(outputs), 0);
-    layer.out.assign((size_t)rows * padded(outputs), 0);
-    layer.gradient.assign((size_t)rows * padded(outputs), 0);
-    layer.weight_gradient.assign((size_t)outputs * padded(inputs), 0);
+  void add(int inputs, int outputs, int64_t& offset) {
+    Layer l{};
+    l.inputs = inputs, l.outputs = outputs, l.offset = offset;
+    l.wide_in = padded(inputs), l.wide_out = padded(outputs);
+    l.turned = (int64_t)inputs * l.wide_out < (int64_t)outputs * l.wide_in;
+    l.forth = floats((int64_t)inputs * l.wide_out);
+    l.bias = floats(l.wide_out);
+    l.out = floats((int64_t)CHUNK * l.wide_out);
+    if (learning_) {
+      l.back = floats((int64_t)outputs * l.wide_in);
+      l.gradient = floats((int64_t)CHUNK * l.wide_out);
+      l.weight_gradient = floats(l.turned ? (int64_t)inputs * l.wide_out : (int64_t)outputs * l.wide_in);
+      l.bias_gradient = floats(l.wide_out);
+    }
     offset += (int64_t)inputs * outputs + outputs;
-    layers.push_back(std::move(layer));
+    layers_.push_back(std::move(l));
   }
 
-  INLINE void load(const float* flat) {
-    for (Layer& l : layers) {
+  bool empty() const { return layers_.empty(); }
+  const float* out() const { return layers_.back().out.get(); }
+  float* gradient() { return layers_.back().gradient.get(); }
+  int width() const { return layers_.back().wide_out; }  // of out and gradient
+
+  void load(const float* flat) {
+    for (Layer& l : layers_) {
       const float* w = flat + l.offset;
-      const int wide_out = padded(l.outputs), wide_in = padded(l.inputs);
-      for (int i = 0; i < l.outputs; i++)
-        std::memcpy(&l.padded_weights[(size_t)i * wide_in], w + (size_t)i * l.inputs,
-                    l.inputs * sizeof(float));
-      for (int k = 0; k < l.inputs; k++)
-        for (int i = 0; i < l.outputs; i++) l.turned[(size_t)k * wide_out + i] = w[(size_t)i * l.inputs + k];
-      std::memcpy(l.bias.data(), w + (size_t)l.outputs * l.inputs, l.outputs * sizeof(float));
+      for (int i = 0; i < l.outputs && learning_; i++)
+        std::memcpy(&l.back[(int64_t)i * l.wide_in], w + (int64_t)i * l.inputs, l.inputs * sizeof(float));
+      // By squares of 16, so that what is read and what is written both stay in the cache.
+      for (int j = 0; j < l.outputs; j += WIDE)
+        for (int k = 0; k < l.inputs; k++)
+          for (int i = j; i < std::min(j + WIDE, l.outputs); i++)
+            l.forth[(int64_t)k * l.wide_out + i] = w[(int64_t)i * l.inputs + k];
+      std::memcpy(l.bias.get(), w + (int64_t)l.outputs * l.inputs, l.outputs * sizeof(float));
     }
   }
 
-  // x: [rows, stride]. The last layer has no activation where `linear_end`.
-  INLINE void forward(const float* x, int stride, int rows, int kind, bool linear_end) {
-    for (size_t n = 0; n < layers.size(); n++) {
-      Layer& l = layers[n];
-      const int wide = padded(l.outputs);
-      multiply(rows, wide, l.inputs, x, stride, 1, l.turned.data(), wide, l.out.data(), wide, l.bias.data());
-      if (!(linear_end && n + 1 == layers.size()))
-        for (int64_t i = 0; i < (int64_t)rows * wide; i += WIDE)
-          *(Vec*)&l.out[i] = activate(*(const Vec*)&l.out[i], kind);
-      x = l.out.data();
-      stride = wide;
+  void forward(const float* x, int stride, int rows) {
+    for (size_t n = 0; n < layers_.size(); n++) {
+      Layer& l = layers_[n];
+      kernel.multiply({rows, l.wide_out, l.inputs, x, stride, 1, l.forth.get(), l.wide_out, l.out.get(),
+                       l.wide_out, l.bias.get(), 0});
+      if (activates(n)) kernel.activate(l.out.get(), (int64_t)rows * l.wide_out, activation_);
+      x = l.out.get();
+      stride = l.wide_out;
     }
   }
 
-  // From the gradient by the last layer's output to those by all weights, written to flat.
+  // From the gradient by the last layer's output to those by all weights, set or, for `more`, added up.
   // `down`, [rows, padded(inputs)], takes the gradient by the input where it is asked for.
-  INLINE void backward(const float* x, int stride, int rows, int kind, float* flat, float* down,
-                       bool linear_end) {
-    for (int n = (int)layers.size() - 1; n >= 0; n--) {
-      Layer& l = layers[n];
-      const int wide_out = padded(l.outputs), wide_in = padded(l.inputs);
-      float* g = l.gradient.data();
-      if (!(linear_end && n + 1 == (int)layers.size()))
-        for (int64_t i = 0; i < (int64_t)rows * wide_out; i += WIDE)
-          *(Vec*)(g + i) *= slope(*(const Vec*)&l.out[i], kind);
-      const float* below = n ? layers[n - 1].out.data() : x;
-      const int below_stride = n ? wide_in : stride;
-      multiply(l.outputs, wide_in, rows, g, 1, wide_out, below, below_stride, l.weight_gradient.data(),
-               wide_in, nullptr);
+  void backward(const float* x, int stride, int rows, bool more, float* down) {
+    for (int n = (int)layers_.size() - 1; n >= 0; n--) {
+      Layer& l = layers_[n];
+      float* g = l.gradient.get();
+      if (activates(n)) kernel.scale_by_slope(g, l.out.get(), (int64_t)rows * l.wide_out, activation_);
+      const float* below = n ? layers_[n - 1].out.get() : x;
+      const int below_stride = n ? l.wide_in : stride;
+      float* sum = l.weight_gradient.get();
+      const float* start = more ? sum : nullptr;
+      if (l.turned)
+        kernel.multiply({l.inputs, l.wide_out, rows, below, 1, below_stride, g, l.wide_out, sum, l.wide_out,
+                         start, l.wide_out});
+      else
+        kernel.multiply({l.outputs, l.wide_in, rows, g, 1, l.wide_out, below, below_stride, sum, l.wide_in,
+                         start, l.wide_in});
+      if (!more) std::fill_n(l.bias_gradient.get(), l.wide_out, 0.0f);
+      kernel.add_rows(l.bias_gradient.get(), g, rows, l.wide_out);
+      float* to = n ? layers_[n - 1].gradient.get() : down;
+      if (to)
+        kernel.multiply({rows, l.wide_in, l.outputs, g, l.wide_out, 1, l.back.get(), l.wide_in, to, l.wide_in,
+                         nullptr, 0});
+    }
+  }
+
+  void store_gradient(float* flat) const {
+    for (const Layer& l : layers_) {
       float* w = flat + l.offset;
       for (int i = 0; i < l.outputs; i++)
-        std::memcpy(w + (size_t)i * l.inputs, &l.weight_gradient[(size_t)i * wide_in],
-                    l.inputs * sizeof(float));
-      float* b = w + (size_t)l.outputs * l.inputs;
-      std::vector<float>& sum = l.bias;  // its values have been used; `load` brings them back
-      std::fill(sum.begin(), sum.end(), 0.0f);
-      for (int m = 0; m < rows; m++)
-        for (int i = 0; i < wide_out; i += WIDE)
-          *(Vec*)&sum[i] += *(const Vec*)(g + (size_t)m * wide_out + i);
-      std::memcpy(b, sum.data(), l.outputs * sizeof(float));
-      float* to = n ? layers[n - 1].gradient.data() : down;
-      if (to)
-        multiply(rows, wide_in, l.outputs, g, wide_out, 1, l.padded_weights.data(), wide_in, to, wide_in,
-                 nullptr);
+        if (l.turned)
+          for (int k = 0; k < l.inputs; k++) w[(int64_t)i * l.inputs + k] = l.weight_gradient[(int64_t)k * l.wide_out + i];
+        else
+          std::memcpy(w + (int64_t)i * l.inputs, &l.weight_gradient[(int64_t)i * l.wide_in], l.inputs * sizeof(float));
+      std::memcpy(w + (int64_t)l.outputs * l.inputs, l.bias_gradient.get(), l.outputs * sizeof(float));
     }
   }
+
+ private:
+  bool activates(size_t n) const { return !(linear_end_ && n + 1 == layers_.size()); }
+
+  int activation_;
+  bool linear_end_, learning_;
+  std::vector<Layer> layers_;
 };
+
+}  // namespace
+
+// ---- Interface: mirrors the structures of native/library.py, field by field ----------------------------
+
+extern "C" {
+
+struct ProximoPolicy {
+  int32_t inputs, actions, hidden_count, hidden[MAX_LAYERS], activation, shared, gaussian, squash;
+  float obs_clip;
+  int64_t start;            // the first of the categorical actions, as the world counts them
+  float *actor, *critic;    // flat weights, in the order of ActorCritic; shared: critic is null
+  const float *obs_shift, *obs_scale;        // [inputs], or null: observations are used as they are
+  const float *return_shift, *return_scale;  // [], or null: the critic's output is the value
+  const float *low, *high;                   // [actions] bounds of continuous actions
+};
+
+struct ProximoRollout {  // T steps of N worlds
+  int64_t worlds;
+  const float* obs;    // [T, N, inputs]
+  const float* noise;  // [T, N] uniform, or [T, N, actions] normal
+  int64_t* choice;     // [T, N] categorical actions
+  float* action;       // [T, N, actions] Gaussian actions
+  void* taken;         // what the worlds are given: int64 [T, N] or float [T, N, actions]
+  float* parameters;   // [2, N, actions] log p, or [2, N, 2 actions] mean and log std: of the first step
+                       // and of the latest one
+};
+
+struct ProximoBatch {  // B samples
+  int64_t count;
+  const float* obs;
+  const int64_t* choice;
+  const float* action;
+  const float *log_prob, *value, *advantage, *target;
+};
+
+struct ProximoEvaluation {  // of B samples
+  float *log_prob, *entropy, *value, *parameters;  // each may be null
+};
+
+struct ProximoPart {  // the actor's parameters, or the critic's
+  float *gradient, *first, *second;
+  int64_t size;
+  float rate;
+};
+
+struct ProximoUpdate {
+  int32_t epochs, minibatches, value_loss, standardize, optimizer, threads;
+  float clip, entropy_coef, value_coef, value_clip, huber_delta;
+  float max_norm, target_kl;  // 0: none
+  float decay1, decay2, eps;
+  int64_t step;           // of the optimizer, before this update
+  const int64_t* order;   // [epochs, B]
+  const int64_t* bounds;  // [minibatches + 1]
+  ProximoPart parts[2];   // actor (with a shared trunk: all), critic
+  double sums[4];         // loss, policy loss, value loss, gradient norm, added up over the minibatches
+  int32_t epochs_done, steps_done;
+  int32_t finite;         // 0: the last minibatch had a gradient that was not, and was not stepped along
+};
+}
+
+namespace {
+
+// A row of a categorical distribution, from its logits.
+INLINE void log_softmax(const float* z, int n, float* log_p) {
+  float top = z[0], sum = 0;
+  for (int j = 1; j < n; j++) top = std::max(top, z[j]);
+  for (int j = 0; j < n; j++) sum += std::exp(z[j] - top);
+  const float normalizer = top + std::log(sum);
+  for (int j = 0; j < n; j++) log_p[j] = z[j] - normalizer;
+}
+
+INLINE float bounded(float x, float low, float high) { return std::min(std::max(x, low), high); }
+
+struct Terms {  // of one minibatch: means, and the square of the gradient
+  double policy_loss = 0, value_loss = 0, entropy = 0, square = 0;
+};
+
+// The actor with its head, the critic with its, or with a shared trunk both: what one thread works on.
+class Lane {
+ public:
+  // `most`: samples of the largest minibatch that it will learn from; 0: it only acts and evaluates.
+  Lane(const ProximoPolicy& p, bool acts, bool values, int64_t most)
+      : p_(p),
+        acts_(acts),
+        values_(values),
+        wide_(padded(p.inputs)),
+        weights_(acts ? p.actor : p.critic),
+        trunk_(p.activation, false, most > 0),
+        logits_(p.activation, true, most > 0),
+        baseline_(p.activation, true, most > 0),
+        x_(floats((int64_t)CHUNK * wide_)),
+        advantage_(acts ? most : 0) {
+    int64_t offset = 0;
+    int width = p.inputs;
+    for (int n = 0; n < p.hidden_count; n++) {
+      trunk_.add(width, p.hidden[n], offset);
+      width = p.hidden[n];
+    }
+    if (acts) {
+      logits_.add(width, p.actions, offset);
+      log_std_offset_ = offset;
+      if (p.gaussian) offset += p.actions;
+      log_p_.resize(p.actions);
+      log_std_.resize(p.actions);
+      inverse_std_.resize(p.actions);
+      log_std_gradient_.resize(p.actions);
+    }
+    if (values) baseline_.add(width, 1, offset);
+    if (most && acts && values) below_ = floats((int64_t)CHUNK * padded(width));
+    load();
+  }
+
+  void load() {
+    trunk_.load(weights_);
+    if (!logits_.empty()) logits_.load(weights_);
+    if (!baseline_.empty()) baseline_.load(weights_);
+    if (acts_ && p_.gaussian)
+      for (int d = 0; d < p_.actions; d++) {
+        log_std_[d] = bounded(weights_[log_std_offset_ + d], LOG_STD_MIN, LOG_STD_MAX);
+        inverse_std_[d] = std::exp(-log_std_[d]);
+      }
+  }
+
+  // Actions for one row of worlds.
+  void act(const ProximoRollout& r, int64_t t) {
+    const int A = p_.actions, width = p_.gaussian ? 2 * A : A;
+    for (int64_t begin = 0; begin < r.worlds; begin += CHUNK) {
+      const int rows = (int)std::min<int64_t>(CHUNK, r.worlds - begin);
+      const int64_t first = t * r.worlds + begin;
+      standardized(r.obs + first * p_.inputs, rows);
+      infer(rows);
+      for (int m = 0; m < rows; m++) {
+        const int64_t row = first + m;
+        const float* z = logits_.out() + (int64_t)m * logits_.width();
+        float* parameters = r.parameters + (r.worlds + begin + m) * width;
+        if (p_.gaussian) {
+          for (int d = 0; d < A; d++) {
+            const float a = z[d] + r.noise[row * A + d] / inverse_std_[d];
+            const float low = p_.low[d], high = p_.high[d];
+            const float within = p_.squash ? low + (std::tanh(a) + 1) / 2 * (high - low) : a;
+            r.action[row * A + d] = a;
+            ((float*)r.taken)[row * A + d] = bounded(within, low, high);
+            parameters[d] = z[d];
+            parameters[A + d] = log_std_[d];
+          }
+        } else {
+          log_softmax(z, A, parameters);
+          float sum = 0;
+          int64_t choice = 0;  // how many steps of the distribution function lie at or below the noise
+          for (int j = 0; j + 1 < A; j++) {
+            sum += std::exp(parameters[j]);
+            choice += sum <= r.noise[row];
+          }
+          r.choice[row] = choice;
+          ((int64_t*)r.taken)[row] = choice + p_.start;
+        }
+      }
+    }
+    if (t == 0) std::copy_n(r.parameters + r.worlds * width, r.worlds * width, r.parameters);
+  }
+
+  void evaluate(const ProximoBatch& b, const ProximoEvaluation& to) {
+    const int A = p_.actions, width = p_.gaussian ? 2 * A : A;
+    for (int64_t begin = 0; begin < b.count; begin += CHUNK) {
+      const int rows = (int)std::min<int64_t>(CHUNK, b.count - begin);
+      standardized(b.obs + begin * p_.inputs, rows);
+      infer(rows);
+      for (int m = 0; m < rows; m++) {
+        const int64_t row = begin + m;
+        if (acts_ && to.log_prob) {
+          float entropy = 0;
+          to.log_prob[row] = log_prob(b, row, m, to.entropy != nullptr, entropy);
+          if (to.entropy) to.entropy[row] = entropy;
+          if (to.parameters) {
+            const float* z = logits_.out() + (int64_t)m * logits_.width();
+            float* parameters = to.parameters + row * width;
+            std::copy_n(p_.gaussian ? z : log_p_.data(), A, parameters);
+            if (p_.gaussian) std::copy_n(log_std_.data(), A, parameters + A);
+          }
+        }
+        if (values_) {
+          const float v = baseline_.out()[(int64_t)m * baseline_.width()];
+          to.value[row] = p_.return_scale ? *p_.return_shift + *p_.return_scale * v : v;
+        }
+      }
+    }
+  }
+
+  // Mean of (r - 1) - log r with r = pi/pi_old over the whole batch (functional/kl.py, k3).
+  double kl(const ProximoBatch& b) {
+    load();
+    double sum = 0;
+    for (int64_t begin = 0; begin < b.count; begin += CHUNK) {
+      const int rows = (int)std::min<int64_t>(CHUNK, b.count - begin);
+      gather(b, nullptr, begin, rows);
+      infer(rows);
+      for (int m = 0; m < rows; m++) {
+        float entropy = 0;
+        const float d = log_prob(b, begin + m, m, false, entropy) - b.log_prob[begin + m];
+        sum += std::expm1(d) - d;
+      }
+    }
+    return sum / b.count;
+  }
+
+  // The gradient of the loss on one minibatch, M samples of b.
+  Terms learn(const ProximoUpdate& u, const ProximoBatch& b, const ProximoPart& part, const int64_t* order,
+               int M) {
+    load();
+    weight_ = 1.0f / M;
+    sum_ = {};
+    if (acts_) standardize(u, b, order, M);
+    std::fill(log_std_gradient_.begin(), log_std_gradient_.end(), 0.0f);
+    for (int begin = 0; begin < M; begin += CHUNK) {
+      const int rows = std::min(CHUNK, M - begin);
+      gather(b, order + begin, 0, rows);
+      infer(rows);
+      const bool more = begin > 0;
+      const float* top = trunk_.out();
+      float* top_gradient = trunk_.gradient();
+      if (acts_) {
+        for (int m = 0; m < rows; m++) policy_row(u, b, order[begin + m], m, advantage_[begin + m]);
+        logits_.backward(top, trunk_.width(), rows, more, top_gradient);
+      }
+      if (values_) {
+        for (int m = 0; m < rows; m++) value_row(u, b, order[begin + m], m);
+        baseline_.backward(top, trunk_.width(), rows, more, acts_ ? below_.get() : top_gradient);
+        if (acts_)
+          for (int64_t i = 0; i < (int64_t)rows * trunk_.width(); i++) top_gradient[i] += below_[i];
+      }
+      trunk_.backward(x_.get(), wide_, rows, more, nullptr);
+    }
+    trunk_.store_gradient(part.gradient);
+    if (acts_) {
+      logits_.store_gradient(part.gradient);
+      for (int d = 0; p_.gaussian && d < p_.actions; d++) {
+        const float free = weights_[log_std_offset_ + d];
+        const bool inside = free >= LOG_STD_MIN && free <= LOG_STD_MAX;
+        part.gradient[log_std_offset_ + d] = inside ? log_std_gradient_[d] : 0.0f;
+      }
+    }
+    if (values_) baseline_.store_gradient(part.gradient);
+    return {sum_.policy_loss / M, sum_.value_loss / M, sum_.entropy / M,
+            kernel.square(part.gradient, part.size)};
+  }
+
+  void step(Descent descent, const ProximoPart& part) {
+    descent.rate = part.rate;
+    kernel.descend(descent, part.size, weights_, part.gradient, part.first, part.second);
+  }
+
+ private:
+  void infer(int rows) {
+    trunk_.forward(x_.get(), wide_, rows);
+    if (acts_) logits_.forward(trunk_.out(), trunk_.width(), rows);
+    if (values_) baseline_.forward(trunk_.out(), trunk_.width(), rows);
+  }
+
+  // Rows of observations as the networks take them (ActorCritic.inputs).
+  void standardized(const float* obs, int rows) {
+    for (int m = 0; m < rows; m++) {
+      const float* from = obs + (int64_t)m * p_.inputs;
+      float* to = &x_[(int64_t)m * wide_];
+      if (p_.obs_scale)
+        for (int k = 0; k < p_.inputs; k++)
+          to[k] = bounded((from[k] - p_.obs_shift[k]) * p_.obs_scale[k], -p_.obs_clip, p_.obs_clip);
+      else
+        std::memcpy(to, from, p_.inputs * sizeof(float));
+    }
+  }
+
+  // Rows of a batch whose observations are already as the networks take them.
+  void gather(const ProximoBatch& b, const int64_t* order, int64_t begin, int rows) {
+    for (int m = 0; m < rows; m++)
+      std::memcpy(&x_[(int64_t)m * wide_], b.obs + (order ? order[m] : begin + m) * p_.inputs,
+                  p_.inputs * sizeof(float));
+  }
+
+  // log pi(a|s) of sample `row`, which went through the network as row m; categorical: log_p_ too.
+  float log_prob(const ProximoBatch& b, int64_t row, int m, bool with_entropy, float& entropy) {
+    const int A = p_.actions;
+    const float* z = logits_.out() + (int64_t)m * logits_.width();
+    if (!p_.gaussian) {
+      log_softmax(z, A, log_p_.data());
+      for (int j = 0; with_entropy && j < A; j++) entropy -= std::exp(log_p_[j]) * log_p_[j];
+      return log_p_[b.choice[row]];
+    }
+    float sum = 0;
+    for (int d = 0; d < A; d++) {
+      const float u = (b.action[row * A + d] - z[d]) * inverse_std_[d];
+      sum -= 0.5f * u * u + log_std_[d] + 0.918938533f;  // log(2 pi) / 2
+      entropy += log_std_[d] + 1.418938533f;
+    }
+    return sum;
+  }
+
+  void standardize(const ProximoUpdate& u, const ProximoBatch& b, const int64_t* order, int M) {
+    for (int m = 0; m < M; m++) advantage_[m] = b.advantage[order[m]];
+    if (!u.standardize) return;
+    double mean = 0, var = 0;
+    for (int m = 0; m < M; m++) mean += advantage_[m];
+    mean /= M;
+    for (int m = 0; m < M; m++) var += (advantage_[m] - mean) * (advantage_[m] - mean);
+    const double scale = 1 / std::sqrt(var / M + STANDARDIZE_EPS);
+    for (int m = 0; m < M; m++) advantage_[m] = (float)((advantage_[m] - mean) * scale);
+  }
+
+  // The clipped surrogate with its entropy bonus, and its gradient by what the head put out.
+  void policy_row(const ProximoUpdate& u, const ProximoBatch& b, int64_t row, int m, float advantage) {
+    const int A = p_.actions;
+    const bool bonus = u.entropy_coef > 0;
+    float entropy = 0;
+    const float log_ratio = log_prob(b, row, m, bonus, entropy) - b.log_prob[row];
+    const float ratio = std::exp(std::min(log_ratio, LOG_RATIO_MAX));
+    const float low = 1 - u.clip, high = 1 + u.clip;
+    const float whole = ratio * advantage, cut = bounded(ratio, low, high) * advantage;
+    sum_.policy_loss -= std::min(whole, cut);
+    if (std::isnan(ratio)) sum_.policy_loss = NAN;
+    if (bonus) sum_.entropy += entropy;
+    // The minimum hands the gradient on inside the clip, and outside where it chose the whole.
+    const bool active = ((ratio >= low && ratio <= high) || whole < cut) && log_ratio <= LOG_RATIO_MAX;
+    const float g = active ? -whole * weight_ : 0.0f, push = u.entropy_coef * weight_;
+    const float* z = logits_.out() + (int64_t)m * logits_.width();
+    float* dz = logits_.gradient() + (int64_t)m * logits_.width();
+    if (p_.gaussian)
+      for (int d = 0; d < A; d++) {
+        const float e = (b.action[row * A + d] - z[d]) * inverse_std_[d];
+        dz[d] = g * e * inverse_std_[d];
+        log_std_gradient_[d] += g * (e * e - 1) - push;
+      }
+    else
+      for (int j = 0; j < A; j++) {
+        const float p = std::exp(log_p_[j]);
+        dz[j] = g * ((j == b.choice[row]) - p);
+        if (bonus) dz[j] += push * p * (log_p_[j] + entropy);
+      }
+  }
+
+  // The value loss, and its gradient by what the critic put out.
+  void value_row(const ProximoUpdate& u, const ProximoBatch& b, int64_t row, int m) {
+    const float v = baseline_.out()[(int64_t)m * baseline_.width()], error = v - b.target[row];
+    float slope;
+    if (u.value_loss == HUBER) {
+      const float size = std::fabs(error), delta = u.huber_delta;
+      sum_.value_loss += size <= delta ? 0.5f * error * error : delta * (size - 0.5f * delta);
+      slope = bounded(error, -delta, delta);
+    } else if (u.value_loss == CLIPPED) {
+      const float moved = v - b.value[row], range = u.value_clip;
+      const float held = b.value[row] + bounded(moved, -range, range) - b.target[row];
+      const bool inside = moved >= -range && moved <= range;
+      const float square = error * error, held_square = held * held;
+      sum_.value_loss += std::max(square, held_square);
+      // At a tie PyTorch halves the gradient between both; inside the range both are this one.
+      slope = inside || square > held_square ? 2 * error : square == held_square ? error : 0.0f;
+    } else {
+      sum_.value_loss += error * error;
+      slope = 2 * error;
+    }
+    baseline_.gradient()[(int64_t)m * baseline_.width()] = u.value_coef * weight_ * slope;
+  }
+
+  const ProximoPolicy p_;
+  const bool acts_, values_;
+  const int wide_;
+  float* const weights_;
+  Net trunk_, logits_, baseline_;
+  Floats x_, below_;
+  std::vector<float> advantage_, log_p_, log_std_, inverse_std_, log_std_gradient_;
+  int64_t log_std_offset_ = 0;
+  float weight_ = 0;
+  Terms sum_;
+};
+
+std::vector<std::unique_ptr<Lane>> make_lanes(const ProximoPolicy& p, int64_t most) {
+  std::vector<std::unique_ptr<Lane>> lanes;
+  lanes.push_back(std::make_unique<Lane>(p, true, p.shared, most));
+  if (!p.shared) lanes.push_back(std::make_unique<Lane>(p, false, true, most));
+  return lanes;
+}
+
+// Where threads wait for each other. They spin, as the wait is short; if it is not, they let others run.
+class Meeting {
+ public:
+  explicit Meeting(int parties) : parties_(parties) {}
+  void wait() {
+    if (parties_ == 1) return;
+    const int round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == parties_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++)
+      if (spins > 20000) std::this_thread::yield();
+  }
+  void leave_to_one() { parties_ = 1; }
+
+ private:
+  int parties_;
+  std::atomic<int> arrived_{0}, round_{0};
+};
+
+// work(first, last): those lanes. Two lanes run on two threads if that is asked for and possible.
+template <typename Work>
+void run_lanes(int lanes, int threads, Meeting& meeting, Work work) {
+  if (lanes == 2 && threads > 1) {
+    std::thread second;
+    try {
+      second = std::thread([&work] { work(1, 2); });
+    } catch (const std::system_error&) {  // no more threads to be had: one does it too
+    }
+    if (second.joinable()) {
+      work(0, 1);
+      second.join();
+      return;
+    }
+  }
+  meeting.leave_to_one();
+  work(0, lanes);
+}
 
 }  // namespace
 
 extern "C" {
 
-// Mirrors the fields of native/library.py, in order.
-struct ProximoSpec {
-  int32_t inputs, actions, hidden_count, hidden[MAX_LAYERS], activation, shared, head, value_loss;
-  int32_t standardize;  // advantages, per minibatch
-  float clip, entropy_coef, value_coef, value_clip, huber_delta;
-  float max_norm;  // 0: no limit
-  float beta1, beta2, eps;
+int32_t proximo_version() { return 2; }
+
+// Use the kernels of this level or the nearest below that the processor has: for tests.
+void proximo_use(int32_t level) { kernel = kernels_of(level); }
+
+struct ProximoActor {
+  Lane lane;
+  ProximoRollout rollout;
 };
 
-struct ProximoData {  // [B, ...]
-  const float* obs;   // as the network takes them
-  const int64_t* choice;  // categorical actions
-  const float* action;    // Gaussian actions, [B, actions]
-  const float *log_prob, *advantage, *target, *value;
-};
-
-struct ProximoGroup {  // parameters with one learning rate
-  float *weights, *gradient, *mean, *square;
-  int64_t size;
-  float rate;
-};
-
-int32_t proximo_version() { return 1; }
-
-// Minibatches are order[bounds[n] .. bounds[n + 1]]. group[0] holds the actor and, if there is one group
-// only, behind it the critic; else group[1] holds the critic. `step` counts Adam's steps before this epoch.
-// sums: loss, policy loss, value loss and gradient norm, added up over the minibatches.
-EACH_PROCESSOR void proximo_epoch(const ProximoSpec* spec, const ProximoData* data,
-                                  ProximoGroup* group, int32_t groups, const int64_t* order,
-                                  const int64_t* bounds, int64_t minibatches, int64_t step,
-                                  double* sums) {
-  int64_t most_rows = 1;
-  for (int64_t n = 0; n < minibatches; n++) most_rows = std::max(most_rows, bounds[n + 1] - bounds[n]);
-  const int capacity = (int)most_rows, A = spec->actions, kind = spec->activation;
-  const int wide_in = padded(spec->inputs), wide_a = padded(A);
-  const bool shared = spec->shared, gaussian = spec->head == GAUSSIAN;
-
-  // The flat vector, in the order of ActorCritic: trunk, logits, log_std, then the critic's own.
-  Net trunk, logits, critic_trunk, baseline;
-  int64_t offset = 0;
-  int width = spec->inputs;
-  for (int n = 0; n < spec->hidden_count; n++) {
-    trunk.add(width, spec->hidden[n], offset, capacity);
-    width = spec->hidden[n];
+// What acts with the weights as they are now. Returns null if there is no memory for it.
+ProximoActor* proximo_open(const ProximoPolicy* policy, const ProximoRollout* rollout) {
+  try {
+    return new ProximoActor{Lane(*policy, true, false, 0), *rollout};
+  } catch (const std::bad_alloc&) {
+    return nullptr;
   }
-  logits.add(width, A, offset, capacity);
-  const int64_t log_std_offset = offset;
-  if (gaussian) offset += A;
-  const int64_t critic_begin = groups == 1 ? offset : 0;
-  int64_t critic_offset = 0;
-  width = spec->inputs;
-  if (!shared)
-    for (int n = 0; n < spec->hidden_count; n++) {
-      critic_trunk.add(width, spec->hidden[n], critic_offset, capacity);
-      width = spec->hidden[n];
-    }
-  else
-    width = spec->hidden[spec->hidden_count - 1];
-  baseline.add(width, 1, critic_offset, capacity);
-  ProximoGroup& critic_group = group[groups - 1];
+}
 
-  const int wide_h = padded(width);
-  std::vector<float> obs((size_t)capacity * wide_in, 0), advantage(capacity), below((size_t)capacity * wide_h);
-  std::vector<float> log_p(A), inverse_std(A), log_std(A), log_std_gradient(A);
+void proximo_act(ProximoActor* actor, int64_t t) { actor->lane.act(actor->rollout, t); }
 
-  for (int64_t n = 0; n < minibatches; n++) {
-    const int64_t* rows = order + bounds[n];
-    const int M = (int)(bounds[n + 1] - bounds[n]);
-    const float weight = 1.0f / M;
-    float* flat = group[0].weights;
-    float* critic_flat = critic_group.weights + critic_begin;
-    for (int m = 0; m < M; m++) {
-      std::memcpy(&obs[(size_t)m * wide_in], data->obs + rows[m] * spec->inputs, spec->inputs * sizeof(float));
-      advantage[m] = data->advantage[rows[m]];
-    }
-    if (spec->standardize) {
-      double mean = 0, var = 0;
-      for (int m = 0; m < M; m++) mean += advantage[m];
-      mean /= M;
-      for (int m = 0; m < M; m++) var += (advantage[m] - mean) * (advantage[m] - mean);
-      const double scale = 1 / std::sqrt(var / M + STANDARDIZE_EPS);
-      for (int m = 0; m < M; m++) advantage[m] = (float)((advantage[m] - mean) * scale);
-    }
+void proximo_close(ProximoActor* actor) { delete actor; }
 
-    trunk.load(flat);
-    logits.load(flat);
-    baseline.load(critic_flat);
-    trunk.forward(obs.data(), wide_in, M, kind, false);
-    const Layer& top = trunk.layers.back();
-    logits.forward(top.out.data(), padded(top.outputs), M, kind, true);
-    if (!shared) {
-      critic_trunk.load(critic_flat);
-      critic_trunk.forward(obs.data(), wide_in, M, kind, false);
-    }
-    const Layer& critic_top = shared ? top : critic_trunk.layers.back();
-    baseline.forward(critic_top.out.data(), padded(critic_top.outputs), M, kind, true);
+// Fills `to`. Returns 0, or 1 if there is no memory for it.
+int32_t proximo_evaluate(const ProximoPolicy* policy, const ProximoBatch* batch, const ProximoEvaluation* to,
+                         int32_t threads) try {
+  auto lanes = make_lanes(*policy, 0);
+  Meeting meeting(2);
+  run_lanes((int)lanes.size(), threads, meeting, [&](int first, int last) {
+    for (int k = first; k < last; k++) lanes[k]->evaluate(*batch, *to);
+  });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
+}
 
-    if (gaussian)
-      for (int d = 0; d < A; d++) {
-        log_std[d] = std::min(std::max(flat[log_std_offset + d], LOG_STD_MIN), LOG_STD_MAX);
-        inverse_std[d] = std::exp(-log_std[d]);
-        log_std_gradient[d] = 0;
-      }
-    double policy_loss = 0, value_loss = 0, entropy_sum = 0;
-    Layer& head = logits.layers[0];
-    Layer& last = baseline.layers[0];
-    for (int m = 0; m < M; m++) {
-      const int64_t row = rows[m];
-      const float* z = &head.out[(size_t)m * wide_a];
-      float* dz = &head.gradient[(size_t)m * wide_a];
-      float log_prob = 0, entropy = 0;
-      if (gaussian) {
-        for (int d = 0; d < A; d++) {
-          const float u = (data->action[row * A + d] - z[d]) * inverse_std[d];
-          log_prob -= 0.5f * u * u + log_std[d] + 0.918938533f;
-          entropy += log_std[d] + 1.418938533f;
+// K epochs of minibatches. Returns 0, or 1 if there is no memory for it.
+int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, ProximoUpdate* u) try {
+  int64_t most = 1;
+  for (int32_t n = 0; n < u->minibatches; n++) most = std::max(most, u->bounds[n + 1] - u->bounds[n]);
+  auto lanes = make_lanes(*policy, most);
+  const int count = (int)lanes.size();
+  Meeting meeting(2);
+  Terms terms[2][2];  // by turns, so that none is overwritten while the other thread reads it
+  std::atomic<bool> enough{false};
+  run_lanes(count, u->threads, meeting, [&](int first, int last) {
+    int turn = 0;
+    int64_t step = u->step;
+    for (int32_t epoch = 0; epoch < u->epochs; epoch++) {
+      for (int32_t n = 0; n < u->minibatches; n++, turn ^= 1) {
+        const int64_t* order = u->order + epoch * batch->count + u->bounds[n];
+        const int M = (int)(u->bounds[n + 1] - u->bounds[n]);
+        for (int k = first; k < last; k++) terms[turn][k] = lanes[k]->learn(*u, *batch, u->parts[k], order, M);
+        meeting.wait();
+        const Terms &actor = terms[turn][0], &critic = terms[turn][count - 1];
+        const float norm = (float)std::sqrt(actor.square + (count == 2 ? critic.square : 0));
+        const bool finite = std::isfinite(norm);
+        if (first == 0) {
+          u->sums[0] += actor.policy_loss + u->value_coef * critic.value_loss - u->entropy_coef * actor.entropy;
+          u->sums[1] += actor.policy_loss;
+          u->sums[2] += critic.value_loss;
+          u->sums[3] += norm;
+          u->steps_done++;
+          u->finite = finite;
         }
-      } else {
-        float top_z = z[0], sum = 0;
-        for (int j = 1; j < A; j++) top_z = std::max(top_z, z[j]);
-        for (int j = 0; j < A; j++) sum += std::exp(z[j] - top_z);
-        const float normalizer = top_z + std::log(sum);
-        for (int j = 0; j < A; j++) {
-          log_p[j] = z[j] - normalizer;
-          if (spec->entropy_coef > 0) entropy -= std::exp(log_p[j]) * log_p[j];
-        }
-        log_prob = log_p[data->choice[row]];
+        if (!finite) return;
+        step++;
+        const Descent descent{u->optimizer, 0, u->decay1, u->decay2, u->eps,
+                              1 - std::pow((double)u->decay1, (double)step),
+                              std::sqrt(1 - std::pow((double)u->decay2, (double)step)),
+                              u->max_norm > 0 ? u->max_norm / std::max(norm, u->max_norm) : 1.0f};
+        for (int k = first; k < last; k++) lanes[k]->step(descent, u->parts[k]);
       }
-      const float log_ratio = log_prob - data->log_prob[row];
-      const float ratio = std::exp(std::min(log_ratio, LOG_RATIO_MAX));
-      const float low = 1 - spec->clip, high = 1 + spec->clip;
-      const float whole = ratio * advantage[m];
-      const float cut = std::min(std::max(ratio, low), high) * advantage[m];
-      policy_loss -= std::min(whole, cut);
-      entropy_sum += entropy;
-      // The minimum hands the gradient on inside the clip, and outside where it chose the whole.
-      const bool active = ((ratio >= low && ratio <= high) || whole < cut) && log_ratio <= LOG_RATIO_MAX;
-      const float g = active ? -whole * weight : 0.0f;
-      if (std::isnan(ratio)) policy_loss = NAN;
-      if (gaussian) {
-        for (int d = 0; d < A; d++) {
-          const float u = (data->action[row * A + d] - z[d]) * inverse_std[d];
-          dz[d] = g * u * inverse_std[d];
-          log_std_gradient[d] += g * (u * u - 1) - spec->entropy_coef * weight;
-        }
-      } else {
-        for (int j = 0; j < A; j++) {
-          const float p = std::exp(log_p[j]);
-          dz[j] = g * ((j == data->choice[row]) - p);
-          if (spec->entropy_coef > 0) dz[j] += spec->entropy_coef * weight * p * (log_p[j] + entropy);
-        }
+      if (first == 0) {
+        u->epochs_done++;
+        if (u->target_kl > 0 && epoch + 1 < u->epochs) enough = lanes[0]->kl(*batch) > u->target_kl;
       }
-
-      const float v = last.out[(size_t)m * WIDE], error = v - data->target[row];
-      float dv;
-      if (spec->value_loss == HUBER) {
-        const float size = std::fabs(error), delta = spec->huber_delta;
-        value_loss += size <= delta ? 0.5f * error * error : delta * (size - 0.5f * delta);
-        dv = std::min(std::max(error, -delta), delta);
-      } else if (spec->value_loss == CLIPPED) {
-        const float moved = v - data->value[row], range = spec->value_clip;
-        const float held = data->value[row] + std::min(std::max(moved, -range), range) - data->target[row];
-        const bool inside = moved >= -range && moved <= range;
-        const float square = error * error, held_square = held * held;
-        value_loss += std::max(square, held_square);
-        // At a tie PyTorch halves the gradient between both; inside the range both are this one.
-        dv = inside || square > held_square ? 2 * error : square == held_square ? error : 0.0f;
-      } else {
-        value_loss += error * error;
-        dv = 2 * error;
-      }
-      last.gradient[(size_t)m * WIDE] = spec->value_coef * weight * dv;
+      if (u->target_kl > 0) meeting.wait();
+      if (enough) return;
     }
-
-    float* gradient = group[0].gradient;
-    float* critic_gradient = critic_group.gradient + critic_begin;
-    Layer& trunk_top = trunk.layers.back();
-    logits.backward(top.out.data(), padded(top.outputs), M, kind, gradient, trunk_top.gradient.data(), true);
-    float* critic_down = shared ? below.data() : critic_trunk.layers.back().gradient.data();
-    baseline.backward(critic_top.out.data(), padded(critic_top.outputs), M, kind, critic_gradient,
-                      critic_down, true);
-    if (shared)
-      for (size_t i = 0; i < (size_t)M * wide_h; i++) trunk_top.gradient[i] += below[i];
-    else
-      critic_trunk.backward(obs.data(), wide_in, M, kind, critic_gradient, nullptr, false);
-    trunk.backward(obs.data(), wide_in, M, kind, gradient, nullptr, false);
-    if (gaussian)
-      for (int d = 0; d < A; d++) {
-        const float free = flat[log_std_offset + d];
-        const bool inside = free >= LOG_STD_MIN && free <= LOG_STD_MAX;
-        gradient[log_std_offset + d] = inside ? log_std_gradient[d] : 0.0f;
-      }
-
-    double square = 0;
-    for (int32_t i = 0; i < groups; i++) {
-      const float* g = group[i].gradient;
-      int64_t k = 0;
-      for (; k + WIDE <= group[i].size; k += WIDE) {
-        const Vec x = *(const Vec*)(g + k);
-        const Vec y = x * x;
-        float part = 0;
-        for (int lane = 0; lane < WIDE; lane++) part += y[lane];
-        square += part;
-      }
-      for (; k < group[i].size; k++) square += (double)g[k] * g[k];
-    }
-    const float norm = (float)std::sqrt(square);
-    const float scale = spec->max_norm > 0 ? spec->max_norm / std::max(norm, spec->max_norm) : 1.0f;
-
-    step++;
-    const double bias1 = 1 - std::pow((double)spec->beta1, (double)step);
-    const double bias2_root = std::sqrt(1 - std::pow((double)spec->beta2, (double)step));
-    const float b1 = spec->beta1, b2 = spec->beta2, eps = spec->eps, root = (float)bias2_root;
-    for (int32_t i = 0; i < groups; i++) {
-      float *w = group[i].weights, *g = group[i].gradient, *m1 = group[i].mean, *m2 = group[i].square;
-      const float stride = (float)(group[i].rate / bias1);
-      for (int64_t k = 0; k < group[i].size; k++) {
-        const float x = g[k] * scale;
-        g[k] = x;
-        m1[k] += (1 - b1) * (x - m1[k]);
-        m2[k] = b2 * m2[k] + (1 - b2) * x * x;
-        w[k] -= stride * m1[k] / (std::sqrt(m2[k]) / root + eps);
-      }
-    }
-
-    policy_loss *= weight;
-    value_loss *= weight;
-    sums[0] += policy_loss + spec->value_coef * value_loss - spec->entropy_coef * entropy_sum * weight;
-    sums[1] += policy_loss;
-    sums[2] += value_loss;
-    sums[3] += norm;
-  }
+  });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 }

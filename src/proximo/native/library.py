@@ -1,59 +1,96 @@
-"""The bridge to engine.cpp: when it can be used, and one epoch through it."""
+"""The bridge to engine.cpp: when it can be used, and what it does with a policy's weights."""
 
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+import weakref
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.nets.actor_critic import ActorCritic, GaussianHead
-from proximo.types import Batch, LossSpec
+from proximo.functional.distributions import Categorical, Gaussian
+from proximo.nets.actor_critic import ActorCritic, CategoricalHead, Evaluation, GaussianHead
+from proximo.types import Batch, LossSpec, Steps
 
 LIBRARY = Path(__file__).with_name("engine.so")
-VERSION = 1
+VERSION = 2
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
 WIDEST = 256
 """Hidden layers wider than this run on PyTorch, whose kernels are faster on large matrices."""
+WORTH_A_THREAD = 256
+"""Samples from which evaluating them pays for starting a second thread."""
 
 _ACTIVATIONS = {"tanh": 0, "relu": 1, "elu": 2}
 _VALUE_LOSSES = {"mse": 0, "huber": 1, "clipped": 2}
 _SUMS = ("loss", "policy_loss", "value_loss", "grad_norm")
+_OPTIMIZERS: dict[type, tuple[int, tuple[str | None, str | None]]] = {
+    # Its number in engine.cpp, and what PyTorch calls its running means of g and of g squared.
+    torch.optim.Adam: (0, ("exp_avg", "exp_avg_sq")),
+    torch.optim.RMSprop: (1, (None, "square_avg")),
+    torch.optim.SGD: (2, (None, None)),
+}
 
-_int, _float, _pointer = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+_int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
-class _Spec(ctypes.Structure):
+def _fields(**kinds: Any) -> tuple[tuple[str, Any], ...]:
+    """Fields of a C structure by their type, as in i="rows columns", f="scale"."""
+    types = {"i": _int, "l": _long, "f": _float, "p": _pointer}
+    return tuple((name, types[kind[0]]) for kind, names in kinds.items() for name in names.split())
+
+
+class _Policy(ctypes.Structure):
     _fields_ = (
-        *((name, _int) for name in ("inputs", "actions", "hidden_count")),
+        *_fields(i="inputs actions hidden_count"),
         ("hidden", _int * MAX_LAYERS),
-        *((name, _int) for name in ("activation", "shared", "head", "value_loss", "standardize")),
-        *((name, _float) for name in ("clip", "entropy_coef", "value_coef", "value_clip")),
-        *((name, _float) for name in ("huber_delta", "max_norm", "beta1", "beta2", "eps")),
+        *_fields(
+            i="activation shared gaussian squash",
+            f="obs_clip",
+            l="start",
+            p="actor critic obs_shift obs_scale return_shift return_scale low high",
+        ),
     )
 
 
-class _Data(ctypes.Structure):
-    _fields_ = tuple(
-        (name, _pointer)
-        for name in ("obs", "choice", "action", "log_prob", "advantage", "target", "value")
-    )
+class _Rollout(ctypes.Structure):
+    _fields_ = _fields(l="worlds", p="obs noise choice action taken parameters")
 
 
-class _Group(ctypes.Structure):
+class _Batch(ctypes.Structure):
+    _fields_ = _fields(l="count", p="obs choice action log_prob value advantage target")
+
+
+class _Evaluation(ctypes.Structure):
+    _fields_ = _fields(p="log_prob entropy value parameters")
+
+
+class _Part(ctypes.Structure):
+    _fields_ = _fields(p="gradient first second", l="size", f="rate")
+
+
+class _Update(ctypes.Structure):
     _fields_ = (
-        *((name, _pointer) for name in ("weights", "gradient", "mean", "square")),
-        ("size", ctypes.c_int64),
-        ("rate", _float),
+        *_fields(
+            i="epochs minibatches value_loss standardize optimizer threads",
+            f="clip entropy_coef value_coef value_clip huber_delta max_norm target_kl "
+            "decay1 decay2 eps",
+            l="step",
+            p="order bounds",
+        ),
+        ("parts", _Part * 2),
+        ("sums", ctypes.c_double * len(_SUMS)),
+        *_fields(i="epochs_done steps_done finite"),
     )
 
 
 @cache
-def _load() -> tuple[Any, str]:
+def load() -> tuple[Any, str]:
     """The library, or None and why not."""
     if not LIBRARY.is_file():
         return None, "it was not built when Proximo was installed (no C++ compiler)"
@@ -64,13 +101,17 @@ def _load() -> tuple[Any, str]:
         return None, f"{LIBRARY} cannot be loaded: {error}"
     if found != VERSION:
         return None, f"{LIBRARY} is of version {found}, not {VERSION}: install Proximo again"
-    library.proximo_epoch.restype = None
+    library.proximo_open.restype = _pointer
+    library.proximo_open.argtypes = [_pointer, _pointer]
+    library.proximo_act.restype = library.proximo_close.restype = None
+    library.proximo_act.argtypes = [_pointer, _long]
+    library.proximo_close.argtypes = [_pointer]
     return library, ""
 
 
 def obstacle(policy: torch.nn.Module, spec: LossSpec | None, optimizer: object) -> str:
-    """Why this update cannot run natively, in a few words; empty if it can."""
-    library, missing = _load()
+    """Why this policy and update cannot run natively, in a few words; empty if they can."""
+    library, missing = load()
     if library is None:
         return missing
     if spec is None:
@@ -82,7 +123,7 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None, optimizer: object) 
         return "the network has hooks"
     widths = [layer.out_features for layer in policy.actor.linears()]
     reasons = {
-        "the optimizer is not Adam": type(optimizer) is not torch.optim.Adam,
+        "the optimizer is not one that it knows": type(optimizer) not in _OPTIMIZERS,
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
         "some parameters are frozen": not all(p.requires_grad for p in policy.parameters()),
@@ -92,96 +133,236 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None, optimizer: object) 
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-class NativeUpdate:
-    """One update's data, laid out for the library. Everything it points to is kept alive here."""
+def _address(array: np.ndarray | Tensor | None) -> int | None:
+    """Where the numbers begin, in the order in which they lie."""
+    if array is None:
+        return None
+    if isinstance(array, Tensor):
+        assert array.is_contiguous()
+        return array.data_ptr()
+    assert array.flags.c_contiguous
+    return array.ctypes.data
 
-    def __init__(
-        self, policy: ActorCritic, optimizer: torch.optim.Optimizer, batch: Batch, spec: LossSpec
+
+def _single(bound: np.ndarray, inwards: float) -> np.ndarray:
+    """A bound in single precision, on the inner side of it where that rounds."""
+    bound = bound.reshape(-1)
+    rounded = bound.astype(np.float32)
+    outside = rounded < bound if inwards > 0 else rounded > bound
+    return np.where(outside, np.nextafter(rounded, np.float32(inwards)), rounded)
+
+
+class NativePolicy:
+    """An ActorCritic's weights, used by the library in place: what it learns, the module has.
+
+    The optimizer holds them as flat vectors (`algorithms.update.make_optimizer`).
+    """
+
+    def __init__(self, policy: ActorCritic, optimizer: torch.optim.Optimizer, threads: int) -> None:
+        self._library, missing = load()
+        assert self._library, missing
+        self._policy, self._optimizer, self._threads = policy, optimizer, threads
+        self._gaussian = isinstance(policy.head, GaussianHead)
+        flats = [group["params"][0] for group in optimizer.param_groups]
+        first, last = policy.actor.linears()[0].weight, policy.baseline.bias
+        assert first.data_ptr() == flats[0].data_ptr(), "the weights are not one flat vector"
+        end = flats[-1].data_ptr() + flats[-1].nbytes
+        assert last.data_ptr() + last.nbytes == end, "the weights are not one flat vector"
+        linears, head = policy.actor.linears(), policy.head
+        low = high = None
+        if isinstance(head, GaussianHead):
+            low, high = _single(head.low, np.inf), _single(head.high, -np.inf)
+        self._kept = low, high
+        shown, valued = policy.normalize_obs, policy.normalize_returns
+        critic = policy.critic.linears()[0].weight if policy.critic else None
+        self._struct = _Policy(
+            inputs=linears[0].in_features,
+            actions=head.size,
+            hidden_count=len(linears),
+            hidden=(_int * MAX_LAYERS)(*(layer.out_features for layer in linears)),
+            activation=_ACTIVATIONS[policy.actor.activation],
+            shared=policy.critic is None,
+            gaussian=self._gaussian,
+            squash=isinstance(head, GaussianHead) and head.squash,
+            obs_clip=policy.obs_clip,
+            start=head.start if isinstance(head, CategoricalHead) else 0,
+            actor=first.data_ptr(),
+            critic=critic.data_ptr() if critic is not None else None,
+            obs_shift=_address(policy.obs_shift if shown else None),
+            obs_scale=_address(policy.obs_scale if shown else None),
+            return_shift=_address(policy.return_shift if valued else None),
+            return_scale=_address(policy.return_scale if valued else None),
+            low=_address(low),
+            high=_address(high),
+        )
+
+    def actor(self, steps: Steps, noise: Tensor) -> Callable[[int], None]:
+        """act(t), from obs[t] and noise[t] to action[t] and taken[t]; the weights are read now."""
+        noise = noise.contiguous()
+        action = "action" if self._gaussian else "choice"
+        # The library gives bounded actions as float32; a world that wants another type gets a copy.
+        taken = steps.taken
+        foreign = self._gaussian and taken.dtype != np.float32
+        if foreign:
+            taken = np.empty(taken.shape, np.float32)
+        rollout = _Rollout(
+            worlds=steps.obs.shape[1],
+            obs=_address(steps.obs),
+            noise=_address(noise),
+            taken=_address(taken),
+            parameters=_address(steps.parameters),
+            **{action: _address(steps.action)},
+        )
+        handle = self._library.proximo_open(ctypes.byref(self._struct), ctypes.byref(rollout))
+        if not handle:
+            raise MemoryError("there is no memory for the native engine")
+        native = partial(self._library.proximo_act, handle)
+
+        def act(t: int) -> None:
+            native(t)
+            steps.taken[t] = taken[t]
+
+        chosen = act if foreign else native
+        # What it points to lives as long as it does.
+        weakref.finalize(chosen, _close, self._library, handle, noise, taken, steps)
+        return chosen
+
+    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
+        """As `ActorCritic.evaluate`, without gradients. obs: [..., *obs]."""
+        shape = action.shape[: action.dim() - len(self._policy.head.action_shape)]
+        log_prob, value = torch.empty(shape), torch.empty(shape)
+        entropies = torch.empty(shape) if entropy else None
+        parameters = torch.empty(*shape, self._policy.head.parameter_count)
+        self._evaluate(obs, action, log_prob, entropies, value, parameters)
+        if self._gaussian:
+            distribution: Gaussian | Categorical = Gaussian(*parameters.chunk(2, -1))
+        else:
+            distribution = Categorical(parameters)
+        return Evaluation(log_prob, entropies, value, distribution)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
+        value = torch.empty(obs.shape[: obs.dim() - len(self._policy.obs_shape)])
+        self._evaluate(obs, None, None, None, value, None)
+        return value
+
+    def _evaluate(
+        self,
+        obs: Tensor,
+        action: Tensor | None,
+        log_prob: Tensor | None,
+        entropy: Tensor | None,
+        value: Tensor,
+        parameters: Tensor | None,
     ) -> None:
-        library, _ = _load()
-        self._library, self._optimizer = library, optimizer
-        gaussian = isinstance(policy.head, GaussianHead)
+        obs = obs.contiguous()
+        action = action.contiguous() if action is not None else None
+        batch = _Batch(
+            count=value.numel(),
+            obs=_address(obs),
+            **{"action" if self._gaussian else "choice": _address(action)},
+        )
+        to = _Evaluation(*map(_address, (log_prob, entropy, value, parameters)))
+        threads = self._threads if value.numel() >= WORTH_A_THREAD else 1
+        failed = self._library.proximo_evaluate(
+            ctypes.byref(self._struct), ctypes.byref(batch), ctypes.byref(to), threads
+        )
+        if failed:
+            raise MemoryError("there is no memory for the native engine")
+
+    def update(
+        self, batch: Batch, spec: LossSpec, orders: Tensor, bounds: list[int]
+    ) -> tuple[dict[str, Tensor], int, int]:
+        """All epochs and minibatches: orders[k][bounds[n] : bounds[n + 1]] in turn.
+
+        orders: [K, B] int64. Returns the minibatches' terms, added up, and how many epochs and
+        minibatches there were: fewer than asked for after the KL's limit, or once a gradient was
+        not finite (its minibatch was the last, and no step was taken along it).
+        """
+        policy = self._policy
         target, value = batch.target, batch.value
         if policy.normalize_returns:  # the library sees the critic in its own units
             target, value = (
                 (x - policy.return_shift) / policy.return_scale for x in (target, value)
             )
         with torch.no_grad():
-            self._tensors: dict[str, Tensor] = {
-                "obs": policy.inputs(batch.obs).reshape(len(batch), -1).contiguous(),
-                "choice" if not gaussian else "action": batch.action.contiguous(),
+            tensors = {
+                "obs": policy.inputs(batch.obs).contiguous(),
+                "action" if self._gaussian else "choice": batch.action.contiguous(),
                 "log_prob": batch.log_prob.contiguous(),
+                "value": value.contiguous(),
                 "advantage": batch.advantage.contiguous(),
                 "target": target.contiguous(),
-                "value": value.contiguous(),
             }
-        for name, tensor in self._tensors.items():
-            expected = torch.int64 if name == "choice" else torch.float32
-            assert tensor.dtype == expected, name
-            assert len(tensor) == len(batch), name
-        self._data = _Data(**{name: tensor.data_ptr() for name, tensor in self._tensors.items()})
-        linears = policy.actor.linears()
-        self._spec = _Spec(
-            inputs=linears[0].in_features,
-            actions=policy.head.size,
-            hidden_count=len(linears),
-            hidden=(_int * MAX_LAYERS)(*(layer.out_features for layer in linears)),
-            activation=_ACTIVATIONS[policy.actor.activation],
-            shared=policy.critic is None,
-            head=gaussian,
+        data = _Batch(
+            count=len(batch), **{name: _address(tensor) for name, tensor in tensors.items()}
+        )
+        groups = self._optimizer.param_groups
+        states = [self._optimizer_state(group["params"][0]) for group in groups]
+        decay1, decay2 = groups[0].get("betas", (0.0, groups[0].get("alpha", 0.0)))
+        edges = torch.tensor(bounds, dtype=torch.int64)
+        orders = orders.contiguous()
+        call = _Update(
+            epochs=len(orders),
+            minibatches=len(bounds) - 1,
             value_loss=_VALUE_LOSSES[spec.value_loss],
             standardize=spec.standardize,
+            optimizer=_OPTIMIZERS[type(self._optimizer)][0],
+            threads=self._threads,
             clip=spec.clip,
             entropy_coef=spec.entropy_coef,
             value_coef=spec.value_coef,
             value_clip=spec.value_clip,
             huber_delta=spec.huber_delta,
             max_norm=spec.max_grad_norm or 0.0,
-            beta1=optimizer.param_groups[0]["betas"][0],
-            beta2=optimizer.param_groups[0]["betas"][1],
-            eps=optimizer.param_groups[0]["eps"],
+            target_kl=spec.target_kl or 0.0,
+            decay1=decay1,
+            decay2=decay2,
+            eps=groups[0].get("eps", 0.0),
+            step=int(states[0].get("step", 0)),
+            order=_address(orders),
+            bounds=_address(edges),
+            parts=(_Part * 2)(*self._parts(states)),
+            finite=1,
         )
-
-    def epoch(self, order: Tensor, bounds: list[int]) -> dict[str, Tensor]:
-        """Minibatches order[bounds[n] : bounds[n + 1]] in turn; returns their terms, added up."""
-        groups = self._optimizer.param_groups
-        states = [self._adam_state(group["params"][0]) for group in groups]
-        packed = (_Group * len(groups))(
-            *(
-                _Group(
-                    weights=group["params"][0].data_ptr(),
-                    gradient=group["params"][0].grad.data_ptr(),
-                    mean=state["exp_avg"].data_ptr(),
-                    square=state["exp_avg_sq"].data_ptr(),
-                    size=group["params"][0].numel(),
-                    rate=float(group["lr"]),
-                )
-                for group, state in zip(groups, states, strict=True)
-            )
+        failed = self._library.proximo_update(
+            ctypes.byref(self._struct), ctypes.byref(data), ctypes.byref(call)
         )
-        order = order.contiguous()
-        edges = torch.tensor(bounds, dtype=torch.int64)
-        sums = torch.zeros(len(_SUMS), dtype=torch.float64)
-        self._library.proximo_epoch(
-            ctypes.byref(self._spec),
-            ctypes.byref(self._data),
-            packed,
-            len(groups),
-            _pointer(order.data_ptr()),
-            _pointer(edges.data_ptr()),
-            ctypes.c_int64(len(bounds) - 1),
-            ctypes.c_int64(int(states[0]["step"])),
-            _pointer(sums.data_ptr()),
-        )
+        if failed:
+            raise MemoryError("there is no memory for the native engine")
         for state in states:
-            state["step"] += len(bounds) - 1
-        return dict(zip(_SUMS, sums, strict=True))
+            if "step" in state:
+                state["step"] += call.steps_done - (not call.finite)
+        sums = torch.tensor(list(call.sums), dtype=torch.float64)
+        return dict(zip(_SUMS, sums, strict=True)), call.epochs_done, call.steps_done
 
-    def _adam_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """Adam's own record, begun as PyTorch would begin it: both engines go on from it."""
+    def _optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The optimizer's own record, begun as PyTorch would: both engines go on from it."""
         state: dict[str, Tensor] = self._optimizer.state[parameter]
-        if not state:
+        names = [name for name in _OPTIMIZERS[type(self._optimizer)][1] if name]
+        if names and not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            for name in names:
+                state[name] = torch.zeros_like(parameter)
         return state
+
+    def _parts(self, states: list[dict[str, Tensor]]) -> list[_Part]:
+        """The actor's slice of weights and records, and the critic's: of one vector or of two."""
+        groups, policy = self._optimizer.param_groups, self._policy
+        records = _OPTIMIZERS[type(self._optimizer)][1]
+        actor = sum(p.numel() for p in policy.actor_parameters())
+        slices = [(0, 0, None)] if policy.critic is None else [(0, 0, actor), (0, actor, None)]
+        if len(groups) == 2:
+            slices = [(0, 0, None), (1, 0, None)]
+        parts = []
+        for index, begin, end in slices:
+            flat, state = groups[index]["params"][0], states[index]
+            first, second = (_address(state[name][begin:end]) if name else None for name in records)
+            gradient = flat.grad[begin:end]
+            rate = float(groups[index]["lr"])
+            parts.append(_Part(_address(gradient), first, second, gradient.numel(), rate))
+        return parts
+
+
+def _close(library: Any, handle: int, *kept: object) -> None:
+    library.proximo_close(handle)

@@ -33,10 +33,10 @@ class CategoricalHead(nn.Module):
 
     def __init__(self, space: gym.spaces.Discrete) -> None:
         super().__init__()
-        self.size = int(space.n)
+        self.size = self.parameter_count = int(space.n)
         self.action_shape: tuple[int, ...] = ()
-        self.action_dtype = torch.int64
-        self._start = int(space.start)
+        self.taken_shape, self.taken_dtype = (), np.dtype(np.int64)
+        self.start = int(space.start)
 
     def distribution(self, outputs: Tensor) -> Categorical:
         return Categorical.from_logits(outputs)
@@ -48,7 +48,7 @@ class CategoricalHead(nn.Module):
     def to_env(self, action: Tensor) -> np.ndarray:
         """The action as the world takes it: counted from the start of its space."""
         numbers = action.cpu().numpy()
-        shifted: np.ndarray = numbers + self._start if self._start else numbers
+        shifted: np.ndarray = numbers + self.start if self.start else numbers
         return shifted
 
 
@@ -58,12 +58,13 @@ class GaussianHead(nn.Module):
     def __init__(self, space: gym.spaces.Box, net: NetConfig) -> None:
         super().__init__()
         self.size = int(np.prod(space.shape))
+        self.parameter_count = 2 * self.size
         self.action_shape: tuple[int, ...] = (self.size,)
-        self.action_dtype = torch.float32
+        self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
         self.log_std = nn.Parameter(torch.full((self.size,), float(net.log_std)))
-        self._space = space
-        self._squash = net.action == "squash"
-        if self._squash and not space.is_bounded():
+        self.low, self.high = space.low, space.high
+        self.squash = net.action == "squash"
+        if self.squash and not space.is_bounded():
             raise UsageError(f"net.action is squash, but {space} has no bounds: use clip")
 
     def distribution(self, outputs: Tensor) -> Gaussian:
@@ -75,11 +76,11 @@ class GaussianHead(nn.Module):
 
     def to_env(self, action: Tensor) -> np.ndarray:
         """The action as the world takes it: in its shape, type and bounds."""
-        low, high = self._space.low, self._space.high
+        low, high = self.low, self.high
         numbers = action.cpu().numpy().reshape(*action.shape[:-1], *low.shape)
-        if self._squash:
+        if self.squash:
             numbers = low + (np.tanh(numbers) + 1) / 2 * (high - low)
-        within: np.ndarray = np.clip(numbers, low, high).astype(self._space.dtype)
+        within: np.ndarray = np.clip(numbers, low, high).astype(self.taken_dtype)
         return within
 
 
@@ -128,7 +129,7 @@ class ActorCritic(nn.Module):
             initialize(self.baseline, 1.0)
         self.normalize_obs = net.normalize_obs
         self.normalize_returns = net.normalize_returns
-        self._clip = net.obs_clip
+        self.obs_clip = net.obs_clip
         self.register_buffer("obs_shift", torch.zeros(self.obs_shape))
         self.register_buffer("obs_scale", torch.ones(self.obs_shape))
         self.register_buffer("return_shift", torch.zeros(()))
@@ -159,7 +160,7 @@ class ActorCritic(nn.Module):
         """Observations as the networks take them: standardised, if they are."""
         if not self.normalize_obs:
             return obs
-        return ((obs - self.obs_shift) * self.obs_scale).clamp(-self._clip, self._clip)
+        return ((obs - self.obs_shift) * self.obs_scale).clamp(-self.obs_clip, self.obs_clip)
 
     def _value(self, features: Tensor) -> Tensor:
         value = linear(features, self.baseline.weight, self.baseline.bias).squeeze(-1)

@@ -54,7 +54,7 @@ class RunConfig:
     """End early once the smoothed return and then an evaluation reach this return."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the networks live; auto keeps small ones on the CPU, where they are faster."""
-    engine: Literal["auto", "torch", "native"] = "auto"
+    engine: Literal["auto", "torch", "compile", "native"] = "auto"
     """What computes the updates; auto: native (C++) for small networks on a CPU, else torch."""
     threads: int = 0
     """Threads within one operation; 0 chooses: 1 for small networks, else PyTorch's own number."""

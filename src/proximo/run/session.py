@@ -86,11 +86,10 @@ class Session:
         run = self._resolve(config.run, policy)
         torch.set_num_threads(run.threads)
         policy.to(run.device)
-        state = self._make_state(policy, config)
-        state.engine, why = choose_engine(run.engine, config.algorithm, policy, state.optimizer)
-        run = dataclasses.replace(run, engine=state.engine)  # type: ignore[arg-type]
+        state, why = self._make_state(policy, config, run)
+        run = dataclasses.replace(run, engine=state.engine.name)
         self.config = dataclasses.replace(config, run=run)
-        self.notes += [self._about_device(policy), f"engine: {state.engine} ({why})"]
+        self.notes += [self._about_device(policy), f"engine: {run.engine} ({why})"]
         updates = -(-run.total_steps // (config.env.worlds * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(
@@ -197,23 +196,30 @@ class Session:
                 f"a world failed while its episode was replayed: {explain(error)}"
             ) from error
 
-    def _make_state(self, policy: ActorCritic, config: Config) -> TrainState:
-        seed = config.run.seed
+    def _make_state(
+        self, policy: ActorCritic, config: Config, run: RunConfig
+    ) -> tuple[TrainState, str]:
+        """The state before the first update, and why it has the engine that it has."""
         try:
             worlds = self.worlds.start()
         except UsageError:
             raise
         except Exception as error:
             raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
-        return TrainState(
+        algorithm, seed = config.algorithm, run.seed
+        optimizer = algorithm.make_optimizer(policy)
+        engine, why = choose_engine(run.engine, algorithm, policy, optimizer, run.threads)
+        state = TrainState(
             policy=policy,
-            optimizer=config.algorithm.make_optimizer(policy),
+            optimizer=optimizer,
+            engine=engine,
             worlds=worlds,
             # Streams apart, so that longer rollouts do not change the order of minibatches.
             collecting=torch.Generator().manual_seed(2 * seed),
             shuffling=torch.Generator().manual_seed(2 * seed + 1),
-            horizon=config.run.total_steps,
+            horizon=run.total_steps,
         )
+        return state, why
 
     def __enter__(self) -> Self:
         return self
