@@ -18,7 +18,8 @@ TASKS = {
     "CartPole-v1": {},
     "Pendulum-v1": {
         "net": NetConfig(normalize_returns=True),
-        "algorithm": {"optimizer": "rmsprop"},  # which only PyTorch computes
+        "algorithm": {"optimizer": "rmsprop"},
+        "run": {"engine": "torch"},
     },
     "LunarLander-v3": {"algorithm": {"normalize_reward": True, "critic_learning_rate": 1e-3}},
     "HalfCheetah-v5": {
@@ -36,7 +37,13 @@ def go(env, run_dir, callbacks=(), episodes=0):
         PPO(**(settings | task.get("algorithm", {}))),
         rollout=RolloutConfig(steps=32, episodes=episodes),
         net=task.get("net"),
-        run_config=RunConfig(total_steps=12 * 96, save_every=5, eval_every=4, eval_episodes=2),
+        run_config=RunConfig(
+            total_steps=12 * 96,
+            save_every=5,
+            eval_every=4,
+            eval_episodes=2,
+            **task.get("run", {}),
+        ),
         seed=3,
         run_dir=run_dir,
         callbacks=callbacks,

@@ -186,7 +186,7 @@ class TrainState:
     """All that changes while training. What is not here is not saved, and must not matter."""
 
     policy: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: Any  # a nets.optimizer.FlatOptimizer
     worlds: WorldState
     collecting: torch.Generator  # noise of the actions
     shuffling: torch.Generator  # order of the minibatches

@@ -58,7 +58,7 @@ def engine_of(name, algorithm, policy, optimizer, threads=1):
     if name == "torch":
         return TorchEngine(policy, optimizer)
     spec = algorithm.loss_spec(algorithm.coefficients(0.0))
-    assert library.obstacle(policy, spec, optimizer) == ""
+    assert library.obstacle(policy, spec) == ""
     return NativeEngine(policy, optimizer, threads)
 
 
@@ -68,16 +68,15 @@ def run(name, algorithm, net, epochs=1, layout=None, change=None, threads=1, **k
     if change:
         batch = change(batch, policy)
     algorithm = dataclasses.replace(algorithm, epochs=epochs)
-    for group, rate in zip(optimizer.param_groups, (1e-3, 2e-3), strict=False):
-        group["lr"] = rate
+    optimizer.rates = [1e-3, 2e-3][: len(optimizer.flats)]
     layout = layout or lay_out(algorithm, batch, torch.Generator().manual_seed(1))
     engine = engine_of(name, algorithm, policy, optimizer, threads)
     outcome = engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
-    flats = [group["params"][0] for group in optimizer.param_groups]
+    flats = optimizer.flats
     gradient = torch.cat([flat.grad for flat in flats])
     weights = torch.cat([flat.detach() for flat in flats])
-    records = [tensor for flat in flats for tensor in optimizer.state[flat].values()]
-    return outcome, gradient, weights, [r for r in records if r is not None]
+    records = [tensor for record in optimizer.records for tensor in record.values()]
+    return outcome, gradient, weights, records
 
 
 def both(*args, **kwargs):
@@ -222,7 +221,6 @@ def test_tanh_is_exact_to_2e_7():
     zero = torch.zeros(len(x))
     batch = dataclasses.replace(batch, obs=x, advantage=zero, target=zero, value=zero)
     engine = NativeEngine(policy, optimizer, 1)
-    optimizer.param_groups[0]["lr"] = 0.0
     for index in range(len(x)):
         layout = Layout(torch.zeros(1, 1, dtype=torch.int64), [0, 1])
         sample = batch[index : index + 1]

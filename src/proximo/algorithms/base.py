@@ -15,11 +15,11 @@ from proximo.functional.schedules import Coefficient, as_schedule
 from proximo.types import Batch, LossSpec, Metrics, Rollout, TrainState, UsageError, check_values
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from proximo.algorithms.engines import Engine
     from proximo.nets.actor_critic import ActorCritic
+    from proximo.nets.optimizer import FlatOptimizer
 
 Estimator = Literal["gae", "n-step", "td0", "monte-carlo"]
 
@@ -109,19 +109,19 @@ class OnPolicy(ABC):
         names = ("entropy_coef", "value_clip")
         return {name: as_schedule(getattr(self, name))(progress) for name in names}
 
-    def make_optimizer(self, policy: ActorCritic) -> torch.optim.Optimizer:
-        """One group of parameters, or actor and critic apart where the critic has its own rate."""
-        from proximo.algorithms.update import make_optimizer
+    def make_optimizer(self, policy: ActorCritic) -> FlatOptimizer:
+        """One vector of parameters, or actor and critic apart where the critic has its own rate."""
+        from proximo.nets.optimizer import FlatOptimizer
 
         actor, critic = policy.actor_parameters(), policy.critic_parameters()
         if self.critic_learning_rate is None:
-            return make_optimizer([actor + critic], self.optimizer, self.optimizer_eps)
+            return FlatOptimizer([actor + critic], self.optimizer, self.optimizer_eps)
         if policy.critic is None:
             raise UsageError(
                 "algorithm.critic_learning_rate is set, but net.trunk is shared: "
                 "a shared trunk has one rate; use --net.trunk separate or drop the critic's"
             )
-        return make_optimizer([actor, critic], self.optimizer, self.optimizer_eps)
+        return FlatOptimizer([actor, critic], self.optimizer, self.optimizer_eps)
 
     def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
         """Old log-probabilities, values, advantages and value targets, once per rollout."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from proximo.native.library import NativePolicy
 from proximo.nets.actor_critic import ActorCritic, Evaluation
+from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, Steps
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Outcome(NamedTuple):
 class Engine(ABC):
     """The numbers of one policy and its optimizer."""
 
-    def __init__(self, name: str, policy: ActorCritic, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, name: str, policy: ActorCritic, optimizer: FlatOptimizer) -> None:
         self.name, self.policy, self.optimizer = name, policy, optimizer
 
     @abstractmethod
@@ -72,7 +73,7 @@ class TorchEngine(Engine):
     """PyTorch, step by step or with the loss compiled."""
 
     def __init__(
-        self, policy: ActorCritic, optimizer: torch.optim.Optimizer, *, compiled: bool = False
+        self, policy: ActorCritic, optimizer: FlatOptimizer, *, compiled: bool = False
     ) -> None:
         super().__init__("compile" if compiled else "torch", policy, optimizer)
         self._compiled = torch.compile(_loss, dynamic=False) if compiled else None
@@ -132,7 +133,7 @@ def _loss(
 class NativeEngine(Engine):
     """The C++ library, which uses the policy's weights and the optimizer's records in place."""
 
-    def __init__(self, policy: ActorCritic, optimizer: torch.optim.Optimizer, threads: int) -> None:
+    def __init__(self, policy: ActorCritic, optimizer: FlatOptimizer, threads: int) -> None:
         super().__init__("native", policy, optimizer)
         self._native = NativePolicy(policy, optimizer, threads)
 
@@ -153,9 +154,9 @@ class NativeEngine(Engine):
         return Outcome(*self._native.update(batch, spec, *layout))
 
 
-def gradient_step(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None) -> Tensor:
+def gradient_step(optimizer: FlatOptimizer, loss: Tensor, max_norm: float | None) -> Tensor:
     """Descend along g min(1, max_norm/|g|). Returns |g| before the cut, on the device."""
-    gradients: list[Tensor] = [group["params"][0].grad for group in optimizer.param_groups]
+    gradients = [flat.grad for flat in optimizer.flats if flat.grad is not None]
     for gradient in gradients:
         gradient.zero_()
     loss.backward()  # type: ignore[no-untyped-call]

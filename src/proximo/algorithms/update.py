@@ -1,4 +1,4 @@
-"""An update: the optimizer, the order of the minibatches, the engine that takes the steps."""
+"""An update: the order of the minibatches, the engine that takes the steps, what it reports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from proximo.algorithms.engines import Engine, Layout, NativeEngine, TorchEngine
 from proximo.functional.masked import explained_variance
@@ -18,36 +17,7 @@ from proximo.types import Batch, Metrics, TrainState, UsageError
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
     from proximo.nets.actor_critic import ActorCritic
-
-
-def make_optimizer(
-    groups: list[list[nn.Parameter]], kind: str, eps: float
-) -> torch.optim.Optimizer:
-    """An optimizer over one flat vector per group, in which the parameters become views.
-
-    A step on one vector of P numbers costs a few kernels; on the dozen tensors of a small network
-    it costs a few dozen, more than the arithmetic. Values, gradients and what the modules see of
-    them are unchanged. kind: adam, rmsprop or sgd; eps: added to the denominator.
-    """
-    flats = [_flatten(group) for group in groups]
-    if kind == "adam":
-        return torch.optim.Adam([{"params": [flat]} for flat in flats], eps=eps, fused=True)
-    if kind == "rmsprop":
-        return torch.optim.RMSprop([{"params": [flat]} for flat in flats], eps=eps)
-    return torch.optim.SGD([{"params": [flat]} for flat in flats])
-
-
-def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:
-    flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
-    flat.grad = torch.zeros_like(flat)
-    sizes = [p.numel() for p in parameters]
-    pieces = zip(
-        parameters, torch.split(flat.data, sizes), torch.split(flat.grad, sizes), strict=True
-    )
-    for parameter, values, gradient in pieces:
-        parameter.data = values.view_as(parameter)
-        parameter.grad = gradient.view_as(parameter)
-    return flat
+    from proximo.nets.optimizer import FlatOptimizer
 
 
 def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> Layout:
@@ -67,7 +37,7 @@ def choose_engine(
     wish: str,
     algorithm: OnPolicy,
     policy: ActorCritic,
-    optimizer: torch.optim.Optimizer,
+    optimizer: FlatOptimizer,
     threads: int = 1,
 ) -> tuple[Engine, str]:
     """What computes the updates, and why. A rule on what there is, never on a timing.
@@ -78,7 +48,7 @@ def choose_engine(
         return TorchEngine(policy, optimizer), "as asked for"
     if wish == "compile":
         return TorchEngine(policy, optimizer, compiled=True), "as asked for"
-    hindrance = obstacle(policy, algorithm.loss_spec(algorithm.coefficients(0.0)), optimizer)
+    hindrance = obstacle(policy, algorithm.loss_spec(algorithm.coefficients(0.0)))
     if not hindrance:
         return NativeEngine(policy, optimizer, threads), "a small network on a CPU"
     if wish == "native":
@@ -134,6 +104,5 @@ def set_learning_rates(algorithm: OnPolicy, state: TrainState) -> dict[str, floa
     rates = {"learning_rate": as_schedule(algorithm.learning_rate)(state.progress)}
     if algorithm.critic_learning_rate is not None:
         rates["critic_learning_rate"] = as_schedule(algorithm.critic_learning_rate)(state.progress)
-    for group, rate in zip(state.optimizer.param_groups, rates.values(), strict=True):
-        group["lr"] = rate
+    state.optimizer.rates = list(rates.values())
     return rates

@@ -29,12 +29,7 @@ WORTH_A_THREAD = 256
 _ACTIVATIONS = {"tanh": 0, "relu": 1, "elu": 2}
 _VALUE_LOSSES = {"mse": 0, "huber": 1, "clipped": 2}
 _SUMS = ("loss", "policy_loss", "value_loss", "grad_norm")
-_OPTIMIZERS: dict[type, tuple[int, tuple[str | None, str | None]]] = {
-    # Its number in engine.cpp, and what PyTorch calls its running means of g and of g squared.
-    torch.optim.Adam: (0, ("exp_avg", "exp_avg_sq")),
-    torch.optim.RMSprop: (1, (None, "square_avg")),
-    torch.optim.SGD: (2, (None, None)),
-}
+_OPTIMIZERS = {"adam": 0, "rmsprop": 1, "sgd": 2}
 
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -109,7 +104,7 @@ def load() -> tuple[Any, str]:
     return library, ""
 
 
-def obstacle(policy: torch.nn.Module, spec: LossSpec | None, optimizer: object) -> str:
+def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     """Why this policy and update cannot run natively, in a few words; empty if they can."""
     library, missing = load()
     if library is None:
@@ -123,7 +118,6 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None, optimizer: object) 
         return "the network has hooks"
     widths = [layer.out_features for layer in policy.actor.linears()]
     reasons = {
-        "the optimizer is not one that it knows": type(optimizer) not in _OPTIMIZERS,
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
         "some parameters are frozen": not all(p.requires_grad for p in policy.parameters()),
@@ -158,12 +152,12 @@ class NativePolicy:
     The optimizer holds them as flat vectors (`algorithms.update.make_optimizer`).
     """
 
-    def __init__(self, policy: ActorCritic, optimizer: torch.optim.Optimizer, threads: int) -> None:
+    def __init__(self, policy: ActorCritic, optimizer: FlatOptimizer, threads: int) -> None:
         self._library, missing = load()
         assert self._library, missing
         self._policy, self._optimizer, self._threads = policy, optimizer, threads
         self._gaussian = isinstance(policy.head, GaussianHead)
-        flats = [group["params"][0] for group in optimizer.param_groups]
+        flats = optimizer.flats
         first, last = policy.actor.linears()[0].weight, policy.baseline.bias
         assert first.data_ptr() == flats[0].data_ptr(), "the weights are not one flat vector"
         end = flats[-1].data_ptr() + flats[-1].nbytes
@@ -297,9 +291,8 @@ class NativePolicy:
         data = _Batch(
             count=len(batch), **{name: _address(tensor) for name, tensor in tensors.items()}
         )
-        groups = self._optimizer.param_groups
-        states = [self._optimizer_state(group["params"][0]) for group in groups]
-        decay1, decay2 = groups[0].get("betas", (0.0, groups[0].get("alpha", 0.0)))
+        optimizer = self._optimizer
+        adam = optimizer.kind == "adam"
         edges = torch.tensor(bounds, dtype=torch.int64)
         orders = orders.contiguous()
         call = _Update(
@@ -307,7 +300,7 @@ class NativePolicy:
             minibatches=len(bounds) - 1,
             value_loss=_VALUE_LOSSES[spec.value_loss],
             standardize=spec.standardize,
-            optimizer=_OPTIMIZERS[type(self._optimizer)][0],
+            optimizer=_OPTIMIZERS[optimizer.kind],
             threads=self._threads,
             clip=spec.clip,
             entropy_coef=spec.entropy_coef,
@@ -316,13 +309,13 @@ class NativePolicy:
             huber_delta=spec.huber_delta,
             max_norm=spec.max_grad_norm or 0.0,
             target_kl=spec.target_kl or 0.0,
-            decay1=decay1,
-            decay2=decay2,
-            eps=groups[0].get("eps", 0.0),
-            step=int(states[0].get("step", 0)),
+            decay1=optimizer.betas[0],
+            decay2=optimizer.betas[1] if adam else optimizer.alpha,
+            eps=optimizer.eps,
+            step=int(optimizer.records[0]["step"]) if adam else 0,
             order=_address(orders),
             bounds=_address(edges),
-            parts=(_Part * 2)(*self._parts(states)),
+            parts=(_Part * 2)(*self._parts()),
             finite=1,
         )
         failed = self._library.proximo_update(
@@ -330,37 +323,35 @@ class NativePolicy:
         )
         if failed:
             raise MemoryError("there is no memory for the native engine")
-        for state in states:
-            if "step" in state:
-                state["step"] += call.steps_done - (not call.finite)
+        for record in optimizer.records:
+            if "step" in record:
+                record["step"] += call.steps_done - (not call.finite)
         sums = torch.tensor(list(call.sums), dtype=torch.float64)
         return dict(zip(_SUMS, sums, strict=True)), call.epochs_done, call.steps_done
 
-    def _optimizer_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """The optimizer's own record, begun as PyTorch would: both engines go on from it."""
-        state: dict[str, Tensor] = self._optimizer.state[parameter]
-        names = [name for name in _OPTIMIZERS[type(self._optimizer)][1] if name]
-        if names and not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            for name in names:
-                state[name] = torch.zeros_like(parameter)
-        return state
-
-    def _parts(self, states: list[dict[str, Tensor]]) -> list[_Part]:
+    def _parts(self) -> list[_Part]:
         """The actor's slice of weights and records, and the critic's: of one vector or of two."""
-        groups, policy = self._optimizer.param_groups, self._policy
-        records = _OPTIMIZERS[type(self._optimizer)][1]
+        optimizer, policy = self._optimizer, self._policy
         actor = sum(p.numel() for p in policy.actor_parameters())
-        slices = [(0, 0, None)] if policy.critic is None else [(0, 0, actor), (0, actor, None)]
-        if len(groups) == 2:
-            slices = [(0, 0, None), (1, 0, None)]
+        slices: list[tuple[int, slice]] = [(0, slice(0, actor)), (0, slice(actor, None))]
+        if policy.critic is None:
+            slices = [(0, slice(None))]
+        elif len(optimizer.flats) == 2:
+            slices = [(0, slice(None)), (1, slice(None))]
         parts = []
-        for index, begin, end in slices:
-            flat, state = groups[index]["params"][0], states[index]
-            first, second = (_address(state[name][begin:end]) if name else None for name in records)
-            gradient = flat.grad[begin:end]
-            rate = float(groups[index]["lr"])
-            parts.append(_Part(_address(gradient), first, second, gradient.numel(), rate))
+        for index, piece in slices:
+            flat, record = optimizer.flats[index], optimizer.records[index]
+            assert flat.grad is not None
+            second = "exp_avg_sq" if optimizer.kind == "adam" else "square_avg"
+            parts.append(
+                _Part(
+                    gradient=_address(flat.grad[piece]),
+                    first=_address(record["exp_avg"][piece]) if "exp_avg" in record else None,
+                    second=_address(record[second][piece]) if second in record else None,
+                    size=flat[piece].numel(),
+                    rate=optimizer.rates[index],
+                )
+            )
         return parts
 
 

@@ -139,16 +139,9 @@ class Checkpoint:
         for name in _GENERATORS:
             getattr(state, name).set_state(self.tensors[name])
         state.reward_return = self.tensors.get("reward_return")
-        for index, group in enumerate(state.optimizer.param_groups):
-            prefix = f"optimizer.{index}."
-            found = {
-                name.removeprefix(prefix): tensor.clone()
-                for name, tensor in self.tensors.items()
-                if name.startswith(prefix)
-            }
-            if found:
-                flat = group["params"][0]
-                state.optimizer.state[flat] = {k: v.to(flat.device) for k, v in found.items()}
+        for index, record in enumerate(state.optimizer.records):
+            for name, tensor in record.items():
+                tensor.copy_(self.tensors[f"optimizer.{index}.{name}"])
         world = state.worlds
         for name in _WORLD_ARRAYS:
             setattr(world, name, self.tensors[f"worlds.{name}"].numpy().copy())
@@ -187,8 +180,8 @@ def _pack(state: TrainState, *, policy_only: bool) -> tuple[dict[str, Tensor], d
 
 def _pack_rest(state: TrainState) -> dict[str, Tensor]:
     world, tensors = state.worlds, {}
-    for index, group in enumerate(state.optimizer.param_groups):
-        for name, tensor in state.optimizer.state.get(group["params"][0], {}).items():
+    for index, record in enumerate(state.optimizer.records):
+        for name, tensor in record.items():
             tensors[f"optimizer.{index}.{name}"] = tensor
     for name in _GENERATORS:
         tensors[name] = getattr(state, name).get_state()
