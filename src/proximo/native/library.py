@@ -15,6 +15,7 @@ from torch import Tensor
 
 from proximo.functional.distributions import Categorical, Gaussian
 from proximo.nets.actor_critic import ActorCritic, CategoricalHead, Evaluation, GaussianHead
+from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, LossSpec, Steps
 
 LIBRARY = Path(__file__).with_name("engine.so")
