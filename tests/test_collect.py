@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from proximo import PPO, EnvConfig, NetConfig, TrainingError, UsageError
-from proximo.algorithms.update import choose_engine
+from proximo.algorithms.update import choose_engine, make_engine
 from proximo.collect import collect
 from proximo.envs.make import make_worlds
 from proximo.functional.distributions import Categorical, Gaussian
@@ -35,7 +35,7 @@ def start(env, net, policy_type=ActorCritic, worlds=3, source=None, engine="auto
     state = TrainState(
         policy=policy,
         optimizer=optimizer,
-        engine=choose_engine(engine, algorithm, policy, optimizer)[0],
+        engine=make_engine(choose_engine(engine, algorithm, policy)[0], policy, optimizer, 1),
         worlds=made.start(),
         collecting=torch.Generator().manual_seed(0),
         shuffling=torch.Generator().manual_seed(1),
@@ -302,7 +302,7 @@ def test_a_rollout_in_which_every_world_only_resets_goes_on_until_one_steps():
     state = TrainState(
         policy=policy,
         optimizer=optimizer,
-        engine=choose_engine("auto", algorithm, policy, optimizer)[0],
+        engine=make_engine("native", policy, optimizer, 1),
         worlds=worlds.start(),
         collecting=torch.Generator(),
         shuffling=torch.Generator(),

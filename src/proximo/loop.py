@@ -39,7 +39,7 @@ def learn(worlds: Worlds, state: TrainState, config: Config, callbacks: Sequence
 def run_session(session: Session) -> Agent:
     """Train in a session that stands ready, and close it."""
     with session:
-        stopped = learn(session.worlds, session.state, session.config, session.callbacks)
+        stopped = learn(session.worlds, session.state, session.running, session.callbacks)
         result = session.finish(stopped=stopped)
         return Agent(session.policy, session.config, session.spaces, result)
 

@@ -268,14 +268,14 @@ class OwnLoss(PPO):
     ],
 )
 def test_what_native_does_not_know_runs_on_torch_and_says_so(change, reason):
-    policy, optimizer, _ = case(PPO(), NetConfig())
+    policy, _, _ = case(PPO(), NetConfig())
     change(policy)
-    engine, why = choose_engine("auto", PPO(), policy, optimizer)
-    assert engine.name == ("torch" if reason else "native")
+    engine, why = choose_engine("auto", PPO(), policy)
+    assert engine == ("torch" if reason else "native")
     assert reason in why
     if reason:
         with pytest.raises(UsageError, match=reason):
-            choose_engine("native", PPO(), policy, optimizer)
+            choose_engine("native", PPO(), policy)
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_what_native_does_not_know_runs_on_torch_and_says_so(change, reason):
     ],
 )
 def test_settings_that_native_does_not_know_run_on_torch(algorithm, net, reason):
-    policy, optimizer, _ = case(algorithm, net)
-    engine, why = choose_engine("auto", algorithm, policy, optimizer)
-    assert engine.name == "torch"
+    policy, _, _ = case(algorithm, net)
+    engine, why = choose_engine("auto", algorithm, policy)
+    assert engine == "torch"
     assert reason in why
 
 
@@ -299,8 +299,8 @@ def test_without_the_library_everything_runs_on_torch(monkeypatch, tmp_path):
             (tmp_path / "engine.so").write_bytes(content)
         monkeypatch.setattr(library, "LIBRARY", tmp_path / "engine.so")
         library.load.cache_clear()
-        policy, optimizer, _ = case(PPO(), NetConfig())
-        assert choose_engine("auto", PPO(), policy, optimizer)[0].name == "torch"
+        policy, _, _ = case(PPO(), NetConfig())
+        assert choose_engine("auto", PPO(), policy)[0] == "torch"
     monkeypatch.undo()
     library.load.cache_clear()
 

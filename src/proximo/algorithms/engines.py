@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proximo.native.library import NativePolicy
 from proximo.nets.actor_critic import ActorCritic, Evaluation
@@ -21,9 +21,6 @@ from proximo.types import Batch, Steps
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
-
-Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-"""Minibatch -> what to minimise, and terms to report."""
 
 
 class Layout(NamedTuple):
@@ -70,13 +67,13 @@ class Engine(ABC):
 
 
 class TorchEngine(Engine):
-    """PyTorch, step by step or with the loss compiled."""
+    """PyTorch, operation by operation, or with the whole gradient compiled."""
 
     def __init__(
         self, policy: ActorCritic, optimizer: FlatOptimizer, *, compiled: bool = False
     ) -> None:
         super().__init__("compile" if compiled else "torch", policy, optimizer)
-        self._compiled = torch.compile(_loss, dynamic=False) if compiled else None
+        self._compiled: _CompiledGradient | None = None
 
     def actor(self, steps: Steps, noise: Tensor) -> Callable[[int], None]:
         policy = self.policy
@@ -103,19 +100,26 @@ class TorchEngine(Engine):
         self, algorithm: OnPolicy, batch: Batch, layout: Layout, coefficients: dict[str, float]
     ) -> Outcome:
         """No read on the host before the end, except one per epoch where the algorithm may stop."""
+        if self.name == "compile":
+            self._compiled = self._compiled or _CompiledGradient(
+                algorithm, self.policy, self.optimizer
+            )
+            self._compiled.set(coefficients)
         found, steps, usual = [], 0, layout.bounds[1]
-        if self._compiled:  # numbers would be compiled in, and compiled anew when they change
-            tensors = {k: torch.tensor(v, device=batch.obs.device) for k, v in coefficients.items()}
         for done, order in enumerate(layout.orders.to(batch.obs.device), 1):
             mixed = batch[order]
             for begin, end in pairwise(layout.bounds):
-                minibatch = mixed[begin:end]
                 # One shape is compiled; for a smaller last minibatch that would take too long.
                 if self._compiled and end - begin == usual:
-                    loss, terms = self._compiled(algorithm, self.policy, minibatch, tensors)
+                    terms = self._compiled(mixed[begin:end])
+                    norm = clip_gradient(self.optimizer, algorithm.max_grad_norm)
                 else:
-                    loss, terms = algorithm.loss(self.policy, minibatch, coefficients)
-                norm = gradient_step(self.optimizer, loss, algorithm.max_grad_norm)
+                    loss, terms = algorithm.loss(self.policy, mixed[begin:end], coefficients)
+                    for flat in self.optimizer.flats:
+                        flat.grad.zero_()  # type: ignore[union-attr]
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    norm = clip_gradient(self.optimizer, algorithm.max_grad_norm)
+                self.optimizer.step()
                 found.append({**terms, "grad_norm": norm})
             steps += len(layout.bounds) - 1
             if done < len(layout.orders) and algorithm.stops(self, batch):
@@ -124,10 +128,71 @@ class TorchEngine(Engine):
         return Outcome(totals, done, steps)
 
 
-def _loss(
-    algorithm: OnPolicy, policy: ActorCritic, batch: Batch, coefficients: dict[str, Tensor]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    return algorithm.loss(policy, batch, coefficients)
+class _CompiledGradient:
+    """The loss and its gradient by the flat vectors, as one compiled function.
+
+    By the flat vectors, because then the gradient comes out of the compiled code as it is needed;
+    by the modules' own parameters it would be put together by a dozen small operations.
+    """
+
+    def __init__(self, algorithm: OnPolicy, policy: ActorCritic, optimizer: FlatOptimizer) -> None:
+        self._flats, self._on_gpu = optimizer.flats, policy.device.type == "cuda"
+        objective = _Objective(algorithm, policy)
+        places = [
+            (name, index, (p.data_ptr() - flat.data_ptr()) // flat.itemsize, p.shape)
+            for name, p in objective.named_parameters()
+            for index, flat in enumerate(optimizer.flats)
+            if 0 <= p.data_ptr() - flat.data_ptr() < flat.nbytes
+        ]
+
+        def loss(
+            flats: list[Tensor], batch: Batch, coefficients: dict[str, Tensor]
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            views = {
+                name: flats[index][begin : begin + shape.numel()].view(shape)
+                for name, index, begin, shape in places
+            }
+            return torch.func.functional_call(objective, views, (batch, coefficients))  # type: ignore[no-any-return]
+
+        def gradient(
+            flats: list[Tensor], batch: Batch, coefficients: dict[str, Tensor]
+        ) -> tuple[list[Tensor], dict[str, Tensor]]:
+            compute = torch.func.grad_and_value(loss, has_aux=True)
+            found, (_, terms) = compute(flats, batch, coefficients)
+            return found, terms
+
+        # On a GPU one launch replays the whole graph of kernels.
+        mode = "reduce-overhead" if self._on_gpu else None
+        self._gradient = torch.compile(gradient, dynamic=False, mode=mode)
+
+    def set(self, coefficients: dict[str, float]) -> None:
+        """Scheduled settings, as tensors: numbers would be compiled in, and anew at each change."""
+        like = self._flats[0]
+        self._coefficients = {name: like.new_tensor(x) for name, x in coefficients.items()}
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """Write the gradient where the optimizer looks for it; returns the terms of the loss."""
+        if self._on_gpu:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        flats = [flat.detach() for flat in self._flats]
+        found, terms = self._gradient(flats, batch, self._coefficients)
+        for flat, gradient in zip(self._flats, found, strict=True):
+            flat.grad.copy_(gradient)  # type: ignore[union-attr]
+        # A replay writes its results where the last one wrote them.
+        return {name: term.clone() for name, term in terms.items()} if self._on_gpu else terms
+
+
+class _Objective(nn.Module):
+    """The loss as a module's forward, so that other parameters can be put in."""
+
+    def __init__(self, algorithm: OnPolicy, policy: ActorCritic) -> None:
+        super().__init__()
+        self._algorithm, self.policy = algorithm, policy
+
+    def forward(
+        self, batch: Batch, coefficients: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._algorithm.loss(self.policy, batch, coefficients)
 
 
 class NativeEngine(Engine):
@@ -154,17 +219,13 @@ class NativeEngine(Engine):
         return Outcome(*self._native.update(batch, spec, *layout))
 
 
-def gradient_step(optimizer: FlatOptimizer, loss: Tensor, max_norm: float | None) -> Tensor:
-    """Descend along g min(1, max_norm/|g|). Returns |g| before the cut, on the device."""
+def clip_gradient(optimizer: FlatOptimizer, max_norm: float | None) -> Tensor:
+    """G <- g min(1, max_norm/|g|), over all vectors. Returns |g| before, on the device."""
     gradients = [flat.grad for flat in optimizer.flats if flat.grad is not None]
-    for gradient in gradients:
-        gradient.zero_()
-    loss.backward()  # type: ignore[no-untyped-call]
     norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
     norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if max_norm is not None:
         scale = max_norm / norm.clamp(min=max_norm)
         for gradient in gradients:
             gradient.mul_(scale)
-    optimizer.step()
     return norm

@@ -33,27 +33,26 @@ def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> La
     return Layout(orders, [*range(0, count, algorithm.minibatch_size), count])
 
 
-def choose_engine(
-    wish: str,
-    algorithm: OnPolicy,
-    policy: ActorCritic,
-    optimizer: FlatOptimizer,
-    threads: int = 1,
-) -> tuple[Engine, str]:
-    """What computes the updates, and why. A rule on what there is, never on a timing.
+def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[str, str]:
+    """What acts and computes the updates, and why. A rule on what there is, never on a timing.
 
     auto: native where it can be, else torch. Raises `UsageError` for native where it cannot be.
     """
-    if wish == "torch":
-        return TorchEngine(policy, optimizer), "as asked for"
-    if wish == "compile":
-        return TorchEngine(policy, optimizer, compiled=True), "as asked for"
+    if wish in ("torch", "compile"):
+        return wish, "as set"
     hindrance = obstacle(policy, algorithm.loss_spec(algorithm.coefficients(0.0)))
     if not hindrance:
-        return NativeEngine(policy, optimizer, threads), "a small network on a CPU"
+        return "native", "a small network on a CPU"
     if wish == "native":
         raise UsageError(f"run.engine is native, but {hindrance}: use torch or auto")
-    return TorchEngine(policy, optimizer), f"not native: {hindrance}"
+    return "torch", f"not native: {hindrance}"
+
+
+def make_engine(name: str, policy: ActorCritic, optimizer: FlatOptimizer, threads: int) -> Engine:
+    """torch, compile or native."""
+    if name == "native":
+        return NativeEngine(policy, optimizer, threads)
+    return TorchEngine(policy, optimizer, compiled=name == "compile")
 
 
 def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:

@@ -17,6 +17,7 @@ from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
+from proximo.run.profile import in_words
 from proximo.run.session import Session
 from proximo.types import Metrics, Rollout, TrainingError, TrainState
 
@@ -132,7 +133,7 @@ def _train(
 
 def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[str]:
     """What the user reads last."""
-    lines = []
+    lines = in_words(result["profile"]) if "profile" in result else []
     if result["stopped_by"] == "stop_at":
         goal = f"{config.run.stop_at:g}"
         lines.append(f"ended early: the smoothed return and an evaluation reached {goal}")

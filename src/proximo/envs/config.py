@@ -23,8 +23,11 @@ class EnvConfig:
     """Arguments for the world's constructor, as KEY VALUE pairs."""
     max_episode_steps: int | None = None
     """Time limit in steps; by default the world's own."""
-    backend: Literal["sync", "vector"] = "sync"
-    """sync: N single worlds in turn. vector: the vector version that the world registers."""
+    backend: Literal["auto", "sync", "vector", "envpool"] = "auto"
+    """sync: single worlds in turn. vector: the version of many that the world registers (auto: from
+    32 worlds). envpool: EnvPool's, in C++."""
+    threads: int = 0
+    """Threads that step the worlds (EnvPool only); 0: all cores."""
     reward_shift: float = 0.0
     """Added to every reward, before `reward_scale`. Logged returns stay in the world's units."""
     reward_scale: float = 1.0
@@ -40,6 +43,8 @@ class EnvConfig:
                     f"env.kwargs.{name} is {value!r}: only true, false, numbers and text can be "
                     "stored; pass a callable that makes the world instead"
                 )
+        if self.threads < 0:
+            raise UsageError(f"env.threads is {self.threads}: give 0 or more")
         if self.worlds < 1:
             raise UsageError(f"env.worlds is {self.worlds}: at least one world is needed")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:

@@ -267,6 +267,11 @@ def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = No
     return SyncWorlds(made, seed)
 
 
+def has_vector_version(env: EnvConfig) -> bool:
+    """Whether the world registers a version of itself that steps many at once."""
+    return _is_registered(env.id) and gym.registry[env.id].vector_entry_point is not None
+
+
 def return_threshold(env: EnvConfig) -> float | None:
     """The return at which Gymnasium calls this task solved, where it names one."""
     return gym.registry[env.id].reward_threshold if _is_registered(env.id) else None
@@ -317,7 +322,7 @@ def _user_maker(env: EnvConfig) -> Maker:
 
 def _native_vector(env: EnvConfig) -> VectorEnv:
     _maker(env)  # names the world that does not exist
-    if not _is_registered(env.id) or gym.registry[env.id].vector_entry_point is None:
+    if not has_vector_version(env):
         raise UsageError(f"env.backend is vector, but {env.id} has no vector version: use sync")
     kwargs: dict[str, Any] = dict(env.kwargs)
     if env.max_episode_steps is not None:

@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from proximo.functional.distributions import Categorical, Distribution, Gaussian
 from proximo.nets.bodies import MLP, initialize
@@ -163,7 +162,7 @@ class ActorCritic(nn.Module):
         return ((obs - self.obs_shift) * self.obs_scale).clamp(-self.obs_clip, self.obs_clip)
 
     def _value(self, features: Tensor) -> Tensor:
-        value = linear(features, self.baseline.weight, self.baseline.bias).squeeze(-1)
+        value: Tensor = self.baseline(features).squeeze(-1)
         return self.return_shift + self.return_scale * value if self.normalize_returns else value
 
     def distribution(self, obs: Tensor) -> Distribution:
@@ -171,8 +170,7 @@ class ActorCritic(nn.Module):
         return self._policy(self.actor(self.inputs(obs)))
 
     def _policy(self, features: Tensor) -> Distribution:
-        outputs = linear(features, self.logits.weight, self.logits.bias)
-        return self.head.distribution(outputs)
+        return self.head.distribution(self.logits(features))
 
     def act(self, obs: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Distribution]:
         """An action per row, from this noise or, without any, the most likely one.

@@ -32,14 +32,12 @@ class MLP(nn.Module):
                 initialize(layer, math.sqrt(2))  # type: ignore[arg-type]
         self.activation = activation
         self._activate = _ACTIVATIONS[activation]
-        # The same parameters, listed: walking a ModuleList costs as much as a small layer itself.
-        self._weights = [(layer.weight, layer.bias) for layer in self.layers]
 
     def linears(self) -> list[nn.Linear]:
         """The layers, from the input upwards."""
         return list(self.layers)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        for weight, bias in self._weights:
-            x = self._activate(nn.functional.linear(x, weight, bias))  # type: ignore[arg-type]
+        for layer in self.layers:
+            x = self._activate(layer(x))
         return x

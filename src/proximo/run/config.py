@@ -55,9 +55,11 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the networks live; auto keeps small ones on the CPU, where they are faster."""
     engine: Literal["auto", "torch", "compile", "native"] = "auto"
-    """What computes the updates; auto: native (C++) for small networks on a CPU, else torch."""
+    """What acts and updates; auto: native (C++) for small networks on a CPU, else torch. compile:
+    PyTorch generates code, which takes up to half a minute at first."""
     threads: int = 0
-    """Threads within one operation; 0 chooses: 1 for small networks, else PyTorch's own number."""
+    """Threads of an update; 0 chooses: for native up to 2 (actor and critic), for torch 1 with
+    small networks and else PyTorch's own number. The native engine gives the same bits for any."""
     smoothing: float = 0.1
     """Weight of each new episode in the smoothed return (EMA)."""
     keep_best: Literal["smoothed", "evaluation"] = "smoothed"
@@ -70,6 +72,8 @@ class RunConfig:
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
     log_every: int = 1
     """Updates between lines of metrics.jsonl."""
+    profile: bool = False
+    """Measure where the time goes, and print it at the end."""
 
     def __post_init__(self) -> None:
         check_values("run", self)

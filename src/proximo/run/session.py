@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,7 +12,7 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from proximo.algorithms.update import choose_engine
+from proximo.algorithms.update import choose_engine, make_engine
 from proximo.envs.make import Maker, Worlds, make_world, make_worlds, return_threshold
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.callbacks import (
@@ -27,12 +26,11 @@ from proximo.run.callbacks import (
     recent_returns,
 )
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config, RunConfig
+from proximo.run.choices import choose_backend, choose_device, choose_threads, size
+from proximo.run.config import Config
 from proximo.run.folder import RunFolder
+from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, last_callback
 from proximo.types import TrainState, UsageError, explain
-
-SMALL = 1_000_000
-"""Parameters up to which a network runs on the CPU, on one thread, unless told otherwise."""
 
 
 class Session:
@@ -60,16 +58,24 @@ class Session:
         self._record: Record | None = None
         self._stop_at: StopAt | None = None
         self._save: Save | None = None
+        self.profile: Profile | None = None
         self.interruption = "callback"
         """What `stopped_by` says when a callback has ended the run."""
         self.notes: list[str] = []
         """What the user should know about how this run was set up."""
         try:
+            backend, how = choose_backend(config.env, given=source is not None)
+            env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
+            config = dataclasses.replace(config, env=env)
+            if backend != "sync":
+                self.notes.append(f"worlds: {backend} ({how})")
             self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
             try:
                 self.state = self._build(config)
                 rows = self._load(start, resume)
                 self.callbacks = self._attach(callbacks, rows, fresh=resume is None)
+                self.running = self._timed() if config.run.profile else self.config
+                """What the loop runs by: the configuration, with its algorithm timed if asked."""
             except BaseException:
                 self._close()
                 raise
@@ -83,13 +89,17 @@ class Session:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             policy = ActorCritic(self.worlds.obs_space, self.worlds.action_space, config.net)
-        run = self._resolve(config.run, policy)
-        torch.set_num_threads(run.threads)
-        policy.to(run.device)
-        state, why = self._make_state(policy, config, run)
-        run = dataclasses.replace(run, engine=state.engine.name)
+        device, why = choose_device(config.run.device, policy)
+        self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
+        policy.to(device)
+        engine, why = choose_engine(config.run.engine, config.algorithm, policy)
+        threads = choose_threads(config.run.threads, engine, policy, config.algorithm)
+        self.notes.append(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
+        # The native engine has threads of its own, and small operations are slower on several.
+        torch.set_num_threads(1 if engine == "native" else threads)
+        run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.config = dataclasses.replace(config, run=run)
-        self.notes += [self._about_device(policy), f"engine: {run.engine} ({why})"]
+        state = self._make_state(policy)
         updates = -(-run.total_steps // (config.env.worlds * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(
@@ -145,6 +155,14 @@ class Session:
             callbacks.append(self._save)
         return callbacks
 
+    def _timed(self) -> Config:
+        self.profile = profile = Profile()
+        self.worlds = TimedWorlds(self.worlds, profile)
+        self.state.engine = TimedEngine(self.state.engine, profile)
+        self.callbacks.append(last_callback(profile))
+        algorithm = TimedAlgorithm(self.config.algorithm, profile)
+        return dataclasses.replace(self.config, algorithm=algorithm)  # type: ignore[arg-type]
+
     @property
     def policy(self) -> ActorCritic:
         return self.state.policy  # type: ignore[return-value]
@@ -166,28 +184,6 @@ class Session:
         return self._world
 
     @staticmethod
-    def _about_device(policy: ActorCritic) -> str:
-        count = sum(p.numel() for p in policy.parameters())
-        kind = policy.device.type
-        why = "small networks are faster there" if kind == "cpu" and count <= SMALL else "as set"
-        return f"device: {kind} ({why}; {count:,} parameters)"
-
-    @staticmethod
-    def _resolve(run: RunConfig, policy: ActorCritic) -> RunConfig:
-        """`auto` settled by a rule on sizes alone, never by a timing: the same again next time."""
-        small = sum(p.numel() for p in policy.parameters()) <= SMALL
-        device, threads = run.device, run.threads
-        if device == "auto":
-            device = "cuda" if not small and torch.cuda.is_available() else "cpu"
-        elif device != "cpu" and not getattr(torch, device).is_available():
-            raise UsageError(
-                f"run.device is {device}, but PyTorch finds none here: use cpu or auto"
-            )
-        cores = os.cpu_count() or 1
-        threads = min(threads, cores) or (1 if small else torch.get_num_threads())
-        return dataclasses.replace(run, device=device, threads=threads)
-
-    @staticmethod
     def _restored(worlds: Worlds, state: TrainState) -> bool:
         try:
             return worlds.restore(state.worlds)
@@ -196,32 +192,29 @@ class Session:
                 f"a world failed while its episode was replayed: {explain(error)}"
             ) from error
 
-    def _make_state(
-        self, policy: ActorCritic, config: Config, run: RunConfig
-    ) -> tuple[TrainState, str]:
-        """The state before the first update, and why it has the engine that it has."""
+    def _make_state(self, policy: ActorCritic) -> TrainState:
         try:
             worlds = self.worlds.start()
         except UsageError:
             raise
         except Exception as error:
             raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
-        algorithm, seed = config.algorithm, run.seed
-        optimizer = algorithm.make_optimizer(policy)
-        engine, why = choose_engine(run.engine, algorithm, policy, optimizer, run.threads)
-        state = TrainState(
+        run = self.config.run
+        optimizer = self.config.algorithm.make_optimizer(policy)
+        return TrainState(
             policy=policy,
             optimizer=optimizer,
-            engine=engine,
+            engine=make_engine(run.engine, policy, optimizer, run.threads),
             worlds=worlds,
             # Streams apart, so that longer rollouts do not change the order of minibatches.
-            collecting=torch.Generator().manual_seed(2 * seed),
-            shuffling=torch.Generator().manual_seed(2 * seed + 1),
+            collecting=torch.Generator().manual_seed(2 * run.seed),
+            shuffling=torch.Generator().manual_seed(2 * run.seed + 1),
             horizon=run.total_steps,
         )
-        return state, why
 
     def __enter__(self) -> Self:
+        if self.profile:
+            self.profile.start(self.state)
         return self
 
     def __exit__(
@@ -261,6 +254,8 @@ class Session:
             "best": state.best,
             "seconds": row.get("seconds", 0.0),
         }
+        if self.profile:
+            result["profile"] = self.profile.report()
         if self._save:
             self._save.flush(state)
         if self._folder:

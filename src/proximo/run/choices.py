@@ -1,0 +1,66 @@
+"""What `auto` settles on: rules on sizes, never on a timing, so that the same gives the same.
+
+Which engine there can be is asked of the engines themselves (`algorithms.update.choose_engine`).
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from proximo.algorithms.base import OnPolicy
+from proximo.envs.config import EnvConfig
+from proximo.envs.make import has_vector_version
+from proximo.nets.actor_critic import ActorCritic
+from proximo.types import UsageError
+
+SMALL = 1_000_000
+"""Parameters up to which a network runs on the CPU, and PyTorch's operations on one thread."""
+MANY_WORLDS = 32
+"""Worlds from which their vector version is worth that a resumed run begins new episodes."""
+WORTH_A_THREAD = 500_000
+"""Parameters x samples of a minibatch from which a second thread is worth the waiting for it."""
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def size(policy: ActorCritic) -> int:
+    """The number of its parameters."""
+    return sum(p.numel() for p in policy.parameters())
+
+
+def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
+    """What steps the worlds, and why. `given`: the caller brings the worlds."""
+    if env.backend != "auto":
+        return env.backend, "as set"
+    if given or env.worlds < MANY_WORLDS or not has_vector_version(env):
+        return "sync", "one after the other"
+    return "vector", f"{env.worlds} worlds in one; a resumed run begins new episodes"
+
+
+def choose_device(wish: str, policy: ActorCritic) -> tuple[str, str]:
+    """Where the networks live, and why. Raises `UsageError` for a device that is not there."""
+    if wish == "auto":
+        if size(policy) <= SMALL:
+            return "cpu", "small networks are faster there"
+        return ("cuda", "a large network") if torch.cuda.is_available() else ("cpu", "no GPU")
+    if wish != "cpu" and not getattr(torch, wish).is_available():
+        raise UsageError(f"run.device is {wish}, but PyTorch finds none here: use cpu or auto")
+    return wish, "as set"
+
+
+def choose_threads(wish: int, engine: str, policy: ActorCritic, algorithm: OnPolicy) -> int:
+    """Threads of an update: actor and critic of the native engine, or an operation of PyTorch's."""
+    if wish:
+        return min(wish, cores())
+    if engine == "native":
+        apart = policy.critic is not None
+        worth = size(policy) * algorithm.minibatch_size >= WORTH_A_THREAD
+        return min(2, cores()) if apart and worth else 1
+    return 1 if size(policy) <= SMALL else torch.get_num_threads()

@@ -1,0 +1,180 @@
+"""Where the time of a run goes: `--run.profile`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from proximo.algorithms.base import OnPolicy
+from proximo.algorithms.engines import Engine
+from proximo.envs.make import Worlds
+from proximo.nets.actor_critic import Evaluation
+from proximo.run.callbacks import Callback
+from proximo.types import Batch, Metrics, Rollout, Steps, TrainState, WorldState
+
+PHASES = {
+    "world": "stepping the worlds",
+    "act": "choosing actions",
+    "collect": "the rest of collecting: room, noise, checks, accounts",
+    "evaluate": "values and log-probabilities of what was collected",
+    "advantages": "the rest of preparing: advantages, targets, layout",
+    "update": "gradient steps",
+    "readings": "the rest of updating: order of minibatches, KL, moments",
+    "callbacks": "display, logs, checks, checkpoints",
+}
+
+
+class Profile:
+    """A clock that is always in one phase, so that the phases add up to the whole."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._processor = dict.fromkeys(PHASES, 0.0)
+        self._phase = "collect"
+        self._state: TrainState | None = None
+        self._begin = 0
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def switch(self, phase: str) -> str:
+        """From now on it is this phase; returns the one before."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        before = self._phase
+        self._seconds[before] += wall - self._wall
+        self._processor[before] += cpu - self._cpu
+        self._phase, self._wall, self._cpu = phase, wall, cpu
+        return before
+
+    def start(self, state: TrainState) -> None:
+        """Begin to count, from where this state stands."""
+        self.switch("collect")
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._processor = dict.fromkeys(PHASES, 0.0)
+        self._state, self._begin = state, state.steps
+
+    def report(self) -> dict[str, Any]:
+        """Per phase: microseconds per environment step, its share of them, and of processor time.
+
+        `ceiling`: steps per second if nothing but the worlds took time; `reached`: the share of it.
+        """
+        self.switch(self._phase)
+        assert self._state is not None
+        steps = max(self._state.steps - self._begin, 1)
+        total = sum(self._seconds.values())
+        processor = max(sum(self._processor.values()), 1e-9)
+        return {
+            "phases": {
+                name: {
+                    "microseconds_per_step": 1e6 * self._seconds[name] / steps,
+                    "share": self._seconds[name] / total,
+                    "processor_share": self._processor[name] / processor,
+                }
+                for name in PHASES
+            },
+            "steps_per_second": steps / total,
+            "ceiling": steps / max(self._seconds["world"], 1e-9),
+            "reached": self._seconds["world"] / total,
+        }
+
+
+def in_words(report: dict[str, Any]) -> list[str]:
+    """The report as a table, and what it means."""
+    lines = [f"{'where the time went':<60} us/step   time  processor"]
+    for name, phase in report["phases"].items():
+        lines.append(
+            f"{name:<11}{PHASES[name]:<49}{phase['microseconds_per_step']:>8.2f} "
+            f"{phase['share']:>6.1%} {phase['processor_share']:>9.1%}"
+        )
+    lines.append(
+        f"the worlds alone would run at {report['ceiling']:,.0f} steps/s: "
+        f"{report['steps_per_second']:,.0f} is {report['reached']:.0%} of that"
+    )
+    return lines
+
+
+class TimedWorlds(Worlds):
+    """Worlds whose steps are timed."""
+
+    def __init__(self, worlds: Worlds, profile: Profile) -> None:
+        super().__init__(worlds.count, worlds.obs_space, worlds.action_space)
+        self.replayable = worlds.replayable
+        self._worlds, self._profile = worlds, profile
+
+    def fresh(self, state: WorldState) -> None:
+        self._worlds.fresh(state)
+
+    def step(self, state: WorldState, steps: Steps, t: int) -> None:
+        before = self._profile.switch("world")
+        self._worlds.step(state, steps, t)
+        self._profile.switch(before)
+
+    def restore(self, state: WorldState) -> bool:
+        return self._worlds.restore(state)
+
+    def close(self) -> None:
+        self._worlds.close()
+
+
+class TimedEngine(Engine):
+    """An engine whose work is timed."""
+
+    def __init__(self, engine: Engine, profile: Profile) -> None:
+        super().__init__(engine.name, engine.policy, engine.optimizer)
+        self._engine, self._profile = engine, profile
+
+    def actor(self, steps: Steps, noise: Tensor) -> Callable[[int], None]:
+        act, switch = self._engine.actor(steps, noise), self._profile.switch
+
+        def timed(t: int) -> None:
+            before = switch("act")
+            act(t)
+            switch(before)
+
+        return timed
+
+    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
+        before = self._profile.switch("evaluate")
+        found = self._engine.evaluate(obs, action, entropy=entropy)
+        self._profile.switch(before)
+        return found
+
+    def value(self, obs: Tensor) -> Tensor:
+        before = self._profile.switch("evaluate")
+        found = self._engine.value(obs)
+        self._profile.switch(before)
+        return found
+
+    def descend(self, *args: Any) -> Any:
+        before = self._profile.switch("update")
+        done = self._engine.descend(*args)
+        self._profile.switch(before)
+        return done
+
+
+class TimedAlgorithm:
+    """The two calls of the loop to an algorithm, timed."""
+
+    def __init__(self, algorithm: OnPolicy, profile: Profile) -> None:
+        self._algorithm, self._switch = algorithm, profile.switch
+
+    def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
+        self._switch("advantages")
+        batch = self._algorithm.prepare(state, rollout)
+        self._switch("readings")
+        return batch
+
+    def update(self, state: TrainState, batch: Batch) -> Metrics:
+        metrics = self._algorithm.update(state, batch)
+        self._switch("callbacks")
+        return metrics
+
+
+def last_callback(profile: Profile) -> Callback:
+    """To be called after all others: what comes then is the next rollout."""
+
+    def collect_next(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        profile.switch("collect")
+
+    return collect_next
