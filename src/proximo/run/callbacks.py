@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import gymnasium as gym
-import numpy as np
 
 from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
@@ -141,12 +140,7 @@ class Record:
 
     def _write(self) -> None:
         if self._file and not self._written:
-            # JSON has no NaN: a reading that does not exist is null.
-            finite = {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v
-                for k, v in self.row.items()
-            }
-            self._file.write(json.dumps(finite) + "\n")
+            self._file.write(_line(self.row))
             self._file.flush()
             self._written = True
 
@@ -157,22 +151,30 @@ class Record:
             self._file.close()
 
 
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
+def _line(row: Row) -> str:
+    try:
+        return _encode(row) + "\n"
+    except ValueError:  # JSON has no NaN: a reading that does not exist is null
+        lost = {k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
+        return _encode(row | lost) + "\n"
+
+
 def _mean(values: Iterable[float]) -> float | None:
     found = list(values)
-    return float(np.mean(found)) if found else None
+    return sum(found) / len(found) if found else None
 
 
 def recent_returns(state: TrainState, threshold: float | None) -> Row:
     """Return, length and share of successes over the last 100 episodes; None before the first."""
     if not state.recent:
         return {"return_mean": None, "length_mean": None}
-    returns = np.array([episode.ret for episode in state.recent])
-    row = {
-        "return_mean": float(returns.mean()),
-        "length_mean": float(np.mean([episode.length for episode in state.recent])),
-    }
+    returns, lengths = zip(*state.recent, strict=True)
+    row = {"return_mean": _mean(returns), "length_mean": _mean(lengths)}
     if threshold is not None:
-        row["success_rate"] = float((returns >= threshold).mean())
+        row["success_rate"] = sum([ret >= threshold for ret in returns]) / len(returns)
     return row
 
 

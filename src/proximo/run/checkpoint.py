@@ -40,13 +40,14 @@ class Snapshot:
         policy_only: bool = False,
     ) -> None:
         """`policy_only` leaves out what only resuming needs: smaller, and quicker to take."""
-        self._tensors, record = _pack(state, policy_only=policy_only)
-        record["spaces"] = [_space_record(space) for space in spaces]
-        self._record = json.dumps(record, sort_keys=True)
+        self._tensors, self._record = _pack(state, policy_only=policy_only)
+        self._spaces = spaces
 
     def write(self, path: Path) -> None:
         """Replace what stands at `path` in one step."""
-        header = {"record": self._record, "sha256": _digest(self._tensors, self._record)}
+        record = {**self._record, "spaces": [_space_record(space) for space in self._spaces]}
+        text = json.dumps(record, sort_keys=True)
+        header = {"record": text, "sha256": _digest(self._tensors, text)}
         # One key, because safetensors does not keep the order of several.
         data = safetensors.torch.save(self._tensors, {"proximo": json.dumps(header)})
         temporary = path.with_name(f".{path.name}.partial")
@@ -172,10 +173,14 @@ def _pack(state: TrainState, *, policy_only: bool) -> tuple[dict[str, Tensor], d
     record |= {
         "policy_only": policy_only,
         "schema": SCHEMA,
-        "recent": [list(episode) for episode in state.recent],
+        "recent": [] if policy_only else [list(episode) for episode in state.recent],
     }
     # Cloned, because the parameters are views into one vector and safetensors wants each alone.
-    return {n: t.detach().cpu().clone().contiguous() for n, t in tensors.items()}, record
+    return {name: _copy(tensor) for name, tensor in tensors.items()}, record
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
 
 
 def _pack_rest(state: TrainState) -> dict[str, Tensor]:

@@ -18,12 +18,13 @@ from proximo.types import Batch, Metrics, Rollout, Steps, TrainState, WorldState
 PHASES = {
     "world": "stepping the worlds",
     "act": "choosing actions",
-    "collect": "the rest of collecting: room, noise, checks, accounts",
-    "evaluate": "values and log-probabilities of what was collected",
-    "advantages": "the rest of preparing: advantages, targets, layout",
+    "collect": "other collecting: noise, finite checks, returns",
+    "evaluate": "values and log-probabilities",
+    "advantages": "advantages, targets, their layout",
     "update": "gradient steps",
-    "readings": "the rest of updating: order of minibatches, KL, moments",
-    "callbacks": "display, logs, checks, checkpoints",
+    "readings": "order of minibatches, KL, running moments",
+    "callbacks": "display, logs, evaluations, your callbacks",
+    "checkpoints": "copies of the best policy, files",
 }
 
 
@@ -81,10 +82,10 @@ class Profile:
 
 def in_words(report: dict[str, Any]) -> list[str]:
     """The report as a table, and what it means."""
-    lines = [f"{'where the time went':<60} us/step   time  processor"]
+    lines = [f"{'where the time went':<56} us/step   time  processor"]
     for name, phase in report["phases"].items():
         lines.append(
-            f"{name:<11}{PHASES[name]:<49}{phase['microseconds_per_step']:>8.2f} "
+            f"  {name:<12}{PHASES[name]:<42}{phase['microseconds_per_step']:>8.2f} "
             f"{phase['share']:>6.1%} {phase['processor_share']:>9.1%}"
         )
     lines.append(
@@ -166,15 +167,13 @@ class TimedAlgorithm:
         return batch
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        metrics = self._algorithm.update(state, batch)
-        self._switch("callbacks")
-        return metrics
+        return self._algorithm.update(state, batch)
 
 
-def last_callback(profile: Profile) -> Callback:
-    """To be called after all others: what comes then is the next rollout."""
+def phase_begins(profile: Profile, phase: str) -> Callback:
+    """To stand among the callbacks, where this phase begins."""
 
-    def collect_next(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
-        profile.switch("collect")
+    def switch(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        profile.switch(phase)
 
-    return collect_next
+    return switch

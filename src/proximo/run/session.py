@@ -29,7 +29,7 @@ from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend, choose_device, choose_threads, size
 from proximo.run.config import Config
 from proximo.run.folder import RunFolder
-from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, last_callback
+from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.types import TrainState, UsageError, explain
 
 
@@ -159,7 +159,10 @@ class Session:
         self.profile = profile = Profile()
         self.worlds = TimedWorlds(self.worlds, profile)
         self.state.engine = TimedEngine(self.state.engine, profile)
-        self.callbacks.append(last_callback(profile))
+        if self._save:
+            self.callbacks.insert(-1, phase_begins(profile, "checkpoints"))
+        self.callbacks.insert(0, phase_begins(profile, "callbacks"))
+        self.callbacks.append(phase_begins(profile, "collect"))
         algorithm = TimedAlgorithm(self.config.algorithm, profile)
         return dataclasses.replace(self.config, algorithm=algorithm)  # type: ignore[arg-type]
 
