@@ -107,7 +107,7 @@ class Record:
         seconds: float,
         steps: int,
     ) -> None:
-        self._file = folder.metrics_file.open("a", encoding="utf-8") if folder else None
+        self._file = folder.metrics_file.open("ab", buffering=0) if folder else None
         self._display, self._every, self._threshold = display, every, threshold
         self._clock = time.perf_counter()
         self._seconds, self._steps = seconds, steps
@@ -141,7 +141,6 @@ class Record:
     def _write(self) -> None:
         if self._file and not self._written:
             self._file.write(_line(self.row))
-            self._file.flush()
             self._written = True
 
     def close(self) -> None:
@@ -154,12 +153,12 @@ class Record:
 _encode = json.JSONEncoder(allow_nan=False).encode
 
 
-def _line(row: Row) -> str:
+def _line(row: Row) -> bytes:
     try:
-        return _encode(row) + "\n"
+        return f"{_encode(row)}\n".encode()
     except ValueError:  # JSON has no NaN: a reading that does not exist is null
         lost = {k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
-        return _encode(row | lost) + "\n"
+        return f"{_encode(row | lost)}\n".encode()
 
 
 def _mean(values: Iterable[float]) -> float | None:
