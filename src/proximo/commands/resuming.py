@@ -24,7 +24,7 @@ class Resume:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
     engine: Annotated[
-        Literal["auto", "torch", "native"] | None,
+        Literal["auto", "torch", "compile", "native"] | None,
         arg(metavar="{auto,torch,native}", help_behavior_hint=""),
     ] = None
     """Compute updates by another engine than so far; the bits then differ in the last places."""

@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
+from proximo.envs.pool import Pool
 from proximo.types import Steps, UsageError, WorldState, explain, nearest
 
 Maker = Callable[..., gym.Env[Any, Any]]
@@ -259,12 +260,22 @@ def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = No
         return VectorWorlds(source, seed)
     if env.backend == "vector":
         return VectorWorlds(_native_vector(env), seed)
+    if env.backend == "envpool":
+        return VectorWorlds(Pool(env, min(env.threads or cores(), env.worlds)), seed)
     made = [make_world(env, source) for _ in range(env.worlds)]
     if len(set(map(id, made))) < len(made):
         raise UsageError(
             "the callable returned one and the same world twice: make a new one each time"
         )
     return SyncWorlds(made, seed)
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
 
 
 def has_vector_version(env: EnvConfig) -> bool:

@@ -5,13 +5,11 @@ Which engine there can be is asked of the engines themselves (`algorithms.update
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from proximo.algorithms.base import OnPolicy
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import has_vector_version
+from proximo.envs.make import cores, has_vector_version
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import UsageError
 
@@ -21,13 +19,6 @@ MANY_WORLDS = 32
 """Worlds from which their vector version is worth that a resumed run begins new episodes."""
 WORTH_A_THREAD = 500_000
 """Parameters x samples of a minibatch from which a second thread is worth the waiting for it."""
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def size(policy: ActorCritic) -> int:
