@@ -25,7 +25,7 @@ class Resume:
     """The run folder."""
     engine: Annotated[
         Literal["auto", "torch", "compile", "native"] | None,
-        arg(metavar="{auto,torch,native}", help_behavior_hint=""),
+        arg(metavar="{auto,torch,compile,native}", help_behavior_hint=""),
     ] = None
     """Compute updates by another engine than so far; the bits then differ in the last places."""
     device: Annotated[

@@ -777,8 +777,12 @@ class Meeting {
       round_.store(round + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++)
-      if (spins > 20000) std::this_thread::yield();
+    for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
+      if (spins > 1000) std::this_thread::yield();
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    }
   }
   void leave_to_one() { parties_ = 1; }
 
