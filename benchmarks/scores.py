@@ -49,7 +49,9 @@ def machine():
 def score(task, seed, runs):
     folder = runs / f"{task}-{seed}"
     begin = time.perf_counter()
-    proximo("train", "ppo", task, "--seed", str(seed), "--run-dir", str(folder), "--quiet")
+    # One thread, so that several of these can run side by side; the bits are those of two.
+    words = ("--run-dir", str(folder), "--run.threads", "1", "--quiet")
+    proximo("train", "ppo", task, "--seed", str(seed), *words)
     seconds = time.perf_counter() - begin
     scores = json.loads(proximo("eval", str(folder), "--json"))
     result = json.loads((folder / "result.json").read_text())
