@@ -60,7 +60,7 @@ def collect(
     # Where worlds reset in a step of their own, a rollout might hold nothing else: then it goes on.
     while not parts or (tickets.left if tickets else not parts[-1].real.any()):
         here = parts[-1].obs[-1] if parts else state.worlds.obs
-        part = _room(policy, here, BLOCK if tickets else steps)
+        part = make_room(policy, here, BLOCK if tickets else steps)
         done += _fill(part, worlds, state, tickets, done)
         parts.append(part)
     whole = Steps.joined(parts, done)
@@ -90,7 +90,7 @@ def collect(
     )
 
 
-def _room(policy: ActorCritic, obs: np.ndarray, steps: int) -> Steps:
+def make_room(policy: ActorCritic, obs: np.ndarray, steps: int) -> Steps:
     """Room for this many steps, of which the first begins with `obs`."""
     head, count = policy.head, len(obs)
     number = torch.empty(0, dtype=policy.dtype).numpy().dtype

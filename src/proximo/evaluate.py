@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +14,8 @@ import torch
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import Episode, UsageError, explain
 
+Choose = Callable[[np.ndarray, torch.Generator | None], Any]
+"""The world's action for one observation: the most likely one, or drawn by the generator."""
 ENDLESS = 100_000
 """Steps after which an episode counts as one that never ends."""
 
@@ -44,7 +48,12 @@ class Scores:
 
 
 def evaluate(
-    policy: ActorCritic, world: gym.Env, *, episodes: int, seed: int, deterministic: bool = True
+    policy: ActorCritic | Choose,
+    world: gym.Env,
+    *,
+    episodes: int,
+    seed: int,
+    deterministic: bool = True,
 ) -> Scores:
     """Play episodes 0..episodes-1, number i from seed + i.
 
@@ -56,7 +65,7 @@ def evaluate(
 
 
 def play_episode(
-    policy: ActorCritic,
+    policy: ActorCritic | Choose,
     world: gym.Env,
     seed: int,
     deterministic: bool,
@@ -64,12 +73,13 @@ def play_episode(
 ) -> Episode:
     """One episode from this seed, with noise from it as well; `watch` is called in every state."""
     noise = None if deterministic else torch.Generator().manual_seed(seed)
+    act = partial(choose, policy) if isinstance(policy, ActorCritic) else policy
     ret, length, over = 0.0, 0, False
     try:
         obs, _ = world.reset(seed=seed)
         watch()
         while not over:
-            answer = world.step(choose(policy, obs, noise))
+            answer = world.step(act(obs, noise))
             obs, reward, terminated, truncated, _ = answer
             ret, length, over = ret + float(reward), length + 1, terminated or truncated
             watch()

@@ -24,7 +24,11 @@ LAYERS = [
     ["types"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
-EXTRAS = {"matplotlib": "commands.pictures", "imageio": "commands.pictures"}
+EXTRAS = {
+    "matplotlib": "commands.pictures",
+    "imageio": "commands.pictures",
+    "envpool": "envs.pool",
+}
 RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "tyro", "rich", "proximo"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
 from proximo.algorithms.engines import Layout, NativeEngine, TorchEngine
 from proximo.algorithms.update import choose_engine, lay_out
-from proximo.collect import _room
+from proximo.collect import make_room
 from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import Batch
@@ -469,7 +469,7 @@ def test_acting(action, dtype, kind, count):
     results = []
     for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
         generator = torch.Generator().manual_seed(1)
-        steps = _room(policy, np.zeros((count, 6), np.float32), 20)
+        steps = make_room(policy, np.zeros((count, 6), np.float32), 20)
         steps.obs[:] = torch.randn(steps.obs.shape, generator=generator).numpy()
         noise = policy.head.noise(generator, (20, count))
         with torch.no_grad():
@@ -491,10 +491,25 @@ def test_acting(action, dtype, kind, count):
         np.testing.assert_allclose(found.taken, expected.taken, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_the_most_likely_actions(kind):
+    policy, optimizer, _ = case(PPO(), NetConfig(policy_gain=1.0), continuous=kind == "continuous")
+    rooms = []
+    for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
+        steps = make_room(policy, np.zeros((7, 4)), 1)
+        steps.obs[:] = np.random.default_rng(0).normal(size=steps.obs.shape)
+        with torch.no_grad():
+            engine.actor(steps, None)(0)
+        rooms.append(steps)
+    expected, found = rooms
+    np.testing.assert_allclose(found.action, expected.action, rtol=1e-5, atol=1e-6)
+    assert len(np.unique(found.action)) > 1
+
+
 def test_an_actor_keeps_the_weights_that_it_began_with():
     policy, optimizer, _ = case(PPO(), NetConfig())
     engine = NativeEngine(policy, optimizer, 1)
-    steps = _room(policy, np.ones((3, 4), np.float32), 2)
+    steps = make_room(policy, np.ones((3, 4), np.float32), 2)
     steps.obs[:] = 1
     act = engine.actor(steps, torch.rand(2, 3))
     act(0)

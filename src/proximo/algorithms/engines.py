@@ -45,10 +45,10 @@ class Engine(ABC):
         self.name, self.policy, self.optimizer = name, policy, optimizer
 
     @abstractmethod
-    def actor(self, steps: Steps, noise: Tensor) -> Callable[[int], None]:
+    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
         """`act(t)`: from steps.obs[t] and noise[t] to action[t] and taken[t].
 
-        noise: [T, N, ...] as the head draws it.
+        noise: [T, N, ...] as the head draws it; None: the most likely actions.
         """
 
     @abstractmethod
@@ -75,13 +75,15 @@ class TorchEngine(Engine):
         super().__init__("compile" if compiled else "torch", policy, optimizer)
         self._compiled: _CompiledGradient | None = None
 
-    def actor(self, steps: Steps, noise: Tensor) -> Callable[[int], None]:
+    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
         policy = self.policy
-        noise = noise.to(policy.device, policy.dtype)
+        noise = noise.to(policy.device, policy.dtype) if noise is not None else None
         obs, action, parameters = map(torch.from_numpy, (steps.obs, steps.action, steps.parameters))
 
         def act(t: int) -> None:
-            chosen, distribution = policy.act(obs[t].to(policy.device), noise[t])
+            chosen, distribution = policy.act(
+                obs[t].to(policy.device), None if noise is None else noise[t]
+            )
             action[t] = chosen
             parameters[1] = distribution.parameters
             if t == 0:
@@ -202,7 +204,7 @@ class NativeEngine(Engine):
         super().__init__("native", policy, optimizer)
         self._native = NativePolicy(policy, optimizer, threads)
 
-    def actor(self, steps: Steps, noise: Tensor) -> Callable[[int], None]:
+    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
         return self._native.actor(steps, noise)
 
     def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import os
@@ -261,7 +262,7 @@ def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = No
     if env.backend == "vector":
         return VectorWorlds(_native_vector(env), seed)
     if env.backend == "envpool":
-        return VectorWorlds(Pool(env, min(env.threads or cores(), env.worlds)), seed)
+        return VectorWorlds(Pool(env, _spaces(env), env.threads or cores()), seed)
     made = [make_world(env, source) for _ in range(env.worlds)]
     if len(set(map(id, made))) < len(made):
         raise UsageError(
@@ -276,6 +277,18 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         return os.cpu_count() or 1
+
+
+def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
+    """Those of Gymnasium's own world of that name, with which the policy will be used."""
+    if not _is_registered(env.id):
+        return None
+    try:
+        world = make_world(dataclasses.replace(env, kwargs={}))
+    except UsageError:  # a package that only Gymnasium's world needs
+        return None
+    world.close()
+    return world.observation_space, world.action_space
 
 
 def has_vector_version(env: EnvConfig) -> bool:

@@ -1,7 +1,8 @@
 """EnvPool's worlds, many at once in C++, as a Gymnasium vector world that does not trust its input.
 
 EnvPool itself ends the process at a batch of the wrong size, plays on with actions that do not
-exist, and takes a seed at `reset` without a word and without effect.
+exist, ignores a seed given to `reset`, calls an end on the last step before the time limit a
+truncation, and gives other bounds and types than Gymnasium's world of the same name.
 """
 
 from __future__ import annotations
@@ -11,17 +12,42 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.types import UsageError, explain, nearest
+
+NEVER = 2**31 - 1
+"""A time limit for EnvPool that is not reached: the real one is kept here."""
+TAKEN = {
+    "base_path",
+    "batch_size",
+    "env_seed",
+    "from_pixels",
+    "frame_stack",
+    "gym_reset_return_info",
+    "max_num_players",
+    "num_envs",
+    "num_threads",
+    "render_mode",
+    "seed",
+    "thread_affinity_offset",
+}
+"""Arguments that are set here, or that change what a step returns."""
 
 
 class Pool(VectorEnv[Any, Any, Any]):
     """N worlds of EnvPool. They reset in a step of their own (next-step mode)."""
 
-    def __init__(self, env: EnvConfig, threads: int) -> None:
-        """threads: to step the worlds with. Raises `UsageError`."""
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 as Gymnasium has it
+
+    def __init__(
+        self, env: EnvConfig, spaces: tuple[gym.Space[Any], gym.Space[Any]] | None, threads: int
+    ) -> None:
+        """spaces: of Gymnasium's world of that name. threads: step the worlds, up to one for each.
+
+        Raises `UsageError`.
+        """
         try:
             import envpool
         except ImportError as error:
@@ -29,57 +55,93 @@ class Pool(VectorEnv[Any, Any, Any]):
                 f"env.backend is envpool, which cannot be imported ({error}): install it by "
                 "pip install 'proximo[envpool]', or use another backend"
             ) from error
-        self._make = envpool.make_gymnasium
-        self._arguments: dict[str, Any] = {"num_envs": env.worlds, "num_threads": threads}
-        self._arguments |= env.kwargs
-        if env.max_episode_steps is not None:
-            self._arguments["max_episode_steps"] = env.max_episode_steps
         known = envpool.list_all_envs()
         if env.id not in known:
             raise UsageError(f"there is no world {env.id!r} in EnvPool. {nearest(env.id, known)}")
-        self._id, self._seed = env.id, 0
-        self._pool = self._made(0)
-        self.metadata = self._pool.metadata
-        self.num_envs = env.worlds
-        with warnings.catch_warnings():  # it rounds the bounds of its spaces
-            warnings.simplefilter("ignore")
-            self.single_observation_space = self._pool.single_observation_space
-            self.single_action_space = self._pool.single_action_space
+        if taken := TAKEN & env.kwargs.keys():
+            raise UsageError(
+                f"env.kwargs holds {sorted(taken)}, which EnvPool uses for itself: leave it out"
+            )
+        self.num_envs, self._id = env.worlds, env.id
+        self._arguments = {
+            **env.kwargs,
+            "num_envs": env.worlds,
+            "num_threads": max(1, min(threads, env.worlds)),
+            "max_episode_steps": NEVER,
+        }
+        self._make = envpool.make_gymnasium
+        self._pool = self._made([0] * env.worlds)
+        own = envpool.make_spec(env.id, **env.kwargs).config.max_episode_steps
+        self._limit = env.max_episode_steps or own
+        self._cut = np.zeros(env.worlds, bool)  # by the time limit, which EnvPool does not know of
+        self._spaces = self._pool.single_observation_space, self._pool.single_action_space
+        for ours, theirs in zip(spaces or (), self._spaces, strict=False):
+            if type(ours) is not type(theirs) or ours.shape != theirs.shape:
+                raise UsageError(
+                    f"EnvPool's {env.id} has {theirs} where Gymnasium's has {ours}: use another "
+                    "backend"
+                )
+        self.single_observation_space, self.single_action_space = spaces or self._spaces
 
-    def _made(self, seed: int) -> Any:
+    def _made(self, seeds: list[int]) -> Any:
         try:
             with warnings.catch_warnings():
+                # It rounds the bounds of its spaces, once they are looked at, and warns of that.
                 warnings.simplefilter("ignore")
-                return self._make(self._id, seed=seed, **self._arguments)
+                pool = self._make(self._id, seed=seeds, **self._arguments)
+                _ = pool.single_observation_space, pool.single_action_space, pool.observation_space
+                return pool
         except Exception as error:
             raise UsageError(f"EnvPool cannot make {self._id}: {explain(error)}") from error
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """All worlds at the beginning of an episode; with a seed, in a new pool made with it."""
+        """All worlds at the beginning of an episode; with a seed, in a new pool made from it."""
         if isinstance(seed, int):
-            self._pool.close()
-            self._pool = self._made(seed % 2**31)  # it takes no larger one
+            self.close_extras()
+            # One for each: from a single one, world i of seed s would be world i + 1 of seed s - 1.
+            drawn = np.random.SeedSequence(seed).generate_state(self.num_envs)
+            self._pool = self._made([int(number) - 2**31 for number in drawn])
+        self._cut[:] = False
         obs, info = self._pool.reset()
         return obs, info
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One step of every world. Raises `ValueError` for what EnvPool would not notice."""
-        space = self.single_action_space
+        actions = self._checked(actions)
+        if not self._cut.any():
+            obs, reward, terminated, _, info = self._pool.step(actions)
+            elapsed = info["elapsed_step"]
+        else:  # the pool resets the worlds that terminated; those that we cut off, we reset
+            on, off = (np.flatnonzero(x).astype(np.int32) for x in (~self._cut, self._cut))
+            first = self._pool.reset(env_id=off)[0]  # their rows only
+            obs = np.empty((self.num_envs, *first.shape[1:]), first.dtype)
+            reward, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
+            elapsed = np.zeros(self.num_envs, np.int64)
+            obs[off] = first
+            if len(on):
+                obs[on], reward[on], terminated[on], _, info = self._pool.step(actions[on], on)
+                elapsed[on] = info["elapsed_step"]
+        truncated = elapsed >= self._limit
+        self._cut = truncated & ~terminated
+        return obs, reward, terminated, truncated, {}
+
+    def _checked(self, actions: np.ndarray) -> np.ndarray:
+        space = self._spaces[1]
         expected = (self.num_envs, *(space.shape or ()))
         if actions.shape != expected:
             raise ValueError(f"the actions have shape {actions.shape}: it must be {expected}")
         if isinstance(space, gym.spaces.Discrete):
             legal = (actions >= space.start) & (actions < space.start + space.n)
+            legal &= actions == np.floor(actions)
         else:
             legal = np.isfinite(actions)
         if not legal.all():
             raise ValueError(f"an action is not one of {space}: {actions[~legal][0]}")
-        answer: tuple[Any, Any, Any, Any, dict[str, Any]] = self._pool.step(
-            actions.astype(space.dtype)
-        )
-        return answer
+        return np.ascontiguousarray(actions, space.dtype)
 
     def close_extras(self, **kwargs: Any) -> None:
-        self._pool.close()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None  # only now do its threads end

@@ -404,7 +404,7 @@ struct ProximoPolicy {
 struct ProximoRollout {  // T steps of N worlds
   int64_t worlds;
   const float* obs;    // [T, N, inputs]
-  const float* noise;  // [T, N] uniform, or [T, N, actions] normal
+  const float* noise;  // [T, N] uniform, or [T, N, actions] normal; null: the most likely actions
   int64_t* choice;     // [T, N] categorical actions
   float* action;       // [T, N, actions] Gaussian actions
   void* taken;         // what the worlds are given: int64 [T, N] or float [T, N, actions]
@@ -522,7 +522,7 @@ class Lane {
         float* parameters = r.parameters + (r.worlds + begin + m) * width;
         if (p_.gaussian) {
           for (int d = 0; d < A; d++) {
-            const float a = z[d] + r.noise[row * A + d] / inverse_std_[d];
+            const float a = r.noise ? z[d] + r.noise[row * A + d] / inverse_std_[d] : z[d];
             const float low = p_.low[d], high = p_.high[d];
             const float within = p_.squash ? low + (std::tanh(a) + 1) / 2 * (high - low) : a;
             r.action[row * A + d] = a;
@@ -534,10 +534,11 @@ class Lane {
           log_softmax(z, A, parameters);
           float sum = 0;
           int64_t choice = 0;  // how many steps of the distribution function lie at or below the noise
-          for (int j = 0; j + 1 < A; j++) {
+          for (int j = 0; r.noise && j + 1 < A; j++) {
             sum += std::exp(parameters[j]);
             choice += sum <= r.noise[row];
           }
+          if (!r.noise) choice = std::max_element(z, z + A) - z;
           r.choice[row] = choice;
           ((int64_t*)r.taken)[row] = choice + p_.start;
         }
@@ -765,50 +766,100 @@ std::vector<std::unique_ptr<Lane>> make_lanes(const ProximoPolicy& p, int64_t mo
   return lanes;
 }
 
-// Where threads wait for each other. They spin, as the wait is short; if it is not, they let others run.
-class Meeting {
+// A second thread that does half of the work, if it comes in time: what it has not begun when the first
+// has done its own half, the first does too. Who does it changes no number. Where the cores are busy with
+// other things it would cost more than it brings: then it is sent away, for longer every time.
+class Helper {
  public:
-  explicit Meeting(int parties) : parties_(parties) {}
-  void wait() {
-    if (parties_ == 1) return;
-    const int round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == parties_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-      return;
-    }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; spins++) {
-      if (spins > 1000) std::this_thread::yield();
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#endif
+  explicit Helper(bool wanted) {
+    if (!wanted || absence().left-- > 0) return;
+    try {
+      thread_ = std::thread([this] { serve(); });
+      present_ = true;
+    } catch (const std::system_error&) {  // no more threads to be had
     }
   }
-  void leave_to_one() { parties_ = 1; }
+
+  ~Helper() {
+    if (present_) {
+      absence().length = 0;
+      leave();
+    }
+  }
+
+  template <typename Mine, typename Theirs>
+  void both(Mine mine, Theirs theirs) {
+    if (!present_) {
+      mine();
+      theirs();
+      return;
+    }
+    job_ = [](void* work) { (*static_cast<Theirs*>(work))(); };
+    work_ = &theirs;
+    state_.store(OFFERED, std::memory_order_release);
+    mine();
+    int offered = OFFERED;
+    bool late = state_.compare_exchange_strong(offered, IDLE, std::memory_order_acq_rel);
+    if (late) {
+      theirs();
+    } else {
+      int spins = 0;
+      while (state_.load(std::memory_order_acquire) != DONE) pause(++spins);
+      late = spins > PATIENCE;
+      state_.store(IDLE, std::memory_order_relaxed);
+    }
+    if (late && started_.load(std::memory_order_relaxed) && ++missed_ == 3) {
+      leave();
+      absence().length = std::min(256, std::max(8, 2 * absence().length));
+      absence().left = absence().length;
+    }
+  }
 
  private:
-  int parties_;
-  std::atomic<int> arrived_{0}, round_{0};
-};
+  enum State { IDLE, OFFERED, TAKEN, DONE, OVER };
+  static constexpr int PATIENCE = 2000;  // of about 0.02 us each
 
-// work(first, last): those lanes. Two lanes run on two threads if that is asked for and possible.
-template <typename Work>
-void run_lanes(int lanes, int threads, Meeting& meeting, Work work) {
-  if (lanes == 2 && threads > 1) {
-    std::thread second;
-    try {
-      second = std::thread([&work] { work(1, 2); });
-    } catch (const std::system_error&) {  // no more threads to be had: one does it too
-    }
-    if (second.joinable()) {
-      work(0, 1);
-      second.join();
-      return;
+  struct Absence {
+    int left = 0, length = 0;  // calls
+  };
+  static Absence& absence() {
+    static thread_local Absence absence;
+    return absence;
+  }
+
+  static void pause(int spins) {
+    if (spins > PATIENCE) std::this_thread::yield();
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+
+  void serve() {
+    started_.store(true, std::memory_order_relaxed);
+    for (int spins = 0;; pause(++spins)) {
+      int state = state_.load(std::memory_order_acquire);
+      if (state == OVER) return;
+      if (state != OFFERED || !state_.compare_exchange_strong(state, TAKEN, std::memory_order_acq_rel)) continue;
+      job_(work_);
+      state_.store(DONE, std::memory_order_release);
+      spins = 0;
     }
   }
-  meeting.leave_to_one();
-  work(0, lanes);
-}
+
+  void leave() {
+    state_.store(OVER, std::memory_order_release);
+    thread_.join();
+    present_ = false;
+  }
+
+  bool present_ = false;
+  int missed_ = 0;
+  std::atomic<bool> started_{false};
+  std::atomic<int> state_{IDLE};
+  void (*job_)(void*) = nullptr;
+  void* work_ = nullptr;
+  std::thread thread_;
+};
 
 }  // namespace
 
@@ -841,10 +892,9 @@ void proximo_close(ProximoActor* actor) { delete actor; }
 int32_t proximo_evaluate(const ProximoPolicy* policy, const ProximoBatch* batch, const ProximoEvaluation* to,
                          int32_t threads) try {
   auto lanes = make_lanes(*policy, 0);
-  Meeting meeting(2);
-  run_lanes((int)lanes.size(), threads, meeting, [&](int first, int last) {
-    for (int k = first; k < last; k++) lanes[k]->evaluate(*batch, *to);
-  });
+  Helper helper(threads > 1 && lanes.size() == 2);
+  helper.both([&] { lanes[0]->evaluate(*batch, *to); },
+              [&] { if (lanes.size() == 2) lanes[1]->evaluate(*batch, *to); });
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;
@@ -856,45 +906,43 @@ int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, P
   for (int32_t n = 0; n < u->minibatches; n++) most = std::max(most, u->bounds[n + 1] - u->bounds[n]);
   auto lanes = make_lanes(*policy, most);
   const int count = (int)lanes.size();
-  Meeting meeting(2);
-  Terms terms[2][2];  // by turns, so that none is overwritten while the other thread reads it
-  std::atomic<bool> enough{false};
-  run_lanes(count, u->threads, meeting, [&](int first, int last) {
-    int turn = 0;
-    int64_t step = u->step;
-    for (int32_t epoch = 0; epoch < u->epochs; epoch++) {
-      for (int32_t n = 0; n < u->minibatches; n++, turn ^= 1) {
-        const int64_t* order = u->order + epoch * batch->count + u->bounds[n];
-        const int M = (int)(u->bounds[n + 1] - u->bounds[n]);
-        for (int k = first; k < last; k++) terms[turn][k] = lanes[k]->learn(*u, *batch, u->parts[k], order, M);
-        meeting.wait();
-        const Terms &actor = terms[turn][0], &critic = terms[turn][count - 1];
-        const float norm = (float)std::sqrt(actor.square + (count == 2 ? critic.square : 0));
-        const bool finite = std::isfinite(norm);
-        if (first == 0) {
-          u->sums[0] += actor.policy_loss + u->value_coef * critic.value_loss - u->entropy_coef * actor.entropy;
-          u->sums[1] += actor.policy_loss;
-          u->sums[2] += critic.value_loss;
-          u->sums[3] += norm;
-          u->steps_done++;
-          u->finite = finite;
-        }
-        if (!finite) return;
-        step++;
-        const Descent descent{u->optimizer, 0, u->decay1, u->decay2, u->eps,
-                              1 - std::pow((double)u->decay1, (double)step),
-                              std::sqrt(1 - std::pow((double)u->decay2, (double)step)),
-                              u->max_norm > 0 ? u->max_norm / std::max(norm, u->max_norm) : 1.0f};
-        for (int k = first; k < last; k++) lanes[k]->step(descent, u->parts[k]);
-      }
-      if (first == 0) {
-        u->epochs_done++;
-        if (u->target_kl > 0 && epoch + 1 < u->epochs) enough = lanes[0]->kl(*batch) > u->target_kl;
-      }
-      if (u->target_kl > 0) meeting.wait();
-      if (enough) return;
+  Helper helper(u->threads > 1 && count == 2);
+  Terms terms[2];
+  Descent descent{u->optimizer, 0, u->decay1, u->decay2, u->eps, 0, 0, 0};
+  bool due = false;  // a step along the last gradient, taken before the next
+  auto step = [&](int k) { if (due && k < count) lanes[k]->step(descent, u->parts[k]); };
+  int64_t steps = u->step;
+  for (int32_t epoch = 0; epoch < u->epochs; epoch++) {
+    for (int32_t n = 0; n < u->minibatches; n++) {
+      const int64_t* order = u->order + epoch * batch->count + u->bounds[n];
+      const int M = (int)(u->bounds[n + 1] - u->bounds[n]);
+      auto learn = [&](int k) {
+        step(k);
+        if (k < count) terms[k] = lanes[k]->learn(*u, *batch, u->parts[k], order, M);
+      };
+      helper.both([&] { learn(0); }, [&] { learn(1); });
+      const Terms &actor = terms[0], &critic = terms[count - 1];
+      const float norm = (float)std::sqrt(actor.square + (count == 2 ? critic.square : 0));
+      u->sums[0] += actor.policy_loss + u->value_coef * critic.value_loss - u->entropy_coef * actor.entropy;
+      u->sums[1] += actor.policy_loss;
+      u->sums[2] += critic.value_loss;
+      u->sums[3] += norm;
+      u->steps_done++;
+      u->finite = std::isfinite(norm);
+      if (!u->finite) return 0;
+      steps++;
+      descent.bias1 = 1 - std::pow((double)u->decay1, (double)steps);
+      descent.root_bias2 = std::sqrt(1 - std::pow((double)u->decay2, (double)steps));
+      descent.scale = u->max_norm > 0 ? u->max_norm / std::max(norm, u->max_norm) : 1.0f;
+      due = true;
     }
-  });
+    u->epochs_done++;
+    if (epoch + 1 == u->epochs || u->target_kl > 0) {
+      step(0), step(1);
+      due = false;
+      if (epoch + 1 < u->epochs && lanes[0]->kl(*batch) > u->target_kl) break;
+    }
+  }
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;

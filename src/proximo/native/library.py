@@ -191,9 +191,9 @@ class NativePolicy:
             high=_address(high),
         )
 
-    def actor(self, steps: Steps, noise: Tensor) -> Callable[[int], None]:
+    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
         """act(t), from obs[t] and noise[t] to action[t] and taken[t]; the weights are read now."""
-        noise = noise.contiguous()
+        noise = noise.contiguous() if noise is not None else None
         action = "action" if self._gaussian else "choice"
         # The library gives bounded actions as float32; a world that wants another type gets a copy.
         taken = steps.taken

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
+import torch
 
+from proximo.collect import make_room
 from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Snapshot
@@ -73,8 +76,17 @@ class StopAt:
 def evaluation(state: TrainState, world: gym.Env, episodes: int) -> float:
     """Mean return of deterministic episodes. Raises `TrainingError` if the world fails."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
+    room = make_room(policy, np.zeros((1, *policy.obs_shape)), 1)
+    act = state.engine.actor(room, None)
+
+    def choose(obs: np.ndarray, generator: object) -> Any:
+        room.obs[0, 0] = obs
+        act(0)
+        return room.taken[0, 0]
+
     try:
-        scores = evaluate(policy, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
+        with torch.no_grad():
+            scores = evaluate(choose, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
     except Exception as error:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error

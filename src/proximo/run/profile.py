@@ -125,7 +125,7 @@ class TimedEngine(Engine):
         super().__init__(engine.name, engine.policy, engine.optimizer)
         self._engine, self._profile = engine, profile
 
-    def actor(self, steps: Steps, noise: Tensor) -> Callable[[int], None]:
+    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
         act, switch = self._engine.actor(steps, noise), self._profile.switch
 
         def timed(t: int) -> None:
