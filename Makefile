@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test lint long scores speed clean
+.PHONY: help train test lint long scores bench scaling clean
 
 help:
 	@echo "make train   train CartPole-v1, evaluate it, draw its learning curve and a replay"
 	@echo "make test    linters, type checker and the quick tests"
 	@echo "make long    the learning tests that take minutes to hours"
 	@echo "make scores  train and score every task of the results table (hours)"
-	@echo "make speed   steps per second beside Stable-Baselines3"
+	@echo "make bench   speed beside other libraries, in environments of their own (half an hour)"
+	@echo "make scaling speed against worlds, width, depth and minibatch"
 
 # The marker is written last: a set-up that was cut off is done again.
 .venv/locked: requirements.lock
@@ -53,8 +54,13 @@ long: .venv/ready
 scores: .venv/ready
 	@$(BIN)/python benchmarks/scores.py
 
-speed: .venv/ready
-	@$(BIN)/python benchmarks/speed.py
+# BENCH takes more words, such as BENCH="--only pendulum --checkout cleanrl=FOLDER".
+bench: .venv/ready
+	@$(BIN)/pip install --quiet "envpool==1.2.*"
+	@$(BIN)/python benchmarks/speed/bench.py $(BENCH)
+
+scaling: .venv/ready
+	@$(BIN)/python benchmarks/speed/scaling.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,86 @@
+"""Steps per second of Proximo at one setting, with its run folder, metrics and checkpoints.
+
+Everything beyond the name of the setting is for scaling.py, which changes one thing at a time.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from settings import WORKS, Marks, Work
+
+from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, train
+
+
+def learn(
+    work: Work,
+    total_steps: int,
+    run_dir: Path,
+    *,
+    threads: int = 1,
+    engine: str = "auto",
+    seed: int = 1,
+    hidden: tuple[int, ...] = (64, 64),
+    callbacks: tuple = (),
+) -> None:
+    """Train with these settings; the run stays in its folder."""
+    rate = work.learning_rate
+    clip = work.value_clip
+    train(
+        EnvConfig(id=work.env, worlds=work.worlds, backend=work.backend, threads=threads),
+        PPO(
+            epochs=work.epochs,
+            minibatch_size=work.minibatch,
+            learning_rate=f"linear:{rate}:0" if work.anneal else rate,
+            gamma=work.gamma,
+            lam=work.lam,
+            entropy_coef=work.entropy,
+            normalize_reward=work.normalize,
+            **({} if clip is None else {"value_loss": "clipped", "value_clip": clip}),
+        ),
+        rollout=RolloutConfig(steps=work.steps),
+        net=NetConfig(hidden=hidden, normalize_obs=work.normalize),
+        run_config=RunConfig(total_steps=total_steps, threads=threads, engine=engine, seed=seed),
+        run_dir=run_dir,
+        callbacks=callbacks,
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", choices=WORKS)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--backend")
+    parser.add_argument("--worlds", type=int)
+    parser.add_argument("--rollout", type=int, help="steps in each world per update")
+    parser.add_argument("--minibatch", type=int)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64])
+    chosen = parser.parse_args()
+    changes = {
+        "backend": chosen.backend,
+        "worlds": chosen.worlds,
+        "steps": chosen.rollout,
+        "minibatch": chosen.minibatch,
+    }
+    work = dataclasses.replace(
+        WORKS[chosen.work], **{key: value for key, value in changes.items() if value is not None}
+    )
+    marks = Marks()
+    with tempfile.TemporaryDirectory() as folder:
+        learn(
+            work,
+            work.whole_updates(chosen.steps),
+            Path(folder) / "run",
+            threads=chosen.threads,
+            engine=chosen.engine,
+            hidden=tuple(chosen.hidden),
+            callbacks=(lambda state, rollout, metrics: marks.add(state.steps),),
+        )
+    marks.report()
+
+
+if __name__ == "__main__":
+    main()

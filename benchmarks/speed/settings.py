@@ -1,0 +1,107 @@
+"""The settings that every library runs with, and how a script reports what it measured.
+
+Standard library only: each peer imports this in an environment of its own.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Work:
+    """One PPO setting; every library is given these very numbers."""
+
+    env: str
+    worlds: int
+    steps: int  # in each world per update
+    epochs: int
+    minibatch: int
+    learning_rate: float = 3e-4
+    anneal: bool = False  # the learning rate falls to 0 in a straight line
+    gamma: float = 0.99
+    lam: float = 0.95
+    entropy: float = 0.0
+    value_clip: float | None = None  # None: plain squared error
+    normalize: bool = False  # running moments of observations and of returns
+    backend: str = "sync"  # ours only: how the worlds are stepped
+
+    @property
+    def samples(self) -> int:
+        return self.worlds * self.steps
+
+    def whole_updates(self, steps: int, least: int = 3) -> int:
+        """Steps rounded to whole updates: at least three, as the first is not timed."""
+        return max(round(steps / self.samples), least) * self.samples
+
+
+CARTPOLE = {
+    "env": "CartPole-v1",
+    "entropy": 0.01,
+    "value_clip": 0.2,
+}
+
+WORKS = {
+    # CleanRL's defaults.
+    "cartpole": Work(
+        worlds=4,
+        steps=128,
+        epochs=4,
+        minibatch=128,
+        learning_rate=2.5e-4,
+        anneal=True,
+        **CARTPOLE,
+    ),
+    # A constant rate, as rejax has no other; larger, as the minibatches are.
+    "cartpole64": Work(
+        worlds=64,
+        steps=128,
+        epochs=4,
+        minibatch=256,
+        learning_rate=1e-3,
+        backend="vector",
+        **CARTPOLE,
+    ),
+    "halfcheetah": Work("HalfCheetah-v5", 1, 2048, 10, 64, normalize=True),
+    "pendulum": Work("Pendulum-v1", 4, 1024, 10, 64, learning_rate=1e-3, gamma=0.9),
+    "lunarlander": Work("LunarLander-v3", 16, 1024, 4, 64, gamma=0.999, lam=0.98, entropy=0.01),
+    "halfcheetah-envpool": Work(
+        "HalfCheetah-v5", 64, 32, 10, 64, normalize=True, backend="envpool"
+    ),
+}
+
+
+def pin(threads: int) -> None:
+    """Keep this process to so many cores: XLA has no other reliable way to say how many."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+class Marks:
+    """Steps done and the time at the end of every update; the first tenth is warm-up."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[int, float]] = []
+
+    def add(self, steps: int) -> None:
+        self.marks.append((steps, time.perf_counter()))
+
+    def report(self, **more: object) -> None:
+        first, last = self.marks[len(self.marks) // 10], self.marks[-1]
+        steps, seconds = last[0] - first[0], last[1] - first[1]
+        report(
+            steps_per_second=steps / seconds,
+            timed_steps=steps,
+            timed_seconds=seconds,
+            **more,
+        )
+
+
+def report(**figures: object) -> None:
+    """Print the line of JSON that the driver reads, with the peak memory of what has run."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    peak = max(resource.getrusage(who).ru_maxrss for who in whose)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    print(json.dumps({**figures, "peak_mib": peak / unit}), flush=True)
