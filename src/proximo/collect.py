@@ -67,13 +67,13 @@ def collect(
     state.worlds.obs = whole.obs[-1].copy()
 
     mask = whole.real & np.stack(tickets.rows) if tickets else whole.real
-    _check_finite(whole, state)
+    final = np.array([obs for *_, obs in whole.finals], whole.obs.dtype)
+    _check_finite(whole, final, state)
     finished = _account(whole, mask, state, replayable=worlds.replayable)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(policy.device)
 
-    final = np.array([obs for *_, obs in whole.finals], whole.obs.dtype)
     final_index = np.array([t * worlds.count + i for t, i, _ in whole.finals], np.int64)
     return Rollout(
         obs=tensor(whole.obs[:-1]),
@@ -163,14 +163,10 @@ def _account(
     return tuple(finished)
 
 
-def _check_finite(steps: Steps, state: TrainState) -> None:
+def _check_finite(steps: Steps, final: np.ndarray, state: TrainState) -> None:
     """One look at the whole record; only if it fails, a search for the culprit."""
     obs, reward, finals = steps.obs, steps.reward, steps.finals
-    if (
-        np.isfinite(obs).all()
-        and np.isfinite(reward).all()
-        and all(np.isfinite(o).all() for *_, o in finals)
-    ):
+    if all(np.isfinite(numbers).all() for numbers in (obs, reward, final)):
         return
     found = [(t, i, "reward", reward[t, i]) for t, i in np.argwhere(~np.isfinite(reward))]
     bad_rows = ~np.isfinite(obs.reshape(*obs.shape[:2], -1)).all(-1)

@@ -107,12 +107,12 @@ class TorchEngine(Engine):
                 algorithm, self.policy, self.optimizer
             )
             self._compiled.set(coefficients)
-        found, steps, usual = [], 0, layout.bounds[1]
+        found, steps = [], 0
         for done, order in enumerate(layout.orders.to(batch.obs.device), 1):
             mixed = batch[order]
             for begin, end in pairwise(layout.bounds):
                 # One shape is compiled; for a smaller last minibatch that would take too long.
-                if self._compiled and end - begin == usual:
+                if self._compiled and end - begin == algorithm.minibatch_size:
                     terms = self._compiled(mixed[begin:end])
                     norm = clip_gradient(self.optimizer, algorithm.max_grad_norm)
                 else:

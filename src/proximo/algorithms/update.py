@@ -38,6 +38,11 @@ def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[
 
     auto: native where it can be, else torch. Raises `UsageError` for native where it cannot be.
     """
+    if wish == "compile" and algorithm.minibatches == "episodes":
+        raise UsageError(
+            "run.engine is compile, but algorithm.minibatches is episodes, each of a length of its "
+            "own, which would all have to be compiled: use torch or auto"
+        )
     if wish in ("torch", "compile"):
         return wish, "as set"
     hindrance = obstacle(policy, algorithm.loss_spec(algorithm.coefficients(0.0)))
