@@ -55,8 +55,8 @@ def case(algorithm, net, *, inputs=4, actions=3, continuous=False, samples=64, s
 
 
 def engine_of(name, algorithm, policy, optimizer, threads=1):
-    if name == "torch":
-        return TorchEngine(policy, optimizer)
+    if name in ("torch", "compile"):
+        return TorchEngine(policy, optimizer, compiled=name == "compile")
     spec = algorithm.loss_spec(algorithm.coefficients(0.0))
     assert library.obstacle(policy, spec) == ""
     return NativeEngine(policy, optimizer, threads)

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -548,6 +549,7 @@ class Lane {
   }
 
   void evaluate(const ProximoBatch& b, const ProximoEvaluation& to) {
+    if (!values_ && !to.log_prob) return;
     const int A = p_.actions, width = p_.gaussian ? 2 * A : A;
     for (int64_t begin = 0; begin < b.count; begin += CHUNK) {
       const int rows = (int)std::min<int64_t>(CHUNK, b.count - begin);
@@ -768,7 +770,8 @@ std::vector<std::unique_ptr<Lane>> make_lanes(const ProximoPolicy& p, int64_t mo
 
 // A second thread that does half of the work, if it comes in time: what it has not begun when the first
 // has done its own half, the first does too. Who does it changes no number. Where the cores are busy with
-// other things it would cost more than it brings: then it is sent away, for longer every time.
+// other things it would cost more than it brings: if it is late more than one time in eight, it is sent
+// away, for longer every time.
 class Helper {
  public:
   explicit Helper(bool wanted) {
@@ -797,18 +800,22 @@ class Helper {
     job_ = [](void* work) { (*static_cast<Theirs*>(work))(); };
     work_ = &theirs;
     state_.store(OFFERED, std::memory_order_release);
+    const auto begin = Clock::now();
     mine();
+    const auto done = Clock::now();
     int offered = OFFERED;
     bool late = state_.compare_exchange_strong(offered, IDLE, std::memory_order_acq_rel);
     if (late) {
       theirs();
     } else {
-      int spins = 0;
-      while (state_.load(std::memory_order_acquire) != DONE) pause(++spins);
-      late = spins > PATIENCE;
+      for (int spins = 0; state_.load(std::memory_order_acquire) != DONE;) pause(++spins);
+      late = Clock::now() - done > std::max(done - begin, Clock::duration(std::chrono::microseconds(20)));
       state_.store(IDLE, std::memory_order_relaxed);
     }
-    if (late && started_.load(std::memory_order_relaxed) && ++missed_ == 3) {
+    if (!started_.load(std::memory_order_relaxed)) return;
+    offers_++;
+    missed_ += late;
+    if (missed_ >= 3 && 8 * missed_ > offers_) {
       leave();
       absence().length = std::min(256, std::max(8, 2 * absence().length));
       absence().left = absence().length;
@@ -817,7 +824,8 @@ class Helper {
 
  private:
   enum State { IDLE, OFFERED, TAKEN, DONE, OVER };
-  static constexpr int PATIENCE = 2000;  // of about 0.02 us each
+  using Clock = std::chrono::steady_clock;
+  static constexpr int PATIENCE = 2000;  // looks, some 40 us, before others may run
 
   struct Absence {
     int left = 0, length = 0;  // calls
@@ -853,7 +861,7 @@ class Helper {
   }
 
   bool present_ = false;
-  int missed_ = 0;
+  int64_t offers_ = 0, missed_ = 0;
   std::atomic<bool> started_{false};
   std::atomic<int> state_{IDLE};
   void (*job_)(void*) = nullptr;

@@ -134,9 +134,14 @@ def _address(array: np.ndarray | Tensor | None) -> int | None:
         return None
     if isinstance(array, Tensor):
         assert array.is_contiguous()
+        assert array.dtype in (torch.float32, torch.int64)
         return array.data_ptr()
     assert array.flags.c_contiguous
     return array.ctypes.data
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32)
 
 
 def _single(bound: np.ndarray, inwards: float) -> np.ndarray:
@@ -193,7 +198,7 @@ class NativePolicy:
 
     def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
         """act(t), from obs[t] and noise[t] to action[t] and taken[t]; the weights are read now."""
-        noise = noise.contiguous() if noise is not None else None
+        noise = noise.to(torch.float32).contiguous() if noise is not None else None
         action = "action" if self._gaussian else "choice"
         # The library gives bounded actions as float32; a world that wants another type gets a copy.
         taken = steps.taken
@@ -225,9 +230,9 @@ class NativePolicy:
     def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
         """As `ActorCritic.evaluate`, without gradients. obs: [..., *obs]."""
         shape = action.shape[: action.dim() - len(self._policy.head.action_shape)]
-        log_prob, value = torch.empty(shape), torch.empty(shape)
-        entropies = torch.empty(shape) if entropy else None
-        parameters = torch.empty(*shape, self._policy.head.parameter_count)
+        log_prob, value = _empty(*shape), _empty(*shape)
+        entropies = _empty(*shape) if entropy else None
+        parameters = _empty(*shape, self._policy.head.parameter_count)
         self._evaluate(obs, action, log_prob, entropies, value, parameters)
         if self._gaussian:
             distribution: Gaussian | Categorical = Gaussian(*parameters.chunk(2, -1))
@@ -237,7 +242,7 @@ class NativePolicy:
 
     def value(self, obs: Tensor) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
-        value = torch.empty(obs.shape[: obs.dim() - len(self._policy.obs_shape)])
+        value = _empty(*obs.shape[: obs.dim() - len(self._policy.obs_shape)])
         self._evaluate(obs, None, None, None, value, None)
         return value
 

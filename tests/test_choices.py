@@ -1,0 +1,112 @@
+"""What `auto` settles on: written rules, stored with the run."""
+
+import tomllib
+
+import gymnasium as gym
+import pytest
+import torch
+
+from commands.command_line import succeeded
+from commands.command_line import train as command_train
+from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
+from proximo.native import library
+from proximo.nets.actor_critic import ActorCritic
+from proximo.run import choices
+from proximo.run.choices import choose_backend, choose_device, choose_threads
+
+native_only = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
+
+
+def policy(**net):
+    return ActorCritic(gym.spaces.Box(-1, 1, (4,)), gym.spaces.Discrete(2), NetConfig(**net))
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "backend"),
+    [
+        (EnvConfig(id="CartPole-v1", worlds=4), False, "sync"),
+        (EnvConfig(id="CartPole-v1", worlds=31), False, "sync"),
+        (EnvConfig(id="CartPole-v1", worlds=32), False, "vector"),
+        (EnvConfig(id="CartPole-v1", worlds=32), True, "sync"),
+        (EnvConfig(id="Pendulum-v1", worlds=64), False, "sync"),  # has no vector version
+        (EnvConfig(id="CartPole-v1", worlds=64, backend="sync"), False, "sync"),
+        (EnvConfig(id="CartPole-v1", worlds=2, backend="vector"), False, "vector"),
+        (EnvConfig(id="CartPole-v1", worlds=2, backend="envpool"), False, "envpool"),
+    ],
+)
+def test_the_backend(env, given, backend):
+    assert choose_backend(env, given=given)[0] == backend
+
+
+def test_the_device():
+    assert choose_device("auto", policy())[0] == "cpu"
+    assert choose_device("cpu", policy(hidden=(2000, 2000)))[0] == "cpu"
+    large = choose_device("auto", policy(hidden=(2000, 2000)))[0]
+    assert large == ("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match=r"run\.device is cuda"):
+            choose_device("cuda", policy())
+
+
+@pytest.mark.parametrize(
+    ("wish", "engine", "net", "minibatch_size", "threads"),
+    [
+        (0, "native", {}, 64, 2),
+        (0, "native", {}, 32, 1),  # too little work to wait for
+        (0, "native", {"trunk": "shared"}, 4096, 1),  # nothing to run side by side
+        (0, "torch", {}, 4096, 1),
+        (1, "native", {}, 4096, 1),
+        (2, "torch", {}, 64, 2),
+        (99, "native", {}, 64, 8),
+    ],
+)
+def test_the_threads(monkeypatch, wish, engine, net, minibatch_size, threads):
+    monkeypatch.setattr(choices, "cores", lambda: 8)
+    algorithm = PPO(minibatch_size=minibatch_size)
+    assert choose_threads(wish, engine, policy(**net), algorithm) == threads
+    monkeypatch.setattr(choices, "cores", lambda: 1)
+    assert choose_threads(wish, engine, policy(**net), algorithm) == 1
+
+
+def test_a_large_network_has_the_threads_of_pytorch():
+    large = policy(hidden=(2000, 2000))
+    assert choose_threads(0, "torch", large, PPO()) == torch.get_num_threads()
+
+
+def test_what_was_settled_is_stored_and_printed(tmp_path):
+    folder = tmp_path / "run"
+    done = succeeded(command_train("--run-dir", folder))
+    stored = tomllib.loads((folder / "config.toml").read_text())
+    engine = stored["run"]["engine"]
+    assert engine in ("native", "torch")
+    assert f"engine: {engine} (" in done.out
+    assert stored["run"]["threads"] > 0
+    assert stored["run"]["device"] == "cpu"
+    assert stored["env"]["backend"] == "sync"
+
+
+@native_only
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_the_number_of_threads_changes_no_bit(tmp_path, env):
+    saved = []
+    for threads in (1, 2):
+        train(
+            EnvConfig(id=env, worlds=4),
+            PPO(epochs=3, minibatch_size=64, target_kl=0.05, entropy_coef=0.01),
+            rollout=RolloutConfig(steps=128),
+            net=NetConfig(normalize_obs=True, normalize_returns=True),
+            run_config=RunConfig(total_steps=4096, threads=threads, seed=5),
+            run_dir=tmp_path / str(threads),
+        )
+        saved.append((tmp_path / str(threads) / "checkpoints/last.safetensors").read_bytes())
+    assert saved[0] == saved[1]
+
+
+def test_compiling_whole_episodes_is_refused():
+    with pytest.raises(UsageError, match="each of a length of its own"):
+        train(
+            "CartPole-v1",
+            PPO(minibatches="episodes"),
+            rollout=RolloutConfig(episodes=2),
+            run_config=RunConfig(engine="compile", total_steps=100),
+        )
