@@ -99,12 +99,17 @@ def table(rows):
         )
     commits = sorted({str(row["commit"])[:12] for row in latest.values()})
     cpus = sorted({row["cpu"] for row in latest.values()})
+    short = [
+        f"{task} seed {seed}"
+        for (task, seed), row in sorted(latest.items())
+        if TASKS[task][2] is not None and row["return_mean"] < TASKS[task][2]
+    ]
     lines += [
         "",
         "Mean return of 100 deterministic episodes on unseen seeds, last checkpoint; ± is half the "
         "95% interval of the mean over training seeds (Student's t).",
-        "Seeds 1 to 5, on some of which the presets were tuned, and where ten are given 11 to 15, "
-        "which were run afterwards.",
+        "Seeds 1 to 5, on some of which the presets were tuned, and 11 to 15, which were run "
+        f"afterwards. Below the bar for each: {', '.join(short) or 'none'}.",
         f"Commit {', '.join(commits)}; {', '.join(cpus)}; one thread a run.",
     ]
     return "\n".join(lines) + "\n"

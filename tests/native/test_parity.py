@@ -282,7 +282,7 @@ def test_what_native_does_not_know_runs_on_torch_and_says_so(change, reason):
     ("algorithm", "net", "reason"),
     [
         (OwnLoss(), NetConfig(), "loss"),
-        (PPO(), NetConfig(hidden=(300,)), "wider"),
+        (PPO(), NetConfig(hidden=(513,)), "wider"),
         (PPO(), NetConfig(hidden=(8,) * 7), "layers"),
     ],
 )

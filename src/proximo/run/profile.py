@@ -18,7 +18,7 @@ from proximo.types import Batch, Metrics, Rollout, Steps, TrainState, WorldState
 PHASES = {
     "world": "stepping the worlds",
     "act": "choosing actions",
-    "collect": "other collecting: noise, finite checks, returns",
+    "collect": "noise, finite checks, returns",
     "evaluate": "values and log-probabilities",
     "advantages": "advantages, targets, their layout",
     "update": "gradient steps",
