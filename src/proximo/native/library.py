@@ -23,7 +23,7 @@ VERSION = 2
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
-"""Hidden layers wider than this run on PyTorch: at 512 native is twice as fast, at 1024 no faster."""
+"""Wider layers run on PyTorch: at 512 units native is twice as fast, at 1024 no faster."""
 WORTH_A_THREAD = 256
 """Samples from which evaluating them pays for starting a second thread."""
 
