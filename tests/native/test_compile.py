@@ -10,9 +10,14 @@ from proximo import PPO, NetConfig
 from proximo.algorithms.engines import TorchEngine
 from proximo.algorithms.update import lay_out
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="there is no C++ compiler"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not any(map(shutil.which, ("g++", "c++", "clang++"))), reason="there is no C++ compiler"
+    ),
+    # PyTorch's compiler uses what PyTorch deprecates.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+]
 
 SMALL = NetConfig(hidden=(8,))
 
