@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -136,14 +136,15 @@ class Record:
             "update": state.updates,
             "steps": state.steps,
             "episodes": state.episodes,
-            "return_latest": _mean(episode.ret for episode in rollout.episodes),
+            "return_latest": _mean([episode.ret for episode in rollout.episodes]),
             **recent_returns(state, self._threshold),
             "return_smoothed": state.smoothed,
             "best": state.best,
-            **{name: value for name, value in metrics.items() if name != "is_best"},
+            **metrics,
             "seconds": round(self._seconds, 3),
             "steps_per_second": round(speed, 1),
         }
+        self.row.pop("is_best", None)
         self._written = False
         if state.updates % self._every == 0:
             self._write()
@@ -173,19 +174,20 @@ def _line(row: Row) -> bytes:
         return f"{_encode(row | lost)}\n".encode()
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def recent_returns(state: TrainState, threshold: float | None) -> Row:
     """Return, length and share of successes over the last 100 episodes; None before the first."""
     if not state.recent:
         return {"return_mean": None, "length_mean": None}
+    # Every update pays for this: a few calls over the whole window, none of them per episode.
     returns, lengths = zip(*state.recent, strict=True)
-    row = {"return_mean": _mean(returns), "length_mean": _mean(lengths)}
+    count = len(returns)
+    row = {"return_mean": sum(returns) / count, "length_mean": sum(lengths) / count}
     if threshold is not None:
-        row["success_rate"] = sum([ret >= threshold for ret in returns]) / len(returns)
+        row["success_rate"] = sum(map(float(threshold).__le__, returns)) / count
     return row
 
 
