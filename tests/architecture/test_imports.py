@@ -29,7 +29,7 @@ EXTRAS = {
     "imageio": "commands.pictures",
     "envpool": "envs.pool",
 }
-RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "tyro", "rich", "proximo"}
+RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "orjson", "tyro", "rich", "proximo"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
 
 

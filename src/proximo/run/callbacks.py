@@ -5,7 +5,6 @@ A callback may add to `metrics`, which is then logged, and ends the training by 
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+import orjson
 import torch
 
 from proximo.collect import make_room
@@ -124,6 +124,7 @@ class Record:
         self._clock = time.perf_counter()
         self._seconds, self._steps = seconds, steps
         self.row: Row = {}
+        self._recent: Row = {}
         self._written = True
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
@@ -132,12 +133,14 @@ class Record:
         self._seconds += elapsed
         speed = (state.steps - self._steps) / elapsed
         self._steps = state.steps
+        if rollout.episodes or not self._recent:
+            self._recent = recent_returns(state, self._threshold)
         self.row = {
             "update": state.updates,
             "steps": state.steps,
             "episodes": state.episodes,
             "return_latest": _mean([episode.ret for episode in rollout.episodes]),
-            **recent_returns(state, self._threshold),
+            **self._recent,
             "return_smoothed": state.smoothed,
             "best": state.best,
             **metrics,
@@ -163,15 +166,9 @@ class Record:
             self._file.close()
 
 
-_encode = json.JSONEncoder(allow_nan=False).encode
-
-
 def _line(row: Row) -> bytes:
-    try:
-        return f"{_encode(row)}\n".encode()
-    except ValueError:  # JSON has no NaN: a reading that does not exist is null
-        lost = {k: None for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)}
-        return f"{_encode(row | lost)}\n".encode()
+    """JSON, in which a reading that does not exist (NaN) is null."""
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _mean(values: list[float]) -> float | None:

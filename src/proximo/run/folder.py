@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from proximo.run.config import Config, read_config, to_toml
 from proximo.types import UsageError
 
@@ -91,7 +93,7 @@ class RunFolder:
             for row in self.read_metrics()
             if row["update"] <= update and row["update"] % every == 0
         ]
-        _replace(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        _replace(self.metrics_file, "".join(f"{orjson.dumps(row).decode()}\n" for row in rows))
         return rows
 
     def write_result(self, result: dict[str, Any]) -> None:
