@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from proximo.agent import Agent, load
+    from proximo.algorithms.a2c import A2C
     from proximo.algorithms.ppo import PPO
+    from proximo.algorithms.ppo_penalty import PPOPenalty
+    from proximo.algorithms.q_actor_critic import QActorCritic
+    from proximo.algorithms.reinforce import Reinforce
+    from proximo.algorithms.trpo import TRPO
     from proximo.envs.config import EnvConfig
     from proximo.functional.schedules import Schedule
     from proximo.loop import train
@@ -26,7 +31,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Agent": "agent",
     "load": "agent",
+    "A2C": "algorithms.a2c",
     "PPO": "algorithms.ppo",
+    "PPOPenalty": "algorithms.ppo_penalty",
+    "QActorCritic": "algorithms.q_actor_critic",
+    "Reinforce": "algorithms.reinforce",
+    "TRPO": "algorithms.trpo",
     "EnvConfig": "envs.config",
     "Schedule": "functional.schedules",
     "train": "loop",
@@ -37,10 +47,15 @@ _HOMES = {
     "UsageError": "types",
 }
 __all__ = [  # spelled out for those who read without running
+    "A2C",
     "PPO",
+    "TRPO",
     "Agent",
     "EnvConfig",
     "NetConfig",
+    "PPOPenalty",
+    "QActorCritic",
+    "Reinforce",
     "RolloutConfig",
     "RunConfig",
     "Schedule",

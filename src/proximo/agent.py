@@ -12,7 +12,7 @@ import torch
 from proximo.evaluate import choose
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config
+from proximo.run.config import Config, make_policy
 from proximo.run.folder import RunFolder
 
 
@@ -57,6 +57,6 @@ def load(run: str | Path, checkpoint: str = "last") -> Agent:
     folder = RunFolder.open(run)
     config = folder.read_config()
     saved = Checkpoint(folder.checkpoint(checkpoint))
-    policy = ActorCritic(*saved.spaces, config.net)
+    policy = make_policy(saved.spaces, config)
     saved.load_policy(policy)
     return Agent(policy.eval(), config, saved.spaces)

@@ -13,12 +13,13 @@ VERBS = {
     "eval": ("evaluation", "Play seeded episodes with a trained policy and print its scores."),
     "play": ("playing", "Show a trained policy on screen, or write a video of it."),
     "plot": ("plotting", "Draw learning curves of one or more runs."),
+    "compare": ("comparing", "Train several algorithms with several seeds, and compare scores."),
 }
 """Verb -> (module of `proximo.commands`, what it does)."""
 
 
 def usage() -> str:
-    verbs = "\n".join(f"  {verb:8}{text}" for verb, (_, text) in VERBS.items())
+    verbs = "\n".join(f"  {verb:9}{text}" for verb, (_, text) in VERBS.items())
     return (
         "usage: proximo VERB ...\n\n"
         "Train agents with Proximal Policy Optimization.\n\n"

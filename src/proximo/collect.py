@@ -116,6 +116,8 @@ def _fill(
     """Act and step through it, until the tickets are spent; returns how many steps there were."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     noise = policy.head.noise(state.collecting, steps.reward.shape)
+    if state.ahead is not None:
+        noise[:1], state.ahead = state.ahead, None
     act, step, world = state.engine.actor(steps, noise), worlds.step, state.worlds
     t = 0
     try:

@@ -78,6 +78,7 @@ def train(
         raise UsageError("callbacks is a function: give a list of them, [function]")
     preset = find_preset("ppo", named) if algorithm is None and isinstance(env, str) else None
     config = from_tables(preset.settings if preset else {})
+    steps = config.rollout if algorithm is None else RolloutConfig(steps=algorithm.rollout_steps)
     env_config = env if isinstance(env, EnvConfig) else dataclasses.replace(config.env, id=named)
     if preset and worlds is not None:
         raise UsageError(
@@ -90,7 +91,7 @@ def train(
     run = run_config or config.run
     config = Config(
         algorithm=algorithm or config.algorithm,
-        rollout=rollout or config.rollout,
+        rollout=rollout or steps,
         env=env_config,
         net=net or config.net,
         run=dataclasses.replace(

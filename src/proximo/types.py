@@ -73,9 +73,14 @@ class Episode(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LossSpec:
-    """A clipped surrogate with its critic and gradient step, in numbers, for the native engine."""
+    """A loss with its gradient step, in numbers, for the native engine."""
 
-    clip: float
+    policy: str  # ratio (the surrogate), log (the policy gradient) or none (the critic alone)
+    clip: float = math.inf
+    clip_high: float = math.inf
+    dual_clip: float = 0.0  # 0: none
+    beta: float = 0.0  # weight of the exact KL
+    target_kl: float | None = None
     entropy_coef: float
     value_coef: float
     value_loss: str  # mse, huber or clipped
@@ -83,7 +88,6 @@ class LossSpec:
     huber_delta: float
     standardize: bool  # advantages, per minibatch
     max_grad_norm: float | None
-    target_kl: float | None
 
 
 class Moments(NamedTuple):
@@ -157,6 +161,7 @@ class Batch:
     obs: Tensor  # [B, *obs]
     action: Tensor  # [B, *act]
     log_prob: Tensor  # [B] of the old policy
+    parameters: Tensor  # [B, P] of its distributions
     value: Tensor  # [B] of the old critic
     advantage: Tensor  # [B]
     target: Tensor  # [B] what the critic should say
@@ -166,7 +171,19 @@ class Batch:
         return self.obs.shape[0]
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
-        return Batch(**{name: tensor[index] for name, tensor in vars(self).items()})
+        return type(self)(**{name: tensor[index] for name, tensor in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions(Batch):
+    """A batch for a critic of actions, which must know what came next: S, A, R, S', A'."""
+
+    reward: Tensor  # [B]
+    terminated: Tensor  # [B] bool
+    next_obs: Tensor  # [B, *obs] the true successors
+    next_action: Tensor  # [B, *act] what was done there
+    undecided: Tensor  # [B] bool: nothing was done there yet, or ever, so it is to be drawn
+    noise: Tensor  # [B, ...] to draw it from
 
 
 @dataclass(kw_only=True)
@@ -203,6 +220,9 @@ class TrainState:
     return_moments: Moments | None = None  # of all value targets, for the critic
     reward_moments: Moments | None = None  # of the running discounted return, for scaling rewards
     reward_return: Tensor | None = None  # [N] the running discounted return itself
+    beta: float | None = None  # weight of the KL penalty, once it has moved
+    rate_scale: float = 1.0  # factor on the learning rate, where it follows the KL
+    ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
 
     @property
     def fault(self) -> type[Exception]:

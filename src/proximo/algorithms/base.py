@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from proximo.functional.schedules import Coefficient, as_schedule
 from proximo.types import Batch, LossSpec, Metrics, Rollout, TrainState, UsageError, check_values
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from proximo.algorithms.engines import Engine
-    from proximo.nets.actor_critic import ActorCritic
+    from proximo.nets.actor_critic import ActorCritic, Evaluation
     from proximo.nets.optimizer import FlatOptimizer
 
 Estimator = Literal["gae", "n-step", "td0", "monte-carlo"]
@@ -29,6 +29,12 @@ class OnPolicy(ABC):
     """Settings of every algorithm that learns from the policy's own fresh experience."""
 
     name: ClassVar[str]
+    action_values: ClassVar[bool] = False
+    """Whether the critic judges an action in a state, Q(s,a), instead of the state, V(s)."""
+    rollout_steps: ClassVar[int] = 256
+    """T where nothing else is said: the steps in each world that an update suits best."""
+    without: ClassVar[tuple[str, ...]] = ()
+    """Settings below that do nothing here, and so are refused."""
 
     gamma: float = 0.99
     """Discount per step (gamma)."""
@@ -40,6 +46,9 @@ class OnPolicy(ABC):
     """Steps before the bootstrap, for n-step."""
     value_target: Literal["same", "gae", "n-step", "td0", "monte-carlo"] = "same"
     """What the critic learns: value plus advantage by this estimator (same: the one above)."""
+    critic: bool = True
+    """Learn values and judge actions against them; false: values count as 0, so that an advantage
+    is the bare return (monte-carlo)."""
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "minibatch"
     """Over which samples advantages are brought to mean 0 and deviation 1."""
     normalize_reward: bool = False
@@ -48,16 +57,22 @@ class OnPolicy(ABC):
     """Step size of the optimizer; a number or a schedule such as linear:3e-4:0."""
     critic_learning_rate: Coefficient | None = None
     """A step size for the critic alone (separate trunks only)."""
+    desired_kl: float | None = None
+    """Let the learning rate follow the KL: it falls by 1.5 after an update that moved the policy by
+    more than twice this many nats, and rises by 1.5 after one under half; none: it keeps its
+    schedule."""
     optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
     """Rule of the gradient step."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's running mean and square of the gradient."""
     optimizer_eps: float = 1e-5
     """Added to the denominator of Adam and RMSprop."""
     epochs: int = 10
     """K, passes over each rollout."""
     minibatch_size: int = 64
     """M, samples per gradient step; at most worlds x steps."""
-    minibatches: Literal["shuffled", "episodes"] = "shuffled"
-    """Shuffled anew every epoch, or one whole episode each, in order."""
+    minibatches: Literal["shuffled", "episodes", "whole"] = "shuffled"
+    """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
     max_grad_norm: float | None = 0.5
     """The gradient is scaled down to this norm; none turns it off."""
     entropy_coef: Coefficient = 0.0
@@ -73,6 +88,14 @@ class OnPolicy(ABC):
 
     def __post_init__(self) -> None:
         check_values("algorithm", self)
+        for setting in fields(self):
+            if setting.name in self.without and getattr(self, setting.name) != setting.default:
+                raise UsageError(
+                    f"algorithm.{setting.name} is {getattr(self, setting.name)}, but it does "
+                    f"nothing in {self.name}: leave it out"
+                )
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise UsageError(f"algorithm.adam_betas is {self.adam_betas}: give two in [0, 1)")
         for field_name, low, high in (
             ("gamma", 0, 1),
             ("lam", 0, 1),
@@ -82,7 +105,13 @@ class OnPolicy(ABC):
             ("value_coef", 0, 1e6),
         ):
             self._check(field_name, low, high)
-        for field_name in ("optimizer_eps", "max_grad_norm", "value_clip", "huber_delta"):
+        for field_name in (
+            "optimizer_eps",
+            "max_grad_norm",
+            "value_clip",
+            "huber_delta",
+            "desired_kl",
+        ):
             self._check(field_name, 0, float("inf"), above=True)
         for field_name in ("n", "epochs", "minibatch_size"):
             self._check(field_name, 1, float("inf"))
@@ -104,24 +133,38 @@ class OnPolicy(ABC):
                 interval = f"in [{low}, {high}]"
             raise UsageError(f"algorithm.{name} is {value}: it must be {interval}")
 
-    def coefficients(self, progress: float) -> dict[str, float]:
-        """Scheduled settings as they stand at this progress, in [0, 1]."""
+    def coefficients(self, progress: float, beta: float | None = None) -> dict[str, float]:
+        """What changes from update to update, as it stands at this progress, in [0, 1].
+
+        beta: the weight of a KL penalty where it has moved (`TrainState.beta`).
+        """
         names = ("entropy_coef", "value_clip")
         return {name: as_schedule(getattr(self, name))(progress) for name in names}
+
+    def rates(self, progress: float, scale: float) -> dict[str, float]:
+        """Step sizes of the policy, or of all, and of the critic where it has its own.
+
+        scale: the factor by which they follow the KL (`TrainState.rate_scale`).
+        """
+        rates = {"learning_rate": scale * as_schedule(self.learning_rate)(progress)}
+        if self.critic_learning_rate is not None:
+            rates["critic_learning_rate"] = as_schedule(self.critic_learning_rate)(progress)
+        return rates
 
     def make_optimizer(self, policy: ActorCritic) -> FlatOptimizer:
         """One vector of parameters, or actor and critic apart where the critic has its own rate."""
         from proximo.nets.optimizer import FlatOptimizer
 
         actor, critic = policy.actor_parameters(), policy.critic_parameters()
+        kind = (self.optimizer, self.optimizer_eps, self.adam_betas)
         if self.critic_learning_rate is None:
-            return FlatOptimizer([actor + critic], self.optimizer, self.optimizer_eps)
+            return FlatOptimizer([actor + critic], *kind)
         if policy.critic is None:
             raise UsageError(
                 "algorithm.critic_learning_rate is set, but net.trunk is shared: "
                 "a shared trunk has one rate; use --net.trunk separate or drop the critic's"
             )
-        return FlatOptimizer([actor, critic], self.optimizer, self.optimizer_eps)
+        return FlatOptimizer([actor, critic], *kind)
 
     def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
         """Old log-probabilities, values, advantages and value targets, once per rollout."""
@@ -136,14 +179,39 @@ class OnPolicy(ABC):
         return descend(self, state, batch)
 
     @abstractmethod
+    def objective(
+        self,
+        policy: ActorCritic,
+        new: Evaluation,
+        batch: Batch,
+        advantage: Tensor,
+        coefficients: Mapping[str, float | Tensor],
+    ) -> Tensor:
+        """What the policy maximises, per sample. All [B]."""
+
     def loss(
         self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What a gradient step minimises, and the terms to report, among them `loss`.
 
+        -E[objective] + c1 E[value loss] - c2 E[entropy]: Schulman et al. 2017, eq. 9.
         coefficients: numbers, or tensors where the loss is compiled, so that it need not be
         compiled anew when they change: do not branch on their values.
         """
+        from proximo.functional.masked import masked_mean, standardize
+
+        new = policy.evaluate(batch.obs, batch.action, entropy=self.values_entropy)
+        per_minibatch = self.normalize_advantage == "minibatch"
+        advantage = standardize(batch.advantage) if per_minibatch else batch.advantage
+        policy_loss = -masked_mean(self.objective(policy, new, batch, advantage, coefficients))
+        value_loss = masked_mean(
+            self.value_error(policy, new.value, batch, coefficients["value_clip"])
+        )
+        loss = policy_loss + self.value_weight * value_loss
+        if new.entropy is not None:
+            loss = loss - coefficients["entropy_coef"] * masked_mean(new.entropy)
+        terms = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss}
+        return loss, {name: term.detach() for name, term in terms.items()}
 
     def stops(self, engine: Engine, batch: Batch) -> bool:
         """Whether the remaining epochs of this update are left out."""
@@ -153,11 +221,37 @@ class OnPolicy(ABC):
         """The loss in numbers, if the native engine knows it; None: only PyTorch can compute it."""
         return None
 
-    @abstractmethod
+    def spec(self, coefficients: dict[str, float], policy: str, **changes: Any) -> LossSpec:
+        """A `LossSpec` of what all algorithms share, with this objective of the policy."""
+        return LossSpec(
+            policy=policy,
+            entropy_coef=coefficients["entropy_coef"],
+            value_coef=self.value_weight,
+            value_loss=self.value_loss,
+            value_clip=coefficients["value_clip"],
+            huber_delta=self.huber_delta,
+            standardize=self.normalize_advantage == "minibatch",
+            max_grad_norm=self.max_grad_norm,
+            **changes,
+        )
+
     def read(
-        self, engine: Engine, batch: Batch, coefficients: dict[str, float]
+        self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
-        """What to report of the policy after the update, over the whole batch."""
+        """What to report of the policy after the update, over the whole batch: KL, entropy."""
+        from proximo.functional.kl import k3
+        from proximo.functional.masked import masked_mean
+
+        assert new.entropy is not None
+        return {
+            "approx_kl": masked_mean(k3(new.log_prob, batch.log_prob)),
+            "entropy": masked_mean(new.entropy),
+        }
+
+    @property
+    def value_weight(self) -> float:
+        """C1, and 0 where there is no critic."""
+        return self.value_coef if self.critic else 0.0
 
     @property
     def values_entropy(self) -> bool:

@@ -108,19 +108,20 @@ class TorchEngine(Engine):
             )
             self._compiled.set(coefficients)
         found, steps = [], 0
+        whole = algorithm.minibatches == "whole"
         for done, order in enumerate(layout.orders.to(batch.obs.device), 1):
             mixed = batch[order]
             for begin, end in pairwise(layout.bounds):
                 # One shape is compiled; for a smaller last minibatch that would take too long.
-                if self._compiled and end - begin == algorithm.minibatch_size:
+                if self._compiled and (whole or end - begin == algorithm.minibatch_size):
                     terms = self._compiled(mixed[begin:end])
-                    norm = clip_gradient(self.optimizer, algorithm.max_grad_norm)
+                    norm = clip_gradient(self.optimizer.flats, algorithm.max_grad_norm)
                 else:
                     loss, terms = algorithm.loss(self.policy, mixed[begin:end], coefficients)
                     for flat in self.optimizer.flats:
                         flat.grad.zero_()  # type: ignore[union-attr]
                     loss.backward()  # type: ignore[no-untyped-call]
-                    norm = clip_gradient(self.optimizer, algorithm.max_grad_norm)
+                    norm = clip_gradient(self.optimizer.flats, algorithm.max_grad_norm)
                 self.optimizer.step()
                 found.append({**terms, "grad_norm": norm})
             steps += len(layout.bounds) - 1
@@ -221,9 +222,9 @@ class NativeEngine(Engine):
         return Outcome(*self._native.update(batch, spec, *layout))
 
 
-def clip_gradient(optimizer: FlatOptimizer, max_norm: float | None) -> Tensor:
+def clip_gradient(flats: list[nn.Parameter], max_norm: float | None) -> Tensor:
     """G <- g min(1, max_norm/|g|), over all vectors. Returns |g| before, on the device."""
-    gradients = [flat.grad for flat in optimizer.flats if flat.grad is not None]
+    gradients = [flat.grad for flat in flats if flat.grad is not None]
     norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
     norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     if max_norm is not None:

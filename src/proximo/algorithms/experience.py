@@ -10,7 +10,7 @@ from torch import Tensor
 from proximo.functional.masked import standardize, standardize_groups
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import discounted_sum, gae, n_step, td_error
-from proximo.types import Batch, Rollout, TrainingError, TrainState
+from proximo.types import Batch, Rollout, TrainingError, TrainState, Transitions
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -33,27 +33,25 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     engine: Engine = state.engine
     old = engine.evaluate(rollout.obs, rollout.action, entropy=False)
     _check_acted(rollout, old.distribution.parameters[[0, -1]])
-    next_value = torch.cat([old.value[1:], engine.value(rollout.last_obs)[None]])
-    if len(rollout.final_obs):
-        next_value.view(-1)[rollout.final_index] = engine.value(rollout.final_obs)
-    delta = td_error(reward, old.value, next_value, rollout.terminated, algorithm.gamma)
+    if algorithm.critic:
+        value = old.value
+        next_value = torch.cat([value[1:], engine.value(rollout.last_obs)[None]])
+        if len(rollout.final_obs):
+            next_value.view(-1)[rollout.final_index] = engine.value(rollout.final_obs)
+    else:
+        value = next_value = torch.zeros_like(old.value)
+    delta = td_error(reward, value, next_value, rollout.terminated, algorithm.gamma)
     advantage = _estimate(algorithm, algorithm.advantage, delta, rollout.boundary)
     other = algorithm.value_target
     same = other in ("same", algorithm.advantage)
-    target = old.value + (
-        advantage if same else _estimate(algorithm, other, delta, rollout.boundary)
-    )
+    target = value + (advantage if same else _estimate(algorithm, other, delta, rollout.boundary))
 
     keep, episode = _layout(rollout)
 
     def flat(x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(0, 1)[keep]
 
-    advantage, target = flat(advantage), flat(target)
-    if algorithm.normalize_advantage == "batch":
-        advantage = standardize(advantage)
-    elif algorithm.normalize_advantage == "episode":
-        advantage = standardize_groups(advantage, episode)
+    advantage, target = _normalized(algorithm, flat(advantage), episode), flat(target)
     if policy.normalize_returns:
         before = state.return_moments or no_moments()
         state.return_moments = merge(before, batch_moments(target.cpu()))
@@ -62,11 +60,68 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
         obs=flat(rollout.obs),
         action=flat(rollout.action),
         log_prob=flat(old.log_prob),
-        value=flat(old.value),
+        parameters=flat(old.distribution.parameters),
+        value=flat(value),
         advantage=advantage,
         target=target,
         episode=episode,
     )
+
+
+@torch.no_grad()
+def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Transitions:
+    """S, A, R, S' and A', for a critic of actions; `value` and `advantage` are Q(S,A).
+
+    A' is what was done in the next row. After the last row and where an episode ended it is still
+    to be drawn: after the last row from the noise with which the next rollout begins, so that it
+    is what will be done there, and in the last state of an episode from noise of its own.
+    """
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
+    old = state.engine.evaluate(rollout.obs, rollout.action, entropy=False)
+    _check_acted(rollout, old.distribution.parameters[[0, -1]])
+    next_obs = torch.cat([rollout.obs[1:], rollout.last_obs[None]])
+    undecided = rollout.boundary.clone()
+    undecided[-1] = True
+    noise = policy.head.noise(state.shuffling, tuple(undecided.shape)).to(policy.device)
+    state.ahead = policy.head.noise(state.collecting, (1, undecided.shape[1]))
+    ended = torch.zeros_like(undecided).view(-1)
+    if len(rollout.final_obs):
+        next_obs.flatten(0, 1)[rollout.final_index] = rollout.final_obs
+        ended[rollout.final_index] = True
+    goes_on = ~ended.view_as(undecided)[-1]
+    noise[-1, goes_on] = state.ahead.to(noise)[0, goes_on]
+    keep, episode = _layout(rollout)
+
+    def flat(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).flatten(0, 1)[keep]
+
+    value = flat(old.value)
+    return Transitions(
+        obs=flat(rollout.obs),
+        action=flat(rollout.action),
+        log_prob=flat(old.log_prob),
+        parameters=flat(old.distribution.parameters),
+        value=value,
+        advantage=_normalized(algorithm, value, episode),
+        target=value,  # until the actor has moved
+        episode=episode,
+        reward=flat(reward),
+        terminated=flat(rollout.terminated),
+        next_obs=flat(next_obs),
+        next_action=flat(torch.cat([rollout.action[1:], rollout.action[-1:]])),
+        undecided=flat(undecided),
+        noise=flat(noise),
+    )
+
+
+def _normalized(algorithm: OnPolicy, advantage: Tensor, episode: Tensor) -> Tensor:
+    """Brought to mean 0 and deviation 1 here, unless that is left to each minibatch."""
+    if algorithm.normalize_advantage == "batch":
+        return standardize(advantage)
+    if algorithm.normalize_advantage == "episode":
+        return standardize_groups(advantage, episode)
+    return advantage
 
 
 def _estimate(algorithm: OnPolicy, kind: str, delta: Tensor, boundary: Tensor) -> Tensor:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from proximo.algorithms.base import OnPolicy
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import Batch, LossSpec
+from proximo.types import Batch, LossSpec, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from proximo.algorithms.engines import Engine
-    from proximo.nets.actor_critic import ActorCritic
+    from proximo.nets.actor_critic import ActorCritic, Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,51 +30,59 @@ class PPO(OnPolicy):
 
     name: ClassVar[str] = "ppo"
 
-    clip: Coefficient = 0.2
-    """epsilon of eq. 7: a ratio earns nothing beyond [1 - eps, 1 + eps]; a number or schedule."""
+    clip: Coefficient | None = 0.2
+    """epsilon of eq. 7: a ratio earns nothing beyond [1 - eps, 1 + eps]; a number or schedule;
+    none: no clipping, eq. 6."""
+    clip_high: Coefficient | None = None
+    """An epsilon of its own for the upper end of the interval; none: the same."""
+    dual_clip: float | None = None
+    """Where A < 0, no sample counts for more than this many times A; none: without limit."""
     target_kl: float | None = None
     """End the update after the epoch in which KL(old, new) passed this many nats; none: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("clip", 0, float("inf"), above=True)
-        self._check("target_kl", 0, float("inf"), above=True)
+        for name in ("clip", "clip_high", "target_kl"):
+            self._check(name, 0, float("inf"), above=True)
+        self._check("dual_clip", 1, float("inf"), above=True)
+        if self.clip is None and (self.clip_high, self.dual_clip) != (None, None):
+            raise UsageError(
+                "algorithm.clip is none, but clip_high or dual_clip is set: they belong to a clip"
+            )
 
-    def coefficients(self, progress: float) -> dict[str, float]:
-        return {"clip": as_schedule(self.clip)(progress), **super().coefficients(progress)}
+    def coefficients(self, progress: float, beta: float | None = None) -> dict[str, float]:
+        names = [name for name in ("clip", "clip_high") if getattr(self, name) is not None]
+        clips = {name: as_schedule(getattr(self, name))(progress) for name in names}
+        return {**clips, **super().coefficients(progress)}
 
-    def loss(
-        self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        from proximo.functional.losses import clipped_surrogate
-        from proximo.functional.masked import masked_mean, standardize
+    def objective(
+        self,
+        policy: ActorCritic,
+        new: Evaluation,
+        batch: Batch,
+        advantage: Tensor,
+        coefficients: Mapping[str, float | Tensor],
+    ) -> Tensor:
+        from proximo.functional.losses import clipped_surrogate, surrogate
 
-        new = policy.evaluate(batch.obs, batch.action, entropy=self.values_entropy)
-        per_minibatch = self.normalize_advantage == "minibatch"
-        advantage = standardize(batch.advantage) if per_minibatch else batch.advantage
-        objective = clipped_surrogate(new.log_prob, batch.log_prob, advantage, coefficients["clip"])
-        policy_loss = -masked_mean(objective)
-        value_loss = masked_mean(
-            self.value_error(policy, new.value, batch, coefficients["value_clip"])
+        if self.clip is None:
+            return surrogate(new.log_prob, batch.log_prob, advantage)
+        high = coefficients.get("clip_high")
+        clip = coefficients["clip"]
+        return clipped_surrogate(
+            new.log_prob, batch.log_prob, advantage, clip, high, self.dual_clip
         )
-        loss = policy_loss + self.value_coef * value_loss
-        if new.entropy is not None:
-            loss = loss - coefficients["entropy_coef"] * masked_mean(new.entropy)
-        terms = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss}
-        return loss, {name: term.detach() for name, term in terms.items()}
 
     def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
         if type(self) is not PPO:  # a subclass may have a loss of its own
             return None
-        return LossSpec(
-            clip=coefficients["clip"],
-            entropy_coef=coefficients["entropy_coef"],
-            value_coef=self.value_coef,
-            value_loss=self.value_loss,
-            value_clip=coefficients["value_clip"],
-            huber_delta=self.huber_delta,
-            standardize=self.normalize_advantage == "minibatch",
-            max_grad_norm=self.max_grad_norm,
+        clip = coefficients.get("clip", math.inf)
+        return self.spec(
+            coefficients,
+            "ratio",
+            clip=clip,
+            clip_high=coefficients.get("clip_high", clip),
+            dual_clip=self.dual_clip or 0.0,
             target_kl=self.target_kl,
         )
 
@@ -90,19 +99,15 @@ class PPO(OnPolicy):
             return bool(masked_mean(k3(new.log_prob, batch.log_prob)) > self.target_kl)
 
     def read(
-        self, engine: Engine, batch: Batch, coefficients: dict[str, float]
+        self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
-        """KL(old, new), the share of samples outside the clip, the entropy: after the update."""
-        from proximo.functional.kl import k3
+        """Besides, the share of samples whose ratio has left the clip's interval."""
         from proximo.functional.masked import masked_mean
 
-        new = engine.evaluate(batch.obs, batch.action, entropy=True)
-        assert new.entropy is not None
-        ratio = (new.log_prob - batch.log_prob).exp()
-        return {
-            "approx_kl": masked_mean(k3(new.log_prob, batch.log_prob)),
-            "clip_fraction": masked_mean(
-                ((ratio - 1).abs() > coefficients["clip"]).to(ratio.dtype)
-            ),
-            "entropy": masked_mean(new.entropy),
-        }
+        readings = super().read(policy, new, batch, coefficients)
+        if self.clip is not None:
+            moved = (new.log_prob - batch.log_prob).exp() - 1
+            high = coefficients.get("clip_high", coefficients["clip"])
+            outside = (moved > high) | (moved < -coefficients["clip"])
+            readings["clip_fraction"] = masked_mean(outside.to(moved.dtype))
+        return readings

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from proximo.algorithms.engines import Engine, Layout, NativeEngine, TorchEngine
-from proximo.functional.masked import explained_variance
+from proximo.algorithms.engines import (
+    Engine,
+    Layout,
+    NativeEngine,
+    TorchEngine,
+    clip_gradient,
+)
+from proximo.functional.kl import adapted_rate
+from proximo.functional.masked import explained_variance, masked_mean, standardize
 from proximo.functional.moments import batch_moments, merge, no_moments
-from proximo.functional.schedules import as_schedule
+from proximo.functional.returns import td_error
 from proximo.native.library import obstacle
-from proximo.types import Batch, Metrics, TrainState, UsageError
+from proximo.types import Batch, Metrics, TrainState, Transitions, UsageError
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -26,9 +35,11 @@ def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> La
     The last of the shuffled ones may be smaller.
     """
     count, epochs = len(batch), algorithm.epochs
-    if algorithm.minibatches == "episodes":
-        lengths = torch.bincount(batch.episode)
-        return Layout(torch.arange(count).expand(epochs, count), [0, *lengths.cumsum(0).tolist()])
+    if algorithm.minibatches != "shuffled":
+        bounds = [0, count]
+        if algorithm.minibatches == "episodes":
+            bounds = [0, *torch.bincount(batch.episode).cumsum(0).tolist()]
+        return Layout(torch.arange(count).expand(epochs, count), bounds)
     orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(epochs)])
     return Layout(orders, [*range(0, count, algorithm.minibatch_size), count])
 
@@ -38,6 +49,8 @@ def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[
 
     auto: native where it can be, else torch. Raises `UsageError` for native where it cannot be.
     """
+    if wish == "compile" and algorithm.action_values:
+        raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
     if wish == "compile" and algorithm.minibatches == "episodes":
         raise UsageError(
             "run.engine is compile, but algorithm.minibatches is episodes, each of a length of its "
@@ -65,18 +78,92 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
 
     Raises `TrainState.fault` if a loss, gradient or reading of the new policy was not finite.
     """
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
     engine: Engine = state.engine
-    coefficients = algorithm.coefficients(state.progress)
+    coefficients = algorithm.coefficients(state.progress, state.beta)
     rates = set_learning_rates(algorithm, state)
     layout = lay_out(algorithm, batch, state.shuffling)
     done = engine.descend(algorithm, batch, layout, coefficients)
+    terms = {name: total / done.steps for name, total in done.terms.items()}
+    return {
+        **_read(algorithm, state, batch, coefficients, terms),
+        **rates,
+        **coefficients,
+        "epochs": done.epochs,
+        "gradient_steps": done.steps,
+        "gradient_steps_saved": (algorithm.epochs - done.epochs) * (len(layout.bounds) - 1),
+    }
+
+
+def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -> Metrics:
+    """A step of the actor along Q(S,A); A' from the moved actor; a step of the critic of actions.
+
+    Raises `TrainState.fault` if a loss, gradient or reading of the new policy was not finite.
+    """
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    coefficients = algorithm.coefficients(state.progress)
+    rates = set_learning_rates(algorithm, state)
+
+    def step(loss: Tensor, which: int) -> Tensor:
+        flat = state.optimizer.flats[which]
+        flat.grad.zero_()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = clip_gradient([flat], algorithm.max_grad_norm)
+        state.optimizer.step(which)
+        return norm
+
+    new = policy.evaluate(batch.obs, batch.action, entropy=algorithm.values_entropy)
+    per_minibatch = algorithm.normalize_advantage == "minibatch"
+    advantage = standardize(batch.advantage) if per_minibatch else batch.advantage
+    policy_loss = -masked_mean(algorithm.objective(policy, new, batch, advantage, coefficients))
+    loss = policy_loss
+    if new.entropy is not None:
+        loss = loss - coefficients["entropy_coef"] * masked_mean(new.entropy)
+    norm = step(loss, 0)
     with torch.no_grad():
-        readings = {
-            **{name: total / done.steps for name, total in done.terms.items()},
-            **algorithm.read(engine, batch, coefficients),
-            "explained_variance": explained_variance(batch.value, batch.target),
-        }
+        drawn, _ = policy.act(batch.next_obs, batch.noise)
+        undecided = batch.undecided.view(-1, *[1] * (drawn.dim() - 1))
+        next_action = torch.where(undecided, drawn, batch.next_action)
+        next_value = policy.action_value(batch.next_obs, next_action)
+        zero = torch.zeros_like(next_value)
+        target = td_error(batch.reward, zero, next_value, batch.terminated, algorithm.gamma)
+        if policy.normalize_returns:
+            before = state.return_moments or no_moments()
+            state.return_moments = merge(before, batch_moments(target.cpu()))
+            policy.set_return_moments(state.return_moments)
+    batch = dataclasses.replace(batch, target=target)
+    value = policy.action_value(batch.obs, batch.action)
+    error = algorithm.value_error(policy, value, batch, coefficients["value_clip"])
+    value_loss = masked_mean(error)
+    critic_norm = step(value_loss, 1)
+    terms = {
+        "loss": loss.detach() + value_loss.detach(),
+        "policy_loss": policy_loss.detach(),
+        "value_loss": value_loss.detach(),
+        "grad_norm": norm,
+        "critic_grad_norm": critic_norm,
+    }
+    return {**_read(algorithm, state, batch, coefficients, terms), **rates, **coefficients}
+
+
+def _read(
+    algorithm: OnPolicy,
+    state: TrainState,
+    batch: Batch,
+    coefficients: dict[str, float],
+    terms: dict[str, Tensor],
+) -> Metrics:
+    """The terms of the loss and what the policy has become; moves what follows from them.
+
+    That is, the running moments of the observations and the scale of the learning rate.
+    """
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    with torch.no_grad():
+        new = state.engine.evaluate(batch.obs, batch.action, entropy=True)
+        readings = {**terms, **algorithm.read(policy, new, batch, coefficients)}
+        if algorithm.critic:
+            readings["explained_variance"] = explained_variance(batch.value, batch.target)
+        else:
+            readings.pop("value_loss", None)
     if policy.normalize_obs:
         before = state.obs_moments or no_moments(policy.obs_shape)
         state.obs_moments = merge(before, batch_moments(batch.obs.cpu()))
@@ -86,27 +173,22 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
     metrics = dict(zip(readings, values.cpu().double().tolist(), strict=True))
     # The readings after the update are computed with its weights: they show what the losses,
     # computed before each step, cannot.
-    for name in ("loss", "grad_norm", "approx_kl", "entropy"):
+    for name in ("loss", "grad_norm", "critic_grad_norm", "approx_kl", "entropy"):
         if not math.isfinite(metrics.get(name, 0.0)):
             raise state.fault(
                 f"{name} became {metrics[name]} in update {state.updates + 1}: a smaller learning "
                 "rate, reward scaling or observation normalisation are the usual remedies"
             )
     del metrics["loss"]
-    return {
-        **metrics,
-        **rates,
-        **coefficients,
-        "epochs": done.epochs,
-        "gradient_steps": done.steps,
-        "gradient_steps_saved": (algorithm.epochs - done.epochs) * (len(layout.bounds) - 1),
-    }
+    if algorithm.desired_kl is not None:
+        moved = metrics["approx_kl"]
+        state.rate_scale = adapted_rate(state.rate_scale, moved, algorithm.desired_kl)
+    return metrics
 
 
 def set_learning_rates(algorithm: OnPolicy, state: TrainState) -> dict[str, float]:
     """Bring the optimizer's step sizes to where their schedules stand; returns them."""
-    rates = {"learning_rate": as_schedule(algorithm.learning_rate)(state.progress)}
-    if algorithm.critic_learning_rate is not None:
-        rates["critic_learning_rate"] = as_schedule(algorithm.critic_learning_rate)(state.progress)
-    state.optimizer.rates = list(rates.values())
+    rates = algorithm.rates(state.progress, state.rate_scale)
+    names = ("learning_rate", "critic_learning_rate")[: len(state.optimizer.flats)]
+    state.optimizer.rates = [rates.get(name, 0.0) for name in names]
     return rates

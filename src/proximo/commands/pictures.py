@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ PANELS = (
 )
 """Title, and what is drawn: key of a row of metrics.jsonl, label."""
 
-COLORS = ("#1f5fa8", "#d1690e")
+COLORS = ("#1f5fa8", "#d1690e", "#1b8a6b", "#9b3f8f", "#444444", "#a88a00")
 
 
 def _extra(module: str) -> Any:
@@ -40,6 +41,12 @@ def _extra(module: str) -> Any:
         raise UsageError(f'pictures need {error.name}: pip install "proximo[pictures]"') from error
 
 
+def pyplot() -> Any:
+    """matplotlib.pyplot, which draws into files. Raises `UsageError` where it is missing."""
+    _extra("matplotlib").use("Agg")
+    return _extra("matplotlib.pyplot")
+
+
 def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     """Every reading over the environment steps; several runs as their mean and deviation.
 
@@ -47,9 +54,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
 
     Raises `UsageError` for a run without metrics, and for runs of different worlds.
     """
-    matplotlib = _extra("matplotlib")
-    matplotlib.use("Agg")
-    plt = _extra("matplotlib.pyplot")
+    plt = pyplot()
     runs = [folder.read_metrics() for folder in folders]
     for folder, rows in zip(folders, runs, strict=True):
         if not rows:
@@ -131,18 +136,99 @@ def _draw(
     if len(curves) == 1:
         axes.plot(*curves[0], color=color, linewidth=1.2, label=label)
         return
-    # Runs may have logged at different steps: read all of them where the longest has points,
-    # as far as the shortest goes.
-    steps = max(curves, key=lambda curve: len(curve[0]))[0]
-    begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    steps = steps[(steps >= begin) & (steps <= end)]
-    values = np.stack([np.interp(steps, x, y) for x, y in curves])
+    steps, values = _together(curves)
     mean, deviation = values.mean(0), values.std(0)
     axes.plot(steps, mean, color=color, linewidth=1.2, label=label)
     low = mean - deviation
     if (values >= 0).all():
         low = low.clip(0)
     axes.fill_between(steps, low, mean + deviation, color=color, alpha=0.2, linewidth=0)
+
+
+def _together(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the values of all curves there.
+
+    Runs may have logged at different steps: all of them are read where the longest has points, as
+    far as the shortest goes.
+    """
+    steps = max(curves, key=lambda curve: len(curve[0]))[0]
+    begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    steps = steps[(steps >= begin) & (steps <= end)]
+    return steps, np.stack([np.interp(steps, x, y) for x, y in curves])
+
+
+def draw_comparison(
+    groups: Mapping[str, Sequence[RunFolder]], out: Path, title: str, threshold: float | None
+) -> list[str]:
+    """Returns over the environment steps, each group of runs as its mean in its range.
+
+    Returns what the reader of the picture should know besides.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    notes, ends = [], []
+    for color, (name, folders) in zip(itertools.cycle(COLORS), groups.items(), strict=False):
+        curves = [_curve(folder.read_metrics(), "return_mean") for folder in folders]
+        curves = [curve for curve in curves if len(curve[0])]
+        if not curves:
+            notes.append(f"{name} has no curve: no episode ended in its runs")
+            continue
+        steps, values = _together(curves)
+        mean = values.mean(0)
+        axes.plot(steps, mean, color=color, linewidth=1.5)
+        axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
+        ends.append((mean[-1], steps[-1], name, color))
+    if threshold is not None:
+        axes.axhline(threshold, color="#888888", linestyle="--", linewidth=1, zorder=1)
+        axes.annotate(
+            f"threshold {threshold:g}",
+            (0.005, threshold),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            color="#666666",
+            fontsize=8,
+        )
+    axes.set_xlim(0, max((end for _, end, _, _ in ends), default=None))
+    axes.set_ylim(*axes.get_ylim())
+    _name_ends(axes, ends)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("return, mean of the last 100 episodes")
+    axes.set_title(title, fontsize=11, loc="left")
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+    return notes
+
+
+def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """Each (y, x, name, color) at the right edge, as near to y as the other names allow."""
+    low, high = axes.get_ylim()
+    ordered = sorted(ends, reverse=True)
+    places = [(y - low) / (high - low) for y, *_ in ordered]
+    gap = 0.05
+    room = 1.0
+    for i, place in enumerate(places):  # from the top down, then what fell below from the bottom up
+        places[i] = min(place, room)
+        room = places[i] - gap
+    room = 0.0
+    for i in reversed(range(len(places))):
+        places[i] = max(places[i], room)
+        room = places[i] + gap
+    for (y, x, name, color), place in zip(ordered, places, strict=True):
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            arrowprops={"arrowstyle": "-", "color": color, "linestyle": ":", "linewidth": 0.8},
+            annotation_clip=False,
+            verticalalignment="center",
+            color=color,
+            fontweight="bold",
+        )
 
 
 def _draw_evaluations(axes: Any, runs: Sequence[list[dict[str, Any]]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ from proximo.commands.arguments import allow_code, parse
 from proximo.envs.config import EnvConfig
 from proximo.nets.config import NetConfig
 from proximo.run.config import (
+    ALGORITHMS,
     Config,
     RolloutConfig,
     RunConfig,
@@ -40,7 +42,7 @@ class Train:
     method: Annotated[Positional[str | None], arg(metavar="ALGORITHM", help_behavior_hint="")] = (
         None
     )
-    """What to train with: ppo."""
+    """What to train with: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
     world: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
     """Where: a Gymnasium id such as CartPole-v1, or module:Class."""
     seed: Annotated[int | None, SHORT] = None
@@ -66,7 +68,7 @@ class Train:
     """Begin with the last policy of this run."""
     quiet: bool = False
     """Print nothing but errors."""
-    algorithm: PPO = field(default_factory=PPO)
+    algorithm: OnPolicy = field(default_factory=PPO)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     net: NetConfig = field(default_factory=NetConfig)
@@ -74,11 +76,14 @@ class Train:
 
 
 def main(arguments: list[str]) -> int:
-    # Twice: first for what decides on the defaults, then with those.
-    chosen = parse(Train, "train", arguments)
-    base, preset = _base(chosen)
+    # Twice: first for what decides on the algorithm and the defaults, then with those.
+    asks = [word for word in arguments if word in ("-h", "--help")]
+    words = [word for word in arguments if word not in asks]
+    chosen = parse(_command(_any_algorithm()), "train", words)
+    base, preset = _base(chosen, asks=bool(asks))
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-    final = parse(Train, "train", arguments, dataclasses.replace(Train(), **sections))
+    command = _command(type(base.algorithm))
+    final = parse(command, "train", arguments, command(**sections))
     config = _config(final, arguments)
 
     from proximo.commands.running import begin
@@ -86,8 +91,26 @@ def main(arguments: list[str]) -> int:
     return begin(config, preset, run_dir=final.run_dir, start=final.start, quiet=final.quiet)
 
 
-def _base(chosen: Train) -> tuple[Config, Preset | None]:
-    """What the arguments are laid over: a file, a preset or the defaults."""
+def _command(algorithm: type[OnPolicy]) -> type[Train]:
+    """The command with the flags of this algorithm."""
+    own = ("algorithm", algorithm, field(default_factory=algorithm))
+    made = dataclasses.make_dataclass("Train", [own], bases=(Train,), frozen=True, kw_only=True)
+    made.__doc__ = Train.__doc__
+    return made
+
+
+def _any_algorithm() -> type[OnPolicy]:
+    """Every flag of every algorithm, to read a line whose algorithm is not known yet."""
+    settings: dict[str, tuple[str, typing.Any, typing.Any]] = {}
+    for algorithm in ALGORITHMS.values():
+        hints = typing.get_type_hints(algorithm)
+        for f in dataclasses.fields(algorithm):
+            settings.setdefault(f.name, (f.name, hints[f.name], field(default=f.default)))
+    return dataclasses.make_dataclass("AnyAlgorithm", settings.values(), frozen=True, kw_only=True)
+
+
+def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
+    """What the arguments are laid over: a file, a preset or the defaults. asks: for help."""
     if chosen.config is not None:
         if chosen.method is not None:
             algorithm_type(chosen.method)
@@ -100,21 +123,22 @@ def _base(chosen: Train) -> tuple[Config, Preset | None]:
             f"there is no algorithm {chosen.method!r}: name one before the world, as in: "
             f"proximo train ppo {chosen.method}"
         )
-    if chosen.method is None and chosen.preset in (None, "none"):
+    if chosen.method is None and chosen.preset in (None, "none") and not asks:
         names = ", ".join(preset.name for preset in PRESETS)
         raise UsageError(
             "name an algorithm and a world, as in: proximo train ppo CartPole-v1 "
             f"(or --config FILE, or --preset with one of {names})"
         )
     preset = None
+    method = algorithm_type(chosen.method).name if chosen.method else None
     if chosen.preset is None:
-        preset = find_preset(chosen.method or "", world or "")
+        preset = find_preset(method or "", world or "")
     elif chosen.preset != "none":
         preset = named_preset(chosen.preset)
-    if preset and chosen.method not in (None, preset.algorithm):
-        raise UsageError(f"the preset {preset.name} is for {preset.algorithm}, not {chosen.method}")
+    if preset and method not in (None, preset.algorithm):
+        raise UsageError(f"the preset {preset.name} is for {preset.algorithm}, not {method}")
     tables = {name: dict(table) for name, table in (preset.settings if preset else {}).items()}
-    tables.setdefault("algorithm", {})["name"] = algorithm_type(chosen.method or "ppo").name
+    tables.setdefault("algorithm", {})["name"] = preset.algorithm if preset else method or PPO.name
     tables.setdefault("env", {})["id"] = world or (preset.envs[0] if preset else "")
     return from_tables(tables), preset
 
@@ -124,9 +148,8 @@ def _config(final: Train, arguments: list[str]) -> Config:
     env = dataclasses.replace(final.env, id=world) if world else final.env
     short = ("seed", "total_steps", "stop_at", "device")
     given = {name: getattr(final, name) for name in short if getattr(final, name) is not None}
-    algorithm: OnPolicy = final.algorithm
     config = Config(
-        algorithm=algorithm,
+        algorithm=final.algorithm,
         rollout=final.rollout,
         env=env,
         net=final.net,

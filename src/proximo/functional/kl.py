@@ -1,10 +1,28 @@
-"""How far the new policy has moved from the old one, estimated from the old one's samples."""
+"""How far the new policy has moved from the old one, and what to do about it."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from proximo.functional.distributions import Categorical, Distribution, Gaussian
 from proximo.functional.shapes import same_shape
+
+
+def kl_divergence(old: Distribution, new: Distribution) -> Tensor:
+    """KL(old, new) = E_old[log p_old - log p_new] in nats, exactly. Returns [...].
+
+    Categorical: Σ p_old (log p_old - log p_new). Gaussian: Σ_d [log σ/σ_old + (σ_old² + (μ_old -
+    μ)²)/(2σ²) - ½]. Raises `TypeError` for two of different kinds.
+    """
+    if isinstance(old, Categorical) and isinstance(new, Categorical):
+        same_shape(old=old.log_p, new=new.log_p)
+        return (old.log_p.exp() * (old.log_p - new.log_p)).sum(-1)
+    if isinstance(old, Gaussian) and isinstance(new, Gaussian):
+        same_shape(old=old.mean, new=new.mean)
+        precision = (-2 * new.log_std).exp()
+        spread = ((2 * old.log_std).exp() + (old.mean - new.mean).square()) * precision
+        return (new.log_std - old.log_std + 0.5 * (spread - 1)).sum(-1)
+    raise TypeError(f"no KL between a {type(old).__name__} and a {type(new).__name__}")
 
 
 def k3(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
@@ -16,3 +34,25 @@ def k3(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
     log_ratio = log_prob - old_log_prob
     return log_ratio.expm1() - log_ratio
+
+
+def adapted_beta(beta: float, kl: float, target: float) -> float:
+    """The KL penalty's weight for the next update: β/2 if d < d_targ/1.5, 2β if d > 1.5 d_targ.
+
+    Schulman et al. 2017 (arXiv 1707.06347), section 4. kl: d, of the whole batch after the last
+    gradient step. Kept within [1e-6, 1e6], so that it can come back.
+    """
+    if kl < target / 1.5:
+        return max(beta / 2, 1e-6)
+    return min(beta * 2, 1e6) if kl > target * 1.5 else beta
+
+
+def adapted_rate(scale: float, kl: float, target: float) -> float:
+    """The learning rate's factor for the next update: s/1.5 if d > 2 d_targ, 1.5 s if d < d_targ/2.
+
+    From legged robotics (Rudin et al. 2021, arXiv 2109.11978), once per update. Kept within
+    [0.01, 100].
+    """
+    if kl > 2 * target:
+        return max(scale / 1.5, 0.01)
+    return min(scale * 1.5, 100.0) if kl < target / 2 else scale

@@ -13,6 +13,16 @@ def _ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     return (log_prob - old_log_prob).clamp(max=80).exp()
 
 
+def policy_gradient(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """L^PG = log π(a|s) Â, whose gradient is the policy gradient.
+
+    Schulman et al. 2017 (arXiv 1707.06347), eq. 2; Williams 1992 with the return, or the return
+    less a baseline, for Â. All [B]; returns [B], to be maximised.
+    """
+    same_shape(log_prob=log_prob, advantage=advantage)
+    return log_prob * advantage
+
+
 def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tensor:
     """L^CPI: r Â with r = exp(log π(a|s) - log π_old(a|s)).
 
@@ -23,17 +33,44 @@ def surrogate(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor) -> Tens
 
 
 def clipped_surrogate(
-    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float | Tensor
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    clip: float | Tensor,
+    clip_high: float | Tensor | None = None,
+    dual_clip: float | None = None,
 ) -> Tensor:
     """L^CLIP: min(r Â, clip(r, 1 - ε, 1 + ε) Â), a lower bound on `surrogate`.
 
     Schulman et al. 2017, eq. 7. All [B], ε > 0; returns [B], to be maximised. The gradient is that
     of r Â, except 0 where the ratio has already left the interval on the side that Â favours.
+    clip_high: an ε of its own for the upper end (Yu et al. 2025, arXiv 2503.14476). dual_clip: for
+    Â < 0 no less than c Â, c > 1 (Ye et al. 2020, arXiv 1912.09729, eq. 5).
     """
     same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
     ratio = _ratio(log_prob, old_log_prob)
-    within = ratio.clamp(1 - clip, 1 + clip)  # type: ignore[arg-type]
-    return torch.minimum(ratio * advantage, within * advantage)
+    high = clip if clip_high is None else clip_high
+    within = ratio.clamp(1 - clip, 1 + high)  # type: ignore[arg-type]
+    objective = torch.minimum(ratio * advantage, within * advantage)
+    if dual_clip is None:
+        return objective
+    floor = torch.maximum(objective, dual_clip * advantage)
+    return torch.where(advantage < 0, floor, objective)
+
+
+def penalized_surrogate(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    kl: Tensor,
+    beta: float | Tensor,
+) -> Tensor:
+    """L^KLPEN = r Â - β KL(π_old, π), with the KL of the whole distributions in each state.
+
+    Schulman et al. 2017, eq. 8. All [B], kl in nats; returns [B], to be maximised.
+    """
+    same_shape(log_prob=log_prob, kl=kl)
+    return surrogate(log_prob, old_log_prob, advantage) - beta * kl
 
 
 def squared_error(value: Tensor, target: Tensor) -> Tensor:

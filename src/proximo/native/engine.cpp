@@ -1,4 +1,4 @@
-// PPO on multilayer perceptrons: act, evaluate, and a whole update (all epochs and minibatches: gather,
+// PPO and its relatives on multilayer perceptrons: act, evaluate, and a whole update (all epochs and minibatches: gather,
 // forward, loss, backward, norm clip, optimizer, KL stop) in one call each.
 //
 // The same numbers as PyTorch gives with nets/ and algorithms/, up to rounding; tests/native holds them
@@ -32,6 +32,7 @@ typedef int32_t VecInt __attribute__((vector_size(WIDE * sizeof(int32_t))));
 enum Activation { TANH = 0, RELU = 1, ELU = 2 };
 enum ValueLoss { MSE = 0, HUBER = 1, CLIPPED = 2 };
 enum Optimizer { ADAM = 0, RMSPROP = 1, SGD = 2 };
+enum Objective { RATIO = 0, LOG = 1, NONE = 2 };  // the surrogate, the policy gradient, the critic alone
 
 constexpr float LOG_STD_MIN = -10.0f, LOG_STD_MAX = 2.0f;  // functional/distributions.py
 constexpr float STANDARDIZE_EPS = 1e-8f;                   // functional/masked.py
@@ -394,12 +395,14 @@ extern "C" {
 
 struct ProximoPolicy {
   int32_t inputs, actions, hidden_count, hidden[MAX_LAYERS], activation, shared, gaussian, squash;
+  int32_t tanh_mean, softplus;  // a Gaussian's mean within its bounds, its deviation from the state
   float obs_clip;
   int64_t start;            // the first of the categorical actions, as the world counts them
   float *actor, *critic;    // flat weights, in the order of ActorCritic; shared: critic is null
   const float *obs_shift, *obs_scale;        // [inputs], or null: observations are used as they are
   const float *return_shift, *return_scale;  // [], or null: the critic's output is the value
   const float *low, *high;                   // [actions] bounds of continuous actions
+  const float *middle, *reach;               // [actions] their middle and half width, for tanh_mean
 };
 
 struct ProximoRollout {  // T steps of N worlds
@@ -419,6 +422,7 @@ struct ProximoBatch {  // B samples
   const int64_t* choice;
   const float* action;
   const float *log_prob, *value, *advantage, *target;
+  const float* parameters;  // [B, P] of the distributions that acted, as in ProximoRollout
 };
 
 struct ProximoEvaluation {  // of B samples
@@ -432,8 +436,10 @@ struct ProximoPart {  // the actor's parameters, or the critic's
 };
 
 struct ProximoUpdate {
-  int32_t epochs, minibatches, value_loss, standardize, optimizer, threads;
-  float clip, entropy_coef, value_coef, value_clip, huber_delta;
+  int32_t epochs, minibatches, objective, value_loss, standardize, optimizer, threads;
+  float clip, clip_high;  // infinite: none
+  float dual_clip, beta;  // 0: none
+  float entropy_coef, value_coef, value_clip, huber_delta;
   float max_norm, target_kl;  // 0: none
   float decay1, decay2, eps;
   int64_t step;           // of the optimizer, before this update
@@ -458,6 +464,8 @@ INLINE void log_softmax(const float* z, int n, float* log_p) {
 }
 
 INLINE float bounded(float x, float low, float high) { return std::min(std::max(x, low), high); }
+
+INLINE float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 
 struct Terms {  // of one minibatch: means, and the square of the gradient
   double policy_loss = 0, value_loss = 0, entropy = 0, square = 0;
@@ -485,10 +493,11 @@ class Lane {
       width = p.hidden[n];
     }
     if (acts) {
-      logits_.add(width, p.actions, offset);
+      logits_.add(width, p.softplus ? 2 * p.actions : p.actions, offset);
       log_std_offset_ = offset;
-      if (p.gaussian) offset += p.actions;
+      if (p.gaussian && !p.softplus) offset += p.actions;
       log_p_.resize(p.actions);
+      mean_.resize(p.actions);
       log_std_.resize(p.actions);
       inverse_std_.resize(p.actions);
       log_std_gradient_.resize(p.actions);
@@ -502,7 +511,7 @@ class Lane {
     trunk_.load(weights_);
     if (!logits_.empty()) logits_.load(weights_);
     if (!baseline_.empty()) baseline_.load(weights_);
-    if (acts_ && p_.gaussian)
+    if (acts_ && p_.gaussian && !p_.softplus)
       for (int d = 0; d < p_.actions; d++) {
         log_std_[d] = bounded(weights_[log_std_offset_ + d], LOG_STD_MIN, LOG_STD_MAX);
         inverse_std_[d] = std::exp(-log_std_[d]);
@@ -522,13 +531,14 @@ class Lane {
         const float* z = logits_.out() + (int64_t)m * logits_.width();
         float* parameters = r.parameters + (r.worlds + begin + m) * width;
         if (p_.gaussian) {
+          const float* mean = gaussian(z);
           for (int d = 0; d < A; d++) {
-            const float a = r.noise ? z[d] + r.noise[row * A + d] / inverse_std_[d] : z[d];
+            const float a = r.noise ? mean[d] + r.noise[row * A + d] / inverse_std_[d] : mean[d];
             const float low = p_.low[d], high = p_.high[d];
             const float within = p_.squash ? low + (std::tanh(a) + 1) / 2 * (high - low) : a;
             r.action[row * A + d] = a;
             ((float*)r.taken)[row * A + d] = bounded(within, low, high);
-            parameters[d] = z[d];
+            parameters[d] = mean[d];
             parameters[A + d] = log_std_[d];
           }
         } else {
@@ -564,7 +574,7 @@ class Lane {
           if (to.parameters) {
             const float* z = logits_.out() + (int64_t)m * logits_.width();
             float* parameters = to.parameters + row * width;
-            std::copy_n(p_.gaussian ? z : log_p_.data(), A, parameters);
+            std::copy_n(p_.gaussian ? (p_.tanh_mean ? mean_.data() : z) : log_p_.data(), A, parameters);
             if (p_.gaussian) std::copy_n(log_std_.data(), A, parameters + A);
           }
         }
@@ -623,7 +633,7 @@ class Lane {
     trunk_.store_gradient(part.gradient);
     if (acts_) {
       logits_.store_gradient(part.gradient);
-      for (int d = 0; p_.gaussian && d < p_.actions; d++) {
+      for (int d = 0; p_.gaussian && !p_.softplus && d < p_.actions; d++) {
         const float free = weights_[log_std_offset_ + d];
         const bool inside = free >= LOG_STD_MIN && free <= LOG_STD_MAX;
         part.gradient[log_std_offset_ + d] = inside ? log_std_gradient_[d] : 0.0f;
@@ -666,7 +676,18 @@ class Lane {
                   p_.inputs * sizeof(float));
   }
 
-  // log pi(a|s) of sample `row`, which went through the network as row m; categorical: log_p_ too.
+  // The mean of a Gaussian from the outputs of a row; log_std_ and inverse_std_ too, if it has its own.
+  INLINE const float* gaussian(const float* z) {
+    for (int d = 0; p_.tanh_mean && d < p_.actions; d++) mean_[d] = p_.middle[d] + p_.reach[d] * std::tanh(z[d]);
+    for (int d = 0; p_.softplus && d < p_.actions; d++) {
+      const float std = std::max(softplus(z[p_.actions + d]), std::exp(LOG_STD_MIN));
+      log_std_[d] = bounded(std::log(std), LOG_STD_MIN, LOG_STD_MAX);
+      inverse_std_[d] = std::exp(-log_std_[d]);
+    }
+    return p_.tanh_mean ? mean_.data() : z;
+  }
+
+  // log pi(a|s) of sample `row`, which went through the network as row m; also log_p_, or what a Gaussian is.
   float log_prob(const ProximoBatch& b, int64_t row, int m, bool with_entropy, float& entropy) {
     const int A = p_.actions;
     const float* z = logits_.out() + (int64_t)m * logits_.width();
@@ -676,8 +697,9 @@ class Lane {
       return log_p_[b.choice[row]];
     }
     float sum = 0;
+    const float* mean = gaussian(z);
     for (int d = 0; d < A; d++) {
-      const float u = (b.action[row * A + d] - z[d]) * inverse_std_[d];
+      const float u = (b.action[row * A + d] - mean[d]) * inverse_std_[d];
       sum -= 0.5f * u * u + log_std_[d] + 0.918938533f;  // log(2 pi) / 2
       entropy += log_std_[d] + 1.418938533f;
     }
@@ -695,35 +717,79 @@ class Lane {
     for (int m = 0; m < M; m++) advantage_[m] = (float)((advantage_[m] - mean) * scale);
   }
 
-  // The clipped surrogate with its entropy bonus, and its gradient by what the head put out.
+  // The policy's objective with its entropy bonus, and its gradient by what the head put out.
   void policy_row(const ProximoUpdate& u, const ProximoBatch& b, int64_t row, int m, float advantage) {
     const int A = p_.actions;
     const bool bonus = u.entropy_coef > 0;
     float entropy = 0;
-    const float log_ratio = log_prob(b, row, m, bonus, entropy) - b.log_prob[row];
-    const float ratio = std::exp(std::min(log_ratio, LOG_RATIO_MAX));
-    const float low = 1 - u.clip, high = 1 + u.clip;
-    const float whole = ratio * advantage, cut = bounded(ratio, low, high) * advantage;
-    sum_.policy_loss -= std::min(whole, cut);
-    if (std::isnan(ratio)) sum_.policy_loss = NAN;
+    const float log_p = log_prob(b, row, m, bonus, entropy);
+    float g;  // of the loss by log pi(a|s)
+    if (u.objective == LOG) {
+      sum_.policy_loss -= log_p * advantage;
+      g = -advantage * weight_;
+    } else {
+      const float log_ratio = log_p - b.log_prob[row];
+      const float ratio = std::exp(std::min(log_ratio, LOG_RATIO_MAX));
+      const float low = 1 - u.clip, high = 1 + u.clip_high;
+      const float whole = ratio * advantage, cut = bounded(ratio, low, high) * advantage;
+      float objective = std::min(whole, cut);
+      // The minimum hands the gradient on inside the clip, and outside where it chose the whole.
+      bool active = ((ratio >= low && ratio <= high) || whole < cut) && log_ratio <= LOG_RATIO_MAX;
+      if (u.dual_clip > 0 && advantage < 0 && objective < u.dual_clip * advantage) {
+        objective = u.dual_clip * advantage;
+        active = false;
+      }
+      sum_.policy_loss -= objective;
+      if (std::isnan(ratio)) sum_.policy_loss = NAN;
+      g = active ? -whole * weight_ : 0.0f;
+    }
     if (bonus) sum_.entropy += entropy;
-    // The minimum hands the gradient on inside the clip, and outside where it chose the whole.
-    const bool active = ((ratio >= low && ratio <= high) || whole < cut) && log_ratio <= LOG_RATIO_MAX;
-    const float g = active ? -whole * weight_ : 0.0f, push = u.entropy_coef * weight_;
+    const float push = u.entropy_coef * weight_, pull = u.beta * weight_;
     const float* z = logits_.out() + (int64_t)m * logits_.width();
     float* dz = logits_.gradient() + (int64_t)m * logits_.width();
-    if (p_.gaussian)
+    if (p_.gaussian) {
+      const float* mean = p_.tanh_mean ? mean_.data() : z;
+      const float* old = u.beta > 0 ? b.parameters + row * 2 * A : nullptr;
+      float kl = 0;
       for (int d = 0; d < A; d++) {
-        const float e = (b.action[row * A + d] - z[d]) * inverse_std_[d];
-        dz[d] = g * e * inverse_std_[d];
-        log_std_gradient_[d] += g * (e * e - 1) - push;
+        const float e = (b.action[row * A + d] - mean[d]) * inverse_std_[d];
+        float by_mean = g * e * inverse_std_[d], by_log_std = g * (e * e - 1) - push;
+        if (old) {
+          const float apart = (old[d] - mean[d]) * inverse_std_[d];
+          const float wider = std::exp(2 * (old[A + d] - log_std_[d]));
+          kl += log_std_[d] - old[A + d] + 0.5f * (wider + apart * apart - 1);
+          by_mean -= pull * apart * inverse_std_[d];
+          by_log_std += pull * (1 - wider - apart * apart);
+        }
+        if (p_.tanh_mean) {
+          const float t = std::tanh(z[d]);
+          by_mean *= p_.reach[d] * (1 - t * t);
+        }
+        dz[d] = by_mean;
+        if (p_.softplus) {
+          const float raw = z[A + d], std = softplus(raw);
+          const bool inside = std >= std::exp(LOG_STD_MIN) && std <= std::exp(LOG_STD_MAX);
+          dz[A + d] = inside ? by_log_std / (std * (1 + std::exp(-raw))) : 0.0f;
+        } else {
+          log_std_gradient_[d] += by_log_std;
+        }
       }
-    else
+      sum_.policy_loss += u.beta * kl;
+    } else {
+      const float* old = u.beta > 0 ? b.parameters + row * A : nullptr;
+      float kl = 0;
       for (int j = 0; j < A; j++) {
         const float p = std::exp(log_p_[j]);
         dz[j] = g * ((j == b.choice[row]) - p);
         if (bonus) dz[j] += push * p * (log_p_[j] + entropy);
+        if (old) {
+          const float before = std::exp(old[j]);
+          kl += before * (old[j] - log_p_[j]);
+          dz[j] += pull * (p - before);
+        }
       }
+      sum_.policy_loss += u.beta * kl;
+    }
   }
 
   // The value loss, and its gradient by what the critic put out.
@@ -755,7 +821,7 @@ class Lane {
   float* const weights_;
   Net trunk_, logits_, baseline_;
   Floats x_, below_;
-  std::vector<float> advantage_, log_p_, log_std_, inverse_std_, log_std_gradient_;
+  std::vector<float> advantage_, log_p_, mean_, log_std_, inverse_std_, log_std_gradient_;
   int64_t log_std_offset_ = 0;
   float weight_ = 0;
   Terms sum_;
@@ -873,7 +939,7 @@ class Helper {
 
 extern "C" {
 
-int32_t proximo_version() { return 2; }
+int32_t proximo_version() { return 3; }
 
 // Use the kernels of this level or the nearest below that the processor has: for tests.
 void proximo_use(int32_t level) { kernel = kernels_of(level); }
@@ -913,12 +979,17 @@ int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, P
   int64_t most = 1;
   for (int32_t n = 0; n < u->minibatches; n++) most = std::max(most, u->bounds[n + 1] - u->bounds[n]);
   auto lanes = make_lanes(*policy, most);
+  ProximoPart* parts = u->parts;
+  if (u->objective == NONE) {  // the critic alone, which must have a trunk of its own
+    lanes.erase(lanes.begin());
+    parts++;
+  }
   const int count = (int)lanes.size();
   Helper helper(u->threads > 1 && count == 2);
   Terms terms[2];
   Descent descent{u->optimizer, 0, u->decay1, u->decay2, u->eps, 0, 0, 0};
   bool due = false;  // a step along the last gradient, taken before the next
-  auto step = [&](int k) { if (due && k < count) lanes[k]->step(descent, u->parts[k]); };
+  auto step = [&](int k) { if (due && k < count) lanes[k]->step(descent, parts[k]); };
   int64_t steps = u->step;
   for (int32_t epoch = 0; epoch < u->epochs; epoch++) {
     for (int32_t n = 0; n < u->minibatches; n++) {
@@ -926,7 +997,7 @@ int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, P
       const int M = (int)(u->bounds[n + 1] - u->bounds[n]);
       auto learn = [&](int k) {
         step(k);
-        if (k < count) terms[k] = lanes[k]->learn(*u, *batch, u->parts[k], order, M);
+        if (k < count) terms[k] = lanes[k]->learn(*u, *batch, parts[k], order, M);
       };
       helper.both([&] { learn(0); }, [&] { learn(1); });
       const Terms &actor = terms[0], &critic = terms[count - 1];

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.functional.distributions import Categorical, Gaussian
 from proximo.nets.actor_critic import ActorCritic, CategoricalHead, Evaluation, GaussianHead
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, LossSpec, Steps
 
 LIBRARY = Path(__file__).with_name("engine.so")
-VERSION = 2
+VERSION = 3
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -30,6 +29,7 @@ WORTH_A_THREAD = 256
 _ACTIVATIONS = {"tanh": 0, "relu": 1, "elu": 2}
 _VALUE_LOSSES = {"mse": 0, "huber": 1, "clipped": 2}
 _SUMS = ("loss", "policy_loss", "value_loss", "grad_norm")
+_OBJECTIVES = {"ratio": 0, "log": 1, "none": 2}
 _OPTIMIZERS = {"adam": 0, "rmsprop": 1, "sgd": 2}
 
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -46,10 +46,10 @@ class _Policy(ctypes.Structure):
         *_fields(i="inputs actions hidden_count"),
         ("hidden", _int * MAX_LAYERS),
         *_fields(
-            i="activation shared gaussian squash",
+            i="activation shared gaussian squash tanh_mean softplus",
             f="obs_clip",
             l="start",
-            p="actor critic obs_shift obs_scale return_shift return_scale low high",
+            p="actor critic obs_shift obs_scale return_shift return_scale low high middle reach",
         ),
     )
 
@@ -59,7 +59,7 @@ class _Rollout(ctypes.Structure):
 
 
 class _Batch(ctypes.Structure):
-    _fields_ = _fields(l="count", p="obs choice action log_prob value advantage target")
+    _fields_ = _fields(l="count", p="obs choice action log_prob value advantage target parameters")
 
 
 class _Evaluation(ctypes.Structure):
@@ -73,9 +73,9 @@ class _Part(ctypes.Structure):
 class _Update(ctypes.Structure):
     _fields_ = (
         *_fields(
-            i="epochs minibatches value_loss standardize optimizer threads",
-            f="clip entropy_coef value_coef value_clip huber_delta max_norm target_kl "
-            "decay1 decay2 eps",
+            i="epochs minibatches objective value_loss standardize optimizer threads",
+            f="clip clip_high dual_clip beta entropy_coef value_coef value_clip huber_delta "
+            "max_norm target_kl decay1 decay2 eps",
             l="step",
             p="order bounds",
         ),
@@ -119,6 +119,7 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
         return "the network has hooks"
     widths = [layer.out_features for layer in policy.actor.linears()]
     reasons = {
+        "its critic judges actions": policy.action_values,
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
         "some parameters are frozen": not all(p.requires_grad for p in policy.parameters()),
@@ -170,20 +171,26 @@ class NativePolicy:
         assert last.data_ptr() + last.nbytes == end, "the weights are not one flat vector"
         linears, head = policy.actor.linears(), policy.head
         low = high = None
+        middle = reach = None
+        softplus = False
         if isinstance(head, GaussianHead):
             low, high = _single(head.low, np.inf), _single(head.high, -np.inf)
+            softplus = not head.free
+            middle, reach = (head.middle, head.reach) if head.bounded else (None, None)
         self._kept = low, high
         shown, valued = policy.normalize_obs, policy.normalize_returns
         critic = policy.critic.linears()[0].weight if policy.critic else None
         self._struct = _Policy(
             inputs=linears[0].in_features,
-            actions=head.size,
+            actions=head.size if isinstance(head, GaussianHead) else head.outputs,
             hidden_count=len(linears),
             hidden=(_int * MAX_LAYERS)(*(layer.out_features for layer in linears)),
             activation=_ACTIVATIONS[policy.actor.activation],
             shared=policy.critic is None,
             gaussian=self._gaussian,
             squash=isinstance(head, GaussianHead) and head.squash,
+            tanh_mean=middle is not None,
+            softplus=softplus,
             obs_clip=policy.obs_clip,
             start=head.start if isinstance(head, CategoricalHead) else 0,
             actor=first.data_ptr(),
@@ -194,6 +201,8 @@ class NativePolicy:
             return_scale=_address(policy.return_scale if valued else None),
             low=_address(low),
             high=_address(high),
+            middle=_address(middle),
+            reach=_address(reach),
         )
 
     def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
@@ -234,11 +243,7 @@ class NativePolicy:
         entropies = _empty(*shape) if entropy else None
         parameters = _empty(*shape, self._policy.head.parameter_count)
         self._evaluate(obs, action, log_prob, entropies, value, parameters)
-        if self._gaussian:
-            distribution: Gaussian | Categorical = Gaussian(*parameters.chunk(2, -1))
-        else:
-            distribution = Categorical(parameters)
-        return Evaluation(log_prob, entropies, value, distribution)
+        return Evaluation(log_prob, entropies, value, self._policy.head.restore(parameters))
 
     def value(self, obs: Tensor) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
@@ -291,6 +296,7 @@ class NativePolicy:
                 "action" if self._gaussian else "choice": batch.action.contiguous(),
                 "log_prob": batch.log_prob.contiguous(),
                 "value": value.contiguous(),
+                "parameters": batch.parameters.contiguous(),
                 "advantage": batch.advantage.contiguous(),
                 "target": target.contiguous(),
             }
@@ -304,11 +310,15 @@ class NativePolicy:
         call = _Update(
             epochs=len(orders),
             minibatches=len(bounds) - 1,
+            objective=_OBJECTIVES[spec.policy],
             value_loss=_VALUE_LOSSES[spec.value_loss],
             standardize=spec.standardize,
             optimizer=_OPTIMIZERS[optimizer.kind],
             threads=self._threads,
             clip=spec.clip,
+            clip_high=spec.clip_high,
+            dual_clip=spec.dual_clip,
+            beta=spec.beta,
             entropy_coef=spec.entropy_coef,
             value_coef=spec.value_coef,
             value_clip=spec.value_clip,
@@ -333,7 +343,10 @@ class NativePolicy:
             if "step" in record:
                 record["step"] += call.steps_done - (not call.finite)
         sums = torch.tensor(list(call.sums), dtype=torch.float64)
-        return dict(zip(_SUMS, sums, strict=True)), call.epochs_done, call.steps_done
+        terms = dict(zip(_SUMS, sums, strict=True))
+        if spec.policy == "none":
+            del terms["policy_loss"]
+        return terms, call.epochs_done, call.steps_done
 
     def _parts(self) -> list[_Part]:
         """The actor's slice of weights and records, and the critic's: of one vector or of two."""

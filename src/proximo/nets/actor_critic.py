@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proximo.functional.distributions import Categorical, Distribution, Gaussian
+from proximo.functional.distributions import LOG_STD_MIN, Categorical, Distribution, Gaussian
 from proximo.nets.bodies import MLP, initialize
 from proximo.nets.config import NetConfig
 from proximo.types import Moments, UsageError
@@ -32,13 +33,20 @@ class CategoricalHead(nn.Module):
 
     def __init__(self, space: gym.spaces.Discrete) -> None:
         super().__init__()
-        self.size = self.parameter_count = int(space.n)
+        self.outputs = self.parameter_count = int(space.n)
         self.action_shape: tuple[int, ...] = ()
         self.taken_shape, self.taken_dtype = (), np.dtype(np.int64)
         self.start = int(space.start)
 
+    def initialize(self, layer: nn.Linear) -> None:
+        """What the last layer, whose weights are drawn already, needs besides: nothing."""
+
     def distribution(self, outputs: Tensor) -> Categorical:
         return Categorical.from_logits(outputs)
+
+    def restore(self, parameters: Tensor) -> Categorical:
+        """The distributions that have these `parameters`."""
+        return Categorical(parameters)
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         """One uniform number per draw."""
@@ -52,22 +60,57 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Mean from the network, log deviation free: a parameter that does not depend on the state."""
+    """Mean from the network; log deviation free, a parameter that does not depend on the state.
+
+    Or a mean within bounds, m + h tanh x, with their middle m and half width h; or a deviation from
+    the state, softplus y. x and y are outputs of the network.
+    """
 
     def __init__(self, space: gym.spaces.Box, net: NetConfig) -> None:
         super().__init__()
         self.size = int(np.prod(space.shape))
+        self.free, self.bounded = net.deviation == "free", net.mean == "tanh"
+        self.outputs = self.size if self.free else 2 * self.size
         self.parameter_count = 2 * self.size
         self.action_shape: tuple[int, ...] = (self.size,)
         self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
-        self.log_std = nn.Parameter(torch.full((self.size,), float(net.log_std)))
+        self.first_log_std = float(net.log_std)
+        if self.free:
+            self.log_std = nn.Parameter(torch.full((self.size,), self.first_log_std))
         self.low, self.high = space.low, space.high
         self.squash = net.action == "squash"
-        if self.squash and not space.is_bounded():
-            raise UsageError(f"net.action is squash, but {space} has no bounds: use clip")
+        for name, value in (("action", net.action), ("mean", net.mean)):
+            if value in ("squash", "tanh") and not space.is_bounded():
+                raise UsageError(
+                    f"net.{name} is {value}, but {space} has no bounds: "
+                    f"use {'clip' if name == 'action' else 'linear'}"
+                )
+        if self.bounded:
+            low, high = (torch.from_numpy(b.reshape(-1)).double() for b in (space.low, space.high))
+            self.register_buffer("middle", ((low + high) / 2).float(), persistent=False)
+            self.register_buffer("reach", ((high - low) / 2).float(), persistent=False)
+            self.middle: Tensor
+            self.reach: Tensor
+
+    @torch.no_grad()
+    def initialize(self, layer: nn.Linear) -> None:
+        """Let a deviation from the state begin at exp(log_std), as a free one does."""
+        if not self.free:
+            layer.bias[self.size :] = math.log(math.expm1(math.exp(self.first_log_std)))
 
     def distribution(self, outputs: Tensor) -> Gaussian:
-        return Gaussian.from_parameters(outputs, self.log_std)
+        mean = outputs[..., : self.size]
+        if self.bounded:
+            mean = self.middle + self.reach * torch.tanh(mean)
+        if self.free:
+            return Gaussian.from_parameters(mean, self.log_std)
+        # Bounded before the logarithm, whose slope at 0 would make the gradient NaN.
+        std = nn.functional.softplus(outputs[..., self.size :]).clamp(min=math.exp(LOG_STD_MIN))
+        return Gaussian.from_parameters(mean, std.log())
+
+    def restore(self, parameters: Tensor) -> Gaussian:
+        """The distributions that have these `parameters`."""
+        return Gaussian(parameters[..., : self.size], parameters[..., self.size :])
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         """One normal number per dimension of the action."""
@@ -108,24 +151,35 @@ class ActorCritic(nn.Module):
     """
 
     def __init__(
-        self, obs_space: gym.Space[Any], action_space: gym.Space[Any], net: NetConfig
+        self,
+        obs_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        net: NetConfig,
+        *,
+        action_values: bool = False,
     ) -> None:
+        """`action_values`: the critic judges actions, Q(s,a), and not states, V(s)."""
         super().__init__()
         _check_observations(obs_space)
         inputs = int(np.prod(obs_space.shape or ()))
         self.obs_shape = tuple(obs_space.shape or ())
         self.head = make_head(action_space, net)
+        self.action_values = action_values
+        # Q(s,a) is an output per discrete action; a continuous one stands beside the observation.
+        self._indexed = action_values and isinstance(self.head, CategoricalHead)
+        judged = self.head.size if action_values and isinstance(self.head, GaussianHead) else 0
         self.actor = MLP(inputs, net.hidden, net.activation, net.orthogonal)
         self.critic = (  # None: the trunk is shared
             None
             if net.trunk == "shared"
-            else MLP(inputs, net.hidden, net.activation, net.orthogonal)
+            else MLP(inputs + judged, net.hidden, net.activation, net.orthogonal)
         )
-        self.logits = nn.Linear(net.hidden[-1], self.head.size)
-        self.baseline = nn.Linear(net.hidden[-1], 1)
+        self.logits = nn.Linear(net.hidden[-1], self.head.outputs)
+        self.baseline = nn.Linear(net.hidden[-1], self.head.outputs if self._indexed else 1)
         if net.orthogonal:
             initialize(self.logits, net.policy_gain)
             initialize(self.baseline, 1.0)
+        self.head.initialize(self.logits)
         self.normalize_obs = net.normalize_obs
         self.normalize_returns = net.normalize_returns
         self.obs_clip = net.obs_clip
@@ -162,7 +216,9 @@ class ActorCritic(nn.Module):
         return ((obs - self.obs_shift) * self.obs_scale).clamp(-self.obs_clip, self.obs_clip)
 
     def _value(self, features: Tensor) -> Tensor:
-        value: Tensor = self.baseline(features).squeeze(-1)
+        return self._in_units(self.baseline(features).squeeze(-1))
+
+    def _in_units(self, value: Tensor) -> Tensor:
         return self.return_shift + self.return_scale * value if self.normalize_returns else value
 
     def distribution(self, obs: Tensor) -> Distribution:
@@ -182,20 +238,41 @@ class ActorCritic(nn.Module):
         return (distribution.mode() if noise is None else distribution.sample(noise)), distribution
 
     def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
-        """Log π(a|s), V(s) and, where asked for, the entropy of π(·|s). obs: [B, *obs]."""
+        """Log π(a|s), V(s) or Q(s,a), and the entropy of π(·|s) if asked for. obs: [B, *obs]."""
         inputs = self.inputs(obs)
         features = self.actor(inputs)
         distribution = self._policy(features)
+        if self.action_values:
+            value = self._action_value(inputs, action)
+        else:
+            value = self._value(self.critic(inputs) if self.critic else features)
         return Evaluation(
             distribution.log_prob(action),
             distribution.entropy() if entropy else None,
-            self._value(self.critic(inputs) if self.critic else features),
+            value,
             distribution,
         )
 
     def value(self, obs: Tensor) -> Tensor:
-        """V(s) in units of the reward. obs: [B, *obs]; returns [B]."""
+        """V(s) in units of the reward. obs: [B, *obs]; returns [B].
+
+        With a critic of actions, Q(s,a) of the most likely action.
+        """
+        if self.action_values:
+            return self.action_value(obs, self.distribution(obs).mode())
         return self._value((self.critic or self.actor)(self.inputs(obs)))
+
+    def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Q(s,a) in units of the reward. obs: [B, *obs], action: [B, *act]; returns [B]."""
+        return self._action_value(self.inputs(obs), action)
+
+    def _action_value(self, inputs: Tensor, action: Tensor) -> Tensor:
+        assert self.action_values, "this critic judges states, not actions"
+        assert self.critic is not None, "a critic of actions has hidden layers of its own"
+        if not self._indexed:
+            return self._value(self.critic(torch.cat([inputs, action], -1)))
+        values = self.baseline(self.critic(inputs))
+        return self._in_units(values.gather(-1, action.unsqueeze(-1)).squeeze(-1))
 
     @torch.no_grad()
     def set_obs_moments(self, moments: Moments) -> None:

@@ -24,6 +24,11 @@ class NetConfig:
     """Gain of the last policy layer: small, so that the first policy hardly heeds the state."""
     log_std: float = 0.0
     """Initial log deviation of Gaussian actions (log sigma; 0 is a deviation of 1)."""
+    deviation: Literal["free", "softplus"] = "free"
+    """Of Gaussian actions: free parameters, the same in every state, or from the state, as
+    softplus of outputs of the network."""
+    mean: Literal["linear", "tanh"] = "linear"
+    """Of Gaussian actions: what the network puts out, or its tanh, scaled to the bounds."""
     action: Literal["clip", "squash"] = "clip"
     """How a Gaussian action is brought within bounds: cut off, or through a tanh."""
     normalize_obs: bool = False
@@ -41,6 +46,11 @@ class NetConfig:
             )
         if not -10 <= self.log_std <= 2:
             raise UsageError(f"net.log_std is {self.log_std}: it must lie in [-10, 2]")
+        if self.mean == "tanh" and self.action == "squash":
+            raise UsageError(
+                "net.mean is tanh and net.action squash: both bring actions within bounds, so "
+                "use one of them"
+            )
         for name in ("policy_gain", "obs_clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"net.{name} is {getattr(self, name)}: it must be above 0")

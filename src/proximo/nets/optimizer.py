@@ -17,12 +17,13 @@ class FlatOptimizer:
     and the native engine does without.
     """
 
-    betas = (0.9, 0.999)
     alpha = 0.99
 
-    def __init__(self, groups: list[list[nn.Parameter]], kind: str, eps: float) -> None:
+    def __init__(
+        self, groups: list[list[nn.Parameter]], kind: str, eps: float, betas: tuple[float, float]
+    ) -> None:
         """kind: adam, rmsprop or sgd. eps: added to the denominator of the first two."""
-        self.kind, self.eps = kind, eps
+        self.kind, self.eps, self.betas = kind, eps, betas
         self.flats = [_flatten(group) for group in groups]
         self.rates = [0.0] * len(groups)
         # What PyTorch keeps for each vector, under its names.
@@ -35,25 +36,23 @@ class FlatOptimizer:
             }
             for flat in self.flats
         ]
-        self._torch: torch.optim.Optimizer | None = None
+        self._torch: list[torch.optim.Optimizer] = []
 
-    def step(self) -> None:
-        """Move every vector along its gradient, by PyTorch's optimizer."""
-        self._torch = self._torch or self._make()
-        for flat, group, rate, record in zip(
-            self.flats, self._torch.param_groups, self.rates, self.records, strict=True
-        ):
-            group["lr"] = rate
-            self._torch.state[flat] = record
-        self._torch.step()
+    def step(self, *which: int) -> None:
+        """Move every vector, or these, along its gradient, by PyTorch's optimizer."""
+        self._torch = self._torch or [self._make(flat) for flat in self.flats]
+        for index in which or range(len(self.flats)):
+            optimizer = self._torch[index]
+            optimizer.param_groups[0]["lr"] = self.rates[index]
+            optimizer.state[self.flats[index]] = self.records[index]
+            optimizer.step()
 
-    def _make(self) -> torch.optim.Optimizer:
-        groups = [{"params": [flat]} for flat in self.flats]
+    def _make(self, flat: nn.Parameter) -> torch.optim.Optimizer:
         if self.kind == "adam":
-            return torch.optim.Adam(groups, eps=self.eps, betas=self.betas, fused=True)
+            return torch.optim.Adam([flat], eps=self.eps, betas=self.betas, fused=True)
         if self.kind == "rmsprop":
-            return torch.optim.RMSprop(groups, eps=self.eps, alpha=self.alpha)
-        return torch.optim.SGD(groups)
+            return torch.optim.RMSprop([flat], eps=self.eps, alpha=self.alpha)
+        return torch.optim.SGD([flat])
 
 
 def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:

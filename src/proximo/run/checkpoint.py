@@ -23,7 +23,11 @@ from torch import Tensor
 from proximo.types import Episode, Moments, TrainState, UsageError
 
 SCHEMA = 1
-_COUNTERS = ("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial_steps")
+_COUNTERS = (
+    *("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial_steps"),
+    *("beta", "rate_scale"),
+)
+_OPTIONAL = ("reward_return", "ahead")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
 _GENERATORS = ("collecting", "shuffling")
 _WORLD_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
@@ -135,11 +139,13 @@ class Checkpoint:
         self.load_policy(state.policy)
         self.load_moments(state)
         for name in _COUNTERS:
-            setattr(state, name, self.record[name])
+            if name in self.record:  # the last two came later than the first checkpoints
+                setattr(state, name, self.record[name])
         state.recent = deque((Episode(*e) for e in self.record["recent"]), maxlen=100)
         for name in _GENERATORS:
             getattr(state, name).set_state(self.tensors[name])
-        state.reward_return = self.tensors.get("reward_return")
+        for name in _OPTIONAL:
+            setattr(state, name, self.tensors.get(name))
         for index, record in enumerate(state.optimizer.records):
             for name, tensor in record.items():
                 tensor.copy_(self.tensors[f"optimizer.{index}.{name}"])
@@ -190,8 +196,9 @@ def _pack_rest(state: TrainState) -> dict[str, Tensor]:
             tensors[f"optimizer.{index}.{name}"] = tensor
     for name in _GENERATORS:
         tensors[name] = getattr(state, name).get_state()
-    if state.reward_return is not None:
-        tensors["reward_return"] = state.reward_return
+    for name in _OPTIONAL:
+        if (tensor := getattr(state, name)) is not None:
+            tensors[name] = tensor
     for name in _WORLD_ARRAYS:
         tensors[f"worlds.{name}"] = torch.from_numpy(getattr(world, name))
     for i, stretches in enumerate(world.actions):

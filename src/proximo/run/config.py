@@ -9,17 +9,45 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from proximo.algorithms.a2c import A2C
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
+from proximo.algorithms.ppo_penalty import PPOPenalty
+from proximo.algorithms.q_actor_critic import QActorCritic
+from proximo.algorithms.reinforce import Reinforce
+from proximo.algorithms.trpo import TRPO
 from proximo.envs.config import EnvConfig
 from proximo.functional.schedules import Schedule
 from proximo.nets.config import NetConfig
 from proximo.types import UsageError, check_values, nearest
 
-ALGORITHMS: dict[str, type[OnPolicy]] = {"ppo": PPO}
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from proximo.nets.actor_critic import ActorCritic
+
+ALGORITHMS: dict[str, type[OnPolicy]] = {
+    "reinforce": Reinforce,
+    "qac": QActorCritic,
+    "a2c": A2C,
+    "trpo": TRPO,
+    "ppo-penalty": PPOPenalty,
+    "ppo": PPO,
+}
 """Every algorithm by the name that the command line and `config.toml` use."""
+
+ALIASES = {
+    "vpg": "reinforce",
+    "pg": "reinforce",
+    "ac": "qac",
+    "actor-critic": "qac",
+    "ppo1": "ppo-penalty",
+    "ppo2": "ppo",
+    "ppo-clip": "ppo",
+}
+"""What else people call them."""
 
 Tables = Mapping[str, Mapping[str, Any]]
 """Section -> setting -> value, as TOML holds them."""
@@ -62,6 +90,10 @@ class RunConfig:
     small networks and else PyTorch's own number. The native engine gives the same bits for any."""
     smoothing: float = 0.1
     """Weight of each new episode in the smoothed return (EMA)."""
+    smoothed_from: float | None = None
+    """Where the smoothed return starts; none: at the first episode's."""
+    success_at: float | None = None
+    """Return from which an episode counts as a success; none: `stop_at` or the world's own."""
     keep_best: Literal["smoothed", "evaluation"] = "smoothed"
     """Which score decides on the best policy: the smoothed return, or evaluations."""
     eval_every: int = 0
@@ -146,11 +178,11 @@ def from_tables(tables: Tables) -> Config:
         if not isinstance(table, Mapping):
             raise UsageError(f"{section} is {table!r}: it must be a section, [{section}]")
     algorithm = dict(tables.get("algorithm", {}))
-    parts: dict[str, Any] = {
-        "algorithm": _section("algorithm", algorithm_type(algorithm.pop("name", "ppo")), algorithm)
-    }
+    kind = algorithm_type(algorithm.pop("name", "ppo"))
+    parts: dict[str, Any] = {"algorithm": _section("algorithm", kind, algorithm)}
+    own = {"rollout": {"steps": kind.rollout_steps}}
     for name, cls in SECTIONS.items():
-        parts[name] = _section(name, cls, tables.get(name, {}))
+        parts[name] = _section(name, cls, {**own.get(name, {}), **tables.get(name, {})})
     config = Config(**parts)
     config.check()
     return config
@@ -190,10 +222,18 @@ def to_toml(config: Config) -> str:
 
 
 def algorithm_type(name: str) -> type[OnPolicy]:
-    """The class behind an algorithm's name, or `UsageError` with those that are near."""
-    if not isinstance(name, str) or name not in ALGORITHMS:
-        raise UsageError(f"there is no algorithm {name!r}. {nearest(str(name), ALGORITHMS)}")
-    return ALGORITHMS[name]
+    """The class behind an algorithm's name or alias, or `UsageError` with those that are near."""
+    known = {**ALGORITHMS, **{alias: ALGORITHMS[name] for alias, name in ALIASES.items()}}
+    if not isinstance(name, str) or name not in known:
+        raise UsageError(f"there is no algorithm {name!r}. {nearest(str(name), known)}")
+    return known[name]
+
+
+def make_policy(spaces: tuple[gym.Space[Any], gym.Space[Any]], config: Config) -> ActorCritic:
+    """The network for observations and actions of these spaces, new. Raises `UsageError`."""
+    from proximo.nets.actor_critic import ActorCritic
+
+    return ActorCritic(*spaces, config.net, action_values=config.algorithm.action_values)
 
 
 def _toml(value: Any) -> str:

@@ -27,7 +27,7 @@ from proximo.run.callbacks import (
 )
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend, choose_device, choose_threads, size
-from proximo.run.config import Config
+from proximo.run.config import Config, make_policy
 from proximo.run.folder import RunFolder
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.types import TrainState, UsageError, explain
@@ -88,7 +88,7 @@ class Session:
         """Network and state at their beginning; `self.config` with every `auto` settled."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            policy = ActorCritic(self.worlds.obs_space, self.worlds.action_space, config.net)
+            policy = make_policy(self.spaces, config)
         device, why = choose_device(config.run.device, policy)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
@@ -130,6 +130,8 @@ class Session:
         """The callbacks, in the order in which they are called."""
         run, state, folder = self.config.run, self.state, self._folder
         threshold = return_threshold(self.config.env) if run.stop_at is None else run.stop_at
+        if run.success_at is not None:
+            threshold = run.success_at
         if threshold is not None:
             self.notes.append(f"counts as solved from a return of {threshold:g}")
         self._threshold = threshold
@@ -213,6 +215,7 @@ class Session:
             collecting=torch.Generator().manual_seed(2 * run.seed),
             shuffling=torch.Generator().manual_seed(2 * run.seed + 1),
             horizon=run.total_steps,
+            smoothed=run.smoothed_from,
         )
 
     def __enter__(self) -> Self:

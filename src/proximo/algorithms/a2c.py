@@ -1,0 +1,60 @@
+"""Advantage actor-critic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from proximo.algorithms.base import OnPolicy
+from proximo.functional.schedules import Coefficient
+from proximo.types import Batch, LossSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from proximo.nets.actor_critic import ActorCritic, Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2C(OnPolicy):
+    """Advantage actor-critic: one step along the policy gradient, then new experience.
+
+    L = E[log pi(a|s) A] - c1 E[(V - V_targ)^2] + c2 E[entropy]
+
+    Mnih et al. 2016 (arXiv 1602.01783), the synchronous form of its A3C. The defaults are those of
+    the field: the return up to the end of a short rollout, all of it in one step of RMSprop.
+    """
+
+    name: ClassVar[str] = "a2c"
+    rollout_steps: ClassVar[int] = 8
+
+    lam: float = 1.0
+    """Decay of the advantage estimate (lambda of GAE): 0 trusts the critic, 1 the returns."""
+    normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "none"
+    """Over which samples advantages are brought to mean 0 and deviation 1."""
+    learning_rate: Coefficient = 7e-4
+    """Step size of the optimizer; a number or a schedule such as linear:3e-4:0."""
+    optimizer: Literal["adam", "rmsprop", "sgd"] = "rmsprop"
+    """Rule of the gradient step."""
+    epochs: int = 1
+    """K, passes over each rollout."""
+    minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
+    """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
+
+    def objective(
+        self,
+        policy: ActorCritic,
+        new: Evaluation,
+        batch: Batch,
+        advantage: Tensor,
+        coefficients: Mapping[str, float | Tensor],
+    ) -> Tensor:
+        from proximo.functional.losses import policy_gradient
+
+        return policy_gradient(new.log_prob, advantage)
+
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
+        if type(self) is not A2C:  # a subclass may have a loss of its own
+            return None
+        return self.spec(coefficients, "log")

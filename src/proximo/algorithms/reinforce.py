@@ -1,0 +1,54 @@
+"""The policy gradient with the reward to go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from proximo.algorithms.base import Estimator, OnPolicy
+from proximo.types import Batch, LossSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from proximo.nets.actor_critic import ActorCritic, Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforce(OnPolicy):
+    """REINFORCE: the policy gradient with the reward to go, less a baseline if there is a critic.
+
+    L = E[log pi(a|s) A],  A = sum of the discounted rewards from here on - V(s)
+
+    Williams 1992; Sutton & Barto 2018, section 13.4. It is A2C at lambda 1. Whole episodes
+    (`rollout.episodes`) make the return the true one; in a rollout of T steps the critic stands in
+    for what an unfinished episode would still earn, or nothing without a critic.
+    """
+
+    name: ClassVar[str] = "reinforce"
+    without: ClassVar[tuple[str, ...]] = ("lam", "n")
+
+    advantage: Estimator = "monte-carlo"
+    """How advantages are estimated; monte-carlo is the return minus the value."""
+    epochs: int = 1
+    """K, passes over each rollout."""
+    minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
+    """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
+
+    def objective(
+        self,
+        policy: ActorCritic,
+        new: Evaluation,
+        batch: Batch,
+        advantage: Tensor,
+        coefficients: Mapping[str, float | Tensor],
+    ) -> Tensor:
+        from proximo.functional.losses import policy_gradient
+
+        return policy_gradient(new.log_prob, advantage)
+
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
+        if type(self) is not Reinforce:  # a subclass may have a loss of its own
+            return None
+        return self.spec(coefficients, "log")

@@ -1,0 +1,168 @@
+"""Trust region policy optimization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from proximo.algorithms.base import OnPolicy
+from proximo.functional.schedules import Coefficient
+from proximo.types import Batch, LossSpec, Metrics, TrainState, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from proximo.nets.actor_critic import ActorCritic, Evaluation
+    from proximo.nets.optimizer import FlatOptimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRPO(OnPolicy):
+    """TRPO: the largest step along the natural gradient that a bound on the KL allows.
+
+    maximise E[r A] over the batch, subject to E[KL(old, new)] <= delta
+
+    Schulman et al. 2015 (arXiv 1502.05477), section 6 and appendix C: conjugate gradient on
+    Fisher-vector products, then a line search that checks the exact KL and the gain. The critic has
+    updates of its own, `epochs` of minibatches with `critic_learning_rate`; the policy has no
+    learning rate. An entropy bonus, which is not in the paper, joins what is maximised.
+    """
+
+    name: ClassVar[str] = "trpo"
+    rollout_steps: ClassVar[int] = 512
+    without: ClassVar[tuple[str, ...]] = ("learning_rate", "desired_kl")
+
+    max_kl: float = 0.01
+    """delta, the bound on the mean KL(old, new) of an update in nats."""
+    cg_iterations: int = 10
+    """Steps of the conjugate gradient."""
+    cg_damping: float = 0.1
+    """Added to the Fisher matrix's diagonal, so that it can be inverted."""
+    line_search_decay: float = 0.8
+    """By how much a step that will not do is shortened."""
+    line_search_tries: int = 10
+    """Lengths of the step to try before the policy is left as it was."""
+    critic_learning_rate: Coefficient | None = 1e-3
+    """Step size of the critic's optimizer; a number or a schedule such as linear:3e-4:0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("max_kl", 0, float("inf"), above=True)
+        self._check("cg_damping", 0, float("inf"))
+        self._check("line_search_decay", 0, 1, above=True)
+        for name in ("cg_iterations", "line_search_tries"):
+            self._check(name, 1, float("inf"))
+        if self.critic_learning_rate is None:
+            raise UsageError("algorithm.critic_learning_rate is none: in trpo the critic needs one")
+
+    def make_optimizer(self, policy: ActorCritic) -> FlatOptimizer:
+        """The policy's parameters, which the natural step moves, and the critic's. Two vectors."""
+        from proximo.nets.optimizer import FlatOptimizer
+
+        if policy.critic is None:
+            raise UsageError(
+                "net.trunk is shared, but trpo bounds the policy's step and not the critic's: "
+                "use --net.trunk separate"
+            )
+        groups = [policy.actor_parameters(), policy.critic_parameters()]
+        return FlatOptimizer(groups, self.optimizer, self.optimizer_eps, self.adam_betas)
+
+    def rates(self, progress: float, scale: float) -> dict[str, float]:
+        rates = super().rates(progress, scale)
+        return {"critic_learning_rate": rates["critic_learning_rate"]}
+
+    def objective(
+        self,
+        policy: ActorCritic,
+        new: Evaluation,
+        batch: Batch,
+        advantage: Tensor,
+        coefficients: Mapping[str, float | Tensor],
+    ) -> Tensor:
+        from proximo.functional.losses import surrogate
+
+        objective = surrogate(new.log_prob, batch.log_prob, advantage)
+        if new.entropy is not None:
+            objective = objective + coefficients["entropy_coef"] * new.entropy
+        return objective
+
+    def loss(
+        self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The critic's part alone: the policy has been moved already."""
+        from proximo.functional.masked import masked_mean
+
+        error = self.value_error(policy, policy.value(batch.obs), batch, coefficients["value_clip"])
+        value_loss = masked_mean(error)
+        loss = self.value_weight * value_loss
+        return loss, {"loss": loss.detach(), "value_loss": value_loss.detach()}
+
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
+        if type(self) is not TRPO:  # a subclass may have a loss of its own
+            return None
+        return self.spec(coefficients, "none")
+
+    def update(self, state: TrainState, batch: Batch) -> Metrics:
+        found = self.improve(state, batch)
+        return {**found, **super().update(state, batch)}
+
+    def improve(self, state: TrainState, batch: Batch) -> Metrics:
+        """Move the policy, or leave it where no step along the line is both better and near."""
+        import torch
+
+        from proximo.functional.kl import kl_divergence
+        from proximo.functional.masked import masked_mean, standardize
+        from proximo.functional.trust_region import (
+            fisher_vector_product,
+            flat_gradient,
+            line_search,
+            natural_step,
+        )
+
+        policy: ActorCritic = state.policy  # type: ignore[assignment]
+        coefficients = self.coefficients(state.progress)
+        parameters, theta = policy.actor_parameters(), state.optimizer.flats[0].data
+        old = policy.head.restore(batch.parameters)
+        per_minibatch = self.normalize_advantage == "minibatch"
+        advantage = standardize(batch.advantage) if per_minibatch else batch.advantage
+
+        def surrogate_and_kl() -> tuple[Tensor, Tensor]:
+            new = policy.evaluate(batch.obs, batch.action, entropy=self.values_entropy)
+            objective = self.objective(policy, new, batch, advantage, coefficients)
+            return masked_mean(objective), masked_mean(kl_divergence(old, new.distribution))
+
+        before, kl = surrogate_and_kl()
+        gradient = flat_gradient(before, parameters, retain=True)
+        product = fisher_vector_product(kl, parameters, self.cg_damping)
+        step = natural_step(product, gradient, self.max_kl, self.cg_iterations)
+        if not (torch.isfinite(gradient).all() and torch.isfinite(step).all()):
+            raise state.fault(
+                f"the natural step of update {state.updates + 1} is not finite: reward scaling, "
+                "observation normalisation or more cg_damping are the usual remedies"
+            )
+        start = theta.clone()
+
+        @torch.no_grad()
+        def measure(share: float) -> tuple[float, float]:
+            theta.copy_(start + share * step)
+            after, moved = surrogate_and_kl()
+            return float(after - before), float(moved)
+
+        share = line_search(measure, self.max_kl, self.line_search_decay, self.line_search_tries)
+        theta.copy_(start + share * step)
+        return {
+            "policy_loss": -before.item(),
+            "step_share": share,
+            "policy_grad_norm": gradient.norm().item(),
+        }
+
+    def read(
+        self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Besides, the exact mean KL(old, new), which delta bounds."""
+        from proximo.functional.kl import kl_divergence
+        from proximo.functional.masked import masked_mean
+
+        kl = kl_divergence(policy.head.restore(batch.parameters), new.distribution)
+        return {**super().read(policy, new, batch, coefficients), "kl": masked_mean(kl)}
