@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 BLUE, ORANGE, GREEN, PURPLE, GREY, _ = COLORS
 WHOLE: dict[str, Any] = {"color": ORANGE, "linestyle": "--", "linewidth": 1.8}
 PART: dict[str, Any] = {"color": GREEN, "linestyle": ":", "linewidth": 2.2}
-LEAST: dict[str, Any] = {"color": BLUE, "linewidth": 4.5, "alpha": 0.75}
+LEAST: dict[str, Any] = {"color": BLUE, "linewidth": 4.5, "alpha": 0.75, "zorder": 1.9}
 """How r A, clip(r) A and their minimum are drawn."""
 CLIP = 0.2
 STYLE: dict[Any, Any] = {
@@ -67,10 +67,10 @@ def draw_clip() -> None:
         whole = surrogate(log_ratio.detach(), old, advantage)
         least = clipped_surrogate(log_ratio, old, advantage, CLIP)
         (slope,) = torch.autograd.grad(least.sum(), log_ratio)
-        axes.plot(ratio, least.detach(), **LEAST, label="their minimum")
         axes.plot(ratio, whole, **WHOLE, label="r A")
         part = ratio.clamp(1 - CLIP, 1 + CLIP) * sign
         axes.plot(ratio, part, **PART, label="clip(r, 0.8, 1.2) A")
+        axes.plot(ratio, least.detach(), **LEAST, label="their minimum")
         flat = ratio[slope == 0]
         axes.axvspan(flat.min(), flat.max(), color=GREY, alpha=0.13, linewidth=0)
         axes.text(
@@ -145,9 +145,9 @@ def along_an_update(updates: int, seed: int) -> dict[str, np.ndarray]:
 def draw_bound(seed: int = 1) -> None:
     """The paper's figure 2 from updates of our own: the first one, and one after 100,000 steps."""
     curves = (
-        ("bound", "mean of their minimum", LEAST),
         ("whole", "mean of r A", WHOLE),
         ("clipped", "mean of clip(r, 0.8, 1.2) A", PART),
+        ("bound", "mean of their minimum", LEAST),
         ("kl", "mean KL(old, new) in nats", {"color": PURPLE, "linewidth": 2}),
     )
     figure, both = panels(4.7, sharey=True)
@@ -164,9 +164,9 @@ def draw_bound(seed: int = 1) -> None:
         axes.axvline(1, color=GREY, linewidth=0.9)
         axes.plot(1, line["kl"][end], "o", color=PURPLE)
         axes.plot(line["x"][top], line["bound"][top], "v", color=BLUE, markersize=9)
-        axes.text(1.05, 0.002, f"KL {line['kl'][end]:.3f} at x = 1", color=PURPLE)
+        axes.text(1.05, 0.002, f"KL {line['kl'][end]:.4f} at x = 1", color=PURPLE)
         axes.annotate(
-            f"highest at x = {line['x'][top]:.2f},\nKL {line['kl'][top]:.3f} there",
+            f"highest at x = {line['x'][top]:.2f},\nKL {line['kl'][top]:.4f} there",
             (line["x"][top], line["bound"][top]),
             xytext=(0.93, 0.052),
             horizontalalignment="right",
@@ -176,6 +176,8 @@ def draw_bound(seed: int = 1) -> None:
         axes.set_title(f"Hopper-v5, {title}")
         axes.set_xlabel("x: 0 the old policy, 1 the new one")
         axes.set_xlim(0, 2)
+        axes.set_xticks([0, 0.5, 1, 1.5, 2])
+    both[0].set_ylabel("mean over the 2,048 samples")
     figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     save(figure, "bound.png")
     others = [along_an_update(0, other) for other in range(1, 11)]
@@ -215,15 +217,15 @@ def draw_sampling(samples: int = 100, repeats: int = 20_000) -> None:
             )
     figure, (left, right) = panels(4)
     x = np.linspace(-4.5, 4.5, 901)
-    for centre, name, color in ((-1, "p = N(-1, 1)", BLUE), (1, "q = N(1, 1), m = 2", ORANGE)):
+    for centre, name, color in ((-1, "p = N(−1, 1)", BLUE), (1, "q = N(1, 1), m = 2", ORANGE)):
         density = np.exp(-((x - centre) ** 2) / 2) / math.sqrt(2 * math.pi)
         left.plot(x, density, color=color, linewidth=2, label=name)
         left.fill_between(x, density, color=color, alpha=0.12, linewidth=0)
     left.axvline(0, color=GREY, linewidth=0.9)
-    for place, text in ((-2.9, "f = -1"), (2.9, "f = +1")):
+    for place, text in ((-2.9, "f = −1"), (2.9, "f = +1")):
         left.text(place, 0.43, text, horizontalalignment="center", color=GREY, fontsize=11)
     left.set(ylim=(0, 0.56), xlim=(-4.5, 4.5), xlabel="x", ylabel="density")
-    left.set_title("what is asked of p is sampled from q")
+    left.set_title("asked about p, sampled from q")
     left.legend(loc="upper center", ncols=2)
     mean, low, middle, high = np.array(rows).T
     right.fill_between(shifts, low, high, color=ORANGE, alpha=0.2, linewidth=0)
@@ -233,7 +235,7 @@ def draw_sampling(samples: int = 100, repeats: int = 20_000) -> None:
     right.axhline(truth, color="black", linestyle="--", linewidth=1, label="truth")
     right.set(xlim=(0, 3), ylim=(-3.2, 1.3), xlabel="m: how far q has moved from p")
     right.set_ylabel(f"estimate of E_p[f], {samples} samples")
-    right.set_title("right on average, less and less each time")
+    right.set_title("unbiased, and ever more scattered")
     right.legend(loc="lower left", fontsize=9)
     save(figure, "sampling.png")
 

@@ -73,6 +73,18 @@ class StopAt:
         return self.reached
 
 
+class StopAfter:
+    """End once so many episodes are complete."""
+
+    def __init__(self, episodes: int) -> None:
+        self._episodes = episodes
+        self.reached = False
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> bool:
+        self.reached = state.episodes >= self._episodes
+        return self.reached
+
+
 def evaluation(state: TrainState, world: gym.Env, episodes: int) -> float:
     """Mean return of deterministic episodes. Raises `TrainingError` if the world fails."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]

@@ -78,6 +78,8 @@ class RunConfig:
     """Seed of everything: weights, actions, minibatches, worlds."""
     total_steps: int = 100_000
     """Environment steps, over all worlds; rounded up to whole updates."""
+    total_episodes: int | None = None
+    """End after the update in which this many episodes are complete; none: total_steps ends it."""
     stop_at: float | None = None
     """End early once the smoothed return and then an evaluation reach this return."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -109,9 +111,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_values("run", self)
-        for name in ("total_steps", "eval_episodes", "log_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"run.{name} is {getattr(self, name)}: give at least 1")
+        for name in ("total_steps", "total_episodes", "eval_episodes", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"run.{name} is {value}: give at least 1")
         for name, highest in (
             ("seed", 2**62),
             ("threads", 2**20),

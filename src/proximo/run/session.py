@@ -22,6 +22,7 @@ from proximo.run.callbacks import (
     KeepBest,
     Record,
     Save,
+    StopAfter,
     StopAt,
     recent_returns,
 )
@@ -57,6 +58,7 @@ class Session:
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._stop_at: StopAt | None = None
+        self._stop_after: StopAfter | None = None
         self._save: Save | None = None
         self.profile: Profile | None = None
         self.interruption = "callback"
@@ -149,6 +151,9 @@ class Session:
         if run.stop_at is not None:
             self._stop_at = StopAt(self.world, run.stop_at, run.eval_episodes)
             callbacks.append(self._stop_at)
+        if run.total_episodes is not None:
+            self._stop_after = StopAfter(run.total_episodes)
+            callbacks.append(self._stop_after)
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             self._save = Save(folder, self.spaces, run.save_every)
@@ -249,7 +254,11 @@ class Session:
         state, row = self.state, self._record.row if self._record else {}
         reason = "total_steps"
         if stopped:
-            reason = "stop_at" if self._stop_at and self._stop_at.reached else self.interruption
+            reason = self.interruption
+            if self._stop_at and self._stop_at.reached:
+                reason = "stop_at"
+            elif self._stop_after and self._stop_after.reached:
+                reason = "total_episodes"
         result = {
             "stopped_by": reason,
             "updates": state.updates,
