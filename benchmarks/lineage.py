@@ -10,6 +10,7 @@ import json
 import statistics
 import tempfile
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,20 +50,23 @@ def run(task, algorithm, seed, folder):
     }
     if algorithm in ("trpo", "ppo-penalty"):
         lines = (where / "metrics.jsonl").read_text().splitlines()
-        row |= kl_readings([json.loads(line) for line in lines])
+        settings = tomllib.loads((where / "config.toml").read_text())["algorithm"]
+        bound = settings["max_kl" if algorithm == "trpo" else "kl_target"]
+        row |= {"kl_bound": bound, **kl_readings([json.loads(line) for line in lines], bound)}
     with LINES.open("a") as file:
         file.write(json.dumps(row) + "\n")
     print(f"{task} {algorithm} {seed}: {row['return_mean']:.1f} in {seconds:.0f} s", flush=True)
 
 
-def kl_readings(rows):
+def kl_readings(rows, target):
     """The exact KL of the updates: the largest, and over the last half its median and spread."""
     kl = [row["kl"] for row in rows]
     half = kl[len(kl) // 2 :]
+    outside = sum(not target / 1.5 <= d <= target * 1.5 for d in half)
     return {
         "kl_largest": max(kl),
-        "kl_median": statistics.median(half),
-        "kl_outside": sum(not 0.01 / 1.5 <= d <= 0.01 * 1.5 for d in half) / len(half),
+        "kl_median": statistics.median(half) / target,
+        "kl_outside": outside / len(half),
     }
 
 
@@ -97,16 +101,14 @@ def summarize():
     if trust:
         lines.append(
             "TRPO: the largest exact KL of any update of these runs is "
-            f"{max(row['kl_largest'] / row['max_kl'] for row in trust):.4f} of its bound."
-            if all("max_kl" in row for row in trust)
-            else f"TRPO: largest exact KL {max(row['kl_largest'] for row in trust):.6f}."
+            f"{max(row['kl_largest'] / row['kl_bound'] for row in trust):.4f} of its bound."
         )
     if penalty:
         lines.append(
-            "PPO-penalty, d_targ 0.01, last half of each run: median d from "
-            f"{min(row['kl_median'] for row in penalty):.4f} to "
-            f"{max(row['kl_median'] for row in penalty):.4f} over the runs, share of updates "
-            f"outside [d_targ/1.5, 1.5 d_targ] "
+            "PPO-penalty, last half of each run: median d from "
+            f"{min(row['kl_median'] for row in penalty):.2f} to "
+            f"{max(row['kl_median'] for row in penalty):.2f} d_targ over the runs, share of "
+            f"updates outside [d_targ/1.5, 1.5 d_targ] "
             f"{statistics.fmean(row['kl_outside'] for row in penalty):.0%} on average."
         )
     lines.append(f"Commit {', '.join(commits)}; {', '.join(sorted({r['cpu'] for r in rows}))}.")

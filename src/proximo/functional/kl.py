@@ -51,8 +51,8 @@ def adapted_rate(scale: float, kl: float, target: float) -> float:
     """The learning rate's factor for the next update: s/1.5 if d > 2 d_targ, 1.5 s if d < d_targ/2.
 
     From legged robotics (Rudin et al. 2021, arXiv 2109.11978), once per update. Kept within
-    [0.01, 100].
+    [0.01, 10]: where the policy hardly moves any more, the rate would grow without end.
     """
     if kl > 2 * target:
         return max(scale / 1.5, 0.01)
-    return min(scale * 1.5, 100.0) if kl < target / 2 else scale
+    return min(scale * 1.5, 10.0) if kl < target / 2 else scale
