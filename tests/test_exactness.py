@@ -6,7 +6,20 @@ import random
 import numpy as np
 import pytest
 
-from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, load, train
+from proximo import (
+    A2C,
+    PPO,
+    TRPO,
+    EnvConfig,
+    NetConfig,
+    PPOPenalty,
+    QActorCritic,
+    Reinforce,
+    RolloutConfig,
+    RunConfig,
+    load,
+    train,
+)
 from proximo.envs.make import make_worlds
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
@@ -26,6 +39,14 @@ TASKS = {
         "net": NetConfig(normalize_obs=True),
         "algorithm": {"normalize_reward": True},
     },
+}
+LINEAGE = {
+    "reinforce": Reinforce(learning_rate=1e-2),
+    "qac": QActorCritic(normalize_reward=True),
+    "a2c": A2C(),
+    "trpo": TRPO(epochs=2, minibatch_size=7),
+    "ppo-penalty": PPOPenalty(epochs=2, minibatch_size=7, kl_target=1e-4),
+    "ppo-by-kl": PPO(epochs=2, minibatch_size=7, desired_kl=1e-4),
 }
 
 
@@ -88,6 +109,38 @@ def test_a_run_resumed_at_any_update_ends_as_if_it_had_never_stopped(env, episod
     assert metrics(parts) == metrics(tmp_path / "straight")
     straight, resumed = checkpoints(tmp_path / "straight"), checkpoints(parts)
     assert straight == resumed
+
+
+@pytest.mark.parametrize("name", LINEAGE)
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_every_algorithm_resumes_as_if_it_had_never_stopped(name, env, tmp_path):
+    def begin(folder, callbacks=()):
+        train(
+            EnvConfig(id=env, worlds=3, max_episode_steps=17),
+            LINEAGE[name],
+            rollout=RolloutConfig(steps=7),
+            net=NetConfig(normalize_obs=True),
+            total_steps=12 * 21,
+            seed=3,
+            run_dir=folder,
+            callbacks=callbacks,
+        )
+
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    begin(straight)
+    begin(stopped, [lambda state, rollout, metrics: state.updates == 5])
+    folder = RunFolder.open(stopped)
+    saved = Checkpoint(folder.checkpoint("last"))
+    assert saved.updates == 5
+    assert (saved.tensors.get("ahead") is not None) == (name == "qac")
+    run_session(Session(folder.read_config(), folder=folder, resume=saved))
+    assert metrics(stopped) == metrics(straight)
+    mine, theirs = checkpoints(stopped), checkpoints(straight)
+    assert mine["last.safetensors"] == theirs["last.safetensors"]
+    if name == "ppo-penalty":
+        assert Checkpoint(folder.checkpoint("last")).record["beta"] not in (None, 1.0)
+    if name == "ppo-by-kl":
+        assert Checkpoint(folder.checkpoint("last")).record["rate_scale"] != 1.0
 
 
 def test_another_seed_gives_other_bytes(tmp_path):

@@ -3,12 +3,32 @@
 import gymnasium as gym
 import pytest
 
-from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
+from proximo import (
+    PPO,
+    TRPO,
+    EnvConfig,
+    NetConfig,
+    PPOPenalty,
+    QActorCritic,
+    Reinforce,
+    RolloutConfig,
+    RunConfig,
+    UsageError,
+    train,
+)
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, from_tables, to_tables
 from proximo.run.folder import RunFolder
 from proximo.run.presets import PRESETS, find_preset, named_preset
 from proximo.run.session import Session
+
+
+class Unbounded(gym.Env):
+    """A world whose actions have no bounds."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Box(-float("inf"), float("inf"), (1,))
+
 
 ONE_WORLD = gym.make("CartPole-v1")
 
@@ -20,6 +40,32 @@ ONE_WORLD = gym.make("CartPole-v1")
         (lambda: PPO(value_loss="l1"), "algorithm.value_loss is 'l1'"),
         (lambda: PPO(epochs=2.5), "algorithm.epochs is 2.5: it must be a whole number"),
         (lambda: PPO(gamma=float("nan")), "algorithm.gamma is nan: it must be a finite number"),
+        (lambda: PPO(clip=None, dual_clip=3.0), r"algorithm\.clip is none, but .* dual_clip"),
+        (lambda: PPO(dual_clip=1.0), r"algorithm\.dual_clip is 1\.0: it must be above 1"),
+        (lambda: PPO(adam_betas=(0.9, 1.0)), r"algorithm\.adam_betas is \(0\.9, 1\.0\)"),
+        (lambda: PPOPenalty(beta=0.0), r"algorithm\.beta is 0, which neither"),
+        (lambda: PPOPenalty(kl_target=0.0), r"algorithm\.kl_target is 0\.0: it must be above 0"),
+        (
+            lambda: TRPO(learning_rate=1e-3),
+            r"algorithm\.learning_rate is 0\.001, .*nothing in trpo",
+        ),
+        (lambda: TRPO(critic_learning_rate=None), r"critic_learning_rate is none: in trpo"),
+        (lambda: TRPO(max_kl=0.0), r"algorithm\.max_kl is 0\.0: it must be above 0"),
+        (lambda: QActorCritic(lam=0.5), r"algorithm\.lam is 0\.5, but it does nothing in qac"),
+        (lambda: Reinforce(n=7), r"algorithm\.n is 7, but it does nothing in reinforce"),
+        (
+            lambda: NetConfig(mean="tanh", action="squash"),
+            r"net\.mean is tanh and net\.action squash",
+        ),
+        (lambda: RunConfig(total_episodes=0), r"run\.total_episodes is 0: give at least 1"),
+        (
+            lambda: train("CartPole-v1", TRPO(), net=NetConfig(trunk="shared")),
+            r"net\.trunk is shared, but trpo",
+        ),
+        (
+            lambda: train(Unbounded, PPO(), net=NetConfig(mean="tanh")),
+            r"net\.mean is tanh, but .* has no bounds: use linear",
+        ),
         (lambda: NetConfig(trunk="share"), "net.trunk is 'share'"),
         (lambda: NetConfig(activation="swish"), "net.activation is 'swish'"),
         (lambda: EnvConfig(backend="async"), "env.backend is 'async'"),
@@ -41,14 +87,15 @@ def test_what_cannot_be_meant_is_refused(make, message):
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 def test_presets_are_configurations_with_a_source_and_a_result(preset):
     for env in preset.envs:
-        assert find_preset(preset.algorithm, env) is preset
+        assert (find_preset(preset.algorithm, env) is preset) == (not preset.by_name)
     assert named_preset(preset.name) is preset
     config = from_tables(preset.settings)
     assert config.algorithm.name == preset.algorithm
     assert preset.source
     assert preset.result
     # Whole updates fit into the budget, which is therefore not overrun.
-    assert config.run.total_steps % (config.env.worlds * config.rollout.steps) == 0
+    if not config.rollout.episodes and not preset.by_name:
+        assert config.run.total_steps % (config.env.worlds * config.rollout.steps) == 0
 
 
 def test_a_configuration_survives_its_tables():

@@ -21,10 +21,19 @@ READINGS = (
     ("best smoothed", "best", "{:.1f}"),
     ("KL", "approx_kl", "{:.4f}"),
     ("clip fraction", "clip_fraction", "{:.3f}"),
+    ("beta", "beta", "{:.3g}"),
+    ("step", "step_share", "{:.2f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("explained variance", "explained_variance", "{:.2f}"),
 )
-"""Label, key of the row, format. The return is the mean of the last 100 episodes."""
+"""Label, key of the row, format. The return is the mean of the last 100 episodes.
+
+What an algorithm has no reading of is not shown.
+"""
+
+
+def _readings(row: Row) -> list[tuple[str, str, str]]:
+    return [reading for reading in READINGS if reading[1] in row]
 
 
 def _format(row: Row, key: str, form: str) -> str:
@@ -97,13 +106,13 @@ class LiveDisplay:
             f"{_time(left)} left",
         )
         body = Table.grid(padding=(0, 2))
-        for label, _, _ in READINGS:
+        for label, _, _ in _readings(row):
             body.add_column(min_width=len(label))
-        body.add_row(*(Text(label, style="dim") for label, _, _ in READINGS))
+        body.add_row(*(Text(label, style="dim") for label, _, _ in _readings(row)))
         body.add_row(
             *(
                 Text(_format(row, key, form), style="bold" if key == "return_mean" else "")
-                for _, key, form in READINGS
+                for _, key, form in _readings(row)
             )
         )
         self._live.update(Group(head, body), refresh=True)
@@ -149,5 +158,7 @@ class PlainDisplay:
 
 def plain(row: Row, speed: float, left: float, total: int) -> str:
     """One line with everything that the panel shows."""
-    readings = "  ".join(f"{label} {_format(row, key, form)}" for label, key, form in READINGS)
+    readings = "  ".join(
+        f"{label} {_format(row, key, form)}" for label, key, form in _readings(row)
+    )
     return f"{row['steps']:,}/{total:,} steps  {readings}  {speed:,.0f} steps/s  {_time(left)} left"

@@ -12,18 +12,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from proximo.envs.make import return_threshold
-from proximo.run.config import Config, to_toml
+from proximo.run.config import Config, success_threshold, to_toml
 from proximo.run.folder import RunFolder
 from proximo.types import UsageError
 
 PANELS = (
     ("return", (("return_mean", "last 100 episodes"), ("return_smoothed", "smoothed"))),
-    ("success rate", (("success_rate", "last 100 episodes"),)),
+    ("share of the last 100 episodes at {threshold:g} or more", (("success_rate", ""),)),
     ("policy loss", (("policy_loss", ""),)),
     ("value loss", (("value_loss", ""),)),
-    ("KL(old, new) in nats", (("approx_kl", ""),)),
+    ("KL(old, new) in nats", (("approx_kl", "estimated"), ("kl", "exact"))),
     ("clip fraction", (("clip_fraction", ""),)),
+    ("weight of the KL penalty (beta)", (("beta", ""),)),
+    ("share of the full step", (("step_share", ""),)),
     ("entropy in nats", (("entropy", ""),)),
     ("explained variance", (("explained_variance", ""),)),
     ("learning rate", (("learning_rate", "policy"), ("critic_learning_rate", "critic"))),
@@ -68,6 +69,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         for title, curves in PANELS
         if any(_has(runs, key) for key, _ in curves)
     ]
+    threshold = success_threshold(configs[0])
     figure = plt.figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)), layout="constrained")
     grid = figure.add_gridspec(
         1 + -(-(len(panels) - 1) // 3), 3, height_ratios=[1.7] + [1] * (-(-(len(panels) - 1) // 3))
@@ -77,20 +79,19 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         axes = figure.add_subplot(place)
         for color, (key, label) in zip(COLORS, curves, strict=False):
             _draw(axes, runs, key, label if len(curves) > 1 else "", color)
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(title.format(threshold=threshold), fontsize=10, loc="left")
+        if "share of the last" in title:
+            axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
         axes.set_xlabel("environment steps", fontsize=8)
         axes.tick_params(labelsize=8)
-        if title == "success rate":
-            axes.set_ylim(-0.03, 1.03)
         if title == "return":
             raw = [_curve(rows, "return_latest") for rows in runs]
             x, y = (np.concatenate(values) for values in zip(*raw, strict=True))
             axes.plot(x, y, ".", color="#86a8cf", markersize=4, zorder=1, label="raw, per update")
             _draw_evaluations(axes, runs)
-            threshold = return_threshold(configs[0].env)
             if threshold is not None:
                 axes.axhline(threshold, color="#888888", linestyle=":", label="solved")
         if axes.get_legend_handles_labels()[0]:

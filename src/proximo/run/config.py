@@ -232,6 +232,16 @@ def algorithm_type(name: str) -> type[OnPolicy]:
     return known[name]
 
 
+def success_threshold(config: Config) -> float | None:
+    """The return from which an episode of this run is a success, where there is one."""
+    from proximo.envs.make import return_threshold
+
+    for given in (config.run.success_at, config.run.stop_at):
+        if given is not None:
+            return given
+    return return_threshold(config.env)
+
+
 def make_policy(spaces: tuple[gym.Space[Any], gym.Space[Any]], config: Config) -> ActorCritic:
     """The network for observations and actions of these spaces, new. Raises `UsageError`."""
     from proximo.nets.actor_critic import ActorCritic

@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from proximo.algorithms.update import choose_engine, make_engine
-from proximo.envs.make import Maker, Worlds, make_world, make_worlds, return_threshold
+from proximo.envs.make import Maker, Worlds, make_world, make_worlds
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.callbacks import (
     Callback,
@@ -28,7 +28,7 @@ from proximo.run.callbacks import (
 )
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend, choose_device, choose_threads, size
-from proximo.run.config import Config, make_policy
+from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.folder import RunFolder
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.types import TrainState, UsageError, explain
@@ -131,9 +131,7 @@ class Session:
     ) -> list[Callback]:
         """The callbacks, in the order in which they are called."""
         run, state, folder = self.config.run, self.state, self._folder
-        threshold = return_threshold(self.config.env) if run.stop_at is None else run.stop_at
-        if run.success_at is not None:
-            threshold = run.success_at
+        threshold = success_threshold(self.config)
         if threshold is not None:
             self.notes.append(f"counts as solved from a return of {threshold:g}")
         self._threshold = threshold
