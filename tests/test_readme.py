@@ -52,5 +52,12 @@ def test_its_results_are_the_recorded_ones():
         (results / name).read_text(encoding="utf-8").strip() for name in ("scores.md", "speed.md")
     )
     assert scores in README
+    for name in ("lineage.md", "teaching.md"):
+        assert (results / name).read_text(encoding="utf-8").strip() in README, name
+    for page in ("lineage.md", "lineage.zh.md"):
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        for name in ("lineage.md", "table1.md"):
+            table = (results / name).read_text(encoding="utf-8").split("\n\n")[0]
+            assert table in text, (page, name)
     assert speed.split("\n\n")[0] in README
     assert speed in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")

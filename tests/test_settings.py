@@ -89,7 +89,7 @@ def test_presets_are_configurations_with_a_source_and_a_result(preset):
     for env in preset.envs:
         assert (find_preset(preset.algorithm, env) is preset) == (not preset.by_name)
     assert named_preset(preset.name) is preset
-    config = from_tables(preset.settings)
+    config = from_tables(preset.tables)
     assert config.algorithm.name == preset.algorithm
     assert preset.source
     assert preset.result

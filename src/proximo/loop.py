@@ -77,7 +77,7 @@ def train(
     if callable(callbacks):
         raise UsageError("callbacks is a function: give a list of them, [function]")
     preset = find_preset("ppo", named) if algorithm is None and isinstance(env, str) else None
-    config = from_tables(preset.settings if preset else {})
+    config = from_tables(preset.tables if preset else {})
     steps = config.rollout if algorithm is None else RolloutConfig(steps=algorithm.rollout_steps)
     env_config = env if isinstance(env, EnvConfig) else dataclasses.replace(config.env, id=named)
     if preset and worlds is not None:

@@ -25,9 +25,9 @@ BARS = {
 }
 
 
-def score(task, seed, episodes=100, **sections):
+def score(task, seed, episodes=100, algorithm="ppo", **sections):
     """Mean of deterministic episodes of the last policy, on seeds that training never sees."""
-    tables = {name: dict(table) for name, table in find_preset("ppo", task).settings.items()}
+    tables = {name: dict(table) for name, table in find_preset(algorithm, task).tables.items()}
     tables["env"]["id"] = task
     tables["run"]["seed"] = seed
     for section, changes in sections.items():
@@ -68,3 +68,21 @@ QUICKER = {"rollout": {"steps": 250}, "algorithm": {"learning_rate": "linear:1e-
 def test_a_short_run_is_on_its_way(task, total_steps, changes, bar):
     changes = {"run": {"total_steps": total_steps}} | changes
     assert score(task, seed=1, episodes=20, **changes) >= bar
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "task", "total_steps", "bar"),
+    [
+        ("reinforce", "CartPole-v1", 200_000, 450),
+        ("qac", "CartPole-v1", 100_000, 200),
+        ("a2c", "CartPole-v1", 100_000, 400),
+        ("trpo", "CartPole-v1", 100_000, 450),
+        ("ppo-penalty", "CartPole-v1", 100_000, 450),
+        ("trpo", "Pendulum-v1", 150_000, -300),
+        ("ppo-penalty", "Pendulum-v1", 100_000, -300),
+    ],
+)
+def test_every_algorithm_learns(algorithm, task, total_steps, bar):
+    """Short runs with its preset; `benchmarks/lineage.py` records the whole table."""
+    run = {"total_steps": total_steps}
+    assert score(task, seed=1, episodes=20, algorithm=algorithm, run=run) >= bar

@@ -137,8 +137,8 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
         preset = named_preset(chosen.preset)
     if preset and method not in (None, preset.algorithm):
         raise UsageError(f"the preset {preset.name} is for {preset.algorithm}, not {method}")
-    tables = {name: dict(table) for name, table in (preset.settings if preset else {}).items()}
-    tables.setdefault("algorithm", {})["name"] = preset.algorithm if preset else method or PPO.name
+    plain = {"algorithm": {"name": method or PPO.name}}
+    tables = {name: dict(table) for name, table in (preset.tables if preset else plain).items()}
     tables.setdefault("env", {})["id"] = world or (preset.envs[0] if preset else "")
     return from_tables(tables), preset
 

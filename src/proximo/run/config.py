@@ -269,7 +269,7 @@ def _toml(value: Any) -> str:
 
 def _section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
-    fields = {f.name for f in dataclasses.fields(cls)}
+    fields = [f.name for f in dataclasses.fields(cls)]
     values = {}
     for key, value in table.items():
         if key not in fields:

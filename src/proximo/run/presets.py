@@ -20,6 +20,12 @@ class Preset:
     result: str
     by_name: bool = False  # used only where it is asked for
 
+    @property
+    def tables(self) -> Tables:
+        """The settings, with the algorithm that they are of."""
+        own = {"name": self.algorithm, **self.settings.get("algorithm", {})}
+        return {**self.settings, "algorithm": own}
+
 
 MUJOCO = tuple(
     f"{name}-v5"
@@ -69,6 +75,7 @@ TUNED = (
                 "learning_rate": "linear:1e-3:0",
                 "epochs": 15,
                 "minibatch_size": 64,
+                "target_kl": 0.03,
             },
             "net": {"normalize_returns": True},
             "rollout": {"steps": 200},
@@ -141,6 +148,199 @@ TUNED = (
         source="Huang et al. 2022 (37 details), with 8 x 250 steps for 1 x 2048 and a smaller "
         "first deviation (Andrychowicz et al. 2021)",
         result=("HalfCheetah-v5 5430.3 ± 935.4 (95% interval), worst of 10 seeds 3779.1"),
+    ),
+    Preset(
+        name="cartpole-reinforce",
+        algorithm="reinforce",
+        envs=("CartPole-v1",),
+        settings={
+            "algorithm": {
+                "learning_rate": "linear:1e-2:0",
+                "critic_learning_rate": "linear:3e-2:0",
+            },
+            "rollout": {"episodes": 4},
+            "env": {"worlds": 4},
+            "run": {"total_steps": 200_000},
+        },
+        source="own: four whole episodes an update, a faster critic",
+        result="RESULT",
+    ),
+    Preset(
+        name="cartpole-qac",
+        algorithm="qac",
+        envs=("CartPole-v1",),
+        settings={
+            "algorithm": {
+                "gamma": 0.95,
+                "normalize_advantage": "batch",
+                "learning_rate": "linear:1e-3:0",
+                "critic_learning_rate": "linear:1e-2:0",
+            },
+            "rollout": {"steps": 8},
+            "env": {"worlds": 8},
+            "run": {"total_steps": 200_000},
+        },
+        source="own: 64 steps an update, Q standardised over them, a faster critic",
+        result="RESULT",
+    ),
+    Preset(
+        name="cartpole-a2c",
+        algorithm="a2c",
+        envs=("CartPole-v1",),
+        settings={
+            "algorithm": {
+                "gamma": 0.98,
+                "lam": 0.95,
+                "optimizer": "adam",
+                "learning_rate": "linear:3e-3:0",
+            },
+            "rollout": {"steps": 16},
+            "env": {"worlds": 8},
+            "run": {"total_steps": 199_936},
+        },
+        source="own: 8 x 16 steps an update, Adam",
+        result="RESULT",
+    ),
+    Preset(
+        name="cartpole-trpo",
+        algorithm="trpo",
+        envs=("CartPole-v1",),
+        settings={
+            "algorithm": {"gamma": 0.98, "cg_damping": 0.01, "minibatch_size": 128},
+            "rollout": {"steps": 128},
+            "env": {"worlds": 8},
+            "run": {"total_steps": 199_680},
+        },
+        source="RL Baselines3 Zoo, with 8 x 128 steps for 2 x 512",
+        result="RESULT",
+    ),
+    Preset(
+        name="cartpole-ppo-penalty",
+        algorithm="ppo-penalty",
+        envs=("CartPole-v1",),
+        settings={
+            "algorithm": {"gamma": 0.98, "learning_rate": "linear:1e-3:0"},
+            "rollout": {"steps": 128},
+            "env": {"worlds": 8},
+            "run": {"total_steps": 199_680},
+        },
+        source="own: 8 x 128 steps an update, falling learning rate",
+        result="RESULT",
+    ),
+    Preset(
+        name="pendulum-trpo",
+        algorithm="trpo",
+        envs=("Pendulum-v1",),
+        settings={
+            "algorithm": {"gamma": 0.95, "cg_damping": 0.01, "epochs": 15},
+            "net": {"normalize_returns": True},
+            "rollout": {"steps": 200},
+            "env": {"worlds": 5},
+            "run": {"total_steps": 300_000},
+        },
+        source="the preset pendulum, with trpo's step",
+        result="RESULT",
+    ),
+    Preset(
+        name="pendulum-ppo-penalty",
+        algorithm="ppo-penalty",
+        envs=("Pendulum-v1",),
+        settings={
+            "algorithm": {"gamma": 0.95, "learning_rate": "linear:1e-3:0", "epochs": 15},
+            "net": {"normalize_returns": True},
+            "rollout": {"steps": 200},
+            "env": {"worlds": 5},
+            "run": {"total_steps": 300_000},
+        },
+        source="the preset pendulum, with a penalty for its clip",
+        result="RESULT",
+    ),
+    Preset(
+        name="lunarlander-trpo",
+        algorithm="trpo",
+        envs=("LunarLander-v3", "LunarLanderContinuous-v3"),
+        settings={
+            "algorithm": {
+                "gamma": 0.999,
+                "lam": 0.98,
+                "normalize_reward": True,
+                "cg_damping": 0.01,
+                "epochs": 4,
+            },
+            "rollout": {"steps": 256},
+            "env": {"worlds": 16},
+            "run": {"total_steps": 999_424},
+        },
+        source="the preset lunarlander, with trpo's step and shorter rollouts",
+        result="RESULT",
+    ),
+    Preset(
+        name="lunarlander-ppo-penalty",
+        algorithm="ppo-penalty",
+        envs=("LunarLander-v3", "LunarLanderContinuous-v3"),
+        settings={
+            "algorithm": {
+                "gamma": 0.999,
+                "lam": 0.98,
+                "learning_rate": "linear:3e-4:0",
+                "entropy_coef": "linear:0.01:0",
+                "normalize_reward": True,
+                "epochs": 4,
+            },
+            "rollout": {"steps": 1000},
+            "env": {"worlds": 16},
+            "run": {"total_steps": 992_000},
+        },
+        source="the preset lunarlander, with a penalty for its clip",
+        result="RESULT",
+    ),
+    Preset(
+        name="mujoco-a2c",
+        algorithm="a2c",
+        envs=MUJOCO,
+        settings={
+            "algorithm": {
+                "lam": 0.95,
+                "normalize_advantage": "batch",
+                "normalize_reward": True,
+                "optimizer": "adam",
+                "learning_rate": "linear:1e-3:0",
+            },
+            "net": {"normalize_obs": True, "log_std": -0.5},
+            "rollout": {"steps": 16},
+            "env": {"worlds": 8},
+            "run": {"total_steps": 1_000_064},
+        },
+        source="the preset mujoco, with a step of Adam every 8 x 16 steps",
+        result="RESULT",
+    ),
+    Preset(
+        name="mujoco-trpo",
+        algorithm="trpo",
+        envs=MUJOCO,
+        settings={
+            "algorithm": {"normalize_reward": True, "max_kl": 0.02},
+            "net": {"normalize_obs": True, "log_std": -0.5},
+            "rollout": {"steps": 250},
+            "env": {"worlds": 8},
+            "run": {"total_steps": 1_000_000},
+        },
+        source="the preset mujoco, with trpo's step",
+        result="RESULT",
+    ),
+    Preset(
+        name="mujoco-ppo-penalty",
+        algorithm="ppo-penalty",
+        envs=MUJOCO,
+        settings={
+            "algorithm": {"normalize_reward": True, "learning_rate": "linear:3e-4:0"},
+            "net": {"normalize_obs": True, "log_std": -0.5},
+            "rollout": {"steps": 250},
+            "env": {"worlds": 8},
+            "run": {"total_steps": 1_000_000},
+        },
+        source="the preset mujoco, with a penalty for its clip",
+        result="RESULT",
     ),
 )
 """`result`: mean of 100 deterministic episodes of the last policy on unseen seeds."""
