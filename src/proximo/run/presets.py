@@ -228,6 +228,27 @@ TUNED = (
         result="RESULT",
     ),
     Preset(
+        name="pendulum-a2c",
+        algorithm="a2c",
+        envs=("Pendulum-v1",),
+        settings={
+            "algorithm": {
+                "gamma": 0.9,
+                "lam": 0.9,
+                "normalize_advantage": "batch",
+                "optimizer": "adam",
+                "learning_rate": "linear:1e-3:0",
+                "critic_learning_rate": "linear:5e-3:0",
+            },
+            "net": {"activation": "relu", "mean": "tanh"},
+            "rollout": {"steps": 8},
+            "env": {"worlds": 8, "reward_shift": 8.0, "reward_scale": 0.125},
+            "run": {"total_steps": 300_032},
+        },
+        source="own: 64 steps an update, the mean within bounds, a faster critic",
+        result="RESULT",
+    ),
+    Preset(
         name="pendulum-trpo",
         algorithm="trpo",
         envs=("Pendulum-v1",),
@@ -253,6 +274,25 @@ TUNED = (
             "run": {"total_steps": 300_000},
         },
         source="the preset pendulum, with a penalty for its clip",
+        result="RESULT",
+    ),
+    Preset(
+        name="lunarlander-a2c",
+        algorithm="a2c",
+        envs=("LunarLander-v3", "LunarLanderContinuous-v3"),
+        settings={
+            "algorithm": {
+                "gamma": 0.995,
+                "normalize_reward": True,
+                "learning_rate": "linear:1e-3:0",
+                "entropy_coef": "linear:0.01:0",
+            },
+            "net": {"normalize_obs": True},
+            "rollout": {"steps": 8},
+            "env": {"worlds": 8},
+            "run": {"total_steps": 1_000_000},
+        },
+        source="RL Baselines3 Zoo, with scaled observations and rewards and a falling entropy bonus",
         result="RESULT",
     ),
     Preset(
