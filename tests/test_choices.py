@@ -62,10 +62,9 @@ def test_the_device():
 )
 def test_the_threads(monkeypatch, wish, engine, net, minibatch_size, threads):
     monkeypatch.setattr(choices, "cores", lambda: 8)
-    algorithm = PPO(minibatch_size=minibatch_size)
-    assert choose_threads(wish, engine, policy(**net), algorithm) == threads
+    assert choose_threads(wish, engine, policy(**net), minibatch_size) == threads
     monkeypatch.setattr(choices, "cores", lambda: 1)
-    assert choose_threads(wish, engine, policy(**net), algorithm) == 1
+    assert choose_threads(wish, engine, policy(**net), minibatch_size) == 1
 
 
 def test_a_large_network_has_the_threads_of_pytorch():

@@ -4,6 +4,7 @@ import gymnasium as gym
 import pytest
 
 from proximo import (
+    A2C,
     PPO,
     TRPO,
     EnvConfig,
@@ -47,15 +48,40 @@ ONE_WORLD = gym.make("CartPole-v1")
         (lambda: PPOPenalty(kl_target=0.0), r"algorithm\.kl_target is 0\.0: it must be above 0"),
         (
             lambda: TRPO(learning_rate=1e-3),
-            r"algorithm\.learning_rate is 0\.001, .*nothing in trpo",
+            r"algorithm\.learning_rate is 0\.001, .*nothing where the algorithm is trpo",
         ),
         (lambda: TRPO(critic_learning_rate=None), r"critic_learning_rate is none: in trpo"),
         (lambda: TRPO(max_kl=0.0), r"algorithm\.max_kl is 0\.0: it must be above 0"),
-        (lambda: QActorCritic(lam=0.5), r"algorithm\.lam is 0\.5, but it does nothing in qac"),
-        (lambda: Reinforce(n=7), r"algorithm\.n is 7, but it does nothing in reinforce"),
+        (
+            lambda: QActorCritic(lam=0.5),
+            r"algorithm\.lam is 0\.5, but it does nothing where the algorithm is qac",
+        ),
+        (
+            lambda: Reinforce(n=7),
+            r"algorithm\.n is 7, but it does nothing where the algorithm is reinforce",
+        ),
         (
             lambda: NetConfig(mean="tanh", action="squash"),
             r"net\.mean is tanh and net\.action squash",
+        ),
+        (lambda: A2C(minibatch_size=16), r"minibatch_size is 16, but .*minibatches is whole"),
+        (lambda: A2C(adam_betas=(0.8, 0.9)), r"adam_betas is .*optimizer is rmsprop"),
+        (lambda: Reinforce(advantage="gae"), r"advantage is gae, but it does nothing where"),
+        (lambda: PPO(critic=False, value_coef=3.0), r"value_coef is 3\.0, .*critic is off"),
+        (lambda: TRPO(critic=False), r"algorithm\.critic is False, .* trpo"),
+        (lambda: TRPO(line_search_decay=0.0), r"line_search_decay is 0\.0: .* in \(0, 0\.99\]"),
+        (
+            lambda: train("CartPole-v1", QActorCritic(normalize_advantage="batch"), worlds=1),
+            r"normalize_advantage is batch, but an update has one sample",
+        ),
+        (
+            lambda: train(
+                "CartPole-v1",
+                Reinforce(),
+                rollout=RolloutConfig(episodes=2),
+                run_config=RunConfig(engine="compile"),
+            ),
+            r"run\.engine is compile, but a batch of whole episodes",
         ),
         (lambda: RunConfig(total_episodes=0), r"run\.total_episodes is 0: give at least 1"),
         (
@@ -92,7 +118,8 @@ def test_presets_are_configurations_with_a_source_and_a_result(preset):
     config = from_tables(preset.tables)
     assert config.algorithm.name == preset.algorithm
     assert preset.source
-    assert preset.result
+    assert preset.result != "RESULT"
+    assert preset.result or preset.by_name
     # Whole updates fit into the budget, which is therefore not overrun.
     if not config.rollout.episodes and not preset.by_name:
         assert config.run.total_steps % (config.env.worlds * config.rollout.steps) == 0

@@ -214,6 +214,12 @@ def test_without_a_slope_there_is_no_step():
     assert not natural_step(product, g, 0.01, 10).any()
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_not_taken_for_none(bad):
+    g = torch.ones(3, dtype=torch.float64)
+    assert not torch.isfinite(natural_step(lambda v: bad * v, g, 0.01, 10)).all()
+
+
 @pytest.mark.parametrize(
     ("gains", "kls", "share"),
     [

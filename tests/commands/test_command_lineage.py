@@ -46,7 +46,43 @@ def test_a_flag_of_another_algorithm_is_refused(here):
 def test_a_setting_that_would_do_nothing_is_refused(here):
     words = ("--algorithm.learning-rate", "0.1")
     message = refusal(proximo("train", "trpo", "CartPole-v1", *words))
-    assert "does nothing in trpo" in message
+    assert "does nothing where the algorithm is trpo" in message
+
+
+def test_a_configuration_of_another_algorithm_is_refused(here):
+    words = ("--total-steps", "256", "--run-dir", "run", "--quiet", *QUICK)
+    succeeded(proximo("train", "ppo", "CartPole-v1", *words))
+    message = refusal(proximo("train", "a2c", "--config", "run/config.toml"))
+    assert "run/config.toml is for ppo, not a2c" in message
+    again = ("--config", "run/config.toml", "--run-dir", "again", "--quiet")
+    succeeded(proximo("train", "ppo2", *again))
+
+
+def test_a_run_that_ended_by_its_episodes_is_finished_and_can_be_extended(here):
+    words = ("--run.total-episodes", "3", "--run-dir", "run", "--quiet")
+    succeeded(proximo("train", "--preset", "teaching-cartpole", *words))
+    before = rows("run")
+    said = succeeded(proximo("resume", "run")).out
+    assert "ended early at its total_episodes" in said
+    assert rows("run") == before
+    steps = before[-1]["steps"] + 100
+    succeeded(proximo("resume", "run", "--total-steps", str(steps), "--quiet"))
+    assert rows("run")[-1]["steps"] >= steps
+
+
+def test_runs_with_different_thresholds_are_drawn_together(here):
+    for seed, more in (("1", ()), ("2", ("--run.success-at", "-200"))):
+        words = ("--total-steps", "1600", "--seed", seed, "--run-dir", f"run{seed}", "--quiet")
+        succeeded(proximo("train", "ppo", "Pendulum-v1", *QUICK, *words, *more))
+    succeeded(proximo("plot", "run1", "run2"))
+
+
+def test_the_profile_counts_the_steps_of_every_algorithm(here):
+    for name in ("trpo", "qac"):
+        words = ("--total-steps", "512", "--run-dir", name, "--run.profile")
+        succeeded(proximo("train", name, "CartPole-v1", *QUICK, *words))
+        phases = result(name)["profile"]["phases"]
+        assert phases["update"]["share"] > phases["readings"]["share"]
 
 
 def test_what_is_not_there_has_no_reading(here):

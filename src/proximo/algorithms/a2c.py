@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from proximo.algorithms.base import OnPolicy
 from proximo.functional.schedules import Coefficient
-from proximo.types import Batch, LossSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from proximo.nets.actor_critic import ActorCritic, Evaluation
+from proximo.types import LossSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +35,6 @@ class A2C(OnPolicy):
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
-
-    def objective(
-        self,
-        policy: ActorCritic,
-        new: Evaluation,
-        batch: Batch,
-        advantage: Tensor,
-        coefficients: Mapping[str, float | Tensor],
-    ) -> Tensor:
-        from proximo.functional.losses import policy_gradient
-
-        return policy_gradient(new.log_prob, advantage)
 
     def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
         if type(self) is not A2C:  # a subclass may have a loss of its own

@@ -6,7 +6,7 @@ The command line lists these settings without loading PyTorch, so methods import
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -31,6 +31,10 @@ class OnPolicy(ABC):
     name: ClassVar[str]
     action_values: ClassVar[bool] = False
     """Whether the critic judges an action in a state, Q(s,a), instead of the state, V(s)."""
+    apart: ClassVar[bool] = False
+    """Whether actor and critic are moved in turn, and so cannot share layers."""
+    exact_kl: ClassVar[bool] = False
+    """Whether KL(old, new) is also reported as it is, not only estimated."""
     rollout_steps: ClassVar[int] = 256
     """T where nothing else is said: the steps in each world that an update suits best."""
     without: ClassVar[tuple[str, ...]] = ()
@@ -88,12 +92,16 @@ class OnPolicy(ABC):
 
     def __post_init__(self) -> None:
         check_values("algorithm", self)
-        for setting in fields(self):
-            if setting.name in self.without and getattr(self, setting.name) != setting.default:
-                raise UsageError(
-                    f"algorithm.{setting.name} is {getattr(self, setting.name)}, but it does "
-                    f"nothing in {self.name}: leave it out"
-                )
+        self._refuse(self.without, f"the algorithm is {self.name}")
+        if not self.critic:
+            self._refuse(
+                ("critic_learning_rate", "value_coef", "value_loss", "value_target"),
+                "algorithm.critic is off",
+            )
+        if self.minibatches != "shuffled":
+            self._refuse(("minibatch_size",), f"algorithm.minibatches is {self.minibatches}")
+        if self.optimizer != "adam":
+            self._refuse(("adam_betas",), f"algorithm.optimizer is {self.optimizer}")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise UsageError(f"algorithm.adam_betas is {self.adam_betas}: give two in [0, 1)")
         for field_name, low, high in (
@@ -116,6 +124,16 @@ class OnPolicy(ABC):
         for field_name in ("n", "epochs", "minibatch_size"):
             self._check(field_name, 1, float("inf"))
 
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        """Settings that would do nothing must have been left as they are."""
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if setting.name in names and value != setting.default:
+                raise UsageError(
+                    f"algorithm.{setting.name} is {value}, but it does nothing where {why}: "
+                    "leave it out"
+                )
+
     def _check(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         value = getattr(self, name)
         if value is None:
@@ -130,7 +148,7 @@ class OnPolicy(ABC):
         if not (fine and (schedule.start > low or not above)):
             interval = f"above {low}" if above else f"at least {low}"
             if math.isfinite(high):
-                interval = f"in [{low}, {high}]"
+                interval = f"in {'(' if above else '['}{low}, {high}]"
             raise UsageError(f"algorithm.{name} is {value}: it must be {interval}")
 
     def coefficients(self, progress: float, beta: float | None = None) -> dict[str, float]:
@@ -157,9 +175,14 @@ class OnPolicy(ABC):
 
         actor, critic = policy.actor_parameters(), policy.critic_parameters()
         kind = (self.optimizer, self.optimizer_eps, self.adam_betas)
-        if self.critic_learning_rate is None:
+        if self.critic_learning_rate is None and not self.apart:
             return FlatOptimizer([actor + critic], *kind)
         if policy.critic is None:
+            if self.apart:
+                raise UsageError(
+                    f"net.trunk is shared, but {self.name} moves its actor and its critic in "
+                    "turn: use --net.trunk separate"
+                )
             raise UsageError(
                 "algorithm.critic_learning_rate is set, but net.trunk is shared: "
                 "a shared trunk has one rate; use --net.trunk separate or drop the critic's"
@@ -178,7 +201,6 @@ class OnPolicy(ABC):
 
         return descend(self, state, batch)
 
-    @abstractmethod
     def objective(
         self,
         policy: ActorCritic,
@@ -187,7 +209,17 @@ class OnPolicy(ABC):
         advantage: Tensor,
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
-        """What the policy maximises, per sample. All [B]."""
+        """What the policy maximises, per sample: log π(a|s) A, the policy gradient. All [B]."""
+        from proximo.functional.losses import policy_gradient
+
+        return policy_gradient(new.log_prob, advantage)
+
+    def standardized(self, advantage: Tensor) -> Tensor:
+        """The advantages of a minibatch, brought to mean 0 and deviation 1 if that is done here."""
+        from proximo.functional.masked import standardize
+
+        per_minibatch = self.normalize_advantage == "minibatch"
+        return standardize(advantage) if per_minibatch else advantage
 
     def loss(
         self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
@@ -198,11 +230,10 @@ class OnPolicy(ABC):
         coefficients: numbers, or tensors where the loss is compiled, so that it need not be
         compiled anew when they change: do not branch on their values.
         """
-        from proximo.functional.masked import masked_mean, standardize
+        from proximo.functional.masked import masked_mean
 
         new = policy.evaluate(batch.obs, batch.action, entropy=self.values_entropy)
-        per_minibatch = self.normalize_advantage == "minibatch"
-        advantage = standardize(batch.advantage) if per_minibatch else batch.advantage
+        advantage = self.standardized(batch.advantage)
         policy_loss = -masked_mean(self.objective(policy, new, batch, advantage, coefficients))
         value_loss = masked_mean(
             self.value_error(policy, new.value, batch, coefficients["value_clip"])
@@ -239,14 +270,18 @@ class OnPolicy(ABC):
         self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
         """What to report of the policy after the update, over the whole batch: KL, entropy."""
-        from proximo.functional.kl import k3
+        from proximo.functional.kl import k3, kl_divergence
         from proximo.functional.masked import masked_mean
 
         assert new.entropy is not None
-        return {
+        readings = {
             "approx_kl": masked_mean(k3(new.log_prob, batch.log_prob)),
             "entropy": masked_mean(new.entropy),
         }
+        if self.exact_kl or self.desired_kl is not None:
+            old = policy.head.restore(batch.parameters)
+            readings["kl"] = masked_mean(kl_divergence(old, new.distribution))
+        return readings
 
     @property
     def value_weight(self) -> float:

@@ -74,6 +74,7 @@ class TorchEngine(Engine):
     ) -> None:
         super().__init__("compile" if compiled else "torch", policy, optimizer)
         self._compiled: _CompiledGradient | None = None
+        self._size = 0
 
     def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
         policy = self.policy
@@ -108,12 +109,12 @@ class TorchEngine(Engine):
             )
             self._compiled.set(coefficients)
         found, steps = [], 0
-        whole = algorithm.minibatches == "whole"
+        # One shape is compiled, the first; for others that would take too long.
+        self._size = self._size or layout.bounds[1]
         for done, order in enumerate(layout.orders.to(batch.obs.device), 1):
             mixed = batch[order]
             for begin, end in pairwise(layout.bounds):
-                # One shape is compiled; for a smaller last minibatch that would take too long.
-                if self._compiled and (whole or end - begin == algorithm.minibatch_size):
+                if self._compiled and end - begin == self._size:
                     terms = self._compiled(mixed[begin:end])
                     norm = clip_gradient(self.optimizer.flats, algorithm.max_grad_norm)
                 else:

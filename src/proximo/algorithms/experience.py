@@ -74,7 +74,8 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
 
     A' is what was done in the next row. After the last row and where an episode ended it is still
     to be drawn: after the last row from the noise with which the next rollout begins, so that it
-    is what will be done there, and in the last state of an episode from noise of its own.
+    is what will be done there (but for the running moments of the observations, which move in
+    between), and in the last state of an episode from noise of its own.
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward

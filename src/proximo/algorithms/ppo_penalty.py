@@ -28,6 +28,7 @@ class PPOPenalty(OnPolicy):
     """
 
     name: ClassVar[str] = "ppo-penalty"
+    exact_kl: ClassVar[bool] = True
 
     beta: float = 1.0
     """Weight of the KL, at first or for ever."""
@@ -76,13 +77,3 @@ class PPOPenalty(OnPolicy):
         if self.kl_target is not None:
             state.beta = adapted_beta(metrics["beta"], metrics["kl"], self.kl_target)
         return metrics
-
-    def read(
-        self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
-    ) -> dict[str, Tensor]:
-        """Besides, d: the exact mean KL(old, new)."""
-        from proximo.functional.kl import kl_divergence
-        from proximo.functional.masked import masked_mean
-
-        kl = kl_divergence(policy.head.restore(batch.parameters), new.distribution)
-        return {**super().read(policy, new, batch, coefficients), "kl": masked_mean(kl)}

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from proximo.algorithms.base import OnPolicy
-from proximo.types import Batch, Metrics, Rollout, TrainState, Transitions, UsageError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from proximo.nets.actor_critic import ActorCritic, Evaluation
-    from proximo.nets.optimizer import FlatOptimizer
+from proximo.types import Batch, Metrics, Rollout, TrainState, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +24,7 @@ class QActorCritic(OnPolicy):
 
     name: ClassVar[str] = "qac"
     action_values: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
     rollout_steps: ClassVar[int] = 1
     without: ClassVar[tuple[str, ...]] = (
         *("lam", "advantage", "n", "value_target", "critic", "epochs", "minibatch_size"),
@@ -44,18 +38,6 @@ class QActorCritic(OnPolicy):
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
 
-    def make_optimizer(self, policy: ActorCritic) -> FlatOptimizer:
-        """The actor's parameters and the critic's: they move one after the other."""
-        from proximo.nets.optimizer import FlatOptimizer
-
-        if policy.critic is None:
-            raise UsageError(
-                "net.trunk is shared, but qac moves its actor before its critic: "
-                "use --net.trunk separate"
-            )
-        groups = [policy.actor_parameters(), policy.critic_parameters()]
-        return FlatOptimizer(groups, self.optimizer, self.optimizer_eps, self.adam_betas)
-
     def rates(self, progress: float, scale: float) -> dict[str, float]:
         rates = super().rates(progress, scale)
         return {
@@ -68,18 +50,6 @@ class QActorCritic(OnPolicy):
         from proximo.algorithms.experience import prepare_transitions
 
         return prepare_transitions(self, state, rollout)
-
-    def objective(
-        self,
-        policy: ActorCritic,
-        new: Evaluation,
-        batch: Batch,
-        advantage: Tensor,
-        coefficients: Mapping[str, float | Tensor],
-    ) -> Tensor:
-        from proximo.functional.losses import policy_gradient
-
-        return policy_gradient(new.log_prob, advantage)
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
         from proximo.algorithms.update import act_then_judge

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from proximo.algorithms.base import Estimator, OnPolicy
-from proximo.types import Batch, LossSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from proximo.nets.actor_critic import ActorCritic, Evaluation
+from proximo.types import LossSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +21,7 @@ class Reinforce(OnPolicy):
     """
 
     name: ClassVar[str] = "reinforce"
-    without: ClassVar[tuple[str, ...]] = ("lam", "n")
+    without: ClassVar[tuple[str, ...]] = ("advantage", "value_target", "lam", "n")
 
     advantage: Estimator = "monte-carlo"
     """How advantages are estimated; monte-carlo is the return minus the value."""
@@ -35,18 +29,6 @@ class Reinforce(OnPolicy):
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
-
-    def objective(
-        self,
-        policy: ActorCritic,
-        new: Evaluation,
-        batch: Batch,
-        advantage: Tensor,
-        coefficients: Mapping[str, float | Tensor],
-    ) -> Tensor:
-        from proximo.functional.losses import policy_gradient
-
-        return policy_gradient(new.log_prob, advantage)
 
     def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
         if type(self) is not Reinforce:  # a subclass may have a loss of its own

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from proximo.nets.actor_critic import ActorCritic, Evaluation
-    from proximo.nets.optimizer import FlatOptimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,9 @@ class TRPO(OnPolicy):
 
     name: ClassVar[str] = "trpo"
     rollout_steps: ClassVar[int] = 512
-    without: ClassVar[tuple[str, ...]] = ("learning_rate", "desired_kl")
+    apart: ClassVar[bool] = True
+    exact_kl: ClassVar[bool] = True
+    without: ClassVar[tuple[str, ...]] = ("learning_rate", "desired_kl", "critic")
 
     max_kl: float = 0.01
     """delta, the bound on the mean KL(old, new) of an update in nats."""
@@ -50,23 +51,11 @@ class TRPO(OnPolicy):
         super().__post_init__()
         self._check("max_kl", 0, float("inf"), above=True)
         self._check("cg_damping", 0, float("inf"))
-        self._check("line_search_decay", 0, 1, above=True)
+        self._check("line_search_decay", 0, 0.99, above=True)
         for name in ("cg_iterations", "line_search_tries"):
             self._check(name, 1, float("inf"))
         if self.critic_learning_rate is None:
             raise UsageError("algorithm.critic_learning_rate is none: in trpo the critic needs one")
-
-    def make_optimizer(self, policy: ActorCritic) -> FlatOptimizer:
-        """The policy's parameters, which the natural step moves, and the critic's. Two vectors."""
-        from proximo.nets.optimizer import FlatOptimizer
-
-        if policy.critic is None:
-            raise UsageError(
-                "net.trunk is shared, but trpo bounds the policy's step and not the critic's: "
-                "use --net.trunk separate"
-            )
-        groups = [policy.actor_parameters(), policy.critic_parameters()]
-        return FlatOptimizer(groups, self.optimizer, self.optimizer_eps, self.adam_betas)
 
     def rates(self, progress: float, scale: float) -> dict[str, float]:
         rates = super().rates(progress, scale)
@@ -108,11 +97,15 @@ class TRPO(OnPolicy):
         return {**found, **super().update(state, batch)}
 
     def improve(self, state: TrainState, batch: Batch) -> Metrics:
-        """Move the policy, or leave it where no step along the line is both better and near."""
+        """Move the policy, or leave it where no step along the line is both better and near.
+
+        `policy_loss` is minus what the step has gained: before it the surrogate is E[A], 0 where
+        advantages are standardised.
+        """
         import torch
 
         from proximo.functional.kl import kl_divergence
-        from proximo.functional.masked import masked_mean, standardize
+        from proximo.functional.masked import masked_mean
         from proximo.functional.trust_region import (
             fisher_vector_product,
             flat_gradient,
@@ -124,8 +117,7 @@ class TRPO(OnPolicy):
         coefficients = self.coefficients(state.progress)
         parameters, theta = policy.actor_parameters(), state.optimizer.flats[0].data
         old = policy.head.restore(batch.parameters)
-        per_minibatch = self.normalize_advantage == "minibatch"
-        advantage = standardize(batch.advantage) if per_minibatch else batch.advantage
+        advantage = self.standardized(batch.advantage)
 
         def surrogate_and_kl() -> tuple[Tensor, Tensor]:
             new = policy.evaluate(batch.obs, batch.action, entropy=self.values_entropy)
@@ -141,28 +133,19 @@ class TRPO(OnPolicy):
                 f"the natural step of update {state.updates + 1} is not finite: reward scaling, "
                 "observation normalisation or more cg_damping are the usual remedies"
             )
-        start = theta.clone()
+        start, gains = theta.clone(), {0.0: 0.0}
 
         @torch.no_grad()
         def measure(share: float) -> tuple[float, float]:
             theta.copy_(start + share * step)
             after, moved = surrogate_and_kl()
-            return float(after - before), float(moved)
+            gains[share] = float(after - before)
+            return gains[share], float(moved)
 
         share = line_search(measure, self.max_kl, self.line_search_decay, self.line_search_tries)
         theta.copy_(start + share * step)
         return {
-            "policy_loss": -before.item(),
+            "policy_loss": -gains[share],
             "step_share": share,
             "policy_grad_norm": gradient.norm().item(),
         }
-
-    def read(
-        self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
-    ) -> dict[str, Tensor]:
-        """Besides, the exact mean KL(old, new), which delta bounds."""
-        from proximo.functional.kl import kl_divergence
-        from proximo.functional.masked import masked_mean
-
-        kl = kl_divergence(policy.head.restore(batch.parameters), new.distribution)
-        return {**super().read(policy, new, batch, coefficients), "kl": masked_mean(kl)}

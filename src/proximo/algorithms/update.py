@@ -17,7 +17,7 @@ from proximo.algorithms.engines import (
     clip_gradient,
 )
 from proximo.functional.kl import adapted_rate
-from proximo.functional.masked import explained_variance, masked_mean, standardize
+from proximo.functional.masked import explained_variance, masked_mean
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import td_error
 from proximo.native.library import obstacle
@@ -112,8 +112,7 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
         return norm
 
     new = policy.evaluate(batch.obs, batch.action, entropy=algorithm.values_entropy)
-    per_minibatch = algorithm.normalize_advantage == "minibatch"
-    advantage = standardize(batch.advantage) if per_minibatch else batch.advantage
+    advantage = algorithm.standardized(batch.advantage)
     policy_loss = -masked_mean(algorithm.objective(policy, new, batch, advantage, coefficients))
     loss = policy_loss
     if new.entropy is not None:
@@ -173,7 +172,7 @@ def _read(
     metrics = dict(zip(readings, values.cpu().double().tolist(), strict=True))
     # The readings after the update are computed with its weights: they show what the losses,
     # computed before each step, cannot.
-    for name in ("loss", "grad_norm", "critic_grad_norm", "approx_kl", "entropy"):
+    for name in ("loss", "grad_norm", "critic_grad_norm", "approx_kl", "kl", "entropy"):
         if not math.isfinite(metrics.get(name, 0.0)):
             raise state.fault(
                 f"{name} became {metrics[name]} in update {state.updates + 1}: a smaller learning "
@@ -181,8 +180,7 @@ def _read(
             )
     del metrics["loss"]
     if algorithm.desired_kl is not None:
-        moved = metrics["approx_kl"]
-        state.rate_scale = adapted_rate(state.rate_scale, moved, algorithm.desired_kl)
+        state.rate_scale = adapted_rate(state.rate_scale, metrics["kl"], algorithm.desired_kl)
     return metrics
 
 

@@ -18,7 +18,7 @@ from proximo.types import UsageError
 
 PANELS = (
     ("return", (("return_mean", "last 100 episodes"), ("return_smoothed", "smoothed"))),
-    ("share of the last 100 episodes at {threshold:g} or more", (("success_rate", ""),)),
+    ("success rate", (("success_rate", ""),)),
     ("policy loss", (("policy_loss", ""),)),
     ("value loss", (("value_loss", ""),)),
     ("KL(old, new) in nats", (("approx_kl", "estimated"), ("kl", "exact"))),
@@ -69,19 +69,23 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         for title, curves in PANELS
         if any(_has(runs, key) for key, _ in curves)
     ]
-    threshold = success_threshold(configs[0])
+    thresholds = {success_threshold(config) for config in configs}
+    threshold = thresholds.pop() if len(thresholds) == 1 else None
     figure = plt.figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)), layout="constrained")
     grid = figure.add_gridspec(
         1 + -(-(len(panels) - 1) // 3), 3, height_ratios=[1.7] + [1] * (-(-(len(panels) - 1) // 3))
     )
-    for index, (title, curves) in enumerate(panels):
+    for index, (name, curves) in enumerate(panels):
+        title = name
         place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
         axes = figure.add_subplot(place)
         for color, (key, label) in zip(COLORS, curves, strict=False):
             _draw(axes, runs, key, label if len(curves) > 1 else "", color)
-        axes.set_title(title.format(threshold=threshold), fontsize=10, loc="left")
-        if "share of the last" in title:
+        if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
+            if threshold is not None:
+                title += f": share of the last 100 episodes at {threshold:g} or more"
+        axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))

@@ -34,7 +34,7 @@ class Resume:
     ] = None
     """Go on with another device than so far; the bits then differ in the last places."""
     total_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """Train to this many steps instead; schedules keep the horizon that they began with."""
+    """Train to this many steps instead, whatever ended the run; schedules keep their horizon."""
     env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
     """The world, which a run in code of your own (module:Class) needs to hear again."""
     quiet: bool = False
@@ -52,14 +52,17 @@ def main(arguments: list[str]) -> int:
     config = allow_code(folder.read_config(), command.env, "resume", arguments)
     given = {name: getattr(command, name) for name in ("total_steps", "engine", "device")}
     changed = {name: value for name, value in given.items() if value is not None}
+    if command.total_steps is not None:
+        changed["total_episodes"] = None
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
     saved = Checkpoint(folder.checkpoint("last"))
-    reached = folder.read_result().get("stopped_by") == "stop_at"
+    ended = folder.read_result().get("stopped_by")
+    reached = ended in ("stop_at", "total_episodes")
     if saved.steps >= config.run.total_steps or (reached and command.total_steps is None):
         if not command.quiet:
             print(
                 f"{command.run} is finished: {saved.steps:,} of {config.run.total_steps:,} steps"
-                f"{', ended early at its --stop-at' if reached else ''}. "
+                f"{f', ended early at its {ended}' if reached else ''}. "
                 "To train further, give --total-steps"
             )
         return 0

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 from proximo.commands.display import LiveDisplay, PlainDisplay
-from proximo.functional.schedules import as_schedule
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config
@@ -70,11 +69,10 @@ def go_on(config: Config, folder: RunFolder, saved: Checkpoint, *, quiet: bool) 
     lines = [f"{task}, going on in {folder.path} after update {saved.updates}"]
     horizon = int(saved.record["horizon"])
     if config.run.total_steps > horizon:
-        rate = as_schedule(config.algorithm.learning_rate)(1.0)
-        lines.append(
-            f"schedules ended at {horizon:,} steps; from there the learning rate is {rate:g}"
-        )
-        if rate == 0:
+        rates = config.algorithm.rates(1.0, saved.record.get("rate_scale", 1.0))
+        words = " and ".join(f"the {name.replace('_', ' ')} is {r:g}" for name, r in rates.items())
+        lines.append(f"schedules ended at {horizon:,} steps; from there {words}")
+        if not any(rates.values()):
             lines.append(
                 "WARNING: at a learning rate of 0 nothing more is learned. To train this policy "
                 f"further, begin a new run with it: proximo train ... --from {folder.path}"

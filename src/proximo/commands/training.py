@@ -112,11 +112,15 @@ def _any_algorithm() -> type[OnPolicy]:
 def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
     """What the arguments are laid over: a file, a preset or the defaults. asks: for help."""
     if chosen.config is not None:
-        if chosen.method is not None:
-            algorithm_type(chosen.method)
         if chosen.preset is not None:
             raise UsageError("--config and --preset both give all settings: use one of them")
-        return read_config(chosen.config), None
+        config = read_config(chosen.config)
+        if chosen.method and algorithm_type(chosen.method) is not type(config.algorithm):
+            raise UsageError(
+                f"{chosen.config} is for {config.algorithm.name}, not {chosen.method}: leave the "
+                "algorithm out, or begin without --config"
+            )
+        return config, None
     world = chosen.world or chosen.env_name
     if chosen.method and world is None and chosen.preset is None and "-v" in chosen.method:
         raise UsageError(

@@ -61,14 +61,14 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
 
 
 def natural_step(product: Product, gradient: Tensor, max_kl: float, iterations: int) -> Tensor:
-    """sqrt(2δ / xᵀ F x) x with F x ≈ g: the steepest step on which, to second order, KL = δ.
+    """sqrt(2δ / xᵀ F x) x with F x ≈ g: the steepest step on which, to second order, KL <= δ.
 
     Schulman et al. 2015, app. C. gradient: [P], of what is to be maximised; δ in nats; returns [P],
-    0 where there is nothing to climb.
+    0 where there is nothing to climb. KL = δ where F is the Fisher matrix alone, without damping.
     """
     x = conjugate_gradient(product, gradient, iterations)
     curvature = x @ product(x)
-    if not curvature > 0:
+    if curvature <= 0:  # a NaN goes on, for the caller to notice
         return torch.zeros_like(x)
     return torch.sqrt(2 * max_kl / curvature) * x
 

@@ -156,7 +156,7 @@ def _single(bound: np.ndarray, inwards: float) -> np.ndarray:
 class NativePolicy:
     """An ActorCritic's weights, used by the library in place: what it learns, the module has.
 
-    The optimizer holds them as flat vectors (`algorithms.update.make_optimizer`).
+    The optimizer holds them as flat vectors (`OnPolicy.make_optimizer`).
     """
 
     def __init__(self, policy: ActorCritic, optimizer: FlatOptimizer, threads: int) -> None:

@@ -114,7 +114,7 @@ class Checkpoint:
                 found = tuple(saved[name].shape) if name in saved else "nothing"
                 raise UsageError(
                     f"the saved policy has {found} where {name} {tuple(own.shape)} belongs: its "
-                    "network or its world's spaces differ from the ones here"
+                    "network, its kind of critic or its world's spaces differ from the ones here"
                 )
         policy.load_state_dict(saved)
 

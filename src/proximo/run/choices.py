@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 
-from proximo.algorithms.base import OnPolicy
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import cores, has_vector_version
 from proximo.nets.actor_critic import ActorCritic
@@ -46,12 +45,15 @@ def choose_device(wish: str, policy: ActorCritic) -> tuple[str, str]:
     return wish, "as set"
 
 
-def choose_threads(wish: int, engine: str, policy: ActorCritic, algorithm: OnPolicy) -> int:
-    """Threads of an update: actor and critic of the native engine, or an operation of PyTorch's."""
+def choose_threads(wish: int, engine: str, policy: ActorCritic, samples: int) -> int:
+    """Threads of an update: actor and critic of the native engine, or an operation of PyTorch's.
+
+    samples: of a minibatch.
+    """
     if wish:
         return min(wish, cores())
     if engine == "native":
         apart = policy.critic is not None
-        worth = size(policy) * algorithm.minibatch_size >= WORTH_A_THREAD
+        worth = size(policy) * samples >= WORTH_A_THREAD
         return min(2, cores()) if apart and worth else 1
     return 1 if size(policy) <= SMALL else torch.get_num_threads()

@@ -151,6 +151,17 @@ class Config:
                 "algorithm.minibatches is episodes, but experience is counted in steps: "
                 "set --rollout.episodes to how many episodes an update learns from"
             )
+        if algorithm.minibatches == "whole" and self.rollout.episodes:
+            if self.run.engine == "compile":
+                raise UsageError(
+                    "run.engine is compile, but a batch of whole episodes has another size in "
+                    "every update, which would all have to be compiled: use torch or auto"
+                )
+        elif algorithm.normalize_advantage != "none" and algorithm.action_values and samples == 1:
+            raise UsageError(
+                f"algorithm.normalize_advantage is {algorithm.normalize_advantage}, but an update "
+                "has one sample, whose deviation from its mean is 0: use none, or more samples"
+            )
         if (
             algorithm.minibatches == "shuffled"
             and not self.rollout.episodes

@@ -292,7 +292,7 @@ TUNED = (
             "env": {"worlds": 8},
             "run": {"total_steps": 1_000_000},
         },
-        source="RL Baselines3 Zoo, with scaled observations and rewards and a falling entropy bonus",
+        source="RL Baselines3 Zoo, with scaled observations and rewards, a falling entropy bonus",
         result="RESULT",
     ),
     Preset(

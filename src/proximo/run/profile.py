@@ -167,6 +167,8 @@ class TimedAlgorithm:
         return batch
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
+        if self._algorithm.apart:  # it takes steps of its own, besides the engine's
+            self._switch("update")
         return self._algorithm.update(state, batch)
 
 

@@ -95,7 +95,10 @@ class Session:
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
         engine, why = choose_engine(config.run.engine, config.algorithm, policy)
-        threads = choose_threads(config.run.threads, engine, policy, config.algorithm)
+        samples = config.algorithm.minibatch_size
+        if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
+            samples = config.env.worlds * config.rollout.steps
+        threads = choose_threads(config.run.threads, engine, policy, samples)
         self.notes.append(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
         # The native engine has threads of its own, and small operations are slower on several.
         torch.set_num_threads(1 if engine == "native" else threads)
