@@ -112,13 +112,20 @@ def test_a_run_resumed_at_any_update_ends_as_if_it_had_never_stopped(env, episod
 
 
 @pytest.mark.parametrize("name", LINEAGE)
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_every_algorithm_resumes_as_if_it_had_never_stopped(name, env, tmp_path):
+@pytest.mark.parametrize(
+    ("env", "rollout"),
+    [
+        ("CartPole-v1", RolloutConfig(steps=7)),
+        ("Pendulum-v1", RolloutConfig(steps=7)),
+        ("CartPole-v1", RolloutConfig(episodes=2)),
+    ],
+)
+def test_every_algorithm_resumes_as_if_it_had_never_stopped(name, env, rollout, tmp_path):
     def begin(folder, callbacks=()):
         train(
             EnvConfig(id=env, worlds=3, max_episode_steps=17),
             LINEAGE[name],
-            rollout=RolloutConfig(steps=7),
+            rollout=rollout,
             net=NetConfig(normalize_obs=True),
             total_steps=12 * 21,
             seed=3,

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import proximo
 
 ROOT = Path(__file__).parents[1]
@@ -31,12 +33,25 @@ def test_its_tree_is_the_tree():
     assert rooms - {"__init__", "__main__"} <= listed
 
 
-def test_the_metrics_page_explains_every_key(tmp_path):
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        proximo.PPO(critic_learning_rate=1e-3, clip_high=0.3, desired_kl=0.01),
+        proximo.PPOPenalty(),
+        proximo.TRPO(),
+        proximo.A2C(),
+        proximo.QActorCritic(),
+        proximo.Reinforce(),
+    ],
+    ids=lambda algorithm: algorithm.name,
+)
+def test_the_metrics_page_explains_every_key(algorithm, tmp_path):
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     proximo.train(
         "CartPole-v1",
-        proximo.PPO(critic_learning_rate=1e-3),
-        total_steps=1024,
+        algorithm,
+        total_steps=512,
+        rollout=proximo.RolloutConfig(steps=128),
         run_config=proximo.RunConfig(eval_every=1, eval_episodes=1),
         run_dir=tmp_path / "run",
     )

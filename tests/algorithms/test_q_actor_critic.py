@@ -146,6 +146,36 @@ def test_where_a_time_limit_cuts_the_next_action_is_drawn_in_the_true_last_state
     assert cuts == 24
 
 
+@KINDS
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED"])
+def test_in_vector_worlds_of_every_mode_what_follows_is_what_is_done(mode, continuous, monkeypatch):
+    def worlds():
+        return gym.vector.SyncVectorEnv(
+            [lambda: Walk(continuous)] * 3, autoreset_mode=gym.vector.AutoresetMode[mode]
+        )
+
+    try:
+        vector = worlds()
+    except ValueError:
+        pytest.skip(f"this Gymnasium has no {mode} for it")
+    seen = follow(monkeypatch, vector, QActorCritic(), 120, rollout=2, worlds=None)
+    compared = 0
+    for (_, batch, after, _), (_, following, *_) in pairwise(seen):
+        # An episode has three states to act in; its true successors count on from them.
+        assert torch.equal(batch.next_obs[:, 0], batch.obs[:, 0] + 1)
+        assert torch.equal(batch.terminated, batch.next_obs[:, 0] == 3)
+        with torch.no_grad():
+            drawn, _ = after.act(batch.next_obs, batch.noise)
+        last = batch.undecided & ~batch.terminated
+        for row in last.nonzero().squeeze(-1):
+            # It is done in the state that followed, unless no world stands there any more.
+            same = (following.obs == batch.next_obs[row]).all(-1)
+            if same.sum() == 1:
+                torch.testing.assert_close(following.action[same][0], drawn[row])
+                compared += 1
+    assert compared > 5
+
+
 def test_a_shared_trunk_is_refused_by_name():
     with pytest.raises(UsageError, match=r"net\.trunk is shared"):
         train(probes.BestAction, QActorCritic(), net=NetConfig(trunk="shared"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_parity import assert_same, case, run
 
-from proximo import PPO, NetConfig
+from proximo import PPO, NetConfig, PPOPenalty
 from proximo.algorithms.engines import TorchEngine
 from proximo.algorithms.update import lay_out
 
@@ -57,3 +57,21 @@ def test_coefficients_that_move_compile_nothing_anew():
             engine.descend(algorithm, batch, layout, algorithm.coefficients(progress))
         weights.append(optimizer.flats[0].detach().clone())
     assert not torch.equal(weights[0], weights[-1])
+
+
+def test_only_batches_of_the_first_size_are_compiled():
+    """Whole batches may have any size: the others are computed operation by operation."""
+    algorithm = PPOPenalty(minibatches="whole", epochs=2)
+    policy, optimizer, batch = case(algorithm, SMALL)
+    engine = TorchEngine(policy, optimizer, compiled=True)
+    plain = run("torch", algorithm, SMALL, epochs=2)
+    optimizer.rates = [1e-3]
+    for size in (64, 40, 64):
+        part = batch[:size]
+        layout = lay_out(algorithm, part, torch.Generator().manual_seed(0))
+        with torch.compiler.set_stance("default" if size == 64 else "fail_on_recompile"):
+            engine.descend(algorithm, part, layout, algorithm.coefficients(0.0))
+        if plain is not None:  # after the first of them
+            weights = torch.cat([flat.detach() for flat in optimizer.flats])
+            torch.testing.assert_close(weights, plain[2], rtol=1e-4, atol=1e-5)
+            plain = None
