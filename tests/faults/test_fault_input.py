@@ -173,7 +173,10 @@ def test_a_setting_that_cannot_be_read(here, flag, value, remedy):
         ),
         (
             ["--algorithm.minibatches", "episodes"],
-            ["algorithm.minibatches is episodes", "--rollout.episodes"],
+            [
+                "algorithm.minibatch_size is 32",
+                "does nothing where algorithm.minibatches is episodes",
+            ],
         ),
         (
             ["--net.trunk", "shared", "--algorithm.critic-learning-rate", "1e-3"],
@@ -192,6 +195,14 @@ def test_settings_that_do_not_go_together(here, words, parts):
     message = refusal(train("--run-dir", "r", *words, steps=64))
     for part in parts:
         assert part in message
+    assert nothing_left(here)
+
+
+def test_minibatches_by_episode_need_whole_episodes(here):
+    words = ("--algorithm.minibatches", "episodes", "--run-dir", "r")
+    message = refusal(proximo("train", "ppo", "CartPole-v1", "--preset", "none", *words))
+    assert "algorithm.minibatches is episodes" in message
+    assert "--rollout.episodes" in message
     assert nothing_left(here)
 
 

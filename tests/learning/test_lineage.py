@@ -161,7 +161,7 @@ def test_the_learning_rate_follows_the_kl():
     found = []
 
     def note(state, rollout, metrics):
-        found.append((metrics["learning_rate"], metrics["approx_kl"]))
+        found.append((metrics["learning_rate"], metrics["kl"]))
 
     train(
         probes.BestActionGivenObservation,

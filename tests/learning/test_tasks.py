@@ -25,9 +25,10 @@ BARS = {
 }
 
 
-def score(task, seed, episodes=100, algorithm="ppo", **sections):
+def score(task, seed, episodes=100, name="ppo", **sections):
     """Mean of deterministic episodes of the last policy, on seeds that training never sees."""
-    tables = {name: dict(table) for name, table in find_preset(algorithm, task).tables.items()}
+    preset = find_preset(name, task)
+    tables = {key: dict(table) for key, table in preset.tables.items()}
     tables["env"]["id"] = task
     tables["run"]["seed"] = seed
     for section, changes in sections.items():
@@ -85,4 +86,4 @@ def test_a_short_run_is_on_its_way(task, total_steps, changes, bar):
 def test_every_algorithm_learns(algorithm, task, total_steps, bar):
     """Short runs with its preset; `benchmarks/lineage.py` records the whole table."""
     run = {"total_steps": total_steps}
-    assert score(task, seed=1, episodes=20, algorithm=algorithm, run=run) >= bar
+    assert score(task, seed=1, episodes=20, name=algorithm, run=run) >= bar
