@@ -88,7 +88,9 @@ def test_what_was_settled_is_stored_and_printed(tmp_path):
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_the_number_of_threads_changes_no_bit(tmp_path, env):
     saved = []
+    before = torch.get_num_threads()
     for threads in (1, 2):
+        torch.set_num_threads(threads)  # as another machine, or another library, would have it
         train(
             EnvConfig(id=env, worlds=4),
             PPO(epochs=3, minibatch_size=64, target_kl=0.05, entropy_coef=0.01),
@@ -98,6 +100,7 @@ def test_the_number_of_threads_changes_no_bit(tmp_path, env):
             run_dir=tmp_path / str(threads),
         )
         saved.append((tmp_path / str(threads) / "checkpoints/last.safetensors").read_bytes())
+    torch.set_num_threads(before)
     assert saved[0] == saved[1]
 
 

@@ -90,7 +90,9 @@ class Session:
         """Network and state at their beginning; `self.config` with every `auto` settled."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
+            torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
             policy = make_policy(self.spaces, config)
+            torch.set_num_threads(self._threads)
         device, why = choose_device(config.run.device, policy)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
