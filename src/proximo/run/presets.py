@@ -175,12 +175,13 @@ TUNED = (
                 "normalize_advantage": "batch",
                 "learning_rate": "linear:1e-3:0",
                 "critic_learning_rate": "linear:1e-2:0",
+                "entropy_coef": 0.01,
             },
             "rollout": {"steps": 8},
             "env": {"worlds": 8},
             "run": {"total_steps": 200_000},
         },
-        source="own: 64 steps an update, Q standardised over them, a faster critic",
+        source="own: 64 steps an update, Q standardised over them, a faster critic, an entropy bonus",
         result="RESULT",
     ),
     Preset(
@@ -486,6 +487,7 @@ TAUGHT = (
                 "minibatches": "whole",
                 "max_grad_norm": None,
                 "value_coef": 1.0,
+                "entropy_coef": "linear:0.02:0",
             },
             "net": {
                 "hidden": (128,),
@@ -500,7 +502,7 @@ TAUGHT = (
             "run": {"total_steps": 400_000, "total_episodes": 2_000},
         },
         source="Hands-on RL, chapter 12: mean 2 tanh, deviation softplus, rewards (r + 8)/8; a "
-        "time limit is no termination",
+        "time limit is no termination, and an entropy bonus that falls to 0 keeps it exploring",
         result="",
         by_name=True,
     ),
