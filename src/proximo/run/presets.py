@@ -181,7 +181,8 @@ TUNED = (
             "env": {"worlds": 8},
             "run": {"total_steps": 200_000},
         },
-        source="own: 64 steps an update, Q standardised over them, a faster critic, an entropy bonus",
+        source="own: 64 steps an update, Q standardised over them, a faster critic, an entropy "
+        "bonus",
         result="RESULT",
     ),
     Preset(
