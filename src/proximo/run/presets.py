@@ -333,7 +333,7 @@ TUNED = (
             "env": {"worlds": 16},
             "run": {"total_steps": 992_000},
         },
-        source="the preset lunarlander, with a penalty for its clip and more epochs, so that it is felt",
+        source="the preset lunarlander, with a penalty for its clip, and more epochs to feel it",
         result="RESULT",
     ),
     Preset(
