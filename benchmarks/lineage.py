@@ -84,8 +84,7 @@ def summarize():
                 continue
             returns = [row["return_mean"] for row in own]
             mean = statistics.fmean(returns)
-            seconds = statistics.median(row["seconds"] for row in own)
-            cells.append(f"{mean:.0f} ± {interval(returns):.0f} (bar {bar}; {seconds:.0f} s)")
+            cells.append(f"{mean:.0f} ± {interval(returns):.0f} (bar {bar})")
             if mean < bar:
                 short.append(f"{algorithm} on {task}")
         lines.append(f"| {task}, {budget:,} ({seeds} seeds) | {' | '.join(cells)} |")
@@ -95,8 +94,8 @@ def summarize():
     lines += [
         "",
         "Mean over seeds 1, 2, ... of the mean return of 100 deterministic episodes on unseen "
-        "seeds, ± half the 95% interval (Student's t); median seconds a run, one thread, two runs "
-        f"at a time. Below its bar: {', '.join(short) or 'none'}.",
+        "seeds, ± half the 95% interval (Student's t); one thread a run. Below its bar: "
+        f"{', '.join(short) or 'none'}.",
     ]
     if trust:
         lines.append(
