@@ -63,7 +63,7 @@ def test_a_run_that_ended_by_its_episodes_is_finished_and_can_be_extended(here):
     succeeded(proximo("train", "--preset", "teaching-cartpole", *words))
     before = rows("run")
     said = succeeded(proximo("resume", "run")).out
-    assert "ended early at its total_episodes" in said
+    assert "ended early at its --run.total-episodes" in said
     assert rows("run") == before
     steps = before[-1]["steps"] + 100
     succeeded(proximo("resume", "run", "--total-steps", str(steps), "--quiet"))

@@ -57,12 +57,12 @@ def main(arguments: list[str]) -> int:
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
     saved = Checkpoint(folder.checkpoint("last"))
     ended = folder.read_result().get("stopped_by")
-    reached, flag = ended in ("stop_at", "total_episodes"), str(ended).replace("_", "-")
+    reached = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(str(ended))
     if saved.steps >= config.run.total_steps or (reached and command.total_steps is None):
         if not command.quiet:
             print(
                 f"{command.run} is finished: {saved.steps:,} of {config.run.total_steps:,} steps"
-                f"{f', ended early at its --{flag}' if reached else ''}. "
+                f"{f', ended early at its {reached}' if reached else ''}. "
                 "To train further, give --total-steps"
             )
         return 0
