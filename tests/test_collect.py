@@ -12,7 +12,7 @@ from proximo import PPO, EnvConfig, NetConfig, TrainingError, UsageError
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.collect import collect
 from proximo.envs.make import make_worlds
-from proximo.functional.distributions import Categorical, Gaussian
+from proximo.functional.distributions import Categorical, Gaussian, SquashedGaussian
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import TrainState
 
@@ -55,10 +55,10 @@ def rounds(worlds, state, algorithm, config, count=3, steps=20):
 class Remembering(ActorCritic):
     """Keeps the distribution of every act."""
 
-    def act(self, obs, noise=None):
-        action, distribution = super().act(obs, noise)
+    def act(self, obs, noise=None, carry=None):
+        action, distribution, carry = super().act(obs, noise, carry)
         self.__dict__.setdefault("acted", []).append(distribution.parameters)
-        return action, distribution
+        return action, distribution, carry
 
 
 @pytest.mark.parametrize("env", WORLDS)
@@ -75,7 +75,8 @@ def test_the_distribution_that_acted_is_the_one_that_is_evaluated(env, net):
             evaluation = state.policy.evaluate(rollout.obs, rollout.action, entropy=False)
         acted = torch.stack(state.policy.acted)
         torch.testing.assert_close(acted, evaluation.distribution.parameters, rtol=1e-5, atol=1e-5)
-        kind = Categorical if env == "CartPole-v1" else Gaussian
+        kind = SquashedGaussian if net.action == "squash" else Gaussian
+        kind = Categorical if env == "CartPole-v1" else kind
         assert isinstance(evaluation.distribution, kind)
         algorithm.update(state, batch)
         state.advance(rollout, 0.1)
@@ -84,32 +85,32 @@ def test_the_distribution_that_acted_is_the_one_that_is_evaluated(env, net):
 class MovingMoments(ActorCritic):
     """Fault: observation statistics move with every act."""
 
-    def act(self, obs, noise=None):
+    def act(self, obs, noise=None, carry=None):
         self.obs_shift += 0.05
-        return super().act(obs, noise)
+        return super().act(obs, noise, carry)
 
 
 class Temperature(ActorCritic):
     """Fault: acts with half the deviation, or sharper logits, than it evaluates."""
 
-    def act(self, obs, noise=None):
-        _, distribution = super().act(obs, noise)
+    def act(self, obs, noise=None, carry=None):
+        _, distribution, carry = super().act(obs, noise, carry)
         if isinstance(distribution, Gaussian):
             distribution = Gaussian(distribution.mean, distribution.log_std - 0.7)
         else:
             distribution = Categorical.from_logits(2 * distribution.log_p + 0.1 * obs[:, :2])
-        return distribution.sample(noise), distribution
+        return distribution.sample(noise), distribution, carry
 
 
 class StaleCache(ActorCritic):
     """Fault: acts with a copy of the weights that is never brought up to date."""
 
-    def act(self, obs, noise=None):
+    def act(self, obs, noise=None, carry=None):
         if "stale" not in self.__dict__:
             self.__dict__["stale"] = [copy.deepcopy(self.actor), copy.deepcopy(self.logits)]
         actor, logits = self.__dict__["stale"]
         distribution = self.head.distribution(logits(actor(obs)))
-        return distribution.sample(noise), distribution
+        return distribution.sample(noise), distribution, carry
 
 
 @pytest.mark.parametrize("env", WORLDS)

@@ -39,6 +39,7 @@ TASKS = {
         "net": NetConfig(normalize_obs=True),
         "algorithm": {"normalize_reward": True},
     },
+    "Acrobot-v1": {"net": NetConfig(memory="lstm", memory_size=8)},
 }
 LINEAGE = {
     "reinforce": Reinforce(learning_rate=1e-2),

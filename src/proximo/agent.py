@@ -9,11 +9,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from proximo.evaluate import choose
+from proximo.evaluate import Player
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, make_policy
 from proximo.run.folder import RunFolder
+from proximo.types import UsageError
 
 
 class Agent:
@@ -32,21 +33,25 @@ class Agent:
         self.result = result or {}
         """How the training ended: steps, updates, returns, seconds."""
         self._generator = torch.Generator().manual_seed(config.run.seed)
+        self.reset()
 
-    def act(self, obs: np.ndarray, *, deterministic: bool = True) -> Any:
+    def reset(self) -> None:
+        """Let another episode begin: a policy with a memory forgets the last one."""
+        self._player = Player(self.policy)
+
+    def act(self, obs: Any, *, deterministic: bool = True) -> Any:
         """The action for one observation, as the world takes it.
 
         deterministic: the most likely action; else one drawn from the policy. Raises `ValueError`
         for an observation of another shape, or with a number that is not finite.
         """
-        if np.shape(obs) != self.policy.obs_shape:
-            raise ValueError(
-                f"the observation has shape {np.shape(obs)}: this policy takes one of "
-                f"{self.policy.obs_shape} at a time"
-            )
-        if not np.isfinite(obs).all():
+        try:
+            row = self.policy.observations.row(obs)
+        except UsageError as error:
+            raise ValueError(f"{error}: this policy takes one at a time") from error
+        if not np.isfinite(row).all():
             raise ValueError(f"the observation holds a number that is not finite: {obs}")
-        return choose(self.policy, obs, None if deterministic else self._generator)
+        return self._player(obs, None if deterministic else self._generator)
 
 
 def load(run: str | Path, checkpoint: str = "last") -> Agent:

@@ -12,6 +12,7 @@ import torch
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Worlds
 from proximo.nets.actor_critic import ActorCritic
+from proximo.spaces import MASK
 from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain
 
 BLOCK = 256
@@ -57,6 +58,11 @@ def collect(
         worlds.fresh(state.worlds)
     parts: list[Steps] = []
     done = 0
+    carry = torch.zeros(worlds.count, policy.carry_size, device=policy.device)
+    if policy.carry_size:
+        if state.carry is None or tickets:  # whole episodes begin anew
+            state.carry = carry.clone()
+        carry = state.carry.clone()
     # Where worlds reset in a step of their own, a rollout might hold nothing else: then it goes on.
     while not parts or (tickets.left if tickets else not parts[-1].real.any()):
         here = parts[-1].obs[-1] if parts else state.worlds.obs
@@ -86,6 +92,7 @@ def collect(
         final_obs=tensor(final.reshape(-1, *policy.obs_shape)),
         final_index=tensor(final_index),
         acted=tensor(whole.parameters),
+        carry=carry,
         episodes=finished,
     )
 
@@ -94,9 +101,11 @@ def make_room(policy: ActorCritic, obs: np.ndarray, steps: int) -> Steps:
     """Room for this many steps, of which the first begins with `obs`."""
     head, count = policy.head, len(obs)
     number = torch.empty(0, dtype=policy.dtype).numpy().dtype
-    seen = np.empty((steps + 1, *obs.shape), number)
+    # Images stay bytes until the network scales them.
+    seen = np.empty((steps + 1, *obs.shape), np.uint8 if obs.dtype == np.uint8 else number)
     seen[0] = obs
-    action = np.empty((steps, count, *head.action_shape), number if head.action_shape else np.int64)
+    whole = head.action_dtype is torch.int64
+    action = np.empty((steps, count, *head.action_shape), np.int64 if whole else number)
     return Steps(
         obs=seen,
         action=action,
@@ -118,11 +127,17 @@ def _fill(
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
         noise[:1], state.ahead = state.ahead, None
-    act, step, world = state.engine.actor(steps, noise), worlds.step, state.worlds
-    t = 0
+    carry = state.carry
+    act, step, world = state.engine.actor(steps, noise, carry), worlds.step, state.worlds
+    t, masked = 0, policy.masked
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for t in range(len(steps)):
+                if masked and (stuck := policy.stuck(steps.obs[t])).any():
+                    raise UsageError(
+                        f"the {MASK} of world {stuck.argmax()} allows no action: one must be legal "
+                        "until the episode has ended"
+                    )
                 act(t)
                 step(world, steps, t)
                 if tickets:
@@ -133,6 +148,8 @@ def _fill(
         where = f"step {done + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
         raise state.fault(f"a world failed at {where}: {what}") from error
+    if carry is not None:
+        carry[torch.from_numpy(steps.ended[t] | ~steps.real[t])] = 0
     return t + 1
 
 

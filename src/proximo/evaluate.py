@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +13,7 @@ import torch
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import Episode, UsageError, explain
 
-Choose = Callable[[np.ndarray, torch.Generator | None], Any]
+Choose = Callable[[Any, torch.Generator | None], Any]
 """The world's action for one observation: the most likely one, or drawn by the generator."""
 ENDLESS = 100_000
 """Steps after which an episode counts as one that never ends."""
@@ -73,7 +72,7 @@ def play_episode(
 ) -> Episode:
     """One episode from this seed, with noise from it as well; `watch` is called in every state."""
     noise = None if deterministic else torch.Generator().manual_seed(seed)
-    act = partial(choose, policy) if isinstance(policy, ActorCritic) else policy
+    act = Player(policy) if isinstance(policy, ActorCritic) else policy
     ret, length, over = 0.0, 0, False
     try:
         obs, _ = world.reset(seed=seed)
@@ -94,12 +93,29 @@ def play_episode(
     return Episode(ret, length)
 
 
+class Player:
+    """A policy in one episode of one world: what it remembers is kept from step to step."""
+
+    def __init__(self, policy: ActorCritic) -> None:
+        self._policy = policy
+        self._carry = torch.zeros(1, policy.carry_size, device=policy.device)
+
+    def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
+        """The world's action: the most likely one, or sampled by `generator`."""
+        return _choose(self._policy, obs, generator, self._carry)
+
+
 @torch.no_grad()
-def choose(policy: ActorCritic, obs: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
-    """The world's action for one observation: the most likely one, or sampled by `generator`."""
-    row = torch.as_tensor(np.asarray(obs), dtype=policy.dtype, device=policy.device)[None]
+def _choose(
+    policy: ActorCritic, obs: Any, generator: torch.Generator | None, carry: torch.Tensor
+) -> Any:
+    seen = policy.observations.row(obs)
+    kind = None if seen.dtype == np.uint8 else policy.dtype
+    row = torch.as_tensor(seen, dtype=kind, device=policy.device)[None]
     noise = None
     if generator is not None:
         noise = policy.head.noise(generator, (1,)).to(policy.device, policy.dtype)
-    action: np.ndarray = policy.head.to_env(policy.act(row, noise)[0])[0]
-    return action
+    action, _, moved = policy.act(row, noise, carry)
+    if moved is not None:
+        carry.copy_(moved)
+    return policy.actions.nested(policy.head.to_env(action)[0])

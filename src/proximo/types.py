@@ -151,7 +151,15 @@ class Rollout:
     final_obs: Tensor  # [F, *obs] the true successors of the steps that ended an episode
     final_index: Tensor  # [F] int64: their rows, as t*N + i
     acted: Tensor  # [2, N, P] parameters of the distributions that acted first and last
+    carry: Tensor  # [N, C] what was remembered before row 0
     episodes: tuple[Episode, ...]  # those that finished
+
+
+class Recall(NamedTuple):
+    """What a memory must know of a batch: which rows follow on one another, and on what."""
+
+    episode: Tensor  # [B] int64: the rows of a stretch stand together, in order, with one number
+    carry: Tensor  # [B, C] what was remembered before the first row of a stretch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +174,12 @@ class Batch:
     advantage: Tensor  # [B]
     target: Tensor  # [B] what the critic should say
     episode: Tensor  # [B] int64: which episode of the batch a sample belongs to, in order
+    carry: Tensor  # [B, C] what was remembered before the first sample of an episode, or C is 0
+
+    @property
+    def recall(self) -> Recall | None:
+        """For a policy with a memory."""
+        return Recall(self.episode, self.carry) if self.carry.shape[-1] else None
 
     def __len__(self) -> int:
         return self.obs.shape[0]
@@ -222,6 +236,7 @@ class TrainState:
     reward_return: Tensor | None = None  # [N] the running discounted return itself
     beta: float | None = None  # weight of the KL penalty, once it has moved
     rate_scale: float = 1.0  # factor on the learning rate, where it follows the KL
+    carry: Tensor | None = None  # [N, C] what the policy remembers in each world
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
 
     @property

@@ -74,8 +74,8 @@ def test_the_next_action_is_drawn_by_the_moved_actor_and_is_what_is_done(continu
         if batch.terminated.item():
             continue
         with torch.no_grad():
-            drawn, _ = after.act(batch.next_obs, batch.noise)
-            unmoved, _ = before.act(batch.next_obs, batch.noise)
+            drawn, _, _ = after.act(batch.next_obs, batch.noise)
+            unmoved, _, _ = before.act(batch.next_obs, batch.noise)
         assert torch.equal(following.obs, batch.next_obs)
         torch.testing.assert_close(following.action, drawn)
         moved_differently += not torch.equal(drawn, unmoved)
@@ -165,7 +165,7 @@ def test_in_vector_worlds_of_every_mode_what_follows_is_what_is_done(mode, conti
         assert torch.equal(batch.next_obs[:, 0], batch.obs[:, 0] + 1)
         assert torch.equal(batch.terminated, batch.next_obs[:, 0] == 3)
         with torch.no_grad():
-            drawn, _ = after.act(batch.next_obs, batch.noise)
+            drawn, _, _ = after.act(batch.next_obs, batch.noise)
         last = batch.undecided & ~batch.terminated
         for row in last.nonzero().squeeze(-1):
             # It is done in the state that followed, unless no world stands there any more.

@@ -51,10 +51,10 @@ class Scripted(gym.Env):
 class ScriptedPolicy(ActorCritic):
     """Acts by the script, whatever its noise."""
 
-    def act(self, obs, noise=None):
-        _, distribution = super().act(obs, noise)
+    def act(self, obs, noise=None, carry=None):
+        _, distribution, carry = super().act(obs, noise, carry)
         action = [[script(*map(int, row[:3]))] for row in obs.numpy()]
-        return torch.tensor(action, dtype=self.dtype), distribution
+        return torch.tensor(action, dtype=self.dtype), distribution, carry
 
 
 def make_policy():

@@ -55,20 +55,16 @@ class Failing(gym.Env):
         return obs, reward, self.time == 10, False, {}
 
 
-class DictObservation(Failing):
-    observation_space = gym.spaces.Dict(position=VECTOR)
+class Words(Failing):
+    observation_space = gym.spaces.Dict(position=VECTOR, order=gym.spaces.Text(9))
 
 
-class Image(Failing):
-    observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
+class Lists(Failing):
+    observation_space = gym.spaces.Sequence(VECTOR)
 
 
-class DiscreteObservation(Failing):
-    observation_space = gym.spaces.Discrete(16)
-
-
-class ManyActions(Failing):
-    action_space = gym.spaces.MultiDiscrete([2, 3])
+class Spoken(Failing):
+    action_space = gym.spaces.Text(9)
 
 
 class WholeNumbers(Failing):
@@ -96,10 +92,9 @@ def fail(how, at, *words, run="r"):
 @pytest.mark.parametrize(
     ("name", "space"),
     [
-        ("DictObservation", "Dict('position': Box(-1.0, 1.0, (2,), float32))"),
-        ("Image", "Box(0, 255, (8, 8, 3), uint8)"),
-        ("DiscreteObservation", "Discrete(16)"),
-        ("ManyActions", "MultiDiscrete([2 3])"),
+        ("Words", "at order is Text(1, 9"),
+        ("Lists", "Sequence(Box(-1.0, 1.0, (2,), float32)"),
+        ("Spoken", "Text(1, 9"),
         ("WholeNumbers", "Box(0, 9, (2,), int64)"),
     ],
 )

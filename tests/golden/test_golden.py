@@ -77,6 +77,7 @@ def synthetic(random, policy):
         final_obs=normal(len(index), 3),
         final_index=index,
         acted=acted,
+        carry=torch.zeros(WORLDS, 0),
         episodes=(),
     )
 

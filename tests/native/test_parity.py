@@ -64,6 +64,7 @@ def case(algorithm, net, *, inputs=4, actions=3, continuous=False, samples=64, s
             advantage=normal(samples),
             target=normal(samples) * 2,
             episode=torch.arange(samples) // 7,
+            carry=torch.zeros(samples, 0),
         )
     return policy, algorithm.make_optimizer(policy), batch
 

@@ -232,7 +232,9 @@ class OnPolicy(ABC):
         """
         from proximo.functional.masked import masked_mean
 
-        new = policy.evaluate(batch.obs, batch.action, entropy=self.values_entropy)
+        new = policy.evaluate(
+            batch.obs, batch.action, entropy=self.values_entropy, recall=batch.recall
+        )
         advantage = self.standardized(batch.advantage)
         policy_loss = -masked_mean(self.objective(policy, new, batch, advantage, coefficients))
         value_loss = masked_mean(

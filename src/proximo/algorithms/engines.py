@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from proximo.native.library import NativePolicy
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Steps
+from proximo.types import Batch, Recall, Steps
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -45,18 +45,23 @@ class Engine(ABC):
         self.name, self.policy, self.optimizer = name, policy, optimizer
 
     @abstractmethod
-    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
+    def actor(
+        self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
+    ) -> Callable[[int], None]:
         """`act(t)`: from steps.obs[t] and noise[t] to action[t] and taken[t].
 
-        noise: [T, N, ...] as the head draws it; None: the most likely actions.
+        noise: [T, N, ...] as the head draws it; None: the most likely actions. carry: [N, C], what
+        is remembered, which moves on in place.
         """
 
     @abstractmethod
-    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
+    def evaluate(
+        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+    ) -> Evaluation:
         """Log π(a|s), V(s) and, where asked for, the entropy of π(·|s). obs: [..., *obs]."""
 
     @abstractmethod
-    def value(self, obs: Tensor) -> Tensor:
+    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
 
     @abstractmethod
@@ -76,15 +81,21 @@ class TorchEngine(Engine):
         self._compiled: _CompiledGradient | None = None
         self._size = 0
 
-    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
+    def actor(
+        self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
+    ) -> Callable[[int], None]:
         policy = self.policy
         noise = noise.to(policy.device, policy.dtype) if noise is not None else None
         obs, action, parameters = map(torch.from_numpy, (steps.obs, steps.action, steps.parameters))
 
         def act(t: int) -> None:
-            chosen, distribution = policy.act(
-                obs[t].to(policy.device), None if noise is None else noise[t]
+            if carry is not None and t:  # another episode begins with nothing remembered
+                carry[torch.from_numpy(steps.ended[t - 1] | ~steps.real[t - 1])] = 0
+            chosen, distribution, moved = policy.act(
+                obs[t].to(policy.device), None if noise is None else noise[t], carry
             )
+            if carry is not None and moved is not None:
+                carry.copy_(moved)
             action[t] = chosen
             parameters[1] = distribution.parameters
             if t == 0:
@@ -93,11 +104,13 @@ class TorchEngine(Engine):
 
         return act
 
-    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
-        return self.policy.evaluate(obs, action, entropy=entropy)
+    def evaluate(
+        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+    ) -> Evaluation:
+        return self.policy.evaluate(obs, action, entropy=entropy, recall=recall)
 
-    def value(self, obs: Tensor) -> Tensor:
-        return self.policy.value(obs)
+    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
+        return self.policy.value(obs, recall)
 
     def descend(
         self, algorithm: OnPolicy, batch: Batch, layout: Layout, coefficients: dict[str, float]
@@ -206,13 +219,17 @@ class NativeEngine(Engine):
         super().__init__("native", policy, optimizer)
         self._native = NativePolicy(policy, optimizer, threads)
 
-    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
+    def actor(
+        self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
+    ) -> Callable[[int], None]:
         return self._native.actor(steps, noise)
 
-    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
+    def evaluate(
+        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+    ) -> Evaluation:
         return self._native.evaluate(obs, action, entropy=entropy)
 
-    def value(self, obs: Tensor) -> Tensor:
+    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
         return self._native.value(obs)
 
     def descend(

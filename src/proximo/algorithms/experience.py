@@ -10,7 +10,7 @@ from torch import Tensor
 from proximo.functional.masked import standardize, standardize_groups
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import discounted_sum, gae, n_step, td_error
-from proximo.types import Batch, Rollout, TrainingError, TrainState, Transitions
+from proximo.types import Batch, Recall, Rollout, TrainingError, TrainState, Transitions
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -30,16 +30,9 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
-    engine: Engine = state.engine
-    old = engine.evaluate(rollout.obs, rollout.action, entropy=False)
-    _check_acted(rollout, old.distribution.parameters[[0, -1]])
-    if algorithm.critic:
-        value = old.value
-        next_value = torch.cat([value[1:], engine.value(rollout.last_obs)[None]])
-        if len(rollout.final_obs):
-            next_value.view(-1)[rollout.final_index] = engine.value(rollout.final_obs)
-    else:
-        value = next_value = torch.zeros_like(old.value)
+    log_prob, parameters, value, next_value = _judge(state, rollout)
+    if not algorithm.critic:
+        value = next_value = torch.zeros_like(value)
     delta = td_error(reward, value, next_value, rollout.terminated, algorithm.gamma)
     advantage = _estimate(algorithm, algorithm.advantage, delta, rollout.boundary)
     other = algorithm.value_target
@@ -59,13 +52,77 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     return Batch(
         obs=flat(rollout.obs),
         action=flat(rollout.action),
-        log_prob=flat(old.log_prob),
-        parameters=flat(old.distribution.parameters),
+        log_prob=flat(log_prob),
+        parameters=flat(parameters),
         value=flat(value),
         advantage=advantage,
         target=target,
         episode=episode,
+        carry=flat(_carries(rollout)),
     )
+
+
+def _judge(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the old policy: log π(a|s), what defines π(·|s), V(s), V(s') of the true successors."""
+    engine: Engine = state.engine
+    if rollout.carry.shape[-1]:
+        return _judge_by_memory(state, rollout)
+    old = engine.evaluate(rollout.obs, rollout.action, entropy=False)
+    parameters = old.distribution.parameters
+    _check_acted(rollout, parameters[[0, -1]])
+    following = torch.cat([old.value[1:], engine.value(rollout.last_obs)[None]])
+    if len(rollout.final_obs):
+        following.view(-1)[rollout.final_index] = engine.value(rollout.final_obs)
+    return old.log_prob, parameters, old.value, following
+
+
+def _judge_by_memory(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same by stretches; the last state of each is judged with what was remembered there."""
+    engine: Engine = state.engine
+    steps, worlds = rollout.mask.shape
+
+    def flat(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).flatten(0, 1)
+
+    def back(x: Tensor) -> Tensor:
+        return x.view(worlds, steps, *x.shape[1:]).transpose(0, 1)
+
+    stretch = _stretches(rollout)
+    recall = Recall(stretch, flat(_carries(rollout)))
+    old = engine.evaluate(flat(rollout.obs), flat(rollout.action), entropy=False, recall=recall)
+    assert old.carry is not None
+    parameters, value = back(old.distribution.parameters), back(old.value)
+    _check_acted(rollout, parameters[[0, -1]])
+
+    def closing(obs: Tensor, after: Tensor) -> Tensor:
+        alone = torch.arange(len(obs), device=obs.device)
+        return engine.value(obs, Recall(alone, after))
+
+    after = old.carry[back(stretch)]  # [T, N, C] behind the end of a row's stretch
+    following = torch.cat([value[1:], closing(rollout.last_obs, after[-1])[None]])
+    if len(rollout.final_obs):
+        ends = after.flatten(0, 1)[rollout.final_index]
+        following.view(-1)[rollout.final_index] = closing(rollout.final_obs, ends)
+    state.carry = torch.where(rollout.boundary[-1].unsqueeze(-1), 0.0, after[-1])
+    return back(old.log_prob), parameters, value, following
+
+
+def _carries(rollout: Rollout) -> Tensor:
+    """[T, N, C]: what was remembered before a row, where the rollout began; 0 elsewhere."""
+    steps, worlds = rollout.mask.shape
+    carries = rollout.carry.new_zeros(steps, worlds, rollout.carry.shape[-1])
+    carries[0] = rollout.carry
+    return carries
+
+
+def _stretches(rollout: Rollout) -> Tensor:
+    """[N T] int64: the number of a row's stretch, world after world; a boundary ends one."""
+    steps, worlds = rollout.mask.shape
+    ends = rollout.boundary.t().reshape(-1).long()
+    world = torch.arange(worlds, device=ends.device).repeat_interleave(steps)
+    number = ends.cumsum(0) - ends + world  # grows by at least one from stretch to stretch
+    stretch: Tensor = torch.unique_consecutive(number, return_inverse=True)[1]
+    return stretch
 
 
 @torch.no_grad()
@@ -113,6 +170,7 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
         next_action=flat(torch.cat([rollout.action[1:], rollout.action[-1:]])),
         undecided=flat(undecided),
         noise=flat(noise),
+        carry=flat(_carries(rollout)),
     )
 
 
@@ -134,12 +192,9 @@ def _estimate(algorithm: OnPolicy, kind: str, delta: Tensor, boundary: Tensor) -
 
 def _layout(rollout: Rollout) -> tuple[Tensor, Tensor]:
     """Where the real steps lie, world after world in order of time, and each one's episode."""
-    steps, worlds = rollout.mask.shape
     keep = rollout.mask.t().reshape(-1).nonzero().squeeze(-1)
-    ends = rollout.boundary.t().reshape(-1).long()
-    world = torch.arange(worlds, device=ends.device).repeat_interleave(steps)
-    number = ends.cumsum(0) - ends + world  # grows by at least one from episode to episode
-    episode: Tensor = torch.unique_consecutive(number[keep], return_inverse=True)[1]
+    stretch = _stretches(rollout)[keep]
+    episode: Tensor = torch.unique_consecutive(stretch, return_inverse=True)[1]
     return keep, episode
 
 
@@ -172,8 +227,10 @@ def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:
     """
     # Batches of other sizes are summed in another order: relative to the largest number in play.
     tolerance = 1e-5 * max(1.0, float(evaluated.abs().max()))
-    if not torch.allclose(rollout.acted, evaluated, rtol=1e-5, atol=tolerance):
-        gap = (rollout.acted - evaluated).abs().max().item()
+    real = torch.stack([torch.ones_like(rollout.mask[0]), rollout.mask[-1]])
+    acted, evaluated = rollout.acted[real], evaluated[real]
+    if not torch.allclose(acted, evaluated, rtol=1e-5, atol=tolerance):
+        gap = (acted - evaluated).abs().max().item()
         raise TrainingError(
             f"the policy that acted is not the one that is evaluated (parameters differ by "
             f"{gap:.2g}): act() and evaluate() of the network disagree, or something that "

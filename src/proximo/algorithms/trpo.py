@@ -82,7 +82,8 @@ class TRPO(OnPolicy):
         """The critic's part alone: the policy has been moved already."""
         from proximo.functional.masked import masked_mean
 
-        error = self.value_error(policy, policy.value(batch.obs), batch, coefficients["value_clip"])
+        value = policy.value(batch.obs, batch.recall)
+        error = self.value_error(policy, value, batch, coefficients["value_clip"])
         value_loss = masked_mean(error)
         loss = self.value_weight * value_loss
         return loss, {"loss": loss.detach(), "value_loss": value_loss.detach()}
@@ -120,7 +121,9 @@ class TRPO(OnPolicy):
         advantage = self.standardized(batch.advantage)
 
         def surrogate_and_kl() -> tuple[Tensor, Tensor]:
-            new = policy.evaluate(batch.obs, batch.action, entropy=self.values_entropy)
+            new = policy.evaluate(
+                batch.obs, batch.action, entropy=self.values_entropy, recall=batch.recall
+            )
             objective = self.objective(policy, new, batch, advantage, coefficients)
             return masked_mean(objective), masked_mean(kl_divergence(old, new.distribution))
 

@@ -35,6 +35,8 @@ def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> La
     The last of the shuffled ones may be smaller.
     """
     count, epochs = len(batch), algorithm.epochs
+    if batch.recall and algorithm.minibatches == "shuffled":
+        return _by_episodes(batch, algorithm.minibatch_size, epochs, generator)
     if algorithm.minibatches != "shuffled":
         bounds = [0, count]
         if algorithm.minibatches == "episodes":
@@ -44,6 +46,19 @@ def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> La
     return Layout(orders, [*range(0, count, algorithm.minibatch_size), count])
 
 
+def _by_episodes(batch: Batch, size: int, epochs: int, generator: torch.Generator) -> Layout:
+    """Whole episodes, or what there is of them, drawn into minibatches of about this size."""
+    lengths = torch.bincount(batch.episode).cpu()
+    drawn = torch.randperm(len(lengths), generator=generator)
+    own = torch.split(torch.arange(len(batch)), lengths.tolist())
+    order = torch.cat([own[i] for i in drawn.tolist()])
+    bounds = [0]
+    for end in lengths[drawn].cumsum(0).tolist():
+        if end - bounds[-1] >= size or end == len(batch):
+            bounds.append(end)
+    return Layout(order.expand(epochs, len(batch)), bounds)
+
+
 def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[str, str]:
     """What acts and computes the updates, and why. A rule on what there is, never on a timing.
 
@@ -51,6 +66,8 @@ def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[
     """
     if wish == "compile" and algorithm.action_values:
         raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
+    if wish == "compile" and policy.carry_size:
+        raise UsageError("run.engine is compile, but the policy has a memory: use torch or auto")
     if wish == "compile" and algorithm.minibatches == "episodes":
         raise UsageError(
             "run.engine is compile, but algorithm.minibatches is episodes, each of a length of its "
@@ -119,7 +136,7 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
         loss = loss - coefficients["entropy_coef"] * masked_mean(new.entropy)
     norm = step(loss, 0)
     with torch.no_grad():
-        drawn, _ = policy.act(batch.next_obs, batch.noise)
+        drawn, _, _ = policy.act(batch.next_obs, batch.noise)
         undecided = batch.undecided.view(-1, *[1] * (drawn.dim() - 1))
         next_action = torch.where(undecided, drawn, batch.next_action)
         next_value = policy.action_value(batch.next_obs, next_action)
@@ -157,7 +174,7 @@ def _read(
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     with torch.no_grad():
-        new = state.engine.evaluate(batch.obs, batch.action, entropy=True)
+        new = state.engine.evaluate(batch.obs, batch.action, entropy=True, recall=batch.recall)
         readings = {**terms, **algorithm.read(policy, new, batch, coefficients)}
         if algorithm.critic:
             readings["explained_variance"] = explained_variance(batch.value, batch.target)

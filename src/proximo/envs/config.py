@@ -28,6 +28,9 @@ class EnvConfig:
     32 worlds). envpool: EnvPool's, in C++."""
     threads: int = 0
     """Threads that step the worlds (EnvPool only); 0: all cores."""
+    action_masks: Literal["observation", "info", "method"] = "observation"
+    """Where a world says which actions are legal, if it does: an observation's key or one of info's
+    named action_mask, or a method action_masks()."""
     reward_shift: float = 0.0
     """Added to every reward, before `reward_scale`. Logged returns stay in the world's units."""
     reward_scale: float = 1.0

@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.pool import Pool
+from proximo.spaces import MASK, Actions, Observations, choices
 from proximo.types import Steps, UsageError, WorldState, explain, nearest
 
 Maker = Callable[..., gym.Env[Any, Any]]
@@ -38,6 +39,7 @@ class Worlds(ABC):
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
         self.count, self.obs_space, self.action_space = count, obs_space, action_space
+        self.observations, self.actions = Observations(obs_space), Actions(action_space)
 
     def start(self) -> WorldState:
         """Every world at the beginning of its episode 0."""
@@ -88,6 +90,7 @@ class SyncWorlds(Worlds):
         self._envs, self._seed = envs, seed
         self._steps = [env.step for env in envs]
         self._shape = self.obs_space.shape
+        self._plain = self.observations.plain
 
     def _reset(self, state: WorldState, world: int) -> Any:
         seed = episode_seed(self._seed, world, int(state.episode[world]))
@@ -105,34 +108,36 @@ class SyncWorlds(Worlds):
         state.episode[world] += 1
         state.actions[world] = []
         state.ret[world] = state.length[world] = 0
-        seen = self._reset(state, world)
-        if np.shape(seen) != self.obs_space.shape:
-            raise UsageError(_misfit(seen, self.obs_space.shape))
-        return np.asarray(seen, self.obs_space.dtype)
+        return self.observations.row(self._reset(state, world))
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         obs, reward = steps.obs[t + 1], steps.reward[t]
+        plain, nested = self._plain, None if self.actions.simple else self.actions.nested
         for i, (world_step, action) in enumerate(zip(self._steps, steps.taken[t], strict=True)):
-            answer = world_step(action)
+            answer = world_step(nested(action) if nested else action)
             try:
                 seen, reward[i], over, cut, _ = answer
-                obs[i] = seen
+                if plain:
+                    obs[i] = seen
             except (TypeError, ValueError) as error:
-                raise UsageError(_misanswer(answer, obs.shape[1:])) from error
-            if np.shape(seen) != self._shape:  # or it would be broadcast without a word
+                raise UsageError(_misanswer(answer, self._shape)) from error
+            if not plain:
+                self.observations.write(seen, obs[i])
+            elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
                 raise UsageError(_misfit(seen, self._shape))
             if over or cut:
                 steps.terminated[t, i], steps.ended[t, i] = over, True
                 steps.finals.append((t, i, obs[i].copy()))
                 state.episode[i] += 1
-                obs[i] = self._reset(state, i)
+                self.observations.write(self._reset(state, i), obs[i])
 
     def restore(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
         for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
-            obs[i] = self._reset(state, i)
+            seen = self._reset(state, i)
             for action in (a for stretch in stretches for a in stretch):
-                obs[i] = env.step(action)[0]
+                seen = env.step(self.actions.nested(action))[0]
+            obs[i] = self.observations.row(seen)
         if np.array_equal(obs, state.obs):
             return True
         state.length[:] = 1
@@ -144,7 +149,7 @@ class SyncWorlds(Worlds):
             env.close()
 
 
-def _misanswer(answer: Any, shape: tuple[int, ...]) -> str:
+def _misanswer(answer: Any, shape: tuple[int, ...] | None) -> str:
     """What is wrong with what a world's step returned."""
     if not isinstance(answer, tuple) or len(answer) != 5:
         found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
@@ -186,39 +191,53 @@ class VectorWorlds(Worlds):
             return
         state.episode += begun
         if self._mode is AutoresetMode.DISABLED and state.obs.size:
-            state.obs = np.array(self._reset_some(begun))
+            state.obs = self._rows(self._reset_some(begun))
         else:
             # One generator serves all the worlds: it is seeded once, and goes on from there.
             # After a resume it is seeded anew, by how far it had come: not the same beginnings.
             first = episode_seed(self._seed, 0, int(state.episode.max()))
             seed = None if state.obs.size else first
-            state.obs = np.array(self._envs.reset(seed=seed)[0])
+            state.obs = self._rows(self._envs.reset(seed=seed)[0])
             begun[:] = True
         state.ret[begun] = 0
         state.length[begun] = 0
         state.resetting[:] = False
 
-    def _reset_some(self, which: np.ndarray) -> np.ndarray:
-        obs: np.ndarray = self._envs.reset(options={"reset_mask": which.copy()})[0]
-        return obs
+    def _reset_some(self, which: np.ndarray) -> Any:
+        return self._envs.reset(options={"reset_mask": which.copy()})[0]
+
+    def _rows(self, seen: Any) -> np.ndarray:
+        """The observations of all worlds, copied: some give every one in one and the same array."""
+        rows = np.empty((self.count, *self.observations.shape), self.observations.dtype)
+        self.observations.write(seen, rows)
+        return rows
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        obs, reward, terminated, truncated, info = self._envs.step(steps.taken[t])
+        action = self.actions.nested(steps.taken[t])
+        obs, reward, terminated, truncated, info = self._envs.step(action)
         ended = terminated | truncated
         if self._mode is AutoresetMode.NEXT_STEP:
             if state.resetting.any():
                 steps.real[t] = ~state.resetting
                 ended &= steps.real[t]
             state.resetting = ended
-        # Written over: some worlds give every observation in one and the same array.
-        steps.obs[t + 1], steps.reward[t] = obs, reward
+        steps.reward[t] = reward
+        self.observations.write(obs, steps.obs[t + 1])
         if ended.any():
             steps.terminated[t], steps.ended[t] = terminated & ended, ended
-            final = info["final_obs"] if self._mode is AutoresetMode.SAME_STEP else obs
-            steps.finals.extend((t, int(i), np.array(final[i])) for i in np.flatnonzero(ended))
+            last = steps.obs[t + 1].copy()
+            if self._mode is AutoresetMode.SAME_STEP:
+                self._write_finals(info["final_obs"], ended, last)
+            steps.finals.extend((t, int(i), last[i]) for i in np.flatnonzero(ended))
             state.episode += ended
             if self._mode is AutoresetMode.DISABLED:
-                steps.obs[t + 1] = self._reset_some(ended)
+                self.observations.write(self._reset_some(ended), steps.obs[t + 1])
+
+    def _write_finals(self, final: Any, ended: np.ndarray, rows: np.ndarray) -> None:
+        """True successors: one per world, or batched by leaf where observations are nested."""
+        for i in np.flatnonzero(ended):
+            own = final[i] if isinstance(final, np.ndarray) else _pick(final, int(i))
+            self.observations.write(own, rows[i])
 
     def restore(self, state: WorldState) -> bool:
         state.obs = np.empty(0)
@@ -228,6 +247,59 @@ class VectorWorlds(Worlds):
 
     def close(self) -> None:
         self._envs.close()
+
+
+def _pick(nested: Any, index: int) -> Any:
+    """One world's part of a nested batch."""
+    if isinstance(nested, dict):
+        return {key: _pick(part, index) for key, part in nested.items()}
+    if isinstance(nested, tuple):
+        return tuple(_pick(part, index) for part in nested)
+    return nested[index]
+
+
+class Masked(gym.Wrapper[Any, Any, Any, Any]):
+    """A world whose masks stand in its info, or come from a method, shown as an observation."""
+
+    def __init__(self, world: gym.Env[Any, Any], source: str) -> None:
+        super().__init__(world)
+        self._method = getattr(world.unwrapped, f"{MASK}s", None) if source == "method" else None
+        if source == "method" and self._method is None:
+            raise UsageError(
+                f"env.action_masks is method, but {world} has no method {MASK}s(): give it one, or "
+                f"an observation with the key {MASK}"
+            )
+        masks = gym.spaces.MultiBinary(choices(world.action_space))
+        self.observation_space = gym.spaces.Dict(
+            {"observation": world.observation_space, MASK: masks}
+        )
+
+    def _shown(self, seen: Any, info: dict[str, Any]) -> Any:
+        if self._method is None and MASK not in info:
+            raise UsageError(
+                f"env.action_masks is info, but a world's info has no {MASK}: it has "
+                f"{', '.join(map(str, info)) or 'nothing'}"
+            )
+        mask = self._method() if self._method else info[MASK]
+        return {"observation": seen, MASK: _flat(mask)}
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        seen, info = self.env.reset(**kwargs)
+        return self._shown(seen, info), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        seen, reward, over, cut, info = self.env.step(action)
+        return self._shown(seen, info), reward, over, cut, info
+
+
+def _flat(masks: Any) -> np.ndarray:
+    """The masks of several choices, one after the other."""
+    if isinstance(masks, np.ndarray) and masks.dtype != object:
+        return masks.reshape(-1).astype(np.int8)
+    if isinstance(masks, dict | tuple | list | np.ndarray):
+        parts = masks.values() if isinstance(masks, dict) else masks
+        return np.concatenate([_flat(part) for part in parts])
+    return np.array([masks], np.int8)
 
 
 def make_world(
@@ -241,7 +313,7 @@ def make_world(
     world: gym.Env[Any, Any] = _call(maker, env, kwargs)
     if env.max_episode_steps is not None and world.spec is None:
         world = gym.wrappers.TimeLimit(world, env.max_episode_steps)
-    return world
+    return world if env.action_masks == "observation" else Masked(world, env.action_masks)
 
 
 def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> Any:

@@ -100,7 +100,122 @@ class BestActionGivenObservation(Probe):
         return self.closeness(action, self._sign)
 
 
+class Remember(Probe):
+    """Three steps; the best last action has the sign that the first observation had: V(0) = γ².
+
+    Tests a memory. Without one, 0 is the best that can be hoped for in the last step.
+    """
+
+    length = 3
+
+    def see(self) -> np.ndarray:
+        return np.array([self._sign if self._step == 0 else 0.0], np.float32)
+
+    def reward(self, action: float) -> float:
+        return self.closeness(action, self._sign) if self._step == 2 else 0.0
+
+
 class Endless(Probe):
     """Earns 1 for ever: V = 1/(1 - γ), under a time limit as well, if that is no termination."""
 
     length = 2**62
+
+
+class Match(gym.Env[Any, Any]):
+    """One of three symbols is shown, and one action is right for each: V = 1.
+
+    For every kind of observation and of action, with or without a mask. Tests the way in and out of
+    the network: that each leaf arrives, and that each part of an action is credited.
+    """
+
+    SEEN = ("vector", "discrete", "multi-discrete", "binary", "image", "dict")
+    DONE = ("discrete", "multi-discrete", "binary", "box", "hybrid")
+
+    def __init__(self, seen: str = "vector", done: str = "discrete", masks: bool = False) -> None:
+        self._seen, self._done, self._masks = seen, done, masks
+        spaces = gym.spaces
+        shown: gym.Space[Any] = {
+            "vector": spaces.Box(-1, 1, (3,), np.float32),
+            "discrete": spaces.Discrete(3, start=2),
+            "multi-discrete": spaces.MultiDiscrete([2, 3]),
+            "binary": spaces.MultiBinary(3),
+            "image": spaces.Box(0, 255, (6, 6, 1), np.uint8),
+            "dict": spaces.Dict({"noise": spaces.Box(-9, 9, (2,)), "symbol": spaces.Discrete(3)}),
+        }[seen]
+        if masks:
+            choices = {"discrete": 3, "multi-discrete": 6, "hybrid": 3}[done]
+            shown = spaces.Dict({"action_mask": spaces.MultiBinary(choices), "shown": shown})
+        self.observation_space = shown
+        wide = spaces.Box(-1, 3, (2,), np.float32)
+        self.action_space: gym.Space[Any] = {
+            "discrete": spaces.Discrete(3, start=1),
+            "multi-discrete": spaces.MultiDiscrete([3, 3]),
+            "binary": spaces.MultiBinary(3),
+            "box": wide,
+            "hybrid": spaces.Dict({"strength": wide, "tool": spaces.Discrete(3)}),
+        }[done]
+        self._symbol = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._symbol = int(self.np_random.integers(3))
+        return self._look(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action} is not in {self.action_space}")
+        return self._look(), self._reward(action), True, False, {}
+
+    def _look(self) -> Any:
+        k, hot = self._symbol, np.eye(3, dtype=np.float32)[self._symbol]
+        noise = self.np_random
+        image = np.zeros((6, 6, 1), np.uint8)
+        image[:, 2 * k : 2 * k + 2] = 255
+        shown = {
+            "vector": hot,
+            "discrete": k + 2,
+            "multi-discrete": np.array([noise.integers(2), k]),
+            "binary": hot.astype(np.int8),
+            "image": image,
+            "dict": {"noise": noise.uniform(-9, 9, 2).astype(np.float32), "symbol": k},
+        }[self._seen]
+        return {"action_mask": self.legal(), "shown": shown} if self._masks else shown
+
+    def legal(self) -> np.ndarray:
+        """All choices but the one that comes after the right one."""
+        mask = np.ones(3, np.int8)
+        mask[(self._symbol + 1) % 3] = 0
+        return np.tile(mask, 2) if self._done == "multi-discrete" else mask
+
+    def right(self, symbol: int) -> Any:
+        """The action that earns 1 there."""
+        place = np.array([symbol, 1 - symbol / 2], np.float32)
+        return {
+            "discrete": symbol + 1,
+            "multi-discrete": np.array([symbol, symbol]),
+            "binary": np.eye(3, dtype=np.int8)[symbol],
+            "box": place,
+            "hybrid": {"strength": place, "tool": symbol},
+        }[self._done]
+
+    def _reward(self, action: Any) -> float:
+        """1 for the right action; less by the share that is wrong, or by the squared distance."""
+        best = self.right(self._symbol)
+        if self._done == "hybrid":
+            off = float(np.square(action["strength"] - best["strength"]).sum())
+            return 1.0 - off - float(self._check(action["tool"], self._symbol, 0))
+        if self._done == "box":
+            return 1.0 - float(np.square(action - best).sum())
+        chosen = np.atleast_1d(action)
+        pairs = zip(chosen, np.atleast_1d(best), strict=True)
+        wrong = [self._check(a, b, i) for i, (a, b) in enumerate(pairs)]
+        return 1.0 - float(np.mean(wrong))
+
+    def _check(self, chosen: Any, best: Any, index: int) -> bool:
+        """Whether a choice is wrong. Raises `ValueError` for one that the mask forbids."""
+        start = int(self._done == "discrete")
+        if self._masks and not self.legal()[3 * index + int(chosen) - start]:
+            raise ValueError(f"choice {index} is {chosen}, which is not legal")
+        return int(chosen) != int(best)

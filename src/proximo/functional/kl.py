@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from proximo.functional.distributions import Categorical, Distribution, Gaussian
+from proximo.functional.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    Distribution,
+    Gaussian,
+    Joint,
+    SquashedGaussian,
+)
 from proximo.functional.shapes import same_shape
 
 
@@ -12,7 +21,8 @@ def kl_divergence(old: Distribution, new: Distribution) -> Tensor:
     """KL(old, new) = E_old[log p_old - log p_new] in nats, exactly. Returns [...].
 
     Categorical: Σ p_old (log p_old - log p_new). Gaussian: Σ_d [log σ/σ_old + (σ_old² + (μ_old -
-    μ)²)/(2σ²) - ½]. Raises `TypeError` for two of different kinds.
+    μ)²)/(2σ²) - ½], and the same for squashed ones, as a tanh loses nothing. Bits, Betas and parts
+    of a row: the sum of theirs. Raises `TypeError` for two of different kinds.
     """
     if isinstance(old, Categorical) and isinstance(new, Categorical):
         same_shape(old=old.log_p, new=new.log_p)
@@ -22,7 +32,26 @@ def kl_divergence(old: Distribution, new: Distribution) -> Tensor:
         precision = (-2 * new.log_std).exp()
         spread = ((2 * old.log_std).exp() + (old.mean - new.mean).square()) * precision
         return (new.log_std - old.log_std + 0.5 * (spread - 1)).sum(-1)
+    if isinstance(old, SquashedGaussian) and isinstance(new, SquashedGaussian):
+        return kl_divergence(old.gaussian, new.gaussian)
+    if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
+        return kl_divergence(old.bits, new.bits).sum(-1)
+    if isinstance(old, Beta) and isinstance(new, Beta):
+        return _beta_divergence(old, new)
+    if isinstance(old, Joint) and isinstance(new, Joint):
+        pairs = zip(old.parts, new.parts, strict=True)
+        return torch.stack([kl_divergence(before, after) for before, after in pairs]).sum(0)
     raise TypeError(f"no KL between a {type(old).__name__} and a {type(new).__name__}")
+
+
+def _beta_divergence(old: Beta, new: Beta) -> Tensor:
+    """Σ_d [log B'/B + (α-α') ψ(α) + (β-β') ψ(β) - (α-α'+β-β') ψ(α+β)], ' being the new one's."""
+    same_shape(old=old.alpha, new=new.alpha)
+    alpha, beta = old.alpha.double(), old.beta.double()
+    by_alpha, by_beta = alpha - new.alpha, beta - new.beta
+    own = by_alpha * alpha.digamma() + by_beta * beta.digamma()
+    own = own - (by_alpha + by_beta) * (alpha + beta).digamma()
+    return (new.log_normaliser - old.log_normaliser + own).sum(-1).to(old.alpha)
 
 
 def k3(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.nets.actor_critic import ActorCritic, CategoricalHead, Evaluation, GaussianHead
+from proximo.functional.distributions import log_slope
+from proximo.nets.actor_critic import ActorCritic, Evaluation
+from proximo.nets.bodies import MLP
+from proximo.nets.heads import CategoricalHead, GaussianHead
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, LossSpec, Steps
 
@@ -117,8 +120,18 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     modules = list(policy.modules())
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules):
         return "the network has hooks"
-    widths = [layer.out_features for layer in policy.actor.linears()]
+    actor, critic = policy.actor, policy.critic
+    if not (isinstance(actor, MLP) and isinstance(critic, MLP | None)):
+        return "the network has more than fully connected layers"
+    if type(policy.head) not in (CategoricalHead, GaussianHead):
+        return f"it does not know a {type(policy.head).__name__}"
+    widths = [layer.out_features for layer in actor.linears()]
+    squashed = isinstance(policy.head, GaussianHead) and policy.head.squash
     reasons = {
+        "the policy has a memory": policy.carry_size > 0,
+        "the world has action masks": policy.masked,
+        "only some observations are standardised": policy.measured is not None,
+        "its entropy of squashed actions is an integral": squashed and spec.entropy_coef != 0,
         "its critic judges actions": policy.action_values,
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
@@ -164,12 +177,14 @@ class NativePolicy:
         assert self._library, missing
         self._policy, self._optimizer, self._threads = policy, optimizer, threads
         self._gaussian = isinstance(policy.head, GaussianHead)
-        flats = optimizer.flats
-        first, last = policy.actor.linears()[0].weight, policy.baseline.bias
+        flats, actor, own = optimizer.flats, policy.actor, policy.critic
+        assert isinstance(actor, MLP)
+        assert isinstance(own, MLP | None)
+        first, last = actor.linears()[0].weight, policy.baseline.bias
         assert first.data_ptr() == flats[0].data_ptr(), "the weights are not one flat vector"
         end = flats[-1].data_ptr() + flats[-1].nbytes
         assert last.data_ptr() + last.nbytes == end, "the weights are not one flat vector"
-        linears, head = policy.actor.linears(), policy.head
+        linears, head = actor.linears(), policy.head
         low = high = None
         middle = reach = None
         softplus = False
@@ -179,13 +194,13 @@ class NativePolicy:
             middle, reach = (head.middle, head.reach) if head.bounded else (None, None)
         self._kept = low, high
         shown, valued = policy.normalize_obs, policy.normalize_returns
-        critic = policy.critic.linears()[0].weight if policy.critic else None
+        critic = own.linears()[0].weight if own else None
         self._struct = _Policy(
             inputs=linears[0].in_features,
             actions=head.size if isinstance(head, GaussianHead) else head.outputs,
             hidden_count=len(linears),
             hidden=(_int * MAX_LAYERS)(*(layer.out_features for layer in linears)),
-            activation=_ACTIVATIONS[policy.actor.activation],
+            activation=_ACTIVATIONS[actor.activation],
             shared=policy.critic is None,
             gaussian=self._gaussian,
             squash=isinstance(head, GaussianHead) and head.squash,
@@ -274,6 +289,15 @@ class NativePolicy:
         )
         if failed:
             raise MemoryError("there is no memory for the native engine")
+        if log_prob is not None and action is not None:
+            log_prob -= self._log_slope(action)
+
+    def _log_slope(self, action: Tensor) -> Tensor | float:
+        """Log |da/du| of squashed actions: the library's densities are those of u."""
+        head = self._policy.head
+        if not (isinstance(head, GaussianHead) and head.squash):
+            return 0.0
+        return log_slope(action, head.reach.log()).sum(-1)
 
     def update(
         self, batch: Batch, spec: LossSpec, orders: Tensor, bounds: list[int]
@@ -294,7 +318,7 @@ class NativePolicy:
             tensors = {
                 "obs": policy.inputs(batch.obs).contiguous(),
                 "action" if self._gaussian else "choice": batch.action.contiguous(),
-                "log_prob": batch.log_prob.contiguous(),
+                "log_prob": (batch.log_prob + self._log_slope(batch.action)).contiguous(),
                 "value": value.contiguous(),
                 "parameters": batch.parameters.contiguous(),
                 "advantage": batch.advantage.contiguous(),

@@ -1,8 +1,7 @@
-"""The policy and its critic: act, evaluate, value; a head for every action space."""
+"""The policy and its critic: act, evaluate, value."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -10,141 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proximo.functional.distributions import LOG_STD_MIN, Categorical, Distribution, Gaussian
-from proximo.nets.bodies import MLP, initialize
+from proximo.functional.distributions import Distribution
+from proximo.nets.bodies import initialize, make_body
 from proximo.nets.config import NetConfig
-from proximo.types import Moments, UsageError
-
-SUPPORTED_ACTIONS = "Discrete and Box"
-SUPPORTED_OBSERVATIONS = "Box of numbers with one axis"
+from proximo.nets.heads import CategoricalHead, make_head
+from proximo.nets.memory import Memory
+from proximo.spaces import MASK, Actions, Observations
+from proximo.types import Moments, Recall, UsageError
 
 
 class Evaluation(NamedTuple):
-    """What the update needs to know of a batch. All [B]."""
+    """What the update needs to know of a batch. All [B], but for `carry`."""
 
     log_prob: Tensor
     entropy: Tensor | None
     value: Tensor
     distribution: Distribution
-
-
-class CategoricalHead(nn.Module):
-    """Logits of one of n actions."""
-
-    def __init__(self, space: gym.spaces.Discrete) -> None:
-        super().__init__()
-        self.outputs = self.parameter_count = int(space.n)
-        self.action_shape: tuple[int, ...] = ()
-        self.taken_shape, self.taken_dtype = (), np.dtype(np.int64)
-        self.start = int(space.start)
-
-    def initialize(self, layer: nn.Linear) -> None:
-        """What the last layer, whose weights are drawn already, needs besides: nothing."""
-
-    def distribution(self, outputs: Tensor) -> Categorical:
-        return Categorical.from_logits(outputs)
-
-    def restore(self, parameters: Tensor) -> Categorical:
-        """The distributions that have these `parameters`."""
-        return Categorical(parameters)
-
-    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        """One uniform number per draw."""
-        return torch.rand(shape, generator=generator)
-
-    def to_env(self, action: Tensor) -> np.ndarray:
-        """The action as the world takes it: counted from the start of its space."""
-        numbers = action.cpu().numpy()
-        shifted: np.ndarray = numbers + self.start if self.start else numbers
-        return shifted
-
-
-class GaussianHead(nn.Module):
-    """Mean from the network; log deviation free, a parameter that does not depend on the state.
-
-    Or a mean within bounds, m + h tanh x, with their middle m and half width h; or a deviation from
-    the state, softplus y. x and y are outputs of the network.
-    """
-
-    def __init__(self, space: gym.spaces.Box, net: NetConfig) -> None:
-        super().__init__()
-        self.size = int(np.prod(space.shape))
-        self.free, self.bounded = net.deviation == "free", net.mean == "tanh"
-        self.outputs = self.size if self.free else 2 * self.size
-        self.parameter_count = 2 * self.size
-        self.action_shape: tuple[int, ...] = (self.size,)
-        self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
-        self.first_log_std = float(net.log_std)
-        if self.free:
-            self.log_std = nn.Parameter(torch.full((self.size,), self.first_log_std))
-        self.low, self.high = space.low, space.high
-        self.squash = net.action == "squash"
-        for name, value in (("action", net.action), ("mean", net.mean)):
-            if value in ("squash", "tanh") and not space.is_bounded():
-                raise UsageError(
-                    f"net.{name} is {value}, but {space} has no bounds: "
-                    f"use {'clip' if name == 'action' else 'linear'}"
-                )
-        if self.bounded:
-            low, high = (torch.from_numpy(b.reshape(-1)).double() for b in (space.low, space.high))
-            self.register_buffer("middle", ((low + high) / 2).float(), persistent=False)
-            self.register_buffer("reach", ((high - low) / 2).float(), persistent=False)
-            self.middle: Tensor
-            self.reach: Tensor
-
-    @torch.no_grad()
-    def initialize(self, layer: nn.Linear) -> None:
-        """Let a deviation from the state begin at exp(log_std), as a free one does."""
-        if not self.free:
-            layer.bias[self.size :] = math.log(math.expm1(math.exp(self.first_log_std)))
-
-    def distribution(self, outputs: Tensor) -> Gaussian:
-        mean = outputs[..., : self.size]
-        if self.bounded:
-            mean = self.middle + self.reach * torch.tanh(mean)
-        if self.free:
-            return Gaussian.from_parameters(mean, self.log_std)
-        # Bounded before the logarithm, whose slope at 0 would make the gradient NaN.
-        std = nn.functional.softplus(outputs[..., self.size :]).clamp(min=math.exp(LOG_STD_MIN))
-        return Gaussian.from_parameters(mean, std.log())
-
-    def restore(self, parameters: Tensor) -> Gaussian:
-        """The distributions that have these `parameters`."""
-        return Gaussian(parameters[..., : self.size], parameters[..., self.size :])
-
-    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        """One normal number per dimension of the action."""
-        return torch.randn((*shape, self.size), generator=generator)
-
-    def to_env(self, action: Tensor) -> np.ndarray:
-        """The action as the world takes it: in its shape, type and bounds."""
-        low, high = self.low, self.high
-        numbers = action.cpu().numpy().reshape(*action.shape[:-1], *low.shape)
-        if self.squash:
-            numbers = low + (np.tanh(numbers) + 1) / 2 * (high - low)
-        within: np.ndarray = np.clip(numbers, low, high).astype(self.taken_dtype)
-        return within
-
-
-def make_head(space: gym.Space[Any], net: NetConfig) -> CategoricalHead | GaussianHead:
-    """The head for an action space, or `UsageError` with the spaces that are supported."""
-    if isinstance(space, gym.spaces.Discrete):
-        return CategoricalHead(space)
-    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        return GaussianHead(space, net)
-    raise UsageError(f"the action space is {space}: supported are {SUPPORTED_ACTIONS} (of floats)")
-
-
-def _check_observations(space: gym.Space[Any]) -> None:
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        raise UsageError(
-            f"the observation space is {space}: supported is {SUPPORTED_OBSERVATIONS}. "
-            "gymnasium.wrappers.FlattenObservation makes one of most others"
-        )
+    carry: Tensor | None = None  # [S, C] what is remembered after each stretch
 
 
 class ActorCritic(nn.Module):
-    """π(a|s) and V(s) from vectors of numbers.
+    """π(a|s) and V(s) from rows of numbers, as `proximo.spaces.Observations` lays them out.
 
     Whatever the policy needs to act is a parameter or buffer of it, running moments of the
     observations included: a policy that is saved is saved whole.
@@ -160,22 +45,40 @@ class ActorCritic(nn.Module):
     ) -> None:
         """`action_values`: the critic judges actions, Q(s,a), and not states, V(s)."""
         super().__init__()
-        _check_observations(obs_space)
-        inputs = int(np.prod(obs_space.shape or ()))
-        self.obs_shape = tuple(obs_space.shape or ())
+        self.observations = seen = Observations(obs_space)
+        self.actions = Actions(action_space)
+        self.obs_shape = seen.shape
         self.head = make_head(action_space, net)
+        masks = seen.width - seen.mask_begin
+        if masks and masks != sum(self.head.choices):
+            raise UsageError(
+                f"the {MASK} has {masks} entries, but {action_space} has {sum(self.head.choices)} "
+                "things to choose from: it needs one entry for each"
+            )
+        self.masked = masks > 0
         self.action_values = action_values
-        # Q(s,a) is an output per discrete action; a continuous one stands beside the observation.
+        # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = action_values and isinstance(self.head, CategoricalHead)
-        judged = self.head.size if action_values and isinstance(self.head, GaussianHead) else 0
-        self.actor = MLP(inputs, net.hidden, net.activation, net.orthogonal)
-        self.critic = (  # None: the trunk is shared
-            None
-            if net.trunk == "shared"
-            else MLP(inputs + judged, net.hidden, net.activation, net.orthogonal)
-        )
-        self.logits = nn.Linear(net.hidden[-1], self.head.outputs)
-        self.baseline = nn.Linear(net.hidden[-1], self.head.outputs if self._indexed else 1)
+        judged = self.head.feature_count if action_values and not self._indexed else 0
+        self.actor = make_body(seen, net, hidden_from=net.critic_only)
+        self.critic = None if net.trunk == "shared" else make_body(seen, net, beside=judged)
+        if net.memory != "none" and action_values:
+            raise UsageError(
+                f"net.memory is {net.memory}, but the critic of qac judges single actions: use "
+                "another algorithm, or none"
+            )
+        width = net.hidden[-1]
+        self.actor_memory = self.critic_memory = None
+        if net.memory != "none":
+            kind = (net.memory, width, net.memory_size, net.orthogonal)
+            self.actor_memory = Memory(*kind)
+            self.critic_memory = Memory(*kind) if self.critic else None
+            width = net.memory_size
+        memories = [m for m in (self.actor_memory, self.critic_memory) if m]
+        self.carry_size = sum(memory.carry_size for memory in memories)
+        """C, numbers that are remembered per world, the actor's first; 0 without a memory."""
+        self.logits = nn.Linear(width, self.head.outputs)
+        self.baseline = nn.Linear(width, self.head.outputs if self._indexed else 1)
         if net.orthogonal:
             initialize(self.logits, net.policy_gain)
             initialize(self.baseline, 1.0)
@@ -183,6 +86,13 @@ class ActorCritic(nn.Module):
         self.normalize_obs = net.normalize_obs
         self.normalize_returns = net.normalize_returns
         self.obs_clip = net.obs_clip
+        if net.normalize_obs and not seen.measured.any():
+            raise UsageError(
+                f"net.normalize_obs is on, but nothing in {obs_space} is a measurement: turn it off"
+            )
+        measured = None if seen.measured.all() else torch.from_numpy(seen.measured)
+        self.register_buffer("measured", measured, persistent=False)
+        self.measured: Tensor | None
         self.register_buffer("obs_shift", torch.zeros(self.obs_shape))
         self.register_buffer("obs_scale", torch.ones(self.obs_shape))
         self.register_buffer("return_shift", torch.zeros(()))
@@ -202,18 +112,35 @@ class ActorCritic(nn.Module):
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The parameters behind π; with a shared trunk they include the trunk."""
-        return [*self.actor.parameters(), *self.logits.parameters(), *self.head.parameters()]
+        memory = self.actor_memory.parameters() if self.actor_memory else ()
+        own = (*self.logits.parameters(), *self.head.parameters())
+        return [*self.actor.parameters(), *memory, *own]
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The parameters behind V alone."""
         own_trunk = list(self.critic.parameters()) if self.critic else []
-        return [*own_trunk, *self.baseline.parameters()]
+        memory = self.critic_memory.parameters() if self.critic_memory else ()
+        return [*own_trunk, *memory, *self.baseline.parameters()]
 
     def inputs(self, obs: Tensor) -> Tensor:
-        """Observations as the networks take them: standardised, if they are."""
-        if not self.normalize_obs:
-            return obs
-        return ((obs - self.obs_shift) * self.obs_scale).clamp(-self.obs_clip, self.obs_clip)
+        """Observations as the networks take them: standardised if they are, without the mask."""
+        if self.normalize_obs:
+            x = ((obs - self.obs_shift) * self.obs_scale).clamp(-self.obs_clip, self.obs_clip)
+            obs = x if self.measured is None else torch.where(self.measured, x, obs)
+        return obs[..., : self.observations.mask_begin] if self.masked else obs
+
+    def stuck(self, obs: np.ndarray) -> np.ndarray:
+        """Where a mask leaves nothing to choose. obs: [..., *obs]; returns [...] bool."""
+        if not self.masked:
+            return np.zeros(len(obs), bool)
+        begins = np.cumsum([0, *self.head.choices[:-1]])
+        legal = obs[..., self.observations.mask_begin :] > 0.5
+        some = np.logical_or.reduceat(legal, begins, -1)
+        return np.logical_not(some.all(-1))
+
+    def legal(self, obs: Tensor) -> Tensor | None:
+        """Which actions may be chosen there, or None: all of them. [..., choices] bool."""
+        return obs[..., self.observations.mask_begin :] > 0.5 if self.masked else None
 
     def _value(self, features: Tensor) -> Tensor:
         return self._in_units(self.baseline(features).squeeze(-1))
@@ -221,46 +148,89 @@ class ActorCritic(nn.Module):
     def _in_units(self, value: Tensor) -> Tensor:
         return self.return_shift + self.return_scale * value if self.normalize_returns else value
 
-    def distribution(self, obs: Tensor) -> Distribution:
-        """π(·|s). obs: [..., *obs]."""
-        return self._policy(self.actor(self.inputs(obs)))
+    def distribution(self, obs: Tensor, recall: Recall | None = None) -> Distribution:
+        """π(·|s). obs: [..., *obs]; with a memory [B, *obs], and what it is to recall."""
+        features = self.actor(self.inputs(obs))
+        if self.actor_memory and recall:
+            features, _ = self.actor_memory(features, self._for_actor(recall))
+        return self._policy(features, obs)
 
-    def _policy(self, features: Tensor) -> Distribution:
-        return self.head.distribution(self.logits(features))
+    def _policy(self, features: Tensor, obs: Tensor) -> Distribution:
+        return self.head.distribution(self.logits(features), self.legal(obs))
 
-    def act(self, obs: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Distribution]:
+    def _for_actor(self, recall: Recall) -> Recall:
+        assert self.actor_memory
+        return recall._replace(carry=recall.carry[:, : self.actor_memory.carry_size])
+
+    def _for_critic(self, recall: Recall) -> Recall:
+        assert self.critic_memory
+        return recall._replace(carry=recall.carry[:, -self.critic_memory.carry_size :])
+
+    def act(
+        self, obs: Tensor, noise: Tensor | None = None, carry: Tensor | None = None
+    ) -> tuple[Tensor, Distribution, Tensor | None]:
         """An action per row, from this noise or, without any, the most likely one.
 
-        obs: [N, *obs]; returns the action [N, *act] and the distribution that it came from. Call
-        it under `torch.inference_mode()` or `torch.no_grad()`, entered once and not at every step.
+        obs: [N, *obs]; returns the action [N, *act], the distribution that it came from and, with a
+        memory, the carry [N, C] with the actor's part moved on. Call it under
+        `torch.inference_mode()` or `torch.no_grad()`, entered once and not at every step.
         """
-        distribution = self.distribution(obs)
-        return (distribution.mode() if noise is None else distribution.sample(noise)), distribution
+        features = self.actor(self.inputs(obs))
+        if self.actor_memory:
+            assert carry is not None, "a policy with a memory acts on what it remembers"
+            own = self.actor_memory.carry_size
+            features, moved = self.actor_memory.step(features, carry[:, :own])
+            carry = torch.cat([moved, carry[:, own:]], -1)
+        distribution = self._policy(features, obs)
+        action = distribution.mode() if noise is None else distribution.sample(noise)
+        return action, distribution, carry
 
-    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
-        """Log π(a|s), V(s) or Q(s,a), and the entropy of π(·|s) if asked for. obs: [B, *obs]."""
+    def evaluate(
+        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+    ) -> Evaluation:
+        """Log π(a|s), V(s) or Q(s,a), and the entropy of π(·|s) if asked for. obs: [B, *obs].
+
+        recall: with a memory, the stretches that the rows are of.
+        """
         inputs = self.inputs(obs)
         features = self.actor(inputs)
-        distribution = self._policy(features)
+        judging = self.critic(inputs) if self.critic and not self.action_values else None
+        carries = []
+        if self.actor_memory:
+            assert recall is not None, "a policy with a memory is judged by stretches"
+            features, carry = self.actor_memory(features, self._for_actor(recall))
+            carries.append(carry)
+            if self.critic_memory:
+                judging, carry = self.critic_memory(judging, self._for_critic(recall))
+                carries.append(carry)
+        distribution = self._policy(features, obs)
         if self.action_values:
             value = self._action_value(inputs, action)
         else:
-            value = self._value(self.critic(inputs) if self.critic else features)
+            value = self._value(features if judging is None else judging)
         return Evaluation(
             distribution.log_prob(action),
             distribution.entropy() if entropy else None,
             value,
             distribution,
+            torch.cat(carries, -1) if carries else None,
         )
 
-    def value(self, obs: Tensor) -> Tensor:
+    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [B, *obs]; returns [B].
 
         With a critic of actions, Q(s,a) of the most likely action.
         """
         if self.action_values:
             return self.action_value(obs, self.distribution(obs).mode())
-        return self._value((self.critic or self.actor)(self.inputs(obs)))
+        features = (self.critic or self.actor)(self.inputs(obs))
+        if self.actor_memory:
+            assert recall is not None, "a policy with a memory is judged by stretches"
+            if self.critic_memory:
+                features, _ = self.critic_memory(features, self._for_critic(recall))
+            else:
+                features, _ = self.actor_memory(features, self._for_actor(recall))
+        return self._value(features)
 
     def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
         """Q(s,a) in units of the reward. obs: [B, *obs], action: [B, *act]; returns [B]."""
@@ -270,15 +240,18 @@ class ActorCritic(nn.Module):
         assert self.action_values, "this critic judges states, not actions"
         assert self.critic is not None, "a critic of actions has hidden layers of its own"
         if not self._indexed:
-            return self._value(self.critic(torch.cat([inputs, action], -1)))
+            return self._value(self.critic(inputs, self.head.features(action)))
         values = self.baseline(self.critic(inputs))
         return self._in_units(values.gather(-1, action.unsqueeze(-1)).squeeze(-1))
 
     @torch.no_grad()
     def set_obs_moments(self, moments: Moments) -> None:
         """Standardise observations by these moments from now on."""
-        self.obs_shift.copy_(moments.mean)
-        self.obs_scale.copy_(torch.rsqrt(moments.var + 1e-8))
+        shift, scale = moments.mean, torch.rsqrt(moments.var + 1e-8)
+        if self.measured is not None:
+            shift, scale = shift * self.measured, torch.where(self.measured, scale, 1.0)
+        self.obs_shift.copy_(shift)
+        self.obs_scale.copy_(scale)
 
     @torch.no_grad()
     def set_return_moments(self, moments: Moments) -> None:

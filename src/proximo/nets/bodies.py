@@ -1,4 +1,4 @@
-"""Hidden layers."""
+"""Hidden layers, and what brings observations of every kind to them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from proximo.nets.config import NetConfig
+from proximo.spaces import Leaf, Observations
+from proximo.types import UsageError
+
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "elu": nn.functional.elu}
 
 
-def initialize(layer: nn.Linear, gain: float) -> nn.Linear:
+def initialize(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Module:
     """Orthogonal weights with this gain, zero biases (Saxe et al. 2014)."""
     nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -37,7 +42,95 @@ class MLP(nn.Module):
         """The layers, from the input upwards."""
         return list(self.layers)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """x: [..., inputs], of which the last ones may be given apart, as `beside`."""
+        if beside is not None:
+            x = torch.cat([x, beside], -1)
         for layer in self.layers:
             x = self._activate(layer(x))
         return x
+
+
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+"""Channels, kernel and stride of Mnih et al. 2015, for images of at least 36 pixels a side."""
+SMALL = ((16, 3, 1), (32, 3, 1))
+"""The same for smaller ones, with a border of zeros."""
+
+
+class Pixels(nn.Module):
+    """Convolutions with ReLU over an image of bytes, its channels first or last. [..., *shape]."""
+
+    def __init__(self, shape: tuple[int, ...], orthogonal: bool) -> None:
+        super().__init__()
+        # The axis of the channels is the shorter of the outer two.
+        self.shape, self.last = shape, shape[2] < shape[0]
+        channels, high, wide = (shape[2], *shape[:2]) if self.last else shape
+        layers = NATURE if min(high, wide) >= 36 else SMALL
+        border = 0 if layers is NATURE else 1
+        self.layers = nn.ModuleList()
+        for width, kernel, stride in layers:
+            layer = nn.Conv2d(channels, width, kernel, stride, border)
+            if orthogonal:
+                initialize(layer, math.sqrt(2))
+            self.layers.append(layer)
+            channels = width
+            high, wide = ((n + 2 * border - kernel) // stride + 1 for n in (high, wide))
+        self.outputs = channels * high * wide
+
+    def forward(self, image: Tensor) -> Tensor:
+        lead = image.shape[:-3]
+        x = image.reshape(-1, *self.shape)
+        if self.last:
+            x = x.permute(0, 3, 1, 2)
+        x = x.to(self.layers[0].weight.dtype) / 255  # type: ignore[arg-type]
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x.reshape(*lead, self.outputs)
+
+
+class Encoder(nn.Module):
+    """An MLP over the numbers that it is shown and the features of every image among them."""
+
+    def __init__(self, row: Observations, leaves: list[Leaf], net: NetConfig, beside: int) -> None:
+        super().__init__()
+        self._alone = row.leaves[0].image if row.plain else None
+        self._images = [(leaf.begin, leaf.end, leaf.image) for leaf in leaves if leaf.image]
+        self.images = nn.ModuleList(Pixels(shape, net.orthogonal) for *_, shape in self._images)
+        numbers = [i for leaf in leaves if not leaf.image for i in range(leaf.begin, leaf.end)]
+        self.register_buffer("columns", torch.tensor(numbers), persistent=False)
+        self.columns: Tensor
+        features = sum(image.outputs for image in self.images)  # type: ignore[misc]
+        width = len(numbers) + int(features) + beside
+        self.mlp = MLP(width, net.hidden, net.activation, net.orthogonal)
+
+    def forward(self, row: Tensor, beside: Tensor | None = None) -> Tensor:
+        if self._alone:
+            return self._hidden([self.images[0](row)], beside)
+        parts = [row[..., self.columns]] if len(self.columns) else []
+        for image, (begin, end, shape) in zip(self.images, self._images, strict=True):
+            parts.append(image(row[..., begin:end].reshape(*row.shape[:-1], *shape)))
+        return self._hidden(parts, beside)
+
+    def _hidden(self, parts: list[Tensor], beside: Tensor | None) -> Tensor:
+        hidden: Tensor = self.mlp(torch.cat([*parts, *([] if beside is None else [beside])], -1))
+        return hidden
+
+
+def make_body(
+    row: Observations, net: NetConfig, *, hidden_from: tuple[str, ...] = (), beside: int = 0
+) -> MLP | Encoder:
+    """Hidden layers for such observations, without those keys, and with more numbers beside."""
+    first = {str(leaf.path[0]) for leaf in row.leaves if leaf.path}
+    for key in hidden_from:
+        if key not in first:
+            raise UsageError(
+                f"net.critic_only names {key!r}, but the observations have: "
+                f"{', '.join(sorted(first)) or 'no keys'}"
+            )
+    seen = [leaf for leaf in row.leaves if leaf.begin < row.mask_begin]
+    shown = [leaf for leaf in seen if not leaf.path or str(leaf.path[0]) not in hidden_from]
+    if not shown:
+        raise UsageError(f"net.critic_only is {hidden_from}: that leaves the policy nothing to see")
+    if len(shown) == len(seen) and not any(leaf.image for leaf in seen):
+        return MLP(row.mask_begin + beside, net.hidden, net.activation, net.orthogonal)
+    return Encoder(row, shown, net, beside)

@@ -29,8 +29,14 @@ class NetConfig:
     softplus of outputs of the network."""
     mean: Literal["linear", "tanh"] = "linear"
     """Of Gaussian actions: what the network puts out, or its tanh, scaled to the bounds."""
-    action: Literal["clip", "squash"] = "clip"
-    """How a Gaussian action is brought within bounds: cut off, or through a tanh."""
+    memory: Literal["none", "gru", "lstm"] = "none"
+    """What remembers, after the hidden layers: nothing, a GRU or an LSTM."""
+    memory_size: int = 64
+    """Width of the memory."""
+    action: Literal["clip", "squash", "beta"] = "clip"
+    """Actions of a Box: Gaussian and cut off at the bounds, Gaussian through a tanh, or Beta."""
+    critic_only: tuple[str, ...] = ()
+    """Keys of a Dict observation that the critic sees and the policy does not."""
     normalize_obs: bool = False
     """Standardise observations by their running mean and deviation, which belong to the policy."""
     obs_clip: float = 10.0
@@ -44,12 +50,19 @@ class NetConfig:
             raise UsageError(
                 f"net.hidden is {self.hidden}: give one or more widths, each at least 1"
             )
+        if self.memory_size < 1:
+            raise UsageError(f"net.memory_size is {self.memory_size}: give at least 1")
         if not -10 <= self.log_std <= 2:
             raise UsageError(f"net.log_std is {self.log_std}: it must lie in [-10, 2]")
-        if self.mean == "tanh" and self.action == "squash":
+        if self.mean == "tanh" and self.action != "clip":
             raise UsageError(
-                "net.mean is tanh and net.action squash: both bring actions within bounds, so "
-                "use one of them"
+                f"net.mean is tanh and net.action {self.action}: both bring actions within bounds, "
+                "so use one of them"
+            )
+        if self.critic_only and self.trunk == "shared":
+            raise UsageError(
+                f"net.critic_only is {self.critic_only}, but net.trunk is shared: what only the "
+                "critic sees needs layers of its own, --net.trunk separate"
             )
         for name in ("policy_gain", "obs_clip"):
             if not getattr(self, name) > 0:

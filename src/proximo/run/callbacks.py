@@ -88,17 +88,18 @@ class StopAfter:
 def evaluation(state: TrainState, world: gym.Env, episodes: int) -> float:
     """Mean return of deterministic episodes. Raises `TrainingError` if the world fails."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
-    room = make_room(policy, np.zeros((1, *policy.obs_shape)), 1)
+    room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
     act = state.engine.actor(room, None)
 
-    def choose(obs: np.ndarray, generator: object) -> Any:
-        room.obs[0, 0] = obs
+    def choose(obs: Any, generator: object) -> Any:
+        policy.observations.write(obs, room.obs[0, 0])
         act(0)
-        return room.taken[0, 0]
+        return policy.actions.nested(room.taken[0, 0])
 
+    player = policy if policy.carry_size else choose  # the engine's actor has no episodes
     try:
         with torch.no_grad():
-            scores = evaluate(choose, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
+            scores = evaluate(player, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
     except Exception as error:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error

@@ -27,7 +27,7 @@ _COUNTERS = (
     *("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial_steps"),
     *("beta", "rate_scale"),
 )
-_OPTIONAL = ("reward_return", "ahead")
+_OPTIONAL = ("reward_return", "carry", "ahead")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
 _GENERATORS = ("collecting", "shuffling")
 _WORLD_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
@@ -219,6 +219,16 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
 def _space_record(space: gym.Space[Any]) -> dict[str, Any]:
     if isinstance(space, gym.spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        starts = np.broadcast_to(space.start, space.nvec.shape)
+        return {"kind": "MultiDiscrete", "n": space.nvec.tolist(), "start": starts.tolist()}
+    if isinstance(space, gym.spaces.MultiBinary):
+        return {"kind": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, gym.spaces.Dict):
+        parts = [[key, _space_record(inner)] for key, inner in space.spaces.items()]
+        return {"kind": "Dict", "parts": parts}
+    if isinstance(space, gym.spaces.Tuple):
+        return {"kind": "Tuple", "parts": [_space_record(inner) for inner in space.spaces]}
     assert isinstance(space, gym.spaces.Box)
     return {
         "kind": "Box",
@@ -233,6 +243,15 @@ def _space_record(space: gym.Space[Any]) -> dict[str, Any]:
 def _space(record: dict[str, Any]) -> gym.Space[Any]:
     if record["kind"] == "Discrete":
         return gym.spaces.Discrete(record["n"], start=record["start"])
+    if record["kind"] == "MultiDiscrete":
+        return gym.spaces.MultiDiscrete(np.array(record["n"]), start=np.array(record["start"]))
+    if record["kind"] == "MultiBinary":
+        shape = record["shape"]
+        return gym.spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
+    if record["kind"] == "Dict":
+        return gym.spaces.Dict({key: _space(inner) for key, inner in record["parts"]})
+    if record["kind"] == "Tuple":
+        return gym.spaces.Tuple(_space(inner) for inner in record["parts"])
     dtype = np.dtype(record["dtype"])
     low, high = (
         np.array([float(x) for x in record[side]], dtype).reshape(record["shape"])

@@ -125,8 +125,10 @@ class TimedEngine(Engine):
         super().__init__(engine.name, engine.policy, engine.optimizer)
         self._engine, self._profile = engine, profile
 
-    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
-        act, switch = self._engine.actor(steps, noise), self._profile.switch
+    def actor(
+        self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
+    ) -> Callable[[int], None]:
+        act, switch = self._engine.actor(steps, noise, carry), self._profile.switch
 
         def timed(t: int) -> None:
             before = switch("act")
@@ -135,15 +137,15 @@ class TimedEngine(Engine):
 
         return timed
 
-    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
+    def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
         before = self._profile.switch("evaluate")
-        found = self._engine.evaluate(obs, action, entropy=entropy)
+        found = self._engine.evaluate(*args, **kwargs)
         self._profile.switch(before)
         return found
 
-    def value(self, obs: Tensor) -> Tensor:
+    def value(self, *args: Any, **kwargs: Any) -> Tensor:
         before = self._profile.switch("evaluate")
-        found = self._engine.value(obs)
+        found = self._engine.value(*args, **kwargs)
         self._profile.switch(before)
         return found
 

@@ -124,7 +124,7 @@ class Session:
         if resume:
             resume.load_state(state)
             if not self._restored(self.worlds, state):
-                state.reward_return = None  # it belongs to the episodes that are gone
+                state.reward_return = state.carry = None  # of the episodes that are gone
                 self.notes.append("these worlds cannot be brought back: new episodes begin in them")
             rows = folder.cut_metrics(state.updates, self.config.run.log_every) if folder else []
         if folder:

@@ -1,0 +1,357 @@
+"""From the outputs of a network to a distribution over actions: a head for every action space."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from itertools import accumulate, pairwise
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from proximo.functional.distributions import (
+    LOG_STD_MIN,
+    Bernoulli,
+    Beta,
+    Categorical,
+    Distribution,
+    Gaussian,
+    Joint,
+    SquashedGaussian,
+)
+from proximo.nets.config import NetConfig
+from proximo.spaces import Actions
+from proximo.types import UsageError
+
+SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary, Box of floats, Dict and Tuple of these"
+
+
+class Head(nn.Module, ABC):
+    """What a policy needs to know of an action space."""
+
+    outputs: int
+    """Of the network, per state."""
+    parameter_count: int
+    """P, numbers that define a distribution."""
+    choices: tuple[int, ...] = ()
+    """How much there is to choose from, choice by choice: the columns of an action mask."""
+    noise_shape: tuple[int, ...]
+    """Of the noise from which one action is drawn."""
+    action_shape: tuple[int, ...]
+    action_dtype: torch.dtype = torch.float32
+    """Of the action as the policy knows it; fractions are of the network's own type."""
+    taken_shape: tuple[int, ...]
+    taken_dtype: np.dtype
+    """Of the action as the world takes it."""
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Distribution:
+        """The distributions for these outputs; of choices, among the legal ones."""
+
+    @abstractmethod
+    def restore(self, parameters: Tensor) -> Distribution:
+        """The distributions that have these `parameters`."""
+
+    @abstractmethod
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        """What this many actions are drawn from. Returns [*shape, *noise_shape]."""
+
+    @abstractmethod
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """The action as the world takes it. action: [..., *act]."""
+
+    def initialize(self, layer: nn.Linear) -> None:
+        """What the last layer, whose weights are drawn already, needs besides."""
+
+    @property
+    def feature_count(self) -> int:
+        """Numbers by which a critic of actions is told of one."""
+        return math.prod(self.action_shape)
+
+    def features(self, action: Tensor) -> Tensor:
+        """An action for a critic. action: [..., *act]; returns [..., feature_count]."""
+        return action
+
+
+class CategoricalHead(Head):
+    """Logits of one of n actions."""
+
+    action_dtype = torch.int64
+
+    def __init__(self, space: spaces.Discrete) -> None:
+        super().__init__()
+        self.outputs = self.parameter_count = int(space.n)
+        self.choices = (self.outputs,)
+        self.noise_shape = self.action_shape = self.taken_shape = ()
+        self.taken_dtype = np.dtype(np.int64)
+        self.start = int(space.start)
+
+    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Categorical:
+        return Categorical.from_logits(outputs, legal)
+
+    def restore(self, parameters: Tensor) -> Categorical:
+        return Categorical(parameters)
+
+    @property
+    def feature_count(self) -> int:
+        return self.outputs
+
+    def features(self, action: Tensor) -> Tensor:
+        return nn.functional.one_hot(action, self.outputs)
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """Counted from the start of its space."""
+        numbers = action.cpu().numpy()
+        shifted: np.ndarray = numbers + self.start if self.start else numbers
+        return shifted
+
+
+class BernoulliHead(Head):
+    """Logits of bits, each on or off by itself."""
+
+    action_dtype = torch.int64
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        super().__init__()
+        self.outputs = self.parameter_count = int(np.prod(space.shape))
+        self.noise_shape = self.action_shape = (self.outputs,)
+        self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
+
+    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Bernoulli:
+        return Bernoulli(outputs)
+
+    def restore(self, parameters: Tensor) -> Bernoulli:
+        return Bernoulli(parameters)
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand((*shape, *self.noise_shape), generator=generator)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        bits: np.ndarray = action.cpu().numpy().astype(self.taken_dtype)
+        return bits.reshape(*action.shape[:-1], *self.taken_shape)
+
+
+class BoxHead(Head):
+    """What the heads of a Box have in common."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__()
+        self.size = int(np.prod(space.shape))
+        self.parameter_count = 2 * self.size
+        self.action_shape = (self.size,)
+        self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
+        self.low, self.high = space.low, space.high
+        # Halved first: the width of a Box may be more than its type holds.
+        low, high = (torch.from_numpy(b.reshape(-1)).double() for b in (space.low, space.high))
+        self.register_buffer("middle", (low / 2 + high / 2).float(), persistent=False)
+        self.register_buffer("reach", (high / 2 - low / 2).float(), persistent=False)
+        self.middle: Tensor
+        self.reach: Tensor
+
+    def within(self, numbers: np.ndarray) -> np.ndarray:
+        """In the shape, type and bounds of the space. numbers: [..., A]."""
+        shaped = numbers.reshape(*numbers.shape[:-1], *self.low.shape)
+        cut: np.ndarray = np.clip(shaped, self.low, self.high).astype(self.taken_dtype)
+        return cut
+
+
+class GaussianHead(BoxHead):
+    """Mean from the network; log deviation free, a parameter that does not depend on the state.
+
+    Or a mean within bounds, m + h tanh x, with their middle m and half width h; or a deviation from
+    the state, softplus y. x and y are outputs of the network.
+    """
+
+    def __init__(self, space: spaces.Box, net: NetConfig) -> None:
+        super().__init__(space)
+        self.free, self.bounded = net.deviation == "free", net.mean == "tanh"
+        self.outputs = self.size if self.free else 2 * self.size
+        self.noise_shape = (self.size,)
+        self.first_log_std = float(net.log_std)
+        if self.free:
+            self.log_std = nn.Parameter(torch.full((self.size,), self.first_log_std))
+        self.squash = net.action == "squash"
+
+    @torch.no_grad()
+    def initialize(self, layer: nn.Linear) -> None:
+        """Let a deviation from the state begin at exp(log_std), as a free one does."""
+        if not self.free:
+            layer.bias[self.size :] = math.log(math.expm1(math.exp(self.first_log_std)))
+
+    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Distribution:
+        mean = outputs[..., : self.size]
+        if self.bounded:
+            mean = self.middle + self.reach * torch.tanh(mean)
+        if self.free:
+            return self._make(Gaussian.from_parameters(mean, self.log_std))
+        # Bounded before the logarithm, whose slope at 0 would make the gradient NaN.
+        std = nn.functional.softplus(outputs[..., self.size :]).clamp(min=math.exp(LOG_STD_MIN))
+        return self._make(Gaussian.from_parameters(mean, std.log()))
+
+    def _make(self, gaussian: Gaussian) -> Distribution:
+        if not self.squash:
+            return gaussian
+        return SquashedGaussian(gaussian.mean, gaussian.log_std, self.reach.log())
+
+    def restore(self, parameters: Tensor) -> Distribution:
+        return self._make(Gaussian(parameters[..., : self.size], parameters[..., self.size :]))
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn((*shape, self.size), generator=generator)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        """In the world's shape, type and bounds, through a tanh if the policy says so."""
+        numbers = action.cpu().numpy()
+        if self.squash:
+            low, high = self.low.reshape(-1), self.high.reshape(-1)
+            numbers = low + (np.tanh(numbers) + 1) / 2 * (high - low)
+        return self.within(numbers)
+
+
+class BetaHead(BoxHead):
+    """Both shapes of a Beta distribution over the bounds, per dimension (Chou et al. 2017)."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__(space)
+        self.outputs = 2 * self.size
+        self.noise_shape = (Beta.NOISE * self.size,)
+
+    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Beta:
+        return Beta.from_outputs(
+            outputs[..., : self.size], outputs[..., self.size :], (2 * self.reach).log()
+        )
+
+    def restore(self, parameters: Tensor) -> Beta:
+        return Beta(
+            parameters[..., : self.size], parameters[..., self.size :], (2 * self.reach).log()
+        )
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn((*shape, *self.noise_shape), generator=generator)
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        low, high = self.low.reshape(-1), self.high.reshape(-1)
+        return self.within(low + action.cpu().numpy() * (high - low))
+
+
+class JointHead(Head):
+    """Heads side by side, independent given the state: one row of outputs, actions and noise."""
+
+    def __init__(self, parts: list[Head], taken_shape: tuple[int, ...], dtype: np.dtype) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.outputs = sum(part.outputs for part in parts)
+        self.parameter_count = sum(part.parameter_count for part in parts)
+        self.choices = tuple(n for part in parts for n in part.choices)
+        self._actions = [math.prod(part.action_shape) for part in parts]
+        self._noises = [math.prod(part.noise_shape) for part in parts]
+        self.action_shape, self.noise_shape = (sum(self._actions),), (sum(self._noises),)
+        self.taken_shape, self.taken_dtype = taken_shape, dtype
+        if all(part.action_dtype is torch.int64 for part in parts):
+            self.action_dtype = torch.int64
+
+    def _heads(self) -> list[Head]:
+        return list(self.parts)  # type: ignore[arg-type]
+
+    @property
+    def feature_count(self) -> int:
+        return sum(head.feature_count for head in self._heads())
+
+    def _own(self, action: Tensor) -> list[Tensor]:
+        """The heads' parts of an action, each in its own shape and type."""
+        parts = zip(self._heads(), torch.split(action, self._actions, -1), strict=True)
+        lead = action.shape[:-1]
+        return [
+            part.reshape(*lead, *head.action_shape).to(
+                torch.int64 if head.action_dtype is torch.int64 else part.dtype
+            )
+            for head, part in parts
+        ]
+
+    def features(self, action: Tensor) -> Tensor:
+        kind = torch.get_default_dtype() if action.dtype is torch.int64 else action.dtype
+        parts = zip(self._heads(), self._own(action), strict=True)
+        return torch.cat([head.features(part).to(kind) for head, part in parts], -1)
+
+    def _joint(self, parts: list[Distribution]) -> Joint:
+        return Joint(tuple(parts), tuple(self._actions), tuple(self._noises))
+
+    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Joint:
+        heads = self._heads()
+        own = torch.split(outputs, [head.outputs for head in heads], -1)
+        masks: list[Tensor | None] = [None] * len(heads)
+        if legal is not None:
+            among = torch.split(legal, [sum(head.choices) for head in heads], -1)
+            masks = [m if head.choices else None for head, m in zip(heads, among, strict=True)]
+        return self._joint(
+            [head.distribution(o, m) for head, o, m in zip(heads, own, masks, strict=True)]
+        )
+
+    def restore(self, parameters: Tensor) -> Joint:
+        heads = self._heads()
+        own = torch.split(parameters, [head.parameter_count for head in heads], -1)
+        return self._joint([head.restore(p) for head, p in zip(heads, own, strict=True)])
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        return torch.cat(
+            [head.noise(generator, shape).reshape(*shape, -1) for head in self._heads()], -1
+        )
+
+    def to_env(self, action: Tensor) -> np.ndarray:
+        lead = action.shape[:-1]
+        taken = [
+            head.to_env(part).reshape(*lead, -1)
+            for head, part in zip(self._heads(), self._own(action), strict=True)
+        ]
+        row: np.ndarray = np.concatenate(taken, -1).astype(self.taken_dtype)
+        return row.reshape(*lead, *self.taken_shape)
+
+    @torch.no_grad()
+    def initialize(self, layer: nn.Linear) -> None:
+        """Each head sees its own rows of the layer."""
+        ends = accumulate((head.outputs for head in self._heads()), initial=0)
+        for head, (begin, end) in zip(self._heads(), pairwise(ends), strict=True):
+            own = nn.Linear(layer.in_features, end - begin)
+            own.bias.copy_(layer.bias[begin:end])
+            head.initialize(own)
+            layer.bias[begin:end] = own.bias
+
+
+def make_head(space: gym.Space[Any], net: NetConfig) -> Head:
+    """The head for an action space. Raises `UsageError` with the spaces that are supported."""
+    actions = Actions(space)
+    heads = [_simple(leaf.space, net) for leaf in actions.leaves]
+    if actions.simple and len(heads) == 1:
+        return heads[0]
+    return JointHead(heads, actions.shape or (), actions.dtype)
+
+
+def _simple(space: gym.Space[Any], net: NetConfig) -> Head:
+    if isinstance(space, spaces.Discrete):
+        return CategoricalHead(space)
+    if isinstance(space, spaces.MultiDiscrete):
+        sizes, starts = space.nvec.reshape(-1), np.asarray(space.start).reshape(-1)
+        parts: list[Head] = [
+            CategoricalHead(spaces.Discrete(int(n), start=int(start)))
+            for n, start in zip(sizes, starts, strict=True)
+        ]
+        return JointHead(parts, space.nvec.shape, np.dtype(space.dtype))
+    if isinstance(space, spaces.MultiBinary):
+        return BernoulliHead(space)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        bounded = space.is_bounded() and (space.low < space.high).all()
+        for name, value in (("action", net.action), ("mean", net.mean)):
+            if value in ("squash", "beta", "tanh") and not bounded:
+                raise UsageError(
+                    f"net.{name} is {value}, but {space} has no bounds, or no room within them: "
+                    f"use {'clip' if name == 'action' else 'linear'}"
+                )
+        return BetaHead(space) if net.action == "beta" else GaussianHead(space, net)
+    raise UsageError(f"the action space is {space}: supported are {SUPPORTED_ACTIONS}")

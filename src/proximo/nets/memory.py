@@ -1,0 +1,58 @@
+"""LSTM and GRU over stretches of experience, cut where an episode ended."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from proximo.types import Recall
+
+
+class Memory(nn.Module):
+    """y_t, m_t = cell(x_t, m_{t-1}): what is remembered, m, is the carry, one row per world.
+
+    A carry [.., C] is the hidden state, and for an LSTM the cell state beside it; 0 at the
+    beginning of an episode.
+    """
+
+    def __init__(self, kind: str, inputs: int, size: int, orthogonal: bool) -> None:
+        super().__init__()
+        self.size = size
+        self.carry_size = 2 * size if kind == "lstm" else size
+        self.cell = (nn.LSTM if kind == "lstm" else nn.GRU)(inputs, size)
+        if orthogonal:
+            for name, parameter in self.cell.named_parameters():
+                if name.startswith("weight"):
+                    nn.init.orthogonal_(parameter)
+                else:
+                    nn.init.zeros_(parameter)
+
+    def step(self, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of every world. x: [N, inputs], carry: [N, C]; returns [N, size], [N, C]."""
+        y, state = self.cell(x.unsqueeze(0), self._state(carry))
+        return y.squeeze(0), self._carry(state)
+
+    def forward(self, x: Tensor, recall: Recall) -> tuple[Tensor, Tensor]:
+        """All stretches at once, packed by their lengths: no padding, no loop over time.
+
+        x: [B, inputs]; returns [B, size] and what is remembered after each stretch, [S, C].
+        """
+        lengths = torch.unique_consecutive(recall.episode, return_counts=True)[1]
+        begins = lengths.cumsum(0) - lengths
+        longest_first = lengths.argsort(descending=True, stable=True)
+        rank = longest_first.argsort()
+        time = torch.arange(len(x), device=x.device) - begins.repeat_interleave(lengths)
+        # The fused cell takes the first rows of all stretches, then the second ones, and so on.
+        order = (time * len(lengths) + rank.repeat_interleave(lengths)).argsort()
+        packed = PackedSequence(x[order], torch.bincount(time).cpu())
+        state = self._state(recall.carry[begins[longest_first]])
+        y, state = self.cell(packed, state)
+        return y.data[order.argsort()], self._carry(state)[rank]
+
+    def _state(self, carry: Tensor) -> Tensor | tuple[Tensor, ...]:
+        parts = torch.split(carry.unsqueeze(0), self.size, -1)
+        return tuple(part.contiguous() for part in parts) if len(parts) > 1 else parts[0]
+
+    def _carry(self, state: Tensor | tuple[Tensor, ...]) -> Tensor:
+        return (state if isinstance(state, Tensor) else torch.cat(state, -1)).squeeze(0)

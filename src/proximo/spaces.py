@@ -1,0 +1,206 @@
+"""Every observation and action as one row of numbers, however nested its space is.
+
+What a world shows becomes a row: the leaves of a Dict or Tuple side by side, a Discrete one as a
+one-hot, an action mask last. The rest of the library stores, shuffles and learns from rows alone.
+What a policy chooses is a row as well, and is nested again for the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from proximo.types import UsageError
+
+Space = gym.Space[Any]
+MASK = "action_mask"
+"""The key of an observation that says which actions are legal."""
+SMALLEST_IMAGE = 5
+"""Pixels along the shorter side from which bytes with three axes are taken for an image."""
+
+OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+
+
+class Leaf(NamedTuple):
+    """One simple space within a row: columns begin to end."""
+
+    path: tuple[str | int, ...]  # the keys that lead to it
+    space: Space
+    begin: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        return "/".join(map(str, self.path)) or "the observation"
+
+    @property
+    def image(self) -> tuple[int, ...] | None:
+        """The shape of an image, or None: bytes with three axes, of which two are large."""
+        space = self.space
+        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+            return None
+        return space.shape if sorted(space.shape)[1] >= SMALLEST_IMAGE else None
+
+    def of(self, nested: Any) -> Any:
+        """This leaf of an observation."""
+        for key in self.path:
+            nested = nested[key]
+        return nested
+
+
+def _leaves(space: Space, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, Space]]:
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.spaces.items():
+            yield from _leaves(inner, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, inner in enumerate(space.spaces):
+            yield from _leaves(inner, (*path, index))
+    else:
+        yield path, space
+
+
+class Observations:
+    """How the observations of a space lie in a row of `shape` and `dtype`.
+
+    A vector and an image stay as they are; everything else is a row of float32. Raises `UsageError`
+    for a space that has no numbers, or only some.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space, self.leaves = space, list[Leaf]()
+        found = sorted(_leaves(space), key=lambda item: item[0][:1] == (MASK,))  # the masks last
+        begin = 0
+        for path, inner in found:
+            end = begin + _width(path, inner)
+            self.leaves.append(Leaf(path, inner, begin, end))
+            begin = end
+        self.width = begin
+        masks = [leaf for leaf in self.leaves if leaf.path[:1] == (MASK,)]
+        self.mask_begin = masks[0].begin if masks else begin
+        if self.mask_begin == 0:
+            raise UsageError(f"the observation space {space} has nothing to see")
+        alone = space if isinstance(space, spaces.Box) else None
+        image = alone is not None and self.leaves[0].image is not None
+        self.plain = alone is not None and (image or len(alone.shape) == 1)
+        """Whether an observation is its row already."""
+        self.shape = alone.shape if alone is not None and self.plain else (begin,)
+        self.dtype: np.dtype = np.dtype(alone.dtype if alone is not None else np.float32)
+
+    def write(self, seen: Any, row: np.ndarray) -> None:
+        """Lay an observation, or a batch of them, into its row. Raises `UsageError` for a misfit.
+
+        row: [..., *shape]; the leaves of `seen` have the same leading axes.
+        """
+        lead = row.shape[: row.ndim - len(self.shape)]
+        for leaf in self.leaves:
+            try:
+                part = np.asarray(leaf.of(seen))
+            except (KeyError, IndexError, TypeError) as error:
+                raise UsageError(
+                    f"a world returned an observation without {leaf.name!r}, which its "
+                    f"observation_space names: {seen!r}"
+                ) from error
+            if part.shape != (*lead, *(leaf.space.shape or ())):
+                raise UsageError(
+                    f"a world returned {leaf.name} of shape {part.shape[len(lead) :]}, but its "
+                    f"observation_space says {leaf.space.shape}"
+                )
+            if self.plain:
+                row[...] = part
+            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
+                row[..., leaf.begin : leaf.end] = _one_hot(leaf, part, lead)
+            else:
+                row[..., leaf.begin : leaf.end] = part.reshape(*lead, -1)
+
+    def row(self, seen: Any) -> np.ndarray:
+        """An observation as a row of its own."""
+        row = np.empty(self.shape, self.dtype)
+        self.write(seen, row)
+        return row
+
+    @property
+    def measured(self) -> np.ndarray:
+        """[width] bool: the columns that hold measurements, which can be standardised."""
+        columns = np.zeros(self.width, bool)
+        for leaf in self.leaves:
+            if leaf.begin < self.mask_begin and isinstance(leaf.space, spaces.Box):
+                columns[leaf.begin : leaf.end] = leaf.image is None
+        return columns
+
+
+def _width(path: tuple[str | int, ...], space: Space) -> int:
+    """How many columns a simple space takes."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return int(np.prod(space.shape))
+    where = f" at {'/'.join(map(str, path))}" if path else ""
+    raise UsageError(
+        f"the observation space{where} is {space}: supported are {OBSERVATIONS}. A wrapper such as "
+        "gymnasium.wrappers.TransformObservation can make one of these of it"
+    )
+
+
+def _one_hot(leaf: Leaf, part: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
+    """[..., width]: a 1 for each choice."""
+    space: Any = leaf.space
+    sizes = np.atleast_1d(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)
+    sizes = sizes.reshape(-1)
+    chosen = (part - space.start).reshape(*lead, len(sizes)).astype(np.int64)
+    if ((chosen < 0) | (chosen >= sizes)).any():
+        raise UsageError(f"a world returned {leaf.name} = {part}, which is not in {space}")
+    row = np.zeros((*lead, leaf.end - leaf.begin), np.float32)
+    first = np.concatenate([[0], sizes[:-1]]).cumsum()
+    np.put_along_axis(row, chosen + first, 1.0, -1)
+    return row
+
+
+class Actions:
+    """The simple spaces of an action space, and the way back from a row to the action itself.
+
+    A simple space's action is taken as it is. Of a Dict or Tuple the worlds are given rows of
+    float64, a column per number, for `nested` to turn into actions.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space, self.leaves = space, list[Leaf]()
+        begin = 0
+        for path, inner in _leaves(space):
+            end = begin + int(np.prod(inner.shape or ()))
+            self.leaves.append(Leaf(path, inner, begin, end))
+            begin = end
+        self.simple = not isinstance(space, spaces.Dict | spaces.Tuple)
+        """Whether what the worlds are given is the action already."""
+        self.shape = space.shape if self.simple else (begin,)
+        self.dtype = np.dtype(space.dtype if self.simple else np.float64)
+
+    def nested(self, row: np.ndarray) -> Any:
+        """The action, or the batch of actions, that lies in a row. row: [..., columns]."""
+        if self.simple:
+            return row
+        return self._nested(self.space, row, iter(self.leaves))
+
+    def _nested(self, space: Space, row: np.ndarray, leaves: Iterator[Leaf]) -> Any:
+        if isinstance(space, spaces.Dict):
+            return {key: self._nested(s, row, leaves) for key, s in space.spaces.items()}
+        if isinstance(space, spaces.Tuple):
+            return tuple(self._nested(s, row, leaves) for s in space.spaces)
+        leaf = next(leaves)
+        shape = (*row.shape[:-1], *(space.shape or ()))
+        part = row[..., leaf.begin : leaf.end].reshape(shape).astype(space.dtype)
+        return part[()] if isinstance(space, spaces.Discrete) else part  # one choice is a number
+
+
+def choices(space: Space) -> int:
+    """How much there is to choose from: the length of a mask."""
+    found = 0
+    for leaf in Actions(space).leaves:
+        if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
+            found += _width(leaf.path, leaf.space)
+    return found
