@@ -346,11 +346,12 @@ def _simple(space: gym.Space[Any], net: NetConfig) -> Head:
     if isinstance(space, spaces.MultiBinary):
         return BernoulliHead(space)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        bounded = space.is_bounded() and (space.low < space.high).all()
+        lack = "no room within its bounds" if (space.low >= space.high).any() else ""
+        lack = lack if space.is_bounded() else "no bounds"
         for name, value in (("action", net.action), ("mean", net.mean)):
-            if value in ("squash", "beta", "tanh") and not bounded:
+            if value in ("squash", "beta", "tanh") and lack:
                 raise UsageError(
-                    f"net.{name} is {value}, but {space} has no bounds, or no room within them: "
+                    f"net.{name} is {value}, but {space} has {lack}: "
                     f"use {'clip' if name == 'action' else 'linear'}"
                 )
         return BetaHead(space) if net.action == "beta" else GaussianHead(space, net)
