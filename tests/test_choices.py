@@ -9,6 +9,7 @@ import torch
 from commands.command_line import succeeded
 from commands.command_line import train as command_train
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
+from proximo.algorithms.update import choose_engine
 from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run import choices
@@ -36,6 +37,29 @@ def policy(**net):
 )
 def test_the_backend(env, given, backend):
     assert choose_backend(env, given=given)[0] == backend
+
+
+MASKED = gym.spaces.Dict(
+    {"action_mask": gym.spaces.MultiBinary(2), "place": gym.spaces.Box(-1, 1, (4,))}
+)
+
+
+@native_only
+@pytest.mark.parametrize(
+    ("shown", "taken", "net", "engine"),
+    [
+        (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {}, "native"),
+        (gym.spaces.Discrete(9), gym.spaces.MultiDiscrete([2, 2]), {}, "torch"),
+        (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {"memory": "gru"}, "torch"),
+        (gym.spaces.Box(0, 255, (8, 8, 1), "uint8"), gym.spaces.Discrete(2), {}, "torch"),
+        (MASKED, gym.spaces.Discrete(2), {}, "torch"),
+        (gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,)), {"action": "beta"}, "torch"),
+        (gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,)), {"action": "squash"}, "native"),
+    ],
+)
+def test_the_engine_for_a_space(shown, taken, net, engine):
+    chosen, why = choose_engine("auto", PPO(), ActorCritic(shown, taken, NetConfig(**net)))
+    assert chosen == engine, why
 
 
 def test_the_device():

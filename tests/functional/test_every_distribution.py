@@ -90,11 +90,11 @@ def joint_noise(seed: int, *shape: int, dtype: torch.dtype = DOUBLE) -> Tensor:
 
 DRAWS = {"uniform": uniform, "normal": normal}
 KINDS = {
-    "categorical": Kind(5, Categorical.from_logits, DRAWS[Categorical.noise_kind], ()),
-    "masked": Kind(5, masked, DRAWS[Categorical.noise_kind], ()),
-    "bernoulli": Kind(3, Bernoulli, DRAWS[Bernoulli.noise_kind], (3,)),
-    "squashed": Kind(4, squashed, DRAWS[SquashedGaussian.noise_kind], (2,)),
-    "beta": Kind(4, beta, DRAWS[Beta.noise_kind], (2 * Beta.NOISE,)),
+    "categorical": Kind(5, Categorical.from_logits, DRAWS["uniform"], ()),
+    "masked": Kind(5, masked, DRAWS["uniform"], ()),
+    "bernoulli": Kind(3, Bernoulli, DRAWS["uniform"], (3,)),
+    "squashed": Kind(4, squashed, DRAWS["normal"], (2,)),
+    "beta": Kind(4, beta, DRAWS["normal"], (2 * Beta.NOISE,)),
     "joint": Kind(14, joint, joint_noise, (6,)),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,14 +26,11 @@ ILLEGAL = -1e9
 SHAPE_MAX = 1e3
 """Bound of a Beta's α and β: a deviation of 1% of the range, which only a diverging net passes."""
 
-Noise = Literal["uniform", "normal"]
-
 
 @dataclass(frozen=True)
 class Categorical:
     """One of n actions: p_i = exp(logits_i) / Σ_j exp(logits_j), the sum over the legal ones."""
 
-    noise_kind: ClassVar[Noise] = "uniform"
     log_p: Tensor  # [..., n] normalised log-probabilities; ILLEGAL for an illegal action
     masked: bool = True  # whether there may be illegal actions
 
@@ -87,7 +84,6 @@ class Categorical:
 class Bernoulli:
     """K independent bits: p(a_k = 1) = 1 / (1 + exp(-l_k))."""
 
-    noise_kind: ClassVar[Noise] = "uniform"
     logits: Tensor  # [..., K]
 
     @property
@@ -121,7 +117,6 @@ class Bernoulli:
 class Gaussian:
     """Independent normal variables: a_d ~ N(μ_d, σ_d²), with log σ clamped to [-10, 2]."""
 
-    noise_kind: ClassVar[Noise] = "normal"
     mean: Tensor  # [..., A]
     log_std: Tensor  # [..., A] or [A]
 
@@ -170,7 +165,6 @@ class SquashedGaussian:
     log-density is that of a.
     """
 
-    noise_kind: ClassVar[Noise] = "normal"
     mean: Tensor  # [..., A]
     log_std: Tensor  # [..., A] or [A]
     log_reach: Tensor  # [A] log h, half the range
@@ -219,7 +213,6 @@ class Beta:
     maths is in double: terms of thousands of nats cancel to a few.
     """
 
-    noise_kind: ClassVar[Noise] = "normal"
     TRIES: ClassVar[int] = 8
     """For a Gamma variable. At least 95.1% succeed, so that all fail once in 3e10 draws."""
     NOISE: ClassVar[int] = 2 * 2 * TRIES

@@ -130,7 +130,8 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     reasons = {
         "the policy has a memory": policy.carry_size > 0,
         "the world has action masks": policy.masked,
-        "only some observations are standardised": policy.measured is not None,
+        "only some observations are standardised": policy.normalize_obs
+        and policy.measured is not None,
         "its entropy of squashed actions is an integral": squashed and spec.entropy_coef != 0,
         "its critic judges actions": policy.action_values,
         "the network is not on a CPU": policy.device.type != "cpu",
