@@ -158,7 +158,7 @@ class Rollout:
 class Recall(NamedTuple):
     """What a memory must know of a batch: which rows follow on one another, and on what."""
 
-    episode: Tensor  # [B] int64: the rows of a stretch stand together, in order, with one number
+    stretch: Tensor  # [B] int64: the rows of a stretch stand together, in order, with one number
     carry: Tensor  # [B, C] what was remembered before the first row of a stretch
 
 
@@ -174,12 +174,13 @@ class Batch:
     advantage: Tensor  # [B]
     target: Tensor  # [B] what the critic should say
     episode: Tensor  # [B] int64: which episode of the batch a sample belongs to, in order
-    carry: Tensor  # [B, C] what was remembered before the first sample of an episode, or C is 0
+    stretch: Tensor  # [B] int64: the same, but that an episode is cut where a memory's training is
+    carry: Tensor  # [B, C] what was remembered before the first sample of a stretch, or C is 0
 
     @property
     def recall(self) -> Recall | None:
         """For a policy with a memory."""
-        return Recall(self.episode, self.carry) if self.carry.shape[-1] else None
+        return Recall(self.stretch, self.carry) if self.carry.shape[-1] else None
 
     def __len__(self) -> int:
         return self.obs.shape[0]

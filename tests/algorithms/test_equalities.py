@@ -52,6 +52,7 @@ def batch_of(kind, samples=40, moved=0.0, dtype=torch.float64):
         advantage=advantage,
         target=value + advantage,
         episode=torch.zeros(samples, dtype=torch.int64),
+        stretch=torch.zeros(samples, dtype=torch.int64),
         carry=torch.zeros(samples, 0),
     )
 

@@ -64,6 +64,7 @@ def case(algorithm, net, *, inputs=4, actions=3, continuous=False, samples=64, s
             advantage=normal(samples),
             target=normal(samples) * 2,
             episode=torch.arange(samples) // 7,
+            stretch=torch.zeros(samples, dtype=torch.int64),
             carry=torch.zeros(samples, 0),
         )
     return policy, algorithm.make_optimizer(policy), batch
@@ -298,7 +299,7 @@ def test_tanh_is_exact_to_2e_7():
     batch = dataclasses.replace(batch, obs=x, advantage=zero, target=zero, value=zero)
     engine = NativeEngine(policy, optimizer, 1)
     for index in range(len(x)):
-        layout = Layout(torch.zeros(1, 1, dtype=torch.int64), [0, 1])
+        layout = Layout(torch.zeros(1, 1, dtype=torch.int64), [[0, 1]])
         sample = batch[index : index + 1]
         outcome = engine.descend(algorithm, sample, layout, algorithm.coefficients(0.0))
         found = float(outcome.terms["value_loss"]) ** 0.5

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proximo import PPO, NetConfig, RolloutConfig, UsageError, train
+from proximo import PPO, NetConfig, RolloutConfig, train
 from proximo.envs import probes
 from proximo.nets.memory import Memory
 from proximo.run.config import ALGORITHMS
@@ -104,18 +104,14 @@ def test_without_a_memory_it_does_not():
     assert first == second
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "qac"])
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_every_algorithm_learns_to_remember(name):
     settings = {
         "reinforce": {"learning_rate": "linear:1e-2:0", "critic_learning_rate": 1e-2},
         "a2c": {"optimizer": "adam", "learning_rate": "linear:1e-2:0"},
         "trpo": {"critic_learning_rate": 1e-2},
+        "qac": {"learning_rate": "linear:1e-2:0", "normalize_advantage": "batch"},
     }.get(name, {"learning_rate": "linear:1e-2:0", "epochs": 4})
     algorithm = ALGORITHMS[name](gamma=0.9, **settings)
     agent = learn(algorithm, steps=40_000, memory="gru", memory_size=16)
     assert last_actions(agent) == [0, 1]
-
-
-def test_qac_has_no_memory():
-    with pytest.raises(UsageError, match=r"net.memory is gru.*qac"):
-        train("CartPole-v1", ALGORITHMS["qac"](), net=NetConfig(memory="gru"), total_steps=8)

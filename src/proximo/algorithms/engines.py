@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 
 
 class Layout(NamedTuple):
-    """The minibatches of an update: orders[k][bounds[n] : bounds[n + 1]] is number n of epoch k."""
+    """Minibatch n of epoch k of an update is orders[k][bounds[k][n] : bounds[k][n + 1]]."""
 
     orders: Tensor  # [K, B] int64
-    bounds: list[int]  # 0, ..., B
+    bounds: list[list[int]]  # [K][0, ..., B]
+
+    @property
+    def steps(self) -> int:
+        """Minibatches in all."""
+        return sum(len(bounds) - 1 for bounds in self.bounds)
 
 
 class Outcome(NamedTuple):
@@ -123,10 +128,11 @@ class TorchEngine(Engine):
             self._compiled.set(coefficients)
         found, steps = [], 0
         # One shape is compiled, the first; for others that would take too long.
-        self._size = self._size or layout.bounds[1]
-        for done, order in enumerate(layout.orders.to(batch.obs.device), 1):
+        self._size = self._size or layout.bounds[0][1]
+        epochs = zip(layout.orders.to(batch.obs.device), layout.bounds, strict=True)
+        for done, (order, bounds) in enumerate(epochs, 1):
             mixed = batch[order]
-            for begin, end in pairwise(layout.bounds):
+            for begin, end in pairwise(bounds):
                 if self._compiled and end - begin == self._size:
                     terms = self._compiled(mixed[begin:end])
                     norm = clip_gradient(self.optimizer.flats, algorithm.max_grad_norm)
@@ -138,7 +144,7 @@ class TorchEngine(Engine):
                     norm = clip_gradient(self.optimizer.flats, algorithm.max_grad_norm)
                 self.optimizer.step()
                 found.append({**terms, "grad_norm": norm})
-            steps += len(layout.bounds) - 1
+            steps += len(bounds) - 1
             if done < len(layout.orders) and algorithm.stops(self, batch):
                 break
         totals = {name: torch.stack([f[name] for f in found]).sum() for name in found[0]}
@@ -237,7 +243,8 @@ class NativeEngine(Engine):
     ) -> Outcome:
         spec = algorithm.loss_spec(coefficients)
         assert spec is not None
-        return Outcome(*self._native.update(batch, spec, *layout))
+        bounds = layout.bounds[0]  # the same in every epoch, without a memory
+        return Outcome(*self._native.update(batch, spec, layout.orders, bounds))
 
 
 def clip_gradient(flats: list[nn.Parameter], max_norm: float | None) -> Tensor:

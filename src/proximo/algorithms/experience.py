@@ -30,7 +30,7 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
-    log_prob, parameters, value, next_value = _judge(state, rollout)
+    log_prob, parameters, value, next_value, carry = _judge(state, rollout)
     if not algorithm.critic:
         value = next_value = torch.zeros_like(value)
     delta = td_error(reward, value, next_value, rollout.terminated, algorithm.gamma)
@@ -39,7 +39,7 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     same = other in ("same", algorithm.advantage)
     target = value + (advantage if same else _estimate(algorithm, other, delta, rollout.boundary))
 
-    keep, episode = _layout(rollout)
+    keep, episode, stretch = _layout(rollout, policy)
 
     def flat(x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(0, 1)[keep]
@@ -58,71 +58,104 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
         advantage=advantage,
         target=target,
         episode=episode,
-        carry=flat(_carries(rollout)),
+        stretch=stretch,
+        carry=flat(carry),
     )
 
 
-def _judge(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the old policy: log π(a|s), what defines π(·|s), V(s), V(s') of the true successors."""
+def _judge(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of the old policy: log π(a|s), what defines π(·|s), V(s), V(s') of the true successors.
+
+    And the carry before each stretch, at its first row. The last state of an episode is judged with
+    what was remembered there. All [T, N, ...].
+    """
     engine: Engine = state.engine
-    if rollout.carry.shape[-1]:
-        return _judge_by_memory(state, rollout)
-    old = engine.evaluate(rollout.obs, rollout.action, entropy=False)
-    parameters = old.distribution.parameters
-    _check_acted(rollout, parameters[[0, -1]])
-    following = torch.cat([old.value[1:], engine.value(rollout.last_obs)[None]])
+    log_prob, parameters, value, before, after = _evaluate(state, rollout)
+
+    def closing(obs: Tensor, carry: Tensor) -> Tensor:
+        alone = torch.arange(len(obs), device=obs.device)
+        return engine.value(obs, Recall(alone, carry) if carry.shape[-1] else None)
+
+    following = torch.cat([value[1:], closing(rollout.last_obs, after[-1])[None]])
     if len(rollout.final_obs):
-        following.view(-1)[rollout.final_index] = engine.value(rollout.final_obs)
-    return old.log_prob, parameters, old.value, following
+        ends = after.flatten(0, 1)[rollout.final_index]
+        following.view(-1)[rollout.final_index] = closing(rollout.final_obs, ends)
+    return log_prob, parameters, value, following, before
 
 
-def _judge_by_memory(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same by stretches; the last state of each is judged with what was remembered there."""
-    engine: Engine = state.engine
+def _evaluate(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log π(a|s), what defines π(·|s), V(s) or Q(s,a), and the carries. All [T, N, ...].
+
+    The carry before a stretch stands at its first row, with 0 at the others; the one behind it at
+    all of its rows. `state.carry` becomes what is remembered when the next rollout begins.
+    """
+    if rollout.carry.shape[-1]:
+        found = _evaluate_by_stretches(state, rollout)
+    else:
+        old = state.engine.evaluate(rollout.obs, rollout.action, entropy=False)
+        nothing = rollout.carry.new_empty(*rollout.mask.shape, 0)
+        found = (old.log_prob, old.distribution.parameters, old.value, nothing, nothing)
+    _check_acted(rollout, found[1][[0, -1]])
+    return found
+
+
+def _evaluate_by_stretches(
+    state: TrainState, rollout: Rollout
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The first stretch of every episode, then the second ones, which need what the first left."""
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
     steps, worlds = rollout.mask.shape
 
     def flat(x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(0, 1)
 
+    age = flat(_ages(rollout))
+    obs, action, stretch = map(flat, (rollout.obs, rollout.action, _stretches(rollout, policy)))
+    before = rollout.carry.new_zeros(worlds * steps, policy.carry_size)
+    before[::steps] = rollout.carry
+    found, rows, number = [], [], age // policy.memory_steps
+    after = torch.empty_like(before)
+    for which in range(int(number.max()) + 1):
+        here = (number == which).nonzero().squeeze(-1)
+        goes_on = here[(age[here] == which * policy.memory_steps) & (which > 0)]
+        before[goes_on] = after[goes_on - 1]
+        own = torch.unique_consecutive(stretch[here], return_inverse=True)[1]
+        recall = Recall(own, before[here])
+        old = state.engine.evaluate(obs[here], action[here], entropy=False, recall=recall)
+        assert old.carry is not None
+        after[here] = old.carry[own]
+        found.append((old.log_prob, old.distribution.parameters, old.value))
+        rows.append(here)
+    order = torch.cat(rows).argsort()
+
     def back(x: Tensor) -> Tensor:
         return x.view(worlds, steps, *x.shape[1:]).transpose(0, 1)
 
-    stretch = _stretches(rollout)
-    recall = Recall(stretch, flat(_carries(rollout)))
-    old = engine.evaluate(flat(rollout.obs), flat(rollout.action), entropy=False, recall=recall)
-    assert old.carry is not None
-    parameters, value = back(old.distribution.parameters), back(old.value)
-    _check_acted(rollout, parameters[[0, -1]])
-
-    def closing(obs: Tensor, after: Tensor) -> Tensor:
-        alone = torch.arange(len(obs), device=obs.device)
-        return engine.value(obs, Recall(alone, after))
-
-    after = old.carry[back(stretch)]  # [T, N, C] behind the end of a row's stretch
-    following = torch.cat([value[1:], closing(rollout.last_obs, after[-1])[None]])
-    if len(rollout.final_obs):
-        ends = after.flatten(0, 1)[rollout.final_index]
-        following.view(-1)[rollout.final_index] = closing(rollout.final_obs, ends)
+    log_prob, parameters, value = (
+        back(torch.cat(parts)[order]) for parts in zip(*found, strict=True)
+    )
+    before, after = back(before), back(after)
     state.carry = torch.where(rollout.boundary[-1].unsqueeze(-1), 0.0, after[-1])
-    return back(old.log_prob), parameters, value, following
+    return log_prob, parameters, value, before, after
 
 
-def _carries(rollout: Rollout) -> Tensor:
-    """[T, N, C]: what was remembered before a row, where the rollout began; 0 elsewhere."""
-    steps, worlds = rollout.mask.shape
-    carries = rollout.carry.new_zeros(steps, worlds, rollout.carry.shape[-1])
-    carries[0] = rollout.carry
-    return carries
+def _ages(rollout: Rollout) -> Tensor:
+    """[T, N] int64: how long a row's episode has been going on in this rollout."""
+    begins = torch.ones_like(rollout.boundary)
+    begins[1:] = rollout.boundary[:-1]
+    time = torch.arange(len(begins), device=begins.device).unsqueeze(-1).expand(begins.shape)
+    return time - torch.where(begins, time, 0).cummax(0).values
 
 
-def _stretches(rollout: Rollout) -> Tensor:
-    """[N T] int64: the number of a row's stretch, world after world; a boundary ends one."""
-    steps, worlds = rollout.mask.shape
-    ends = rollout.boundary.t().reshape(-1).long()
-    world = torch.arange(worlds, device=ends.device).repeat_interleave(steps)
-    number = ends.cumsum(0) - ends + world  # grows by at least one from stretch to stretch
-    stretch: Tensor = torch.unique_consecutive(number, return_inverse=True)[1]
-    return stretch
+def _stretches(rollout: Rollout, policy: ActorCritic | None = None) -> Tensor:
+    """[T, N] int64: the number of a row's episode, counted world after world.
+
+    Or, given a policy, of the stretch that its memory is trained through.
+    """
+    age = _ages(rollout)
+    begins = age % policy.memory_steps == 0 if policy else age == 0
+    steps, worlds = age.shape
+    return begins.t().reshape(-1).cumsum(0).view(worlds, steps).t() - 1
 
 
 @torch.no_grad()
@@ -136,8 +169,7 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
-    old = state.engine.evaluate(rollout.obs, rollout.action, entropy=False)
-    _check_acted(rollout, old.distribution.parameters[[0, -1]])
+    log_prob, parameters, value, carry, _ = _evaluate(state, rollout)
     next_obs = torch.cat([rollout.obs[1:], rollout.last_obs[None]])
     undecided = rollout.boundary.clone()
     undecided[-1] = True
@@ -149,28 +181,29 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
         ended[rollout.final_index] = True
     goes_on = ~ended.view_as(undecided)[-1]
     noise[-1, goes_on] = state.ahead.to(noise)[0, goes_on]
-    keep, episode = _layout(rollout)
+    keep, episode, stretch = _layout(rollout, policy)
 
     def flat(x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(0, 1)[keep]
 
-    value = flat(old.value)
+    value = flat(value)
     return Transitions(
         obs=flat(rollout.obs),
         action=flat(rollout.action),
-        log_prob=flat(old.log_prob),
-        parameters=flat(old.distribution.parameters),
+        log_prob=flat(log_prob),
+        parameters=flat(parameters),
         value=value,
         advantage=_normalized(algorithm, value, episode),
         target=value,  # until the actor has moved
         episode=episode,
+        stretch=stretch,
+        carry=flat(carry),
         reward=flat(reward),
         terminated=flat(rollout.terminated),
         next_obs=flat(next_obs),
         next_action=flat(torch.cat([rollout.action[1:], rollout.action[-1:]])),
         undecided=flat(undecided),
         noise=flat(noise),
-        carry=flat(_carries(rollout)),
     )
 
 
@@ -190,12 +223,16 @@ def _estimate(algorithm: OnPolicy, kind: str, delta: Tensor, boundary: Tensor) -
     return gae(delta, boundary, algorithm.gamma, lam)
 
 
-def _layout(rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """Where the real steps lie, world after world in order of time, and each one's episode."""
+def _layout(rollout: Rollout, policy: ActorCritic) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the real steps lie, world after world in order of time; each one's episode, stretch."""
     keep = rollout.mask.t().reshape(-1).nonzero().squeeze(-1)
-    stretch = _stretches(rollout)[keep]
-    episode: Tensor = torch.unique_consecutive(stretch, return_inverse=True)[1]
-    return keep, episode
+
+    def number(stretches: Tensor) -> Tensor:
+        own = stretches.t().reshape(-1)[keep]
+        numbers: Tensor = torch.unique_consecutive(own, return_inverse=True)[1]
+        return numbers
+
+    return keep, number(_stretches(rollout)), number(_stretches(rollout, policy))
 
 
 def _scaled(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Tensor:

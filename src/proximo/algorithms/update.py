@@ -21,7 +21,7 @@ from proximo.functional.masked import explained_variance, masked_mean
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import td_error
 from proximo.native.library import obstacle
-from proximo.types import Batch, Metrics, TrainState, Transitions, UsageError
+from proximo.types import Batch, Metrics, Recall, TrainState, Transitions, UsageError
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -35,28 +35,36 @@ def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> La
     The last of the shuffled ones may be smaller.
     """
     count, epochs = len(batch), algorithm.epochs
-    if batch.recall and algorithm.minibatches == "shuffled":
-        return _by_episodes(batch, algorithm.minibatch_size, epochs, generator)
     if algorithm.minibatches != "shuffled":
         bounds = [0, count]
         if algorithm.minibatches == "episodes":
             bounds = [0, *torch.bincount(batch.episode).cumsum(0).tolist()]
-        return Layout(torch.arange(count).expand(epochs, count), bounds)
+        return Layout(torch.arange(count).expand(epochs, count), [bounds] * epochs)
+    if batch.recall:
+        lengths = torch.bincount(batch.stretch).cpu()
+        drawn = [_by_stretches(lengths, algorithm.minibatch_size, generator) for _ in range(epochs)]
+        return Layout(torch.stack([order for order, _ in drawn]), [bounds for _, bounds in drawn])
     orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(epochs)])
-    return Layout(orders, [*range(0, count, algorithm.minibatch_size), count])
+    return Layout(orders, [[*range(0, count, algorithm.minibatch_size), count]] * epochs)
 
 
-def _by_episodes(batch: Batch, size: int, epochs: int, generator: torch.Generator) -> Layout:
-    """Whole episodes, or what there is of them, drawn into minibatches of about this size."""
-    lengths = torch.bincount(batch.episode).cpu()
+def _by_stretches(
+    lengths: Tensor, size: int, generator: torch.Generator
+) -> tuple[Tensor, list[int]]:
+    """Whole stretches, in a random order, in minibatches of about this size."""
     drawn = torch.randperm(len(lengths), generator=generator)
-    own = torch.split(torch.arange(len(batch)), lengths.tolist())
-    order = torch.cat([own[i] for i in drawn.tolist()])
-    bounds = [0]
-    for end in lengths[drawn].cumsum(0).tolist():
-        if end - bounds[-1] >= size or end == len(batch):
-            bounds.append(end)
-    return Layout(order.expand(epochs, len(batch)), bounds)
+    own = lengths[drawn]
+    ends = own.cumsum(0)
+    count = int(ends[-1])
+    # Where each begins, less where it is put: what to add to 0, 1, 2, ...
+    shift = (lengths.cumsum(0) - lengths)[drawn] - (ends - own)
+    order = torch.arange(count) + shift.repeat_interleave(own)
+    # A minibatch ends with the stretch that is nearest to a multiple of the size.
+    goals = size * torch.arange(1, -(-count // size))
+    after = torch.searchsorted(ends, goals)
+    before = (after - 1).clamp(min=0)
+    nearer = torch.where(goals - ends[before] < ends[after] - goals, before, after)
+    return order, sorted({0, *ends[nearer].tolist(), count})
 
 
 def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[str, str]:
@@ -107,7 +115,7 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
         **coefficients,
         "epochs": done.epochs,
         "gradient_steps": done.steps,
-        "gradient_steps_saved": (algorithm.epochs - done.epochs) * (len(layout.bounds) - 1),
+        "gradient_steps_saved": layout.steps - done.steps,
     }
 
 
@@ -128,7 +136,9 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
         state.optimizer.step(which)
         return norm
 
-    new = policy.evaluate(batch.obs, batch.action, entropy=algorithm.values_entropy)
+    new = policy.evaluate(
+        batch.obs, batch.action, entropy=algorithm.values_entropy, recall=batch.recall
+    )
     advantage = algorithm.standardized(batch.advantage)
     policy_loss = -masked_mean(algorithm.objective(policy, new, batch, advantage, coefficients))
     loss = policy_loss
@@ -136,10 +146,7 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
         loss = loss - coefficients["entropy_coef"] * masked_mean(new.entropy)
     norm = step(loss, 0)
     with torch.no_grad():
-        drawn, _, _ = policy.act(batch.next_obs, batch.noise)
-        undecided = batch.undecided.view(-1, *[1] * (drawn.dim() - 1))
-        next_action = torch.where(undecided, drawn, batch.next_action)
-        next_value = policy.action_value(batch.next_obs, next_action)
+        next_value = _next_value(policy, batch)
         zero = torch.zeros_like(next_value)
         target = td_error(batch.reward, zero, next_value, batch.terminated, algorithm.gamma)
         if policy.normalize_returns:
@@ -147,7 +154,7 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
             state.return_moments = merge(before, batch_moments(target.cpu()))
             policy.set_return_moments(state.return_moments)
     batch = dataclasses.replace(batch, target=target)
-    value = policy.action_value(batch.obs, batch.action)
+    value = policy.action_value(batch.obs, batch.action, batch.recall)
     error = algorithm.value_error(policy, value, batch, coefficients["value_clip"])
     value_loss = masked_mean(error)
     critic_norm = step(value_loss, 1)
@@ -159,6 +166,31 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
         "critic_grad_norm": critic_norm,
     }
     return {**_read(algorithm, state, batch, coefficients, terms), **rates, **coefficients}
+
+
+def _next_value(policy: ActorCritic, batch: Transitions) -> Tensor:
+    """Q(S',A'), A' being what was done there or, where nothing was yet, drawn now. [B]."""
+    obs, noise, action, recall = batch.next_obs, batch.noise, batch.next_action, batch.recall
+    undecided = batch.undecided
+    following: Tensor | slice = slice(None)
+    if recall:  # what is remembered in S' comes of S: every stretch with the state behind it
+        places = torch.arange(len(batch), device=obs.device) + batch.stretch
+        following = places + 1
+
+        def extended(behind: Tensor, own: Tensor) -> Tensor:
+            rows = behind.new_zeros(int(following[-1]) + 1, *behind.shape[1:])
+            rows[following] = behind
+            rows[places] = own
+            return rows
+
+        recall = Recall(
+            extended(batch.stretch, batch.stretch), extended(0 * batch.carry, batch.carry)
+        )
+        obs, action = extended(obs, batch.obs), extended(action, batch.action)
+        noise, undecided = extended(noise, 0 * noise), extended(undecided, undecided & False)
+    drawn = policy.distribution(obs, recall).sample(noise)
+    action = torch.where(undecided.view(-1, *[1] * (drawn.dim() - 1)), drawn, action)
+    return policy.action_value(obs, action, recall)[following]
 
 
 def _read(

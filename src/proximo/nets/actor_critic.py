@@ -62,11 +62,6 @@ class ActorCritic(nn.Module):
         judged = self.head.feature_count if action_values and not self._indexed else 0
         self.actor = make_body(seen, net, hidden_from=net.critic_only)
         self.critic = None if net.trunk == "shared" else make_body(seen, net, beside=judged)
-        if net.memory != "none" and action_values:
-            raise UsageError(
-                f"net.memory is {net.memory}, but the critic of qac judges single actions: use "
-                "another algorithm, or none"
-            )
         width = net.hidden[-1]
         self.actor_memory = self.critic_memory = None
         if net.memory != "none":
@@ -77,6 +72,7 @@ class ActorCritic(nn.Module):
         memories = [m for m in (self.actor_memory, self.critic_memory) if m]
         self.carry_size = sum(memory.carry_size for memory in memories)
         """C, numbers that are remembered per world, the actor's first; 0 without a memory."""
+        self.memory_steps = net.memory_steps
         self.logits = nn.Linear(width, self.head.outputs)
         self.baseline = nn.Linear(width, self.head.outputs if self._indexed else 1)
         if net.orthogonal:
@@ -142,18 +138,23 @@ class ActorCritic(nn.Module):
         """Which actions may be chosen there, or None: all of them. [..., choices] bool."""
         return obs[..., self.observations.mask_begin :] > 0.5 if self.masked else None
 
-    def _value(self, features: Tensor) -> Tensor:
-        return self._in_units(self.baseline(features).squeeze(-1))
-
-    def _in_units(self, value: Tensor) -> Tensor:
+    def _value(self, features: Tensor, action: Tensor | None = None) -> Tensor:
+        value: Tensor = self.baseline(features)
+        if self._indexed and action is not None:
+            value = value.gather(-1, action.unsqueeze(-1))
+        value = value.squeeze(-1)
         return self.return_shift + self.return_scale * value if self.normalize_returns else value
 
     def distribution(self, obs: Tensor, recall: Recall | None = None) -> Distribution:
         """π(·|s). obs: [..., *obs]; with a memory [B, *obs], and what it is to recall."""
-        features = self.actor(self.inputs(obs))
-        if self.actor_memory and recall:
-            features, _ = self.actor_memory(features, self._for_actor(recall))
-        return self._policy(features, obs)
+        return self._policy(self._features(obs, recall), obs)
+
+    def _features(self, obs: Tensor, recall: Recall | None) -> Tensor:
+        features: Tensor = self.actor(self.inputs(obs))
+        if self.actor_memory:
+            assert recall is not None, "a policy with a memory is judged by stretches"
+            features = self.actor_memory(features, self._for_actor(recall))[0]
+        return features
 
     def _policy(self, features: Tensor, obs: Tensor) -> Distribution:
         return self.head.distribution(self.logits(features), self.legal(obs))
@@ -194,27 +195,38 @@ class ActorCritic(nn.Module):
         """
         inputs = self.inputs(obs)
         features = self.actor(inputs)
-        judging = self.critic(inputs) if self.critic and not self.action_values else None
         carries = []
         if self.actor_memory:
             assert recall is not None, "a policy with a memory is judged by stretches"
             features, carry = self.actor_memory(features, self._for_actor(recall))
             carries.append(carry)
-            if self.critic_memory:
-                judging, carry = self.critic_memory(judging, self._for_critic(recall))
-                carries.append(carry)
+        judging = features
+        if self.critic:
+            judging, carry = self._judging(inputs, action, recall)
+            carries += [] if carry is None else [carry]
         distribution = self._policy(features, obs)
-        if self.action_values:
-            value = self._action_value(inputs, action)
-        else:
-            value = self._value(features if judging is None else judging)
         return Evaluation(
             distribution.log_prob(action),
             distribution.entropy() if entropy else None,
-            value,
+            self._value(judging, action),
             distribution,
             torch.cat(carries, -1) if carries else None,
         )
+
+    def _judging(
+        self, inputs: Tensor, action: Tensor | None, recall: Recall | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The critic's own features, of an action as well where it judges one; its carries."""
+        assert self.critic is not None
+        beside = None
+        if action is not None and self.action_values and not self._indexed:
+            beside = self.head.features(action)
+        features = self.critic(inputs, beside)
+        if self.critic_memory is None:
+            return features, None
+        assert recall is not None, "a policy with a memory is judged by stretches"
+        remembered: tuple[Tensor, Tensor] = self.critic_memory(features, self._for_critic(recall))
+        return remembered
 
     def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [B, *obs]; returns [B].
@@ -222,27 +234,15 @@ class ActorCritic(nn.Module):
         With a critic of actions, Q(s,a) of the most likely action.
         """
         if self.action_values:
-            return self.action_value(obs, self.distribution(obs).mode())
-        features = (self.critic or self.actor)(self.inputs(obs))
-        if self.actor_memory:
-            assert recall is not None, "a policy with a memory is judged by stretches"
-            if self.critic_memory:
-                features, _ = self.critic_memory(features, self._for_critic(recall))
-            else:
-                features, _ = self.actor_memory(features, self._for_actor(recall))
-        return self._value(features)
+            return self.action_value(obs, self.distribution(obs, recall).mode(), recall)
+        if self.critic:
+            return self._value(self._judging(self.inputs(obs), None, recall)[0])
+        return self._value(self._features(obs, recall))
 
-    def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
+    def action_value(self, obs: Tensor, action: Tensor, recall: Recall | None = None) -> Tensor:
         """Q(s,a) in units of the reward. obs: [B, *obs], action: [B, *act]; returns [B]."""
-        return self._action_value(self.inputs(obs), action)
-
-    def _action_value(self, inputs: Tensor, action: Tensor) -> Tensor:
         assert self.action_values, "this critic judges states, not actions"
-        assert self.critic is not None, "a critic of actions has hidden layers of its own"
-        if not self._indexed:
-            return self._value(self.critic(inputs, self.head.features(action)))
-        values = self.baseline(self.critic(inputs))
-        return self._in_units(values.gather(-1, action.unsqueeze(-1)).squeeze(-1))
+        return self._value(self._judging(self.inputs(obs), action, recall)[0], action)
 
     @torch.no_grad()
     def set_obs_moments(self, moments: Moments) -> None:

@@ -33,6 +33,9 @@ class NetConfig:
     """What remembers, after the hidden layers: nothing, a GRU or an LSTM."""
     memory_size: int = 64
     """Width of the memory."""
+    memory_steps: int = 16
+    """Steps through which a memory's gradient flows: a longer episode is cut there, and goes on
+    from what was remembered."""
     action: Literal["clip", "squash", "beta"] = "clip"
     """Actions of a Box: Gaussian and cut off at the bounds, Gaussian through a tanh, or Beta."""
     critic_only: tuple[str, ...] = ()
@@ -50,8 +53,9 @@ class NetConfig:
             raise UsageError(
                 f"net.hidden is {self.hidden}: give one or more widths, each at least 1"
             )
-        if self.memory_size < 1:
-            raise UsageError(f"net.memory_size is {self.memory_size}: give at least 1")
+        for name in ("memory_size", "memory_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"net.{name} is {getattr(self, name)}: give at least 1")
         if not -10 <= self.log_std <= 2:
             raise UsageError(f"net.log_std is {self.log_std}: it must lie in [-10, 2]")
         if self.mean == "tanh" and self.action != "clip":

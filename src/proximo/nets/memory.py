@@ -38,7 +38,7 @@ class Memory(nn.Module):
 
         x: [B, inputs]; returns [B, size] and what is remembered after each stretch, [S, C].
         """
-        lengths = torch.unique_consecutive(recall.episode, return_counts=True)[1]
+        lengths = torch.unique_consecutive(recall.stretch, return_counts=True)[1]
         begins = lengths.cumsum(0) - lengths
         longest_first = lengths.argsort(descending=True, stable=True)
         rank = longest_first.argsort()
