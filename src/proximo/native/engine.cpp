@@ -6,8 +6,9 @@
 //
 // From the bottom up: vectors of 16 numbers, which the compiler maps to what a processor has; a handful
 // of kernels on them, built for several processors and chosen when the library is loaded; layers and
-// networks; one Lane for the actor and one for the critic, which share nothing but the gradient's norm
-// and so can run on a thread each with the same bits; and the interface.
+// networks; heads, from their outputs to actions; one Lane for the actor and one for the critic, which
+// share nothing but the gradient's norm and so can run on a thread each with the same bits; and the
+// interface.
 
 #include <algorithm>
 #include <atomic>
@@ -33,8 +34,11 @@ enum Activation { TANH = 0, RELU = 1, ELU = 2 };
 enum ValueLoss { MSE = 0, HUBER = 1, CLIPPED = 2 };
 enum Optimizer { ADAM = 0, RMSPROP = 1, SGD = 2 };
 enum Objective { RATIO = 0, LOG = 1, NONE = 2 };  // the surrogate, the policy gradient, the critic alone
+enum Kind { CATEGORICAL = 0, BERNOULLI = 1, GAUSSIAN = 2 };
+enum Number { INT64 = 0, FLOAT32 = 1, FLOAT64 = 2 };
 
-constexpr float LOG_STD_MIN = -10.0f, LOG_STD_MAX = 2.0f;  // functional/distributions.py
+constexpr float LOG_STD_MIN = -10.0f, LOG_STD_MAX = 2.0f;  // these three: functional/distributions.py
+constexpr float ILLEGAL = -1e9f;
 constexpr float STANDARDIZE_EPS = 1e-8f;                   // functional/masked.py
 constexpr float LOG_RATIO_MAX = 80.0f;                     // functional/losses.py
 constexpr int MAX_LAYERS = 6;
@@ -393,36 +397,46 @@ class Net {
 
 extern "C" {
 
+struct ProximoHead {  // of a simple action space: n choices, K bits or A dimensions
+  int32_t kind, size;
+  int32_t squash, tanh_mean, softplus;  // a Gaussian's action through a tanh, its mean within its bounds,
+                                        // its deviation from the state
+  int64_t start;                        // the first choice, as the world counts them
+  const float *low, *high;              // [size] bounds of continuous actions
+  const float *middle, *reach;          // [size] their middle and half width, for tanh_mean
+};
+
+// A row of actions, and of the noise that they are drawn from, has a column for each choice, bit and
+// dimension; a row of parameters has log p, the logits of the bits, or means and then log deviations.
 struct ProximoPolicy {
-  int32_t inputs, actions, hidden_count, hidden[MAX_LAYERS], activation, shared, gaussian, squash;
-  int32_t tanh_mean, softplus;  // a Gaussian's mean within its bounds, its deviation from the state
+  int32_t inputs, columns;  // of an observation: what is legal stands behind the inputs, if there are masks
+  int32_t hidden_count, hidden[MAX_LAYERS], activation, shared, head_count;
   float obs_clip;
-  int64_t start;            // the first of the categorical actions, as the world counts them
+  const ProximoHead* heads;
   float *actor, *critic;    // flat weights, in the order of ActorCritic; shared: critic is null
   const float *obs_shift, *obs_scale;        // [inputs], or null: observations are used as they are
+  const uint8_t* measured;                   // [inputs] which of them are standardised, or null: all
   const float *return_shift, *return_scale;  // [], or null: the critic's output is the value
-  const float *low, *high;                   // [actions] bounds of continuous actions
-  const float *middle, *reach;               // [actions] their middle and half width, for tanh_mean
 };
 
 struct ProximoRollout {  // T steps of N worlds
   int64_t worlds;
-  const float* obs;    // [T, N, inputs]
-  const float* noise;  // [T, N] uniform, or [T, N, actions] normal; null: the most likely actions
-  int64_t* choice;     // [T, N] categorical actions
-  float* action;       // [T, N, actions] Gaussian actions
-  void* taken;         // what the worlds are given: int64 [T, N] or float [T, N, actions]
-  float* parameters;   // [2, N, actions] log p, or [2, N, 2 actions] mean and log std: of the first step
-                       // and of the latest one
+  const float* obs;    // [T, N, columns]
+  const float* noise;  // [T, N, actions] uniform or, for a Gaussian, normal; null: the most likely actions
+  int64_t* choice;     // [T, N, actions] if there is no Gaussian
+  float* action;       // [T, N, actions] else
+  void* taken;         // [T, N, actions] what the worlds are given
+  float* parameters;   // [2, N, P] of the first step and of the latest one
+  int32_t taken_number;
 };
 
 struct ProximoBatch {  // B samples
   int64_t count;
-  const float* obs;
+  const float* obs;  // [B, columns]
   const int64_t* choice;
   const float* action;
   const float *log_prob, *value, *advantage, *target;
-  const float* parameters;  // [B, P] of the distributions that acted, as in ProximoRollout
+  const float* parameters;  // [B, P] of the distributions that acted
 };
 
 struct ProximoEvaluation {  // of B samples
@@ -463,9 +477,253 @@ INLINE void log_softmax(const float* z, int n, float* log_p) {
   for (int j = 0; j < n; j++) log_p[j] = z[j] - normalizer;
 }
 
+// The same among the legal actions.
+INLINE void log_softmax(const float* z, const float* legal, int n, float* log_p) {
+  for (int j = 0; j < n; j++) log_p[j] = legal[j] > 0.5f ? z[j] : -INFINITY;
+  log_softmax(log_p, n, log_p);
+  for (int j = 0; j < n; j++)
+    if (!(legal[j] > 0.5f)) log_p[j] = ILLEGAL;
+}
+
 INLINE float bounded(float x, float low, float high) { return std::min(std::max(x, low), high); }
 
 INLINE float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
+
+INLINE float log_sigmoid(float x) { return std::min(x, 0.0f) - std::log1p(std::exp(-std::fabs(x))); }
+
+// ---- Heads ---------------------------------------------------------------------------------------------
+
+// A simple head, and the first of its columns: in rows of outputs, of actions and their noise, of
+// parameters and of masks, and among the free deviations.
+struct Head : ProximoHead {
+  int output, action, parameter, legal, deviation;
+  float entropy;  // of the state that was seen last, once it was asked for
+};
+
+struct Action {  // a row of them: whole numbers, or floats, of which some may stand for whole ones
+  const int64_t* choice;
+  const float* real;
+
+  INLINE int64_t whole(int k) const { return choice ? choice[k] : (int64_t)real[k]; }
+};
+
+// The distribution over actions in one state after the other: independent heads side by side.
+class Heads {
+ public:
+  int outputs = 0, actions = 0, parameters = 0, choices = 0, deviations = 0;  // numbers in a row
+
+  explicit Heads(const ProximoPolicy& p) {
+    for (int n = 0; n < p.head_count; n++) {
+      const ProximoHead& h = p.heads[n];
+      heads_.push_back({h, outputs, actions, parameters, choices, deviations, 0});
+      outputs += h.softplus ? 2 * h.size : h.size;
+      actions += h.kind == CATEGORICAL ? 1 : h.size;
+      parameters += h.kind == GAUSSIAN ? 2 * h.size : h.size;
+      choices += h.kind == CATEGORICAL ? h.size : 0;
+      deviations += h.kind == GAUSSIAN && !h.softplus ? h.size : 0;
+    }
+    now_.resize(parameters);
+    inverse_std_.resize(actions);
+    gradient_.resize(deviations);
+  }
+
+  // What the log deviations are that do not come from the state.
+  void load(const float* free) {
+    for (const Head& h : heads_)
+      for (int d = 0; h.kind == GAUSSIAN && !h.softplus && d < h.size; d++)
+        deviate(h, d, bounded(free[h.deviation + d], LOG_STD_MIN, LOG_STD_MAX));
+  }
+
+  // From the outputs z of a state, and what is legal in it, if not everything is.
+  void see(const float* z, const float* legal) {
+    for (const Head& h : heads_) {
+      const float* own = z + h.output;
+      float* now = &now_[h.parameter];
+      if (h.kind == CATEGORICAL) {
+        if (legal)
+          log_softmax(own, legal + h.legal, h.size, now);
+        else
+          log_softmax(own, h.size, now);
+      } else if (h.kind == BERNOULLI) {
+        std::copy_n(own, h.size, now);
+      } else {
+        for (int d = 0; d < h.size; d++)
+          now[d] = h.tanh_mean ? h.middle[d] + h.reach[d] * std::tanh(own[d]) : own[d];
+        for (int d = 0; h.softplus && d < h.size; d++) {
+          const float std = std::max(softplus(own[h.size + d]), std::exp(LOG_STD_MIN));
+          deviate(h, d, bounded(std::log(std), LOG_STD_MIN, LOG_STD_MAX));
+        }
+      }
+    }
+  }
+
+  // The parameters of the distribution that was seen last, as are all that follow.
+  const float* now() const { return now_.data(); }
+
+  // Row `row` of the actions: from its noise, or without any the most likely ones.
+  void draw(const ProximoRollout& r, int64_t row) const {
+    for (const Head& h : heads_) {
+      const float* now = &now_[h.parameter];
+      const int64_t at = row * actions + h.action;
+      const float* noise = r.noise ? r.noise + at : nullptr;
+      if (h.kind == CATEGORICAL) {
+        const int64_t choice = noise ? drawn(now, h.size, *noise) : std::max_element(now, now + h.size) - now;
+        put(r, at, choice, choice + h.start);
+      } else if (h.kind == BERNOULLI) {
+        for (int d = 0; d < h.size; d++) {
+          const float off = log_sigmoid(-now[d]);
+          const int64_t bit = noise ? std::exp(off) <= noise[d] : log_sigmoid(now[d]) > off;
+          put(r, at + d, bit, bit);
+        }
+      } else {
+        for (int d = 0; d < h.size; d++) {
+          const float a = noise ? now[d] + noise[d] / inverse_std_[h.action + d] : now[d];
+          const float low = h.low[d], high = h.high[d];
+          const float within = h.squash ? low + (std::tanh(a) + 1) / 2 * (high - low) : a;
+          put(r, at + d, a, bounded(within, low, high));
+        }
+      }
+    }
+  }
+
+  // log pi(a|s), of a Gaussian before any tanh; and where asked for the entropy, as of it.
+  float log_prob(const Action& a, bool with_entropy, float& entropy) {
+    float sum = 0;
+    for (Head& h : heads_) {
+      const float* now = &now_[h.parameter];
+      float own = 0;
+      if (h.kind == CATEGORICAL) {
+        sum += now[a.whole(h.action)];
+        for (int j = 0; with_entropy && j < h.size; j++) own -= std::exp(now[j]) * now[j];
+      } else if (h.kind == BERNOULLI) {
+        for (int d = 0; d < h.size; d++) {
+          const float off = log_sigmoid(-now[d]), on = log_sigmoid(now[d]);
+          sum += a.whole(h.action + d) ? on : off;
+          if (with_entropy) own -= std::exp(off) * off + std::exp(on) * on;
+        }
+      } else {
+        const float* log_std = now + h.size;
+        for (int d = 0; d < h.size; d++) {
+          const float u = (a.real[h.action + d] - now[d]) * inverse_std_[h.action + d];
+          sum -= 0.5f * u * u + log_std[d] + 0.918938533f;  // log(2 pi) / 2
+          own += log_std[d] + 1.418938533f;
+        }
+      }
+      h.entropy = own;
+      entropy += own;
+    }
+    return sum;
+  }
+
+  void clear_gradient() { std::fill(gradient_.begin(), gradient_.end(), 0.0f); }
+
+  // The gradient of g log pi(a|s) - push entropy + pull KL(old, pi) by the outputs z, set, and by the free
+  // deviations, added up; returns the KL. It follows on log_prob, with the entropy if it is to push.
+  float backward(const float* z, const Action& a, float g, float push, float pull, const float* old, float* dz) {
+    float kl = 0;
+    for (const Head& h : heads_) {
+      const float *now = &now_[h.parameter], *before = old ? old + h.parameter : nullptr;
+      const float* own = z + h.output;
+      float* to = dz + h.output;
+      if (h.kind == CATEGORICAL) {
+        const int64_t choice = a.whole(h.action);
+        for (int j = 0; j < h.size; j++) {
+          const float p = std::exp(now[j]);
+          to[j] = g * ((j == choice) - p);
+          if (push > 0) to[j] += push * p * (now[j] + h.entropy);
+          if (before) {
+            const float q = std::exp(before[j]);
+            kl += q * (before[j] - now[j]);
+            to[j] += pull * (p - q);
+          }
+          if (illegal(now[j])) to[j] = 0;
+        }
+      } else if (h.kind == BERNOULLI) {
+        for (int d = 0; d < h.size; d++) {
+          const float off = log_sigmoid(-now[d]), on = log_sigmoid(now[d]), p = std::exp(on);
+          to[d] = g * (a.whole(h.action + d) - p) + push * p * std::exp(off) * now[d];
+          if (before) {
+            const float was_off = log_sigmoid(-before[d]), was_on = log_sigmoid(before[d]);
+            kl += std::exp(was_off) * (was_off - off) + std::exp(was_on) * (was_on - on);
+            to[d] += pull * (p - std::exp(was_on));
+          }
+        }
+      } else {
+        const float* log_std = now + h.size;
+        for (int d = 0; d < h.size; d++) {
+          const float inverse_std = inverse_std_[h.action + d];
+          const float e = (a.real[h.action + d] - now[d]) * inverse_std;
+          float by_mean = g * e * inverse_std, by_log_std = g * (e * e - 1) - push;
+          if (before) {
+            const float was_log_std = before[h.size + d];
+            const float apart = (before[d] - now[d]) * inverse_std;
+            const float wider = std::exp(2 * (was_log_std - log_std[d]));
+            kl += log_std[d] - was_log_std + 0.5f * (wider + apart * apart - 1);
+            by_mean -= pull * apart * inverse_std;
+            by_log_std += pull * (1 - wider - apart * apart);
+          }
+          if (h.tanh_mean) {
+            const float t = std::tanh(own[d]);
+            by_mean *= h.reach[d] * (1 - t * t);
+          }
+          to[d] = by_mean;
+          if (h.softplus) {
+            const float raw = own[h.size + d], std = softplus(raw);
+            const bool inside = std >= std::exp(LOG_STD_MIN) && std <= std::exp(LOG_STD_MAX);
+            to[h.size + d] = inside ? by_log_std / (std * (1 + std::exp(-raw))) : 0.0f;
+          } else {
+            gradient_[h.deviation + d] += by_log_std;
+          }
+        }
+      }
+    }
+    return kl;
+  }
+
+  // The gradient by the free log deviations, which is 0 outside of their bounds.
+  void store_gradient(const float* free, float* to) const {
+    for (int d = 0; d < deviations; d++)
+      to[d] = free[d] >= LOG_STD_MIN && free[d] <= LOG_STD_MAX ? gradient_[d] : 0.0f;
+  }
+
+ private:
+  static bool illegal(float log_p) { return log_p < ILLEGAL / 2; }
+
+  INLINE void deviate(const Head& h, int d, float log_std) {
+    now_[h.parameter + h.size + d] = log_std;
+    inverse_std_[h.action + d] = std::exp(-log_std);
+  }
+
+  // How many steps of the distribution function lie at or below the noise, back to a legal choice where
+  // rounding left the last of those under 1.
+  static int64_t drawn(const float* log_p, int n, float noise) {
+    float sum = 0;
+    int64_t choice = 0;
+    for (int j = 0; j + 1 < n; j++) {
+      sum += std::exp(log_p[j]);
+      choice += sum <= noise;
+    }
+    while (choice > 0 && illegal(log_p[choice])) choice--;
+    return choice;
+  }
+
+  template <typename T>
+  static INLINE void put(const ProximoRollout& r, int64_t at, T action, T taken) {
+    if (r.choice)
+      r.choice[at] = (int64_t)action;
+    else
+      r.action[at] = (float)action;
+    if (r.taken_number == INT64)
+      ((int64_t*)r.taken)[at] = (int64_t)taken;
+    else if (r.taken_number == FLOAT32)
+      ((float*)r.taken)[at] = (float)taken;
+    else
+      ((double*)r.taken)[at] = (double)taken;
+  }
+
+  std::vector<Head> heads_;
+  std::vector<float> now_, inverse_std_, gradient_;
+};
 
 struct Terms {  // of one minibatch: means, and the square of the gradient
   double policy_loss = 0, value_loss = 0, entropy = 0, square = 0;
@@ -484,6 +742,7 @@ class Lane {
         trunk_(p.activation, false, most > 0),
         logits_(p.activation, true, most > 0),
         baseline_(p.activation, true, most > 0),
+        heads_(p),
         x_(floats((int64_t)CHUNK * wide_)),
         advantage_(acts ? most : 0) {
     int64_t offset = 0;
@@ -493,14 +752,9 @@ class Lane {
       width = p.hidden[n];
     }
     if (acts) {
-      logits_.add(width, p.softplus ? 2 * p.actions : p.actions, offset);
-      log_std_offset_ = offset;
-      if (p.gaussian && !p.softplus) offset += p.actions;
-      log_p_.resize(p.actions);
-      mean_.resize(p.actions);
-      log_std_.resize(p.actions);
-      inverse_std_.resize(p.actions);
-      log_std_gradient_.resize(p.actions);
+      logits_.add(width, heads_.outputs, offset);
+      deviations_ = offset;
+      offset += heads_.deviations;
     }
     if (values) baseline_.add(width, 1, offset);
     if (most && acts && values) below_ = floats((int64_t)CHUNK * padded(width));
@@ -511,48 +765,21 @@ class Lane {
     trunk_.load(weights_);
     if (!logits_.empty()) logits_.load(weights_);
     if (!baseline_.empty()) baseline_.load(weights_);
-    if (acts_ && p_.gaussian && !p_.softplus)
-      for (int d = 0; d < p_.actions; d++) {
-        log_std_[d] = bounded(weights_[log_std_offset_ + d], LOG_STD_MIN, LOG_STD_MAX);
-        inverse_std_[d] = std::exp(-log_std_[d]);
-      }
+    if (acts_) heads_.load(weights_ + deviations_);
   }
 
   // Actions for one row of worlds.
   void act(const ProximoRollout& r, int64_t t) {
-    const int A = p_.actions, width = p_.gaussian ? 2 * A : A;
+    const int width = heads_.parameters;
     for (int64_t begin = 0; begin < r.worlds; begin += CHUNK) {
       const int rows = (int)std::min<int64_t>(CHUNK, r.worlds - begin);
       const int64_t first = t * r.worlds + begin;
-      standardized(r.obs + first * p_.inputs, rows);
+      standardized(r.obs + first * p_.columns, rows);
       infer(rows);
       for (int m = 0; m < rows; m++) {
-        const int64_t row = first + m;
-        const float* z = logits_.out() + (int64_t)m * logits_.width();
-        float* parameters = r.parameters + (r.worlds + begin + m) * width;
-        if (p_.gaussian) {
-          const float* mean = gaussian(z);
-          for (int d = 0; d < A; d++) {
-            const float a = r.noise ? mean[d] + r.noise[row * A + d] / inverse_std_[d] : mean[d];
-            const float low = p_.low[d], high = p_.high[d];
-            const float within = p_.squash ? low + (std::tanh(a) + 1) / 2 * (high - low) : a;
-            r.action[row * A + d] = a;
-            ((float*)r.taken)[row * A + d] = bounded(within, low, high);
-            parameters[d] = mean[d];
-            parameters[A + d] = log_std_[d];
-          }
-        } else {
-          log_softmax(z, A, parameters);
-          float sum = 0;
-          int64_t choice = 0;  // how many steps of the distribution function lie at or below the noise
-          for (int j = 0; r.noise && j + 1 < A; j++) {
-            sum += std::exp(parameters[j]);
-            choice += sum <= r.noise[row];
-          }
-          if (!r.noise) choice = std::max_element(z, z + A) - z;
-          r.choice[row] = choice;
-          ((int64_t*)r.taken)[row] = choice + p_.start;
-        }
+        see(r.obs, first + m, m);
+        heads_.draw(r, first + m);
+        std::copy_n(heads_.now(), width, r.parameters + (r.worlds + begin + m) * width);
       }
     }
     if (t == 0) std::copy_n(r.parameters + r.worlds * width, r.worlds * width, r.parameters);
@@ -560,10 +787,10 @@ class Lane {
 
   void evaluate(const ProximoBatch& b, const ProximoEvaluation& to) {
     if (!values_ && !to.log_prob) return;
-    const int A = p_.actions, width = p_.gaussian ? 2 * A : A;
+    const int width = heads_.parameters;
     for (int64_t begin = 0; begin < b.count; begin += CHUNK) {
       const int rows = (int)std::min<int64_t>(CHUNK, b.count - begin);
-      standardized(b.obs + begin * p_.inputs, rows);
+      standardized(b.obs + begin * p_.columns, rows);
       infer(rows);
       for (int m = 0; m < rows; m++) {
         const int64_t row = begin + m;
@@ -571,12 +798,7 @@ class Lane {
           float entropy = 0;
           to.log_prob[row] = log_prob(b, row, m, to.entropy != nullptr, entropy);
           if (to.entropy) to.entropy[row] = entropy;
-          if (to.parameters) {
-            const float* z = logits_.out() + (int64_t)m * logits_.width();
-            float* parameters = to.parameters + row * width;
-            std::copy_n(p_.gaussian ? (p_.tanh_mean ? mean_.data() : z) : log_p_.data(), A, parameters);
-            if (p_.gaussian) std::copy_n(log_std_.data(), A, parameters + A);
-          }
+          if (to.parameters) std::copy_n(heads_.now(), width, to.parameters + row * width);
         }
         if (values_) {
           const float v = baseline_.out()[(int64_t)m * baseline_.width()];
@@ -610,7 +832,7 @@ class Lane {
     weight_ = 1.0f / M;
     sum_ = {};
     if (acts_) standardize(u, b, order, M);
-    std::fill(log_std_gradient_.begin(), log_std_gradient_.end(), 0.0f);
+    heads_.clear_gradient();
     for (int begin = 0; begin < M; begin += CHUNK) {
       const int rows = std::min(CHUNK, M - begin);
       gather(b, order + begin, 0, rows);
@@ -633,11 +855,7 @@ class Lane {
     trunk_.store_gradient(part.gradient);
     if (acts_) {
       logits_.store_gradient(part.gradient);
-      for (int d = 0; p_.gaussian && !p_.softplus && d < p_.actions; d++) {
-        const float free = weights_[log_std_offset_ + d];
-        const bool inside = free >= LOG_STD_MIN && free <= LOG_STD_MAX;
-        part.gradient[log_std_offset_ + d] = inside ? log_std_gradient_[d] : 0.0f;
-      }
+      heads_.store_gradient(weights_ + deviations_, part.gradient + deviations_);
     }
     if (values_) baseline_.store_gradient(part.gradient);
     return {sum_.policy_loss / M, sum_.value_loss / M, sum_.entropy / M,
@@ -659,51 +877,40 @@ class Lane {
   // Rows of observations as the networks take them (ActorCritic.inputs).
   void standardized(const float* obs, int rows) {
     for (int m = 0; m < rows; m++) {
-      const float* from = obs + (int64_t)m * p_.inputs;
+      const float* from = obs + (int64_t)m * p_.columns;
       float* to = &x_[(int64_t)m * wide_];
       if (p_.obs_scale)
         for (int k = 0; k < p_.inputs; k++)
           to[k] = bounded((from[k] - p_.obs_shift[k]) * p_.obs_scale[k], -p_.obs_clip, p_.obs_clip);
       else
         std::memcpy(to, from, p_.inputs * sizeof(float));
+      for (int k = 0; p_.measured && k < p_.inputs; k++)
+        if (!p_.measured[k]) to[k] = from[k];
     }
   }
 
   // Rows of a batch whose observations are already as the networks take them.
   void gather(const ProximoBatch& b, const int64_t* order, int64_t begin, int rows) {
     for (int m = 0; m < rows; m++)
-      std::memcpy(&x_[(int64_t)m * wide_], b.obs + (order ? order[m] : begin + m) * p_.inputs,
+      std::memcpy(&x_[(int64_t)m * wide_], b.obs + (order ? order[m] : begin + m) * p_.columns,
                   p_.inputs * sizeof(float));
   }
 
-  // The mean of a Gaussian from the outputs of a row; log_std_ and inverse_std_ too, if it has its own.
-  INLINE const float* gaussian(const float* z) {
-    for (int d = 0; p_.tanh_mean && d < p_.actions; d++) mean_[d] = p_.middle[d] + p_.reach[d] * std::tanh(z[d]);
-    for (int d = 0; p_.softplus && d < p_.actions; d++) {
-      const float std = std::max(softplus(z[p_.actions + d]), std::exp(LOG_STD_MIN));
-      log_std_[d] = bounded(std::log(std), LOG_STD_MIN, LOG_STD_MAX);
-      inverse_std_[d] = std::exp(-log_std_[d]);
-    }
-    return p_.tanh_mean ? mean_.data() : z;
+  // The distribution in row `row` of the observations, which went through the network as row m.
+  void see(const float* obs, int64_t row, int m) {
+    heads_.see(logits_.out() + (int64_t)m * logits_.width(),
+               p_.columns > p_.inputs ? obs + row * p_.columns + p_.inputs : nullptr);
   }
 
-  // log pi(a|s) of sample `row`, which went through the network as row m; also log_p_, or what a Gaussian is.
+  Action action(const ProximoBatch& b, int64_t row) const {
+    const int64_t at = row * heads_.actions;
+    return {b.choice ? b.choice + at : nullptr, b.action ? b.action + at : nullptr};
+  }
+
+  // log pi(a|s) of sample `row`, which went through the network as row m.
   float log_prob(const ProximoBatch& b, int64_t row, int m, bool with_entropy, float& entropy) {
-    const int A = p_.actions;
-    const float* z = logits_.out() + (int64_t)m * logits_.width();
-    if (!p_.gaussian) {
-      log_softmax(z, A, log_p_.data());
-      for (int j = 0; with_entropy && j < A; j++) entropy -= std::exp(log_p_[j]) * log_p_[j];
-      return log_p_[b.choice[row]];
-    }
-    float sum = 0;
-    const float* mean = gaussian(z);
-    for (int d = 0; d < A; d++) {
-      const float u = (b.action[row * A + d] - mean[d]) * inverse_std_[d];
-      sum -= 0.5f * u * u + log_std_[d] + 0.918938533f;  // log(2 pi) / 2
-      entropy += log_std_[d] + 1.418938533f;
-    }
-    return sum;
+    see(b.obs, row, m);
+    return heads_.log_prob(action(b, row), with_entropy, entropy);
   }
 
   void standardize(const ProximoUpdate& u, const ProximoBatch& b, const int64_t* order, int M) {
@@ -719,7 +926,6 @@ class Lane {
 
   // The policy's objective with its entropy bonus, and its gradient by what the head put out.
   void policy_row(const ProximoUpdate& u, const ProximoBatch& b, int64_t row, int m, float advantage) {
-    const int A = p_.actions;
     const bool bonus = u.entropy_coef > 0;
     float entropy = 0;
     const float log_p = log_prob(b, row, m, bonus, entropy);
@@ -744,52 +950,11 @@ class Lane {
       g = active ? -whole * weight_ : 0.0f;
     }
     if (bonus) sum_.entropy += entropy;
-    const float push = u.entropy_coef * weight_, pull = u.beta * weight_;
-    const float* z = logits_.out() + (int64_t)m * logits_.width();
-    float* dz = logits_.gradient() + (int64_t)m * logits_.width();
-    if (p_.gaussian) {
-      const float* mean = p_.tanh_mean ? mean_.data() : z;
-      const float* old = u.beta > 0 ? b.parameters + row * 2 * A : nullptr;
-      float kl = 0;
-      for (int d = 0; d < A; d++) {
-        const float e = (b.action[row * A + d] - mean[d]) * inverse_std_[d];
-        float by_mean = g * e * inverse_std_[d], by_log_std = g * (e * e - 1) - push;
-        if (old) {
-          const float apart = (old[d] - mean[d]) * inverse_std_[d];
-          const float wider = std::exp(2 * (old[A + d] - log_std_[d]));
-          kl += log_std_[d] - old[A + d] + 0.5f * (wider + apart * apart - 1);
-          by_mean -= pull * apart * inverse_std_[d];
-          by_log_std += pull * (1 - wider - apart * apart);
-        }
-        if (p_.tanh_mean) {
-          const float t = std::tanh(z[d]);
-          by_mean *= p_.reach[d] * (1 - t * t);
-        }
-        dz[d] = by_mean;
-        if (p_.softplus) {
-          const float raw = z[A + d], std = softplus(raw);
-          const bool inside = std >= std::exp(LOG_STD_MIN) && std <= std::exp(LOG_STD_MAX);
-          dz[A + d] = inside ? by_log_std / (std * (1 + std::exp(-raw))) : 0.0f;
-        } else {
-          log_std_gradient_[d] += by_log_std;
-        }
-      }
-      sum_.policy_loss += u.beta * kl;
-    } else {
-      const float* old = u.beta > 0 ? b.parameters + row * A : nullptr;
-      float kl = 0;
-      for (int j = 0; j < A; j++) {
-        const float p = std::exp(log_p_[j]);
-        dz[j] = g * ((j == b.choice[row]) - p);
-        if (bonus) dz[j] += push * p * (log_p_[j] + entropy);
-        if (old) {
-          const float before = std::exp(old[j]);
-          kl += before * (old[j] - log_p_[j]);
-          dz[j] += pull * (p - before);
-        }
-      }
-      sum_.policy_loss += u.beta * kl;
-    }
+    const float* old = u.beta > 0 ? b.parameters + row * heads_.parameters : nullptr;
+    const int64_t at = (int64_t)m * logits_.width();
+    const float kl = heads_.backward(logits_.out() + at, action(b, row), g, u.entropy_coef * weight_,
+                                     u.beta * weight_, old, logits_.gradient() + at);
+    sum_.policy_loss += u.beta * kl;
   }
 
   // The value loss, and its gradient by what the critic put out.
@@ -820,9 +985,10 @@ class Lane {
   const int wide_;
   float* const weights_;
   Net trunk_, logits_, baseline_;
+  Heads heads_;
   Floats x_, below_;
-  std::vector<float> advantage_, log_p_, mean_, log_std_, inverse_std_, log_std_gradient_;
-  int64_t log_std_offset_ = 0;
+  std::vector<float> advantage_;
+  int64_t deviations_ = 0;  // where the free ones stand among the weights
   float weight_ = 0;
   Terms sum_;
 };
@@ -939,7 +1105,7 @@ class Helper {
 
 extern "C" {
 
-int32_t proximo_version() { return 3; }
+int32_t proximo_version() { return 4; }
 
 // Use the kernels of this level or the nearest below that the processor has: for tests.
 void proximo_use(int32_t level) { kernel = kernels_of(level); }

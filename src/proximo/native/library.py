@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,12 @@ from torch import Tensor
 from proximo.functional.distributions import log_slope
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.bodies import MLP
-from proximo.nets.heads import CategoricalHead, GaussianHead
+from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Head, JointHead
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, LossSpec, Steps
 
 LIBRARY = Path(__file__).with_name("engine.so")
-VERSION = 3
+VERSION = 4
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -34,6 +36,8 @@ _VALUE_LOSSES = {"mse": 0, "huber": 1, "clipped": 2}
 _SUMS = ("loss", "policy_loss", "value_loss", "grad_norm")
 _OBJECTIVES = {"ratio": 0, "log": 1, "none": 2}
 _OPTIMIZERS = {"adam": 0, "rmsprop": 1, "sgd": 2}
+_HEADS: dict[type[Head], int] = {CategoricalHead: 0, BernoulliHead: 1, GaussianHead: 2}
+_NUMBERS = {"int64": 0, "float32": 1, "float64": 2}
 
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
@@ -44,21 +48,26 @@ def _fields(**kinds: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((name, types[kind[0]]) for kind, names in kinds.items() for name in names.split())
 
 
+class _Head(ctypes.Structure):
+    _fields_ = _fields(
+        i="kind size squash tanh_mean softplus", l="start", p="low high middle reach"
+    )
+
+
 class _Policy(ctypes.Structure):
     _fields_ = (
-        *_fields(i="inputs actions hidden_count"),
+        *_fields(i="inputs columns hidden_count"),
         ("hidden", _int * MAX_LAYERS),
         *_fields(
-            i="activation shared gaussian squash tanh_mean softplus",
+            i="activation shared head_count",
             f="obs_clip",
-            l="start",
-            p="actor critic obs_shift obs_scale return_shift return_scale low high middle reach",
+            p="heads actor critic obs_shift obs_scale measured return_shift return_scale",
         ),
     )
 
 
 class _Rollout(ctypes.Structure):
-    _fields_ = _fields(l="worlds", p="obs noise choice action taken parameters")
+    _fields_ = _fields(l="worlds", p="obs noise choice action taken parameters", i="taken_number")
 
 
 class _Batch(ctypes.Structure):
@@ -123,15 +132,14 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     actor, critic = policy.actor, policy.critic
     if not (isinstance(actor, MLP) and isinstance(critic, MLP | None)):
         return "the network has more than fully connected layers"
-    if type(policy.head) not in (CategoricalHead, GaussianHead):
-        return f"it does not know a {type(policy.head).__name__}"
+    heads = _simple(policy.head)
+    foreign = next((type(head) for head in heads if type(head) not in _HEADS), None)
+    if foreign:
+        return f"it does not know a {foreign.__name__}"
     widths = [layer.out_features for layer in actor.linears()]
-    squashed = isinstance(policy.head, GaussianHead) and policy.head.squash
+    squashed = any(isinstance(head, GaussianHead) and head.squash for head in heads)
     reasons = {
         "the policy has a memory": policy.carry_size > 0,
-        "the world has action masks": policy.masked,
-        "only some observations are standardised": policy.normalize_obs
-        and policy.measured is not None,
         "its entropy of squashed actions is an integral": squashed and spec.entropy_coef != 0,
         "its critic judges actions": policy.action_values,
         "the network is not on a CPU": policy.device.type != "cpu",
@@ -143,13 +151,20 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
+def _simple(head: Head) -> list[Head]:
+    """The heads that stand side by side in this one."""
+    if type(head) is not JointHead:
+        return [head]
+    return [inner for part in head.parts for inner in _simple(part)]  # type: ignore[arg-type]
+
+
 def _address(array: np.ndarray | Tensor | None) -> int | None:
     """Where the numbers begin, in the order in which they lie."""
     if array is None:
         return None
     if isinstance(array, Tensor):
         assert array.is_contiguous()
-        assert array.dtype in (torch.float32, torch.int64)
+        assert array.dtype in (torch.float32, torch.int64, torch.bool)
         return array.data_ptr()
     assert array.flags.c_contiguous
     return array.ctypes.data
@@ -177,7 +192,7 @@ class NativePolicy:
         self._library, missing = load()
         assert self._library, missing
         self._policy, self._optimizer, self._threads = policy, optimizer, threads
-        self._gaussian = isinstance(policy.head, GaussianHead)
+        self._action = "choice" if policy.head.action_dtype is torch.int64 else "action"
         flats, actor, own = optimizer.flats, policy.actor, policy.critic
         assert isinstance(actor, MLP)
         assert isinstance(own, MLP | None)
@@ -185,58 +200,72 @@ class NativePolicy:
         assert first.data_ptr() == flats[0].data_ptr(), "the weights are not one flat vector"
         end = flats[-1].data_ptr() + flats[-1].nbytes
         assert last.data_ptr() + last.nbytes == end, "the weights are not one flat vector"
-        linears, head = actor.linears(), policy.head
-        low = high = None
-        middle = reach = None
-        softplus = False
-        if isinstance(head, GaussianHead):
-            low, high = _single(head.low, np.inf), _single(head.high, -np.inf)
-            softplus = not head.free
-            middle, reach = (head.middle, head.reach) if head.bounded else (None, None)
-        self._kept = low, high
+        self._bounds: list[np.ndarray] = []  # in single precision, to which the library points
+        heads = _simple(policy.head)
+        self._heads = (_Head * len(heads))(*map(self._head, heads))
+        widths = [math.prod(head.action_shape) for head in heads]
+        self._squashed = [
+            (slice(end - head.size, end), head.reach.log())
+            for head, end in zip(heads, accumulate(widths), strict=True)
+            if isinstance(head, GaussianHead) and head.squash
+        ]
+        linears, seen = actor.linears(), policy.observations
         shown, valued = policy.normalize_obs, policy.normalize_returns
         critic = own.linears()[0].weight if own else None
         self._struct = _Policy(
-            inputs=linears[0].in_features,
-            actions=head.size if isinstance(head, GaussianHead) else head.outputs,
+            inputs=seen.mask_begin,
+            columns=seen.width,
             hidden_count=len(linears),
             hidden=(_int * MAX_LAYERS)(*(layer.out_features for layer in linears)),
             activation=_ACTIVATIONS[actor.activation],
             shared=policy.critic is None,
-            gaussian=self._gaussian,
-            squash=isinstance(head, GaussianHead) and head.squash,
-            tanh_mean=middle is not None,
-            softplus=softplus,
+            head_count=len(heads),
             obs_clip=policy.obs_clip,
-            start=head.start if isinstance(head, CategoricalHead) else 0,
+            heads=ctypes.addressof(self._heads),
             actor=first.data_ptr(),
             critic=critic.data_ptr() if critic is not None else None,
             obs_shift=_address(policy.obs_shift if shown else None),
             obs_scale=_address(policy.obs_scale if shown else None),
+            measured=_address(policy.measured if shown else None),
             return_shift=_address(policy.return_shift if valued else None),
             return_scale=_address(policy.return_scale if valued else None),
+        )
+
+    def _head(self, head: Head) -> _Head:
+        kind = _HEADS[type(head)]
+        if not isinstance(head, GaussianHead):
+            start = head.start if isinstance(head, CategoricalHead) else 0
+            return _Head(kind=kind, size=head.outputs, start=start)
+        low, high = _single(head.low, np.inf), _single(head.high, -np.inf)
+        self._bounds += [low, high]
+        return _Head(
+            kind=kind,
+            size=head.size,
+            squash=head.squash,
+            tanh_mean=head.bounded,
+            softplus=not head.free,
             low=_address(low),
             high=_address(high),
-            middle=_address(middle),
-            reach=_address(reach),
+            middle=_address(head.middle),
+            reach=_address(head.reach),
         )
 
     def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
         """act(t), from obs[t] and noise[t] to action[t] and taken[t]; the weights are read now."""
         noise = noise.to(torch.float32).contiguous() if noise is not None else None
-        action = "action" if self._gaussian else "choice"
-        # The library gives bounded actions as float32; a world that wants another type gets a copy.
+        # A world that wants another type of number than the library gives gets a copy.
         taken = steps.taken
-        foreign = self._gaussian and taken.dtype != np.float32
+        foreign = taken.dtype.name not in _NUMBERS
         if foreign:
-            taken = np.empty(taken.shape, np.float32)
+            taken = np.empty(taken.shape, np.int64 if self._action == "choice" else np.float32)
         rollout = _Rollout(
             worlds=steps.obs.shape[1],
             obs=_address(steps.obs),
             noise=_address(noise),
             taken=_address(taken),
+            taken_number=_NUMBERS[taken.dtype.name],
             parameters=_address(steps.parameters),
-            **{action: _address(steps.action)},
+            **{self._action: _address(steps.action)},
         )
         handle = self._library.proximo_open(ctypes.byref(self._struct), ctypes.byref(rollout))
         if not handle:
@@ -249,7 +278,7 @@ class NativePolicy:
 
         chosen = act if foreign else native
         # What it points to lives as long as it does.
-        weakref.finalize(chosen, _close, self._library, handle, noise, taken, steps)
+        weakref.finalize(chosen, _close, self._library, handle, self, noise, taken, steps)
         return chosen
 
     def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
@@ -259,7 +288,10 @@ class NativePolicy:
         entropies = _empty(*shape) if entropy else None
         parameters = _empty(*shape, self._policy.head.parameter_count)
         self._evaluate(obs, action, log_prob, entropies, value, parameters)
-        return Evaluation(log_prob, entropies, value, self._policy.head.restore(parameters))
+        distribution = self._policy.head.restore(parameters)
+        if entropy and self._squashed:  # the library's entropies are those of u as well
+            entropies = distribution.entropy()
+        return Evaluation(log_prob, entropies, value, distribution)
 
     def value(self, obs: Tensor) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
@@ -281,7 +313,7 @@ class NativePolicy:
         batch = _Batch(
             count=value.numel(),
             obs=_address(obs),
-            **{"action" if self._gaussian else "choice": _address(action)},
+            **{self._action: _address(action)},
         )
         to = _Evaluation(*map(_address, (log_prob, entropy, value, parameters)))
         threads = self._threads if value.numel() >= WORTH_A_THREAD else 1
@@ -295,10 +327,9 @@ class NativePolicy:
 
     def _log_slope(self, action: Tensor) -> Tensor | float:
         """Log |da/du| of squashed actions: the library's densities are those of u."""
-        head = self._policy.head
-        if not (isinstance(head, GaussianHead) and head.squash):
-            return 0.0
-        return log_slope(action, head.reach.log()).sum(-1)
+        return sum(
+            (log_slope(action[..., own], reach).sum(-1) for own, reach in self._squashed), 0.0
+        )
 
     def update(
         self, batch: Batch, spec: LossSpec, orders: Tensor, bounds: list[int]
@@ -317,8 +348,8 @@ class NativePolicy:
             )
         with torch.no_grad():
             tensors = {
-                "obs": policy.inputs(batch.obs).contiguous(),
-                "action" if self._gaussian else "choice": batch.action.contiguous(),
+                "obs": self._rows(batch.obs).contiguous(),
+                self._action: batch.action.contiguous(),
                 "log_prob": (batch.log_prob + self._log_slope(batch.action)).contiguous(),
                 "value": value.contiguous(),
                 "parameters": batch.parameters.contiguous(),
@@ -372,6 +403,11 @@ class NativePolicy:
         if spec.policy == "none":
             del terms["policy_loss"]
         return terms, call.epochs_done, call.steps_done
+
+    def _rows(self, obs: Tensor) -> Tensor:
+        """Observations as the networks take them, and behind them what is legal."""
+        inputs, masks = self._policy.inputs(obs), obs[..., self._policy.observations.mask_begin :]
+        return torch.cat([inputs, masks], -1) if self._policy.masked else inputs
 
     def _parts(self) -> list[_Part]:
         """The actor's slice of weights and records, and the critic's: of one vector or of two."""
