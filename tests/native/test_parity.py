@@ -28,12 +28,43 @@ from proximo.algorithms.update import choose_engine, lay_out
 from proximo.collect import make_room
 from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic
+from proximo.spaces import MASK, choices
 from proximo.types import Batch
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 
 
-def case(algorithm, net, *, inputs=4, actions=3, continuous=False, samples=64, seed=0):
+def shown(space, inputs, masked):
+    """What a world shows of which these are the actions: numbers, and what is legal."""
+    numbers = gym.spaces.Box(-9, 9, (inputs,))
+    if not (masked and choices(space)):
+        return numbers
+    return gym.spaces.Dict({MASK: gym.spaces.MultiBinary(choices(space)), "numbers": numbers})
+
+
+def rows_of(policy, generator, *shape):
+    """Rows of observations, and in each something to choose."""
+    rows = torch.randn((*shape, policy.observations.width), generator=generator)
+    if policy.masked:
+        begin = policy.observations.mask_begin
+        for among in torch.split(rows[..., begin:], list(policy.head.choices), -1):
+            first = torch.randint(among.shape[-1], (*shape, 1), generator=generator)
+            among.copy_((among > 0).float().scatter(-1, first, 1.0))
+    return rows
+
+
+def case(
+    algorithm,
+    net,
+    *,
+    inputs=4,
+    actions=3,
+    continuous=False,
+    samples=64,
+    seed=0,
+    space=None,
+    masked=False,
+):
     """A policy, its optimizer and a batch that the policy itself might have collected."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -42,19 +73,22 @@ def case(algorithm, net, *, inputs=4, actions=3, continuous=False, samples=64, s
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        space = gym.spaces.Box(-1, 1, (actions,)) if continuous else gym.spaces.Discrete(actions)
-        policy = ActorCritic(gym.spaces.Box(-9, 9, (inputs,)), space, net)
+        plain = gym.spaces.Box(-1, 1, (actions,)) if continuous else gym.spaces.Discrete(actions)
+        space = space or plain
+        policy = ActorCritic(shown(space, inputs, masked), space, net)
         with torch.no_grad():
             for parameter in policy.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape))
     policy.return_shift.fill_(0.3)
     policy.return_scale.fill_(2.0)
-    obs = normal(samples, inputs)
+    obs = rows_of(policy, generator, samples)
+    earlier = obs.clone()
+    earlier[:, :inputs] += 0.2 * normal(samples, inputs)
     with torch.no_grad():
         distribution = policy.distribution(obs)
         noise = policy.head.noise(generator, (samples,))
         action = distribution.sample(noise)
-        before = policy.distribution(obs + 0.2 * normal(samples, inputs))
+        before = policy.distribution(earlier)
         batch = Batch(
             obs=obs,
             action=action,
