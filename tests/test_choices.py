@@ -49,10 +49,11 @@ MASKED = gym.spaces.Dict(
     ("shown", "taken", "net", "engine"),
     [
         (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {}, "native"),
-        (gym.spaces.Discrete(9), gym.spaces.MultiDiscrete([2, 2]), {}, "torch"),
+        (gym.spaces.Discrete(9), gym.spaces.MultiDiscrete([2, 2]), {}, "native"),
         (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {"memory": "gru"}, "torch"),
         (gym.spaces.Box(0, 255, (8, 8, 1), "uint8"), gym.spaces.Discrete(2), {}, "torch"),
-        (MASKED, gym.spaces.Discrete(2), {}, "torch"),
+        (MASKED, gym.spaces.Discrete(2), {}, "native"),
+        (MASKED, gym.spaces.Discrete(2), {"normalize_obs": True}, "native"),
         (gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,)), {"action": "beta"}, "torch"),
         (gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,)), {"action": "squash"}, "native"),
     ],

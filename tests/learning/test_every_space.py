@@ -1,5 +1,6 @@
 """Every kind of observation and action, with and without masks: right values, right actions."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -64,7 +65,9 @@ def test_every_kind_of_action(done):
 )
 @pytest.mark.parametrize("done", ["box", "hybrid"])
 def test_every_distribution_of_a_box(done, net):
-    check(learn(done=done, steps=16_000, **net), "vector", done)
+    # At 5e-3 one run in ten narrows its deviation before its mean has arrived.
+    gentle = dataclasses.replace(QUICK, learning_rate="linear:3e-3:0")
+    check(learn(done=done, steps=16_000, algorithm=gentle, **net), "vector", done)
 
 
 @pytest.mark.parametrize("seen", ["vector", "image", "dict"])

@@ -73,7 +73,8 @@ def test_one_step_from_the_same_minibatch(algorithm, net, space, masked, samples
         both(algorithm, net, **batch),
         exact=run("exact", algorithm, net, **batch),
         weights=3e-3,  # as in test_parity
-        rounding=1e-9 + 1e-7 * getattr(algorithm, "beta", 0.0),
+        # And the entropy pushes by p (log p + H), which nearly cancels where p is nearly even.
+        rounding=1e-9 + 1e-7 * (getattr(algorithm, "beta", 0.0) + algorithm.entropy_coef),
     )
 
 

@@ -118,7 +118,11 @@ def load() -> tuple[Any, str]:
 
 
 def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
-    """Why this policy and update cannot run natively, in a few words; empty if they can."""
+    """Why this policy and update cannot run natively, in a few words; empty if they can.
+
+    They can with small multilayer perceptrons, in single precision on a CPU, and choices, bits and
+    Gaussian numbers for actions, together or alone, with masks or without.
+    """
     library, missing = load()
     if library is None:
         return missing
@@ -167,6 +171,7 @@ def _address(array: np.ndarray | Tensor | None) -> int | None:
         assert array.dtype in (torch.float32, torch.int64, torch.bool)
         return array.data_ptr()
     assert array.flags.c_contiguous
+    assert array.dtype.name in _NUMBERS
     return array.ctypes.data
 
 
