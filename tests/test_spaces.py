@@ -7,6 +7,8 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proximo import NetConfig, train
+from proximo.envs import probes
 from proximo.spaces import MASK, Actions, Observations
 from proximo.types import UsageError
 
@@ -148,3 +150,21 @@ def test_every_observation_has_a_row(space, seed):
     row = rows.row(space.sample())
     assert row.shape == rows.shape
     assert np.isfinite(row).all()
+
+
+def test_bytes_that_are_no_image_are_numbers():
+    """Such as the memory of an Atari console."""
+
+    class Console(probes.Match):
+        def __init__(self):
+            super().__init__("vector", "discrete")
+            self.observation_space = gym.spaces.Box(0, 255, (3,), np.uint8)
+
+        def _look(self):
+            return (255 * np.eye(3)[self._symbol]).astype(np.uint8)
+
+    agent = train(Console, total_steps=256, worlds=2, net=NetConfig(normalize_obs=True))
+    assert agent.act(np.array([0, 255, 0], np.uint8)) in (1, 2, 3)
+    row = Observations(gym.spaces.Box(0, 255, (3,), np.uint8))
+    assert row.dtype == np.float32
+    assert row.measured.all()

@@ -88,7 +88,9 @@ class Observations:
         self.plain = alone is not None and (image or len(alone.shape) == 1)
         """Whether an observation is its row already."""
         self.shape = alone.shape if alone is not None and self.plain else (begin,)
-        self.dtype: np.dtype = np.dtype(alone.dtype if alone is not None else np.float32)
+        # Only images stay bytes, which the network scales; other bytes are numbers.
+        kind = np.float32 if alone is None else alone.dtype
+        self.dtype: np.dtype = np.dtype(np.float32 if kind == np.uint8 and not image else kind)
 
     def write(self, seen: Any, row: np.ndarray) -> None:
         """Lay an observation, or a batch of them, into its row. Raises `UsageError` for a misfit.

@@ -272,7 +272,6 @@ def test_auto_takes_native_for_every_kind_of_action(kind, masked):
     [
         (None, {"action": "beta"}, "it does not know a BetaHead"),
         (None, {"action": "squash"}, "its entropy of squashed actions is an integral"),
-        (None, {"memory": "gru"}, "the policy has a memory"),
         (spaces.Box(0, 255, (8, 8, 1), np.uint8), {}, "more than fully connected layers"),
     ],
 )

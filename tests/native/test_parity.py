@@ -29,7 +29,7 @@ from proximo.collect import make_room
 from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, choices
-from proximo.types import Batch
+from proximo.types import Batch, Recall
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 
@@ -84,22 +84,29 @@ def case(
     obs = rows_of(policy, generator, samples)
     earlier = obs.clone()
     earlier[:, :inputs] += 0.2 * normal(samples, inputs)
+    stretch, recall = torch.zeros(samples, dtype=torch.int64), None
+    carry = 0.5 * normal(samples, policy.carry_size)
+    if policy.carry_size:
+        begins = torch.rand(samples, generator=generator) < 0.25
+        begins[0] = False
+        stretch = begins.long().cumsum(0)
+        recall = Recall(stretch, carry)
     with torch.no_grad():
-        distribution = policy.distribution(obs)
+        distribution = policy.distribution(obs, recall)
         noise = policy.head.noise(generator, (samples,))
         action = distribution.sample(noise)
-        before = policy.distribution(earlier)
+        before = policy.distribution(earlier, recall)
         batch = Batch(
             obs=obs,
             action=action,
             log_prob=distribution.log_prob(action) + 0.2 * normal(samples),
             parameters=before.parameters,
-            value=policy.value(obs) + 0.3 * normal(samples),
+            value=policy.value(obs, recall) + 0.3 * normal(samples),
             advantage=normal(samples),
             target=normal(samples) * 2,
             episode=torch.arange(samples) // 7,
-            stretch=torch.zeros(samples, dtype=torch.int64),
-            carry=torch.zeros(samples, 0),
+            stretch=stretch,
+            carry=carry,
         )
     return policy, algorithm.make_optimizer(policy), batch
 

@@ -228,23 +228,22 @@ class NativeEngine(Engine):
     def actor(
         self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
     ) -> Callable[[int], None]:
-        return self._native.actor(steps, noise)
+        return self._native.actor(steps, noise, carry)
 
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
     ) -> Evaluation:
-        return self._native.evaluate(obs, action, entropy=entropy)
+        return self._native.evaluate(obs, action, entropy=entropy, recall=recall)
 
     def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
-        return self._native.value(obs)
+        return self._native.value(obs, recall)
 
     def descend(
         self, algorithm: OnPolicy, batch: Batch, layout: Layout, coefficients: dict[str, float]
     ) -> Outcome:
         spec = algorithm.loss_spec(coefficients)
         assert spec is not None
-        bounds = layout.bounds[0]  # the same in every epoch, without a memory
-        return Outcome(*self._native.update(batch, spec, layout.orders, bounds))
+        return Outcome(*self._native.update(batch, spec, *layout))
 
 
 def clip_gradient(flats: list[nn.Parameter], max_norm: float | None) -> Tensor:

@@ -1,5 +1,6 @@
-// PPO and its relatives on multilayer perceptrons: act, evaluate, and a whole update (all epochs and minibatches: gather,
-// forward, loss, backward, norm clip, optimizer, KL stop) in one call each.
+// PPO and its relatives on multilayer perceptrons, with an LSTM or GRU behind them if need be: act, evaluate, and a
+// whole update (all epochs and minibatches: gather, forward, loss, backward, norm clip, optimizer, KL stop) in one
+// call each.
 //
 // The same numbers as PyTorch gives with nets/ and algorithms/, up to rounding; tests/native holds them
 // side by side. Plain C interface on raw pointers; single precision, row-major.
@@ -35,6 +36,7 @@ enum ValueLoss { MSE = 0, HUBER = 1, CLIPPED = 2 };
 enum Optimizer { ADAM = 0, RMSPROP = 1, SGD = 2 };
 enum Objective { RATIO = 0, LOG = 1, NONE = 2 };  // the surrogate, the policy gradient, the critic alone
 enum Kind { CATEGORICAL = 0, BERNOULLI = 1, GAUSSIAN = 2 };
+enum Remembers { NOTHING = 0, GRU = 1, LSTM = 2 };
 enum Number { INT64 = 0, FLOAT32 = 1, FLOAT64 = 2 };
 
 constexpr float LOG_STD_MIN = -10.0f, LOG_STD_MAX = 2.0f;  // these three: functional/distributions.py
@@ -96,6 +98,11 @@ INLINE Vec activated(Vec x, int kind) {
   return u / (u + 2.0f);  // tanh
 }
 
+INLINE Vec sigmoid(Vec x) {
+  const Vec u = expm1_of(least(most(x, all(-80)), all(80)));
+  return (u + 1.0f) / (u + 2.0f);
+}
+
 // The derivative, from the value that came out.
 INLINE Vec slope(Vec y, int kind) {
   if (kind == RELU) return y > 0 ? all(1) : all(0);
@@ -107,7 +114,7 @@ INLINE Vec slope(Vec y, int kind) {
 
 // C = start + A B. A[i][k] stands at a[i * a_row + k * a_column]; the rows of B, C and start lie b_row,
 // c_row and start_row apart (0: one row for all), and start may be null for 0. `columns`, of B and C, is a
-// multiple of 16.
+// multiple of 16; the next 16 columns of B lie b_next on.
 struct Product {
   int rows, columns, depth;
   const float* a;
@@ -118,6 +125,7 @@ struct Product {
   int64_t c_row;
   const float* start;
   int64_t start_row;
+  int64_t b_next = WIDE;
 };
 
 template <int ROWS, int COLUMNS>
@@ -127,11 +135,11 @@ INLINE void tile(const Product& p, int64_t i, int64_t j) {
     for (int n = 0; n < COLUMNS; n++)
       sum[m][n] = p.start ? *(const Vec*)(p.start + (i + m) * p.start_row + j + n * WIDE) : all(0);
   const float* a = p.a + i * p.a_row;
-  const float* b = p.b + j;
-  const int64_t a_row = p.a_row, a_column = p.a_column, b_row = p.b_row;
+  const float* b = p.b + j / WIDE * p.b_next;
+  const int64_t a_row = p.a_row, a_column = p.a_column, b_row = p.b_row, b_next = p.b_next;
   for (int k = p.depth; k > 0; k--, a += a_column, b += b_row) {
     Vec line[COLUMNS];
-    for (int n = 0; n < COLUMNS; n++) line[n] = *(const Vec*)(b + n * WIDE);
+    for (int n = 0; n < COLUMNS; n++) line[n] = *(const Vec*)(b + n * b_next);
     for (int m = 0; m < ROWS; m++)
       for (int n = 0; n < COLUMNS; n++) sum[m][n] += a[m * a_row] * line[n];
   }
@@ -191,6 +199,91 @@ INLINE double square_of(const float* x, int64_t count) {
   return total;
 }
 
+// One step of some rows of a memory's cells, each of `size` units. A row of gates is made of blocks of that size: r, z,
+// n of a GRU, i, f, g, o of an LSTM, in PyTorch's order. They come as sums and are left as what the sigmoid or tanh
+// makes of them; on the way back they are left as the gradients by those sums.
+struct Cells {
+  int rows, size;
+  int64_t gates_row;
+  float* gates;
+  float* side;                      // of a GRU, the state's own part of the gates: n takes it times r
+  const float *state, *inner;       // what was remembered before, of an LSTM both
+  float *out, *out_inner;           // and after
+  float *d_out, *d_inner, *d_state;  // gradients by the last three; d_state of the row before, or null
+};
+
+INLINE void lstm_forth_in(const Cells& x) {
+  const int64_t size = x.size;
+  for (int64_t m = 0; m < x.rows; m++)
+    for (int64_t j = 0; j < size; j += WIDE) {
+      Vec* g[4];
+      for (int k = 0; k < 4; k++) g[k] = (Vec*)(x.gates + m * x.gates_row + k * size + j);
+      const int64_t at = m * size + j;
+      const Vec i = sigmoid(*g[0]), f = sigmoid(*g[1]), c = activated(*g[2], TANH), o = sigmoid(*g[3]);
+      const Vec inner = f * *(const Vec*)(x.inner + at) + i * c;
+      *g[0] = i, *g[1] = f, *g[2] = c, *g[3] = o;
+      *(Vec*)(x.out_inner + at) = inner;
+      *(Vec*)(x.out + at) = o * activated(inner, TANH);
+    }
+}
+
+INLINE void lstm_back_in(const Cells& x) {
+  const int64_t size = x.size;
+  for (int64_t m = 0; m < x.rows; m++)
+    for (int64_t j = 0; j < size; j += WIDE) {
+      Vec* g[4];
+      for (int k = 0; k < 4; k++) g[k] = (Vec*)(x.gates + m * x.gates_row + k * size + j);
+      const int64_t at = m * size + j;
+      const Vec i = *g[0], f = *g[1], c = *g[2], o = *g[3];
+      const Vec seen = activated(*(const Vec*)(x.out_inner + at), TANH), d_out = *(const Vec*)(x.d_out + at);
+      const Vec d_inner = *(const Vec*)(x.d_inner + at) + d_out * o * (1.0f - seen * seen);
+      *g[0] = d_inner * c * i * (1.0f - i);
+      *g[1] = d_inner * *(const Vec*)(x.inner + at) * f * (1.0f - f);
+      *g[2] = d_inner * i * (1.0f - c * c);
+      *g[3] = d_out * seen * o * (1.0f - o);
+      *(Vec*)(x.d_inner + at) = d_inner * f;
+    }
+}
+
+INLINE void gru_forth_in(const Cells& x) {
+  const int64_t size = x.size;
+  for (int64_t m = 0; m < x.rows; m++)
+    for (int64_t j = 0; j < size; j += WIDE) {
+      Vec *g[3], *s[3];
+      for (int k = 0; k < 3; k++) {
+        g[k] = (Vec*)(x.gates + m * x.gates_row + k * size + j);
+        s[k] = (Vec*)(x.side + m * x.gates_row + k * size + j);
+      }
+      const int64_t at = m * size + j;
+      const Vec r = sigmoid(*g[0] + *s[0]), z = sigmoid(*g[1] + *s[1]);
+      const Vec n = activated(*g[2] + r * *s[2], TANH);
+      *g[0] = r, *g[1] = z, *g[2] = n;
+      *(Vec*)(x.out + at) = (1.0f - z) * n + z * *(const Vec*)(x.state + at);
+    }
+}
+
+INLINE void gru_back_in(const Cells& x) {
+  const int64_t size = x.size;
+  for (int64_t m = 0; m < x.rows; m++)
+    for (int64_t j = 0; j < size; j += WIDE) {
+      Vec *g[3], *s[3];
+      for (int k = 0; k < 3; k++) {
+        g[k] = (Vec*)(x.gates + m * x.gates_row + k * size + j);
+        s[k] = (Vec*)(x.side + m * x.gates_row + k * size + j);
+      }
+      const int64_t at = m * size + j;
+      const Vec r = *g[0], z = *g[1], n = *g[2], d_out = *(const Vec*)(x.d_out + at);
+      const Vec d_n = d_out * (1.0f - z) * (1.0f - n * n);
+      const Vec d_r = d_n * *s[2] * r * (1.0f - r);
+      const Vec d_z = d_out * (*(const Vec*)(x.state + at) - n) * z * (1.0f - z);
+      *g[0] = *s[0] = d_r;
+      *g[1] = *s[1] = d_z;
+      *g[2] = d_n;
+      *s[2] = d_n * r;
+      if (x.d_state) *(Vec*)(x.d_state + at) += d_out * z;
+    }
+}
+
 struct Descent {
   int32_t optimizer;
   float rate, decay1, decay2, eps;
@@ -233,6 +326,8 @@ struct Kernels {
   void (*add_rows)(float*, const float*, int, int);
   double (*square)(const float*, int64_t);
   void (*descend)(const Descent&, int64_t, float*, float*, float*, float*);
+  void (*forth[3])(const Cells&);  // by Remembers
+  void (*back[3])(const Cells&);
 };
 
 #define BUILD_KERNELS(NAME, TARGET, ROWS, COLUMNS)                                                         \
@@ -251,7 +346,12 @@ struct Kernels {
   TARGET void descend(const Descent& d, int64_t n, float* w, float* g, float* first, float* second) {      \
     descend_in(d, n, w, g, first, second);                                                                 \
   }                                                                                                        \
-  constexpr Kernels kernels = {multiply, activate, scale_by_slope, add_rows, square, descend};             \
+  TARGET void lstm_forth(const Cells& x) { lstm_forth_in(x); }                                             \
+  TARGET void lstm_back(const Cells& x) { lstm_back_in(x); }                                               \
+  TARGET void gru_forth(const Cells& x) { gru_forth_in(x); }                                               \
+  TARGET void gru_back(const Cells& x) { gru_back_in(x); }                                                 \
+  constexpr Kernels kernels = {multiply, activate, scale_by_slope, add_rows, square, descend,              \
+                               {nullptr, gru_forth, lstm_forth}, {nullptr, gru_back, lstm_back}};          \
   }
 
 #if defined(__x86_64__)
@@ -411,6 +511,7 @@ struct ProximoHead {  // of a simple action space: n choices, K bits or A dimens
 struct ProximoPolicy {
   int32_t inputs, columns;  // of an observation: what is legal stands behind the inputs, if there are masks
   int32_t hidden_count, hidden[MAX_LAYERS], activation, shared, head_count;
+  int32_t memory, memory_size, carry_size;  // what remembers, and the numbers of a row of carries
   float obs_clip;
   const ProximoHead* heads;
   float *actor, *critic;    // flat weights, in the order of ActorCritic; shared: critic is null
@@ -428,6 +529,8 @@ struct ProximoRollout {  // T steps of N worlds
   void* taken;         // [T, N, actions] what the worlds are given
   float* parameters;   // [2, N, P] of the first step and of the latest one
   int32_t taken_number;
+  float* carry;                 // [N, carry_size] what is remembered; 0 behind an episode's end
+  const uint8_t *ended, *real;  // [T, N]
 };
 
 struct ProximoBatch {  // B samples
@@ -437,10 +540,13 @@ struct ProximoBatch {  // B samples
   const float* action;
   const float *log_prob, *value, *advantage, *target;
   const float* parameters;  // [B, P] of the distributions that acted
+  const uint8_t* begins;    // [B] for a memory: whether a stretch begins there
+  const float* carry;       // [B, carry_size] and what was remembered before it
 };
 
 struct ProximoEvaluation {  // of B samples
   float *log_prob, *entropy, *value, *parameters;  // each may be null
+  float* carry;                                    // [S, carry_size] behind every stretch, or null
 };
 
 struct ProximoPart {  // the actor's parameters, or the critic's
@@ -450,7 +556,7 @@ struct ProximoPart {  // the actor's parameters, or the critic's
 };
 
 struct ProximoUpdate {
-  int32_t epochs, minibatches, objective, value_loss, standardize, optimizer, threads;
+  int32_t epochs, objective, value_loss, standardize, optimizer, threads;
   float clip, clip_high;  // infinite: none
   float dual_clip, beta;  // 0: none
   float entropy_coef, value_coef, value_clip, huber_delta;
@@ -458,7 +564,7 @@ struct ProximoUpdate {
   float decay1, decay2, eps;
   int64_t step;           // of the optimizer, before this update
   const int64_t* order;   // [epochs, B]
-  const int64_t* bounds;  // [minibatches + 1]
+  const int64_t* bounds;  // of the minibatches: for each epoch 0, ..., B
   ProximoPart parts[2];   // actor (with a shared trunk: all), critic
   double sums[4];         // loss, policy loss, value loss, gradient norm, added up over the minibatches
   int32_t epochs_done, steps_done;
@@ -725,6 +831,241 @@ class Heads {
   std::vector<float> now_, inverse_std_, gradient_;
 };
 
+// ---- Memory --------------------------------------------------------------------------------------------
+
+// Samples in the order in which a memory takes them: the first ones of all stretches, the longest stretch first, then
+// the second ones of those that have them, and so on. So a step's states are the first rows of the step before.
+struct Packing {
+  std::vector<int64_t> order;    // [M] of samples
+  std::vector<int> counts;       // [longest] rows of a step
+  std::vector<int64_t> first;    // [S] sample that a stretch begins with, the longest stretch first
+  std::vector<int64_t> numbers;  // [S] the place of that stretch among all, as they came
+
+  void pack(const ProximoBatch& b, const int64_t* from, int64_t M) {
+    std::vector<int64_t> begins;
+    auto sample = [&](int64_t m) { return from ? from[m] : m; };
+    for (int64_t m = 0; m < M; m++)
+      if (m == 0 || b.begins[sample(m)]) begins.push_back(m);
+    const int64_t S = (int64_t)begins.size();
+    begins.push_back(M);
+    auto length = [&](int64_t s) { return begins[s + 1] - begins[s]; };
+    numbers.resize(S);
+    for (int64_t s = 0; s < S; s++) numbers[s] = s;
+    std::stable_sort(numbers.begin(), numbers.end(), [&](int64_t a, int64_t b) { return length(a) > length(b); });
+    first.resize(S);
+    for (int64_t k = 0; k < S; k++) first[k] = sample(begins[numbers[k]]);
+    order.clear();
+    counts.clear();
+    int64_t n = S;
+    for (int64_t t = 0; (int64_t)order.size() < M; t++) {
+      while (length(numbers[n - 1]) <= t) n--;
+      for (int64_t k = 0; k < n; k++) order.push_back(sample(begins[numbers[k]] + t));
+      counts.push_back((int)n);
+    }
+  }
+};
+
+// An LSTM or GRU over packed samples (nets/memory.py).
+class Memory {
+ public:
+  // column: where its part of a row of carries begins.
+  Memory(int kind, int inputs, int size, int column, int row, bool learning, int64_t& offset)
+      : kind_(kind), blocks_(kind == LSTM ? 4 : 3), inputs_(inputs), size_(size), wide_in_(padded(inputs)),
+        wide_(padded(size)), columns_(blocks_ * wide_), line_(columns_ + WIDE), column_(column), row_(row), learning_(learning),
+        offset_(offset) {
+    in_.make(inputs, wide_in_, columns_, learning);
+    own_.make(size, wide_, columns_, learning);
+    offset += (int64_t)blocks_ * size * (inputs + size + 2);
+  }
+
+  int width() const { return wide_; }
+  const float* out(int64_t begin) const { return &out_[begin * wide_]; }
+  float* gradient(int64_t begin) { return &d_out_[begin * wide_]; }  // by what came out
+  float* inputs(int64_t begin) { return &x_[begin * wide_in_]; }     // and, behind `backward`, the gradient by them
+
+  void load(const float* flat) {
+    const float* w = flat + offset_;
+    w = in_.load(w, inputs_, size_, wide_, blocks_);
+    w = own_.load(w, size_, size_, wide_, blocks_);
+    w = in_.load_bias(w, size_, wide_, blocks_);
+    own_.load_bias(w, size_, wide_, blocks_);
+    if (kind_ == LSTM)
+      for (int j = 0; j < columns_; j++) in_.bias[j] += own_.bias[j];
+  }
+
+  // Room for so many rows of so many stretches; `inputs` are to be filled in after it.
+  void room(int64_t rows, int64_t stretches) {
+    if (rows > rows_) {
+      x_ = floats(rows * wide_in_), gates_ = floats(rows * line_), out_ = floats(rows * wide_);
+      if (kind_ == LSTM) inner_ = floats(rows * wide_);
+      else side_ = floats(rows * line_);
+      if (learning_) before_ = floats(rows * wide_), d_out_ = floats(rows * wide_);
+      rows_ = rows;
+    }
+    if (stretches > stretches_) {
+      first_ = floats(stretches * wide_), first_inner_ = floats(stretches * wide_);
+      if (learning_) d_inner_ = floats(stretches * wide_);
+      stretches_ = stretches;
+    }
+  }
+
+  void forward(const Packing& p, const float* carry) {
+    for (int64_t k = 0; k < p.counts[0]; k++) recall(k, carry + p.first[k] * row_);
+    weigh_inputs((int)p.order.size());
+    int64_t at = 0;
+    for (size_t t = 0; t < p.counts.size(); t++) {
+      const int n = p.counts[t];
+      const Cells cells = at_step(n, at, t ? at - p.counts[t - 1] : -1);
+      weigh_state(cells);
+      kernel.forth[kind_](cells);
+      if (learning_) std::memcpy(&before_[at * wide_], cells.state, (int64_t)n * wide_ * sizeof(float));
+      at += n;
+    }
+  }
+
+  // What is remembered behind every stretch. to: [S, row].
+  void store(const Packing& p, float* to) const {
+    int64_t at = 0;
+    for (size_t t = 0; t < p.counts.size(); t++) {
+      const int n = p.counts[t], go_on = t + 1 < p.counts.size() ? p.counts[t + 1] : 0;
+      for (int k = go_on; k < n; k++) keep(at + k, to + p.numbers[k] * row_);
+      at += n;
+    }
+  }
+
+  // One step of rows whose carries stand in order, and are moved on.
+  void step(int rows, float* carry) {
+    for (int64_t k = 0; k < rows; k++) recall(k, carry + k * row_);
+    weigh_inputs(rows);
+    const Cells cells = at_step(rows, 0, -1);
+    weigh_state(cells);
+    kernel.forth[kind_](cells);
+    for (int64_t k = 0; k < rows; k++) keep(k, carry + k * row_);
+  }
+
+  void backward(const Packing& p) {
+    const int M = (int)p.order.size();
+    std::fill_n(d_inner_.get(), (int64_t)p.counts[0] * wide_, 0.0f);
+    float* own_gates = kind_ == LSTM ? gates_.get() : side_.get();
+    int64_t at = M;
+    for (int t = (int)p.counts.size() - 1; t >= 0; t--) {
+      const int n = p.counts[t];
+      at -= n;
+      const int64_t before = t ? at - p.counts[t - 1] : -1;
+      const Cells cells = at_step(n, at, before);
+      kernel.back[kind_](cells);
+      if (t)
+        kernel.multiply({n, wide_, columns_, own_gates + at * line_, line_, 1, own_.back.get(), WIDE, cells.d_state,
+                         wide_, cells.d_state, wide_, (int64_t)columns_ * WIDE});
+    }
+    in_.gather(gates_.get(), line_, x_.get(), M);
+    own_.gather(own_gates, line_, before_.get(), M);
+    kernel.multiply({M, wide_in_, columns_, gates_.get(), line_, 1, in_.back.get(), WIDE, x_.get(), wide_in_,
+                     nullptr, 0, (int64_t)columns_ * WIDE});
+  }
+
+  void store_gradient(float* flat) const {
+    float* w = flat + offset_;
+    w = in_.store(w, inputs_, size_, wide_, blocks_);
+    w = own_.store(w, size_, size_, wide_, blocks_);
+    w = in_.store_bias(w, size_, wide_, blocks_);
+    own_.store_bias(w, size_, wide_, blocks_);
+  }
+
+ private:
+  // Weights from rows of numbers to the gates, whose blocks are padded. Those to multiply by lie in strips of 16 columns,
+  // one strip behind the other, so that they are read in the order in which they lie.
+  struct Weights {
+    int wide_in = 0, columns = 0;
+    Floats forth, back;                    // [columns / 16, inputs, 16] and [wide_in / 16, columns, 16]
+    Floats bias, gradient, bias_gradient;  // [columns], [columns, wide_in], [columns]
+
+    void make(int inputs, int wide, int count, bool learning) {
+      wide_in = wide, columns = count;
+      forth = floats((int64_t)inputs * columns), bias = floats(columns);
+      if (!learning) return;
+      back = floats((int64_t)columns * wide_in), gradient = floats((int64_t)columns * wide_in);
+      bias_gradient = floats(columns);
+    }
+
+    const float* load(const float* w, int inputs, int size, int wide, int blocks) {
+      for (int k = 0; k < blocks; k++)
+        for (int j = 0; j < size; j++, w += inputs) {
+          const int64_t to = (int64_t)k * wide + j;
+          for (int64_t i = 0; i < inputs; i++) {
+            forth[(to / WIDE * inputs + i) * WIDE + to % WIDE] = w[i];
+            if (back) back[(i / WIDE * columns + to) * WIDE + i % WIDE] = w[i];
+          }
+        }
+      return w;
+    }
+
+    const float* load_bias(const float* w, int size, int wide, int blocks) {
+      for (int k = 0; k < blocks; k++, w += size) std::memcpy(&bias[(int64_t)k * wide], w, size * sizeof(float));
+      return w;
+    }
+
+    // The gradient, from those by the gates and what went in.
+    void gather(const float* gates, int64_t line, const float* x, int rows) {
+      kernel.multiply({columns, wide_in, rows, gates, 1, line, x, wide_in, gradient.get(), wide_in, nullptr, 0});
+      std::fill_n(bias_gradient.get(), columns, 0.0f);
+      for (int m = 0; m < rows; m++) kernel.add_rows(bias_gradient.get(), gates + m * line, 1, columns);
+    }
+
+    float* store(float* w, int inputs, int size, int wide, int blocks) const {
+      for (int k = 0; k < blocks; k++)
+        for (int j = 0; j < size; j++, w += inputs)
+          std::memcpy(w, &gradient[((int64_t)k * wide + j) * wide_in], inputs * sizeof(float));
+      return w;
+    }
+
+    float* store_bias(float* w, int size, int wide, int blocks) const {
+      for (int k = 0; k < blocks; k++, w += size)
+        std::memcpy(w, &bias_gradient[(int64_t)k * wide], size * sizeof(float));
+      return w;
+    }
+  };
+
+  void recall(int64_t k, const float* carry) {
+    std::memcpy(&first_[k * wide_], carry + column_, size_ * sizeof(float));
+    if (kind_ == LSTM) std::memcpy(&first_inner_[k * wide_], carry + column_ + size_, size_ * sizeof(float));
+  }
+
+  void keep(int64_t row, float* carry) const {
+    std::memcpy(carry + column_, &out_[row * wide_], size_ * sizeof(float));
+    if (kind_ == LSTM) std::memcpy(carry + column_ + size_, &inner_[row * wide_], size_ * sizeof(float));
+  }
+
+  void weigh_inputs(int rows) {
+    kernel.multiply({rows, columns_, inputs_, x_.get(), wide_in_, 1, in_.forth.get(), WIDE, gates_.get(), line_,
+                     in_.bias.get(), 0, (int64_t)inputs_ * WIDE});
+  }
+
+  void weigh_state(const Cells& x) {
+    const bool lstm = kind_ == LSTM;
+    float* to = lstm ? x.gates : x.side;
+    kernel.multiply({x.rows, columns_, size_, x.state, wide_, 1, own_.forth.get(), WIDE, to, line_,
+                     lstm ? to : own_.bias.get(), lstm ? line_ : 0, (int64_t)size_ * WIDE});
+  }
+
+  // n rows from `at`, which follow on those from `before` or, where that is negative, on what was recalled.
+  Cells at_step(int n, int64_t at, int64_t before) {
+    auto rows = [&](Floats& x, int64_t row, int64_t width) { return x ? &x[row * width] : nullptr; };
+    const bool begins = before < 0;
+    return {n, wide_, line_, rows(gates_, at, line_), rows(side_, at, line_),
+            begins ? first_.get() : rows(out_, before, wide_), begins ? first_inner_.get() : rows(inner_, before, wide_),
+            rows(out_, at, wide_), rows(inner_, at, wide_), rows(d_out_, at, wide_), d_inner_.get(),
+            begins ? nullptr : rows(d_out_, before, wide_)};
+  }
+
+  const int kind_, blocks_, inputs_, size_, wide_in_, wide_, columns_, line_, column_, row_;
+  const bool learning_;
+  const int64_t offset_;
+  Weights in_, own_;
+  Floats x_, gates_, side_, out_, inner_, before_, d_out_, first_, first_inner_, d_inner_;
+  int64_t rows_ = 0, stretches_ = 0;
+};
+
 struct Terms {  // of one minibatch: means, and the square of the gradient
   double policy_loss = 0, value_loss = 0, entropy = 0, square = 0;
 };
@@ -751,6 +1092,12 @@ class Lane {
       trunk_.add(width, p.hidden[n], offset);
       width = p.hidden[n];
     }
+    if (p.memory) {
+      const int own = p.memory == LSTM ? 2 * p.memory_size : p.memory_size;
+      const int column = acts ? 0 : p.carry_size - own;
+      memory_ = std::make_unique<Memory>(p.memory, width, p.memory_size, column, p.carry_size, most > 0, offset);
+      width = p.memory_size;
+    }
     if (acts) {
       logits_.add(width, heads_.outputs, offset);
       deviations_ = offset;
@@ -763,6 +1110,7 @@ class Lane {
 
   void load() {
     trunk_.load(weights_);
+    if (memory_) memory_->load(weights_);
     if (!logits_.empty()) logits_.load(weights_);
     if (!baseline_.empty()) baseline_.load(weights_);
     if (acts_) heads_.load(weights_ + deviations_);
@@ -774,8 +1122,10 @@ class Lane {
     for (int64_t begin = 0; begin < r.worlds; begin += CHUNK) {
       const int rows = (int)std::min<int64_t>(CHUNK, r.worlds - begin);
       const int64_t first = t * r.worlds + begin;
-      standardized(r.obs + first * p_.columns, rows);
-      infer(rows);
+      take(r.obs, nullptr, first, rows, true);
+      trunk_.forward(x_.get(), wide_, rows);
+      if (memory_) remember(r, t, begin, rows);
+      judge(rows, 0);
       for (int m = 0; m < rows; m++) {
         see(r.obs, first + m, m);
         heads_.draw(r, first + m);
@@ -788,12 +1138,13 @@ class Lane {
   void evaluate(const ProximoBatch& b, const ProximoEvaluation& to) {
     if (!values_ && !to.log_prob) return;
     const int width = heads_.parameters;
+    const int64_t* order = remember(b, nullptr, b.count, true);
+    if (memory_ && to.carry) memory_->store(packing_, to.carry);
     for (int64_t begin = 0; begin < b.count; begin += CHUNK) {
       const int rows = (int)std::min<int64_t>(CHUNK, b.count - begin);
-      standardized(b.obs + begin * p_.columns, rows);
-      infer(rows);
+      infer(b, order, begin, rows, true);
       for (int m = 0; m < rows; m++) {
-        const int64_t row = begin + m;
+        const int64_t row = order ? order[begin + m] : begin + m;
         if (acts_ && to.log_prob) {
           float entropy = 0;
           to.log_prob[row] = log_prob(b, row, m, to.entropy != nullptr, entropy);
@@ -812,13 +1163,14 @@ class Lane {
   double kl(const ProximoBatch& b) {
     load();
     double sum = 0;
+    const int64_t* order = remember(b, nullptr, b.count, false);
     for (int64_t begin = 0; begin < b.count; begin += CHUNK) {
       const int rows = (int)std::min<int64_t>(CHUNK, b.count - begin);
-      gather(b, nullptr, begin, rows);
-      infer(rows);
+      infer(b, order, begin, rows, false);
       for (int m = 0; m < rows; m++) {
+        const int64_t row = order ? order[begin + m] : begin + m;
         float entropy = 0;
-        const float d = log_prob(b, begin + m, m, false, entropy) - b.log_prob[begin + m];
+        const float d = log_prob(b, row, m, false, entropy) - b.log_prob[row];
         sum += std::expm1(d) - d;
       }
     }
@@ -831,26 +1183,38 @@ class Lane {
     load();
     weight_ = 1.0f / M;
     sum_ = {};
+    order = remember(b, order, M, false);
     if (acts_) standardize(u, b, order, M);
     heads_.clear_gradient();
     for (int begin = 0; begin < M; begin += CHUNK) {
       const int rows = std::min(CHUNK, M - begin);
-      gather(b, order + begin, 0, rows);
-      infer(rows);
+      infer(b, order, begin, rows, false);
       const bool more = begin > 0;
-      const float* top = trunk_.out();
-      float* top_gradient = trunk_.gradient();
+      const int width = memory_ ? memory_->width() : trunk_.width();
+      const float* top = memory_ ? memory_->out(begin) : trunk_.out();
+      float* top_gradient = memory_ ? memory_->gradient(begin) : trunk_.gradient();
       if (acts_) {
         for (int m = 0; m < rows; m++) policy_row(u, b, order[begin + m], m, advantage_[begin + m]);
-        logits_.backward(top, trunk_.width(), rows, more, top_gradient);
+        logits_.backward(top, width, rows, more, top_gradient);
       }
       if (values_) {
         for (int m = 0; m < rows; m++) value_row(u, b, order[begin + m], m);
-        baseline_.backward(top, trunk_.width(), rows, more, acts_ ? below_.get() : top_gradient);
+        baseline_.backward(top, width, rows, more, acts_ ? below_.get() : top_gradient);
         if (acts_)
-          for (int64_t i = 0; i < (int64_t)rows * trunk_.width(); i++) top_gradient[i] += below_[i];
+          for (int64_t i = 0; i < (int64_t)rows * width; i++) top_gradient[i] += below_[i];
       }
-      trunk_.backward(x_.get(), wide_, rows, more, nullptr);
+      if (!memory_) trunk_.backward(x_.get(), wide_, rows, more, nullptr);
+    }
+    if (memory_) {
+      memory_->backward(packing_);
+      for (int begin = 0; begin < M; begin += CHUNK) {  // what the trunk put out is made again
+        const int rows = std::min(CHUNK, M - begin);
+        take(b.obs, order, begin, rows, false);
+        trunk_.forward(x_.get(), wide_, rows);
+        std::memcpy(trunk_.gradient(), memory_->inputs(begin), (int64_t)rows * trunk_.width() * sizeof(float));
+        trunk_.backward(x_.get(), wide_, rows, begin > 0, nullptr);
+      }
+      memory_->store_gradient(part.gradient);
     }
     trunk_.store_gradient(part.gradient);
     if (acts_) {
@@ -868,32 +1232,65 @@ class Lane {
   }
 
  private:
-  void infer(int rows) {
-    trunk_.forward(x_.get(), wide_, rows);
-    if (acts_) logits_.forward(trunk_.out(), trunk_.width(), rows);
-    if (values_) baseline_.forward(trunk_.out(), trunk_.width(), rows);
-  }
-
-  // Rows of observations as the networks take them (ActorCritic.inputs).
-  void standardized(const float* obs, int rows) {
-    for (int m = 0; m < rows; m++) {
-      const float* from = obs + (int64_t)m * p_.columns;
-      float* to = &x_[(int64_t)m * wide_];
-      if (p_.obs_scale)
-        for (int k = 0; k < p_.inputs; k++)
-          to[k] = bounded((from[k] - p_.obs_shift[k]) * p_.obs_scale[k], -p_.obs_clip, p_.obs_clip);
-      else
-        std::memcpy(to, from, p_.inputs * sizeof(float));
-      for (int k = 0; p_.measured && k < p_.inputs; k++)
-        if (!p_.measured[k]) to[k] = from[k];
+  // Samples order[begin], ... through all of the network; with a memory, `remember` has done its part before.
+  void infer(const ProximoBatch& b, const int64_t* order, int64_t begin, int rows, bool raw) {
+    if (!memory_) {
+      take(b.obs, order, begin, rows, raw);
+      trunk_.forward(x_.get(), wide_, rows);
     }
+    judge(rows, begin);
   }
 
-  // Rows of a batch whose observations are already as the networks take them.
-  void gather(const ProximoBatch& b, const int64_t* order, int64_t begin, int rows) {
-    for (int m = 0; m < rows; m++)
-      std::memcpy(&x_[(int64_t)m * wide_], b.obs + (order ? order[m] : begin + m) * p_.columns,
-                  p_.inputs * sizeof(float));
+  void judge(int rows, int64_t begin) {
+    const float* top = memory_ ? memory_->out(begin) : trunk_.out();
+    const int width = memory_ ? memory_->width() : trunk_.width();
+    if (acts_) logits_.forward(top, width, rows);
+    if (values_) baseline_.forward(top, width, rows);
+  }
+
+  // All M samples through the trunk and the memory. Returns the order in which they now stand; without a memory, the
+  // one that was given.
+  const int64_t* remember(const ProximoBatch& b, const int64_t* order, int64_t M, bool raw) {
+    if (!memory_) return order;
+    packing_.pack(b, order, M);
+    memory_->room(M, packing_.counts[0]);
+    for (int64_t begin = 0; begin < M; begin += CHUNK) {
+      const int rows = (int)std::min<int64_t>(CHUNK, M - begin);
+      take(b.obs, packing_.order.data(), begin, rows, raw);
+      trunk_.forward(x_.get(), wide_, rows);
+      std::memcpy(memory_->inputs(begin), trunk_.out(), (int64_t)rows * trunk_.width() * sizeof(float));
+    }
+    memory_->forward(packing_, b.carry);
+    return packing_.order.data();
+  }
+
+  // The same for one step of some worlds, which have just begun an episode if the last step ended one.
+  void remember(const ProximoRollout& r, int64_t t, int64_t begin, int rows) {
+    float* carry = r.carry + begin * p_.carry_size;
+    for (int m = 0; t && m < rows; m++) {
+      const int64_t last = (t - 1) * r.worlds + begin + m;
+      if (r.ended[last] || !r.real[last]) std::fill_n(carry + m * p_.carry_size, p_.carry_size, 0.0f);
+    }
+    memory_->room(CHUNK, CHUNK);
+    std::memcpy(memory_->inputs(0), trunk_.out(), (int64_t)rows * trunk_.width() * sizeof(float));
+    memory_->step(rows, carry);
+  }
+
+  // Rows of observations, in this order or as they stand, as the networks take them (ActorCritic.inputs) or, if they
+  // are not raw, as they are.
+  void take(const float* obs, const int64_t* order, int64_t begin, int rows, bool raw) {
+    for (int m = 0; m < rows; m++) {
+      const float* from = obs + (order ? order[begin + m] : begin + m) * p_.columns;
+      float* to = &x_[(int64_t)m * wide_];
+      if (!raw || !p_.obs_scale) {
+        std::memcpy(to, from, p_.inputs * sizeof(float));
+        continue;
+      }
+      for (int k = 0; k < p_.inputs; k++)
+        to[k] = p_.measured && !p_.measured[k]
+                    ? from[k]
+                    : bounded((from[k] - p_.obs_shift[k]) * p_.obs_scale[k], -p_.obs_clip, p_.obs_clip);
+    }
   }
 
   // The distribution in row `row` of the observations, which went through the network as row m.
@@ -987,6 +1384,8 @@ class Lane {
   Net trunk_, logits_, baseline_;
   Heads heads_;
   Floats x_, below_;
+  std::unique_ptr<Memory> memory_;
+  Packing packing_;
   std::vector<float> advantage_;
   int64_t deviations_ = 0;  // where the free ones stand among the weights
   float weight_ = 0;
@@ -1105,7 +1504,7 @@ class Helper {
 
 extern "C" {
 
-int32_t proximo_version() { return 4; }
+int32_t proximo_version() { return 5; }
 
 // Use the kernels of this level or the nearest below that the processor has: for tests.
 void proximo_use(int32_t level) { kernel = kernels_of(level); }
@@ -1143,7 +1542,9 @@ int32_t proximo_evaluate(const ProximoPolicy* policy, const ProximoBatch* batch,
 // K epochs of minibatches. Returns 0, or 1 if there is no memory for it.
 int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, ProximoUpdate* u) try {
   int64_t most = 1;
-  for (int32_t n = 0; n < u->minibatches; n++) most = std::max(most, u->bounds[n + 1] - u->bounds[n]);
+  const int64_t* bounds = u->bounds;
+  for (int32_t epoch = 0; epoch < u->epochs; epoch++, bounds++)
+    for (; *bounds < batch->count; bounds++) most = std::max(most, bounds[1] - bounds[0]);
   auto lanes = make_lanes(*policy, most);
   ProximoPart* parts = u->parts;
   if (u->objective == NONE) {  // the critic alone, which must have a trunk of its own
@@ -1157,10 +1558,11 @@ int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, P
   bool due = false;  // a step along the last gradient, taken before the next
   auto step = [&](int k) { if (due && k < count) lanes[k]->step(descent, parts[k]); };
   int64_t steps = u->step;
-  for (int32_t epoch = 0; epoch < u->epochs; epoch++) {
-    for (int32_t n = 0; n < u->minibatches; n++) {
-      const int64_t* order = u->order + epoch * batch->count + u->bounds[n];
-      const int M = (int)(u->bounds[n + 1] - u->bounds[n]);
+  bounds = u->bounds;
+  for (int32_t epoch = 0; epoch < u->epochs; epoch++, bounds++) {
+    for (; *bounds < batch->count; bounds++) {
+      const int64_t* order = u->order + epoch * batch->count + bounds[0];
+      const int M = (int)(bounds[1] - bounds[0]);
       auto learn = [&](int k) {
         step(k);
         if (k < count) terms[k] = lanes[k]->learn(*u, *batch, parts[k], order, M);

@@ -20,10 +20,10 @@ from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.bodies import MLP
 from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Head, JointHead
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, LossSpec, Steps
+from proximo.types import Batch, LossSpec, Recall, Steps
 
 LIBRARY = Path(__file__).with_name("engine.so")
-VERSION = 4
+VERSION = 5
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -37,6 +37,7 @@ _SUMS = ("loss", "policy_loss", "value_loss", "grad_norm")
 _OBJECTIVES = {"ratio": 0, "log": 1, "none": 2}
 _OPTIMIZERS = {"adam": 0, "rmsprop": 1, "sgd": 2}
 _HEADS: dict[type[Head], int] = {CategoricalHead: 0, BernoulliHead: 1, GaussianHead: 2}
+_MEMORIES: dict[type[torch.nn.Module], int] = {torch.nn.GRU: 1, torch.nn.LSTM: 2}
 _NUMBERS = {"int64": 0, "float32": 1, "float64": 2}
 
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -59,7 +60,7 @@ class _Policy(ctypes.Structure):
         *_fields(i="inputs columns hidden_count"),
         ("hidden", _int * MAX_LAYERS),
         *_fields(
-            i="activation shared head_count",
+            i="activation shared head_count memory memory_size carry_size",
             f="obs_clip",
             p="heads actor critic obs_shift obs_scale measured return_shift return_scale",
         ),
@@ -67,15 +68,21 @@ class _Policy(ctypes.Structure):
 
 
 class _Rollout(ctypes.Structure):
-    _fields_ = _fields(l="worlds", p="obs noise choice action taken parameters", i="taken_number")
+    _fields_ = (
+        *_fields(l="worlds", p="obs noise choice action taken parameters", i="taken_number"),
+        *_fields(p="carry ended real"),
+    )
 
 
 class _Batch(ctypes.Structure):
-    _fields_ = _fields(l="count", p="obs choice action log_prob value advantage target parameters")
+    _fields_ = _fields(
+        l="count",
+        p="obs choice action log_prob value advantage target parameters begins carry",
+    )
 
 
 class _Evaluation(ctypes.Structure):
-    _fields_ = _fields(p="log_prob entropy value parameters")
+    _fields_ = _fields(p="log_prob entropy value parameters carry")
 
 
 class _Part(ctypes.Structure):
@@ -85,7 +92,7 @@ class _Part(ctypes.Structure):
 class _Update(ctypes.Structure):
     _fields_ = (
         *_fields(
-            i="epochs minibatches objective value_loss standardize optimizer threads",
+            i="epochs objective value_loss standardize optimizer threads",
             f="clip clip_high dual_clip beta entropy_coef value_coef value_clip huber_delta "
             "max_norm target_kl decay1 decay2 eps",
             l="step",
@@ -141,16 +148,16 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     if foreign:
         return f"it does not know a {foreign.__name__}"
     widths = [layer.out_features for layer in actor.linears()]
+    remembered = policy.actor_memory.size if policy.actor_memory else 0
     squashed = any(isinstance(head, GaussianHead) and head.squash for head in heads)
     reasons = {
-        "the policy has a memory": policy.carry_size > 0,
         "its entropy of squashed actions is an integral": squashed and spec.entropy_coef != 0,
         "its critic judges actions": policy.action_values,
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
         "some parameters are frozen": not all(p.requires_grad for p in policy.parameters()),
         f"the network has more than {MAX_LAYERS} layers": len(widths) > MAX_LAYERS,
-        f"a layer is wider than {WIDEST}": max(widths) > WIDEST,
+        f"a layer is wider than {WIDEST}": max(*widths, remembered) > WIDEST,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -171,7 +178,7 @@ def _address(array: np.ndarray | Tensor | None) -> int | None:
         assert array.dtype in (torch.float32, torch.int64, torch.bool)
         return array.data_ptr()
     assert array.flags.c_contiguous
-    assert array.dtype.name in _NUMBERS
+    assert array.dtype.name in (*_NUMBERS, "bool")
     return array.ctypes.data
 
 
@@ -214,7 +221,7 @@ class NativePolicy:
             for head, end in zip(heads, accumulate(widths), strict=True)
             if isinstance(head, GaussianHead) and head.squash
         ]
-        linears, seen = actor.linears(), policy.observations
+        linears, seen, memory = actor.linears(), policy.observations, policy.actor_memory
         shown, valued = policy.normalize_obs, policy.normalize_returns
         critic = own.linears()[0].weight if own else None
         self._struct = _Policy(
@@ -225,6 +232,9 @@ class NativePolicy:
             activation=_ACTIVATIONS[actor.activation],
             shared=policy.critic is None,
             head_count=len(heads),
+            memory=_MEMORIES[type(memory.cell)] if memory else 0,
+            memory_size=memory.size if memory else 0,
+            carry_size=policy.carry_size,
             obs_clip=policy.obs_clip,
             heads=ctypes.addressof(self._heads),
             actor=first.data_ptr(),
@@ -255,8 +265,13 @@ class NativePolicy:
             reach=_address(head.reach),
         )
 
-    def actor(self, steps: Steps, noise: Tensor | None) -> Callable[[int], None]:
-        """act(t), from obs[t] and noise[t] to action[t] and taken[t]; the weights are read now."""
+    def actor(
+        self, steps: Steps, noise: Tensor | None, carry: Tensor | None
+    ) -> Callable[[int], None]:
+        """act(t), from obs[t] and noise[t] to action[t] and taken[t]; the weights are read now.
+
+        carry: [N, C], which moves on in place.
+        """
         noise = noise.to(torch.float32).contiguous() if noise is not None else None
         # A world that wants another type of number than the library gives gets a copy.
         taken = steps.taken
@@ -270,6 +285,9 @@ class NativePolicy:
             taken=_address(taken),
             taken_number=_NUMBERS[taken.dtype.name],
             parameters=_address(steps.parameters),
+            carry=_address(carry),
+            ended=_address(steps.ended),
+            real=_address(steps.real),
             **{self._action: _address(steps.action)},
         )
         handle = self._library.proximo_open(ctypes.byref(self._struct), ctypes.byref(rollout))
@@ -283,25 +301,27 @@ class NativePolicy:
 
         chosen = act if foreign else native
         # What it points to lives as long as it does.
-        weakref.finalize(chosen, _close, self._library, handle, self, noise, taken, steps)
+        weakref.finalize(chosen, _close, self._library, handle, self, noise, taken, steps, carry)
         return chosen
 
-    def evaluate(self, obs: Tensor, action: Tensor, *, entropy: bool) -> Evaluation:
+    def evaluate(
+        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None
+    ) -> Evaluation:
         """As `ActorCritic.evaluate`, without gradients. obs: [..., *obs]."""
         shape = action.shape[: action.dim() - len(self._policy.head.action_shape)]
         log_prob, value = _empty(*shape), _empty(*shape)
         entropies = _empty(*shape) if entropy else None
         parameters = _empty(*shape, self._policy.head.parameter_count)
-        self._evaluate(obs, action, log_prob, entropies, value, parameters)
+        carry = self._evaluate(obs, action, log_prob, entropies, value, parameters, recall)
         distribution = self._policy.head.restore(parameters)
         if entropy and self._squashed:  # the library's entropies are those of u as well
             entropies = distribution.entropy()
-        return Evaluation(log_prob, entropies, value, distribution)
+        return Evaluation(log_prob, entropies, value, distribution, carry)
 
-    def value(self, obs: Tensor) -> Tensor:
+    def value(self, obs: Tensor, recall: Recall | None) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
         value = _empty(*obs.shape[: obs.dim() - len(self._policy.obs_shape)])
-        self._evaluate(obs, None, None, None, value, None)
+        self._evaluate(obs, None, None, None, value, None, recall)
         return value
 
     def _evaluate(
@@ -312,15 +332,23 @@ class NativePolicy:
         entropy: Tensor | None,
         value: Tensor,
         parameters: Tensor | None,
-    ) -> None:
+        recall: Recall | None,
+    ) -> Tensor | None:
+        """Fills in the rest; returns what is remembered behind every stretch. [S, C]."""
         obs = obs.contiguous()
+        begins = before = carry = None
+        if recall:
+            begins, before = _begins(recall), recall.carry.contiguous()
+            carry = _empty(int(begins.sum()), self._policy.carry_size)
         action = action.contiguous() if action is not None else None
         batch = _Batch(
             count=value.numel(),
             obs=_address(obs),
+            begins=_address(begins),
+            carry=_address(before),
             **{self._action: _address(action)},
         )
-        to = _Evaluation(*map(_address, (log_prob, entropy, value, parameters)))
+        to = _Evaluation(*map(_address, (log_prob, entropy, value, parameters, carry)))
         threads = self._threads if value.numel() >= WORTH_A_THREAD else 1
         failed = self._library.proximo_evaluate(
             ctypes.byref(self._struct), ctypes.byref(batch), ctypes.byref(to), threads
@@ -329,6 +357,7 @@ class NativePolicy:
             raise MemoryError("there is no memory for the native engine")
         if log_prob is not None and action is not None:
             log_prob -= self._log_slope(action)
+        return carry
 
     def _log_slope(self, action: Tensor) -> Tensor | float:
         """Log |da/du| of squashed actions: the library's densities are those of u."""
@@ -337,9 +366,9 @@ class NativePolicy:
         )
 
     def update(
-        self, batch: Batch, spec: LossSpec, orders: Tensor, bounds: list[int]
+        self, batch: Batch, spec: LossSpec, orders: Tensor, bounds: list[list[int]]
     ) -> tuple[dict[str, Tensor], int, int]:
-        """All epochs and minibatches: orders[k][bounds[n] : bounds[n + 1]] in turn.
+        """All epochs and minibatches: orders[k][bounds[k][n] : bounds[k][n + 1]] in turn.
 
         orders: [K, B] int64. Returns the minibatches' terms, added up, and how many epochs and
         minibatches there were: fewer than asked for after the KL's limit, or once a gradient was
@@ -361,16 +390,17 @@ class NativePolicy:
                 "advantage": batch.advantage.contiguous(),
                 "target": target.contiguous(),
             }
+            if recall := batch.recall:
+                tensors |= {"begins": _begins(recall), "carry": recall.carry.contiguous()}
         data = _Batch(
             count=len(batch), **{name: _address(tensor) for name, tensor in tensors.items()}
         )
         optimizer = self._optimizer
         adam = optimizer.kind == "adam"
-        edges = torch.tensor(bounds, dtype=torch.int64)
+        edges = torch.tensor([edge for epoch in bounds for edge in epoch], dtype=torch.int64)
         orders = orders.contiguous()
         call = _Update(
             epochs=len(orders),
-            minibatches=len(bounds) - 1,
             objective=_OBJECTIVES[spec.policy],
             value_loss=_VALUE_LOSSES[spec.value_loss],
             standardize=spec.standardize,
@@ -438,6 +468,13 @@ class NativePolicy:
                 )
             )
         return parts
+
+
+def _begins(recall: Recall) -> Tensor:
+    """[B] bool: whether a row is the first of its stretch."""
+    begins = torch.ones(len(recall.stretch), dtype=torch.bool)
+    torch.ne(recall.stretch[1:], recall.stretch[:-1], out=begins[1:])
+    return begins
 
 
 def _close(library: Any, handle: int, *kept: object) -> None:
