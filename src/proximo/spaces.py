@@ -7,7 +7,7 @@ What a policy chooses is a row as well, and is nested again for the world.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -17,6 +17,7 @@ from gymnasium import spaces
 from proximo.types import UsageError
 
 Space = gym.Space[Any]
+Cast = Callable[[Any, np.dtype], Any]
 MASK = "action_mask"
 """The key of an observation that says which actions are legal."""
 SMALLEST_IMAGE = 5
@@ -182,20 +183,23 @@ class Actions:
         self.shape = space.shape if self.simple else (begin,)
         self.dtype = np.dtype(space.dtype if self.simple else np.float64)
 
-    def nested(self, row: np.ndarray) -> Any:
-        """The action, or the batch of actions, that lies in a row. row: [..., columns]."""
+    def nested(self, row: Any, cast: Cast = np.ndarray.astype) -> Any:
+        """The action, or the batch of actions, that lies in a row. row: [..., columns].
+
+        cast: from a part of the row to one of the type that its space has.
+        """
         if self.simple:
             return row
-        return self._nested(self.space, row, iter(self.leaves))
+        return self._nested(self.space, row, iter(self.leaves), cast)
 
-    def _nested(self, space: Space, row: np.ndarray, leaves: Iterator[Leaf]) -> Any:
+    def _nested(self, space: Space, row: Any, leaves: Iterator[Leaf], cast: Cast) -> Any:
         if isinstance(space, spaces.Dict):
-            return {key: self._nested(s, row, leaves) for key, s in space.spaces.items()}
+            return {key: self._nested(s, row, leaves, cast) for key, s in space.spaces.items()}
         if isinstance(space, spaces.Tuple):
-            return tuple(self._nested(s, row, leaves) for s in space.spaces)
+            return tuple(self._nested(s, row, leaves, cast) for s in space.spaces)
         leaf = next(leaves)
         shape = (*row.shape[:-1], *(space.shape or ()))
-        part = row[..., leaf.begin : leaf.end].reshape(shape).astype(space.dtype)
+        part = cast(row[..., leaf.begin : leaf.end].reshape(shape), np.dtype(space.dtype))
         return part[()] if isinstance(space, spaces.Discrete) else part  # one choice is a number
 
 

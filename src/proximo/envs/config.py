@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from proximo.types import UsageError, check_values
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class EnvConfig:
                 f"env.reward_clip is {self.reward_clip}: give a number above 0, or none"
             )
 
-    def shape_reward(self, reward: np.ndarray) -> np.ndarray:
-        """clip((r + shift) * scale): the reward to learn from."""
+    def shape_reward(self, reward: Any) -> Any:
+        """clip((r + shift) * scale): the reward to learn from, of an array or a tensor."""
         shaped = (reward + self.reward_shift) * self.reward_scale
         return (
             shaped if self.reward_clip is None else shaped.clip(-self.reward_clip, self.reward_clip)

@@ -1,7 +1,9 @@
-"""One guard against silent broadcasting, used where the maths happens."""
+"""One guard against silent broadcasting, used where the maths happens; types of numbers."""
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -13,3 +15,8 @@ def same_shape(**tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError("shapes differ: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
+
+
+def torch_dtype(dtype: np.dtype) -> torch.dtype:
+    """PyTorch's name for a type of NumPy's."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype

@@ -93,7 +93,7 @@ class Session:
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
             policy = make_policy(self.spaces, config)
             torch.set_num_threads(self._threads)
-        device, why = choose_device(config.run.device, policy)
+        device, why = choose_device(config.run.device, policy, self.worlds.device)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
         engine, why = choose_engine(config.run.engine, config.algorithm, policy)
