@@ -15,9 +15,8 @@ from torch import Tensor
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Worlds
 from proximo.envs.tensors import TensorSteps, account
-from proximo.functional.shapes import torch_dtype
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK
+from proximo.spaces import MASK, torch_dtype
 from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain
 
 BLOCK = 256

@@ -7,23 +7,28 @@ What a policy chooses is a row as well, and is nested again for the world.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from proximo.types import UsageError
 
 Space = gym.Space[Any]
-Cast = Callable[[Any, np.dtype], Any]
 MASK = "action_mask"
 """The key of an observation that says which actions are legal."""
 SMALLEST_IMAGE = 5
 """Pixels along the shorter side from which bytes with three axes are taken for an image."""
 
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+
+
+def torch_dtype(dtype: np.dtype) -> torch.dtype:
+    """PyTorch's name for a type of NumPy's."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 class Leaf(NamedTuple):
@@ -183,23 +188,26 @@ class Actions:
         self.shape = space.shape if self.simple else (begin,)
         self.dtype = np.dtype(space.dtype if self.simple else np.float64)
 
-    def nested(self, row: Any, cast: Cast = np.ndarray.astype) -> Any:
+    def nested(self, row: Any) -> Any:
         """The action, or the batch of actions, that lies in a row. row: [..., columns].
 
-        cast: from a part of the row to one of the type that its space has.
+        Of an array they are arrays, of a tensor tensors.
         """
         if self.simple:
             return row
-        return self._nested(self.space, row, iter(self.leaves), cast)
+        return self._nested(self.space, row, iter(self.leaves))
 
-    def _nested(self, space: Space, row: Any, leaves: Iterator[Leaf], cast: Cast) -> Any:
+    def _nested(self, space: Space, row: Any, leaves: Iterator[Leaf]) -> Any:
         if isinstance(space, spaces.Dict):
-            return {key: self._nested(s, row, leaves, cast) for key, s in space.spaces.items()}
+            return {key: self._nested(s, row, leaves) for key, s in space.spaces.items()}
         if isinstance(space, spaces.Tuple):
-            return tuple(self._nested(s, row, leaves, cast) for s in space.spaces)
+            return tuple(self._nested(s, row, leaves) for s in space.spaces)
         leaf = next(leaves)
         shape = (*row.shape[:-1], *(space.shape or ()))
-        part = cast(row[..., leaf.begin : leaf.end].reshape(shape), np.dtype(space.dtype))
+        part, kind = row[..., leaf.begin : leaf.end].reshape(shape), np.dtype(space.dtype)
+        if isinstance(part, torch.Tensor):
+            return part.to(torch_dtype(kind))
+        part = part.astype(kind)
         return part[()] if isinstance(space, spaces.Discrete) else part  # one choice is a number
 
 

@@ -26,6 +26,8 @@ class EnvConfig:
     backend: Literal["auto", "sync", "vector", "envpool"] = "auto"
     """sync: single worlds in turn. vector: the version of many that the world registers (auto: from
     32 worlds). envpool: EnvPool's, in C++."""
+    check: bool = True
+    """Play a world apart for a moment before training, and look for mistakes in it."""
     threads: int = 0
     """Threads that step the worlds (EnvPool only); 0: all cores."""
     action_masks: Literal["observation", "info", "method"] = "observation"

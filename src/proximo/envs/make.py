@@ -196,7 +196,7 @@ class VectorWorlds(Worlds):
             return
         state.episode += begun
         if self.mode is AutoresetMode.DISABLED and len(state.obs):
-            state.obs = self._rows(self._reset_some(begun))
+            state.obs = self._rows(self.reset_some(begun))
         else:
             # One generator serves all the worlds: it is seeded once, and goes on from there.
             # After a resume it is seeded anew, by how far it had come: not the same beginnings.
@@ -208,7 +208,7 @@ class VectorWorlds(Worlds):
         state.length[begun] = 0
         state.resetting[:] = False
 
-    def _reset_some(self, which: np.ndarray) -> Any:
+    def reset_some(self, which: np.ndarray) -> Any:
         return self.envs.reset(options={"reset_mask": which.copy()})[0]
 
     def _rows(self, seen: Any) -> np.ndarray:
@@ -232,13 +232,13 @@ class VectorWorlds(Worlds):
             steps.terminated[t], steps.ended[t] = terminated & ended, ended
             last = steps.obs[t + 1].copy()
             if self.mode is AutoresetMode.SAME_STEP:
-                self._write_finals(info["final_obs"], ended, last)
+                self.write_finals(info["final_obs"], ended, last)
             steps.finals.extend((t, int(i), last[i]) for i in np.flatnonzero(ended))
             state.episode += ended
             if self.mode is AutoresetMode.DISABLED:
-                self.observations.write(self._reset_some(ended), steps.obs[t + 1])
+                self.observations.write(self.reset_some(ended), steps.obs[t + 1])
 
-    def _write_finals(self, final: Any, ended: np.ndarray, rows: np.ndarray) -> None:
+    def write_finals(self, final: Any, ended: np.ndarray, rows: np.ndarray) -> None:
         """True successors: one per world, or batched by leaf where observations are nested."""
         for i in np.flatnonzero(ended):
             own = final[i] if isinstance(final, np.ndarray) else _pick(final, int(i))

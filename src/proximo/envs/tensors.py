@@ -20,7 +20,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from proximo.envs.make import VectorWorlds, episode_seed
-from proximo.functional.shapes import torch_dtype
 from proximo.spaces import MASK, Observations
 from proximo.types import Episode, Steps, UsageError, WorldState
 
@@ -101,7 +100,7 @@ class TensorWorlds(VectorWorlds):
         super().fresh(state)
         self._resetting = torch.from_numpy(state.resetting).to(self.device)
 
-    def _reset_some(self, which: np.ndarray | Tensor) -> Any:
+    def reset_some(self, which: np.ndarray | Tensor) -> Any:
         mask = torch.as_tensor(which, device=self.device)
         return self.envs.reset(options={"reset_mask": mask})[0]
 
@@ -112,7 +111,7 @@ class TensorWorlds(VectorWorlds):
         return rows
 
     def step(self, state: WorldState, steps: TensorSteps, t: int) -> None:  # type: ignore[override]
-        action = self.actions.nested(steps.taken[t], lambda x, kind: x.to(torch_dtype(kind)))
+        action = self.actions.nested(steps.taken[t])
         obs, reward, terminated, truncated, info = self.envs.step(action)
         if t == 0:
             self._check(reward, terminated, truncated)
@@ -132,7 +131,7 @@ class TensorWorlds(VectorWorlds):
             steps.finals.append(last)
         elif self.mode is AutoresetMode.DISABLED:
             steps.finals.append(following.clone())
-            write(self.observations, self._reset_some(ended), following)
+            write(self.observations, self.reset_some(ended), following)
 
     def _check(self, reward: Any, terminated: Any, truncated: Any) -> None:
         found = (("reward", reward), ("terminated", terminated), ("truncated", truncated))

@@ -1,9 +1,7 @@
-"""One guard against silent broadcasting, used where the maths happens; types of numbers."""
+"""One guard against silent broadcasting, used where the maths happens."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -15,8 +13,3 @@ def same_shape(**tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError("shapes differ: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))
-
-
-def torch_dtype(dtype: np.dtype) -> torch.dtype:
-    """PyTorch's name for a type of NumPy's."""
-    return torch.from_numpy(np.empty(0, dtype)).dtype

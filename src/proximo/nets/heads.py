@@ -23,9 +23,8 @@ from proximo.functional.distributions import (
     Joint,
     SquashedGaussian,
 )
-from proximo.functional.shapes import torch_dtype
 from proximo.nets.config import NetConfig
-from proximo.spaces import Actions
+from proximo.spaces import Actions, torch_dtype
 from proximo.types import UsageError
 
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary, Box of floats, Dict and Tuple of these"
