@@ -190,7 +190,8 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
                 act(t)
                 step(world, steps, t)
                 if tickets:
-                    tickets.pass_step(np.asarray(torch.as_tensor(steps.ended[t]).cpu()))
+                    ended = steps.ended[t]
+                    tickets.pass_step(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
                     if not tickets.left:
                         break
     except Exception as error:

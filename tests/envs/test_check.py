@@ -385,6 +385,15 @@ def test_a_vector_world_that_does_something_else_is_refused(declared, does, how,
         checked(Vector(declared, does, how, lib))
 
 
+def test_a_vector_world_that_cannot_be_reset_is_named():
+    class Stuck(Vector):
+        def reset(self, *, seed=None, options=None):
+            raise RuntimeError("no such scene")
+
+    with pytest.raises(UsageError, match="Stuck cannot be trained in: .*no such scene"):
+        train(Stuck(NEXT), PPO(), total_steps=1024)
+
+
 @LIBS
 def test_notes_of_a_vector_world(lib):
     (note,) = checked(Vector(NEXT, how="unseeded", lib=lib)).notes

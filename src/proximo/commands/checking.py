@@ -47,8 +47,9 @@ def main(arguments: list[str]) -> int:
     limits: dict[str, Any] = {"seconds": command.seconds, "steps": command.steps}
     if env.backend in ("vector", "envpool"):
         worlds = make_worlds(env, 0)
-        assert isinstance(worlds, VectorWorlds)
         try:
+            if not isinstance(worlds, VectorWorlds):
+                raise UsageError(f"env.backend is {env.backend}, which is not checked: use sync")
             spaces, found = (worlds.obs_space, worlds.action_space), check_vector(worlds, **limits)
         finally:
             worlds.close()

@@ -154,7 +154,10 @@ def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
 
     Seen from what `reset` returns, which is called again with the same seed before the first step.
     """
-    answer = envs.reset(seed=episode_seed(seed, 0, 0))
+    try:
+        answer = envs.reset(seed=episode_seed(seed, 0, 0))
+    except Exception:  # it is named where the worlds are checked, or reset for good
+        return None
     seen = answer[0] if isinstance(answer, tuple) and answer else None
     while isinstance(seen, dict | tuple) and seen:
         seen = next(iter(seen.values() if isinstance(seen, dict) else seen))

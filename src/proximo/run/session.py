@@ -15,6 +15,7 @@ from gymnasium.vector import VectorEnv
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
 from proximo.envs.make import Maker, SyncWorlds, VectorWorlds, Worlds, make_world, make_worlds
+from proximo.envs.tensors import TensorWorlds
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.callbacks import (
     Callback,
@@ -124,9 +125,10 @@ class Session:
 
     def _check(self) -> None:
         """Look for mistakes in the worlds. Raises `UsageError` for those that forbid training."""
+        config = self.config.env
         if type(self.worlds) is SyncWorlds:
             try:
-                world = make_world(self.config.env, self._source)  # type: ignore[arg-type]
+                world = make_world(config, self._source)  # type: ignore[arg-type]
             except UsageError as error:  # perhaps there can be no more of them
                 self.notes.append(
                     f"the worlds were not checked: one apart cannot be made ({error})"
@@ -136,9 +138,10 @@ class Session:
                 self.checked = check_world(world)
             finally:
                 world.close()
-        elif isinstance(self.worlds, VectorWorlds) and self.config.env.backend != "envpool":
+        elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
+            assert isinstance(self.worlds, VectorWorlds)
             self.checked = check_vector(self.worlds)
-        else:
+        else:  # those that come with a backend of ours are known
             return
         self.doubts = [f"the worlds: {note}" for note in self.checked.notes]
         self.notes += self.doubts
