@@ -390,7 +390,7 @@ def test_a_vector_world_that_cannot_be_reset_is_named():
         def reset(self, *, seed=None, options=None):
             raise RuntimeError("no such scene")
 
-    with pytest.raises(UsageError, match="Stuck cannot be trained in: .*no such scene"):
+    with pytest.raises(UsageError, match=r"Stuck cannot be trained in: .*no such scene"):
         train(Stuck(NEXT), PPO(), total_steps=1024)
 
 

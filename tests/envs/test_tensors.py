@@ -193,13 +193,15 @@ CASES = {
 
 
 @MODES
+@pytest.mark.parametrize("engine", ["torch", "auto"])
 @pytest.mark.parametrize(("seen", "done", "net"), CASES.values(), ids=CASES)
 def test_tensors_give_the_rollouts_and_the_policy_of_their_numpy_twin_to_the_bit(
-    mode, seen, done, net
+    mode, engine, seen, done, net
 ):
     found = []
     for lib in (np, torch):
-        own = session(lib, mode, seen, done, net=NetConfig(hidden=(8, 8), **net))
+        net_config = NetConfig(hidden=(8, 8), **net)
+        own = session(lib, mode, seen, done, net=net_config, engine=engine)
         assert type(own.worlds) is (TensorWorlds if lib is torch else VectorWorlds)
         found.append((*rounds(own), own.state))
     (rollouts, policy, state), (others, other_policy, other_state) = found
