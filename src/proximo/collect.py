@@ -6,13 +6,17 @@ afterwards, through the same `evaluate` that the update uses.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Worlds
+from proximo.envs.tensors import TensorSteps, account
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK
+from proximo.spaces import MASK, torch_dtype
 from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain
 
 BLOCK = 256
@@ -56,7 +60,7 @@ def collect(
     tickets = Tickets(episodes, worlds.count) if episodes else None
     if tickets:
         worlds.fresh(state.worlds)
-    parts: list[Steps] = []
+    parts: list[Any] = []
     done = 0
     carry = torch.zeros(worlds.count, policy.carry_size, device=policy.device)
     if policy.carry_size:
@@ -69,18 +73,16 @@ def collect(
         part = make_room(policy, here, BLOCK if tickets else steps)
         done += _fill(part, worlds, state, tickets, done)
         parts.append(part)
-    whole = Steps.joined(parts, done)
-    state.worlds.obs = whole.obs[-1].copy()
+    whole: Steps | TensorSteps = type(parts[0]).joined(parts, done)
+    if isinstance(whole, TensorSteps):
+        settled = _settle_tensors(whole, tickets, state)
+    else:
+        settled = _settle(whole, tickets, state, replayable=worlds.replayable)
+    mask, final, final_index, finished = settled
 
-    mask = whole.real & np.stack(tickets.rows) if tickets else whole.real
-    final = np.array([obs for *_, obs in whole.finals], whole.obs.dtype)
-    _check_finite(whole, final, state)
-    finished = _account(whole, mask, state, replayable=worlds.replayable)
+    def tensor(array: Any) -> Tensor:
+        return torch.as_tensor(array).to(policy.device)
 
-    def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(policy.device)
-
-    final_index = np.array([t * worlds.count + i for t, i, _ in whole.finals], np.int64)
     return Rollout(
         obs=tensor(whole.obs[:-1]),
         action=tensor(whole.action),
@@ -89,7 +91,7 @@ def collect(
         boundary=tensor(whole.ended | ~mask),  # after a masked row comes another episode too
         mask=tensor(mask),
         last_obs=tensor(whole.obs[-1]),
-        final_obs=tensor(final.reshape(-1, *policy.obs_shape)),
+        final_obs=tensor(final),
         final_index=tensor(final_index),
         acted=tensor(whole.parameters),
         carry=carry,
@@ -97,31 +99,78 @@ def collect(
     )
 
 
-def make_room(policy: ActorCritic, obs: np.ndarray, steps: int) -> Steps:
-    """Room for this many steps, of which the first begins with `obs`."""
+Settled = tuple[Any, Any, Any, tuple[Episode, ...]]
+"""The mask [T, N]; true successors [F, *obs], and their rows as t*N + i; the finished episodes."""
+
+
+def _settle(
+    steps: Steps, tickets: Tickets | None, state: TrainState, *, replayable: bool
+) -> Settled:
+    """Look at the record for what cannot be, and bring the running episodes up to date."""
+    state.worlds.obs = steps.obs[-1].copy()
+    mask = steps.real & np.stack(tickets.rows) if tickets else steps.real
+    final = np.array([obs for *_, obs in steps.finals], steps.obs.dtype)
+    _check_finite(steps, final, state)
+    finished = _account(steps, mask, state, replayable=replayable)
+    count = steps.reward.shape[1]
+    index = np.array([t * count + i for t, i, _ in steps.finals], np.int64)
+    return mask, final.reshape(-1, *steps.obs.shape[2:]), index, finished
+
+
+def _settle_tensors(steps: TensorSteps, tickets: Tickets | None, state: TrainState) -> Settled:
+    """The same on the device."""
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    state.worlds.obs = steps.obs[-1].clone()
+    mask = steps.real
+    if tickets:
+        mask = mask & torch.from_numpy(np.stack(tickets.rows)).to(mask.device)
+    found = account(steps, mask, state.worlds, policy.observations, policy.head.choices)
+    if not found.finite:
+        _check_finite(steps.on_host(found.final, found.rows), found.final.cpu().numpy(), state)
+    if found.fault:
+        raise state.fault(f"{found.fault} (in update {state.updates + 1})")
+    return mask, found.final, found.rows, found.episodes
+
+
+def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
+    """Room for this many steps, of which the first begins with `obs`, an array or a tensor.
+
+    Returns `Steps`, or `TensorSteps` on the device of `obs`.
+    """
     head, count = policy.head, len(obs)
+    device = obs.device if isinstance(obs, Tensor) else None
     number = torch.empty(0, dtype=policy.dtype).numpy().dtype
+    exact = np.dtype(np.float32 if device and device.type == "mps" else np.float64)
     # Images stay bytes until the network scales them.
-    seen = np.empty((steps + 1, *obs.shape), np.uint8 if obs.dtype == np.uint8 else number)
+    image = obs.dtype in (np.uint8, torch.uint8)
+    whole = np.dtype(np.int64) if head.action_dtype is torch.int64 else number
+
+    def empty(*shape: int, kind: Any) -> Any:
+        if device is None:
+            return np.empty(shape, kind)
+        return torch.empty(shape, dtype=torch_dtype(kind), device=device)
+
+    def flags(value: bool) -> Any:
+        found = empty(steps, count, kind=np.dtype(bool))
+        found[...] = value
+        return found
+
+    seen = empty(steps + 1, *obs.shape, kind=np.dtype(np.uint8) if image else number)
     seen[0] = obs
-    whole = head.action_dtype is torch.int64
-    action = np.empty((steps, count, *head.action_shape), np.int64 if whole else number)
-    return Steps(
+    return (Steps if device is None else TensorSteps)(
         obs=seen,
-        action=action,
-        parameters=np.empty((2, count, head.parameter_count), number),
-        taken=np.empty((steps, count, *head.taken_shape), head.taken_dtype),
-        reward=np.empty((steps, count)),
-        terminated=np.zeros((steps, count), bool),
-        ended=np.zeros((steps, count), bool),
-        real=np.ones((steps, count), bool),
+        action=empty(steps, count, *head.action_shape, kind=whole),
+        parameters=empty(2, count, head.parameter_count, kind=number),
+        taken=empty(steps, count, *head.taken_shape, kind=head.taken_dtype),
+        reward=empty(steps, count, kind=exact),
+        terminated=flags(False),
+        ended=flags(False),
+        real=flags(True),
         finals=[],
     )
 
 
-def _fill(
-    steps: Steps, worlds: Worlds, state: TrainState, tickets: Tickets | None, done: int
-) -> int:
+def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None, done: int) -> int:
     """Act and step through it, until the tickets are spent; returns how many steps there were."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     noise = policy.head.noise(state.collecting, steps.reward.shape)
@@ -129,11 +178,11 @@ def _fill(
         noise[:1], state.ahead = state.ahead, None
     carry = state.carry
     act, step, world = state.engine.actor(steps, noise, carry), worlds.step, state.worlds
-    t, masked = 0, policy.masked
+    t, looks = 0, policy.masked and isinstance(steps, Steps)  # tensors are looked at afterwards
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for t in range(len(steps)):
-                if masked and (stuck := policy.stuck(steps.obs[t])).any():
+                if looks and (stuck := policy.stuck(steps.obs[t]) & ~world.resetting).any():
                     raise UsageError(
                         f"the {MASK} of world {stuck.argmax()} allows no action: one must be legal "
                         "until the episode has ended"
@@ -141,7 +190,8 @@ def _fill(
                 act(t)
                 step(world, steps, t)
                 if tickets:
-                    tickets.pass_step(steps.ended[t])
+                    ended = steps.ended[t]
+                    tickets.pass_step(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
                     if not tickets.left:
                         break
     except Exception as error:
@@ -149,7 +199,8 @@ def _fill(
         what = str(error) if isinstance(error, UsageError) else explain(error)
         raise state.fault(f"a world failed at {where}: {what}") from error
     if carry is not None:
-        carry[torch.from_numpy(steps.ended[t] | ~steps.real[t])] = 0
+        begins = torch.as_tensor(steps.ended[t] | ~steps.real[t], device=carry.device)
+        carry.masked_fill_(begins.unsqueeze(-1), 0)
     return t + 1
 
 

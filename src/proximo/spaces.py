@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from proximo.types import UsageError
@@ -23,6 +24,11 @@ SMALLEST_IMAGE = 5
 """Pixels along the shorter side from which bytes with three axes are taken for an image."""
 
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+
+
+def torch_dtype(dtype: np.dtype) -> torch.dtype:
+    """PyTorch's name for a type of NumPy's."""
+    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 class Leaf(NamedTuple):
@@ -182,20 +188,26 @@ class Actions:
         self.shape = space.shape if self.simple else (begin,)
         self.dtype = np.dtype(space.dtype if self.simple else np.float64)
 
-    def nested(self, row: np.ndarray) -> Any:
-        """The action, or the batch of actions, that lies in a row. row: [..., columns]."""
+    def nested(self, row: Any) -> Any:
+        """The action, or the batch of actions, that lies in a row. row: [..., columns].
+
+        Of an array they are arrays, of a tensor tensors.
+        """
         if self.simple:
             return row
         return self._nested(self.space, row, iter(self.leaves))
 
-    def _nested(self, space: Space, row: np.ndarray, leaves: Iterator[Leaf]) -> Any:
+    def _nested(self, space: Space, row: Any, leaves: Iterator[Leaf]) -> Any:
         if isinstance(space, spaces.Dict):
             return {key: self._nested(s, row, leaves) for key, s in space.spaces.items()}
         if isinstance(space, spaces.Tuple):
             return tuple(self._nested(s, row, leaves) for s in space.spaces)
         leaf = next(leaves)
         shape = (*row.shape[:-1], *(space.shape or ()))
-        part = row[..., leaf.begin : leaf.end].reshape(shape).astype(space.dtype)
+        part, kind = row[..., leaf.begin : leaf.end].reshape(shape), np.dtype(space.dtype)
+        if isinstance(part, torch.Tensor):
+            return part.to(torch_dtype(kind))
+        part = part.astype(kind)
         return part[()] if isinstance(space, spaces.Discrete) else part  # one choice is a number
 
 

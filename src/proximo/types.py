@@ -205,7 +205,7 @@ class Transitions(Batch):
 class WorldState:
     """Where each of N worlds stands: with the seeds, enough to bring every one of them back."""
 
-    obs: np.ndarray  # [N, *obs] the observation to act on next
+    obs: Any  # [N, *obs] the observation to act on next: a tensor where worlds hold tensors
     episode: np.ndarray  # [N] int64: number of the running episode, from which its seed follows
     actions: list[list[np.ndarray]]  # per world: stretches of the actions since it began
     resetting: np.ndarray  # [N] bool: the next step of this world is a reset (next-step mode)

@@ -112,12 +112,12 @@ def test_a_space_that_is_not_supported_is_refused_by_name(here, name, space):
     [
         ("constructor", ["failing:Failing", "cannot be made", "no such port"]),
         ("reset", ["RuntimeError", "the motor is stuck"]),
-        ("raise", ["RuntimeError", "step 0 of update 1", "the motor is stuck"]),
-        ("nan observation", ["observation [", "nan", "step 0 of update 1", "finite"]),
-        ("infinite observation", ["observation [", "inf", "step 0 of update 1", "finite"]),
-        ("nan reward", ["reward nan", "step 0 of update 1", "finite"]),
+        ("raise", ["RuntimeError", "step 0 of episode 0", "the motor is stuck"]),
+        ("nan observation", ["observation [", "nan", "step 0 of episode 0", "finite"]),
+        ("infinite observation", ["observation [", "inf", "step 0 of episode 0", "finite"]),
+        ("nan reward", ["reward nan", "step 0 of episode 0", "finite"]),
         ("nan at reset", ["observation [", "nan]", "finite"]),
-        ("wrong shape", ["(3,)", "(2,)"]),
+        ("wrong shape", ["(3,)", "(2,)", "Failing"]),
     ],
 )
 def test_a_world_that_fails_at_once_is_refused(here, how, parts):

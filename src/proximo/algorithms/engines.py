@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from proximo.envs.tensors import TensorSteps
 from proximo.native.library import NativePolicy
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
@@ -51,7 +52,7 @@ class Engine(ABC):
 
     @abstractmethod
     def actor(
-        self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
+        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
     ) -> Callable[[int], None]:
         """`act(t)`: from steps.obs[t] and noise[t] to action[t] and taken[t].
 
@@ -87,15 +88,18 @@ class TorchEngine(Engine):
         self._size = 0
 
     def actor(
-        self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
+        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
     ) -> Callable[[int], None]:
         policy = self.policy
         noise = noise.to(policy.device, policy.dtype) if noise is not None else None
-        obs, action, parameters = map(torch.from_numpy, (steps.obs, steps.action, steps.parameters))
+        obs, action, parameters, taken = map(
+            torch.as_tensor, (steps.obs, steps.action, steps.parameters, steps.taken)
+        )
 
         def act(t: int) -> None:
             if carry is not None and t:  # another episode begins with nothing remembered
-                carry[torch.from_numpy(steps.ended[t - 1] | ~steps.real[t - 1])] = 0
+                begins = steps.ended[t - 1] | ~steps.real[t - 1]
+                carry.masked_fill_(torch.as_tensor(begins, device=carry.device).unsqueeze(-1), 0)
             chosen, distribution, moved = policy.act(
                 obs[t].to(policy.device), None if noise is None else noise[t], carry
             )
@@ -105,7 +109,7 @@ class TorchEngine(Engine):
             parameters[1] = distribution.parameters
             if t == 0:
                 parameters[0] = parameters[1]
-            steps.taken[t] = policy.head.to_env(chosen)
+            taken[t] = policy.head.taken(chosen.to(taken.device))
 
         return act
 
@@ -226,9 +230,10 @@ class NativeEngine(Engine):
         self._native = NativePolicy(policy, optimizer, threads)
 
     def actor(
-        self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
+        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
     ) -> Callable[[int], None]:
-        return self._native.actor(steps, noise, carry)
+        arrays = steps if isinstance(steps, Steps) else steps.on_host()
+        return self._native.actor(arrays, noise, carry)
 
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None

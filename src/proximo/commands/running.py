@@ -125,7 +125,8 @@ def _train(
         )
         return 128 + interrupt.signal
     if not quiet:
-        print("\n".join(_ending(result, config, folder)))
+        late = [doubt for doubt in result.get("doubts", ()) if doubt not in session.notes]
+        print("\n".join([*late, *_ending(result, config, folder)]))
     return 0
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from proximo.types import UsageError, check_values
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,8 @@ class EnvConfig:
     backend: Literal["auto", "sync", "vector", "envpool"] = "auto"
     """sync: single worlds in turn. vector: the version of many that the world registers (auto: from
     32 worlds). envpool: EnvPool's, in C++."""
+    check: bool = True
+    """Play a world apart for a moment before training, and look for mistakes in it."""
     threads: int = 0
     """Threads that step the worlds (EnvPool only); 0: all cores."""
     action_masks: Literal["observation", "info", "method"] = "observation"
@@ -57,8 +59,8 @@ class EnvConfig:
                 f"env.reward_clip is {self.reward_clip}: give a number above 0, or none"
             )
 
-    def shape_reward(self, reward: np.ndarray) -> np.ndarray:
-        """clip((r + shift) * scale): the reward to learn from."""
+    def shape_reward(self, reward: Any) -> Any:
+        """clip((r + shift) * scale): the reward to learn from, of an array or a tensor."""
         shaped = (reward + self.reward_shift) * self.reward_scale
         return (
             shaped if self.reward_clip is None else shaped.clip(-self.reward_clip, self.reward_clip)

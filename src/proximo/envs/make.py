@@ -10,7 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,9 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.pool import Pool
 from proximo.spaces import MASK, Actions, Observations, choices
 from proximo.types import Steps, UsageError, WorldState, explain, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 Maker = Callable[..., gym.Env[Any, Any]]
 Space = gym.Space[Any]
@@ -36,6 +39,8 @@ class Worlds(ABC):
 
     replayable: bool
     """Whether seeds and actions bring a world back, so that a run resumes exactly."""
+    device: torch.device | None = None
+    """Where their tensors lie; None: they give and take NumPy arrays."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
         self.count, self.obs_space, self.action_space = count, obs_space, action_space
@@ -176,35 +181,35 @@ class VectorWorlds(Worlds):
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int) -> None:
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
-        self._envs, self._seed = envs, seed
+        self.envs, self._seed = envs, seed
         mode = (envs.metadata or {}).get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise UsageError(
                 f"{envs!r} declares metadata['autoreset_mode'] = {mode!r}: it must be one of "
                 "gymnasium.vector.AutoresetMode, or its resets cannot be told from its steps"
             )
-        self._mode = mode
+        self.mode = mode
 
     def fresh(self, state: WorldState) -> None:
         begun = (state.length > 0) | state.resetting
         if not begun.any():
             return
         state.episode += begun
-        if self._mode is AutoresetMode.DISABLED and state.obs.size:
-            state.obs = self._rows(self._reset_some(begun))
+        if self.mode is AutoresetMode.DISABLED and len(state.obs):
+            state.obs = self._rows(self.reset_some(begun))
         else:
             # One generator serves all the worlds: it is seeded once, and goes on from there.
             # After a resume it is seeded anew, by how far it had come: not the same beginnings.
             first = episode_seed(self._seed, 0, int(state.episode.max()))
-            seed = None if state.obs.size else first
-            state.obs = self._rows(self._envs.reset(seed=seed)[0])
+            seed = None if len(state.obs) else first
+            state.obs = self._rows(self.envs.reset(seed=seed)[0])
             begun[:] = True
         state.ret[begun] = 0
         state.length[begun] = 0
         state.resetting[:] = False
 
-    def _reset_some(self, which: np.ndarray) -> Any:
-        return self._envs.reset(options={"reset_mask": which.copy()})[0]
+    def reset_some(self, which: np.ndarray) -> Any:
+        return self.envs.reset(options={"reset_mask": which.copy()})[0]
 
     def _rows(self, seen: Any) -> np.ndarray:
         """The observations of all worlds, copied: some give every one in one and the same array."""
@@ -214,9 +219,9 @@ class VectorWorlds(Worlds):
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         action = self.actions.nested(steps.taken[t])
-        obs, reward, terminated, truncated, info = self._envs.step(action)
+        obs, reward, terminated, truncated, info = self.envs.step(action)
         ended = terminated | truncated
-        if self._mode is AutoresetMode.NEXT_STEP:
+        if self.mode is AutoresetMode.NEXT_STEP:
             if state.resetting.any():
                 steps.real[t] = ~state.resetting
                 ended &= steps.real[t]
@@ -226,14 +231,14 @@ class VectorWorlds(Worlds):
         if ended.any():
             steps.terminated[t], steps.ended[t] = terminated & ended, ended
             last = steps.obs[t + 1].copy()
-            if self._mode is AutoresetMode.SAME_STEP:
-                self._write_finals(info["final_obs"], ended, last)
+            if self.mode is AutoresetMode.SAME_STEP:
+                self.write_finals(info["final_obs"], ended, last)
             steps.finals.extend((t, int(i), last[i]) for i in np.flatnonzero(ended))
             state.episode += ended
-            if self._mode is AutoresetMode.DISABLED:
-                self.observations.write(self._reset_some(ended), steps.obs[t + 1])
+            if self.mode is AutoresetMode.DISABLED:
+                self.observations.write(self.reset_some(ended), steps.obs[t + 1])
 
-    def _write_finals(self, final: Any, ended: np.ndarray, rows: np.ndarray) -> None:
+    def write_finals(self, final: Any, ended: np.ndarray, rows: np.ndarray) -> None:
         """True successors: one per world, or batched by leaf where observations are nested."""
         for i in np.flatnonzero(ended):
             own = final[i] if isinstance(final, np.ndarray) else _pick(final, int(i))
@@ -246,7 +251,7 @@ class VectorWorlds(Worlds):
         return False
 
     def close(self) -> None:
-        self._envs.close()
+        self.envs.close()
 
 
 def _pick(nested: Any, index: int) -> Any:
@@ -330,7 +335,10 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
 def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None) -> Worlds:
     """N worlds: from the configuration, a callable that makes one, or a vector world itself."""
     if isinstance(source, VectorEnv):
-        return VectorWorlds(source, seed)
+        from proximo.envs.tensors import TensorWorlds, held_on
+
+        device = held_on(source, seed)
+        return TensorWorlds(source, seed, device) if device else VectorWorlds(source, seed)
     if env.backend == "vector":
         return VectorWorlds(_native_vector(env), seed)
     if env.backend == "envpool":

@@ -77,7 +77,7 @@ class DiscountedValue(Probe):
     length = 2
 
     def see(self) -> np.ndarray:
-        return np.array([self._step], np.float32)
+        return np.array([min(self._step, 1)], np.float32)
 
     def reward(self, action: float) -> float:
         return float(self._step == 1)

@@ -24,7 +24,7 @@ from proximo.functional.distributions import (
     SquashedGaussian,
 )
 from proximo.nets.config import NetConfig
-from proximo.spaces import Actions
+from proximo.spaces import Actions, torch_dtype
 from proximo.types import UsageError
 
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary, Box of floats, Dict and Tuple of these"
@@ -61,8 +61,13 @@ class Head(nn.Module, ABC):
         """What this many actions are drawn from. Returns [*shape, *noise_shape]."""
 
     @abstractmethod
+    def taken(self, action: Tensor) -> Tensor:
+        """The action as the world takes it, where the action lies. action: [..., *act]."""
+
     def to_env(self, action: Tensor) -> np.ndarray:
-        """The action as the world takes it. action: [..., *act]."""
+        """The action for a world that takes NumPy arrays. action: [..., *act]."""
+        array: np.ndarray = self.taken(action.cpu()).numpy()
+        return array
 
     def initialize(self, layer: nn.Linear) -> None:
         """What the last layer, whose weights are drawn already, needs besides."""
@@ -106,11 +111,9 @@ class CategoricalHead(Head):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.rand(shape, generator=generator)
 
-    def to_env(self, action: Tensor) -> np.ndarray:
+    def taken(self, action: Tensor) -> Tensor:
         """Counted from the start of its space."""
-        numbers = action.cpu().numpy()
-        shifted: np.ndarray = numbers + self.start if self.start else numbers
-        return shifted
+        return action + self.start if self.start else action
 
 
 class BernoulliHead(Head):
@@ -133,8 +136,8 @@ class BernoulliHead(Head):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.rand((*shape, *self.noise_shape), generator=generator)
 
-    def to_env(self, action: Tensor) -> np.ndarray:
-        bits: np.ndarray = action.cpu().numpy().astype(self.taken_dtype)
+    def taken(self, action: Tensor) -> Tensor:
+        bits = action.to(torch_dtype(self.taken_dtype))
         return bits.reshape(*action.shape[:-1], *self.taken_shape)
 
 
@@ -148,6 +151,8 @@ class BoxHead(Head):
         self.action_shape = (self.size,)
         self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
         self.low, self.high = space.low, space.high
+        # No buffers: those are cast with the network, and not every device has double precision.
+        self._ends = torch.from_numpy(space.low), torch.from_numpy(space.high)
         # Halved first: the width of a Box may be more than its type holds.
         low, high = (torch.from_numpy(b.reshape(-1)).double() for b in (space.low, space.high))
         self.register_buffer("middle", (low / 2 + high / 2).float(), persistent=False)
@@ -155,11 +160,19 @@ class BoxHead(Head):
         self.middle: Tensor
         self.reach: Tensor
 
-    def within(self, numbers: np.ndarray) -> np.ndarray:
-        """In the shape, type and bounds of the space. numbers: [..., A]."""
-        shaped = numbers.reshape(*numbers.shape[:-1], *self.low.shape)
-        cut: np.ndarray = np.clip(shaped, self.low, self.high).astype(self.taken_dtype)
-        return cut
+    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Both bounds, in the shape and type of the space."""
+        if self._ends[0].device != device:
+            self._ends = self._ends[0].to(device), self._ends[1].to(device)
+        return self._ends
+
+    def within(self, numbers: Tensor) -> Tensor:
+        """In the shape, type and bounds of the space. numbers: [..., *shape]."""
+        return numbers.clamp(*self.ends(numbers.device)).to(torch_dtype(self.taken_dtype))
+
+    def shaped(self, action: Tensor) -> Tensor:
+        """[..., A] -> [..., *shape]."""
+        return action.reshape(*action.shape[:-1], *self.taken_shape)
 
 
 class GaussianHead(BoxHead):
@@ -206,12 +219,12 @@ class GaussianHead(BoxHead):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.randn((*shape, self.size), generator=generator)
 
-    def to_env(self, action: Tensor) -> np.ndarray:
+    def taken(self, action: Tensor) -> Tensor:
         """In the world's shape, type and bounds, through a tanh if the policy says so."""
-        numbers = action.cpu().numpy()
+        numbers = self.shaped(action)
         if self.squash:
-            low, high = self.low.reshape(-1), self.high.reshape(-1)
-            numbers = low + (np.tanh(numbers) + 1) / 2 * (high - low)
+            low, high = self.ends(action.device)
+            numbers = low + (torch.tanh(numbers) + 1) / 2 * (high - low)
         return self.within(numbers)
 
 
@@ -236,9 +249,9 @@ class BetaHead(BoxHead):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.randn((*shape, *self.noise_shape), generator=generator)
 
-    def to_env(self, action: Tensor) -> np.ndarray:
-        low, high = self.low.reshape(-1), self.high.reshape(-1)
-        return self.within(low + action.cpu().numpy() * (high - low))
+    def taken(self, action: Tensor) -> Tensor:
+        low, high = self.ends(action.device)
+        return self.within(low + self.shaped(action) * (high - low))
 
 
 class JointHead(Head):
@@ -304,14 +317,13 @@ class JointHead(Head):
             [head.noise(generator, shape).reshape(*shape, -1) for head in self._heads()], -1
         )
 
-    def to_env(self, action: Tensor) -> np.ndarray:
-        lead = action.shape[:-1]
+    def taken(self, action: Tensor) -> Tensor:
+        lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)
         taken = [
-            head.to_env(part).reshape(*lead, -1)
+            head.taken(part).reshape(*lead, -1).to(kind)
             for head, part in zip(self._heads(), self._own(action), strict=True)
         ]
-        row: np.ndarray = np.concatenate(taken, -1).astype(self.taken_dtype)
-        return row.reshape(*lead, *self.taken_shape)
+        return torch.cat(taken, -1).reshape(*lead, *self.taken_shape)
 
     @torch.no_grad()
     def initialize(self, layer: nn.Linear) -> None:

@@ -16,6 +16,7 @@ import orjson
 import torch
 
 from proximo.collect import make_room
+from proximo.envs.check import Bounds
 from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Snapshot
@@ -104,6 +105,23 @@ def evaluation(state: TrainState, world: gym.Env, episodes: int) -> float:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error
     return float(scores.returns.mean())
+
+
+class LookAgain:
+    """Every so many updates, what was seen last against its bounds; says once what lies outside."""
+
+    EVERY = 16
+
+    def __init__(self, bounds: Bounds, note: Callable[[str], None]) -> None:
+        self._bounds, self._note = bounds, note
+        self._done = bounds.endless
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        if self._done or state.updates % self.EVERY:
+            return
+        if outside := self._bounds.outside(rollout.last_obs.cpu().numpy()):
+            self._note(f"the worlds: after update {state.updates}, {outside}")
+            self._done = True
 
 
 class KeepBest:

@@ -200,7 +200,7 @@ def _pack_rest(state: TrainState) -> dict[str, Tensor]:
         if (tensor := getattr(state, name)) is not None:
             tensors[name] = tensor
     for name in _WORLD_ARRAYS:
-        tensors[f"worlds.{name}"] = torch.from_numpy(getattr(world, name))
+        tensors[f"worlds.{name}"] = torch.as_tensor(getattr(world, name))
     for i, stretches in enumerate(world.actions):
         if stretches:
             tensors[f"worlds.actions.{i}"] = torch.from_numpy(np.concatenate(stretches))

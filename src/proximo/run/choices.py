@@ -34,8 +34,24 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     return "vector", f"{env.worlds} worlds in one; a resumed run begins new episodes"
 
 
-def choose_device(wish: str, policy: ActorCritic) -> tuple[str, str]:
-    """Where the networks live, and why. Raises `UsageError` for a device that is not there."""
+def choose_device(
+    wish: str, policy: ActorCritic, worlds: torch.device | None = None
+) -> tuple[str, str]:
+    """Where the networks live, and why. Raises `UsageError` for a device that is not there.
+
+    worlds: where the worlds' tensors lie, if they hold any; the networks must be there too.
+    """
+    if worlds is not None:
+        if wish not in ("auto", worlds.type):
+            raise UsageError(
+                f"run.device is {wish}, but the worlds hold tensors on {worlds}: use auto"
+            )
+        if worlds.type == "cuda" and worlds.index not in (None, torch.cuda.current_device()):
+            raise UsageError(
+                f"the worlds hold tensors on {worlds}, but the networks would be on "
+                f"cuda:{torch.cuda.current_device()}: call torch.cuda.set_device first"
+            )
+        return worlds.type, "where the worlds' tensors are"
     if wish == "auto":
         if size(policy) <= SMALL:
             return "cpu", "small networks are faster there"

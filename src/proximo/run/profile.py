@@ -11,6 +11,7 @@ from torch import Tensor
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.engines import Engine
 from proximo.envs.make import Worlds
+from proximo.envs.tensors import TensorSteps
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.callbacks import Callback
 from proximo.types import Batch, Metrics, Rollout, Steps, TrainState, WorldState
@@ -100,7 +101,7 @@ class TimedWorlds(Worlds):
 
     def __init__(self, worlds: Worlds, profile: Profile) -> None:
         super().__init__(worlds.count, worlds.obs_space, worlds.action_space)
-        self.replayable = worlds.replayable
+        self.replayable, self.device = worlds.replayable, worlds.device
         self._worlds, self._profile = worlds, profile
 
     def fresh(self, state: WorldState) -> None:
@@ -126,7 +127,7 @@ class TimedEngine(Engine):
         self._engine, self._profile = engine, profile
 
     def actor(
-        self, steps: Steps, noise: Tensor | None, carry: Tensor | None = None
+        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
     ) -> Callable[[int], None]:
         act, switch = self._engine.actor(steps, noise, carry), self._profile.switch
 

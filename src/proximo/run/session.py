@@ -13,13 +13,16 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from proximo.algorithms.update import choose_engine, make_engine
-from proximo.envs.make import Maker, Worlds, make_world, make_worlds
+from proximo.envs.check import Bounds, Checked, check_vector, check_world
+from proximo.envs.make import Maker, SyncWorlds, VectorWorlds, Worlds, make_world, make_worlds
+from proximo.envs.tensors import TensorWorlds
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.callbacks import (
     Callback,
     Display,
     Evaluate,
     KeepBest,
+    LookAgain,
     Record,
     Save,
     StopAfter,
@@ -63,6 +66,9 @@ class Session:
         self.profile: Profile | None = None
         self.interruption = "callback"
         """What `stopped_by` says when a callback has ended the run."""
+        self.checked: Checked | None = None
+        self.doubts: list[str] = []
+        """What may be wrong with the worlds, seen before training or in it."""
         self.notes: list[str] = []
         """What the user should know about how this run was set up."""
         try:
@@ -93,7 +99,7 @@ class Session:
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
             policy = make_policy(self.spaces, config)
             torch.set_num_threads(self._threads)
-        device, why = choose_device(config.run.device, policy)
+        device, why = choose_device(config.run.device, policy, self.worlds.device)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
         engine, why = choose_engine(config.run.engine, config.algorithm, policy)
@@ -106,6 +112,8 @@ class Session:
         torch.set_num_threads(1 if engine == "native" else threads)
         run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.config = dataclasses.replace(config, run=run)
+        if self._is_new and config.env.check:
+            self._check()
         state = self._make_state(policy)
         updates = -(-run.total_steps // (config.env.worlds * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
@@ -114,6 +122,29 @@ class Session:
                 "env.worlds or rollout.steps, give more"
             )
         return state
+
+    def _check(self) -> None:
+        """Look for mistakes in the worlds. Raises `UsageError` for those that forbid training."""
+        config = self.config.env
+        if type(self.worlds) is SyncWorlds:
+            try:
+                world = make_world(config, self._source)  # type: ignore[arg-type]
+            except UsageError as error:  # perhaps there can be no more of them
+                self.notes.append(
+                    f"the worlds were not checked: one apart cannot be made ({error})"
+                )
+                return
+            try:
+                self.checked = check_world(world)
+            finally:
+                world.close()
+        elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
+            assert isinstance(self.worlds, VectorWorlds)
+            self.checked = check_vector(self.worlds)
+        else:  # those that come with a backend of ours are known
+            return
+        self.doubts = [f"the worlds: {note}" for note in self.checked.notes]
+        self.notes += self.doubts
 
     def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> list[dict[str, Any]]:
         """What earlier runs hand on; returns the metrics that were logged up to there."""
@@ -157,6 +188,8 @@ class Session:
         if run.total_episodes is not None:
             self._stop_after = StopAfter(run.total_episodes)
             callbacks.append(self._stop_after)
+        if not (self.checked and not self.checked.within):
+            callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             self._save = Save(folder, self.spaces, run.save_every)
@@ -164,6 +197,11 @@ class Session:
                 self._save.first(state)
             callbacks.append(self._save)
         return callbacks
+
+    def _doubt(self, text: str) -> None:
+        self.doubts.append(text)
+        if self._folder:
+            self._folder.note(text)
 
     def _timed(self) -> Config:
         self.profile = profile = Profile()
@@ -272,6 +310,8 @@ class Session:
             "best": state.best,
             "seconds": row.get("seconds", 0.0),
         }
+        if self.doubts:
+            result["doubts"] = self.doubts
         if self.profile:
             result["profile"] = self.profile.report()
         if self._save:

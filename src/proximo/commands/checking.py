@@ -1,0 +1,69 @@
+"""`proximo check`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from proximo.commands.arguments import parse
+from proximo.envs.config import EnvConfig
+from proximo.types import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Play a world at random, and say what is wrong or doubtful about it.
+
+    Training does so too, for a tenth of a second.
+    """
+
+    world: Annotated[Positional[str], arg(metavar="ENV")]
+    """A Gymnasium id such as CartPole-v1, or module:Class."""
+    episodes: int = 20
+    """Episodes to play, at most."""
+    steps: int = 10_000
+    """Steps to take in them, at most."""
+    seconds: float = 10.0
+    """Seconds to spend on them, at most."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+
+
+def main(arguments: list[str]) -> int:
+    command = parse(Check, "check", arguments)
+    for name in ("episodes", "steps", "seconds"):
+        if not getattr(command, name) > 0:
+            raise UsageError(f"--{name} is {getattr(command, name)}: give more than 0")
+
+    from proximo.envs.check import check_vector, check_world
+    from proximo.envs.make import VectorWorlds, make_world, make_worlds
+    from proximo.nets.config import NetConfig
+    from proximo.nets.heads import make_head
+    from proximo.spaces import Observations
+
+    env = dataclasses.replace(command.env, id=command.world)
+    limits: dict[str, Any] = {"seconds": command.seconds, "steps": command.steps}
+    if env.backend in ("vector", "envpool"):
+        worlds = make_worlds(env, 0)
+        try:
+            if not isinstance(worlds, VectorWorlds):
+                raise UsageError(f"env.backend is {env.backend}, which is not checked: use sync")
+            spaces, found = (worlds.obs_space, worlds.action_space), check_vector(worlds, **limits)
+        finally:
+            worlds.close()
+    else:
+        world = make_world(env)
+        try:
+            found = check_world(world, episodes=command.episodes, **limits)
+            spaces = world.observation_space, world.action_space
+        finally:
+            world.close()
+    make_head(spaces[1], NetConfig())
+    shown, taken = (" ".join(str(space).split()) for space in spaces)
+    print(f"observations  {shown}, {Observations(spaces[0]).width} numbers to the network")
+    print(f"actions       {taken}")
+    print(f"played        {found.steps:,} steps, {found.episodes:,} episodes to their end")
+    print("\n".join(f"note          {note}" for note in found.notes) or "nothing is wrong with it")
+    return 0

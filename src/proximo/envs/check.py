@@ -1,0 +1,549 @@
+"""Wrong worlds are found before training: one is played for a moment, at random, and looked at.
+
+What cannot be trained in is a `UsageError` with the value found and the remedy; what is doubtful is
+a note. A single world is one apart from those that are trained in; a vector world is reset after.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from proximo.envs.make import SyncWorlds, VectorWorlds
+from proximo.spaces import MASK, Actions, Leaf, Observations
+from proximo.types import UsageError, explain
+
+SECONDS = 0.1
+"""What the check may take; a step that has begun is waited for."""
+STEPS = 300
+"""Steps of the first episodes, at most; a third of that for their repetition."""
+EPISODES = 2
+SEED = 3_000_000
+"""Of the first episode; training and evaluations begin elsewhere."""
+EXACT = 2**24
+"""Up to here a float32 holds every whole number."""
+ENDS = 4
+"""Ends of episodes after which the mode of a vector world's resets is known."""
+ENOUGH = 32
+"""Different actions for the worlds of a step, without masks."""
+
+
+class Checked(NamedTuple):
+    """What was found in a world that can be trained in."""
+
+    notes: list[str]
+    steps: int
+    episodes: int  # that ended
+    replayable: bool  # whether the same seed and actions gave the same again
+    within: bool  # whether all observations lay within their bounds
+
+
+class _Clock:
+    """Steps and seconds that are left."""
+
+    def __init__(self, seconds: float, steps: int) -> None:
+        self._begin = time.monotonic()
+        self._until, self.left, self.taken = self._begin + seconds, steps, 0
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._begin
+
+    @property
+    def over(self) -> bool:
+        return self.left <= 0 or time.monotonic() > self._until
+
+    def step(self) -> bool:
+        """Whether there is room for one more; counts it. There always is for the first."""
+        if self.taken and self.over:
+            return False
+        self.left, self.taken = self.left - 1, self.taken + 1
+        return True
+
+
+class Bounds:
+    """What a space says of the rows of its observations, column by column."""
+
+    def __init__(self, observations: Observations) -> None:
+        self._leaves = observations.leaves
+        low, high = np.zeros(observations.width), np.ones(observations.width)
+        for leaf in observations.leaves:
+            if isinstance(leaf.space, spaces.Box):
+                low[leaf.begin : leaf.end] = leaf.space.low.reshape(-1)
+                high[leaf.begin : leaf.end] = leaf.space.high.reshape(-1)
+        self._ends = low, high
+        # What rounding may do is not outside.
+        slack = [1e-5 * np.maximum(1, np.abs(np.nan_to_num(end, posinf=0))) for end in (low, high)]
+        self.low, self.high = low - slack[0], high + slack[1]
+
+    @property
+    def endless(self) -> bool:
+        """Whether nothing can lie outside: no bounds, or bytes that may have every value."""
+        boxes = [leaf.space for leaf in self._leaves if isinstance(leaf.space, spaces.Box)]
+        return all(
+            (box.dtype == np.uint8 and (box.low == 0).all() and (box.high == 255).all())
+            or not (box.bounded_below | box.bounded_above).any()
+            for box in boxes
+        )
+
+    def outside(self, rows: np.ndarray) -> str:
+        """The number that is farthest out, in words; empty if all are within. rows: [..., *obs]."""
+        flat = rows.reshape(-1, len(self.low)).astype(np.float64)
+        beyond = np.maximum(self.low - flat, flat - self.high)
+        if not (beyond > 0).any():
+            return ""
+        row, column = np.unravel_index(beyond.argmax(), beyond.shape)
+        leaf = next(leaf for leaf in self._leaves if leaf.begin <= column < leaf.end)
+        low, high = (end[column] for end in self._ends)
+        return (
+            f"{leaf.name}[{column - leaf.begin}] was {flat[row, column]:g}, outside the bounds "
+            f"{low:g} and {high:g} of its observation_space: it is learned from as it is; wider "
+            "bounds, or a scaled observation, would say what is meant"
+        )
+
+
+class _Watch:
+    """Observations, rewards and flags against what they should be. Batches have leading axes."""
+
+    def __init__(self, observations: Observations, lead: tuple[int, ...] = ()) -> None:
+        self.observations, self.lead = observations, lead
+        self.bounds = Bounds(observations)
+        self.notes: dict[str, str] = {}  # by what they are about, each once
+        self.within = True
+
+    def look(self, seen: Any, where: str) -> np.ndarray:
+        """The observation as a row."""
+        shape, kind = (*self.lead, *self.observations.shape), self.observations.dtype
+        row = np.empty(shape, np.float64 if kind.kind == "f" else kind)
+        for leaf in self.observations.leaves:
+            self._leaf(leaf, seen, where)
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):
+                self.observations.write(seen, row)
+        except UsageError as error:
+            raise UsageError(f"{error} (at {where})") from error
+        if not np.isfinite(row).all():
+            raise UsageError(
+                f"it gave the observation {_short(row)} at {where}: it must be finite. Look for a "
+                "division by zero or an overflow in the world"
+            )
+        if outside := self.bounds.outside(row):
+            self.within = False
+            self.notes.setdefault("bounds", f"at {where}, {outside}")
+        return row
+
+    def _leaf(self, leaf: Leaf, seen: Any, where: str) -> None:
+        try:
+            part = np.asarray(leaf.of(seen))
+        except (KeyError, IndexError, TypeError, ValueError):
+            return  # `Observations.write` says what is missing
+        name, space = leaf.name, leaf.space
+        if part.dtype.kind not in "biuf":
+            raise UsageError(
+                f"{name} is {_short(part)} at {where}, of type {part.dtype}: give numbers, as "
+                f"{space} says"
+            )
+        if not part.size or not np.isfinite(part).all():
+            return
+        whole = space.dtype is not None and np.dtype(space.dtype).kind != "f"
+        if whole and part.dtype.kind == "f" and (part != np.floor(part)).any():
+            raise UsageError(
+                f"{name} is {_short(part)} at {where}, but {space} holds whole numbers, so that "
+                "its fractions would be lost: give the space a dtype of float32"
+            )
+        if isinstance(space, spaces.Box) and space.dtype.kind in "iu":
+            held = np.iinfo(space.dtype)
+            if not held.min <= part.min() <= part.max() <= held.max:
+                raise UsageError(
+                    f"{name} is {_short(part)} at {where}, which the {space.dtype} of its "
+                    f"observation_space cannot hold: bring it to {held.min}...{held.max}"
+                )
+        if isinstance(space, spaces.MultiBinary) and not np.isin(part, (0, 1)).all():
+            self.notes.setdefault(name, f"{name} is {_short(part)} at {where}: bits are 0 and 1")
+        largest = np.abs(part.astype(np.float64)).max()
+        if largest > np.finfo(np.float32).max:
+            raise UsageError(
+                f"{name} holds {largest:g} at {where}, more than single precision can (3.4e38): "
+                "scale it"
+            )
+        if largest > EXACT and (part.astype(np.float32) != part).any():
+            gap = np.spacing(np.float32(largest))
+            self.notes.setdefault(
+                name,
+                f"{name} holds {largest:.10g} at {where}, where single precision moves in steps of "
+                f"{gap:g}: subtract what is constant, or scale it",
+            )
+
+    def reward(self, reward: Any, where: str) -> np.ndarray:
+        found = _array(reward)
+        if found.shape != self.lead or found.dtype.kind not in "biuf":
+            what = f"numbers of shape {self.lead}" if self.lead else "one number"
+            raise UsageError(f"its reward must be {what}, but it is {reward!r} at {where}")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(found.astype(np.float32)).all()
+        if not finite:
+            raise UsageError(
+                f"it gave the reward {_short(found)} at {where}: it must be finite. Look for a "
+                "division by zero or an overflow in the world"
+            )
+        return found
+
+    def flag(self, name: str, flag: Any, where: str) -> np.ndarray:
+        found = _array(flag)
+        if found.shape == self.lead and found.dtype == bool:
+            return found
+        if not self.lead and isinstance(flag, int | np.integer) and flag in (0, 1):
+            self.notes.setdefault(name, f"{name} is {flag!r} at {where}: give True or False")
+            return np.asarray(bool(flag))
+        what = f"bools of shape {self.lead}" if self.lead else "True or False"
+        shown = f"{found.dtype} of shape {found.shape}" if self.lead else repr(flag)
+        raise UsageError(f"its {name} is {shown} at {where}: step must return {what}")
+
+    def parts(self, answer: Any, where: str) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Any]:
+        """What a step returned: the observation, reward, both flags and info."""
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+            if isinstance(answer, tuple) and len(answer) == 4:
+                found += (
+                    ", as Gym's did before 0.26: give done as terminated, or as truncated where a "
+                    "time limit ended the episode"
+                )
+            raise UsageError(
+                "its step must return (observation, reward, terminated, truncated, info), but "
+                f"returned {found}"
+            )
+        obs, reward, terminated, truncated, info = answer
+        if not isinstance(info, dict):
+            self.notes.setdefault(
+                "info", f"info is {info!r} at {where}: give a dict, {{}} if empty"
+            )
+        return (
+            obs,
+            self.reward(reward, where),
+            self.flag("terminated", terminated, where),
+            self.flag("truncated", truncated, where),
+            info,
+        )
+
+
+def check_world(
+    world: gym.Env[Any, Any],
+    *,
+    seconds: float = SECONDS,
+    steps: int = STEPS,
+    episodes: int = EPISODES,
+) -> Checked:
+    """Play the first episodes of a world, and the first one again. Raises `UsageError`."""
+    spec = getattr(world, "spec", None)
+    name = spec.id if spec else type(getattr(world, "unwrapped", world)).__name__
+    try:
+        return _check_world(world, seconds, steps, episodes)
+    except UsageError as error:
+        raise UsageError(f"{name} cannot be trained in: {error}") from error
+
+
+def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes: int) -> Checked:
+    single = SyncWorlds([world], 0)
+    watch, sampler = _Watch(single.observations), _Sampler(single.actions)
+    clock, ended = _Clock(0.7 * seconds, steps), 0
+    first: list[tuple[Any, np.ndarray, np.ndarray]] = []  # action, what was seen then, reward
+    for episode in range(episodes):
+        row = watch.look(_reset(world, SEED + episode), f"the reset of episode {episode}")
+        if episode == 0:
+            beginning = row
+        over, number = False, 0
+        while not over and clock.step():
+            where = f"step {number} of episode {episode}"
+            action = sampler.draw(_mask(single.observations, row))
+            answer = _step(world, single.actions.nested(action.copy()), single.action_space, where)
+            obs, reward, terminated, truncated, _ = watch.parts(answer, where)
+            row = watch.look(obs, where)
+            over, number = bool(terminated or truncated), number + 1
+            if episode == 0:
+                first.append((action, row, reward))
+        ended += over
+        if clock.over:
+            break
+    notes = list(watch.notes.values())
+    if not ended and clock.left == 0 and not _limited(world):
+        notes.append(
+            f"no episode ended in the first {steps} steps, and there is no time limit: where none "
+            "ever ends there are no returns to show; env.max_episode_steps sets a limit"
+        )
+    again = _Clock(seconds - clock.seconds, steps // 3)
+    difference = "" if again.over else _replay(world, single, beginning, first, again)
+    if difference:
+        notes.append(difference)
+    taken = clock.taken + again.taken
+    return Checked(notes, taken, ended, not difference, watch.within)
+
+
+def _reset(world: Any, seed: int) -> Any:
+    try:
+        answer = world.reset(seed=seed)
+    except UsageError:
+        raise
+    except TypeError as error:
+        if "seed" in str(error):
+            raise UsageError(
+                f"its reset takes no seed ({error}), as Gym's did before 0.26: write "
+                "def reset(self, *, seed=None, options=None), and in it super().reset(seed=seed)"
+            ) from error
+        raise UsageError(f"it failed at its reset: {explain(error)}") from error
+    except Exception as error:
+        raise UsageError(f"it failed at its reset: {explain(error)}") from error
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], dict):
+        raise UsageError(
+            "its reset must return two things, (observation, info), but returned "
+            f"{_short(answer)}: write return observation, {{}}"
+        )
+    return answer[0]
+
+
+def _step(world: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
+    try:
+        return world.step(action)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"it failed at {where} on the action {_short(action)}, which is one of its "
+            f"action_space {space}: {explain(error)}"
+        ) from error
+
+
+def _replay(
+    world: gym.Env[Any, Any],
+    single: SyncWorlds,
+    beginning: np.ndarray,
+    first: list[tuple[Any, np.ndarray, np.ndarray]],
+    clock: _Clock,
+) -> str:
+    """In what the first episode differs, played again; empty if in nothing."""
+    consequence = (
+        "so that a run of the same seed differs, and a resumed one may begin new episodes. Draw "
+        "only from self.np_random, which super().reset(seed=seed) sets, and let nothing outlive "
+        "reset"
+    )
+    watch = _Watch(single.observations)
+    if not np.array_equal(watch.look(_reset(world, SEED), "its reset"), beginning):
+        return f"reset with the same seed gives another observation, {consequence}"
+    for number, (action, row, reward) in enumerate(first):
+        if not clock.step():
+            break
+        where = f"step {number} of the first episode, played again"
+        answer = _step(world, single.actions.nested(action.copy()), single.action_space, where)
+        obs, again, *_ = watch.parts(answer, where)
+        if not (np.array_equal(watch.look(obs, where), row) and again == reward):
+            return (
+                f"the same seed and actions give another step {number} of the episode, "
+                f"{consequence}"
+            )
+    return ""
+
+
+def _limited(world: gym.Env[Any, Any]) -> bool:
+    """Whether a wrapper cuts episodes off."""
+    while isinstance(world, gym.Wrapper):
+        if isinstance(world, gym.wrappers.TimeLimit):
+            return True
+        world = world.env
+    return False
+
+
+def _mask(observations: Observations, row: np.ndarray) -> np.ndarray | None:
+    """[..., choices] bool: what may be chosen, or None for everything."""
+    if observations.mask_begin == observations.width:
+        return None
+    return row[..., observations.mask_begin :] > 0.5
+
+
+class _Sampler:
+    """Random actions, always the same ones."""
+
+    def __init__(self, actions: Actions) -> None:
+        self._actions, self._drawn = actions, np.random.default_rng(SEED)
+        self._spaces = [copy.deepcopy(leaf.space) for leaf in actions.leaves]
+        for number, space in enumerate(self._spaces):
+            space.seed(SEED + number)
+
+    def draw(self, legal: np.ndarray | None) -> Any:
+        """As `Actions` takes one. Raises `UsageError` for a mask that does not fit or allows none.
+
+        legal: [choices] bool.
+        """
+        actions = self._actions
+        row = np.empty(sum(leaf.end - leaf.begin for leaf in actions.leaves))
+        begin = 0
+        for leaf, own in zip(actions.leaves, self._spaces, strict=True):
+            space: Any = own
+            if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+                row[leaf.begin : leaf.end] = space.sample().reshape(-1)
+                continue
+            sizes = np.atleast_1d(
+                space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n
+            )
+            starts = np.broadcast_to(space.start, space.shape or ()).reshape(-1)
+            for column, size, start in zip(
+                range(leaf.begin, leaf.end), sizes.reshape(-1), starts, strict=True
+            ):
+                allowed = np.arange(size)
+                if legal is not None:
+                    allowed = np.flatnonzero(legal[begin : begin + size])
+                begin += int(size)
+                if not len(allowed):
+                    raise UsageError(
+                        f"its {MASK}, {_short(legal)}, allows no action: one must be legal until "
+                        "the episode has ended, and there is one entry for each choice of "
+                        f"{actions.space}"
+                    )
+                row[column] = start + self._drawn.choice(allowed)
+        if legal is not None and begin != len(legal):
+            raise UsageError(
+                f"its {MASK} has {len(legal)} entries, but {actions.space} has {begin} things to "
+                "choose from: it needs one entry for each"
+            )
+        if not actions.simple:
+            return row
+        return row.reshape(actions.shape or ()).astype(actions.dtype)[()]
+
+
+def _array(value: Any) -> np.ndarray:
+    """As a NumPy array, from wherever it lies."""
+    return np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
+
+
+def _arrays(nested: Any) -> Any:
+    if isinstance(nested, dict):
+        return {key: _arrays(part) for key, part in nested.items()}
+    if isinstance(nested, tuple):
+        return tuple(_arrays(part) for part in nested)
+    return _array(nested) if isinstance(nested, torch.Tensor) else nested
+
+
+def _short(value: Any) -> str:
+    """A value in one line that is not too long."""
+    with np.printoptions(threshold=8, edgeitems=3, precision=4):
+        text = " ".join(str(value).split())
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def check_vector(worlds: VectorWorlds, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
+    """Step a vector world until some episodes have ended: how does it reset? Raises `UsageError`.
+
+    It is left somewhere: reset it with a seed before anything else.
+    """
+    name = type(worlds.envs.unwrapped).__name__
+    try:
+        return _Vector(worlds).play(_Clock(seconds, steps))
+    except UsageError as error:
+        raise UsageError(f"{name} cannot be trained in: {error}") from error
+
+
+class _Vector:
+    """What a vector world does at the ends of its episodes."""
+
+    def __init__(self, worlds: VectorWorlds) -> None:
+        self._worlds, self._envs, self._mode = worlds, worlds.envs, worlds.mode
+        self._watch = _Watch(worlds.observations, (worlds.count,))
+        self._sampler = _Sampler(worlds.actions)
+        self._ends = self._resets = self._again = self._kept = 0
+
+    def play(self, clock: _Clock) -> Checked:
+        worlds, watch = self._worlds, self._watch
+        notes = []
+        rows, again = (self._look(_reset(self._envs, SEED), "its reset") for _ in range(2))
+        if not np.array_equal(rows, again):
+            notes.append(
+                "reset with the same seed gives other observations, so that a run of the same seed "
+                "differs"
+            )
+        before = np.zeros(worlds.count, bool)  # who ended in the last step
+        while self._ends < ENDS and clock.step():
+            where = f"step {clock.taken - 1}"
+            answer = self._step(rows, before, where)
+            obs, reward, terminated, truncated, info = watch.parts(answer, where)
+            ended, rows = terminated | truncated, self._look(obs, where)
+            if before.any() and self._mode is not AutoresetMode.DISABLED:
+                self._after(before, ended, reward)
+            if self._mode is AutoresetMode.NEXT_STEP:
+                ended &= ~before
+            if ended.any():
+                self._ends += int(ended.sum())
+                self._at(ended, rows, info, where)
+                if self._mode is AutoresetMode.DISABLED:
+                    self._unreset(ended, rows)
+                    break
+            before = ended
+        if self._mode is AutoresetMode.NEXT_STEP and self._again and not self._resets:
+            self._mismatch(
+                "in the step after an end it gives a reward, or ends again: it does not reset there"
+            )
+        if self._mode is AutoresetMode.SAME_STEP and 1 < self._ends == self._kept:
+            self._mismatch("where an episode ends its observation is final_obs: it is not reset")
+        return Checked(
+            [*notes, *watch.notes.values()], clock.taken, self._ends, False, watch.within
+        )
+
+    def _look(self, seen: Any, where: str) -> np.ndarray:
+        return self._watch.look(_arrays(seen), where)
+
+    def _step(self, rows: np.ndarray, before: np.ndarray, where: str) -> Any:
+        worlds, masks = self._worlds, _mask(self._watch.observations, rows)
+        if masks is None:
+            few = [self._sampler.draw(None) for _ in range(min(worlds.count, ENOUGH))]
+            action = np.stack([few[i % ENOUGH] for i in range(worlds.count)])
+        else:  # those that are about to reset show their last state, where nothing need be legal
+            legal = [None if resets else mask for mask, resets in zip(masks, before, strict=True)]
+            action = np.stack([self._sampler.draw(mask) for mask in legal])
+        return _step(self._envs, self._given(action), worlds.action_space, where)
+
+    def _given(self, action: np.ndarray) -> Any:
+        actions, device = self._worlds.actions, self._worlds.device
+        if device is None:
+            return actions.nested(action)
+        return actions.nested(torch.from_numpy(action).to(device))
+
+    def _at(self, ended: np.ndarray, rows: np.ndarray, info: Any, where: str) -> None:
+        """What stands in info where episodes ended."""
+        given = isinstance(info, dict) and "final_obs" in info
+        if self._mode is not AutoresetMode.SAME_STEP:
+            # In the other modes the world's own observation is the final one.
+            if given:
+                self._mismatch(f"info has a final_obs at {where}, as in same-step mode")
+            return
+        if not given:
+            self._mismatch(
+                f"info has no final_obs at {where}, where an episode ended: in this mode it holds "
+                "what the last action led to"
+            )
+        last = rows.copy()
+        self._worlds.write_finals(_arrays(info["final_obs"]), ended, last)
+        self._kept += int((last == rows).reshape(len(rows), -1).all(-1)[ended].sum())
+
+    def _after(self, before: np.ndarray, ended: np.ndarray, reward: np.ndarray) -> None:
+        resets = ~ended[before] & (reward[before] == 0)
+        self._resets += int(resets.sum())
+        self._again += int((~resets).sum())
+
+    def _unreset(self, ended: np.ndarray, rows: np.ndarray) -> None:
+        """Disabled mode: does it wait for us, and does it then reset these worlds alone?"""
+        following = self._look(self._worlds.reset_some(ended), "reset with a reset_mask")
+        if not np.array_equal(following[~ended], rows[~ended]):
+            self._mismatch("reset with a reset_mask moves worlds that the mask leaves out")
+        if np.array_equal(following[ended], rows[ended]):
+            self._mismatch("reset with a reset_mask leaves the worlds where they ended")
+
+    def _mismatch(self, seen: str) -> None:
+        raise UsageError(
+            f"its metadata declare autoreset_mode {self._mode.value}, but {seen}. Declare what it "
+            "does: " + ", ".join(mode.value for mode in AutoresetMode)
+        )

@@ -1,0 +1,301 @@
+"""Vector worlds that hold tensors already, on any device: simulators that run on a GPU.
+
+They return tensors and take tensors, and nothing is read on the host from a rollout's first step to
+its last: what an error needs to know is looked for at the end, when the returns and lengths of the
+finished episodes come over in one transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from torch import Tensor
+
+from proximo.envs.make import VectorWorlds, episode_seed
+from proximo.spaces import MASK, Observations
+from proximo.types import Episode, Steps, UsageError, WorldState
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSteps:
+    """`Steps` as tensors on one device."""
+
+    obs: Tensor  # [T + 1, N, *obs]
+    action: Tensor  # [T, N, *act]
+    parameters: Tensor  # [2, N, P]
+    taken: Tensor  # [T, N, *]
+    reward: Tensor  # [T, N] float64, or float32 on a device that has no other
+    terminated: Tensor  # [T, N] bool
+    ended: Tensor  # [T, N] bool
+    real: Tensor  # [T, N] bool
+    finals: list[Tensor | None]  # per step: true successors [N, *obs]; empty: they are rows of obs
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @staticmethod
+    def joined(parts: list[TensorSteps], count: int) -> TensorSteps:
+        """The first `count` steps of these, which follow on one another."""
+        if len(parts) == 1 and len(parts[0]) == count:
+            return parts[0]
+        tensors = {
+            name: torch.cat([getattr(part, name) for part in parts])[:count]
+            for name in ("action", "taken", "reward", "terminated", "ended", "real")
+        }
+        return TensorSteps(
+            obs=torch.cat([parts[0].obs[:1], *(part.obs[1:] for part in parts)])[: count + 1],
+            parameters=torch.stack([parts[0].parameters[0], parts[-1].parameters[1]]),
+            finals=[rows for part in parts for rows in part.finals][:count],
+            **tensors,
+        )
+
+    def on_host(self, final: Tensor | None = None, index: Tensor | None = None) -> Steps:
+        """As NumPy arrays, which share the memory of tensors on the CPU.
+
+        final: [F, *obs] the true successors of the rows `index`, t*N + i, if they are wanted.
+        """
+        arrays = {
+            name: value.cpu().numpy() for name, value in vars(self).items() if name != "finals"
+        }
+        steps = Steps(**arrays, finals=[])
+        if final is not None and index is not None:
+            count = self.reward.shape[1]
+            rows = zip(index.tolist(), final.cpu().numpy(), strict=True)
+            steps.finals.extend((k // count, k % count, row) for k, row in rows)
+        return steps
+
+
+class Account(NamedTuple):
+    """What a rollout amounts to."""
+
+    final: Tensor  # [F, *obs] the true successors of the steps that ended an episode
+    rows: Tensor  # [F] int64: which steps those were, as t*N + i
+    episodes: tuple[Episode, ...]
+    finite: bool  # all observations and rewards
+    fault: str  # what else was wrong, or nothing
+
+
+class TensorWorlds(VectorWorlds):
+    """A Gymnasium vector world of tensors, in whichever autoreset mode it declares.
+
+    In same-step mode `info["final_obs"]` holds a row for every world, of which those that ended
+    count. In disabled mode `reset` is called after every step, with a `reset_mask` that may be all
+    False. Both, because to know whether an episode ended would be a read on the host.
+    """
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int, device: torch.device) -> None:
+        super().__init__(envs, seed)
+        self.device = device
+        self._resetting = torch.zeros(self.count, dtype=torch.bool, device=device)
+
+    def fresh(self, state: WorldState) -> None:
+        super().fresh(state)
+        self._resetting = torch.from_numpy(state.resetting).to(self.device)
+
+    def reset_some(self, which: np.ndarray | Tensor) -> Any:
+        mask = torch.as_tensor(which, device=self.device)
+        return self.envs.reset(options={"reset_mask": mask})[0]
+
+    def _rows(self, seen: Any) -> Any:
+        shape, kind = (self.count, *self.observations.shape), self.observations.dtype
+        rows = torch.from_numpy(np.empty(shape, kind)).to(self.device)
+        write(self.observations, seen, rows)
+        return rows
+
+    def step(self, state: WorldState, steps: TensorSteps, t: int) -> None:  # type: ignore[override]
+        action = self.actions.nested(steps.taken[t])
+        obs, reward, terminated, truncated, info = self.envs.step(action)
+        if t == 0:
+            self._check(reward, terminated, truncated)
+        ended = terminated | truncated
+        if self.mode is AutoresetMode.NEXT_STEP:
+            steps.real[t] = ~self._resetting
+            ended = ended & ~self._resetting
+            self._resetting = ended
+        steps.reward[t] = reward
+        steps.terminated[t], steps.ended[t] = terminated & ended, ended
+        following = steps.obs[t + 1]
+        write(self.observations, obs, following)
+        if self.mode is AutoresetMode.SAME_STEP:
+            last = torch.empty_like(following) if "final_obs" in info else None
+            if last is not None:
+                write(self.observations, info["final_obs"], last)
+            steps.finals.append(last)
+        elif self.mode is AutoresetMode.DISABLED:
+            steps.finals.append(following.clone())
+            write(self.observations, self.reset_some(ended), following)
+
+    def _check(self, reward: Any, terminated: Any, truncated: Any) -> None:
+        found = (("reward", reward), ("terminated", terminated), ("truncated", truncated))
+        for name, value in found:
+            kind = "a tensor" if name == "reward" else "a tensor of bool"
+            fits = isinstance(value, Tensor) and value.shape == (self.count,)
+            fits = fits and (name == "reward" or value.dtype is torch.bool)
+            if not fits:
+                shown: Any = value
+                if isinstance(value, Tensor):
+                    shown = f"{value.dtype} of shape {tuple(value.shape)}"
+                raise UsageError(
+                    f"the vector world's {name} is {shown}: as its observations are tensors, it "
+                    f"must be {kind} of shape ({self.count},)"
+                )
+
+
+def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
+    """The device on which a vector world holds its observations; None: they are NumPy arrays.
+
+    Seen from what `reset` returns, which is called again with the same seed before the first step.
+    """
+    try:
+        answer = envs.reset(seed=episode_seed(seed, 0, 0))
+    except Exception:  # it is named where the worlds are checked, or reset for good
+        return None
+    seen = answer[0] if isinstance(answer, tuple) and answer else None
+    while isinstance(seen, dict | tuple) and seen:
+        seen = next(iter(seen.values() if isinstance(seen, dict) else seen))
+    return seen.device if isinstance(seen, Tensor) else None
+
+
+def write(observations: Observations, seen: Any, rows: Tensor) -> None:
+    """`Observations.write` for tensors. rows: [N, *shape]. Raises `UsageError` for a misfit.
+
+    A choice out of its range, which cannot be seen here, leaves its columns 0.
+    """
+    for leaf in observations.leaves:
+        try:
+            part = leaf.of(seen)
+        except (KeyError, IndexError, TypeError) as error:
+            raise UsageError(
+                f"a world returned an observation without {leaf.name!r}, which its "
+                f"observation_space names: {seen!r}"
+            ) from error
+        shape = leaf.space.shape or ()
+        if not isinstance(part, Tensor) or part.device != rows.device:
+            where = part.device if isinstance(part, Tensor) else type(part).__name__
+            raise UsageError(
+                f"a world returned {leaf.name} as {where}, but other observations as tensors on "
+                f"{rows.device}: all must be there"
+            )
+        if part.shape != (len(rows), *shape):
+            raise UsageError(
+                f"a world returned {leaf.name} of shape {tuple(part.shape[1:])}, but its "
+                f"observation_space says {shape}"
+            )
+        if observations.plain:
+            rows.copy_(part)
+        elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
+            rows[:, leaf.begin : leaf.end] = _one_hot(leaf.space, part)
+        else:
+            rows[:, leaf.begin : leaf.end] = part.reshape(len(rows), -1)
+
+
+def _sizes(space: gym.Space[Any]) -> list[int]:
+    """How much there is to choose from, choice by choice."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(n) for n in space.nvec.reshape(-1)]
+    return [int(space.n)] if isinstance(space, spaces.Discrete) else []
+
+
+def _one_hot(space: Any, part: Tensor) -> Tensor:
+    """[N, width] bool: where the choices stand."""
+    starts = np.broadcast_to(space.start, space.shape or ()).reshape(-1)
+    chosen = part.reshape(len(part), -1)
+    hot = [
+        chosen[:, k, None] - int(start) == torch.arange(size, device=part.device)
+        for k, (size, start) in enumerate(zip(_sizes(space), starts, strict=True))
+    ]
+    return torch.cat(hot, -1)
+
+
+def account(
+    steps: TensorSteps,
+    mask: Tensor,
+    world: WorldState,
+    observations: Observations,
+    choices: tuple[int, ...],
+) -> Account:
+    """Bring the returns and lengths of the running episodes up to date; what has finished.
+
+    mask: [T, N] the steps that count. choices: how much there is to choose from, choice by choice.
+    Reads on the host how many episodes ended, and then all that it needs in one transfer.
+    """
+    count, device = steps.reward.shape[1], steps.reward.device
+    total = torch.where(steps.real, steps.reward, 0).cumsum(0)
+    sums = torch.stack([total, steps.real.cumsum(0).to(total.dtype)])  # [2, T, N]: return, length
+    begin = torch.from_numpy(np.stack([world.ret, world.length])).to(total)  # [2, N]
+
+    index = steps.ended.flatten().nonzero().squeeze(-1)  # [F], in order of time
+    by_world = (index % count * len(steps) + index // count).argsort()
+    own, at = (index % count)[by_world], sums.flatten(1)[:, index[by_world]]
+    first = torch.ones_like(own, dtype=torch.bool)
+    first[1:] = own[1:] != own[:-1]
+    episodes = torch.empty_like(at)  # [2, F]
+    episodes[:, by_world] = torch.where(first, begin[:, own], -at.roll(1, -1)) + at
+
+    number = torch.arange(1, len(steps) + 1, device=device).unsqueeze(-1)
+    last = (steps.ended * number).amax(0)  # [N] the step after which the running episode began
+    before = sums.gather(1, (last - 1).clamp(min=0).expand(2, 1, -1)).squeeze(1)
+    running = torch.where(last > 0, -before, begin) + sums[:, -1]  # [2, N]
+
+    final = _successors(steps, index)
+    finite = torch.stack([x.isfinite().all() for x in (steps.obs, steps.reward, final)]).all()
+    faults = dict(_faults(steps, observations, choices))
+    found = (
+        *(episodes.flatten(), mask.flatten()[index], running.flatten(), steps.ended.sum(0)),
+        torch.zeros_like(own[:0]) if steps.finals else steps.ended[-1],
+        torch.stack([finite, *faults.values()]),
+    )
+    numbers = torch.cat([x.to(total.dtype) for x in found]).cpu().numpy()
+    pieces = np.split(numbers, [*accumulate(x.numel() for x in found)][:-1])
+    pairs, counts, now, more, resetting, flags = pieces
+    world.ret, length = now.reshape(2, -1).astype(np.float64)
+    world.length = length.astype(np.int64)
+    world.episode += more.astype(np.int64)
+    world.resetting = resetting.astype(bool) if len(resetting) else np.zeros(count, bool)
+    finished = tuple(
+        Episode(float(ret), int(length))
+        for ret, length, counted in zip(*pairs.reshape(2, -1), counts, strict=True)
+        if counted
+    )
+    fault = next((words for words, flag in zip(faults, flags[1:], strict=True) if flag), "")
+    return Account(final, index, finished, bool(flags[0]), fault)
+
+
+def _successors(steps: TensorSteps, index: Tensor) -> Tensor:
+    """[F, *obs] what followed the steps in which an episode ended."""
+    following = steps.obs[1:]
+    if not steps.finals:
+        return following.flatten(0, 1)[index]
+    count = steps.obs.shape[1]
+    numbers = torch.bincount(index // count, minlength=len(steps)).tolist()
+    worlds = torch.split(index % count, numbers)
+    rows = (a if a is not None else b for a, b in zip(steps.finals, following, strict=True))
+    return torch.cat([row[own] for row, own in zip(rows, worlds, strict=True)])
+
+
+def _faults(
+    steps: TensorSteps, observations: Observations, choices: tuple[int, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    """What would be wrong, and whether it is: [] bool."""
+    lacking = [t for t, rows in enumerate(steps.finals) if rows is None]
+    if lacking:
+        words = "an episode ended in a step whose info has no final_obs, which same-step mode needs"
+        yield words, steps.ended[lacking].any()
+    for leaf in observations.leaves:
+        if sizes := _sizes(leaf.space):
+            chosen = steps.obs[..., leaf.begin : leaf.end].sum(-1)
+            words = f"a world returned {leaf.name} with a number that is not in {leaf.space}"
+            yield words, (chosen != len(sizes)).any()
+    if observations.mask_begin < observations.width:
+        legal = steps.obs[:-1, :, observations.mask_begin :] > 0.5
+        some = torch.stack([own.any(-1) for own in torch.split(legal, list(choices), -1)]).all(0)
+        words = f"the {MASK} of a world allows no action: one must be legal until the episode ends"
+        yield words, (steps.real & ~some).any()
