@@ -75,7 +75,8 @@ def collect(
     mask = whole.real & np.stack(tickets.rows) if tickets else whole.real
     final = np.array([obs for *_, obs in whole.finals], whole.obs.dtype)
     _check_finite(whole, final, state)
-    finished = _account(whole, mask, state, replayable=worlds.replayable)
+    finished = _account(whole, mask, state)
+    worlds.remember(state.worlds, whole)
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(policy.device)
@@ -153,14 +154,11 @@ def _fill(
     return t + 1
 
 
-def _account(
-    steps: Steps, mask: np.ndarray, state: TrainState, *, replayable: bool
-) -> tuple[Episode, ...]:
-    """Bring returns, lengths and replay logs of the running episodes up to date."""
+def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:
+    """Bring returns and lengths of the running episodes up to date; those that finished."""
     world = state.worlds
     total = np.cumsum(np.where(steps.real, steps.reward, 0), 0)
     lengths = np.cumsum(steps.real, 0)
-    begin = np.zeros(len(world.ret), np.int64)
     finished = []
     for t, i, _ in steps.finals:
         if mask[t, i]:
@@ -169,16 +167,8 @@ def _account(
             )
         world.ret[i] = -total[t, i]
         world.length[i] = -lengths[t, i]
-        world.actions[i] = []
-        begin[i] = t + 1
     world.ret += total[-1]
     world.length += lengths[-1]
-    if replayable:
-        for i, log in enumerate(world.actions):
-            if begin[i] < len(steps):
-                log.append(steps.taken[begin[i] :, i].copy())
-                if len(log) > 64:  # an episode over many rollouts
-                    log[:] = [np.concatenate(log)]
     return tuple(finished)
 
 

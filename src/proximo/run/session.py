@@ -88,6 +88,12 @@ class Session:
 
     def _build(self, config: Config) -> TrainState:
         """Network and state at their beginning; `self.config` with every `auto` settled."""
+        agents = self.worlds.agents
+        config.check_samples(agents)
+        if agents > 1:
+            self.notes.append(
+                f"agents: {agents} in each of {config.env.worlds} worlds, acting by one policy"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
@@ -99,7 +105,7 @@ class Session:
         engine, why = choose_engine(config.run.engine, config.algorithm, policy)
         samples = config.algorithm.minibatch_size
         if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
-            samples = config.env.worlds * config.rollout.steps
+            samples = self.worlds.count * config.rollout.steps
         threads = choose_threads(config.run.threads, engine, policy, samples)
         self.notes.append(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
         # The native engine has threads of its own, and small operations are slower on several.
@@ -107,7 +113,7 @@ class Session:
         run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.config = dataclasses.replace(config, run=run)
         state = self._make_state(policy)
-        updates = -(-run.total_steps // (config.env.worlds * config.rollout.steps))
+        updates = -(-run.total_steps // (self.worlds.count * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(
                 f"total_steps is enough for {updates} updates only: more steps, or a smaller "
