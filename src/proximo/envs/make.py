@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
-from proximo.envs.pool import Pool, Pooled
+from proximo.envs.pool import Pool, Pooled, is_pooled
 from proximo.spaces import MASK, Actions, Observations, choices
 from proximo.types import Steps, UsageError, WorldState, explain, nearest
 
@@ -447,9 +447,10 @@ def _maker(env: EnvConfig) -> Maker:
     if parallel := parallel_maker(env.id):
         return parallel
     if not is_registered(env.id):
-        raise UsageError(
-            f"there is no world {env.id!r} in Gymnasium. {nearest(env.id, gym.registry)}"
-        )
+        known = nearest(env.id, gym.registry)
+        if is_pooled(env.id):
+            known = "EnvPool has it: use --env.backend envpool"
+        raise UsageError(f"there is no world {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
 

@@ -7,6 +7,7 @@ truncation, and gives other bounds and types than Gymnasium's world of the same 
 
 from __future__ import annotations
 
+import ctypes.util
 import dataclasses
 import warnings
 from typing import Any
@@ -158,6 +159,15 @@ class Pool(VectorEnv[Any, Any, Any]):
         return self._pool.render()[0]
 
 
+def is_pooled(name: str) -> bool:
+    """Whether EnvPool, if it is installed, has a world of this name."""
+    try:
+        import envpool
+    except ImportError:
+        return False
+    return name in envpool.list_all_envs()
+
+
 def _room(rows: Any, count: int) -> Any:
     """Room for this many rows like these, which may be nested."""
     if isinstance(rows, dict):
@@ -184,6 +194,10 @@ class Pooled(gym.Env[Any, Any]):
 
     def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
         one = dataclasses.replace(env, worlds=1)
+        if render_mode is not None:
+            # MuJoCo within EnvPool ends the process unless these are in it already.
+            for library in filter(None, map(ctypes.util.find_library, ("OpenGL", "EGL"))):
+                ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
         self._pool = Pool(one, None, 1, render_mode)
         self.observation_space = self._pool.single_observation_space
         self.action_space = self._pool.single_action_space
