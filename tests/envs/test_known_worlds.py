@@ -31,6 +31,8 @@ WORLDS = {
     "ALE/Breakout-v5": "ale_py",
     "MiniGrid-DoorKey-5x5-v0": "minigrid",
     "BabyAI-GoToObj-v0": "minigrid",
+    "dm_control/cartpole-balance-v0": "dm_control",
+    "dm_control/walker-walk-v0": "dm_control",
 }
 
 
@@ -54,7 +56,7 @@ def test_every_command_takes_it(here, monkeypatch, name):
     succeeded(proximo("train", "ppo", name, "--total-steps", "128", *small))
     scores = json.loads(succeeded(proximo("eval", "run", "--episodes", "2", "--json")).out)
     assert scores["length_mean"] <= 20
-    if WORLDS[name] != "mujoco" or ctypes.util.find_library("EGL"):
+    if WORLDS[name] not in ("mujoco", "dm_control") or ctypes.util.find_library("EGL"):
         assert "states in run.gif" in succeeded(proximo("play", "run", "--video", "run.gif")).out
     resumed = succeeded(proximo("resume", "run", "--total-steps", "192"))
     assert "cannot be brought back" not in resumed.out
@@ -72,7 +74,8 @@ def test_every_command_takes_it(here, monkeypatch, name):
 )
 def test_a_missing_package_is_named_with_the_extra_that_installs_it(here, monkeypatch, name, extra):
     for family in FAMILIES:
-        monkeypatch.setitem(sys.modules, family.package, None)
+        for package in family.packages:
+            monkeypatch.setitem(sys.modules, package, None)
     message = refusal(proximo("train", "ppo", name))
     assert name in message
     assert f"pip install 'proximo[{extra}]'" in message

@@ -21,6 +21,7 @@ ARCADE = "ALE/"
 GRIDS = ("MiniGrid-", "BabyAI-")
 PARALLEL = ("butterfly/", "classic/", "sisl/")
 """What the names of PettingZoo begin with."""
+SUITE = "dm_control/"
 MISSION = "mission"
 
 
@@ -28,15 +29,15 @@ class Family(NamedTuple):
     """Worlds whose names begin alike."""
 
     prefixes: tuple[str, ...]
-    package: str  # importing it registers them
+    packages: tuple[str, ...]  # importing the last one registers them
     extra: str  # of Proximo, which installs it
 
 
 FAMILIES = (
-    Family((ARCADE,), "ale_py", "atari"),
-    Family(GRIDS, "minigrid", "minigrid"),
-    Family(("dm_control/",), "proximo.envs.suite", "dm_control"),
-    Family(PARALLEL, "pettingzoo", "pettingzoo"),
+    Family((ARCADE,), ("ale_py",), "atari"),
+    Family(GRIDS, ("minigrid",), "minigrid"),
+    Family((SUITE,), ("dm_control", "shimmy"), "dm_control"),
+    Family(PARALLEL, ("pettingzoo",), "pettingzoo"),
 )
 
 
@@ -48,7 +49,8 @@ def is_registered(name: str) -> bool:
     for family in FAMILIES:
         if name.startswith(family.prefixes):
             try:
-                importlib.import_module(family.package)
+                for package in family.packages:
+                    importlib.import_module(package)
             except ImportError as error:
                 raise UsageError(
                     f"{name} needs a package that cannot be imported ({error}): install it by "
@@ -76,7 +78,10 @@ def prepared(world: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[A
     MiniGrid: the mission, a text, is left out, and what a cell holds is told as the categories that
     it is (object, colour, state), and not as an image. wrapped: by the user, who may have made
     another image of it; then only the mission is left out.
+    dm_control: a replay runs as fast as the world (Shimmy 2.0 says another speed).
     """
+    if name.startswith(SUITE):
+        world.metadata = {**world.metadata, "render_fps": round(1 / world.get_wrapper_attr("dt"))}
     shown = world.observation_space
     if not name.startswith(GRIDS) or not isinstance(shown, spaces.Dict):
         return world
