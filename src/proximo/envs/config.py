@@ -16,7 +16,8 @@ class EnvConfig:
     """The worlds to learn in."""
 
     id: str = ""
-    """A Gymnasium id, or module:Class (imported from the current folder or the environment)."""
+    """The name of a world, as Gymnasium, ALE, MiniGrid, PettingZoo or EnvPool have it, or
+    module:Class (imported from the current folder or the environment)."""
     worlds: int = 4
     """N, the number of parallel worlds (the paper's actors)."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
