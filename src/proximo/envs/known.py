@@ -19,8 +19,8 @@ from proximo.types import UsageError, nearest
 ARCADE = "ALE/"
 """What the names of the Arcade Learning Environment begin with."""
 GRIDS = ("MiniGrid-", "BabyAI-")
-PARALLEL = ("butterfly/", "classic/", "sisl/")
-"""What the names of PettingZoo begin with."""
+PARALLEL = ("atari/", "butterfly/", "classic/", "sisl/")
+"""What the names of PettingZoo's parallel worlds begin with."""
 SUITE = "dm_control/"
 MISSION = "mission"
 
@@ -47,7 +47,7 @@ def is_registered(name: str) -> bool:
     Raises `UsageError` naming the extra if that package is not installed.
     """
     for family in FAMILIES:
-        if name.startswith(family.prefixes):
+        if name.startswith(family.prefixes) and name not in gym.registry:
             try:
                 for package in family.packages:
                     importlib.import_module(package)
@@ -61,9 +61,8 @@ def is_registered(name: str) -> bool:
 
 def parallel_maker(name: str) -> Callable[..., Any] | None:
     """What makes PettingZoo's parallel world of this name, if it is one. Raises `UsageError`."""
-    if not name.startswith(PARALLEL):
+    if not name.startswith(PARALLEL) or is_registered(name):
         return None
-    is_registered(name)  # imports it
     import pettingzoo
 
     if name not in pettingzoo.parallel_registry:
