@@ -73,18 +73,18 @@ class Sides(Leaving):
         return seen, rewards, terminated, truncated, {agent: {} for agent in actions}
 
 
-class Masked(Sides):
-    """The same with a mask that allows the right side alone."""
+class Masked(Leaving):
+    """Only action 1 is legal, and none in the state in which an agent ends."""
 
     def observation_space(self, agent):
         return gym.spaces.Dict(
-            {"side": gym.spaces.Discrete(2), "action_mask": gym.spaces.MultiBinary(2)}
+            {"time": gym.spaces.Discrete(9), "action_mask": gym.spaces.MultiBinary(2)}
         )
 
     def see(self):
         return {
-            agent: {"side": side, "action_mask": np.eye(2, dtype=np.int8)[side]}
-            for agent, side in super().see().items()
+            agent: {"time": self.time, "action_mask": np.array([0, self.time < self.ends[agent]])}
+            for agent in self.agents
         }
 
 

@@ -73,6 +73,7 @@ def test_every_command_takes_it(here, monkeypatch, name):
     ],
 )
 def test_a_missing_package_is_named_with_the_extra_that_installs_it(here, monkeypatch, name, extra):
+    monkeypatch.delitem(gym.registry, name, raising=False)
     for family in FAMILIES:
         for package in family.packages:
             monkeypatch.setitem(sys.modules, package, None)

@@ -91,9 +91,7 @@ class Session:
         agents = self.worlds.agents
         config.check_samples(agents)
         if agents > 1:
-            self.notes.append(
-                f"agents: {agents} in each of {config.env.worlds} worlds, acting by one policy"
-            )
+            self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
