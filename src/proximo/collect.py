@@ -77,7 +77,8 @@ def collect(
     if isinstance(whole, TensorSteps):
         settled = _settle_tensors(whole, tickets, state)
     else:
-        settled = _settle(whole, tickets, state, replayable=worlds.replayable)
+        settled = _settle(whole, tickets, state)
+        worlds.remember(state.worlds, whole)
     mask, final, final_index, finished = settled
 
     def tensor(array: Any) -> Tensor:
@@ -103,15 +104,13 @@ Settled = tuple[Any, Any, Any, tuple[Episode, ...]]
 """The mask [T, N]; true successors [F, *obs], and their rows as t*N + i; the finished episodes."""
 
 
-def _settle(
-    steps: Steps, tickets: Tickets | None, state: TrainState, *, replayable: bool
-) -> Settled:
+def _settle(steps: Steps, tickets: Tickets | None, state: TrainState) -> Settled:
     """Look at the record for what cannot be, and bring the running episodes up to date."""
     state.worlds.obs = steps.obs[-1].copy()
     mask = steps.real & np.stack(tickets.rows) if tickets else steps.real
     final = np.array([obs for *_, obs in steps.finals], steps.obs.dtype)
     _check_finite(steps, final, state)
-    finished = _account(steps, mask, state, replayable=replayable)
+    finished = _account(steps, mask, state)
     count = steps.reward.shape[1]
     index = np.array([t * count + i for t, i, _ in steps.finals], np.int64)
     return mask, final.reshape(-1, *steps.obs.shape[2:]), index, finished
@@ -204,14 +203,11 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
     return t + 1
 
 
-def _account(
-    steps: Steps, mask: np.ndarray, state: TrainState, *, replayable: bool
-) -> tuple[Episode, ...]:
-    """Bring returns, lengths and replay logs of the running episodes up to date."""
+def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:
+    """Bring returns and lengths of the running episodes up to date; those that finished."""
     world = state.worlds
     total = np.cumsum(np.where(steps.real, steps.reward, 0), 0)
     lengths = np.cumsum(steps.real, 0)
-    begin = np.zeros(len(world.ret), np.int64)
     finished = []
     for t, i, _ in steps.finals:
         if mask[t, i]:
@@ -220,16 +216,8 @@ def _account(
             )
         world.ret[i] = -total[t, i]
         world.length[i] = -lengths[t, i]
-        world.actions[i] = []
-        begin[i] = t + 1
     world.ret += total[-1]
     world.length += lengths[-1]
-    if replayable:
-        for i, log in enumerate(world.actions):
-            if begin[i] < len(steps):
-                log.append(steps.taken[begin[i] :, i].copy())
-                if len(log) > 64:  # an episode over many rollouts
-                    log[:] = [np.concatenate(log)]
     return tuple(finished)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from proximo.envs.agents import Agents
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import Episode, UsageError, explain
 
@@ -57,9 +58,12 @@ def evaluate(
     """Play episodes 0..episodes-1, number i from seed + i.
 
     One world, one row per forward: an episode's result depends on its seed and on nothing else.
+    In a world of several agents each one's part of an episode counts as one, as in training.
     The policy and its moments are not changed. Raises `UsageError` if the world fails.
     """
-    played = (play_episode(policy, world, seed + i, deterministic) for i in range(episodes))
+    played = [
+        one for i in range(episodes) for one in play_episode(policy, world, seed + i, deterministic)
+    ]
     return Scores(tuple(played), seed, deterministic)
 
 
@@ -69,28 +73,66 @@ def play_episode(
     seed: int,
     deterministic: bool,
     watch: Callable[[], None] = lambda: None,
-) -> Episode:
-    """One episode from this seed, with noise from it as well; `watch` is called in every state."""
+) -> tuple[Episode, ...]:
+    """One episode from this seed, with noise from it as well; `watch` is called in every state.
+
+    It is one `Episode`, or one for every agent of the world.
+    """
     noise = None if deterministic else torch.Generator().manual_seed(seed)
-    act = Player(policy) if isinstance(policy, ActorCritic) else policy
-    ret, length, over = 0.0, 0, False
+    play = _play_agents if isinstance(world, Agents) else _play
+    parts: dict[Any, Episode] = {}
     try:
-        obs, _ = world.reset(seed=seed)
-        watch()
-        while not over:
-            answer = world.step(act(obs, noise))
-            obs, reward, terminated, truncated, _ = answer
-            ret, length, over = ret + float(reward), length + 1, terminated or truncated
-            watch()
-            if length >= ENDLESS:
+        for agent, reward in play(policy, world, seed, noise, watch):  # type: ignore[arg-type]
+            ret, length = parts.get(agent, (0.0, 0))
+            parts[agent] = Episode(ret + reward, length + 1)
+            if length + 1 >= ENDLESS:
                 raise UsageError(
                     f"an episode did not end in {ENDLESS:,} steps: give its world a time limit"
                 )
     except UsageError:
         raise
     except Exception as error:
+        length = max((part.length for part in parts.values()), default=0)
         raise UsageError(f"the world failed after {length} steps: {explain(error)}") from error
-    return Episode(ret, length)
+    return tuple(parts.values())
+
+
+def _play(
+    policy: ActorCritic | Choose,
+    world: gym.Env,
+    seed: int,
+    noise: torch.Generator | None,
+    watch: Callable[[], None],
+) -> Iterator[tuple[None, float]]:
+    """The rewards of an episode."""
+    act = Player(policy) if isinstance(policy, ActorCritic) else policy
+    obs, _ = world.reset(seed=seed)
+    watch()
+    over = False
+    while not over:
+        answer = world.step(act(obs, noise))
+        obs, reward, terminated, truncated, _ = answer
+        watch()
+        yield None, float(reward)
+        over = terminated or truncated
+
+
+def _play_agents(
+    policy: ActorCritic | Choose,
+    world: Agents,
+    seed: int,
+    noise: torch.Generator | None,
+    watch: Callable[[], None],
+) -> Iterator[tuple[Any, float]]:
+    """The same with the agent whose reward it is; each of them remembers for itself."""
+    act = {a: Player(policy) if isinstance(policy, ActorCritic) else policy for a in world.agents}
+    seen, _ = world.reset(seed=seed)
+    watch()
+    while world.present:
+        actions = {agent: act[agent](seen[agent], noise) for agent in world.present}
+        seen, rewards, *_ = world.step(actions)
+        watch()
+        yield from ((agent, float(rewards[agent])) for agent in actions)
 
 
 class Player:

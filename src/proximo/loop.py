@@ -59,12 +59,13 @@ def train(
 ) -> Agent:
     """Train a policy and return it.
 
-    env: a Gymnasium id, `module:Class`, an `EnvConfig`, a callable that makes one world, or a
-    Gymnasium `VectorEnv`. algorithm: what to train with; where it is left out, the tuned preset
-    of the world if there is one, else PPO's defaults. total_steps, seed, worlds: shorthands for
-    `RunConfig.total_steps`, `RunConfig.seed`, `EnvConfig.worlds`. run_dir: a new folder to keep the
-    run in; None keeps nothing. callbacks: called with (state, rollout, metrics) after each update;
-    True ends the training.
+    env: a Gymnasium id, `module:Class`, an `EnvConfig`, a callable that makes one world (or a
+    PettingZoo `ParallelEnv`, whose agents share the policy), or a Gymnasium `VectorEnv`. algorithm:
+    what to train with; where it is left out, the tuned preset of the world if there is one, else
+    PPO's defaults. total_steps, seed, worlds: shorthands for `RunConfig.total_steps`,
+    `RunConfig.seed`, `EnvConfig.worlds`. run_dir: a new folder to keep the run in; None keeps
+    nothing. callbacks: called with (state, rollout, metrics) after each update; True ends the
+    training.
 
     Raises `UsageError` for settings and worlds that do not work, before any training.
     """

@@ -28,6 +28,8 @@ EXTRAS = {
     "matplotlib": "commands.pictures",
     "imageio": "commands.pictures",
     "envpool": "envs.pool",
+    "minigrid": "envs.known",
+    "pettingzoo": "envs.known",
 }
 RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "orjson", "tyro", "rich", "proximo"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}

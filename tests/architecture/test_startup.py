@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-HEAVY = ("torch._dynamo", "sympy", "matplotlib", "imageio", "envpool", "pandas", "scipy")
+HEAVY = (
+    *("torch._dynamo", "sympy", "matplotlib", "imageio", "pandas", "scipy"),
+    *("envpool", "ale_py", "minigrid", "pettingzoo"),
+)
 
 CODE = f"""
 import sys, proximo

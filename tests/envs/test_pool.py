@@ -1,5 +1,8 @@
 """EnvPool: what it does not check is checked, and its worlds are Gymnasium's."""
 
+import ctypes.util
+import json
+import subprocess
 import sys
 import types
 
@@ -8,9 +11,12 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
+from commands.command_line import SMALL, here, proximo, refusal, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
 from proximo.envs.make import make_worlds
 from proximo.envs.pool import NEVER, Pool
+
+__all__ = ["here"]
 
 
 class FakePool:
@@ -179,3 +185,45 @@ def test_policies_trained_in_it_are_for_gymnasiums_world(tmp_path, name):
     assert world.action_space.contains(agent.act(world.reset(seed=0)[0]))
     if name == "CartPole-v1":
         assert agent.result["return_mean"] == agent.result["length_mean"]
+
+
+@pytest.mark.parametrize(("name", "length"), [("Pong-v5", 30), ("CartpoleBalance-v1", 30)])
+def test_what_only_envpool_has_is_scored_and_shown_in_it(here, name, length):
+    pytest.importorskip("envpool")
+    small = ("--net.hidden", "8", "--net.trunk", "shared", "--run-dir", "run")
+    words = ("train", "ppo", name, *SMALL, *small, "--env.max-episode-steps", str(length))
+    refused = refusal(proximo(*words, "--total-steps", "128"))
+    assert "EnvPool has it: use --env.backend envpool" in refused
+    # A time limit that cuts one world off while the other goes on, or both, in nested rows too.
+    succeeded(proximo(*words, "--total-steps", "128", "--env.backend", "envpool"))
+    first, again = (
+        json.loads(succeeded(proximo("eval", "run", "--episodes", "2", "--json")).out)
+        for _ in range(2)
+    )
+    assert first == again
+    assert first["length_mean"] == length
+    if name == "Pong-v5" or ctypes.util.find_library("OpenGL"):
+        # A process of its own: MuJoCo within EnvPool ends it where MuJoCo draws otherwise.
+        play = (sys.executable, "-m", "proximo", "play", "run", "--video", "run.gif")
+        done = subprocess.run(play, capture_output=True, text=True, timeout=120)
+        assert "31 states" in done.stdout, done.stderr
+    resumed = succeeded(proximo("resume", "run", "--total-steps", "192"))
+    assert "these worlds cannot be brought back" in resumed.out
+
+
+def test_nested_observations_keep_their_places_when_some_worlds_are_cut_off(fake):
+    worlds = pool(worlds=2, max_episode_steps=3)
+    inner = fake[-1]
+    for method in ("reset", "step"):
+        plain = getattr(inner, method)
+
+        def nested(*args, plain=plain, **kwargs):
+            obs, *rest = plain(*args, **kwargs)
+            return {"place": {"x": obs[:, :1], "rest": obs[:, 1:]}}, *rest
+
+        setattr(inner, method, nested)
+    worlds.reset()
+    inner.elapsed[1] = 1  # world 1 is a step ahead, and is cut off alone
+    seen = [worlds.step(np.zeros(2, np.int64))[0]["place"] for _ in range(4)]
+    assert [obs["x"][:, 0].tolist() for obs in seen] == [[1, 2], [2, 3], [3, 0], [0, 1]]
+    assert all((obs["rest"] == obs["x"]).all() for obs in seen)

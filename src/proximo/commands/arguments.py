@@ -9,6 +9,7 @@ import shlex
 import shutil
 import tomllib
 import typing
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
@@ -108,25 +109,36 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
     return parsed
 
 
-def allow_code(config: Config, named: str | None, verb: str, arguments: list[str]) -> Config:
+def allow_code(
+    config: Config, named: str | None, wrappers: Sequence[str], verb: str, arguments: list[str]
+) -> Config:
     """The configuration, if its world may be made.
 
-    A world written as module:Class would import code because a file says so. That needs the user's
-    word: the name must be given again with --env. Raises `UsageError` with the line to type.
+    A world or wrapper written as module:Class would import code because a file says so. That needs
+    the user's word: the names must be given again with --env and --wrappers. Raises `UsageError`
+    with the line to type.
     """
-    if named is not None:
-        return dataclasses.replace(config, env=dataclasses.replace(config.env, id=named))
-    line = shlex.join(["proximo", verb, *arguments, "--env"])
-    if not config.env.id:
+    flag = "--env.wrappers" if verb == "train" else "--wrappers"
+    line = shlex.join(["proximo", verb, *arguments])
+    env = dataclasses.replace(
+        config.env, id=named or config.env.id, wrappers=tuple(wrappers) or config.env.wrappers
+    )
+    if not env.id:
         raise UsageError(
-            f"this run's world was made by a program: name it, as in {line} module:Class"
+            f"this run's world was made by a program: name it, as in {line} --env module:Class"
         )
-    if ":" in config.env.id:
+    asks = []
+    if ":" in env.id and named is None:
+        asks += ["--env", env.id]
+    if env.wrappers and not wrappers:
+        asks += [flag, *env.wrappers]
+    if asks:
+        what = " and ".join(word for word in asks if ":" in word)
         raise UsageError(
-            f"this run's world, {config.env.id}, is code: importing it needs your word. "
-            f"If you trust it, type: {line} {config.env.id}"
+            f"this run's world, {what}, is code: importing it needs your word. "
+            f"If you trust it, type: {line} {shlex.join(asks)}"
         )
-    return config
+    return dataclasses.replace(config, env=env)
 
 
 def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:

@@ -37,6 +37,8 @@ class Eval:
     """Print one JSON object."""
     env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
     """The world, which a run in code of your own (module:Class) needs to hear again."""
+    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
+    """Its wrappers, in the same way."""
 
 
 def main(arguments: list[str]) -> int:
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> int:
     from proximo.evaluate import evaluate
 
     agent = load(command.run, command.checkpoint)
-    config = allow_code(agent.config, command.env, "eval", arguments)
+    config = allow_code(agent.config, command.env, command.wrappers, "eval", arguments)
     torch.set_num_threads(config.run.threads or 1)
     world = make_world(config.env)
     try:

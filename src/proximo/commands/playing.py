@@ -43,6 +43,8 @@ class Play:
     """Draw actions from the policy instead of taking the most likely one."""
     env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
     """The world, which a run in code of your own (module:Class) needs to hear again."""
+    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
+    """Its wrappers, in the same way."""
 
 
 def main(arguments: list[str]) -> int:
@@ -65,7 +67,7 @@ def main(arguments: list[str]) -> int:
     from proximo.envs.make import make_world
 
     agent = load(command.run, command.checkpoint)
-    config = allow_code(agent.config, command.env, "play", arguments)
+    config = allow_code(agent.config, command.env, command.wrappers, "play", arguments)
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
@@ -91,8 +93,9 @@ def _play(command: Play, agent: Agent, world: gym.Env) -> None:
     for number in range(command.episodes):
         seed = command.seed + number
         watch = video.watch if video else _nothing
-        episode = play_episode(agent.policy, world, seed, not command.stochastic, watch)
-        print(f"episode {number + 1} (seed {seed}): return {episode.ret:.2f}", flush=True)
+        played = play_episode(agent.policy, world, seed, not command.stochastic, watch)
+        returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
+        print(f"episode {number + 1} (seed {seed}): return {returns}", flush=True)
     if video:
         video.close()
         print(f"{video.frames} states in {command.video}")

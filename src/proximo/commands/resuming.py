@@ -37,6 +37,8 @@ class Resume:
     """Train to this many steps instead, whatever ended the run; schedules keep their horizon."""
     env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
     """The world, which a run in code of your own (module:Class) needs to hear again."""
+    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
+    """Its wrappers, in the same way."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
     from proximo.run.folder import RunFolder
 
     folder = RunFolder.open(command.run)
-    config = allow_code(folder.read_config(), command.env, "resume", arguments)
+    config = allow_code(folder.read_config(), command.env, command.wrappers, "resume", arguments)
     given = {name: getattr(command, name) for name in ("total_steps", "engine", "device")}
     changed = {name: value for name, value in given.items() if value is not None}
     if command.total_steps is not None:

@@ -163,5 +163,6 @@ def _config(final: Train, arguments: list[str]) -> Config:
     if not config.env.id:
         raise UsageError("name a world, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
-        allow_code(config, world, "train", arguments)
+        named = any(word.startswith("--env.wrappers") for word in arguments)
+        allow_code(config, world, env.wrappers if named else (), "train", arguments)
     return config

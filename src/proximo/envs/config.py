@@ -16,20 +16,23 @@ class EnvConfig:
     """The worlds to learn in."""
 
     id: str = ""
-    """A Gymnasium id, or module:Class (imported from the current folder or the environment)."""
+    """The name of a world, as Gymnasium, ALE, MiniGrid, PettingZoo or EnvPool have it, or
+    module:Class (imported from the current folder or the environment)."""
     worlds: int = 4
     """N, the number of parallel worlds (the paper's actors)."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments for the world's constructor, as KEY VALUE pairs."""
+    wrappers: tuple[str, ...] = ()
+    """What each single world is wrapped in, in this order: module:Class, called with the world."""
     max_episode_steps: int | None = None
     """Time limit in steps; by default the world's own."""
     backend: Literal["auto", "sync", "vector", "envpool"] = "auto"
     """sync: single worlds in turn. vector: the version of many that the world registers (auto: from
-    32 worlds). envpool: EnvPool's, in C++."""
+    32 worlds, and for Atari). envpool: EnvPool's, in C++."""
     check: bool = True
     """Play a world apart for a moment before training, and look for mistakes in it."""
     threads: int = 0
-    """Threads that step the worlds (EnvPool only); 0: all cores."""
+    """Threads that step the worlds (Atari and EnvPool only); 0: all cores."""
     action_masks: Literal["observation", "info", "method"] = "observation"
     """Where a world says which actions are legal, if it does: an observation's key or one of info's
     named action_mask, or a method action_masks()."""
@@ -48,6 +51,9 @@ class EnvConfig:
                     f"env.kwargs.{name} is {value!r}: only true, false, numbers and text can be "
                     "stored; pass a callable that makes the world instead"
                 )
+        for name in self.wrappers:
+            if not all(name.partition(":")):
+                raise UsageError(f"env.wrappers holds {name!r}: name a wrapper as module:Class")
         if self.threads < 0:
             raise UsageError(f"env.threads is {self.threads}: give 0 or more")
         if self.worlds < 1:

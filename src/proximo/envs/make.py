@@ -10,6 +10,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -17,7 +18,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.pool import Pool
+from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
+from proximo.envs.pool import Pool, Pooled, is_pooled
 from proximo.spaces import MASK, Actions, Observations, choices
 from proximo.types import Steps, UsageError, WorldState, explain, nearest
 
@@ -41,6 +43,8 @@ class Worlds(ABC):
     """Whether seeds and actions bring a world back, so that a run resumes exactly."""
     device: torch.device | None = None
     """Where their tensors lie; None: they give and take NumPy arrays."""
+    agents: int = 1
+    """Rows of one world, which begin together: its agents."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
         self.count, self.obs_space, self.action_space = count, obs_space, action_space
@@ -69,6 +73,26 @@ class Worlds(ABC):
 
         `state.obs` is not touched: `collect` sets it when the rollout has ended.
         """
+
+    def remember(self, state: WorldState, steps: Steps) -> None:
+        """Keep the actions since each world began, for `restore` to replay."""
+        if not self.replayable:
+            return
+        begin = self._begins(steps)
+        for i, log in enumerate(state.actions):
+            if begin[i]:
+                log.clear()
+            if begin[i] < len(steps):
+                log.append(steps.taken[begin[i] :, i].copy())
+                if len(log) > 64:  # an episode over many rollouts
+                    log[:] = [np.concatenate(log)]
+
+    def _begins(self, steps: Steps) -> np.ndarray:
+        """[N] the row with which each world began for the last time; 0: before these steps."""
+        begin = np.zeros(self.count, np.int64)
+        for t, i, _ in steps.finals:
+            begin[i] = t + 1
+        return begin
 
     @abstractmethod
     def restore(self, state: WorldState) -> bool:
@@ -310,15 +334,44 @@ def _flat(masks: Any) -> np.ndarray:
 def make_world(
     env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None
 ) -> gym.Env:
-    """One world, as `EnvConfig` or a callable describes it. Raises `UsageError`."""
-    maker = maker or _maker(env)
+    """One world, as `EnvConfig` or a callable describes it. Raises `UsageError`.
+
+    A PettingZoo parallel world comes as `proximo.envs.agents.Agents`.
+    """
+    from proximo.envs.agents import Agents, is_parallel
+
+    if maker is None and env.backend == "envpool" and not (":" in env.id or is_registered(env.id)):
+        return Pooled(env, render_mode)
     kwargs = dict(env.kwargs)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    world: gym.Env[Any, Any] = _call(maker, env, kwargs)
+    if maker is None and env.id.startswith(ARCADE):
+        world = _arcade(env, render_mode)
+    else:
+        world = _call(maker or _maker(env), env, kwargs)
+    for name in env.wrappers:
+        try:
+            world = _named(name)(world)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"the wrapper {name} failed: {explain(error)}") from error
+    if is_parallel(world):
+        return Agents(world, env)
     if env.max_episode_steps is not None and world.spec is None:
         world = gym.wrappers.TimeLimit(world, env.max_episode_steps)
+    if maker is None:
+        world = prepared(world, env.id, wrapped=bool(env.wrappers))
     return world if env.action_masks == "observation" else Masked(world, env.action_masks)
+
+
+def _arcade(env: EnvConfig, render_mode: str | None) -> gym.Env[Any, Any]:
+    from proximo.envs.arcade import Arcade
+
+    _maker(env)  # names the world that does not exist
+    if render_mode != "human":
+        return Arcade(env, render_mode)
+    return gym.wrappers.HumanRendering(Arcade(env, "rgb_array"))
 
 
 def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> Any:
@@ -334,11 +387,23 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
 
 def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None) -> Worlds:
     """N worlds: from the configuration, a callable that makes one, or a vector world itself."""
+    from proximo.envs.agents import Agents, AgentWorlds
+
+    if env.wrappers and (env.backend not in ("auto", "sync") or isinstance(source, VectorEnv)):
+        raise UsageError(
+            f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
+            "or use --env.backend sync"
+        )
     if isinstance(source, VectorEnv):
         from proximo.envs.tensors import TensorWorlds, held_on
 
         device = held_on(source, seed)
         return TensorWorlds(source, seed, device) if device else VectorWorlds(source, seed)
+    if env.backend == "vector" and env.id.startswith(ARCADE):
+        from proximo.envs.arcade import ArcadeWorlds
+
+        _maker(env)  # names the world that does not exist
+        return ArcadeWorlds(env, seed, env.threads or cores())
     if env.backend == "vector":
         return VectorWorlds(_native_vector(env), seed)
     if env.backend == "envpool":
@@ -348,7 +413,8 @@ def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = No
         raise UsageError(
             "the callable returned one and the same world twice: make a new one each time"
         )
-    return SyncWorlds(made, seed)
+    together = [world for world in made if isinstance(world, Agents)]
+    return AgentWorlds(together, seed) if together else SyncWorlds(made, seed)
 
 
 def cores() -> int:
@@ -361,7 +427,7 @@ def cores() -> int:
 
 def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
     """Those of Gymnasium's own world of that name, with which the policy will be used."""
-    if not _is_registered(env.id):
+    if not is_registered(env.id):
         return None
     try:
         world = make_world(dataclasses.replace(env, kwargs={}))
@@ -373,16 +439,12 @@ def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
 
 def has_vector_version(env: EnvConfig) -> bool:
     """Whether the world registers a version of itself that steps many at once."""
-    return _is_registered(env.id) and gym.registry[env.id].vector_entry_point is not None
+    return is_registered(env.id) and gym.registry[env.id].vector_entry_point is not None
 
 
 def return_threshold(env: EnvConfig) -> float | None:
     """The return at which Gymnasium calls this task solved, where it names one."""
-    return gym.registry[env.id].reward_threshold if _is_registered(env.id) else None
-
-
-def _is_registered(name: str) -> bool:
-    return name in gym.registry
+    return gym.registry[env.id].reward_threshold if env.id in gym.registry else None
 
 
 def _maker(env: EnvConfig) -> Maker:
@@ -390,10 +452,13 @@ def _maker(env: EnvConfig) -> Maker:
         raise UsageError("no world is named: give a Gymnasium id or module:Class")
     if ":" in env.id:
         return _user_maker(env)
-    if not _is_registered(env.id):
-        raise UsageError(
-            f"there is no world {env.id!r} in Gymnasium. {nearest(env.id, gym.registry)}"
-        )
+    if parallel := parallel_maker(env.id):
+        return parallel
+    if not is_registered(env.id):
+        known = nearest(env.id, gym.registry)
+        if is_pooled(env.id):
+            known = "EnvPool has it: use --env.backend envpool"
+        raise UsageError(f"there is no world {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
 
@@ -405,23 +470,34 @@ def _registered(name: str, env: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
 
 
 def _user_maker(env: EnvConfig) -> Maker:
-    name = env.id
+    module_name, _, attribute = env.id.partition(":")
+    module = _imported(module_name, env.id)
+    if not hasattr(module, attribute) and attribute in gym.registry:
+        # Importing the module registered it, as gym.make allows.
+        return partial(_registered, attribute, env)
+    return _named(env.id)
+
+
+def _named(name: str) -> Callable[..., Any]:
+    """The world or wrapper that `module:Name` names, imported. Raises `UsageError`."""
     module_name, _, attribute = name.partition(":")
+    module = _imported(module_name, name)
+    if not attribute.isidentifier() or not hasattr(module, attribute):
+        public = [name for name in dir(module) if not name.startswith("_")]
+        raise UsageError(f"{module_name} has no {attribute!r}. {nearest(attribute, public)}")
+    found: Callable[..., Any] = getattr(module, attribute)
+    return found
+
+
+def _imported(module_name: str, name: str) -> ModuleType:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(module_name)
     except Exception as error:  # whatever the user's module raises
         raise UsageError(
             f"{name}: importing the module {module_name!r} failed: {explain(error)}"
         ) from error
-    if not attribute.isidentifier() or not hasattr(module, attribute):
-        if attribute in gym.registry:  # importing the module registered it, as gym.make allows
-            return partial(_registered, attribute, env)
-        public = [name for name in dir(module) if not name.startswith("_")]
-        raise UsageError(f"{module_name} has no {attribute!r}. {nearest(attribute, public)}")
-    maker: Maker = getattr(module, attribute)
-    return maker
 
 
 def _native_vector(env: EnvConfig) -> VectorEnv:

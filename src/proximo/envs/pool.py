@@ -7,6 +7,8 @@ truncation, and gives other bounds and types than Gymnasium's world of the same 
 
 from __future__ import annotations
 
+import ctypes.util
+import dataclasses
 import warnings
 from typing import Any
 
@@ -42,7 +44,11 @@ class Pool(VectorEnv[Any, Any, Any]):
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 as Gymnasium has it
 
     def __init__(
-        self, env: EnvConfig, spaces: tuple[gym.Space[Any], gym.Space[Any]] | None, threads: int
+        self,
+        env: EnvConfig,
+        spaces: tuple[gym.Space[Any], gym.Space[Any]] | None,
+        threads: int,
+        render_mode: str | None = None,
     ) -> None:
         """spaces: of Gymnasium's world of that name. threads: step the worlds, up to one for each.
 
@@ -68,6 +74,7 @@ class Pool(VectorEnv[Any, Any, Any]):
             "num_envs": env.worlds,
             "num_threads": max(1, min(threads, env.worlds)),
             "max_episode_steps": NEVER,
+            **({"render_mode": render_mode} if render_mode else {}),
         }
         self._make = envpool.make_gymnasium
         self._pool = self._made([0] * env.worlds)
@@ -116,12 +123,13 @@ class Pool(VectorEnv[Any, Any, Any]):
         else:  # the pool resets the worlds that terminated; those that we cut off, we reset
             on, off = (np.flatnonzero(x).astype(np.int32) for x in (~self._cut, self._cut))
             first = self._pool.reset(env_id=off)[0]  # their rows only
-            obs = np.empty((self.num_envs, *first.shape[1:]), first.dtype)
+            obs = _room(first, self.num_envs)
             reward, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
             elapsed = np.zeros(self.num_envs, np.int64)
-            obs[off] = first
+            _lay(first, obs, off)
             if len(on):
-                obs[on], reward[on], terminated[on], _, info = self._pool.step(actions[on], on)
+                rest, reward[on], terminated[on], _, info = self._pool.step(actions[on], on)
+                _lay(rest, obs, on)
                 elapsed[on] = info["elapsed_step"]
         truncated = elapsed >= self._limit
         self._cut = truncated & ~terminated
@@ -145,3 +153,68 @@ class Pool(VectorEnv[Any, Any, Any]):
         if self._pool is not None:
             self._pool.close()
             self._pool = None  # only now do its threads end
+
+    def render(self) -> Any:
+        """The screen of the first world, if `render_mode` is an argument."""
+        return self._pool.render()[0]
+
+
+def is_pooled(name: str) -> bool:
+    """Whether EnvPool, if it is installed, has a world of this name."""
+    try:
+        import envpool
+    except ImportError:
+        return False
+    return name in envpool.list_all_envs()
+
+
+def _room(rows: Any, count: int) -> Any:
+    """Room for this many rows like these, which may be nested."""
+    if isinstance(rows, dict):
+        return {key: _room(part, count) for key, part in rows.items()}
+    return np.empty((count, *rows.shape[1:]), rows.dtype)
+
+
+def _lay(rows: Any, whole: Any, where: np.ndarray) -> None:
+    """Write these rows to their places in the whole."""
+    if isinstance(rows, dict):
+        for key, part in rows.items():
+            _lay(part, whole[key], where)
+    else:
+        whole[where] = rows
+
+
+def _only(batch: Any) -> Any:
+    """The one row of a batch, which may be nested."""
+    return {k: _only(v) for k, v in batch.items()} if isinstance(batch, dict) else batch[0]
+
+
+class Pooled(gym.Env[Any, Any]):
+    """One world of EnvPool as a single world, for what only EnvPool has."""
+
+    def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
+        one = dataclasses.replace(env, worlds=1)
+        if render_mode is not None:
+            # MuJoCo within EnvPool ends the process unless these are in it already.
+            for library in filter(None, map(ctypes.util.find_library, ("OpenGL", "EGL"))):
+                ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
+        self._pool = Pool(one, None, 1, render_mode)
+        self.observation_space = self._pool.single_observation_space
+        self.action_space = self._pool.single_action_space
+        self.render_mode = render_mode
+        self.metadata = {"render_modes": ["rgb_array", "human"]}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        return _only(self._pool.reset(seed=seed)[0]), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self._pool.step(np.asarray(action)[None])
+        return _only(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def render(self) -> Any:
+        return self._pool.render()
+
+    def close(self) -> None:
+        self._pool.close()

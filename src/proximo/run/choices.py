@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from proximo.envs.config import EnvConfig
+from proximo.envs.known import ARCADE
 from proximo.envs.make import cores, has_vector_version
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import UsageError
@@ -29,6 +30,10 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     """What steps the worlds, and why. `given`: the caller brings the worlds."""
     if env.backend != "auto":
         return env.backend, "as set"
+    if env.wrappers:
+        return "sync", "one after the other, each in its wrappers"
+    if env.id.startswith(ARCADE) and not given:
+        return "vector", "the games' own, in C++"
     if given or env.worlds < MANY_WORLDS or not has_vector_version(env):
         return "sync", "one after the other"
     return "vector", f"{env.worlds} worlds in one; a resumed run begins new episodes"

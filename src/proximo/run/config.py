@@ -141,7 +141,7 @@ class Config:
 
     def check(self) -> None:
         """What no section can see alone. Raises `UsageError`."""
-        algorithm, samples = self.algorithm, self.env.worlds * self.rollout.steps
+        algorithm = self.algorithm
         if self.run.keep_best == "evaluation" and not self.run.eval_every:
             raise UsageError(
                 "run.keep_best is evaluation: set run.eval_every to how often, in updates"
@@ -151,26 +151,30 @@ class Config:
                 "algorithm.minibatches is episodes, but experience is counted in steps: "
                 "set --rollout.episodes to how many episodes an update learns from"
             )
-        if algorithm.minibatches == "whole" and self.rollout.episodes:
-            if self.run.engine == "compile":
-                raise UsageError(
-                    "run.engine is compile, but a batch of whole episodes has another size in "
-                    "every update, which would all have to be compiled: use torch or auto"
-                )
-        elif algorithm.normalize_advantage != "none" and algorithm.action_values and samples == 1:
+        whole_episodes = algorithm.minibatches == "whole" and self.rollout.episodes
+        if whole_episodes and self.run.engine == "compile":
+            raise UsageError(
+                "run.engine is compile, but a batch of whole episodes has another size in "
+                "every update, which would all have to be compiled: use torch or auto"
+            )
+
+    def check_samples(self, agents: int) -> None:
+        """What cannot be seen before the worlds are there. agents: in each of them."""
+        algorithm, rollout = self.algorithm, self.rollout
+        samples = self.env.worlds * agents * rollout.steps
+        if rollout.episodes:
+            return
+        if algorithm.normalize_advantage != "none" and algorithm.action_values and samples == 1:
             raise UsageError(
                 f"algorithm.normalize_advantage is {algorithm.normalize_advantage}, but an update "
                 "has one sample, whose deviation from its mean is 0: use none, or more samples"
             )
-        if (
-            algorithm.minibatches == "shuffled"
-            and not self.rollout.episodes
-            and algorithm.minibatch_size > samples
-        ):
+        if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > samples:
+            of_each = f" x {agents} agents" if agents > 1 else ""
             raise UsageError(
                 f"algorithm.minibatch_size is {algorithm.minibatch_size}, but a rollout has only "
-                f"{samples} samples (env.worlds {self.env.worlds} x rollout.steps "
-                f"{self.rollout.steps}): lower the one or raise the others"
+                f"{samples} samples (env.worlds {self.env.worlds}{of_each} x rollout.steps "
+                f"{rollout.steps}): lower the one or raise the others"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from proximo.run.config import Tables
 from proximo.types import UsageError, nearest
@@ -14,7 +15,7 @@ class Preset:
 
     name: str
     algorithm: str
-    envs: tuple[str, ...]  # the first is the one that `--preset NAME` runs
+    envs: tuple[str, ...]  # names or patterns; the first, a name, is what `--preset NAME` runs
     settings: Tables
     source: str
     result: str
@@ -148,6 +149,27 @@ TUNED = (
         source="Huang et al. 2022 (37 details), with 8 x 250 steps for 1 x 2048 and a smaller "
         "first deviation (Andrychowicz et al. 2021)",
         result=("HalfCheetah-v5 5430.3 ± 935.4 (95% interval), worst of 10 seeds 3779.1"),
+    ),
+    Preset(
+        name="atari",
+        algorithm="ppo",
+        envs=("ALE/Pong-v5", "ALE/*"),
+        settings={
+            "algorithm": {
+                "learning_rate": "linear:2.5e-4:0",
+                "clip": 0.1,
+                "epochs": 4,
+                "minibatch_size": 256,
+                "entropy_coef": 0.01,
+            },
+            "net": {"hidden": (512,), "activation": "relu", "trunk": "shared"},
+            "rollout": {"steps": 128},
+            "env": {"worlds": 8, "reward_clip": 1.0},
+            "run": {"total_steps": 9_999_360},
+        },
+        source="CleanRL's for Atari (those of OpenAI's baselines), without the clipped value loss "
+        "and with sticky actions; a lost life ends nothing unless env.kwargs says life_loss_info",
+        result="not measured here: its budget is a matter of hours",
     ),
     Preset(
         name="cartpole-reinforce",
@@ -540,8 +562,8 @@ PRESETS = (*TUNED, *TAUGHT)
 
 def find_preset(algorithm: str, env: str) -> Preset | None:
     """The preset for a task, if there is one."""
-    own = (p for p in PRESETS if p.algorithm == algorithm and env in p.envs and not p.by_name)
-    return next(own, None)
+    own = (p for p in PRESETS if p.algorithm == algorithm and not p.by_name)
+    return next((p for p in own if any(fnmatchcase(env, name) for name in p.envs)), None)
 
 
 def named_preset(name: str) -> Preset:

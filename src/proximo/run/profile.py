@@ -102,6 +102,7 @@ class TimedWorlds(Worlds):
     def __init__(self, worlds: Worlds, profile: Profile) -> None:
         super().__init__(worlds.count, worlds.obs_space, worlds.action_space)
         self.replayable, self.device = worlds.replayable, worlds.device
+        self.agents = worlds.agents
         self._worlds, self._profile = worlds, profile
 
     def fresh(self, state: WorldState) -> None:
@@ -111,6 +112,9 @@ class TimedWorlds(Worlds):
         before = self._profile.switch("world")
         self._worlds.step(state, steps, t)
         self._profile.switch(before)
+
+    def remember(self, state: WorldState, steps: Steps) -> None:
+        self._worlds.remember(state, steps)
 
     def restore(self, state: WorldState) -> bool:
         return self._worlds.restore(state)

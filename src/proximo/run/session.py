@@ -94,6 +94,10 @@ class Session:
 
     def _build(self, config: Config) -> TrainState:
         """Network and state at their beginning; `self.config` with every `auto` settled."""
+        agents = self.worlds.agents
+        config.check_samples(agents)
+        if agents > 1:
+            self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
@@ -105,7 +109,7 @@ class Session:
         engine, why = choose_engine(config.run.engine, config.algorithm, policy)
         samples = config.algorithm.minibatch_size
         if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
-            samples = config.env.worlds * config.rollout.steps
+            samples = self.worlds.count * config.rollout.steps
         threads = choose_threads(config.run.threads, engine, policy, samples)
         self.notes.append(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
         # The native engine has threads of its own, and small operations are slower on several.
@@ -115,7 +119,7 @@ class Session:
         if self._is_new and config.env.check:
             self._check()
         state = self._make_state(policy)
-        updates = -(-run.total_steps // (config.env.worlds * config.rollout.steps))
+        updates = -(-run.total_steps // (self.worlds.count * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(
                 f"total_steps is enough for {updates} updates only: more steps, or a smaller "

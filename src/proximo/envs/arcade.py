@@ -1,0 +1,193 @@
+"""Atari games of the Arcade Learning Environment, as its own native vector world steps them.
+
+Machado et al. 2018 (arXiv 1709.06009) and Mnih et al. 2015: four frames per action, of which the
+brighter of the last two counts pixel by pixel, grey, 84 x 84, the last four of them stacked; up to
+30 idle frames and, where a game waits for it, FIRE at the beginning; an action sticks with
+probability 0.25. Training and evaluation see the very same pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from proximo.envs.config import EnvConfig
+from proximo.envs.make import Worlds, episode_seed
+from proximo.types import Steps, UsageError, WorldState, explain
+
+REFUSED = {
+    "autoreset_mode": "the worlds are reset here",
+    "batch_size": "all worlds are stepped together",
+    "episodic_life": "it begins a whole new game after each life: use life_loss_info, which lets "
+    "the game go on",
+    "num_envs": "use env.worlds",
+    "num_threads": "use env.threads",
+    "reward_clipping": "use env.reward_clip, which leaves the logged scores whole",
+}
+"""Arguments of the native world that are set here, and what to do instead."""
+SEEDS = 2**31
+"""How many seeds a game knows."""
+FRAMES = 4
+"""Frames that an action lasts, unless `frameskip` says otherwise."""
+
+
+def _make(env: EnvConfig, worlds: int, threads: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
+    for name, instead in REFUSED.items():
+        if name in env.kwargs:
+            raise UsageError(f"env.kwargs.{name} is not for {env.id}: {instead}")
+    own: dict[str, Any] = {**env.kwargs, **kwargs}
+    if env.max_episode_steps is not None:
+        frames = env.max_episode_steps * int(own.get("frameskip", FRAMES))
+        own["max_num_frames_per_episode"] = frames
+    try:
+        made: VectorEnv[Any, Any, Any] = gym.make_vec(
+            env.id,
+            num_envs=worlds,
+            vectorization_mode="vector_entry_point",
+            reward_clipping=False,
+            num_threads=min(threads, worlds),
+            **own,
+        )
+    except Exception as error:
+        raise UsageError(f"{env.id} cannot be made: {explain(error)}") from error
+    return made
+
+
+def _goes_on(env: EnvConfig) -> bool:
+    """Whether a lost life is told as an end while the game goes on."""
+    return bool(env.kwargs.get("life_loss_info"))
+
+
+class ArcadeWorlds(Worlds):
+    """N games, stepped in C++, each episode from its own seed, so that they can be replayed.
+
+    With the argument `life_loss_info` a lost life ends what the agent looks forward to: nothing is
+    bootstrapped across it. The game, and the return that is logged, go on.
+    """
+
+    replayable = True
+
+    def __init__(self, env: EnvConfig, seed: int, threads: int) -> None:
+        self._games, self._seed = _make(env, env.worlds, threads), seed
+        spaces = self._games.single_observation_space, self._games.single_action_space
+        super().__init__(env.worlds, *spaces)
+        self._lives, self._goes_on = np.zeros(env.worlds, np.int64), _goes_on(env)
+
+    def fresh(self, state: WorldState) -> None:
+        begun = state.length > 0
+        if not begun.any():
+            return
+        state.episode += begun
+        state.ret[begun] = state.length[begun] = 0
+        for i in np.flatnonzero(begun):
+            state.actions[i] = []
+        obs = self._reset(state, begun)
+        state.obs = obs if begun.all() else np.where(_wide(begun), obs, state.obs)
+
+    def _reset(self, state: WorldState, which: np.ndarray) -> np.ndarray:
+        """[N, *obs]; rows of worlds that are not reset show what they show already."""
+        seeds = [
+            episode_seed(self._seed, int(i), int(state.episode[i])) % SEEDS
+            for i in np.flatnonzero(which)
+        ]
+        obs, info = self._games.reset(
+            seed=np.array(seeds),  # type: ignore[arg-type]
+            options={"reset_mask": which},
+        )
+        self._lives = np.where(which, info["lives"], self._lives)
+        return np.asarray(obs)
+
+    def step(self, state: WorldState, steps: Steps, t: int) -> None:
+        obs, steps.reward[t], terminated, truncated, info = self._games.step(steps.taken[t])
+        lives = info["lives"]
+        lost = terminated & (lives > 0) & (lives < self._lives) & self._goes_on
+        over = (terminated & ~lost) | truncated
+        self._lives = lives
+        steps.obs[t + 1] = obs
+        steps.terminated[t], steps.ended[t] = terminated, over | lost
+        if over.any():
+            steps.finals.extend((t, int(i), obs[i].copy()) for i in np.flatnonzero(over))
+            state.episode += over
+            steps.obs[t + 1] = self._reset(state, over)
+
+    def restore(self, state: WorldState) -> bool:
+        logs = [np.concatenate(log) if log else np.empty(0, np.int64) for log in state.actions]
+        lengths = np.array([len(log) for log in logs])
+        longest = int(lengths.max())
+        obs = self._reset(state, np.ones(self.count, bool))
+        # They end together, so those with less behind them begin later, and idle until then.
+        for t in range(longest):
+            waiting = longest - lengths - t
+            if t and (waiting == 0).any():
+                self._reset(state, waiting == 0)
+            actions = [log[-w] if w <= 0 else 0 for log, w in zip(logs, waiting, strict=True)]
+            obs, _, _, _, info = self._games.step(np.array(actions))
+            self._lives = info["lives"]
+        if longest and (lengths == 0).any():
+            obs = self._reset(state, lengths == 0)
+        if np.array_equal(obs, state.obs):
+            return True
+        state.length[:] = 1
+        self.fresh(state)
+        return False
+
+    def close(self) -> None:
+        self._games.close()
+
+
+def _wide(which: np.ndarray) -> np.ndarray:
+    return which[:, None, None, None]
+
+
+class Arcade(gym.Env[Any, Any]):
+    """One game of the native vector world, shown as a single world: for evaluation and replays.
+
+    Its screen comes from a twin in colour and full size, which is given the same seeds and actions.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 as Gymnasium has it
+
+    def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
+        self._game = _make(env, 1, 1)
+        self.observation_space = self._game.single_observation_space
+        self.action_space = self._game.single_action_space
+        self.spec = gym.spec(env.id)
+        self.render_mode = render_mode
+        self._screen = None
+        if render_mode is not None:
+            colour = {"grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
+            self._screen = _make(env, 1, 1, **colour)
+        self._lives, self._goes_on = 0, _goes_on(env)
+        self._frame: np.ndarray | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        number = int(self.np_random.integers(SEEDS)) if seed is None else seed % SEEDS
+        seeds: Any = np.array([number])
+        obs, info = self._game.reset(seed=seeds)
+        self._lives = int(info["lives"][0])
+        if self._screen is not None:
+            self._frame = self._screen.reset(seed=seeds)[0][0, 0]
+        return obs[0], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        actions = np.array([action])
+        obs, reward, terminated, truncated, info = self._game.step(actions)
+        lives = int(info["lives"][0])
+        lost, self._lives = self._goes_on and 0 < lives < self._lives, lives
+        if self._screen is not None:
+            self._frame = self._screen.step(actions)[0][0, 0]
+        over = bool(terminated[0]) and not lost
+        return obs[0], float(reward[0]), over, bool(truncated[0]), {"lives": lives}
+
+    def render(self) -> Any:
+        return self._frame
+
+    def close(self) -> None:
+        for world in (self._game, self._screen):
+            if world is not None:
+                world.close()

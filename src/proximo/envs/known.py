@@ -1,0 +1,99 @@
+"""What a world of a given name needs before Gymnasium knows it, and what is done to it.
+
+The packages are extras of Proximo, and are imported when a world of theirs is named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from proximo.types import UsageError, nearest
+
+ARCADE = "ALE/"
+"""What the names of the Arcade Learning Environment begin with."""
+GRIDS = ("MiniGrid-", "BabyAI-")
+PARALLEL = ("atari/", "butterfly/", "classic/", "sisl/")
+"""What the names of PettingZoo's parallel worlds begin with."""
+SUITE = "dm_control/"
+MISSION = "mission"
+
+
+class Family(NamedTuple):
+    """Worlds whose names begin alike."""
+
+    prefixes: tuple[str, ...]
+    packages: tuple[str, ...]  # importing the last one registers them
+    extra: str  # of Proximo, which installs it
+
+
+FAMILIES = (
+    Family((ARCADE,), ("ale_py",), "atari"),
+    Family(GRIDS, ("minigrid",), "minigrid"),
+    Family((SUITE,), ("dm_control", "shimmy"), "dm_control"),
+    Family(PARALLEL, ("pettingzoo",), "pettingzoo"),
+)
+
+
+def is_registered(name: str) -> bool:
+    """Whether Gymnasium knows this name, once the package of its family is imported.
+
+    Raises `UsageError` naming the extra if that package is not installed.
+    """
+    for family in FAMILIES:
+        if name.startswith(family.prefixes) and name not in gym.registry:
+            try:
+                for package in family.packages:
+                    importlib.import_module(package)
+            except ImportError as error:
+                raise UsageError(
+                    f"{name} needs a package that cannot be imported ({error}): install it by "
+                    f"pip install 'proximo[{family.extra}]'"
+                ) from error
+    return name in gym.registry
+
+
+def parallel_maker(name: str) -> Callable[..., Any] | None:
+    """What makes PettingZoo's parallel world of this name, if it is one. Raises `UsageError`."""
+    if not name.startswith(PARALLEL) or is_registered(name):
+        return None
+    import pettingzoo
+
+    if name not in pettingzoo.parallel_registry:
+        known = nearest(name, pettingzoo.parallel_registry)
+        raise UsageError(f"there is no parallel world {name!r} in PettingZoo. {known}")
+    return partial(pettingzoo.make, "parallel", name)
+
+
+def prepared(world: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[Any, Any]:
+    """A single world with the preparation that is standard for its name.
+
+    MiniGrid: the mission, a text, is left out, and what a cell holds is told as the categories that
+    it is (object, colour, state), and not as an image. wrapped: by the user, who may have made
+    another image of it; then only the mission is left out.
+    dm_control: a replay runs as fast as the world (Shimmy 2.0 says another speed).
+    """
+    if name.startswith(SUITE):
+        world.metadata = {**world.metadata, "render_fps": round(1 / world.get_wrapper_attr("dt"))}
+    shown = world.observation_space
+    if not name.startswith(GRIDS) or not isinstance(shown, spaces.Dict):
+        return world
+    kept = {key: space for key, space in shown.spaces.items() if key != MISSION}
+    if not wrapped:
+        from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
+
+        # A door's state is of 3 kinds; in the cell of the agent stands its direction, of 4.
+        kinds = (len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX) + 1)
+        cells = kept["image"].shape[:2]  # type: ignore[index]
+        kept["image"] = spaces.MultiDiscrete(np.broadcast_to(kinds, (*cells, 3)))
+
+    def without_mission(seen: dict[str, Any]) -> dict[str, Any]:
+        return {key: part for key, part in seen.items() if key != MISSION}
+
+    return gym.wrappers.TransformObservation(world, without_mission, spaces.Dict(kept))

@@ -1,0 +1,169 @@
+"""Worlds of several agents: who has left is masked, and all of them teach one policy."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pettingzoo")
+
+from commands.command_line import SMALL, here, proximo, refusal, succeeded
+from envs.parallel_worlds import Leaving, Masked, Sides, Silent, Unequal
+from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, train
+from proximo.envs.make import make_world, make_worlds
+from proximo.evaluate import evaluate
+from proximo.loop import run_session
+from proximo.run.checkpoint import Checkpoint
+from proximo.run.folder import RunFolder
+from proximo.run.session import Session
+
+__all__ = ["here"]
+
+
+def rollouts(world, *, worlds=None, steps=8, updates=1, **settings):
+    """What a short training learned from, and its agent."""
+    seen = []
+    agent = train(
+        world,
+        PPO(minibatch_size=1, epochs=1),
+        worlds=worlds,
+        total_steps=10_000,
+        callbacks=[lambda state, rollout, _: seen.append(rollout) or state.updates == updates],
+        **{"rollout": RolloutConfig(steps=steps), **settings},
+    )
+    return seen, agent
+
+
+def test_who_has_left_is_masked_until_the_world_begins_anew():
+    (rollout,), agent = rollouts(Leaving, worlds=1)
+    assert rollout.mask.T.int().tolist() == [[1, 1, 0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1]]
+    assert rollout.reward.T.tolist() == [[1, 1, 0, 0, 0, 1, 1, 0], [10] * 8]
+    assert rollout.terminated.nonzero().tolist() == [[1, 0], [6, 0]]
+    early, late = rollout.boundary.T.int().tolist()
+    assert early == [0, 1, 1, 1, 1, 0, 1, 1]
+    assert late == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert rollout.obs[:, 1, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert rollout.obs[:, 0, 0].tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
+    # The true successors: early after 2 steps, late after 5, early again.
+    assert rollout.final_index.tolist() == [1 * 2 + 0, 4 * 2 + 1, 6 * 2 + 0]
+    assert rollout.final_obs[:, 0].tolist() == [2, 5, 2]
+    assert sorted(rollout.episodes) == [(2.0, 2), (2.0, 2), (50.0, 5)]
+    assert agent.result["steps"] == 4 + 8  # nobody counts a step that was not taken
+
+
+def test_an_episode_goes_on_over_rollouts_and_through_a_time_limit():
+    seen, agent = rollouts(Leaving, worlds=2, steps=2, updates=5)
+    assert [sorted(rollout.episodes) for rollout in seen] == [
+        [(2.0, 2)] * 2,
+        [],
+        [(50.0, 5)] * 2,
+        [(2.0, 2)] * 2,
+        [(50.0, 5)] * 2,
+    ]
+    assert agent.result["steps"] == 2 * 7 * 2
+    limited = EnvConfig(id="envs.parallel_worlds:Leaving", worlds=1, max_episode_steps=3)
+    (rollout,), _ = rollouts(limited, steps=6)
+    assert sorted(rollout.episodes) == [(2.0, 2), (2.0, 2), (30.0, 3), (30.0, 3)]
+    assert rollout.terminated.nonzero().tolist() == [[1, 0], [4, 0]]
+
+
+def test_whole_episodes_are_those_of_each_agent():
+    (rollout,), _ = rollouts(Leaving, worlds=1, rollout=RolloutConfig(episodes=3))
+    assert sorted(rollout.episodes) == [(2.0, 2), (2.0, 2), (50.0, 5)]
+
+
+def test_evaluation_plays_every_agent():
+    world = make_world(EnvConfig(), Leaving)
+    scores = evaluate(lambda obs, noise: np.int64(0), world, episodes=2, seed=0)
+    assert scores.episodes == ((2.0, 2), (50.0, 5)) * 2
+
+
+def test_masks_hold_for_each_agent_and_none_is_asked_of_those_who_left():
+    (rollout,), agent = rollouts(Masked, worlds=1)
+    assert (rollout.action[rollout.mask] == 1).all()
+    world = make_world(EnvConfig(), Masked)
+    scores = evaluate(agent.policy, world, episodes=1, seed=0, deterministic=False)
+    assert scores.episodes == ((2.0, 2), (50.0, 5))
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_shared_parameters_learn_what_each_agent_sees(memory):
+    agent = train(
+        Sides,
+        PPO(gamma=0.5, learning_rate=1e-2, epochs=4, minibatch_size=64),
+        total_steps=6_000,
+        rollout=RolloutConfig(steps=32),
+        net=NetConfig(hidden=(16,), memory=memory, memory_size=8),
+    )
+    scores = evaluate(agent.policy, make_world(EnvConfig(), Sides), episodes=20, seed=5)
+    assert scores.returns.tolist() == [4.0] * 40
+    assert scores.episodes[0] == (4.0, 4)
+
+
+@pytest.mark.parametrize("memory", ["none", "lstm"])
+def test_a_resumed_run_goes_on_to_the_bit(tmp_path, memory):
+    def go(folder, stop):
+        train(
+            EnvConfig(id="envs.parallel_worlds:Sides", worlds=3),
+            PPO(epochs=2, minibatch_size=16),
+            rollout=RolloutConfig(steps=7),
+            net=NetConfig(memory=memory, memory_size=8),
+            total_steps=300,
+            seed=3,
+            run_dir=folder,
+            callbacks=[lambda state, rollout, _: state.updates == stop],
+        )
+
+    go(tmp_path / "straight", None)
+    go(tmp_path / "parts", 4)
+    folder = RunFolder.open(tmp_path / "parts")
+    saved = Checkpoint(folder.checkpoint("last"))
+    session = Session(folder.read_config(), folder=folder, resume=saved)
+    assert session.notes[0] == "agents: 2 in each world, acting by one policy"
+    assert not any("cannot be brought back" in note for note in session.notes)
+    run_session(session)
+    last = [(tmp_path / run / "checkpoints/last.safetensors") for run in ("straight", "parts")]
+    assert last[0].read_bytes() == last[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [
+        (Unequal, r"action space of agent 'early' is Discrete\(2\), but that of 'late' is Discr"),
+        (Silent, "said nothing to its agent 'late'"),
+    ],
+)
+def test_what_cannot_share_a_policy_is_refused(world, message):
+    with pytest.raises(UsageError, match=message):
+        train(world, PPO(), total_steps=100)
+
+
+def test_samples_are_counted_over_all_agents():
+    settings = {"total_steps": 64, "rollout": RolloutConfig(steps=16), "worlds": 1}
+    train(Sides, PPO(minibatch_size=32, epochs=1), **settings)
+    with pytest.raises(UsageError, match=r"env\.worlds 1 x 2 agents x rollout\.steps 16"):
+        train(Sides, PPO(minibatch_size=33), **settings)
+    worlds = make_worlds(EnvConfig(worlds=3), 0, Sides)
+    assert (worlds.count, worlds.agents) == (6, 2)
+
+
+def test_every_command_takes_a_world_of_pettingzoo(here):
+    train_it = ("train", "ppo", "classic/rps-v2", *SMALL, "--run-dir", "run")
+    done = succeeded(proximo(*train_it, "--total-steps", "256"))
+    assert "agents: 2 in each world, acting by one policy" in done.out
+    scores = json.loads(succeeded(proximo("eval", "run", "--episodes", "3", "--json")).out)
+    assert (scores["episodes"], scores["length_mean"]) == (6, 15.0)  # two agents in each
+    played = succeeded(proximo("play", "run", "--video", "run.gif")).out
+    assert "return 0.00, 0.00" in played  # one policy, deterministic: it ties with itself
+    assert (
+        "cannot be brought back"
+        not in succeeded(proximo("resume", "run", "--total-steps", "512")).out
+    )
+    assert "classic/rps-v2?" in refusal(proximo("train", "ppo", "classic/rsp-v2"))
+
+
+def test_without_the_package_it_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pettingzoo", None)
+    with pytest.raises(UsageError, match=r"pip install 'proximo\[pettingzoo\]'"):
+        make_worlds(EnvConfig(id="classic/rps-v2"), 0)
