@@ -81,8 +81,9 @@ class Bounds:
                 high[leaf.begin : leaf.end] = leaf.space.high.reshape(-1)
         self._ends = low, high
         # What rounding may do is not outside.
-        slack = [1e-5 * np.maximum(1, np.abs(np.nan_to_num(end, posinf=0))) for end in (low, high)]
-        self.low, self.high = low - slack[0], high + slack[1]
+        with np.errstate(over="ignore"):  # some bounds are the largest number that there is
+            slack = [1e-5 * np.abs(end).clip(1, 1e300) for end in (low, high)]
+            self.low, self.high = low - slack[0], high + slack[1]
 
     @property
     def endless(self) -> bool:
