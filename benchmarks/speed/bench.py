@@ -33,10 +33,11 @@ ROOT = HERE.parents[1]
 RESULTS = HERE.parent / "results"
 ENVIRONMENTS = {
     "peers": (ROOT / ".venv-peers", HERE / "peers.txt"),
+    "contrib": (ROOT / ".venv-peers-contrib", HERE / "peers-contrib.txt"),
     "jax": (ROOT / ".venv-peers-jax", HERE / "peers-jax.txt"),
 }
 PACKAGES = ["stable-baselines3", "sbx-rl", "rejax", "gymnax", "jax", "optax", "envpool", "mujoco"]
-PACKAGES = ["torch", "numpy", "gymnasium", *PACKAGES]
+PACKAGES = ["torch", "numpy", "sb3-contrib", "gymnasium", *PACKAGES]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ def throughput(work: str, ours: int, **peers: Job) -> Group:
 
 def sb3(work: str, steps: int, **more) -> Job:
     return Job("peer_sb3.py", work, "peers", steps, **more)
+
+
+def contrib(work: str, steps: int) -> Job:
+    return Job("peer_contrib.py", work, "contrib", steps)
 
 
 def learns(work: str) -> Job:
@@ -137,6 +142,26 @@ GROUPS = {
             "the worlds alone": Job("worlds_only.py", "halfcheetah-envpool", steps=100_000),
         }
     ),
+    "memory": Group(
+        {
+            "proximo": Job("ours.py", "memory", steps=40_000),
+            "proximo, through whole episodes": Job("ours.py", "memory-whole", steps=40_000),
+            "RecurrentPPO": contrib("memory", 5_120),
+        }
+    ),
+    "memory64": Group(
+        {
+            "proximo": Job("ours.py", "memory64", steps=120_000),
+            "proximo, through whole episodes": Job("ours.py", "memory64-whole", steps=120_000),
+            "RecurrentPPO": contrib("memory64", 8_192),
+        }
+    ),
+    "masks": Group(
+        {
+            "proximo": Job("ours.py", "masks", steps=150_000),
+            "MaskablePPO": contrib("masks", 16_384),
+        }
+    ),
     "coldstart": Group(
         {
             "proximo": cold("ours", "own", threads=(0,)),
@@ -164,6 +189,8 @@ CARTPOLE64 = "CartPole-v1, 64 worlds x 128 steps, 4 epochs x 32 minibatches of 2
 CHEETAH = "HalfCheetah-v5, 1 world x 2048 steps, 10 epochs x 32 minibatches of 64"
 LANDER = "LunarLander-v3, 16 worlds x 1024 steps, 4 epochs x 256 minibatches of 64"
 BASELINES = ("stable-baselines3",)
+LSTM = "CartPole-v1, LSTM of {} units each, 8 worlds x 128 steps, 10 epochs x 8 minibatches of 128"
+WHOLE = "proximo, through whole episodes"
 
 ROWS = (
     Row("cartpole", CARTPOLE, "proximo", BASELINES, 8, 10),
@@ -189,6 +216,18 @@ ROWS = (
         ("the worlds alone",),
         0.6,
         0.75,
+    ),
+    Row("memory", LSTM.format(256), "proximo", ("RecurrentPPO",), 3, 3),
+    Row("memory", LSTM.format(256) + ", memory_steps 128", WHOLE, ("RecurrentPPO",), 3, 3),
+    Row("memory64", LSTM.format(64), "proximo", ("RecurrentPPO",), 3, 3),
+    Row("memory64", LSTM.format(64) + ", memory_steps 128", WHOLE, ("RecurrentPPO",), 3, 3),
+    Row(
+        "masks",
+        "A masked grid, 8 worlds x 128 steps, 10 epochs x 16 minibatches of 64",
+        "proximo",
+        ("MaskablePPO",),
+        5,
+        5,
     ),
     Row(
         "coldstart",

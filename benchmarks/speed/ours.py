@@ -28,7 +28,13 @@ def learn(
     rate = work.learning_rate
     clip = work.value_clip
     train(
-        EnvConfig(id=work.env, worlds=work.worlds, backend=work.backend, threads=threads),
+        EnvConfig(
+            id=work.env,
+            worlds=work.worlds,
+            backend=work.backend,
+            threads=threads,
+            action_masks="method" if work.masked else "observation",
+        ),
         PPO(
             epochs=work.epochs,
             minibatch_size=work.minibatch,
@@ -40,7 +46,12 @@ def learn(
             **({} if clip is None else {"value_loss": "clipped", "value_clip": clip}),
         ),
         rollout=RolloutConfig(steps=work.steps),
-        net=NetConfig(hidden=hidden, normalize_obs=work.normalize),
+        net=NetConfig(
+            hidden=hidden,
+            normalize_obs=work.normalize,
+            **({"memory": "lstm", "memory_size": work.memory_size} if work.memory_size else {}),
+            memory_steps=work.memory_steps,
+        ),
         run_config=RunConfig(total_steps=total_steps, threads=threads, engine=engine, seed=seed),
         run_dir=run_dir,
         callbacks=callbacks,

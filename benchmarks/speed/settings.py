@@ -28,6 +28,9 @@ class Work:
     value_clip: float | None = None  # None: plain squared error
     normalize: bool = False  # running moments of observations and of returns
     backend: str = "sync"  # ours only: how the worlds are stepped
+    memory_size: int = 0  # of an LSTM each for actor and critic
+    memory_steps: int = 16  # ours only: through which it is trained; the peer's are the rollout's
+    masked: bool = False
 
     @property
     def samples(self) -> int:
@@ -69,6 +72,12 @@ WORKS = {
     "halfcheetah": Work("HalfCheetah-v5", 1, 2048, 10, 64, normalize=True),
     "pendulum": Work("Pendulum-v1", 4, 1024, 10, 64, learning_rate=1e-3, gamma=0.9),
     "lunarlander": Work("LunarLander-v3", 16, 1024, 4, 64, gamma=0.999, lam=0.98, entropy=0.01),
+    # sb3-contrib's defaults, but for the worlds.
+    "memory": Work("CartPole-v1", 8, 128, 10, 128, memory_size=256),
+    "memory-whole": Work("CartPole-v1", 8, 128, 10, 128, memory_size=256, memory_steps=128),
+    "memory64": Work("CartPole-v1", 8, 128, 10, 128, memory_size=64),
+    "memory64-whole": Work("CartPole-v1", 8, 128, 10, 128, memory_size=64, memory_steps=128),
+    "masks": Work("masked:Walk", 8, 128, 10, 64, masked=True),
     "halfcheetah-envpool": Work(
         "HalfCheetah-v5", 64, 32, 10, 64, normalize=True, backend="envpool"
     ),
