@@ -76,6 +76,10 @@ def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[
         raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
     if wish == "compile" and policy.carry_size:
         raise UsageError("run.engine is compile, but the policy has a memory: use torch or auto")
+    if wish == "compile" and policy.own:
+        raise UsageError(
+            "run.engine is compile, but net.module is code of your own: use torch or auto"
+        )
     if wish == "compile" and algorithm.minibatches == "episodes":
         raise UsageError(
             "run.engine is compile, but algorithm.minibatches is episodes, each of a length of its "

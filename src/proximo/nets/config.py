@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from proximo.types import UsageError, check_values
@@ -12,6 +12,11 @@ from proximo.types import UsageError, check_values
 class NetConfig:
     """The policy and value networks."""
 
+    module: str = ""
+    """Hidden layers of your own, module:Class (imported as your own worlds are), in the place of
+    `hidden` and `activation`."""
+    kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments for the module's constructor, as KEY VALUE pairs."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
@@ -49,6 +54,18 @@ class NetConfig:
 
     def __post_init__(self) -> None:
         check_values("net", self)
+        if self.module and ":" not in self.module:
+            raise UsageError(f"net.module is {self.module!r}: write module:Class")
+        if self.kwargs and not self.module:
+            raise UsageError(
+                f"net.kwargs is {self.kwargs}, but there is no net.module to be made with them"
+            )
+        for name, value in self.kwargs.items():
+            if not isinstance(value, bool | int | float | str):
+                raise UsageError(
+                    f"net.kwargs.{name} is {value!r}: only true, false, numbers and text can be "
+                    "stored"
+                )
         if not self.hidden or min(self.hidden) < 1:
             raise UsageError(
                 f"net.hidden is {self.hidden}: give one or more widths, each at least 1"
