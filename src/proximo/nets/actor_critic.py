@@ -53,7 +53,9 @@ class ActorCritic(nn.Module):
         self.observations = seen = Observations(obs_space)
         self.actions = Actions(action_space)
         self.obs_shape = seen.shape
-        self.head = make_head(action_space, net)
+        self.actor = make_body(seen, net, own, hidden_from=net.critic_only)
+        width = net.memory_size if net.memory != "none" else self.actor.outputs
+        self.head = make_head(action_space, net, width)
         masks = seen.width - seen.mask_begin
         if masks and masks != sum(self.head.choices):
             raise UsageError(
@@ -65,16 +67,14 @@ class ActorCritic(nn.Module):
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = action_values and isinstance(self.head, CategoricalHead)
         judged = self.head.feature_count if action_values and not self._indexed else 0
-        self.actor = make_body(seen, net, own, hidden_from=net.critic_only)
-        shared = net.trunk == "shared"
-        self.critic = None if shared else make_body(seen, net, own, beside=judged)
-        width, judging = self.actor.outputs, (self.critic or self.actor).outputs
+        self.critic = make_body(seen, net, own, beside=judged) if net.trunk != "shared" else None
+        judging = (self.critic or self.actor).outputs
         self.actor_memory = self.critic_memory = None
         if net.memory != "none":
             size = (net.memory_size, net.orthogonal)
-            self.actor_memory = Memory(net.memory, width, *size)
+            self.actor_memory = Memory(net.memory, self.actor.outputs, *size)
             self.critic_memory = Memory(net.memory, judging, *size) if self.critic else None
-            width = judging = net.memory_size
+            judging = net.memory_size
         memories = [m for m in (self.actor_memory, self.critic_memory) if m]
         self.carry_size = sum(memory.carry_size for memory in memories)
         """C, numbers that are remembered per world, the actor's first; 0 without a memory."""
@@ -175,7 +175,7 @@ class ActorCritic(nn.Module):
         return features
 
     def _policy(self, features: Tensor, obs: Tensor) -> Distribution:
-        return self.head.distribution(self.logits(features), self.legal(obs))
+        return self.head.distribution(self.logits(features), self.legal(obs), features)
 
     def _for_actor(self, recall: Recall) -> Recall:
         assert self.actor_memory
@@ -201,8 +201,9 @@ class ActorCritic(nn.Module):
             features, moved = self.actor_memory.step(features, carry[:, :own])
             carry = torch.cat([moved, carry[:, own:]], -1)
         distribution = self._policy(features, obs)
-        action = distribution.mode() if noise is None else distribution.sample(noise)
-        return action, distribution, carry
+        if noise is None:
+            return distribution.mode(), distribution, carry
+        return distribution.sample(self.head.drawn(noise, features)), distribution, carry
 
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
