@@ -181,6 +181,13 @@ def test_another_state_has_the_noise_of_the_same_theta():
     torch.testing.assert_close(features @ solved, apart - 1e-3 * theta[:, :2])
 
 
+def test_what_a_critic_of_actions_draws_is_what_is_done():
+    net = policy()
+    theta, rows = net.head.noise(torch.Generator().manual_seed(0), (5,)).double(), normal(5, 3)
+    with torch.no_grad():
+        assert torch.equal(net.draw(rows, theta), net.act(rows, theta)[0])
+
+
 def test_beside_it_other_parts_of_an_action_are_drawn_at_every_step():
     (actions,) = rollouts(Hybrid, 64, count=1, gsde_steps=64)
     assert (actions[..., :2] == actions[0, :, :2]).all()

@@ -192,7 +192,7 @@ def _next_value(policy: ActorCritic, batch: Transitions) -> Tensor:
         )
         obs, action = extended(obs, batch.obs), extended(action, batch.action)
         noise, undecided = extended(noise, 0 * noise), extended(undecided, undecided & False)
-    drawn = policy.distribution(obs, recall).sample(noise)
+    drawn = policy.draw(obs, noise, recall)
     action = torch.where(undecided.view(-1, *[1] * (drawn.dim() - 1)), drawn, action)
     return policy.action_value(obs, action, recall)[following]
 

@@ -167,6 +167,11 @@ class ActorCritic(nn.Module):
         """π(·|s). obs: [..., *obs]; with a memory [B, *obs], and what it is to recall."""
         return self._policy(self._features(obs, recall), obs)
 
+    def draw(self, obs: Tensor, noise: Tensor, recall: Recall | None = None) -> Tensor:
+        """An action of π(·|s) per row, from this noise. obs: as for `distribution`."""
+        features = self._features(obs, recall)
+        return self._policy(features, obs).sample(self.head.drawn(noise, features))
+
     def _features(self, obs: Tensor, recall: Recall | None) -> Tensor:
         features: Tensor = self.actor(self.inputs(obs))
         if self.actor_memory:
@@ -240,7 +245,7 @@ class ActorCritic(nn.Module):
         beside = None
         if action is not None and self.action_values and not self._indexed:
             beside = self.head.features(action)
-        features = self.critic(inputs, beside)
+        features = self.critic(inputs) if beside is None else self.critic(inputs, beside)
         if self.critic_memory is None:
             return features, None
         assert recall is not None, "a policy with a memory is judged by stretches"
