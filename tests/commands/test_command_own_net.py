@@ -82,8 +82,8 @@ def test_world_and_network_are_asked_for_together(here, own_world):
     succeeded(train_in(own_world, "--net.module", "own_net:Net", "--run-dir", "run", steps=64))
     message = refusal(proximo("eval", "run"))
     assert message == (
-        "proximo: this run's world, own_world:World, and its network, own_net:Net, is code: "
-        "importing it needs your word. If you trust it, type: proximo eval run --env "
+        "proximo: this run's world, own_world:World, and its network, own_net:Net, are code: "
+        "importing them needs your word. If you trust them, type: proximo eval run --env "
         "own_world:World --net own_net:Net"
     )
 

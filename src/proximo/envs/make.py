@@ -387,13 +387,13 @@ def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = No
     """N worlds: from the configuration, a callable that makes one, or a vector world itself."""
     from proximo.envs.agents import Agents, AgentWorlds
 
-    together = env.backend not in ("auto", "sync") or isinstance(source, VectorEnv)
-    if together and env.wrappers:
+    many = env.backend not in ("auto", "sync") or isinstance(source, VectorEnv)
+    if many and env.wrappers:
         raise UsageError(
             f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
             "or use --env.backend sync"
         )
-    if together and env.action_masks != "observation":
+    if many and env.action_masks != "observation":
         raise UsageError(
             f"env.action_masks is {env.action_masks}, but worlds that are stepped together have "
             f"masks only under the key {MASK} of their observation: use --env.backend sync"

@@ -53,9 +53,10 @@ class ActorCritic(nn.Module):
         self.observations = seen = Observations(obs_space)
         self.actions = Actions(action_space)
         self.obs_shape = seen.shape
-        self.actor = make_body(seen, net, own, hidden_from=net.critic_only)
-        width = net.memory_size if net.memory != "none" else self.actor.outputs
+        actor = make_body(seen, net, own, hidden_from=net.critic_only)
+        width = net.memory_size if net.memory != "none" else actor.outputs
         self.head = make_head(action_space, net, width)
+        self.actor = actor
         masks = seen.width - seen.mask_begin
         if masks and masks != sum(self.head.choices):
             raise UsageError(
