@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 
 from proximo.evaluate import Player
+from proximo.named import find, name_of
 from proximo.nets.actor_critic import ActorCritic
+from proximo.nets.own import Maker
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, make_policy
 from proximo.run.folder import RunFolder
@@ -54,14 +57,23 @@ class Agent:
         return self._player(obs, None if deterministic else self._generator)
 
 
-def load(run: str | Path, checkpoint: str = "last") -> Agent:
-    """The policy of a run folder: its "last" or "best" one. Runs no code from the folder.
+def load(run: str | Path, checkpoint: str = "last", *, net: str | Maker | None = None) -> Agent:
+    """The policy of a run folder: its "last" or "best" one. Runs no code that the folder names.
 
-    Raises `UsageError` if the folder or the checkpoint is missing or damaged.
+    net: the class of a network of your own, or its name, module:Class, which is imported.
+
+    Raises `UsageError` if the folder or the checkpoint is missing or damaged, or if the network is
+    code and not named.
     """
     folder = RunFolder.open(run)
     config = folder.read_config()
     saved = Checkpoint(folder.checkpoint(checkpoint))
-    policy = make_policy(saved.spaces, config)
+    if net is not None:
+        if not config.net.module:
+            raise UsageError(f"net is {net!r}, but the network of {run} is Proximo's: leave it out")
+        name = net if isinstance(net, str) else name_of(net)
+        config = dataclasses.replace(config, net=dataclasses.replace(config.net, module=name))
+    own = find(net) if isinstance(net, str) else net
+    policy = make_policy(saved.spaces, config, own)
     saved.load_policy(policy)
     return Agent(policy.eval(), config, saved.spaces)

@@ -141,22 +141,28 @@ class Player:
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
         self._carry = torch.zeros(1, policy.carry_size, device=policy.device)
+        self._noise, self._sampled = torch.empty(0), 0
 
     def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
         """The world's action: the most likely one, or sampled by `generator`."""
-        return _choose(self._policy, obs, generator, self._carry)
+        noise = None if generator is None else self._draw(generator)
+        return _choose(self._policy, obs, noise, self._carry)
+
+    def _draw(self, generator: torch.Generator) -> torch.Tensor:
+        """The noise of one step, drawn for as many as some of it is held."""
+        head, policy = self._policy.head, self._policy
+        step = self._sampled % head.hold
+        if step == 0:
+            self._noise = head.noise(generator, (head.hold, 1)).to(policy.device, policy.dtype)
+        self._sampled += 1
+        return self._noise[step]
 
 
 @torch.no_grad()
-def _choose(
-    policy: ActorCritic, obs: Any, generator: torch.Generator | None, carry: torch.Tensor
-) -> Any:
+def _choose(policy: ActorCritic, obs: Any, noise: torch.Tensor | None, carry: torch.Tensor) -> Any:
     seen = policy.observations.row(obs)
     kind = None if seen.dtype == np.uint8 else policy.dtype
     row = torch.as_tensor(seen, dtype=kind, device=policy.device)[None]
-    noise = None
-    if generator is not None:
-        noise = policy.head.noise(generator, (1,)).to(policy.device, policy.dtype)
     action, _, moved = policy.act(row, noise, carry)
     if moved is not None:
         carry.copy_(moved)

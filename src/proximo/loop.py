@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium as gym
+import torch
 from gymnasium.vector import VectorEnv
 
 from proximo.agent import Agent
@@ -14,7 +15,9 @@ from proximo.algorithms.base import OnPolicy
 from proximo.collect import collect
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Maker, Worlds
+from proximo.named import name_of
 from proximo.nets.config import NetConfig
+from proximo.nets.own import Maker as NetMaker
 from proximo.run.callbacks import Callback
 from proximo.run.config import Config, RolloutConfig, RunConfig, from_tables
 from proximo.run.folder import RunFolder
@@ -52,7 +55,7 @@ def train(
     seed: int | None = None,
     worlds: int | None = None,
     rollout: RolloutConfig | None = None,
-    net: NetConfig | None = None,
+    net: NetConfig | NetMaker | None = None,
     run_config: RunConfig | None = None,
     run_dir: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
@@ -63,8 +66,9 @@ def train(
     PettingZoo `ParallelEnv`, whose agents share the policy), or a Gymnasium `VectorEnv`. algorithm:
     what to train with; where it is left out, the tuned preset of the world if there is one, else
     PPO's defaults. total_steps, seed, worlds: shorthands for `RunConfig.total_steps`,
-    `RunConfig.seed`, `EnvConfig.worlds`. run_dir: a new folder to keep the run in; None keeps
-    nothing. callbacks: called with (state, rollout, metrics) after each update; True ends the
+    `RunConfig.seed`, `EnvConfig.worlds`. net: settings of the networks, or the class of a
+    `torch.nn.Module` of your own (docs/networks.md). run_dir: a new folder to keep the run in; None
+    keeps nothing. callbacks: called with (state, rollout, metrics) after each update; True ends the
     training.
 
     Raises `UsageError` for settings and worlds that do not work, before any training.
@@ -77,6 +81,10 @@ def train(
         raise UsageError(f"algorithm is {algorithm!r}: give an instance, such as PPO()")
     if callable(callbacks):
         raise UsageError("callbacks is a function: give a list of them, [function]")
+    if isinstance(net, torch.nn.Module):
+        raise UsageError(
+            f"net is a module, one {type(net).__name__}: give its class, or what makes it"
+        )
     preset = find_preset("ppo", named) if algorithm is None and isinstance(env, str) else None
     config = from_tables(preset.tables if preset else {})
     steps = config.rollout if algorithm is None else RolloutConfig(steps=algorithm.rollout_steps)
@@ -89,12 +97,15 @@ def train(
     count = source.num_envs if isinstance(source, VectorEnv) else worlds
     if count is not None:
         env_config = dataclasses.replace(env_config, worlds=count)
+    own = None if isinstance(net, NetConfig) else net
+    if own:
+        net = dataclasses.replace(config.net, module=name_of(own))
     run = run_config or config.run
     config = Config(
         algorithm=algorithm or config.algorithm,
         rollout=rollout or steps,
         env=env_config,
-        net=net or config.net,
+        net=net if isinstance(net, NetConfig) else config.net,
         run=dataclasses.replace(
             run,
             total_steps=run.total_steps if total_steps is None else total_steps,
@@ -103,4 +114,5 @@ def train(
     )
     config.check()
     folder = RunFolder.create(run_dir, config) if run_dir is not None else None
-    return run_session(Session(config, folder=folder, source=source, callbacks=callbacks))
+    session = Session(config, folder=folder, source=source, net=own, callbacks=callbacks)
+    return run_session(session)

@@ -117,17 +117,39 @@ class Observations:
                     f"a world returned {leaf.name} of shape {part.shape[len(lead) :]}, but its "
                     f"observation_space says {leaf.space.shape}"
                 )
-            if self.plain:
-                row[...] = part
-            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-                row[..., leaf.begin : leaf.end] = _one_hot(leaf, part, lead)
-            else:
-                row[..., leaf.begin : leaf.end] = part.reshape(*lead, -1)
+            self._lay(leaf, part, row, lead)
+
+    def _lay(self, leaf: Leaf, part: np.ndarray, row: np.ndarray, lead: tuple[int, ...]) -> None:
+        if self.plain:
+            row[...] = part
+        elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
+            row[..., leaf.begin : leaf.end] = _one_hot(leaf, part, lead)
+        else:
+            row[..., leaf.begin : leaf.end] = part.reshape(*lead, -1)
 
     def row(self, seen: Any) -> np.ndarray:
         """An observation as a row of its own."""
         row = np.empty(self.shape, self.dtype)
         self.write(seen, row)
+        return row
+
+    def examples(self, count: int) -> np.ndarray:
+        """Rows as this space may show them, always the same ones. Returns [count, *shape]."""
+        drawn, row = np.random.default_rng(0), np.empty((count, *self.shape), self.dtype)
+        for leaf in self.leaves:
+            space: Any = leaf.space
+            shape = (count, *(space.shape or ()))
+            if isinstance(space, spaces.Discrete):
+                part = space.start + drawn.integers(space.n, size=shape)
+            elif isinstance(space, spaces.MultiDiscrete):
+                part = space.start + drawn.integers(space.nvec, size=shape)
+            elif isinstance(space, spaces.MultiBinary):
+                part = np.ones(shape, np.int8)
+            elif leaf.image:
+                part = drawn.integers(256, size=shape)
+            else:  # of moderate size, for where there are no bounds
+                part = np.clip(drawn.standard_normal(shape), space.low, space.high)
+            self._lay(leaf, part, row, (count,))
         return row
 
     @property

@@ -20,7 +20,7 @@ LAYERS = [
     ["collect", "evaluate", "algorithms"],
     ["native"],
     ["nets", "envs"],
-    ["functional", "spaces"],
+    ["functional", "named", "spaces"],
     ["types"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

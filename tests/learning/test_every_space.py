@@ -61,7 +61,8 @@ def test_every_kind_of_action(done):
 
 
 @pytest.mark.parametrize(
-    "net", [{"action": "squash"}, {"action": "beta"}, {"deviation": "softplus"}]
+    "net",
+    [{"action": "squash"}, {"action": "beta"}, {"deviation": "softplus"}, {"deviation": "gsde"}],
 )
 @pytest.mark.parametrize("done", ["box", "hybrid"])
 def test_every_distribution_of_a_box(done, net):

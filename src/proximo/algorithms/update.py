@@ -76,6 +76,10 @@ def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[
         raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
     if wish == "compile" and policy.carry_size:
         raise UsageError("run.engine is compile, but the policy has a memory: use torch or auto")
+    if wish == "compile" and policy.own:
+        raise UsageError(
+            "run.engine is compile, but net.module is code of your own: use torch or auto"
+        )
     if wish == "compile" and algorithm.minibatches == "episodes":
         raise UsageError(
             "run.engine is compile, but algorithm.minibatches is episodes, each of a length of its "
@@ -188,7 +192,7 @@ def _next_value(policy: ActorCritic, batch: Transitions) -> Tensor:
         )
         obs, action = extended(obs, batch.obs), extended(action, batch.action)
         noise, undecided = extended(noise, 0 * noise), extended(undecided, undecided & False)
-    drawn = policy.distribution(obs, recall).sample(noise)
+    drawn = policy.draw(obs, noise, recall)
     action = torch.where(undecided.view(-1, *[1] * (drawn.dim() - 1)), drawn, action)
     return policy.action_value(obs, action, recall)[following]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from proximo.functional.schedules import Schedule
-from proximo.run.config import Config
+from proximo.run.config import Config, sayable
 from proximo.types import UsageError
 
 if TYPE_CHECKING:
@@ -110,35 +110,49 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
 
 
 def allow_code(
-    config: Config, named: str | None, wrappers: Sequence[str], verb: str, arguments: list[str]
+    config: Config,
+    world: str | None,
+    wrappers: Sequence[str],
+    net: str | None,
+    verb: str,
+    arguments: list[str],
 ) -> Config:
-    """The configuration, if its world may be made.
+    """The configuration, if its world and its network may be made.
 
-    A world or wrapper written as module:Class would import code because a file says so. That needs
-    the user's word: the names must be given again with --env and --wrappers. Raises `UsageError`
-    with the line to type.
+    A world, wrapper or network written as module:Class would import code because a file says so.
+    That needs the user's word: the names must be given again, with --env, --wrappers and --net.
+    Raises `UsageError` with the line to type.
     """
-    flag = "--env.wrappers" if verb == "train" else "--wrappers"
+    section = {"train": ("--env.wrappers", "--net.module")}
+    wrapped_by, made_of = section.get(verb, ("--wrappers", "--net"))
     line = shlex.join(["proximo", verb, *arguments])
     env = dataclasses.replace(
-        config.env, id=named or config.env.id, wrappers=tuple(wrappers) or config.env.wrappers
+        config.env, id=world or config.env.id, wrappers=tuple(wrappers) or config.env.wrappers
     )
     if not env.id:
         raise UsageError(
             f"this run's world was made by a program: name it, as in {line} --env module:Class"
         )
-    asks = []
-    if ":" in env.id and named is None:
+    asks, names = [], []
+    if ":" in env.id and world is None:
         asks += ["--env", env.id]
     if env.wrappers and not wrappers:
-        asks += [flag, *env.wrappers]
+        asks += [wrapped_by, *env.wrappers]
     if asks:
-        what = " and ".join(word for word in asks if ":" in word)
+        names.append(f"world, {' and '.join(word for word in asks if ':' in word)}")
+    if net and not config.net.module:
+        raise UsageError(f"{made_of} is {net}, but this run's network is Proximo's: leave it out")
+    if config.net.module and not net:
+        asks += [made_of, sayable(config.net.module)]
+        names.append(f"network, {config.net.module}")
+    if asks:
+        be, it = ("is", "it") if len(names) == 1 else ("are", "them")
         raise UsageError(
-            f"this run's world, {what}, is code: importing it needs your word. "
-            f"If you trust it, type: {line} {shlex.join(asks)}"
+            f"this run's {', and its '.join(names)}, {be} code: importing {it} needs your word. "
+            f"If you trust {it}, type: {line} {shlex.join(asks)}"
         )
-    return dataclasses.replace(config, env=env)
+    module = net or config.net.module
+    return dataclasses.replace(config, env=env, net=dataclasses.replace(config.net, module=module))
 
 
 def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:

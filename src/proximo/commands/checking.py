@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
             spaces = world.observation_space, world.action_space
         finally:
             world.close()
-    make_head(spaces[1], NetConfig())
+    make_head(spaces[1], NetConfig(), features=1)
     shown, taken = (" ".join(str(space).split()) for space in spaces)
     print(f"observations  {shown}, {Observations(spaces[0]).width} numbers to the network")
     print(f"actions       {taken}")

@@ -39,6 +39,8 @@ class Eval:
     """The world, which a run in code of your own (module:Class) needs to hear again."""
     wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
     """Its wrappers, in the same way."""
+    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    """The network, where it is code of your own, which needs to be said again."""
 
 
 def main(arguments: list[str]) -> int:
@@ -53,9 +55,12 @@ def main(arguments: list[str]) -> int:
     from proximo.agent import load
     from proximo.envs.make import make_world
     from proximo.evaluate import evaluate
+    from proximo.run.folder import RunFolder
 
-    agent = load(command.run, command.checkpoint)
-    config = allow_code(agent.config, command.env, command.wrappers, "eval", arguments)
+    saved = RunFolder.open(command.run).read_config()
+    named = (command.env, command.wrappers, command.net)
+    config = allow_code(saved, *named, "eval", arguments)
+    agent = load(command.run, command.checkpoint, net=command.net)
     torch.set_num_threads(config.run.threads or 1)
     world = make_world(config.env)
     try:

@@ -45,6 +45,8 @@ class Play:
     """The world, which a run in code of your own (module:Class) needs to hear again."""
     wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
     """Its wrappers, in the same way."""
+    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    """The network, where it is code of your own, which needs to be said again."""
 
 
 def main(arguments: list[str]) -> int:
@@ -65,9 +67,12 @@ def main(arguments: list[str]) -> int:
 
     from proximo.agent import load
     from proximo.envs.make import make_world
+    from proximo.run.folder import RunFolder
 
-    agent = load(command.run, command.checkpoint)
-    config = allow_code(agent.config, command.env, command.wrappers, "play", arguments)
+    saved = RunFolder.open(command.run).read_config()
+    named = (command.env, command.wrappers, command.net)
+    config = allow_code(saved, *named, "play", arguments)
+    agent = load(command.run, command.checkpoint, net=command.net)
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"

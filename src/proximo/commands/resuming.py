@@ -39,6 +39,8 @@ class Resume:
     """The world, which a run in code of your own (module:Class) needs to hear again."""
     wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
     """Its wrappers, in the same way."""
+    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    """The network, where it is code of your own, which needs to be said again."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -51,7 +53,8 @@ def main(arguments: list[str]) -> int:
     from proximo.run.folder import RunFolder
 
     folder = RunFolder.open(command.run)
-    config = allow_code(folder.read_config(), command.env, command.wrappers, "resume", arguments)
+    named = (command.env, command.wrappers, command.net)
+    config = allow_code(folder.read_config(), *named, "resume", arguments)
     given = {name: getattr(command, name) for name in ("total_steps", "engine", "device")}
     changed = {name: value for name, value in given.items() if value is not None}
     if command.total_steps is not None:

@@ -13,12 +13,12 @@ from typing import Any
 from proximo.commands.display import LiveDisplay, PlainDisplay
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config
+from proximo.run.config import Config, sayable
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
 from proximo.run.session import Session
-from proximo.types import Metrics, Rollout, TrainingError, TrainState
+from proximo.types import Metrics, Rollout, TrainingError, TrainState, UsageError
 
 
 class Interrupt:
@@ -56,7 +56,15 @@ def begin(
         source = RunFolder.open(start)
         policy = Checkpoint(source.checkpoint("last"))
         # A policy is its weights and how they are used: activation, normalisation, bounds.
-        config = dataclasses.replace(config, net=source.read_config().net)
+        net = source.read_config().net
+        if net.module:
+            if not config.net.module:
+                raise UsageError(
+                    f"the network of {start}, {net.module}, is code: importing it needs your "
+                    f"word. If you trust it, add: --net.module {sayable(net.module)}"
+                )
+            net = dataclasses.replace(net, module=config.net.module)
+        config = dataclasses.replace(config, net=net)
         lines.append(f"policy and network: from {start}")
     folder = RunFolder.create(run_dir or free_path(config), config)
     lines = [f"{task}, run folder {folder.path}", *lines]

@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     command = _command(type(base.algorithm))
     final = parse(command, "train", arguments, command(**sections))
-    config = _config(final, arguments)
+    config = _config(final, chosen.net.module, arguments)
 
     from proximo.commands.running import begin
 
@@ -147,7 +147,8 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
     return from_tables(tables), preset
 
 
-def _config(final: Train, arguments: list[str]) -> Config:
+def _config(final: Train, net: str, arguments: list[str]) -> Config:
+    """net: the module that the command line names."""
     world = final.world or final.env_name
     env = dataclasses.replace(final.env, id=world) if world else final.env
     short = ("seed", "total_steps", "stop_at", "device")
@@ -164,5 +165,6 @@ def _config(final: Train, arguments: list[str]) -> Config:
         raise UsageError("name a world, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
         named = any(word.startswith("--env.wrappers") for word in arguments)
-        allow_code(config, world, env.wrappers if named else (), "train", arguments)
+        wrappers = env.wrappers if named else ()
+        allow_code(config, world, wrappers, net, "train", arguments)
     return config

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import os
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -20,6 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
+from proximo.named import find, import_module
 from proximo.spaces import MASK, Actions, Observations, choices
 from proximo.types import Steps, UsageError, WorldState, explain, nearest
 
@@ -351,7 +349,7 @@ def make_world(
         world = _call(maker or _maker(env), env, kwargs)
     for name in env.wrappers:
         try:
-            world = _named(name)(world)
+            world = find(name)(world)
         except UsageError:
             raise
         except Exception as error:
@@ -389,10 +387,16 @@ def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = No
     """N worlds: from the configuration, a callable that makes one, or a vector world itself."""
     from proximo.envs.agents import Agents, AgentWorlds
 
-    if env.wrappers and (env.backend not in ("auto", "sync") or isinstance(source, VectorEnv)):
+    many = env.backend not in ("auto", "sync") or isinstance(source, VectorEnv)
+    if many and env.wrappers:
         raise UsageError(
             f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
             "or use --env.backend sync"
+        )
+    if many and env.action_masks != "observation":
+        raise UsageError(
+            f"env.action_masks is {env.action_masks}, but worlds that are stepped together have "
+            f"masks only under the key {MASK} of their observation: use --env.backend sync"
         )
     if isinstance(source, VectorEnv):
         from proximo.envs.tensors import TensorWorlds, held_on
@@ -470,34 +474,11 @@ def _registered(name: str, env: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
 
 
 def _user_maker(env: EnvConfig) -> Maker:
-    module_name, _, attribute = env.id.partition(":")
-    module = _imported(module_name, env.id)
-    if not hasattr(module, attribute) and attribute in gym.registry:
-        # Importing the module registered it, as gym.make allows.
-        return partial(_registered, attribute, env)
-    return _named(env.id)
-
-
-def _named(name: str) -> Callable[..., Any]:
-    """The world or wrapper that `module:Name` names, imported. Raises `UsageError`."""
-    module_name, _, attribute = name.partition(":")
-    module = _imported(module_name, name)
-    if not attribute.isidentifier() or not hasattr(module, attribute):
-        public = [name for name in dir(module) if not name.startswith("_")]
-        raise UsageError(f"{module_name} has no {attribute!r}. {nearest(attribute, public)}")
-    found: Callable[..., Any] = getattr(module, attribute)
-    return found
-
-
-def _imported(module_name: str, name: str) -> ModuleType:
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
-        raise UsageError(
-            f"{name}: importing the module {module_name!r} failed: {explain(error)}"
-        ) from error
+    module, attribute = import_module(env.id), env.id.partition(":")[2]
+    if attribute in gym.registry and not hasattr(module, attribute):
+        return partial(_registered, attribute, env)  # importing it registered it, as for gym.make
+    maker: Maker = find(env.id)
+    return maker
 
 
 def _native_vector(env: EnvConfig) -> VectorEnv:

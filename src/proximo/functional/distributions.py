@@ -205,6 +205,35 @@ def log_slope(u: Tensor, log_reach: Tensor) -> Tensor:
     return log_reach + 2 * (math.log(2) - u + logsigmoid(2 * u))
 
 
+GSDE_EPS = 1e-6
+"""Variance of gSDE where every feature is 0: a deviation of 0.001."""
+
+
+def gsde_log_std(features: Tensor, log_scale: Tensor) -> Tensor:
+    """½ log(Σ_j φ_j² σ_jd² + 1e-6): of the noise θᵀφ(s) with θ_jd ~ N(0, σ_jd²).
+
+    Raffin et al. 2021, eq. 7. The scales σ are clamped as deviations are; log_scale: log σ [F, A].
+    features: φ(s) [..., F]; returns log deviations [..., A].
+    """
+    variance = (2 * log_scale.clamp(LOG_STD_MIN, LOG_STD_MAX)).exp()
+    return 0.5 * (features.square() @ variance + GSDE_EPS).log()
+
+
+def gsde_noise(features: Tensor, log_scale: Tensor, theta: Tensor) -> Tensor:
+    """ε_d = (Σ_j φ_j σ_jd θ_jd + 0.001 θ_0d) / sqrt(Σ_j φ_j² σ_jd² + 1e-6), with θ ~ N(0, 1).
+
+    In every state ε ~ N(0, 1), from which `Gaussian.sample` makes the action; but as long as θ is
+    kept, the same state has the same noise. Unlike in the paper the 1e-6 has noise of its own, so
+    that the density holds where features are 0 too.
+    features: φ(s) [..., F]; log_scale: log σ [F, A]; theta: [..., (F + 1) A]; returns [..., A].
+    """
+    scale = log_scale.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
+    own = theta.reshape(*theta.shape[:-1], features.shape[-1] + 1, scale.shape[-1])
+    noise: Tensor = (features.unsqueeze(-1) * scale * own[..., 1:, :]).sum(-2)
+    noise = noise + math.sqrt(GSDE_EPS) * own[..., 0, :]
+    return noise * (-gsde_log_std(features, log_scale)).exp()
+
+
 @dataclass(frozen=True)
 class Beta:
     """a_d = low_d + x_d (high_d - low_d) with x_d ~ Beta(α_d, β_d), p(x) ∝ x^(α-1) (1-x)^(β-1).

@@ -141,6 +141,8 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules):
         return "the network has hooks"
     actor, critic = policy.actor, policy.critic
+    if policy.own:
+        return "net.module is code of your own"
     if not (isinstance(actor, MLP) and isinstance(critic, MLP | None)):
         return "the network has more than fully connected layers"
     heads = _simple(policy.head)

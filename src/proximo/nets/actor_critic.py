@@ -14,6 +14,7 @@ from proximo.nets.bodies import initialize, make_body
 from proximo.nets.config import NetConfig
 from proximo.nets.heads import CategoricalHead, make_head
 from proximo.nets.memory import Memory
+from proximo.nets.own import Maker, OwnBody
 from proximo.spaces import MASK, Actions, Observations
 from proximo.types import Moments, Recall, UsageError
 
@@ -42,39 +43,45 @@ class ActorCritic(nn.Module):
         net: NetConfig,
         *,
         action_values: bool = False,
+        own: Maker | None = None,
     ) -> None:
-        """`action_values`: the critic judges actions, Q(s,a), and not states, V(s)."""
+        """`action_values`: the critic judges actions, Q(s,a), and not states, V(s).
+
+        own: what makes the module that `net.module` names.
+        """
         super().__init__()
         self.observations = seen = Observations(obs_space)
         self.actions = Actions(action_space)
         self.obs_shape = seen.shape
-        self.head = make_head(action_space, net)
+        actor = make_body(seen, net, own, hidden_from=net.critic_only)
+        width = net.memory_size if net.memory != "none" else actor.outputs
+        self.head = make_head(action_space, net, width)
+        self.actor = actor
         masks = seen.width - seen.mask_begin
         if masks and masks != sum(self.head.choices):
             raise UsageError(
                 f"the {MASK} has {masks} entries, but {action_space} has {sum(self.head.choices)} "
                 "things to choose from: it needs one entry for each"
             )
-        self.masked = masks > 0
+        self.masked, self.own = masks > 0, own is not None
         self.action_values = action_values
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = action_values and isinstance(self.head, CategoricalHead)
         judged = self.head.feature_count if action_values and not self._indexed else 0
-        self.actor = make_body(seen, net, hidden_from=net.critic_only)
-        self.critic = None if net.trunk == "shared" else make_body(seen, net, beside=judged)
-        width = net.hidden[-1]
+        self.critic = make_body(seen, net, own, beside=judged) if net.trunk != "shared" else None
+        judging = (self.critic or self.actor).outputs
         self.actor_memory = self.critic_memory = None
         if net.memory != "none":
-            kind = (net.memory, width, net.memory_size, net.orthogonal)
-            self.actor_memory = Memory(*kind)
-            self.critic_memory = Memory(*kind) if self.critic else None
-            width = net.memory_size
+            size = (net.memory_size, net.orthogonal)
+            self.actor_memory = Memory(net.memory, self.actor.outputs, *size)
+            self.critic_memory = Memory(net.memory, judging, *size) if self.critic else None
+            judging = net.memory_size
         memories = [m for m in (self.actor_memory, self.critic_memory) if m]
         self.carry_size = sum(memory.carry_size for memory in memories)
         """C, numbers that are remembered per world, the actor's first; 0 without a memory."""
         self.memory_steps = net.memory_steps
         self.logits = nn.Linear(width, self.head.outputs)
-        self.baseline = nn.Linear(width, self.head.outputs if self._indexed else 1)
+        self.baseline = nn.Linear(judging, self.head.outputs if self._indexed else 1)
         if net.orthogonal:
             initialize(self.logits, net.policy_gain)
             initialize(self.baseline, 1.0)
@@ -110,13 +117,25 @@ class ActorCritic(nn.Module):
         """The parameters behind π; with a shared trunk they include the trunk."""
         memory = self.actor_memory.parameters() if self.actor_memory else ()
         own = (*self.logits.parameters(), *self.head.parameters())
-        return [*self.actor.parameters(), *memory, *own]
+        return _learned([*self.actor.parameters(), *memory, *own])
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The parameters behind V alone."""
         own_trunk = list(self.critic.parameters()) if self.critic else []
         memory = self.critic_memory.parameters() if self.critic_memory else ()
-        return [*own_trunk, *memory, *self.baseline.parameters()]
+        return _learned([*own_trunk, *memory, *self.baseline.parameters()])
+
+    def check_own(self, obs: Tensor) -> None:
+        """Whether modules of the user's own can learn from these. Raises `UsageError`."""
+        bodies = [module for module in self.modules() if isinstance(module, OwnBody)]
+        parts = [id(p) for body in bodies for p in body.parameters()]
+        if len(set(parts)) < len(parts):
+            raise UsageError(
+                f"net.module is {bodies[0].name}, which gave actor and critic the same layers: "
+                "make new ones each time, or use --net.trunk shared"
+            )
+        for body in bodies:
+            body.check(self.inputs(obs))
 
     def inputs(self, obs: Tensor) -> Tensor:
         """Observations as the networks take them: standardised if they are, without the mask."""
@@ -149,6 +168,11 @@ class ActorCritic(nn.Module):
         """π(·|s). obs: [..., *obs]; with a memory [B, *obs], and what it is to recall."""
         return self._policy(self._features(obs, recall), obs)
 
+    def draw(self, obs: Tensor, noise: Tensor, recall: Recall | None = None) -> Tensor:
+        """An action of π(·|s) per row, from this noise. obs: as for `distribution`."""
+        features = self._features(obs, recall)
+        return self._policy(features, obs).sample(self.head.drawn(noise, features))
+
     def _features(self, obs: Tensor, recall: Recall | None) -> Tensor:
         features: Tensor = self.actor(self.inputs(obs))
         if self.actor_memory:
@@ -157,7 +181,7 @@ class ActorCritic(nn.Module):
         return features
 
     def _policy(self, features: Tensor, obs: Tensor) -> Distribution:
-        return self.head.distribution(self.logits(features), self.legal(obs))
+        return self.head.distribution(self.logits(features), self.legal(obs), features)
 
     def _for_actor(self, recall: Recall) -> Recall:
         assert self.actor_memory
@@ -183,8 +207,9 @@ class ActorCritic(nn.Module):
             features, moved = self.actor_memory.step(features, carry[:, :own])
             carry = torch.cat([moved, carry[:, own:]], -1)
         distribution = self._policy(features, obs)
-        action = distribution.mode() if noise is None else distribution.sample(noise)
-        return action, distribution, carry
+        if noise is None:
+            return distribution.mode(), distribution, carry
+        return distribution.sample(self.head.drawn(noise, features)), distribution, carry
 
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
@@ -221,7 +246,7 @@ class ActorCritic(nn.Module):
         beside = None
         if action is not None and self.action_values and not self._indexed:
             beside = self.head.features(action)
-        features = self.critic(inputs, beside)
+        features = self.critic(inputs) if beside is None else self.critic(inputs, beside)
         if self.critic_memory is None:
             return features, None
         assert recall is not None, "a policy with a memory is judged by stretches"
@@ -266,3 +291,8 @@ class ActorCritic(nn.Module):
         self.baseline.weight.mul_(scale / self.return_scale)
         bias = (scale * self.baseline.bias + shift - self.return_shift) / self.return_scale
         self.baseline.bias.copy_(bias)
+
+
+def _learned(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Without those that the user has frozen."""
+    return [p for p in parameters if p.requires_grad]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.nets.config import NetConfig
+from proximo.nets.own import Maker, OwnBody
 from proximo.spaces import Leaf, Observations
 from proximo.types import UsageError
 
@@ -31,6 +32,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         widths = (inputs, *hidden)
+        self.outputs = hidden[-1]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         if orthogonal:
             for layer in self.layers:
@@ -102,6 +104,7 @@ class Encoder(nn.Module):
         features = sum(image.outputs for image in self.images)  # type: ignore[misc]
         width = len(numbers) + int(features) + beside
         self.mlp = MLP(width, net.hidden, net.activation, net.orthogonal)
+        self.outputs = self.mlp.outputs
 
     def forward(self, row: Tensor, beside: Tensor | None = None) -> Tensor:
         if self._alone:
@@ -116,9 +119,28 @@ class Encoder(nn.Module):
         return hidden
 
 
+class Judge(nn.Module):
+    """Hidden layers over the features of the user's own module and the numbers of an action."""
+
+    def __init__(self, own: OwnBody, net: NetConfig, beside: int) -> None:
+        super().__init__()
+        self.own = own
+        self.mlp = MLP(own.outputs + beside, net.hidden, net.activation, net.orthogonal)
+        self.outputs = self.mlp.outputs
+
+    def forward(self, row: Tensor, beside: Tensor) -> Tensor:
+        hidden: Tensor = self.mlp(self.own(row), beside)
+        return hidden
+
+
 def make_body(
-    row: Observations, net: NetConfig, *, hidden_from: tuple[str, ...] = (), beside: int = 0
-) -> MLP | Encoder:
+    row: Observations,
+    net: NetConfig,
+    own: Maker | None,
+    *,
+    hidden_from: tuple[str, ...] = (),
+    beside: int = 0,
+) -> MLP | Encoder | OwnBody | Judge:
     """Hidden layers for such observations, without those keys, and with more numbers beside."""
     first = {str(leaf.path[0]) for leaf in row.leaves if leaf.path}
     for key in hidden_from:
@@ -131,6 +153,9 @@ def make_body(
     shown = [leaf for leaf in seen if not leaf.path or str(leaf.path[0]) not in hidden_from]
     if not shown:
         raise UsageError(f"net.critic_only is {hidden_from}: that leaves the policy nothing to see")
+    if own:
+        body = OwnBody(own, row, net, hidden_from=hidden_from)
+        return Judge(body, net, beside) if beside else body
     if len(shown) == len(seen) and not any(leaf.image for leaf in seen):
         return MLP(row.mask_begin + beside, net.hidden, net.activation, net.orthogonal)
     return Encoder(row, shown, net, beside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from proximo.types import UsageError, check_values
@@ -12,6 +12,11 @@ from proximo.types import UsageError, check_values
 class NetConfig:
     """The policy and value networks."""
 
+    module: str = ""
+    """Hidden layers of your own, module:Class (imported as your own worlds are), in the place of
+    `hidden` and `activation`."""
+    kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
+    """Arguments for the module's constructor, as KEY VALUE pairs."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
@@ -24,9 +29,11 @@ class NetConfig:
     """Gain of the last policy layer: small, so that the first policy hardly heeds the state."""
     log_std: float = 0.0
     """Initial log deviation of Gaussian actions (log sigma; 0 is a deviation of 1)."""
-    deviation: Literal["free", "softplus"] = "free"
+    deviation: Literal["free", "softplus", "gsde"] = "free"
     """Of Gaussian actions: free parameters, the same in every state, or from the state, as
-    softplus of outputs of the network."""
+    softplus of outputs of the network; or gSDE, noise that is for some steps a function of it."""
+    gsde_steps: int = 8
+    """Steps for which gSDE keeps its noise; a rollout and an episode to watch begin with new."""
     mean: Literal["linear", "tanh"] = "linear"
     """Of Gaussian actions: what the network puts out, or its tanh, scaled to the bounds."""
     memory: Literal["none", "gru", "lstm"] = "none"
@@ -49,6 +56,7 @@ class NetConfig:
 
     def __post_init__(self) -> None:
         check_values("net", self)
+        self._check_module()
         if not self.hidden or min(self.hidden) < 1:
             raise UsageError(
                 f"net.hidden is {self.hidden}: give one or more widths, each at least 1"
@@ -63,6 +71,10 @@ class NetConfig:
                 f"net.mean is tanh and net.action {self.action}: both bring actions within bounds, "
                 "so use one of them"
             )
+        if self.gsde_steps < 1:
+            raise UsageError(f"net.gsde_steps is {self.gsde_steps}: give at least 1")
+        if self.deviation == "gsde" and self.action == "beta":
+            raise UsageError("net.deviation is gsde and net.action beta, which has no deviation")
         if self.critic_only and self.trunk == "shared":
             raise UsageError(
                 f"net.critic_only is {self.critic_only}, but net.trunk is shared: what only the "
@@ -71,3 +83,17 @@ class NetConfig:
         for name in ("policy_gain", "obs_clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"net.{name} is {getattr(self, name)}: it must be above 0")
+
+    def _check_module(self) -> None:
+        if self.module and ":" not in self.module:
+            raise UsageError(f"net.module is {self.module!r}: write module:Class")
+        if self.kwargs and not self.module:
+            raise UsageError(
+                f"net.kwargs is {self.kwargs}, but there is no net.module to be made with them"
+            )
+        for name, value in self.kwargs.items():
+            if not isinstance(value, bool | int | float | str):
+                raise UsageError(
+                    f"net.kwargs.{name} is {value!r}: only true, false, numbers and text can be "
+                    "stored"
+                )

@@ -22,6 +22,8 @@ from proximo.functional.distributions import (
     Gaussian,
     Joint,
     SquashedGaussian,
+    gsde_log_std,
+    gsde_noise,
 )
 from proximo.nets.config import NetConfig
 from proximo.spaces import Actions, torch_dtype
@@ -41,6 +43,8 @@ class Head(nn.Module, ABC):
     """How much there is to choose from, choice by choice: the columns of an action mask."""
     noise_shape: tuple[int, ...]
     """Of the noise from which one action is drawn."""
+    hold: int = 1
+    """Steps for which some of the noise stays the same."""
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype = torch.float32
     """Of the action as the policy knows it; fractions are of the network's own type."""
@@ -49,8 +53,13 @@ class Head(nn.Module, ABC):
     """Of the action as the world takes it."""
 
     @abstractmethod
-    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Distribution:
-        """The distributions for these outputs; of choices, among the legal ones."""
+    def distribution(
+        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
+    ) -> Distribution:
+        """The distributions for these outputs; of choices, among the legal ones.
+
+        features: [..., F], of which the outputs were made.
+        """
 
     @abstractmethod
     def restore(self, parameters: Tensor) -> Distribution:
@@ -58,7 +67,16 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        """What this many actions are drawn from. Returns [*shape, *noise_shape]."""
+        """What this many actions are drawn from, time first. Returns [*shape, *noise_shape]."""
+
+    def drawn(self, noise: Tensor, features: Tensor) -> Tensor:
+        """What the distribution samples from, made of what `noise` drew. features: [..., F]."""
+        return noise
+
+    @property
+    def drawn_width(self) -> int:
+        """Columns of that."""
+        return math.prod(self.noise_shape)
 
     @abstractmethod
     def taken(self, action: Tensor) -> Tensor:
@@ -95,7 +113,9 @@ class CategoricalHead(Head):
         self.taken_dtype = np.dtype(np.int64)
         self.start = int(space.start)
 
-    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Categorical:
+    def distribution(
+        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
+    ) -> Categorical:
         return Categorical.from_logits(outputs, legal)
 
     def restore(self, parameters: Tensor) -> Categorical:
@@ -127,7 +147,9 @@ class BernoulliHead(Head):
         self.noise_shape = self.action_shape = (self.outputs,)
         self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
 
-    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Bernoulli:
+    def distribution(
+        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
+    ) -> Bernoulli:
         return Bernoulli(outputs)
 
     def restore(self, parameters: Tensor) -> Bernoulli:
@@ -198,15 +220,19 @@ class GaussianHead(BoxHead):
         if not self.free:
             layer.bias[self.size :] = math.log(math.expm1(math.exp(self.first_log_std)))
 
-    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Distribution:
-        mean = outputs[..., : self.size]
-        if self.bounded:
-            mean = self.middle + self.reach * torch.tanh(mean)
+    def distribution(
+        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
+    ) -> Distribution:
+        mean = self._mean(outputs)
         if self.free:
             return self._make(Gaussian.from_parameters(mean, self.log_std))
         # Bounded before the logarithm, whose slope at 0 would make the gradient NaN.
         std = nn.functional.softplus(outputs[..., self.size :]).clamp(min=math.exp(LOG_STD_MIN))
         return self._make(Gaussian.from_parameters(mean, std.log()))
+
+    def _mean(self, outputs: Tensor) -> Tensor:
+        mean = outputs[..., : self.size]
+        return self.middle + self.reach * torch.tanh(mean) if self.bounded else mean
 
     def _make(self, gaussian: Gaussian) -> Distribution:
         if not self.squash:
@@ -217,7 +243,7 @@ class GaussianHead(BoxHead):
         return self._make(Gaussian(parameters[..., : self.size], parameters[..., self.size :]))
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn((*shape, self.size), generator=generator)
+        return torch.randn((*shape, *self.noise_shape), generator=generator)
 
     def taken(self, action: Tensor) -> Tensor:
         """In the world's shape, type and bounds, through a tanh if the policy says so."""
@@ -228,6 +254,46 @@ class GaussianHead(BoxHead):
         return self.within(numbers)
 
 
+class GSDEHead(GaussianHead):
+    """Noise that is a function of the state for some steps: a = μ(s) + θᵀφ(s), θ ~ N(0, σ²).
+
+    Generalized state-dependent exploration, Raffin et al. 2021 (arXiv 2005.05719). φ is what the
+    last layer is given; it learns through the mean alone, as in the paper's code.
+    """
+
+    def __init__(self, space: spaces.Box, net: NetConfig, features: int) -> None:
+        super().__init__(space, net)
+        self.outputs = self.size
+        # With features of size 1 the deviation begins at exp(log_std).
+        first = self.first_log_std - 0.5 * math.log(features)
+        self.log_scale = nn.Parameter(torch.full((features, self.size), first))
+        self.noise_shape = ((features + 1) * self.size,)
+        self.hold = net.gsde_steps
+
+    def initialize(self, layer: nn.Linear) -> None:
+        """The outputs are the mean alone."""
+
+    def distribution(
+        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
+    ) -> Distribution:
+        assert features is not None
+        log_std = gsde_log_std(features.detach(), self.log_scale)
+        return self._make(Gaussian.from_parameters(self._mean(outputs), log_std))
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        """A θ for every `hold` steps, in each world its own, repeated."""
+        count = -(-shape[0] // self.hold)
+        theta = super().noise(generator, (count, *shape[1:]))
+        return theta.repeat_interleave(self.hold, 0)[: shape[0]]
+
+    def drawn(self, noise: Tensor, features: Tensor) -> Tensor:
+        return gsde_noise(features, self.log_scale, noise)
+
+    @property
+    def drawn_width(self) -> int:
+        return self.size
+
+
 class BetaHead(BoxHead):
     """Both shapes of a Beta distribution over the bounds, per dimension (Chou et al. 2017)."""
 
@@ -236,7 +302,9 @@ class BetaHead(BoxHead):
         self.outputs = 2 * self.size
         self.noise_shape = (Beta.NOISE * self.size,)
 
-    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Beta:
+    def distribution(
+        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
+    ) -> Beta:
         return Beta.from_outputs(
             outputs[..., : self.size], outputs[..., self.size :], (2 * self.reach).log()
         )
@@ -265,6 +333,8 @@ class JointHead(Head):
         self.choices = tuple(n for part in parts for n in part.choices)
         self._actions = [math.prod(part.action_shape) for part in parts]
         self._noises = [math.prod(part.noise_shape) for part in parts]
+        self._drawn = [part.drawn_width for part in parts]
+        self.hold = max(part.hold for part in parts)
         self.action_shape, self.noise_shape = (sum(self._actions),), (sum(self._noises),)
         self.taken_shape, self.taken_dtype = taken_shape, dtype
         if all(part.action_dtype is torch.int64 for part in parts):
@@ -294,9 +364,11 @@ class JointHead(Head):
         return torch.cat([head.features(part).to(kind) for head, part in parts], -1)
 
     def _joint(self, parts: list[Distribution]) -> Joint:
-        return Joint(tuple(parts), tuple(self._actions), tuple(self._noises))
+        return Joint(tuple(parts), tuple(self._actions), tuple(self._drawn))
 
-    def distribution(self, outputs: Tensor, legal: Tensor | None = None) -> Joint:
+    def distribution(
+        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
+    ) -> Joint:
         heads = self._heads()
         own = torch.split(outputs, [head.outputs for head in heads], -1)
         masks: list[Tensor | None] = [None] * len(heads)
@@ -304,7 +376,10 @@ class JointHead(Head):
             among = torch.split(legal, [sum(head.choices) for head in heads], -1)
             masks = [m if head.choices else None for head, m in zip(heads, among, strict=True)]
         return self._joint(
-            [head.distribution(o, m) for head, o, m in zip(heads, own, masks, strict=True)]
+            [
+                head.distribution(o, m, features)
+                for head, o, m in zip(heads, own, masks, strict=True)
+            ]
         )
 
     def restore(self, parameters: Tensor) -> Joint:
@@ -316,6 +391,16 @@ class JointHead(Head):
         return torch.cat(
             [head.noise(generator, shape).reshape(*shape, -1) for head in self._heads()], -1
         )
+
+    def drawn(self, noise: Tensor, features: Tensor) -> Tensor:
+        if self._drawn == self._noises:
+            return noise
+        own = zip(self._heads(), torch.split(noise, self._noises, -1), strict=True)
+        return torch.cat([head.drawn(part, features) for head, part in own], -1)
+
+    @property
+    def drawn_width(self) -> int:
+        return sum(self._drawn)
 
     def taken(self, action: Tensor) -> Tensor:
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)
@@ -336,16 +421,16 @@ class JointHead(Head):
             layer.bias[begin:end] = own.bias
 
 
-def make_head(space: gym.Space[Any], net: NetConfig) -> Head:
-    """The head for an action space. Raises `UsageError` with the spaces that are supported."""
+def make_head(space: gym.Space[Any], net: NetConfig, features: int) -> Head:
+    """The head for an action space, on so many features. Raises `UsageError` for other spaces."""
     actions = Actions(space)
-    heads = [_simple(leaf.space, net) for leaf in actions.leaves]
+    heads = [_simple(leaf.space, net, features) for leaf in actions.leaves]
     if actions.simple and len(heads) == 1:
         return heads[0]
     return JointHead(heads, actions.shape or (), actions.dtype)
 
 
-def _simple(space: gym.Space[Any], net: NetConfig) -> Head:
+def _simple(space: gym.Space[Any], net: NetConfig, features: int) -> Head:
     if isinstance(space, spaces.Discrete):
         return CategoricalHead(space)
     if isinstance(space, spaces.MultiDiscrete):
@@ -366,5 +451,7 @@ def _simple(space: gym.Space[Any], net: NetConfig) -> Head:
                     f"net.{name} is {value}, but {space} has {lack}: "
                     f"use {'clip' if name == 'action' else 'linear'}"
                 )
+        if net.deviation == "gsde":
+            return GSDEHead(space, net, features)
         return BetaHead(space) if net.action == "beta" else GaussianHead(space, net)
     raise UsageError(f"the action space is {space}: supported are {SUPPORTED_ACTIONS}")

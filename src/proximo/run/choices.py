@@ -34,7 +34,8 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
         return "sync", "one after the other, each in its wrappers"
     if env.id.startswith(ARCADE) and not given:
         return "vector", "the games' own, in C++"
-    if given or env.worlds < MANY_WORLDS or not has_vector_version(env):
+    single = given or env.action_masks != "observation"
+    if single or env.worlds < MANY_WORLDS or not has_vector_version(env):
         return "sync", "one after the other"
     return "vector", f"{env.worlds} worlds in one; a resumed run begins new episodes"
 

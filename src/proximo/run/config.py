@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
     from proximo.nets.actor_critic import ActorCritic
+    from proximo.nets.own import Maker
 
 ALGORITHMS: dict[str, type[OnPolicy]] = {
     "reinforce": Reinforce,
@@ -257,11 +258,27 @@ def success_threshold(config: Config) -> float | None:
     return return_threshold(config.env)
 
 
-def make_policy(spaces: tuple[gym.Space[Any], gym.Space[Any]], config: Config) -> ActorCritic:
-    """The network for observations and actions of these spaces, new. Raises `UsageError`."""
+def make_policy(
+    spaces: tuple[gym.Space[Any], gym.Space[Any]], config: Config, own: Maker | None = None
+) -> ActorCritic:
+    """The network for observations and actions of these spaces, new. Raises `UsageError`.
+
+    own: what makes the module that `net.module` names, which is not imported here: a configuration
+    may come out of a file.
+    """
     from proximo.nets.actor_critic import ActorCritic
 
-    return ActorCritic(*spaces, config.net, action_values=config.algorithm.action_values)
+    if config.net.module and own is None:
+        raise UsageError(
+            f"this run's network, {config.net.module}, is code: importing it needs your word. If "
+            f"you trust it, name it: load(..., net={sayable(config.net.module)!r})"
+        )
+    return ActorCritic(*spaces, config.net, action_values=config.algorithm.action_values, own=own)
+
+
+def sayable(name: str) -> str:
+    """A name of code as one can say it again: a program's own file has another name for others."""
+    return "module:Class" if name.startswith("__main__:") or "<locals>" in name else name
 
 
 def _toml(value: Any) -> str:

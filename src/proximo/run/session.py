@@ -16,7 +16,9 @@ from proximo.algorithms.update import choose_engine, make_engine
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
 from proximo.envs.make import Maker, SyncWorlds, VectorWorlds, Worlds, make_world, make_worlds
 from proximo.envs.tensors import TensorWorlds
+from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
+from proximo.nets.own import Maker as NetMaker
 from proximo.run.callbacks import (
     Callback,
     Display,
@@ -49,13 +51,19 @@ class Session:
         *,
         folder: RunFolder | None = None,
         source: Maker | VectorEnv | None = None,
+        net: NetMaker | None = None,
         callbacks: Sequence[Callback] = (),
         display: Display | None = None,
         start: Checkpoint | None = None,
         resume: Checkpoint | None = None,
     ) -> None:
-        """`start`: begin with this policy. `resume`: go on from this state. Raises `UsageError`."""
+        """`start`: begin with this policy. `resume`: go on from this state. Raises `UsageError`.
+
+        source and net stand for the world and the network that the configuration names; what is
+        not given is imported by its name.
+        """
         self._folder, self._source, self._display = folder, source, display
+        self._net = net
         self._is_new = resume is None
         self._world: gym.Env | None = None
         self._threads = torch.get_num_threads()
@@ -94,6 +102,7 @@ class Session:
 
     def _build(self, config: Config) -> TrainState:
         """Network and state at their beginning; `self.config` with every `auto` settled."""
+        net = self._net or (find(config.net.module) if config.net.module else None)
         agents = self.worlds.agents
         config.check_samples(agents)
         if agents > 1:
@@ -101,7 +110,7 @@ class Session:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
-            policy = make_policy(self.spaces, config)
+            policy = make_policy(self.spaces, config, net)
             torch.set_num_threads(self._threads)
         device, why = choose_device(config.run.device, policy, self.worlds.device)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
@@ -119,6 +128,9 @@ class Session:
         if self._is_new and config.env.check:
             self._check()
         state = self._make_state(policy)
+        if net:
+            seen = torch.as_tensor(state.worlds.obs, device=device)
+            policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
         updates = -(-run.total_steps // (self.worlds.count * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(

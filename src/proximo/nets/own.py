@@ -1,0 +1,186 @@
+"""A module of the user's own in the place of the hidden layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from proximo.nets.config import NetConfig
+from proximo.spaces import MASK, Leaf, Observations
+from proximo.types import UsageError, explain
+
+Maker = Callable[..., Any]
+"""Makes the module, from the observation space and `net.kwargs`: as a rule, its class."""
+EXAMPLES = 4
+"""Observations, drawn from the space, by which the features are counted."""
+
+
+class OwnBody(nn.Module):
+    """Observations, as the world gives them, to features: f(s), [B, F].
+
+    The module is made with the space of what it is shown, without the action mask and, for the
+    policy, without `net.critic_only`. It is called with a batch of that: a tensor [B, ...] or,
+    where the space is nested, a dict or tuple of them. A Discrete part is a one-hot [B, n], a
+    MultiDiscrete one its one-hots side by side, an image its bytes; everything else is floats.
+
+    It acts and learns in evaluation mode, so that what acted is what is judged: dropout does
+    nothing, and layers that need the other mode are refused.
+    """
+
+    def __init__(
+        self,
+        make: Maker,
+        row: Observations,
+        net: NetConfig,
+        *,
+        hidden_from: tuple[str, ...] = (),
+    ) -> None:
+        """Raises `UsageError` for a module that is none, or that returns something else."""
+        super().__init__()
+        self.name = net.module
+        self._row = row
+        self._leaves = {
+            leaf.path: leaf
+            for leaf in row.leaves
+            if leaf.begin < row.mask_begin and not (leaf.path and str(leaf.path[0]) in hidden_from)
+        }
+        self._hidden_from = (MASK, *hidden_from)
+        try:
+            module = make(self._shown(row.space), **net.kwargs)
+        except Exception as error:
+            raise self._fault(f"cannot be made: {explain(error)}") from error
+        if not isinstance(module, nn.Module):
+            raise self._fault(f"gave {module!r}: it must give a torch.nn.Module")
+        self.module = module
+        self._check_layers()
+        self.eval()
+        self.outputs = self._count()
+        """F, the number of features."""
+
+    def train(self, mode: bool = True) -> OwnBody:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, row: Tensor) -> Tensor:
+        """row: [..., *obs], of which the mask may have been cut off; returns [..., F]."""
+        lead = row.shape[: row.dim() - len(self._row.shape)]
+        flat = row.reshape(-1, *row.shape[len(lead) :])
+        features: Tensor = self.module(self._nested(self._row.space, flat))
+        return features.reshape(*lead, -1)
+
+    def _shown(self, space: gym.Space[Any]) -> gym.Space[Any]:
+        """The space of what the module is called with."""
+        if isinstance(space, spaces.Dict):
+            kept = {k: s for k, s in space.spaces.items() if str(k) not in self._hidden_from}
+            return spaces.Dict(kept)
+        if isinstance(space, spaces.Tuple):
+            parts = enumerate(space.spaces)
+            return spaces.Tuple(s for i, s in parts if str(i) not in self._hidden_from)
+        return space
+
+    def _nested(self, space: gym.Space[Any], row: Tensor, path: tuple[str | int, ...] = ()) -> Any:
+        """Rows of a batch as the world would give it."""
+        hidden = () if path else self._hidden_from
+        if isinstance(space, spaces.Dict):
+            return {
+                key: self._nested(inner, row, (*path, key))
+                for key, inner in space.spaces.items()
+                if str(key) not in hidden
+            }
+        if isinstance(space, spaces.Tuple):
+            return tuple(
+                self._nested(inner, row, (*path, index))
+                for index, inner in enumerate(space.spaces)
+                if str(index) not in hidden
+            )
+        return self._part(self._leaves[path], row)
+
+    def _part(self, leaf: Leaf, row: Tensor) -> Tensor:
+        part = row if self._row.plain else row[:, leaf.begin : leaf.end]
+        if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
+            return part
+        kind = torch.uint8 if leaf.image else next(self.parameters()).dtype
+        return part.to(kind).reshape(len(row), *(leaf.space.shape or ()))
+
+    def _check_layers(self) -> None:
+        if not any(True for _ in self.module.parameters()):
+            raise self._fault(
+                "has no parameters to learn: layers must be attributes of it, or stand in an "
+                "nn.ModuleList or nn.ModuleDict"
+            )
+        for name, layer in self.module.named_modules():
+            if isinstance(layer, _BatchNorm):
+                raise self._fault(
+                    f"holds {name or 'nothing but'} {type(layer).__name__}: a policy acts on a few "
+                    "observations and learns from many, so what it does in one state must not "
+                    "depend on the others. Use nn.LayerNorm, or --net.normalize-obs"
+                )
+            if isinstance(layer, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+                # Its fast path, taken only where no gradient is needed, fills what a mask hides
+                # with other numbers: what acted would not be what is judged.
+                torch.backends.mha.set_fastpath_enabled(False)
+
+    @torch.no_grad()
+    def _count(self) -> int:
+        examples = torch.from_numpy(self._row.examples(EXAMPLES)).to(torch.get_default_dtype())
+        try:
+            found = self.module(self._nested(self._row.space, examples))
+        except Exception as error:
+            raise self._fault(
+                f"failed on {EXAMPLES} observations drawn from {self._row.space}: {explain(error)}"
+            ) from error
+        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != EXAMPLES:
+            what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise self._fault(
+                f"gave {what} for {EXAMPLES} observations: it must give a tensor ({EXAMPLES}, F), "
+                "a row of features for each"
+            )
+        if found.dtype != torch.get_default_dtype():
+            raise self._fault(
+                f"gave features of {found.dtype}: they must be {torch.get_default_dtype()}"
+            )
+        return found.shape[1]
+
+    def check(self, obs: Tensor) -> None:
+        """Whether it can learn from these observations. obs: [N, *obs]. Raises `UsageError`."""
+        others = torch.from_numpy(self._row.examples(EXAMPLES)).to(obs)
+        others = others[..., : obs.shape[-1]]  # without the mask
+        with torch.no_grad():
+            first, among = self(obs), self(torch.cat([others, obs]))[EXAMPLES:]
+        with torch.enable_grad():
+            again = self(obs)
+        if not torch.isfinite(first).all():
+            raise self._fault(
+                "gave features that are not finite for the world's first observations: look for a "
+                "division by zero, or a softmax over nothing"
+            )
+        if not _close(again, first):
+            raise self._fault(
+                "gave other features for the same observations the second time: dropout, noise and "
+                "what it remembers must be left out, for what acted must be what is judged"
+            )
+        if not _close(among, first):
+            raise self._fault(
+                "gives an observation other features where others stand beside it in the batch: "
+                "each row must be computed from itself alone"
+            )
+        learned = [p for p in self.module.parameters() if p.requires_grad]
+        if learned and not again.requires_grad:
+            raise self._fault(
+                "lets no gradient through to its parameters: look for no_grad, detach or numpy"
+            )
+
+    def _fault(self, what: str) -> UsageError:
+        return UsageError(f"net.module is {self.name}, which {what}")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """But for the order of sums, by which the same numbers may differ in their last places."""
+    scale = float(b.abs().amax()) if b.numel() else 1.0
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, scale))
