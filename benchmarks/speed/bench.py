@@ -162,6 +162,12 @@ GROUPS = {
             "MaskablePPO": contrib("masks", 16_384),
         }
     ),
+    "pong": Group(
+        {
+            "proximo": Job("ours.py", "pong", steps=6_144),
+            "stable-baselines3": contrib("pong", 6_144),
+        }
+    ),
     "coldstart": Group(
         {
             "proximo": cold("ours", "own", threads=(0,)),
@@ -228,6 +234,14 @@ ROWS = (
         ("MaskablePPO",),
         5,
         5,
+    ),
+    Row(
+        "pong",
+        "ALE/Pong-v5 from pixels, 8 worlds x 128 steps, 4 epochs x 4 minibatches of 256",
+        "proximo",
+        BASELINES,
+        1,
+        1,
     ),
     Row(
         "coldstart",

@@ -21,7 +21,7 @@ def learn(
     threads: int = 1,
     engine: str = "auto",
     seed: int = 1,
-    hidden: tuple[int, ...] = (64, 64),
+    hidden: tuple[int, ...] | None = None,
     callbacks: tuple = (),
 ) -> None:
     """Train with these settings; the run stays in its folder."""
@@ -34,8 +34,10 @@ def learn(
             backend=work.backend,
             threads=threads,
             action_masks="method" if work.masked else "observation",
+            reward_clip=1.0 if work.pixels else None,
         ),
         PPO(
+            clip=work.clip,
             epochs=work.epochs,
             minibatch_size=work.minibatch,
             learning_rate=f"linear:{rate}:0" if work.anneal else rate,
@@ -47,7 +49,8 @@ def learn(
         ),
         rollout=RolloutConfig(steps=work.steps),
         net=NetConfig(
-            hidden=hidden,
+            hidden=hidden or ((512,) if work.pixels else (64, 64)),
+            **({"trunk": "shared", "activation": "relu"} if work.pixels else {}),
             normalize_obs=work.normalize,
             **({"memory": "lstm", "memory_size": work.memory_size} if work.memory_size else {}),
             memory_steps=work.memory_steps,
@@ -68,7 +71,11 @@ def main():
     parser.add_argument("--worlds", type=int)
     parser.add_argument("--rollout", type=int, help="steps in each world per update")
     parser.add_argument("--minibatch", type=int)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[64, 64])
+    parser.add_argument(
+        "--hidden",
+        type=int,
+        nargs="+",
+    )
     chosen = parser.parse_args()
     changes = {
         "backend": chosen.backend,
@@ -87,7 +94,7 @@ def main():
             Path(folder) / "run",
             threads=chosen.threads,
             engine=chosen.engine,
-            hidden=tuple(chosen.hidden),
+            hidden=tuple(chosen.hidden) if chosen.hidden else None,
             callbacks=(lambda state, rollout, metrics: marks.add(state.steps),),
         )
     marks.report()

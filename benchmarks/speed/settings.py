@@ -31,6 +31,8 @@ class Work:
     memory_size: int = 0  # of an LSTM each for actor and critic
     memory_steps: int = 16  # ours only: through which it is trained; the peer's are the rollout's
     masked: bool = False
+    pixels: bool = False
+    clip: float = 0.2
 
     @property
     def samples(self) -> int:
@@ -78,6 +80,16 @@ WORKS = {
     "memory64": Work("CartPole-v1", 8, 128, 10, 128, memory_size=64),
     "memory64-whole": Work("CartPole-v1", 8, 128, 10, 128, memory_size=64, memory_steps=128),
     "masks": Work("masked:Walk", 8, 128, 10, 64, masked=True),
+    # RL Baselines3 Zoo's for Atari, without their schedules: sticky actions, rewards of -1, 0, 1.
+    "pong": Work(
+        "ALE/Pong-v5",
+        *(8, 128, 4, 256),
+        learning_rate=2.5e-4,
+        entropy=0.01,
+        pixels=True,
+        clip=0.1,
+        backend="auto",
+    ),
     "halfcheetah-envpool": Work(
         "HalfCheetah-v5", 64, 32, 10, 64, normalize=True, backend="envpool"
     ),

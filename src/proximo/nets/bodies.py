@@ -84,6 +84,8 @@ class Pixels(nn.Module):
         x = image.reshape(-1, *self.shape)
         if self.last:
             x = x.permute(0, 3, 1, 2)
+        # Channels together: convolutions take two thirds of the time then. Bytes are moved first.
+        x = x.contiguous(memory_format=torch.channels_last)
         x = x.to(self.layers[0].weight.dtype) / 255  # type: ignore[arg-type]
         for layer in self.layers:
             x = torch.relu(layer(x))
