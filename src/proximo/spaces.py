@@ -23,6 +23,9 @@ MASK = "action_mask"
 SMALLEST_IMAGE = 5
 """Pixels along the shorter side from which bytes with three axes are taken for an image."""
 
+SMALLEST_GREY = 36
+"""The same for bytes with two axes: a board, say, is smaller, and no picture."""
+
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
 
@@ -45,11 +48,18 @@ class Leaf(NamedTuple):
 
     @property
     def image(self) -> tuple[int, ...] | None:
-        """The shape of an image, or None: bytes with three axes, of which two are large."""
+        """The shape of an image, or None.
+
+        Bytes with three axes, of which two are large, a stack of these, or a large grey picture.
+        """
         space = self.space
-        if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+        if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
             return None
-        return space.shape if sorted(space.shape)[1] >= SMALLEST_IMAGE else None
+        shape = space.shape
+        if len(shape) == 2:
+            return shape if min(shape) >= SMALLEST_GREY else None
+        large = len(shape) in (3, 4) and sorted(shape[-3:])[1] >= SMALLEST_IMAGE
+        return shape if large else None
 
     def of(self, nested: Any) -> Any:
         """This leaf of an observation."""

@@ -60,13 +60,19 @@ SMALL = ((16, 3, 1), (32, 3, 1))
 
 
 class Pixels(nn.Module):
-    """Convolutions with ReLU over an image of bytes, its channels first or last. [..., *shape]."""
+    """Convolutions with ReLU over an image of bytes. [..., *shape].
+
+    Its channels come first or last, or it has none; those of a stack of images all count.
+    """
 
     def __init__(self, shape: tuple[int, ...], orthogonal: bool) -> None:
         super().__init__()
+        self.shape = shape
+        one = (1, *shape) if len(shape) == 2 else shape[-3:]
         # The axis of the channels is the shorter of the outer two.
-        self.shape, self.last = shape, shape[2] < shape[0]
-        channels, high, wide = (shape[2], *shape[:2]) if self.last else shape
+        self.last = one[2] < one[0]
+        channels, high, wide = (one[2], *one[:2]) if self.last else one
+        channels *= shape[0] if len(shape) == 4 else 1
         layers = NATURE if min(high, wide) >= 36 else SMALL
         border = 0 if layers is NATURE else 1
         self.layers = nn.ModuleList()
@@ -80,10 +86,11 @@ class Pixels(nn.Module):
         self.outputs = channels * high * wide
 
     def forward(self, image: Tensor) -> Tensor:
-        lead = image.shape[:-3]
+        lead = image.shape[: image.dim() - len(self.shape)]
         x = image.reshape(-1, *self.shape)
         if self.last:
-            x = x.permute(0, 3, 1, 2)
+            x = x.movedim(-1, -3)
+        x = x.reshape(len(x), -1, *x.shape[-2:])
         # Channels together: convolutions take two thirds of the time then. Bytes are moved first.
         x = x.contiguous(memory_format=torch.channels_last)
         x = x.to(self.layers[0].weight.dtype) / 255  # type: ignore[arg-type]

@@ -1,0 +1,87 @@
+"""Images of every layout are one and the same image to the convolutions."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from proximo import NetConfig
+from proximo.nets.actor_critic import ActorCritic
+from proximo.nets.bodies import Encoder, Pixels
+from proximo.spaces import Observations
+
+COLOUR, GREY = (3, 40, 44), (40, 44)
+
+
+def bytes_of(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def box(shape):
+    return gym.spaces.Box(0, 255, shape, np.uint8)
+
+
+def features(shape, image, like=None):
+    torch.manual_seed(0)
+    pixels = Pixels(shape, True)
+    if like is not None:
+        pixels.load_state_dict(like.state_dict())
+    with torch.no_grad():
+        return pixels, pixels(torch.from_numpy(image))
+
+
+def test_channels_first_and_last_are_the_same():
+    image = bytes_of((2, *COLOUR))
+    first, expected = features(COLOUR, image)
+    _, found = features((40, 44, 3), np.moveaxis(image, 1, -1).copy(), first)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stack_has_the_channels_of_all_its_images(last):
+    image = bytes_of((2, 4, *COLOUR))
+    merged, expected = features((12, 40, 44), image.reshape(2, 12, 40, 44))
+    shape = (4, 40, 44, 3) if last else (4, *COLOUR)
+    stacked = np.moveaxis(image, 2, -1).copy() if last else image
+    _, found = features(shape, stacked, merged)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_grey_picture_needs_no_axis_for_its_channel():
+    image = bytes_of((2, *GREY))
+    one, expected = features((1, *GREY), image[:, None])
+    _, found = features(GREY, image, one)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "image"),
+    [
+        (COLOUR, True),
+        ((40, 44, 3), True),
+        ((4, 40, 44, 3), True),
+        (GREY, True),
+        ((8, 8), False),
+        ((2, 3, 4), False),
+        ((2, 2, 40, 40, 3), False),
+        ((128,), False),
+    ],
+)
+def test_what_counts_as_an_image(shape, image):
+    row = Observations(box(shape))
+    assert (row.leaves[0].image is not None) == image
+    assert row.dtype == (np.uint8 if image else np.float32)
+    policy = ActorCritic(box(shape), gym.spaces.Discrete(2), NetConfig(hidden=(8,)))
+    assert isinstance(policy.actor, Encoder) == image
+    seen = torch.from_numpy(row.row(bytes_of(shape)))[None]
+    with torch.no_grad():
+        assert torch.isfinite(policy.value(seen)).all()
+
+
+def test_black_and_white_lie_between_0_and_1():
+    pixels = Pixels((36, 36, 1), True)
+    seen = []
+    pixels.layers[0].register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    pixels(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 36, 36, 1))
+    assert (float(seen[0].amin()), float(seen[0].amax())) == (0.0, 1.0)
+    assert seen[0].dtype == torch.float32
