@@ -56,7 +56,7 @@ long: .venv/ready
 worlds: .venv/ready
 	@test -x .venv-worlds/bin/pytest || $(PYTHON) -m venv --clear .venv-worlds
 	@.venv-worlds/bin/pip install --quiet -r requirements.lock
-	@.venv-worlds/bin/pip install --quiet --no-build-isolation --editable ".[dm_control,envpool]"
+	@.venv-worlds/bin/pip install --quiet --no-build-isolation --editable ".[dm-control,envpool]"
 	@.venv-worlds/bin/pytest -rs tests/envs/test_known_worlds.py tests/envs/test_pool.py
 
 scores: .venv/ready

@@ -68,7 +68,7 @@ def test_every_command_takes_it(here, monkeypatch, name):
         ("ALE/Pong-v5", "atari"),
         ("MiniGrid-Empty-5x5-v0", "minigrid"),
         ("BabyAI-GoToObj-v0", "minigrid"),
-        ("dm_control/cartpole-balance-v0", "dm_control"),
+        ("dm_control/cartpole-balance-v0", "dm-control"),
         ("sisl/pursuit-v5", "pettingzoo"),
     ],
 )

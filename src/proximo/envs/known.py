@@ -36,7 +36,7 @@ class Family(NamedTuple):
 FAMILIES = (
     Family((ARCADE,), ("ale_py",), "atari"),
     Family(GRIDS, ("minigrid",), "minigrid"),
-    Family((SUITE,), ("dm_control", "shimmy"), "dm_control"),
+    Family((SUITE,), ("dm_control", "shimmy"), "dm-control"),
     Family(PARALLEL, ("pettingzoo",), "pettingzoo"),
 )
 
