@@ -11,10 +11,9 @@ import statistics
 import tempfile
 import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scores import RESULTS, interval, machine, proximo
+from scores import RESULTS, interval, machine, proximo, several
 
 LINES = RESULTS / "lineage.jsonl"
 ALGORITHMS = ("reinforce", "qac", "a2c", "trpo", "ppo-penalty", "ppo")
@@ -130,9 +129,7 @@ def main():
         if bar is not None and algorithm in chosen.algorithms
         for seed in range(1, TASKS[task][1] + 1)
     ]
-    with ThreadPoolExecutor(chosen.processes) as pool:
-        for done in [pool.submit(run, *job) for job in jobs]:
-            done.result()
+    several(run, jobs, chosen.processes)
     summarize()
 
 

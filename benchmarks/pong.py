@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent / "speed"))
@@ -20,7 +19,7 @@ from bench import ROOT, commit, install, python
 from ours import learn
 from settings import WORKS
 
-from scores import machine
+from scores import machine, several
 
 RESULTS = Path(__file__).parent / "results"
 EVERY = 20_480
@@ -89,14 +88,10 @@ def main():
     folder = chosen.runs or Path(tempfile.mkdtemp(prefix="proximo-pong-"))
     folder.mkdir(exist_ok=True)
     seeds = range(1, chosen.seeds + 1)
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(run, seed, chosen.steps, folder) for seed in seeds for run in BOTH]
-        for job in jobs:
-            job.result()
+    jobs = [(run, seed, chosen.steps, folder) for seed in seeds for run in (ours, theirs)]
+    several(lambda run, *words: run(*words), jobs, 2)
     summarize(folder, seeds)
 
-
-BOTH = (ours, theirs)
 
 if __name__ == "__main__":
     main()

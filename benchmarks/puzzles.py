@@ -10,16 +10,13 @@ writes results/puzzles.md from all of them.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from proximo.envs.puzzles import Maze
-from scores import interval, machine, proximo
+from scores import interval, machine, proximo, several
 
 RESULTS = Path(__file__).parent / "results"
 LINES = RESULTS / "puzzles.jsonl"
@@ -218,17 +215,8 @@ def main():
     parser.add_argument("--runs", type=Path, help="keep the run folders here")
     chosen = parser.parse_args()
     folder = chosen.runs or Path(tempfile.mkdtemp(prefix="proximo-puzzles-"))
-    with ThreadPoolExecutor(chosen.processes) as pool:
-        jobs = [
-            pool.submit(run, name, seed, folder)
-            for name in chosen.only
-            for seed in range(1, chosen.seeds + 1)
-        ]
-        for job in jobs:
-            try:
-                job.result()
-            except subprocess.CalledProcessError as error:
-                print(error, file=sys.stderr)
+    jobs = [(name, seed, folder) for name in chosen.only for seed in range(1, chosen.seeds + 1)]
+    several(run, jobs, chosen.processes)
     summarize()
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,6 +66,13 @@ def score(task, seed, runs):
         **versions,
         "cpu": machine(),
     }
+
+
+def several(run, jobs, processes):
+    """run(*job) for each of them, so many at a time; the first error ends it."""
+    with ThreadPoolExecutor(processes) as pool:
+        for done in [pool.submit(run, *job) for job in jobs]:
+            done.result()
 
 
 def interval(values):

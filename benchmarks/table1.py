@@ -12,12 +12,11 @@ import argparse
 import json
 import statistics
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium as gym
 
-from scores import RESULTS, machine, proximo
+from scores import RESULTS, machine, proximo, several
 
 LINES = RESULTS / "table1.jsonl"
 STEPS, SEEDS = 300_000, 3
@@ -134,9 +133,7 @@ def main():
         for task in TASKS
         for name in SETTINGS
     ]
-    with ThreadPoolExecutor(chosen.processes) as pool:
-        for done in [pool.submit(run, *job) for job in jobs]:
-            done.result()
+    several(run, jobs, chosen.processes)
     summarize()
 
 
