@@ -226,14 +226,16 @@ def _check_finite(steps: Steps, final: np.ndarray, state: TrainState) -> None:
     obs, reward, finals = steps.obs, steps.reward, steps.finals
     if all(np.isfinite(numbers).all() for numbers in (obs, reward, final)):
         return
-    found = [(t, i, "reward", reward[t, i]) for t, i in np.argwhere(~np.isfinite(reward))]
+    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    told = policy.observations.not_finite
+    found = [(t, i, f"the reward {reward[t, i]}") for t, i in np.argwhere(~np.isfinite(reward))]
     bad_rows = ~np.isfinite(obs.reshape(*obs.shape[:2], -1)).all(-1)
     # Row t+1 of the observations is the answer to step t.
-    found += [(t - 1, i, "observation", obs[t, i]) for t, i in np.argwhere(bad_rows)]
-    found += [(t, i, "observation", o) for t, i, o in finals if not np.isfinite(o).all()]
-    t, i, what, value = min(found, key=lambda item: item[0])
+    found += [(t - 1, i, told(obs[t, i])) for t, i in np.argwhere(bad_rows)]
+    found += [(t, i, told(o)) for t, i, o in finals if not np.isfinite(o).all()]
+    t, i, what = min(found, key=lambda item: item[0])
     where = f"step {t} of update {state.updates + 1}" if t >= 0 else "its reset"
     raise state.fault(
-        f"world {i} gave the {what} {value} at {where}: it must be finite. Look for a division by "
+        f"world {i} gave {what} at {where}: it must be finite. Look for a division by "
         "zero or an overflow in the world"
     )

@@ -162,6 +162,13 @@ class Observations:
             self._lay(leaf, part, row, (count,))
         return row
 
+    def not_finite(self, row: np.ndarray) -> str:
+        """What is infinite or no number in a row, the first: as in "sensors/speed[1] = nan"."""
+        flat = row.reshape(-1)
+        column = int(np.flatnonzero(~np.isfinite(flat))[0])
+        leaf = next(leaf for leaf in self.leaves if leaf.begin <= column < leaf.end)
+        return f"{leaf.name}[{column - leaf.begin}] = {flat[column]}"
+
     @property
     def measured(self) -> np.ndarray:
         """[width] bool: the columns that hold measurements, which can be standardised."""

@@ -285,7 +285,12 @@ def test_the_worlds_say_where_the_networks_live(mode, name):
 @pytest.mark.parametrize(
     ("broken", "seen", "mode", "words"),
     [
-        ("nan", "vector", AutoresetMode.NEXT_STEP, r"world \d gave the observation .* must be fin"),
+        (
+            "nan",
+            "vector",
+            AutoresetMode.NEXT_STEP,
+            r"world \d gave the observation\[\d\] = -inf .* must be f",
+        ),
         ("mask", "dict", AutoresetMode.NEXT_STEP, "action_mask of a world allows no action"),
         ("phase", "dict", AutoresetMode.DISABLED, r"phase with a number that is not in Discrete"),
         ("final", "vector", AutoresetMode.SAME_STEP, "no final_obs"),

@@ -120,6 +120,10 @@ class _Watch:
         self.notes: dict[str, str] = {}  # by what they are about, each once
         self.within = True
 
+    def _not_finite(self, rows: np.ndarray) -> str:
+        flat = rows.reshape(-1, self.observations.width)
+        return self.observations.not_finite(flat[~np.isfinite(flat).all(-1)][0])
+
     def look(self, seen: Any, where: str) -> np.ndarray:
         """The observation as a row."""
         shape, kind = (*self.lead, *self.observations.shape), self.observations.dtype
@@ -133,7 +137,7 @@ class _Watch:
             raise UsageError(f"{error} (at {where})") from error
         if not np.isfinite(row).all():
             raise UsageError(
-                f"it gave the observation {_short(row)} at {where}: it must be finite. Look for a "
+                f"it gave {self._not_finite(row)} at {where}: it must be finite. Look for a "
                 "division by zero or an overflow in the world"
             )
         if outside := self.bounds.outside(row):
