@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
     def forward(self, seen: dict[str, Tensor]) -> Tensor:
         """place: [B, 8, 2], colour: [B, 8 * 4], there: [B, 8]; returns [B, width]."""
-        batch = len(seen["place"])
+        batch = seen["place"].shape[0]  # `len` would fix it in an exported policy
         colour = seen["colour"].reshape(batch, self.things, -1)  # one-hot
         x = self.embed(torch.cat([seen["place"], colour], -1))
         key, value = (

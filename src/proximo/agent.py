@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from proximo.evaluate import Player
+from proximo.export import Exported, export
 from proximo.named import find, name_of
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker
@@ -56,6 +57,25 @@ class Agent:
             raise ValueError(f"the observation holds a number that is not finite: {obs}")
         return self._player(obs, None if deterministic else self._generator)
 
+    def export(self, path: str | Path, *, overwrite: bool = False) -> Exported:
+        """Write the policy as one ONNX file, which takes its most likely actions without PyTorch.
+
+        docs/export.md says what goes in and what comes out. The file was run before it is written,
+        and acted as the policy does. Raises `UsageError` if it cannot be, or if a file is there.
+        """
+        from proximo import __version__
+
+        about = {
+            "proximo": __version__,
+            "world": self.config.env.id,
+            "algorithm": self.config.algorithm.name,
+            "steps": str(self.result.get("steps", "")),
+            "observation_space": str(self.obs_space),
+            "action_space": str(self.action_space),
+        }
+        hidden = self.config.net.critic_only
+        return export(self.policy, Path(path), about, hidden_from=hidden, overwrite=overwrite)
+
 
 def load(run: str | Path, checkpoint: str = "last", *, net: str | Maker | None = None) -> Agent:
     """The policy of a run folder: its "last" or "best" one. Runs no code that the folder names.
@@ -76,4 +96,5 @@ def load(run: str | Path, checkpoint: str = "last", *, net: str | Maker | None =
     own = find(net) if isinstance(net, str) else net
     policy = make_policy(saved.spaces, config, own)
     saved.load_policy(policy)
-    return Agent(policy.eval(), config, saved.spaces)
+    trained = {"steps": saved.steps, "updates": saved.updates}
+    return Agent(policy.eval(), config, saved.spaces, trained)

@@ -13,6 +13,7 @@ VERBS = {
     "eval": ("evaluation", "Play seeded episodes with a trained policy and print its scores."),
     "play": ("playing", "Show a trained policy on screen, or write a video of it."),
     "plot": ("plotting", "Draw learning curves of one or more runs."),
+    "export": ("exporting", "Write a trained policy as an ONNX file, which acts without PyTorch."),
     "check": ("checking", "Play a world of your own at random, and say what is wrong with it."),
     "compare": ("comparing", "Train several algorithms with several seeds, and compare scores."),
 }

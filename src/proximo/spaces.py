@@ -143,9 +143,9 @@ class Observations:
         self.write(seen, row)
         return row
 
-    def examples(self, count: int) -> np.ndarray:
-        """Rows as this space may show them, always the same ones. Returns [count, *shape]."""
-        drawn, row = np.random.default_rng(0), np.empty((count, *self.shape), self.dtype)
+    def draw(self, drawn: np.random.Generator, count: int) -> list[np.ndarray]:
+        """What this space may show, drawn at random: [count, *leaf] for each leaf."""
+        parts = []
         for leaf in self.leaves:
             space: Any = leaf.space
             shape = (count, *(space.shape or ()))
@@ -154,13 +154,27 @@ class Observations:
             elif isinstance(space, spaces.MultiDiscrete):
                 part = space.start + drawn.integers(space.nvec, size=shape)
             elif isinstance(space, spaces.MultiBinary):
-                part = np.ones(shape, np.int8)
+                part = drawn.integers(2, size=shape)
+                # One at least: to a network of the user's own, nothing there may be undefined.
+                bits = part.reshape(count, -1)
+                bits[np.arange(count), drawn.integers(bits.shape[1], size=count)] = 1
             elif leaf.image:
                 part = drawn.integers(256, size=shape)
             else:  # of moderate size, for where there are no bounds
                 part = np.clip(drawn.standard_normal(shape), space.low, space.high)
-            self._lay(leaf, part, row, (count,))
+            parts.append(part.astype(space.dtype))
+        return parts
+
+    def rows(self, parts: list[np.ndarray]) -> np.ndarray:
+        """Leaves [count, *leaf] as rows. Returns [count, *shape]."""
+        row = np.empty((len(parts[0]), *self.shape), self.dtype)
+        for leaf, part in zip(self.leaves, parts, strict=True):
+            self._lay(leaf, part, row, (len(row),))
         return row
+
+    def examples(self, count: int) -> np.ndarray:
+        """Rows as this space may show them, always the same ones. Returns [count, *shape]."""
+        return self.rows(self.draw(np.random.default_rng(0), count))
 
     def not_finite(self, row: np.ndarray) -> str:
         """What is infinite or no number in a row, the first: as in "sensors/speed[1] = nan"."""

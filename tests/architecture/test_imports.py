@@ -17,7 +17,7 @@ LAYERS = [
     ["loop"],
     ["agent"],
     ["run"],
-    ["collect", "evaluate", "algorithms"],
+    ["collect", "evaluate", "export", "algorithms"],
     ["native"],
     ["nets", "envs"],
     ["functional", "named", "spaces"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor
 
 
@@ -11,5 +13,5 @@ def same_shape(**tensors: Tensor) -> None:
     A [B] against a [B, 1] broadcasts to [B, B] without a word; this is the field's signature bug.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) > 1:
+    if any(one != other for one, other in pairwise(shapes.values())):
         raise ValueError("shapes differ: " + ", ".join(f"{n} {s}" for n, s in shapes.items()))

@@ -205,7 +205,7 @@ class ActorCritic(nn.Module):
             assert carry is not None, "a policy with a memory acts on what it remembers"
             own = self.actor_memory.carry_size
             features, moved = self.actor_memory.step(features, carry[:, :own])
-            carry = torch.cat([moved, carry[:, own:]], -1)
+            carry = torch.cat([moved, carry[:, own:]], -1) if self.critic_memory else moved
         distribution = self._policy(features, obs)
         if noise is None:
             return distribution.mode(), distribution, carry

@@ -92,7 +92,7 @@ class Pixels(nn.Module):
         x = image.reshape(-1, *self.shape)
         if self.last:
             x = x.movedim(-1, -3)
-        x = x.reshape(len(x), -1, *x.shape[-2:])
+        x = x.reshape(x.shape[0], -1, *x.shape[-2:])
         x = x.contiguous(memory_format=self._layout)  # while they are bytes
         x = x.to(self.layers[0].weight.dtype) / 255  # type: ignore[arg-type]
         for layer in self.layers:

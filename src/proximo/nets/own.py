@@ -106,7 +106,7 @@ class OwnBody(nn.Module):
         if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
             return part
         kind = torch.uint8 if leaf.image else next(self.parameters()).dtype
-        return part.to(kind).reshape(len(row), *(leaf.space.shape or ()))
+        return part.to(kind).reshape(row.shape[0], *(leaf.space.shape or ()))
 
     def _check_layers(self) -> None:
         if not any(True for _ in self.module.parameters()):

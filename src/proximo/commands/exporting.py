@@ -1,0 +1,57 @@
+"""`proximo export`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from proximo.commands.arguments import allow_code, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a trained policy as one ONNX file, which takes its most likely actions.
+
+    It needs onnxruntime and not PyTorch to run, and was compared with the policy before.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The .onnx file; by default policy.onnx in the run folder."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which policy."""
+    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    """The network, where it is code of your own, which needs to be said again."""
+
+
+def main(arguments: list[str]) -> int:
+    command = parse(Export, "export", arguments)
+
+    from proximo.agent import load
+    from proximo.envs.config import EnvConfig
+    from proximo.run.folder import RunFolder
+
+    saved = RunFolder.open(command.run).read_config()
+    # The world is not made, so it needs no word.
+    named = dataclasses.replace(saved, env=EnvConfig(id="none"))
+    allow_code(named, None, (), command.net, "export", arguments)
+    agent = load(command.run, command.checkpoint, net=command.net)
+    out = command.out or command.run / "policy.onnx"
+    done = agent.export(out, overwrite=command.overwrite)
+    print(
+        f"{command.checkpoint} policy of {command.run}, {agent.result['steps']:,} steps, in {out}"
+    )
+    print(f"takes {', '.join(done.inputs)}")
+    print(f"gives {', '.join(done.outputs)}")
+    print(
+        f"run on {done.observations} random observations, it acts as the policy does "
+        f"(numbers within {done.difference:.1e})"
+    )
+    return 0

@@ -1,0 +1,283 @@
+"""A policy as one ONNX file: it acts where there is no PyTorch. What is needed for it is an extra.
+
+Everything between the world and the policy stands in the graph: one-hots, scaling, standardisation,
+masks, bounds. The file was run, and compared with the policy, before it is written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from proximo.functional.distributions import ILLEGAL
+from proximo.nets.actor_critic import ActorCritic
+from proximo.spaces import MASK, Leaf, torch_dtype
+from proximo.types import UsageError
+
+TOLERANCE = 1e-4
+"""Between the file's numbers and the policy's, in shares of the largest of them, or of 1."""
+BATCHES, STEPS = (1, 7), 4
+"""Observations that the file is tried on: in so many worlds, for so many steps."""
+
+
+class Exported(NamedTuple):
+    """What an ONNX file takes and gives, and how near to the policy it is."""
+
+    inputs: tuple[str, ...]  # name, type and shape of each
+    outputs: tuple[str, ...]
+    observations: int  # on which it was compared with the policy
+    difference: float  # the largest, as `TOLERANCE` measures it
+
+
+def export(
+    policy: ActorCritic,
+    path: Path,
+    about: dict[str, str],
+    *,
+    hidden_from: tuple[str, ...] = (),
+    overwrite: bool = False,
+) -> Exported:
+    """Write the file, in one step, with `about` as its metadata.
+
+    hidden_from: first keys of what only the critic sees, which the file does not ask for.
+    Raises `UsageError` for a path that cannot be written, a package that is missing, or a file that
+    would not act as the policy does.
+    """
+    _check_path(path, overwrite)
+    onnxruntime = [_extra(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
+    acting = _Acting(policy, hidden_from)
+    try:
+        data = _graph(acting, about)
+    except Exception as error:
+        if not policy.own:
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UsageError(
+            f"this run's network cannot be exported ({reason}): the size of a batch must be "
+            "x.shape[0], not len(x), and what is computed must not depend on the numbers"
+        ) from error
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    difference = _compare(session, policy, acting)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+    ends = (session.get_inputs(), session.get_outputs())
+    put, got = (tuple(map(_in_words, end)) for end in ends)
+    return Exported(put, got, sum(BATCHES) * STEPS, difference)
+
+
+def _check_path(path: Path, overwrite: bool) -> None:
+    if path.suffix != ".onnx":
+        raise UsageError(f"the file to write is {path}: its name must end in .onnx")
+    if not path.parent.is_dir():
+        raise UsageError(f"the file to write is {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UsageError(f"the file to write is {path}: that is a folder")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists: choose another name, or say --overwrite (overwrite=True)")
+
+
+def _extra(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f'export needs {error.name}: pip install "proximo[export]"') from error
+
+
+def _in_words(end: Any) -> str:
+    kind = end.type.removeprefix("tensor(").removesuffix(")")
+    return f"{end.name} {kind} [{', '.join(map(str, end.shape))}]"
+
+
+class _Acting(nn.Module):
+    """What the file computes: the leaves of observations in, those of actions out."""
+
+    def __init__(self, policy: ActorCritic, hidden_from: tuple[str, ...]) -> None:
+        """Of a copy, without the critic: what exporting does to it stays here."""
+        super().__init__()
+        self.policy = copy.deepcopy(policy).cpu().eval()
+        self.policy.critic = self.policy.critic_memory = None
+        memory = self.policy.actor_memory
+        self.carry_size = memory.carry_size if memory else 0
+        leaves = policy.observations.leaves
+        self.hidden = {
+            leaf.path for leaf in leaves if leaf.path and str(leaf.path[0]) in hidden_from
+        }
+        self.shown = [leaf for leaf in leaves if leaf.path not in self.hidden]
+        self.inputs = [_input(leaf) for leaf in self.shown]
+        self.outputs = [_output(leaf) for leaf in policy.actions.leaves] + ["distribution"]
+        if memory:
+            self.inputs.append("carry")
+            self.outputs.append("next_carry")
+        for name in (*self.inputs, *self.outputs):
+            if (self.inputs + self.outputs).count(name) > 1:
+                raise UsageError(f"two parts of this world would be named {name}: rename a key")
+
+    def given(self, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """Of all leaves of an observation, those that the file takes."""
+        pairs = zip(self.policy.observations.leaves, parts, strict=True)
+        return [part for leaf, part in pairs if leaf.path not in self.hidden]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Each [N, *leaf], as `inputs` and `outputs` name them; the carry is [N, C]."""
+        policy, carry = self.policy, inputs[-1] if self.carry_size else None
+        row = self._row({leaf.path: part for leaf, part in zip(self.shown, inputs, strict=False)})
+        action, distribution, moved = policy.act(row, None, carry)
+        nested = policy.actions.nested(policy.head.taken(action))
+        parts = [leaf.of(nested) for leaf in policy.actions.leaves]
+        return (*parts, distribution.parameters, *([] if moved is None else [moved]))
+
+    def _row(self, given: dict[tuple[str | int, ...], Tensor]) -> Tensor:
+        """What `Observations.write` lays out, and the policy's own type."""
+        rows, kind = self.policy.observations, self.policy.dtype
+        if rows.plain:
+            return given[()] if rows.dtype == np.uint8 else given[()].to(kind)
+        count = next(iter(given.values())).shape[0]  # `len` would fix it
+        parts = []
+        for leaf in rows.leaves:
+            if leaf.path not in given:  # only the critic would look at it
+                part = torch.zeros(count, leaf.end - leaf.begin)
+            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
+                part = _one_hot(leaf.space, given[leaf.path].reshape(count, -1))
+            else:
+                part = given[leaf.path].reshape(count, leaf.end - leaf.begin)
+            parts.append(part.to(torch_dtype(rows.dtype)))
+        return torch.cat(parts, -1).to(kind)
+
+
+def _input(leaf: Leaf) -> str:
+    if leaf.path[:1] == (MASK,):
+        return leaf.name
+    return f"obs/{leaf.name}" if leaf.path else "observation"
+
+
+def _output(leaf: Leaf) -> str:
+    return f"action/{leaf.name}" if leaf.path else "action"
+
+
+def _one_hot(space: Any, chosen: Tensor) -> Tensor:
+    """chosen: [N, K] of so many choices; returns [N, columns] bool, a column for each thing."""
+    sizes = np.atleast_1d(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)
+    sizes = sizes.reshape(-1)
+    starts = np.broadcast_to(space.start, space.shape).reshape(-1)
+    choice = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
+    thing = [start + np.arange(size) for start, size in zip(starts, sizes, strict=True)]
+    return chosen.long()[:, choice] == torch.from_numpy(np.concatenate(thing))
+
+
+def _graph(acting: _Acting, about: dict[str, str]) -> bytes:
+    """The content of the file."""
+    rows, count = acting.policy.observations, 3  # neither 0 nor 1, which may be taken for special
+    drawn = acting.given(rows.draw(np.random.default_rng(0), count))
+    example = [torch.from_numpy(part) for part in drawn]
+    if acting.carry_size:
+        example.append(torch.zeros(count, acting.carry_size, dtype=acting.policy.dtype))
+    shapes = (({0: torch.export.Dim("batch")},) * len(example),)
+    with torch.no_grad(), _quiet():
+        acting(*example)  # bounds of actions come to the CPU with the first one
+        traced = torch.export.export(acting, tuple(example), dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(
+            traced,
+            dynamic_shapes=shapes,  # for the name
+            input_names=acting.inputs,
+            output_names=acting.outputs,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where in the sources it came from: paths of this machine
+    program.model.metadata_props.update(about)
+    data: bytes = program.model_proto.SerializeToString()
+    return data
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the exporter says is of its own insides; whether the file is right is found out."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@torch.no_grad()
+def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
+    """Run the file beside the policy, each with its own memory; returns the largest difference.
+
+    An action is right if it is the most likely one of the file's own distribution, for that may
+    differ from the policy's by `TOLERANCE`: where two actions are nearly as likely, so may they.
+    """
+    rows, drawn, worst = policy.observations, np.random.default_rng(1), 0.0
+    for count in BATCHES:
+        carry = None
+        remembered = list[np.ndarray]()  # by the file
+        if acting.carry_size:
+            carry = torch.zeros(count, policy.carry_size, device=policy.device, dtype=policy.dtype)
+            remembered = [carry[:, : acting.carry_size].cpu().numpy()]
+        for _ in range(STEPS):
+            parts = rows.draw(drawn, count)
+            given = acting.given(parts) + remembered
+            answer = session.run(acting.outputs, dict(zip(acting.inputs, given, strict=True)))
+            found = dict(zip(acting.outputs, answer, strict=True))
+
+            seen = rows.rows(parts)
+            kind = None if seen.dtype == np.uint8 else policy.dtype
+            row = torch.as_tensor(seen, dtype=kind, device=policy.device)
+            _, distribution, carry = policy.act(row, None, carry)
+            own = policy.head.restore(torch.from_numpy(found["distribution"]).to(policy.device))
+            nested = policy.actions.nested(policy.head.to_env(own.mode()))
+            expected = {_output(leaf): leaf.of(nested) for leaf in policy.actions.leaves}
+            expected["distribution"] = distribution.parameters.cpu().numpy()
+            if carry is not None:
+                remembered = [found["next_carry"]]
+                expected["next_carry"] = carry[:, : acting.carry_size].cpu().numpy()
+            worst = max(worst, *(_apart(name, found[name], expected[name]) for name in found))
+    return worst
+
+
+def _apart(name: str, found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, in shares of the largest number, or of 1. Raises `UsageError`.
+
+    Whole numbers must be the same.
+    """
+    apart, bound = np.inf, 0.0
+    if found.shape == np.shape(expected):
+        apart = float(np.abs(found.astype(float) - expected).max())
+        if found.dtype.kind == "f":
+            size = np.abs(expected[expected > ILLEGAL / 2]).max(initial=1.0)
+            apart, bound = apart / float(size), max(TOLERANCE, float(np.finfo(found.dtype).eps))
+    if not apart <= bound:
+        raise UsageError(
+            f"exported, this policy would not act as it does: {name} is off by {apart:.2g}. "
+            "Nothing was written"
+        )
+    return apart
