@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.distributions import Normal, kl_divergence
 
-from proximo.functional.kl import k3
+from proximo.functional.kl import controlled_beta, k2, k3
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -60,3 +61,26 @@ def test_the_mean_of_k3_over_samples_approximates_the_kl() -> None:
 def test_gradients() -> None:
     new, old = log_probabilities(1, 6)
     assert gradcheck(k3, (new.requires_grad_(), old.requires_grad_()))
+
+
+def test_k2_has_the_gradient_of_the_kl_on_own_samples_and_k3_has_not() -> None:
+    logits = torch.tensor([0.3, -0.2, 1.1], dtype=torch.float64, requires_grad=True)
+    other = torch.tensor([0.0, 0.4, 0.5], dtype=torch.float64).log_softmax(0)
+    new = logits.log_softmax(0)
+    (exact,) = torch.autograd.grad((new.exp() * (new - other)).sum(), logits, retain_graph=True)
+    own = new.exp().detach()  # every token as often as it would be sampled
+    (by_k2,) = torch.autograd.grad((own * k2(new, other)).sum(), logits, retain_graph=True)
+    (by_k3,) = torch.autograd.grad((own * k3(other, new)).sum(), logits)
+    torch.testing.assert_close(by_k2, exact)
+    assert (by_k3 - exact).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("kl", "factor"), [(6.0, 1.0), (6.6, 1.01), (60.0, 1.02), (3.0, 0.98), (0.0, 0.98)]
+)
+def test_the_controller_by_hand(kl: float, factor: float) -> None:
+    assert controlled_beta(0.5, kl, 6.0, 100, 1000) == pytest.approx(0.5 * factor)
+
+
+def test_the_controller_keeps_the_sign_however_many_episodes() -> None:
+    assert controlled_beta(0.5, 0.0, 6.0, 10**6, 1000) > 0

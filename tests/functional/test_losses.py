@@ -14,6 +14,7 @@ from proximo.functional.losses import (
     clipped_squared_error,
     clipped_surrogate,
     huber_error,
+    preference_error,
     squared_error,
     surrogate,
 )
@@ -200,3 +201,10 @@ def test_a_value_clip_that_is_never_reached_changes_nothing(seed: int) -> None:
 )
 def test_gradients(function, arguments: int) -> None:
     assert gradcheck(function, draw(1, arguments))
+
+
+def test_preferences_by_hand() -> None:
+    chosen = torch.tensor([1.0, 0.0, 200.0, -200.0])
+    rejected = torch.tensor([0.0, 0.0, 0.0, 0.0])
+    expected = torch.tensor([math.log(1 + math.exp(-1)), math.log(2), 0.0, 200.0])
+    torch.testing.assert_close(preference_error(chosen, rejected), expected)

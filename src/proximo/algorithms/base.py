@@ -226,15 +226,27 @@ class OnPolicy(ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What a gradient step minimises, and the terms to report, among them `loss`.
 
-        -E[objective] + c1 E[value loss] - c2 E[entropy]: Schulman et al. 2017, eq. 9.
         coefficients: numbers, or tensors where the loss is compiled, so that it need not be
         compiled anew when they change: do not branch on their values.
         """
-        from proximo.functional.masked import masked_mean
-
         new = policy.evaluate(
             batch.obs, batch.action, entropy=self.values_entropy, recall=batch.recall
         )
+        return self.loss_of(policy, new, batch, coefficients)
+
+    def loss_of(
+        self,
+        policy: ActorCritic,
+        new: Evaluation,
+        batch: Batch,
+        coefficients: Mapping[str, float | Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a policy that gives these log-probabilities and values: see `loss`.
+
+        -E[objective] + c1 E[value loss] - c2 E[entropy]: Schulman et al. 2017, eq. 9.
+        """
+        from proximo.functional.masked import masked_mean
+
         advantage = self.standardized(batch.advantage)
         policy_loss = -masked_mean(self.objective(policy, new, batch, advantage, coefficients))
         value_loss = masked_mean(
@@ -275,11 +287,9 @@ class OnPolicy(ABC):
         from proximo.functional.kl import k3, kl_divergence
         from proximo.functional.masked import masked_mean
 
-        assert new.entropy is not None
-        readings = {
-            "approx_kl": masked_mean(k3(new.log_prob, batch.log_prob)),
-            "entropy": masked_mean(new.entropy),
-        }
+        readings = {"approx_kl": masked_mean(k3(new.log_prob, batch.log_prob))}
+        if new.entropy is not None:
+            readings["entropy"] = masked_mean(new.entropy)
         if self.exact_kl or self.desired_kl is not None:
             old = policy.head.restore(batch.parameters)
             readings["kl"] = masked_mean(kl_divergence(old, new.distribution))

@@ -34,17 +34,17 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     if not algorithm.critic:
         value = next_value = torch.zeros_like(value)
     delta = td_error(reward, value, next_value, rollout.terminated, algorithm.gamma)
-    advantage = _estimate(algorithm, algorithm.advantage, delta, rollout.boundary)
+    advantage = estimate(algorithm, algorithm.advantage, delta, rollout.boundary)
     other = algorithm.value_target
     same = other in ("same", algorithm.advantage)
-    target = value + (advantage if same else _estimate(algorithm, other, delta, rollout.boundary))
+    target = value + (advantage if same else estimate(algorithm, other, delta, rollout.boundary))
 
     keep, episode, stretch = _layout(rollout, policy)
 
     def flat(x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(0, 1)[keep]
 
-    advantage, target = _normalized(algorithm, flat(advantage), episode), flat(target)
+    advantage, target = normalized(algorithm, flat(advantage), episode), flat(target)
     if policy.normalize_returns:
         before = state.return_moments or no_moments()
         state.return_moments = merge(before, batch_moments(target.cpu()))
@@ -193,7 +193,7 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
         log_prob=flat(log_prob),
         parameters=flat(parameters),
         value=value,
-        advantage=_normalized(algorithm, value, episode),
+        advantage=normalized(algorithm, value, episode),
         target=value,  # until the actor has moved
         episode=episode,
         stretch=stretch,
@@ -207,7 +207,7 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
     )
 
 
-def _normalized(algorithm: OnPolicy, advantage: Tensor, episode: Tensor) -> Tensor:
+def normalized(algorithm: OnPolicy, advantage: Tensor, episode: Tensor) -> Tensor:
     """Brought to mean 0 and deviation 1 here, unless that is left to each minibatch."""
     if algorithm.normalize_advantage == "batch":
         return standardize(advantage)
@@ -216,7 +216,8 @@ def _normalized(algorithm: OnPolicy, advantage: Tensor, episode: Tensor) -> Tens
     return advantage
 
 
-def _estimate(algorithm: OnPolicy, kind: str, delta: Tensor, boundary: Tensor) -> Tensor:
+def estimate(algorithm: OnPolicy, kind: str, delta: Tensor, boundary: Tensor) -> Tensor:
+    """Advantages of this kind from the TD errors δ. All [T, N]."""
     if kind == "n-step":
         return n_step(delta, boundary, algorithm.gamma, algorithm.n)
     lam = {"gae": algorithm.lam, "td0": 0.0, "monte-carlo": 1.0}[kind]

@@ -65,6 +65,28 @@ def k3(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
     return log_ratio.expm1() - log_ratio
 
 
+def k2(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
+    """Per-sample estimator of KL(old, new) in nats: ½ (log r)² with r = p_new / p_old.
+
+    Schulman 2020, "Approximating KL divergence", k2: biased, never negative. Where the samples are
+    the new policy's own, its gradient is log r ∇log p_new, that of KL(new, old) without bias; the
+    gradient of k3 is not. log_prob, old_log_prob: any one shape; returns that shape.
+    """
+    same_shape(log_prob=log_prob, old_log_prob=old_log_prob)
+    return 0.5 * (log_prob - old_log_prob).square()
+
+
+def controlled_beta(beta: float, kl: float, target: float, episodes: int, horizon: float) -> float:
+    """The next weight of the KL to a reference: β (1 + clip(d/d_targ - 1, ±0.2) n/H).
+
+    Ziegler et al. 2019 (arXiv 1909.08593), section 2.2. kl: d, in nats per episode, the sum over
+    its tokens; episodes: n, how many it is the mean of; horizon: H, episodes over which β can move
+    by a fifth. n is taken as at most 4 H, so that β cannot reach 0.
+    """
+    error = max(-0.2, min(0.2, kl / target - 1))
+    return beta * (1 + error * min(episodes / horizon, 4.0))
+
+
 def adapted_beta(beta: float, kl: float, target: float) -> float:
     """The KL penalty's weight for the next update: β/2 if d < d_targ/1.5, 2β if d > 1.5 d_targ.
 

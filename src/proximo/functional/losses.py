@@ -73,6 +73,15 @@ def penalized_surrogate(
     return surrogate(log_prob, old_log_prob, advantage) - beta * kl
 
 
+def preference_error(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """L = -log σ(r(chosen) - r(rejected)): minus log p that the better one is preferred.
+
+    Bradley & Terry 1952; Christiano et al. 2017 (arXiv 1706.03741), eq. 1. All [B]; returns [B].
+    """
+    same_shape(chosen=chosen, rejected=rejected)
+    return -torch.nn.functional.logsigmoid(chosen - rejected)
+
+
 def squared_error(value: Tensor, target: Tensor) -> Tensor:
     """L^VF: (V(s) - V^targ)². Schulman et al. 2017, eq. 9. All [B]; returns [B]."""
     same_shape(value=value, target=target)

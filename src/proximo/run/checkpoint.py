@@ -50,16 +50,21 @@ class Snapshot:
     def write(self, path: Path) -> None:
         """Replace what stands at `path` in one step."""
         record = {**self._record, "spaces": [_space_record(space) for space in self._spaces]}
-        text = json.dumps(record, sort_keys=True)
-        header = {"record": text, "sha256": _digest(self._tensors, text)}
-        # One key, because safetensors does not keep the order of several.
-        data = safetensors.torch.save(self._tensors, {"proximo": json.dumps(header)})
-        temporary = path.with_name(f".{path.name}.partial")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write(path, self._tensors, record)
+
+
+def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Tensors of their own memory and a JSON record, in one file that `Checkpoint` reads."""
+    text = json.dumps({"schema": SCHEMA, **record}, sort_keys=True)
+    header = {"record": text, "sha256": _digest(tensors, text)}
+    # One key, because safetensors does not keep the order of several.
+    data = safetensors.torch.save(tensors, {"proximo": json.dumps(header)})
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 class Checkpoint:
@@ -181,14 +186,14 @@ def _pack(state: TrainState, *, policy_only: bool) -> tuple[dict[str, Tensor], d
     record: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
     record |= {
         "policy_only": policy_only,
-        "schema": SCHEMA,
         "recent": [] if policy_only else [list(episode) for episode in state.recent],
     }
     # Cloned, because the parameters are views into one vector and safetensors wants each alone.
-    return {name: _copy(tensor) for name, tensor in tensors.items()}, record
+    return {name: own_copy(tensor) for name, tensor in tensors.items()}, record
 
 
-def _copy(tensor: Tensor) -> Tensor:
+def own_copy(tensor: Tensor) -> Tensor:
+    """Its numbers as they stand now, in memory of their own on the CPU."""
     return tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -187,28 +187,32 @@ SECTIONS: dict[str, type] = {
 }
 
 
-def from_tables(tables: Tables) -> Config:
-    """Tables of settings -> Config; what is left out keeps its default. Raises `UsageError`."""
-    known = ["algorithm", *SECTIONS]
+def check_sections(tables: Tables, known: Iterable[str]) -> None:
+    """Refuse sections that are none of these. Raises `UsageError`."""
     for section in tables:
         if section not in known:
             raise UsageError(f"there is no section {section!r}. {nearest(section, known)}")
     for section, table in tables.items():
         if not isinstance(table, Mapping):
             raise UsageError(f"{section} is {table!r}: it must be a section, [{section}]")
+
+
+def from_tables(tables: Tables) -> Config:
+    """Tables of settings -> Config; what is left out keeps its default. Raises `UsageError`."""
+    check_sections(tables, ["algorithm", *SECTIONS])
     algorithm = dict(tables.get("algorithm", {}))
     kind = algorithm_type(algorithm.pop("name", "ppo"))
-    parts: dict[str, Any] = {"algorithm": _section("algorithm", kind, algorithm)}
+    parts: dict[str, Any] = {"algorithm": read_section("algorithm", kind, algorithm)}
     own = {"rollout": {"steps": kind.rollout_steps}}
     for name, cls in SECTIONS.items():
-        parts[name] = _section(name, cls, {**own.get(name, {}), **tables.get(name, {})})
+        parts[name] = read_section(name, cls, {**own.get(name, {}), **tables.get(name, {})})
     config = Config(**parts)
     config.check()
     return config
 
 
-def to_tables(config: Config) -> dict[str, dict[str, Any]]:
-    """The inverse of `from_tables`."""
+def to_tables(config: Any) -> dict[str, dict[str, Any]]:
+    """The inverse of `from_tables`, for any dataclass of dataclasses."""
     tables: dict[str, dict[str, Any]] = {}
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
@@ -221,18 +225,27 @@ def to_tables(config: Config) -> dict[str, dict[str, Any]]:
 
 def read_config(path: Path) -> Config:
     """A configuration file -> Config. Raises `UsageError`."""
+    tables = read_tables(path)
+    if "lm" in tables:
+        raise UsageError(f"{path} is of a language model: see proximo lm --help")
     try:
-        return from_tables(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the configuration {path} is not TOML: {error}") from error
+        return from_tables(tables)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-def to_toml(config: Config) -> str:
-    """Text that `read_config` turns into the same configuration."""
+def read_tables(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises `UsageError`."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration {path} is not TOML: {error}") from error
+
+
+def to_toml(config: Any) -> str:
+    """Text that `read_config` turns into the same configuration; see `to_tables`."""
     blocks = []
     for section, table in to_tables(config).items():
         lines = [f"{name} = {_toml(value)}" for name, value in table.items()]
@@ -299,7 +312,8 @@ def _toml(value: Any) -> str:
     return f'"{escaped}"'
 
 
-def _section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
+def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
+    """One table -> an instance of its dataclass. Raises `UsageError` that names the setting."""
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]
     values = {}

@@ -32,13 +32,16 @@ class RunFolder:
         self._checkpoints = self.path / "checkpoints"
 
     @classmethod
-    def create(cls, path: str | Path, config: Config) -> RunFolder:
-        """A new folder with its configuration. Raises `UsageError` if something stands there."""
+    def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
+        """A new folder with its configuration, a dataclass of dataclasses.
+
+        Raises `UsageError` if something stands there; resume: how one goes on with such a run.
+        """
         folder = cls(path)
         if folder.path.exists():
             raise UsageError(
                 f"the run folder {path} exists: choose another with --run-dir, or go on with "
-                f"that run by: proximo resume {path}"
+                f"that run by: {resume} {path}"
             )
         try:
             folder._checkpoints.mkdir(parents=True)
@@ -68,7 +71,7 @@ class RunFolder:
     def read_config(self) -> Config:
         return read_config(self.config_file)
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: Any) -> None:
         _replace(self.config_file, to_toml(config))
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -127,7 +130,12 @@ def free_path(config: Config, parent: str | Path = "runs") -> Path:
     """A folder that does not exist yet: runs/CartPole-v1-ppo-seed1, then with -2, -3, ..."""
     world = re.sub(r"[^A-Za-z0-9._-]+", "-", config.env.id or "world")
     base = f"{world}-{config.algorithm.name}-seed{config.run.seed}"
-    return next(p for p in _numbered(Path(parent) / base) if not p.exists())
+    return free(Path(parent) / base)
+
+
+def free(path: Path) -> Path:
+    """This path, or the first of path-2, path-3, ... where nothing stands yet."""
+    return next(p for p in _numbered(path) if not p.exists())
 
 
 def _numbered(path: Path) -> Iterable[Path]:
