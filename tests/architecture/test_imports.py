@@ -14,6 +14,7 @@ SOURCE = Path(proximo.__file__).parent
 LAYERS = [
     ["cli"],
     ["commands"],
+    ["language"],
     ["loop"],
     ["agent"],
     ["run"],
@@ -30,6 +31,8 @@ EXTRAS = {
     "envpool": "envs.pool",
     "minigrid": "envs.known",
     "pettingzoo": "envs.known",
+    "transformers": "language.model",
+    "tokenizers": "language.model",
 }
 RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "orjson", "tyro", "rich", "proximo"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}

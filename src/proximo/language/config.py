@@ -1,0 +1,326 @@
+"""Settings of the three stages. PPO's own are `proximo.PPO`, as for control.
+
+The command line lists these without loading PyTorch.
+"""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from proximo.algorithms.ppo import PPO
+from proximo.functional.schedules import Coefficient, as_schedule
+from proximo.run.config import check_sections, read_section, read_tables
+from proximo.types import UsageError, check_values
+
+TOKENS = PPO(
+    gamma=1.0,
+    lam=0.95,
+    normalize_advantage="batch",
+    learning_rate=1e-5,
+    epochs=4,
+    minibatch_size=16,
+    max_grad_norm=1.0,
+    value_coef=0.1,
+    value_loss="clipped",
+)
+"""PPO as it is usual for language models: no discount, small steps, the value loss clipped.
+
+Change it by `dataclasses.replace(TOKENS, clip_high=0.28)`. `minibatch_size` counts sequences here.
+"""
+
+
+def _at_least(section: str, settings: Any, low: float, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < low:
+            raise UsageError(f"{section}.{name} is {value}: give at least {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which language model, and how values are read off it."""
+
+    path: str = "tiny"
+    """A folder that transformers reads (or the name of a model it has stored), a run of
+    `proximo lm`, or tiny: a small GPT-2 with random weights over the symbols of the data."""
+    layers: int = 2
+    """Blocks of a tiny model."""
+    width: int = 64
+    """Numbers per token in a tiny model; a multiple of heads."""
+    heads: int = 4
+    """Attention heads of a tiny model."""
+    context: int = 128
+    """Longest sequence of a tiny model, in tokens."""
+    symbols: Literal["characters", "words"] = "characters"
+    """Tokens of a tiny model: single characters, or words, spaces and marks."""
+    critic: Literal["shared", "separate", "reward"] = "shared"
+    """Values come from a head on the model itself, from a model of its own with the same weights,
+    or from one that begins as the reward model. The head begins at 0."""
+
+    def __post_init__(self) -> None:
+        check_values("model", self)
+        _at_least("model", self, 1, "layers", "width", "heads", "context")
+        if self.width % self.heads:
+            raise UsageError(
+                f"model.width is {self.width}: it must be a multiple of model.heads, {self.heads}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn."""
+
+    max_tokens: int = 32
+    """Tokens of a completion at most, its stop token included."""
+    min_tokens: int = 0
+    """Tokens before which no stop token can be drawn."""
+    temperature: float = 1.0
+    """Logits are divided by it, in sampling and wherever a log-probability is taken in PPO."""
+    top_k: int = 0
+    """Draw from this many most likely tokens only; 0: from all. Not in training."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens whose probabilities reach this sum; 1: from all. Not in
+    training."""
+    stop: tuple[str, ...] = ()
+    """Tokens that end a completion besides the tokenizer's own end of sequence."""
+
+    def __post_init__(self) -> None:
+        check_values("sampling", self)
+        _at_least("sampling", self, 1, "max_tokens")
+        _at_least("sampling", self, 0, "min_tokens", "top_k")
+        if self.min_tokens >= self.max_tokens:
+            raise UsageError(
+                f"sampling.min_tokens is {self.min_tokens}: it must be below sampling.max_tokens, "
+                f"{self.max_tokens}"
+            )
+        if self.temperature <= 0:
+            raise UsageError(
+                f"sampling.temperature is {self.temperature}: it must be above 0 (where the most "
+                "likely tokens are wanted: top_k 1)"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"sampling.top_p is {self.top_p}: it must lie in (0, 1]")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens are left out because they are unlikely."""
+        return self.top_k > 0 or self.top_p < 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLConfig:
+    """What holds the policy near the reference, the model that it began as."""
+
+    coef: float = 0.05
+    """beta, the weight of the KL to the reference, in units of the score per nat; 0 turns it off,
+    and no reference is kept."""
+    where: Literal["reward", "loss"] = "reward"
+    """Taken off the reward of each token (k1, log pi - log ref), or added to the loss."""
+    estimator: Literal["k2", "k3"] = "k2"
+    """Of the KL in the loss: k2, whose gradient is the KL's, or k3."""
+    target: float | None = None
+    """Let beta follow the KL towards this many nats per completion (its sum over tokens); none:
+    it is fixed."""
+    horizon: float = 10_000.0
+    """Episodes over which beta can move by a fifth, where it follows."""
+
+    def __post_init__(self) -> None:
+        check_values("kl", self)
+        _at_least("kl", self, 0, "coef")
+        for name in ("target", "horizon"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UsageError(f"kl.{name} is {value}: it must be above 0")
+        if self.target is not None and not self.coef:
+            raise UsageError(
+                "kl.target is set, but kl.coef is 0, from which beta cannot move: give the "
+                "coefficient it begins with"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """What completions are worth."""
+
+    reward: tuple[str, ...] = ()
+    """Each a function (module:function) or a run of `proximo lm reward`; the score is their sum."""
+    weights: tuple[float, ...] = ()
+    """One for each of them; none given: 1 each."""
+    missing_eos_penalty: float = 0.0
+    """Taken off the score of a completion that was cut off at its longest instead of stopping."""
+    normalize: bool = False
+    """Bring scores to mean 0 and deviation 1, by the running moments of all of them so far."""
+    clip: float | None = None
+    """Scores are cut off at plus and minus this, after that; none: not at all."""
+
+    def __post_init__(self) -> None:
+        check_values("score", self)
+        _at_least("score", self, 0, "missing_eos_penalty")
+        if self.clip is not None and self.clip <= 0:
+            raise UsageError(f"score.clip is {self.clip}: it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long to train, on what, and what to keep."""
+
+    seed: int = 0
+    """Seed of everything: weights, order of the data, tokens."""
+    updates: int = 100
+    """Updates: of PPO, each with its own completions; of sft and reward, gradient steps."""
+    sequences: int = 64
+    """Completions per update of PPO."""
+    micro_batch: int = 32
+    """Sequences that go through the model at once: memory and speed, never the result."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model lives; auto: the GPU if there is one."""
+    threads: int = 0
+    """Threads of PyTorch; 0: its own number."""
+    save_every: int = 0
+    """Updates between numbered checkpoints; 0: only update 0 and the last."""
+    log_every: int = 1
+    """Updates between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        check_values("run", self)
+        _at_least("run", self, 1, "updates", "sequences", "micro_batch", "log_every")
+        _at_least("run", self, 0, "seed", "threads", "save_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """Settings of sft and reward: Adam on the mean error of each minibatch."""
+
+    learning_rate: Coefficient = 1e-4
+    """Step size; a number or a schedule such as linear:1e-4:0."""
+    batch_size: int = 32
+    """Examples per gradient step: texts, or pairs."""
+    max_grad_norm: float | None = 1.0
+    """The gradient is scaled down to this norm; none turns it off."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of Adam's running mean and square of the gradient."""
+    held_out: float = 0.0
+    """Share of the data that is never trained on, but measured at the end."""
+
+    def __post_init__(self) -> None:
+        check_values("algorithm", self)
+        _at_least("algorithm", self, 1, "batch_size")
+        if as_schedule(self.learning_rate).lowest < 0:
+            raise UsageError(f"algorithm.learning_rate is {self.learning_rate}: it falls below 0")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise UsageError(f"algorithm.max_grad_norm is {self.max_grad_norm}: give above 0")
+        if not 0 <= self.held_out < 1:
+            raise UsageError(f"algorithm.held_out is {self.held_out}: it must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTXConfig:
+    """Pretraining mixed into PPO, against forgetting (Ouyang et al. 2022, arXiv 2203.02155)."""
+
+    coef: float = 0.0
+    """Weight of the model's own loss, -log pi per token of these texts, in every gradient step."""
+    data: str = ""
+    """JSONL with prompt and completion."""
+
+    def __post_init__(self) -> None:
+        check_values("ptx", self)
+        _at_least("ptx", self, 0, "coef")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Which stage this is, and of what data."""
+
+    stage: Literal["sft", "reward", "ppo"]
+    """What is done with the model."""
+    data: str = ""
+    """The file with the data; empty where a program gave it."""
+
+    def __post_init__(self) -> None:
+        check_values("lm", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything that defines a run of sft or reward."""
+
+    lm: Task
+    model: ModelConfig = field(default_factory=ModelConfig)
+    algorithm: Fitting = field(default_factory=Fitting)
+    run: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Everything that defines a run of PPO. Raises `UsageError` for what has no meaning here."""
+
+    lm: Task
+    model: ModelConfig = field(default_factory=ModelConfig)
+    algorithm: PPO = TOKENS
+    sampling: Sampling = field(default_factory=Sampling)
+    kl: KLConfig = field(default_factory=KLConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    ptx: PTXConfig = field(default_factory=PTXConfig)
+    run: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        algorithm, sampling = self.algorithm, self.sampling
+        if sampling.truncated:
+            which = "top_k" if sampling.top_k else "top_p"
+            raise UsageError(
+                f"sampling.{which} is {getattr(sampling, which)}, but PPO needs the probability of "
+                "every token under the policy that drew it, and what is cut off changes with the "
+                "policy: leave it out, and lower sampling.temperature instead"
+            )
+        for name, instead in (
+            ("normalize_reward", "score.normalize"),
+            ("desired_kl", "target_kl, or a schedule of the learning rate"),
+        ):
+            if getattr(algorithm, name):
+                raise UsageError(f"algorithm.{name} is not for language models: use {instead}")
+        if type(algorithm) is not PPO:
+            raise UsageError(f"algorithm is {algorithm!r}: language models train with PPO")
+        if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > self.run.sequences:
+            raise UsageError(
+                f"algorithm.minibatch_size is {algorithm.minibatch_size}, but an update has only "
+                f"{self.run.sequences} completions (run.sequences)"
+            )
+        if algorithm.critic_learning_rate is not None and self.model.critic == "shared":
+            raise UsageError(
+                "algorithm.critic_learning_rate is set, but the critic shares the model: use "
+                "model.critic separate"
+            )
+        if bool(self.ptx.coef) != bool(self.ptx.data):
+            raise UsageError("ptx.coef and ptx.data belong together: give both or none")
+        if self.score.weights and len(self.score.weights) != len(self.score.reward):
+            raise UsageError(
+                f"score.weights has {len(self.score.weights)} numbers for "
+                f"{len(self.score.reward)} rewards: give one for each"
+            )
+
+
+StageConfig = FitConfig | PPOConfig
+
+
+def read_stage(path: Path) -> StageConfig:
+    """A run folder's config.toml, if it is one of `proximo lm`. Raises `UsageError`."""
+    tables = read_tables(path)
+    if "lm" not in tables:
+        raise UsageError(f"{path} is of no run of proximo lm: it has no section [lm]")
+    kind = PPOConfig if tables["lm"].get("stage") == "ppo" else FitConfig
+    sections = typing.get_type_hints(kind)
+    check_sections(tables, sections)
+    parts = {
+        name: read_section(
+            name, cls, {k: v for k, v in tables.get(name, {}).items() if (name, k) != NAME}
+        )
+        for name, cls in sections.items()
+    }
+    return kind(**parts)
+
+
+NAME = ("algorithm", "name")
+"""What config.toml says of PPO besides its settings."""

@@ -1,0 +1,213 @@
+"""Examples as people keep them: JSONL or rows, with a prompt and what belongs to it, to tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proximo.types import UsageError
+
+if TYPE_CHECKING:
+    from proximo.language.model import Tokenizer
+
+Source = str | Path | Iterable[Mapping[str, Any] | str]
+"""A JSONL file, rows (of a list, or of `datasets`), or plain texts, which count as prompts."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of data with the columns that a stage needs, and maybe others."""
+
+    name: str  # for errors: the file
+    rows: list[dict[str, Any]]
+
+    @staticmethod
+    def read(source: Source, *columns: str) -> Examples:
+        """Rows that all have these columns, as text or as chat. Raises `UsageError`."""
+        if isinstance(source, str | Path):
+            examples = Examples(str(source), _read_jsonl(Path(source)))
+        else:
+            rows = [{"prompt": row} if isinstance(row, str) else dict(row) for row in source]
+            examples = Examples("the data", rows)
+        if not examples.rows:
+            raise UsageError(f"{examples.name} has no rows")
+        for number, row in enumerate(examples.rows, 1):
+            for column in columns:
+                if problem := _problem(row, column):
+                    raise UsageError(f"row {number} of {examples.name} {problem}")
+        return examples
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: slice) -> Examples:
+        return Examples(self.name, self.rows[index])
+
+    @property
+    def columns(self) -> list[str]:
+        """The names that every row has."""
+        names = set.intersection(*(set(row) for row in self.rows))
+        return sorted(names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all rows: a resumed run must see the same data."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+        return digest.hexdigest()
+
+    def texts(self) -> list[str]:
+        """Every text in them, for the symbols of a tiny model."""
+        found: list[str] = []
+        for row in self.rows:
+            for column in ("prompt", "completion", "chosen", "rejected"):
+                value = row.get(column, "")
+                found += [value] if isinstance(value, str) else [m["content"] for m in value]
+        return found
+
+    def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Token ids of the prompts. Raises `UsageError` for one without any."""
+        found = [tokenizer.prompt(row["prompt"]) for row in self.rows]
+        for number, ids in enumerate(found, 1):
+            if not ids:
+                raise UsageError(f"row {number} of {self.name} has a prompt without tokens")
+        return found
+
+    def answers(self, tokenizer: Tokenizer, column: str) -> list[list[int]]:
+        """Token ids of what follows the prompts, with the end of sequence."""
+        found = []
+        for number, row in enumerate(self.rows, 1):
+            try:
+                found.append(tokenizer.answer(row["prompt"], row[column]))
+            except ValueError as error:
+                raise UsageError(f"row {number} of {self.name}: {error}") from error
+        return found
+
+    def check_lengths(self, longest: int, limit: int | None, *parts: list[list[int]]) -> None:
+        """Refuse rows whose tokens, with `longest` to come, pass what the model can read."""
+        for number, row in enumerate(zip(*parts, strict=True), 1):
+            total = sum(map(len, row)) + longest
+            if limit is not None and total > limit:
+                more = f" and {longest} to be drawn" if longest else ""
+                raise UsageError(
+                    f"row {number} of {self.name} has {total - longest} tokens{more}, but the "
+                    f"model reads {limit} at most: shorten it, or lower sampling.max_tokens"
+                )
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"the data {path} cannot be read: {what}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"line {number} of {path} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"line {number} of {path} is no JSON object: {line[:40]}")
+        rows.append(row)
+    return rows
+
+
+def _problem(row: Mapping[str, Any], column: str) -> str:
+    if column not in row:
+        return f"has no {column!r}; it has: {', '.join(map(str, row)) or 'nothing'}"
+    value = row[column]
+    if isinstance(value, str):
+        return "" if value or column != "prompt" else "has an empty prompt"
+    if not isinstance(value, list) or not value:
+        return f"has a {column!r} that is neither text nor a chat: {value!r}"
+    for message in value:
+        if not (isinstance(message, dict) and {"role", "content"} <= set(message)):
+            return f"has a chat whose messages lack a role or content: {message!r}"
+    return ""
+
+
+class Sequences(NamedTuple):
+    """Prompts, padded on the left, and completions, padded on the right.
+
+    What is padding is known by the lengths, never by a token's number: the padding token may be
+    the end of sequence, or any other.
+    """
+
+    tokens: Tensor  # [N, P + R] int64
+    mask: Tensor  # [N, P + R] bool: False for padding
+    response: Tensor  # [N, R] bool: the tokens of the completion
+
+    @staticmethod
+    def join(
+        prompts: Sequence[Sequence[int]],
+        completions: Sequence[Sequence[int]],
+        device: torch.device | str = "cpu",
+    ) -> Sequences:
+        """Ids to tensors."""
+        before = max(map(len, prompts))
+        after = max(map(len, completions))
+        tokens = np.zeros((len(prompts), before + after), np.int64)
+        mask = np.zeros(tokens.shape, bool)
+        for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            span = slice(before - len(prompt), before + len(completion))
+            tokens[row, span] = [*prompt, *completion]
+            mask[row, span] = True
+        real = torch.from_numpy(mask).to(device)
+        return Sequences(torch.from_numpy(tokens).to(device), real, real[:, before:])
+
+    @property
+    def positions(self) -> Tensor:
+        """[N, P + R] int64: each token's place in its own sequence, whatever the padding."""
+        return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N] int64: tokens of the completions."""
+        return self.response.sum(-1)
+
+    def select(self, index: Tensor) -> Sequences:
+        """These sequences, without the columns that are padding in all of them."""
+        mask, response = self.mask[index], self.response[index]
+        used = mask.any(0).nonzero().squeeze(-1)
+        begin, end = int(used[0]), int(used[-1]) + 1
+        prompt = mask.shape[-1] - response.shape[-1]
+        # At least one column of completions stays, so that shapes have no 0 in them.
+        end = max(end, prompt + 1)
+        cut = slice(begin, end)
+        return Sequences(self.tokens[index][:, cut], mask[:, cut], response[:, : end - prompt])
+
+
+class Order:
+    """Which examples the k-th draw takes: every one once in each epoch, in a new random order.
+
+    A pure function of the seed and k, so that nothing of it need be saved.
+    """
+
+    def __init__(self, count: int, seed: int, stream: int) -> None:
+        self._count, self._seed, self._stream = count, seed, stream
+
+    def draw(self, first: int, number: int) -> list[int]:
+        """The examples of draws first, first + 1, ..."""
+        found: list[int] = []
+        while len(found) < number:
+            epoch, place = divmod(first + len(found), self._count)
+            order = np.random.default_rng([self._seed, self._stream, epoch])
+            found += order.permutation(self._count)[place : place + number - len(found)].tolist()
+        return found
+
+
+def in_parts(count: int, size: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """`compute` of the numbers 0..count-1, at most `size` at a time, joined."""
+    return torch.cat([compute(index) for index in torch.split(torch.arange(count), size)])

@@ -1,0 +1,381 @@
+"""Causal language models from transformers, a policy with values on top, and tiny ones of our own.
+
+The one module that knows transformers. Nothing is fetched: names are those it has stored already.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from proximo.functional.distributions import Categorical
+from proximo.language.config import ModelConfig, Sampling
+from proximo.language.data import Sequences
+from proximo.nets.actor_critic import Evaluation
+from proximo.run.folder import RunFolder
+from proximo.types import UsageError
+
+END, UNKNOWN = "<end>", "<unknown>"
+"""Tokens of a tiny model that are no symbol of the data."""
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise UsageError(
+            "language models need transformers: pip install 'proximo[language]'"
+        ) from error
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+class Tokenizer:
+    """Text and chats to token ids and back. Prompt and answer are turned into tokens apart, as in
+    sampling, where the one is there before the other.
+    """
+
+    def __init__(self, of_transformers: Any, stop: Sequence[str] = ()) -> None:
+        """stop: tokens that end a completion besides the end of sequence."""
+        self.inner = of_transformers
+        self.end: int | None = of_transformers.eos_token_id
+        known = of_transformers.get_vocab()
+        for token in stop:
+            if token not in known:
+                raise UsageError(
+                    f"sampling.stop has {token!r}, which is no single token of this tokenizer"
+                )
+        ends = [known[token] for token in stop]
+        self.stops = tuple(sorted({*ends, *([] if self.end is None else [self.end])}))
+        """Ids that end a completion."""
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def prompt(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        """Ids of a prompt: plain, or a chat whose next message is the model's."""
+        if not isinstance(prompt, str):
+            return self._plain(self._chat(prompt, reply=True))
+        ids: list[int] = self.inner(prompt)["input_ids"]
+        # Some tokenizers close every text; a prompt goes on.
+        closed = ids[-1:] == [self.end] and self._plain(prompt)[-1:] != [self.end]
+        return ids[:-1] if closed else ids
+
+    def answer(
+        self, prompt: str | list[dict[str, str]], answer: str | list[dict[str, str]]
+    ) -> list[int]:
+        """Ids of what follows a prompt, up to and including the end. Raises `ValueError`."""
+        if isinstance(prompt, str) != isinstance(answer, str):
+            raise ValueError("the prompt is text and what follows a chat, or the other way round")
+        if isinstance(prompt, str):
+            if self.end is None:
+                raise ValueError("the tokenizer has no end of sequence, by which answers end")
+            assert isinstance(answer, str)
+            return [*self._plain(answer), self.end]
+        assert not isinstance(answer, str)
+        before = self._chat(prompt, reply=True)
+        whole = self._chat([*prompt, *answer], reply=False)
+        if not whole.startswith(before):
+            raise ValueError("the chat template writes the prompt differently with an answer")
+        ids = self._plain(whole[len(before) :].rstrip("\n"))
+        if not ids or ids[-1] not in self.stops:
+            if self.end is None:
+                raise ValueError("the tokenizer has no end of sequence, by which answers end")
+            ids.append(self.end)
+        return ids
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What these ids say, without special tokens."""
+        return str(self.inner.decode(list(ids), skip_special_tokens=True))
+
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self.inner(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _chat(self, messages: list[dict[str, str]], *, reply: bool) -> str:
+        if not self.inner.chat_template:
+            raise UsageError(
+                "the data are chats, but this tokenizer has no chat template: give plain text"
+            )
+        return str(
+            self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+        )
+
+
+class Output(NamedTuple):
+    """What a model says after each of the last K tokens of a sequence."""
+
+    logits: Tensor  # [N, K, V] float32
+    hidden: Tensor  # [N, K, D] what they were computed from
+    cache: Any  # keys and values so far, where they were asked for
+
+
+class LanguageModel(nn.Module):
+    """A causal language model of transformers and its tokenizer; dropout is always off."""
+
+    def __init__(self, net: nn.Module, tokenizer: Any) -> None:
+        """net: a causal language model; tokenizer: of transformers. Raises `UsageError`."""
+        super().__init__()
+        self.net = net
+        self.tokenizer = tokenizer
+        takes = inspect.signature(net.forward).parameters
+        for needed in ("attention_mask", "position_ids"):
+            if needed not in takes:
+                raise UsageError(
+                    f"a {type(net).__name__} takes no {needed}: what it says would depend on the "
+                    "padding"
+                )
+        rows = net.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        if len(tokenizer) > rows:
+            raise UsageError(
+                f"the tokenizer has {len(tokenizer)} tokens, the model only {rows}: they do not "
+                "belong together"
+            )
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays as it is: with dropout on, the policy that acts is not the one that is judged."""
+        return super().train(False)
+
+    @property
+    def width(self) -> int:
+        """D, numbers per token."""
+        return int(self.net.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence it reads, where it has one."""
+        return context(self.net.config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(
+        self, tokens: Tensor, mask: Tensor, positions: Tensor, keep: int, cache: Any = None
+    ) -> Output:
+        """tokens, positions: [N, L]; mask: [N, all so far]; keep: K; cache: True begins one."""
+        out = self.net(
+            input_ids=tokens,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            logits_to_keep=keep,
+            output_hidden_states=True,
+            use_cache=cache is not None,
+            past_key_values=None if cache in (None, True) else cache,
+        )
+        cached = out.past_key_values if cache is not None else None
+        return Output(out.logits[:, -keep:].float(), out.hidden_states[-1][:, -keep:], cached)
+
+    def read(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Logits [B, V] and hidden [B, D] before each of the B tokens of the completions.
+
+        In order of sequence, then of time.
+        """
+        length = sequences.response.shape[-1]
+        # The last token is never read: nothing follows it.
+        out: Output = self(
+            sequences.tokens[:, :-1], sequences.mask[:, :-1], sequences.positions[:, :-1], length
+        )
+        return out.logits[sequences.response], out.hidden[sequences.response]
+
+    def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
+        """Log π(token | what came before) for each of the B tokens of the completions. [B]."""
+        logits, _ = self.read(sequences)
+        return distribution(logits, sampling, stops, places(sequences)).log_prob(drawn(sequences))
+
+    def save(self, folder: Path, *, weights: bool = True) -> None:
+        """Write a folder that transformers reads; without weights, what the model is."""
+        (self.net if weights else self.net.config).save_pretrained(folder)  # type: ignore[union-attr, operator]
+        self.tokenizer.save_pretrained(folder)
+
+
+def places(sequences: Sequences) -> Tensor:
+    """[B] int64: which token of its completion each one is, from 0."""
+    return sequences.response.nonzero()[:, 1]
+
+
+def drawn(sequences: Sequences) -> Tensor:
+    """[B] int64: the tokens of the completions, in order of sequence, then of time."""
+    return sequences.tokens[:, -sequences.response.shape[-1] :][sequences.response]
+
+
+def distribution(
+    logits: Tensor, sampling: Sampling, stops: Sequence[int], place: Tensor
+) -> Categorical:
+    """π(·|s) as tokens are drawn from it: p ∝ exp(logits/temperature), no stop before min_tokens.
+
+    The one place where it is made, for the sampler and for the update. logits: [..., V]; place:
+    [...] int64, which token of the completion this is. What is truncated (`Sampling.top_k`,
+    `top_p`) has probability 0, as stop tokens have while they may not come.
+    """
+    logits = logits / sampling.temperature
+    legal = None
+    if sampling.min_tokens and stops:
+        legal = torch.ones_like(logits, dtype=torch.bool)
+        legal[..., list(stops)] = (place >= sampling.min_tokens).unsqueeze(-1)
+        logits = logits.masked_fill(~legal, -torch.inf)
+    if sampling.truncated:
+        ordered, index = logits.sort(-1, descending=True)
+        p = ordered.softmax(-1)
+        keeps = p.cumsum(-1) - p < sampling.top_p
+        if sampling.top_k:
+            keeps[..., sampling.top_k :] = False
+        kept = torch.zeros_like(keeps).scatter(-1, index, keeps)
+        legal = kept if legal is None else legal & kept
+    return Categorical.from_logits(logits, legal)
+
+
+class LanguagePolicy(nn.Module):
+    """π(token | text so far) and V(text so far), under `ActorCritic`'s contract where they meet.
+
+    The value head begins at 0. With a critic of its own, values come from another trunk.
+    """
+
+    normalize_returns = False
+
+    def __init__(
+        self, lm: LanguageModel, stops: Sequence[int], critic: LanguageModel | None = None
+    ) -> None:
+        super().__init__()
+        self.lm, self.stops = lm, tuple(stops)
+        self.critic = critic
+        self.value_head = nn.Linear((critic or lm).width, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        return list(self.lm.parameters())
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        trunk = [] if self.critic is None else list(self.critic.parameters())
+        return [*trunk, *self.value_head.parameters()]
+
+    def evaluate(
+        self, sequences: Sequences, sampling: Sampling, *, entropy: bool, value: bool = True
+    ) -> Evaluation:
+        """Of each of the B tokens of the completions, given what came before it. All [B]."""
+        logits, hidden = self.lm.read(sequences)
+        if self.critic is not None and value:
+            hidden = self.critic.read(sequences)[1]
+        found = distribution(logits, sampling, self.stops, places(sequences))
+        log_prob = found.log_prob(drawn(sequences))
+        values = self.value_head(hidden).squeeze(-1) if value else torch.zeros_like(log_prob)
+        return Evaluation(log_prob, found.entropy() if entropy else None, values, found)
+
+
+class Blueprint:
+    """A model before its weights are loaded: enough to check data against."""
+
+    def __init__(self, tokenizer: Any, config: Any, weights: Path | str | LanguageModel | None):
+        """weights: where they are; None: random ones."""
+        self.tokenizer, self.config, self._weights = tokenizer, config, weights
+
+    @property
+    def context(self) -> int | None:
+        return context(self.config)
+
+    def build(self, seed: int, *, random: bool = False) -> LanguageModel:
+        """The model; `random` leaves the loading of weights to a checkpoint."""
+        if isinstance(self._weights, LanguageModel):
+            return copy.deepcopy(self._weights)
+        library = _transformers()
+        if self._weights is None or random:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                net = library.AutoModelForCausalLM.from_config(self.config)
+            return LanguageModel(net.float(), self.tokenizer)
+        try:
+            net = library.AutoModelForCausalLM.from_pretrained(
+                self._weights,
+                local_files_only=True,
+                use_safetensors=True,  # other files of weights run code when they are loaded
+                dtype=torch.float32,
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(f"the model {self._weights} cannot be loaded: {error}") from error
+        return LanguageModel(net, self.tokenizer)
+
+
+def context(config: Any) -> int | None:
+    """The longest sequence that a model of this configuration reads, where it has one."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return None if found is None else int(found)
+
+
+def blueprint(config: ModelConfig, texts: Iterable[str]) -> Blueprint:
+    """What `model.path` names. texts: what the symbols of a tiny model are taken from."""
+    if config.path == "tiny":
+        return _tiny_blueprint(config, texts)
+    folder = Path(config.path)
+    if RunFolder(folder).config_file.is_file():
+        folder = folder / "model"
+        if not any(folder.glob("*.safetensors")):
+            raise UsageError(
+                f"the run {config.path} has no model to begin with: a run of sft or ppo has one "
+                f"once it has finished (proximo lm resume {config.path})"
+            )
+    return read_blueprint(folder if folder.is_dir() else config.path)
+
+
+def read_blueprint(folder: Path | str) -> Blueprint:
+    """A folder that transformers reads, or a name that it has stored. Raises `UsageError`."""
+    library = _transformers()
+    try:
+        settings = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"there is no model {str(folder)!r}: give a folder that transformers reads, a run of "
+            f"proximo lm, or tiny ({first})"
+        ) from error
+    return Blueprint(tokenizer, settings, folder)
+
+
+def load_model(path: str | Path) -> LanguageModel:
+    """The language model of a folder, a run, or a stored name. Raises `UsageError`."""
+    return blueprint(ModelConfig(path=str(path)), ()).build(0)
+
+
+def tiny(texts: Iterable[str], *, seed: int = 0, **settings: Any) -> LanguageModel:
+    """A small GPT-2 with random weights over the symbols of these texts.
+
+    settings: layers, width, heads, context, symbols, as in `ModelConfig`.
+    """
+    return _tiny_blueprint(ModelConfig(**settings), texts).build(seed)
+
+
+PATTERNS = {"characters": r"[\s\S]", "words": r"\w+|\s|[^\w\s]"}
+
+
+def _tiny_blueprint(config: ModelConfig, texts: Iterable[str]) -> Blueprint:
+    library = _transformers()
+    import tokenizers
+
+    pattern = PATTERNS[config.symbols]
+    symbols = sorted({symbol for text in texts for symbol in re.findall(pattern, text)})
+    vocabulary = {symbol: i for i, symbol in enumerate([END, UNKNOWN, *symbols])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
+    tokenizer = library.PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=END, unk_token=UNKNOWN, model_max_length=config.context
+    )
+    settings = library.GPT2Config(
+        vocab_size=len(vocabulary),
+        n_positions=config.context,
+        n_embd=config.width,
+        n_layer=config.layers,
+        n_head=config.heads,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return Blueprint(tokenizer, settings, None)

@@ -1,0 +1,198 @@
+"""What is drawn: by the distribution that is judged later, whatever padding, cache and batches."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from proximo.language import Sampling, tiny
+from proximo.language.data import Sequences
+from proximo.language.experience import check_drawn, judge
+from proximo.language.generate import generate
+from proximo.language.model import LanguagePolicy, Tokenizer, distribution
+from proximo.types import TrainingError
+
+TEXT = "abcdefgh"
+PROMPTS = [[2], [3, 4, 5], [9, 8, 7, 6, 5, 4], [2, 2], [4, 6, 8, 9, 3]]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    model = tiny([TEXT], width=32, context=32)
+    with torch.no_grad():  # far from uniform, so that every mistake shows
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+        model.net.transformer.wpe.weight.normal_(std=0.5)
+    return model
+
+
+def draw(lm, sampling, prompts=PROMPTS, seed=0, micro=64):
+    stops = Tokenizer(lm.tokenizer).stops
+    return generate(lm, prompts, sampling, stops, torch.Generator().manual_seed(seed), micro)
+
+
+def judged(lm, drawn, sampling, micro=64):
+    policy = LanguagePolicy(lm, Tokenizer(lm.tokenizer).stops)
+    return judge(policy, None, drawn.sequences, sampling, micro, critic=True)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 64])
+@pytest.mark.parametrize("minimum", [0, 3])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("longest", [4, 12])
+def test_the_sampler_and_the_update_agree(lm, longest, temperature, minimum, micro):
+    sampling = Sampling(max_tokens=longest, temperature=temperature, min_tokens=minimum)
+    drawn = draw(lm, sampling)
+    old = judged(lm, drawn, sampling, micro)
+    torch.testing.assert_close(drawn.log_prob, old.log_prob, rtol=1e-5, atol=1e-5)
+    assert check_drawn(drawn.log_prob, old) < 1e-4
+
+
+def test_a_dropped_temperature_is_caught(lm):
+    drawn = draw(lm, Sampling(temperature=0.7))
+    with pytest.raises(TrainingError, match="differ by"):
+        check_drawn(drawn.log_prob, judged(lm, drawn, Sampling()))
+
+
+def test_a_dropped_minimum_is_caught(lm):
+    drawn = draw(lm, Sampling(min_tokens=5))
+    with pytest.raises(TrainingError, match="differ by"):
+        check_drawn(drawn.log_prob, judged(lm, drawn, Sampling()))
+
+
+@pytest.mark.parametrize("fault", ["positions", "cache", "mask"])
+def test_a_faulty_model_is_caught(lm, fault):
+    class Faulty(type(lm)):
+        def forward(self, tokens, mask, positions, keep, cache=None):
+            if fault == "positions":  # those of the padded row, as a naive loop has them
+                shift = mask.shape[1] - tokens.shape[1]
+                positions = torch.arange(tokens.shape[1]).expand_as(tokens) + shift
+            if fault == "cache" and cache not in (None, True):
+                cache, mask = True, mask[:, -1:]  # what came before is forgotten
+            if fault == "mask" and cache is not None:
+                mask = torch.ones_like(mask)
+            return super().forward(tokens, mask, positions, keep, cache)
+
+    broken = copy.deepcopy(lm)
+    broken.__class__ = Faulty
+    drawn = draw(broken, Sampling(max_tokens=8))
+    with pytest.raises(TrainingError, match="differ by"):
+        check_drawn(drawn.log_prob, judged(lm, drawn, Sampling(max_tokens=8)))
+
+
+def test_cached_tokens_are_those_without_a_cache(lm):
+    sampling = Sampling(max_tokens=10, temperature=0.8)
+    stops = Tokenizer(lm.tokenizer).stops
+    drawn = draw(lm, sampling, seed=5)
+    noise = torch.rand(len(PROMPTS), 10, generator=torch.Generator().manual_seed(5))
+    for prompt, numbers, completion in zip(PROMPTS, noise, drawn.ids(), strict=True):
+        row = list(prompt)
+        for t in range(10):
+            out = lm(
+                torch.tensor([row]),
+                torch.ones(1, len(row), dtype=torch.bool),
+                torch.arange(len(row))[None],
+                1,
+            )
+            choice = distribution(out.logits[:, -1], sampling, stops, torch.tensor([t]))
+            row.append(int(choice.sample(numbers[t : t + 1])))
+            if row[-1] in stops:
+                break
+        assert row[len(prompt) :] == completion
+
+
+def test_neither_micro_batches_nor_the_others_change_what_is_drawn(lm):
+    sampling = Sampling(max_tokens=10)
+    whole = draw(lm, sampling)
+    assert draw(lm, sampling, micro=2).ids() == whole.ids()
+    generator = torch.Generator().manual_seed(0)
+    stops = Tokenizer(lm.tokenizer).stops
+    generate(lm, PROMPTS, sampling, stops, generator)
+    used = generator.get_state()
+    generator.manual_seed(0)
+    generate(lm, [[3]] * len(PROMPTS), Sampling(max_tokens=10, temperature=0.1), stops, generator)
+    assert torch.equal(used, generator.get_state())  # whatever the lengths
+
+
+def test_the_amount_of_padding_does_not_matter(lm):
+    policy = LanguagePolicy(lm, (0,))
+    torch.nn.init.normal_(policy.value_head.weight)
+    completions = [[3, 4, 0], [5], [6, 7, 8, 9], [2, 0], [3]]
+    plain = Sequences.join(PROMPTS, completions)
+    wide = Sequences(
+        *(torch.nn.functional.pad(x, (7, 5)) for x in plain[:2]),
+        torch.nn.functional.pad(plain.response, (0, 5)),
+    )
+    filled = wide._replace(tokens=torch.where(wide.mask, wide.tokens, 5))
+    expected = policy.evaluate(plain, Sampling(), entropy=True)
+    for padded in (wide, filled, wide.select(torch.arange(5))):
+        found = policy.evaluate(padded, Sampling(), entropy=True)
+        for name in ("log_prob", "value", "entropy"):
+            torch.testing.assert_close(
+                getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5
+            )
+    alone = [
+        policy.evaluate(Sequences.join([p], [c]), Sampling(), entropy=False).log_prob
+        for p, c in zip(PROMPTS, completions, strict=True)
+    ]
+    torch.testing.assert_close(torch.cat(alone), expected.log_prob, rtol=1e-5, atol=1e-5)
+
+
+def test_frequencies_are_the_probabilities(lm):
+    sampling = Sampling(max_tokens=1, temperature=1.5)
+    drawn = draw(lm, sampling, [[3, 4]] * 4000)
+    found = torch.bincount(torch.tensor(drawn.ids()).view(-1), minlength=10) / 4000
+    out = lm(torch.tensor([[3, 4]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 1]]), 1)
+    expected = (out.logits[0, -1] / 1.5).softmax(-1)
+    assert (found - expected).abs().max() < 4 * math.sqrt(0.25 / 4000)
+
+
+def test_a_completion_ends_with_its_stop_token_and_says_so(lm):
+    drawn = draw(lm, Sampling(max_tokens=12, temperature=2.0), PROMPTS * 8)
+    for ids, stopped in zip(drawn.ids(), drawn.stopped.tolist(), strict=True):
+        assert stopped == (ids[-1] == 0)
+        assert 0 not in ids[:-1]
+        assert stopped or len(ids) == 12
+    assert 0 < drawn.stopped.sum() < len(drawn.stopped)
+
+
+def test_no_stop_comes_before_the_minimum(lm):
+    drawn = draw(lm, Sampling(max_tokens=12, min_tokens=4, temperature=2.0), PROMPTS * 8)
+    assert min(map(len, drawn.ids())) == 5
+
+
+def test_other_stop_tokens(lm):
+    stops = Tokenizer(lm.tokenizer, ["c"]).stops
+    generator = torch.Generator().manual_seed(0)
+    drawn = generate(lm, PROMPTS * 8, Sampling(max_tokens=12, temperature=2), stops, generator)
+    ends = {ids[-1] for ids, stopped in zip(drawn.ids(), drawn.stopped, strict=True) if stopped}
+    assert ends == {0, 4}
+
+
+LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"),
+    [
+        (Sampling(top_k=2), 2),
+        (Sampling(top_p=0.5), 1),  # .64, .24, .09, .03
+        (Sampling(top_p=0.7), 2),
+        (Sampling(top_p=0.7, top_k=1), 1),
+        (Sampling(top_k=9), 4),
+    ],
+)
+def test_truncation_by_hand(sampling, kept):
+    p = distribution(LOGITS, sampling, (), torch.tensor([0])).log_p.exp()
+    expected = torch.zeros(1, 4)
+    expected[:, :kept] = LOGITS[:, :kept].softmax(-1)
+    torch.testing.assert_close(p, expected)
+
+
+def test_dropout_stays_off(lm):
+    policy = LanguagePolicy(copy.deepcopy(lm), (0,)).train()
+    assert not any(m.training for m in policy.lm.modules())
+    assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.lm.modules())

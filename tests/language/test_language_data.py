@@ -1,0 +1,147 @@
+"""Data: columns, prompts, chats, order, padding; what is refused, with the row that did it."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from proximo import UsageError
+from proximo.language import Sampling, tiny
+from proximo.language.data import Examples, Order, Sequences
+from proximo.language.model import LanguagePolicy, Tokenizer
+
+CHAT = [{"role": "user", "content": "ab"}]
+TEMPLATE = (
+    "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    "{% if add_generation_prompt %}({% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny(["abc []()"], width=16, heads=2, context=32)
+
+
+@pytest.mark.parametrize("symbols", ["characters", "words"])
+@pytest.mark.parametrize("text", ["a cab", " b  c\n", "(a)[b]"])
+def test_tokens_say_their_text(symbols, text):
+    tokenizer = Tokenizer(tiny([text, "c\n"], width=8, heads=1, symbols=symbols).tokenizer)
+    assert tokenizer.text(tokenizer.prompt(text)) == text
+    assert tokenizer.text(tokenizer.answer("a", text)) == text
+    assert tokenizer.answer("a", text)[-1] == tokenizer.end
+
+
+def test_words_are_tokens():
+    tokenizer = Tokenizer(tiny(["the cat, the dog"], width=8, heads=1, symbols="words").tokenizer)
+    assert len(tokenizer.prompt("the cat, the dog")) == 8
+    assert len(tokenizer) == 2 + len({"the", " ", "cat", ",", "dog"})
+
+
+def test_a_chat_is_written_by_its_template(lm):
+    lm.tokenizer.chat_template = TEMPLATE
+    try:
+        tokenizer = Tokenizer(lm.tokenizer)
+        reply = [{"role": "assistant", "content": "c"}]
+        assert tokenizer.text(tokenizer.prompt(CHAT)) == "[ab]("
+        with pytest.raises(ValueError, match="writes the prompt differently"):
+            tokenizer.answer(CHAT, reply)
+        lm.tokenizer.chat_template = TEMPLATE.replace("({% endif %}", "{% endif %}")
+        assert tokenizer.text(tokenizer.answer(CHAT, reply)) == "[c]"
+        with pytest.raises(ValueError, match="text and what follows a chat"):
+            tokenizer.answer("ab", reply)
+    finally:
+        lm.tokenizer.chat_template = None
+    with pytest.raises(UsageError, match="no chat template"):
+        tokenizer.prompt(CHAT)
+
+
+def test_rows_come_from_files_lists_and_plain_texts(tmp_path):
+    rows = [{"prompt": "a", "level": 3}, {"prompt": "b", "level": 4, "more": 1}]
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    read = Examples.read(file, "prompt")
+    assert read.rows == Examples.read(iter(rows), "prompt").rows == rows
+    assert read.columns == ["level", "prompt"]
+    assert read.digest == Examples.read(rows, "prompt").digest
+    assert read.digest != Examples.read(rows[::-1], "prompt").digest
+    assert Examples.read(["a", "b"], "prompt").rows == [{"prompt": "a"}, {"prompt": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{}", "row 2 of .* has no 'prompt'; it has: nothing"),
+        ('{"text": "a"}', "row 2 of .* has no 'prompt'; it has: text"),
+        ('{"prompt": ""}', "row 2 of .* has an empty prompt"),
+        ('{"prompt": 3}', "row 2 of .* neither text nor a chat: 3"),
+        ('{"prompt": []}', "row 2 of .* neither text nor a chat"),
+        ('{"prompt": [{"role": "user"}]}', "row 2 of .* lack a role or content"),
+        ("prompt", "line 2 of .* is not JSON"),
+        ("[1]", "line 2 of .* is no JSON object"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_with_its_row(tmp_path, line, said):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "a"}\n' + line)
+    with pytest.raises(UsageError, match=said):
+        Examples.read(file, "prompt")
+
+
+def test_no_rows_and_no_file(tmp_path):
+    with pytest.raises(UsageError, match="has no rows"):
+        Examples.read([], "prompt")
+    with pytest.raises(UsageError, match="cannot be read: No such file"):
+        Examples.read(tmp_path / "none.jsonl", "prompt")
+
+
+def test_a_prompt_longer_than_the_context_is_refused():
+    examples = Examples.read(["ab", "abcabc"], "prompt")
+    examples.check_lengths(4, 10, [[1, 2], [1] * 6])
+    with pytest.raises(UsageError, match=r"row 2 .* 6 tokens and 5 to be drawn, .* reads 10"):
+        examples.check_lengths(5, 10, [[1, 2], [1] * 6])
+
+
+def test_every_example_comes_once_in_each_epoch():
+    order = Order(7, seed=1, stream=0)
+    drawn = order.draw(0, 21)
+    for epoch in range(3):
+        assert sorted(drawn[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert drawn[:7] != drawn[7:14]
+    assert order.draw(5, 11) == drawn[5:16]
+    assert Order(7, 1, 1).draw(0, 7) != drawn[:7]
+    assert Order(7, 2, 0).draw(0, 7) != drawn[:7]
+
+
+def test_sequences_are_padded_outside():
+    sequences = Sequences.join([[5], [6, 7, 8]], [[1, 2], [3]])
+    assert sequences.tokens.tolist() == [[0, 0, 5, 1, 2], [6, 7, 8, 3, 0]]
+    assert sequences.mask.int().tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert sequences.positions[0].tolist() == [0, 0, 0, 1, 2]
+    assert sequences.response.int().tolist() == [[1, 1], [1, 0]]
+    assert sequences.select(torch.tensor([0])).tokens.tolist() == [[5, 1, 2]]
+    assert sequences.select(torch.tensor([1])).tokens.tolist() == [[6, 7, 8, 3]]
+
+
+def test_the_end_of_sequence_may_be_the_padding_token(lm):
+    """Padding is known by lengths: an end that was said counts, one that pads does not."""
+    sequences = Sequences.join([[3, 0], [4]], [[2, 0], [5, 3, 0]])
+    found = LanguagePolicy(lm, (0,)).evaluate(sequences, Sampling(), entropy=False)
+    assert len(found.log_prob) == 5
+    other = sequences._replace(tokens=torch.where(sequences.mask, sequences.tokens, 7))
+    again = LanguagePolicy(lm, (0,)).evaluate(other, Sampling(), entropy=False)
+    torch.testing.assert_close(found.log_prob, again.log_prob)
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(lm):
+    from proximo.language import LanguageModel
+
+    other = tiny(["abcdefghijklmnopqrstuvwxyz"], width=16, heads=2)
+    with pytest.raises(UsageError, match="tokenizer has 28 tokens, the model only 10"):
+        LanguageModel(lm.net, other.tokenizer)
+
+
+def test_a_stop_that_is_no_token_is_refused(lm):
+    with pytest.raises(UsageError, match="'ab', which is no single token"):
+        Tokenizer(lm.tokenizer, ["ab"])
