@@ -1,0 +1,133 @@
+"""From completions to a batch: the reward of every token, advantages, value targets.
+
+The batch is the very one of control, a row per token, so that losses and readings are too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from proximo.algorithms.experience import estimate, normalized
+from proximo.algorithms.ppo import PPO
+from proximo.functional.returns import td_error
+from proximo.language.config import Sampling
+from proximo.language.data import Sequences
+from proximo.language.model import LanguageModel, LanguagePolicy, drawn
+from proximo.types import Batch, TrainingError
+
+TOLERANCE = 1e-4
+"""How far a token's log-probability may lie from the sampler's, relative to the largest."""
+
+
+class Judged(NamedTuple):
+    """The old policy and the reference on what was drawn. All [B]."""
+
+    log_prob: Tensor
+    value: Tensor
+    reference: Tensor  # log-probabilities of the reference, or of the policy where there is none
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Log π - log π_ref: k1, whose mean over the policy's own tokens is the KL."""
+        return self.log_prob - self.reference
+
+
+@torch.no_grad()
+def judge(
+    policy: LanguagePolicy,
+    reference: LanguageModel | None,
+    sequences: Sequences,
+    sampling: Sampling,
+    micro_batch: int,
+    *,
+    critic: bool,
+) -> Judged:
+    """Evaluate every token as the update will, at most `micro_batch` sequences at a time."""
+    parts = []
+    for index in torch.split(torch.arange(len(sequences.tokens)), micro_batch):
+        part = sequences.select(index)
+        old = policy.evaluate(part, sampling, entropy=False, value=critic)
+        ref = old.log_prob
+        if reference is not None:
+            ref = reference.log_prob(part, sampling, policy.stops)
+        parts.append((old.log_prob, old.value, ref))
+    return Judged(*(torch.cat(x) for x in zip(*parts, strict=True)))
+
+
+def check_drawn(by_sampler: Tensor, judged: Judged) -> float:
+    """The largest gap between the sampler's log-probabilities and the update's, in nats.
+
+    Raises `TrainingError` where they are not the same policy's: then no ratio means anything.
+    """
+    gap = float((by_sampler - judged.log_prob).abs().max())
+    if not gap <= TOLERANCE * max(1.0, float(by_sampler.abs().max())):
+        raise TrainingError(
+            f"log-probabilities in sampling and in the update differ by {gap:.2g} nats: this "
+            "model's cache, positions or padding do not work as they should"
+        )
+    return gap
+
+
+def shaped(
+    score: Tensor, dense: Tensor, log_ratio: Tensor, beta: float, response: Tensor
+) -> Tensor:
+    """r_t = dense_t - β (log π - log π_ref)_t, and the score in the last token; 0 in padding.
+
+    Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, token by token. score: [N]; the others [N, R].
+    """
+    reward = torch.where(response, dense - beta * log_ratio, 0)
+    last = (response.sum(-1) - 1).unsqueeze(-1)
+    return reward.scatter_add(-1, last, score.unsqueeze(-1))
+
+
+def prepare(algorithm: PPO, sequences: Sequences, judged: Judged, reward: Tensor) -> Batch:
+    """A row per token of the completions, in order of sequence, then of time. reward: [N, R].
+
+    Advantages run backwards in each completion from its last token, which ends an episode: being
+    cut off at the longest length is part of the task, so nothing is expected after it.
+    """
+    response = sequences.response
+    real, ends = response.t(), torch.zeros_like(response)
+    ends[torch.arange(len(response)), response.sum(-1) - 1] = True
+    terminated = ends.t()
+
+    def laid_out(x: Tensor) -> Tensor:
+        """[B] -> [R, N], 0 in padding."""
+        return (
+            torch.zeros(response.shape, dtype=x.dtype, device=x.device)
+            .masked_scatter(response, x)
+            .t()
+        )
+
+    def flat(x: Tensor) -> Tensor:
+        return x.t()[response]
+
+    value = laid_out(judged.value if algorithm.critic else torch.zeros_like(judged.value))
+    following = torch.cat([value[1:], torch.zeros_like(value[:1])])
+    delta = td_error(
+        torch.where(real, reward.t().to(value), 0), value, following, terminated, algorithm.gamma
+    )
+    advantage = estimate(algorithm, algorithm.advantage, delta, terminated)
+    other = algorithm.value_target
+    same = other in ("same", algorithm.advantage)
+    target = value + (advantage if same else estimate(algorithm, other, delta, terminated))
+    episode = torch.arange(len(response), device=value.device).repeat_interleave(sequences.lengths)
+    nothing = judged.log_prob.new_empty(len(episode), 0)
+    tokens = drawn(sequences)
+    return Batch(
+        obs=sequences.positions[:, -response.shape[-1] :][
+            response
+        ],  # what stands before is in `sequences`
+        action=tokens,
+        log_prob=judged.log_prob,
+        parameters=nothing,
+        value=flat(value),
+        advantage=normalized(algorithm, flat(advantage), episode),
+        target=flat(target),
+        episode=episode,
+        stretch=episode,
+        carry=nothing,
+    )

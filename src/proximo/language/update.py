@@ -1,0 +1,168 @@
+"""The gradient steps of PPO on completions, in micro-batches that change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from proximo.algorithms.engines import clip_gradient
+from proximo.algorithms.ppo import PPO
+from proximo.functional.kl import k2, k3
+from proximo.functional.masked import explained_variance, masked_mean, standardize
+from proximo.language.config import KLConfig, Sampling
+from proximo.language.data import Sequences
+from proximo.language.model import LanguagePolicy
+from proximo.nets.actor_critic import Evaluation
+from proximo.nets.optimizer import FlatOptimizer
+from proximo.types import Batch, Metrics
+
+Gradient = Callable[[], Tensor | None]
+"""Adds to the gradient, and returns the loss it belongs to."""
+
+
+def rows_of(batch: Batch, sequences: Tensor) -> Tensor:
+    """The rows of these sequences in a batch, sequence after sequence. [b]."""
+    counts = torch.bincount(batch.episode)
+    ends = counts.cumsum(0)
+    own = counts[sequences]
+    # Where each begins, less where it is put: what to add to 0, 1, 2, ...
+    shift = (ends - counts)[sequences] - (own.cumsum(0) - own)
+    return torch.arange(int(own.sum()), device=ends.device) + shift.repeat_interleave(own)
+
+
+def add_gradient(
+    algorithm: PPO,
+    policy: LanguagePolicy,
+    sequences: Sequences,
+    batch: Batch,
+    chosen: Tensor,
+    sampling: Sampling,
+    coefficients: Mapping[str, float],
+    micro_batch: int,
+    reference: Tensor,
+    kl: KLConfig,
+    beta: float,
+) -> dict[str, Tensor]:
+    """Add the gradient of a minibatch to the parameters'; returns the terms of its loss.
+
+    L = 1/B Σ over its B tokens, whatever the micro-batches: each of them weighs as many tokens as
+    it has. chosen: [n] the minibatch's sequences; reference: log-probabilities [batch].
+    """
+    rows = rows_of(batch, chosen)
+    if algorithm.normalize_advantage == "minibatch":
+        advantage = batch.advantage.clone()
+        advantage[rows] = standardize(advantage[rows])
+        batch = dataclasses.replace(batch, advantage=advantage)
+    # The loss is control's own. Its advantages are those above, not each micro-batch's.
+    plain = dataclasses.replace(algorithm, normalize_advantage="none")
+    totals: dict[str, Tensor] = {}
+    for part in torch.split(chosen, micro_batch):
+        own = rows_of(batch, part)
+        piece, share = batch[own], len(own) / len(rows)
+        new = policy.evaluate(
+            sequences.select(part),
+            sampling,
+            entropy=algorithm.values_entropy,
+            value=algorithm.critic,
+        )
+        loss, terms = plain.loss_of(policy, new, piece, coefficients)  # type: ignore[arg-type]
+        if kl.where == "loss" and beta:
+            # k3's samples are of its second argument: here the policy's, so the reference is first.
+            toward = reference[own]
+            each = k2(new.log_prob, toward) if kl.estimator == "k2" else k3(toward, new.log_prob)
+            terms["kl_loss"] = masked_mean(each)
+            loss = loss + beta * terms["kl_loss"]
+        (share * loss).backward()  # type: ignore[no-untyped-call]
+        for name, term in {**terms, "loss": loss}.items():
+            totals[name] = totals.get(name, 0.0) + share * term.detach()
+    return totals
+
+
+def descend(
+    algorithm: PPO,
+    policy: LanguagePolicy,
+    optimizer: FlatOptimizer,
+    sequences: Sequences,
+    batch: Batch,
+    generator: torch.Generator,
+    *,
+    sampling: Sampling,
+    coefficients: dict[str, float],
+    micro_batch: int,
+    reference: Tensor,
+    kl: KLConfig,
+    beta: float,
+    also: Gradient,
+) -> Metrics:
+    """K epochs of minibatches of sequences; ends early by `target_kl`. Returns what to report."""
+    count = len(sequences.tokens)
+    size = {"shuffled": algorithm.minibatch_size, "episodes": 1, "whole": count}
+    totals: dict[str, Tensor] = {}
+    steps = epochs = 0
+    for _ in range(algorithm.epochs):
+        order = torch.arange(count)
+        if algorithm.minibatches == "shuffled":
+            order = torch.randperm(count, generator=generator)
+        order = order.to(batch.log_prob.device)
+        for chosen in torch.split(order, size[algorithm.minibatches]):
+            for flat in optimizer.flats:
+                flat.grad.zero_()  # type: ignore[union-attr]
+            terms = add_gradient(
+                algorithm,
+                policy,
+                sequences,
+                batch,
+                chosen,
+                sampling,
+                coefficients,
+                micro_batch,
+                reference,
+                kl,
+                beta,
+            )
+            if (extra := also()) is not None:
+                terms["ptx_loss"] = extra
+            terms["grad_norm"] = clip_gradient(optimizer.flats, algorithm.max_grad_norm)
+            optimizer.step()
+            steps += 1
+            for name, term in terms.items():
+                totals[name] = totals.get(name, 0.0) + term.detach()
+        epochs += 1
+        if algorithm.target_kl is not None:
+            now = after(policy, sequences, sampling, micro_batch)
+            if float(masked_mean(k3(now, batch.log_prob))) > algorithm.target_kl:
+                break
+    metrics = {name: float(total) / steps for name, total in totals.items()}
+    return {**metrics, "epochs": epochs, "gradient_steps": steps}
+
+
+@torch.no_grad()
+def after(
+    policy: LanguagePolicy, sequences: Sequences, sampling: Sampling, micro_batch: int
+) -> Tensor:
+    """Log-probabilities of all tokens by the policy as it stands. [B]."""
+    parts = torch.split(torch.arange(len(sequences.tokens)), micro_batch)
+    return torch.cat(
+        [
+            policy.evaluate(sequences.select(part), sampling, entropy=False, value=False).log_prob
+            for part in parts
+        ]
+    )
+
+
+def readings(
+    algorithm: PPO,
+    policy: LanguagePolicy,
+    batch: Batch,
+    now: Tensor,
+    coefficients: dict[str, float],
+) -> Metrics:
+    """KL(old, new), the share beyond the clip, and how much of the targets values explained."""
+    new = Evaluation(now, None, batch.value, None)  # type: ignore[arg-type]
+    found = algorithm.read(policy, new, batch, coefficients)  # type: ignore[arg-type]
+    if algorithm.critic:
+        found["explained_variance"] = explained_variance(batch.value, batch.target)
+    return {name: float(value) for name, value in found.items()}

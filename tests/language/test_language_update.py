@@ -1,0 +1,255 @@
+"""Rewards, advantages and gradients of tokens, against control's and against those by hand."""
+
+import copy
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from proximo.algorithms.ppo import PPO
+from proximo.collect import collect
+from proximo.envs.config import EnvConfig
+from proximo.language import TOKENS, KLConfig, Sampling, tiny
+from proximo.language.data import Sequences
+from proximo.language.experience import Judged, judge, prepare, shaped
+from proximo.language.generate import generate
+from proximo.language.model import LanguagePolicy
+from proximo.language.update import add_gradient, rows_of
+from proximo.nets.config import NetConfig
+from proximo.run.config import Config, RolloutConfig, RunConfig
+from proximo.run.session import Session
+
+TOKENS_THERE, LONGEST = 10, 6
+WORTH = np.random.default_rng(0).normal(size=(TOKENS_THERE, TOKENS_THERE)).astype(np.float32)
+PROMPTS = [[2], [3, 4, 5], [9, 8], [2, 2]] * 8
+
+
+@pytest.fixture(scope="module")
+def scene():
+    """A policy, completions of it, and what the old policy made of them."""
+    lm = tiny(["abcdefgh"], width=32, context=32, seed=3)
+    policy = LanguagePolicy(lm, (0,))
+    torch.nn.init.normal_(policy.value_head.weight, std=0.2)
+    sampling = Sampling(max_tokens=9, temperature=0.8)
+    drawn = generate(lm, PROMPTS, sampling, (0,), torch.Generator().manual_seed(1))
+    reference = tiny(["abcdefgh"], width=32, context=32, seed=4)
+    old = judge(policy, reference, drawn.sequences, sampling, 64, critic=True)
+    return policy, drawn.sequences, old, sampling
+
+
+def batch_of(scene, algorithm):
+    _, sequences, old, _ = scene
+    score = torch.linspace(-1, 1, len(PROMPTS))
+    ratio = torch.zeros(sequences.response.shape).masked_scatter(sequences.response, old.log_ratio)
+    reward = shaped(score, torch.zeros_like(ratio), ratio, 0.1, sequences.response)
+    return prepare(algorithm, sequences, old, reward)
+
+
+def gradient(scene, algorithm, micro, kl=None, chosen=None):
+    policy, sequences, old, sampling = scene
+    moved = copy.deepcopy(policy)
+    with torch.no_grad():  # away from the old policy, so that ratios and clips matter
+        for p in moved.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7)))
+    chosen = torch.arange(len(PROMPTS)) if chosen is None else chosen
+    terms = add_gradient(
+        algorithm,
+        moved,
+        sequences,
+        batch_of(scene, algorithm),
+        chosen,
+        sampling,
+        algorithm.coefficients(0.0),
+        micro,
+        old.reference,
+        kl or KLConfig(),
+        0.3,
+    )
+    gradients = torch.cat([p.grad.reshape(-1) for p in moved.parameters() if p.grad is not None])
+    return gradients, terms
+
+
+@pytest.mark.parametrize("normalize", ["batch", "minibatch", "episode", "none"])
+@pytest.mark.parametrize(
+    "kl", [KLConfig(), KLConfig(where="loss"), KLConfig(where="loss", estimator="k3")]
+)
+def test_micro_batches_change_nothing(scene, normalize, kl):
+    algorithm = dataclasses.replace(
+        TOKENS, normalize_advantage=normalize, entropy_coef=0.01, clip_high=0.3, dual_clip=3.0
+    )
+    whole, terms = gradient(scene, algorithm, 32, kl)
+    assert whole.norm() > 0.01
+    for micro in (1, 4, 7):
+        parts, same = gradient(scene, algorithm, micro, kl)
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+        for name, term in terms.items():
+            torch.testing.assert_close(same[name], term, rtol=1e-5, atol=1e-5)
+
+
+def test_a_minibatch_is_the_mean_over_its_own_tokens(scene):
+    chosen = torch.tensor([5, 0, 17])
+    whole, _ = gradient(scene, TOKENS, 32, chosen=chosen)
+    lengths = scene[1].lengths[chosen]
+    single = [gradient(scene, TOKENS, 1, chosen=chosen[i : i + 1])[0] for i in range(3)]
+    expected = sum(n * g for n, g in zip(lengths, single, strict=True)) / lengths.sum()
+    torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_sequences(scene):
+    batch = batch_of(scene, TOKENS)
+    rows = rows_of(batch, torch.tensor([3, 1, 4]))
+    expected = [int(i) for s in (3, 1, 4) for i in (batch.episode == s).nonzero()]
+    assert rows.tolist() == expected
+
+
+@pytest.mark.parametrize("advantage", ["gae", "n-step", "td0", "monte-carlo"])
+def test_masked_advantages_are_those_of_each_sequence_alone(scene, advantage):
+    algorithm = dataclasses.replace(
+        TOKENS, gamma=0.97, lam=0.9, advantage=advantage, n=3, normalize_advantage="none"
+    )
+    _, sequences, old, _ = scene
+    whole = batch_of(scene, algorithm)
+    score = torch.linspace(-1, 1, len(PROMPTS))
+    for i in range(len(PROMPTS)):
+        own = whole.episode == i
+        alone = sequences.select(torch.tensor([i]))
+        part = Judged(old.log_prob[own], old.value[own], old.reference[own])
+        reward = shaped(
+            score[i : i + 1], torch.zeros(1, 1), part.log_ratio[None], 0.1, alone.response
+        )
+        single = prepare(algorithm, alone, part, reward)
+        torch.testing.assert_close(whole.advantage[own], single.advantage)
+        torch.testing.assert_close(whole.target[own], single.target)
+
+
+def test_rewards_and_gae_by_hand():
+    sequences = Sequences.join([[2], [2, 3]], [[4, 5, 0], [6]])
+    response = sequences.response
+    ratio = torch.tensor([[0.1, 0.2, 0.3], [0.4, 9.0, 9.0]])
+    reward = shaped(torch.tensor([1.0, -1.0]), torch.zeros(2, 3), ratio, 0.5, response)
+    expected = torch.tensor([[-0.05, -0.1, 0.85], [-1.2, 0.0, 0.0]])
+    torch.testing.assert_close(reward, expected)
+    value = torch.tensor([0.5, 0.2, 0.1, -0.3])
+    algorithm = PPO(gamma=0.9, lam=0.8, normalize_advantage="none")
+    batch = prepare(algorithm, sequences, Judged(value, value, value), reward)
+    d = [-0.05 + 0.9 * 0.2 - 0.5, -0.1 + 0.9 * 0.1 - 0.2, 0.85 - 0.1]
+    a1 = d[1] + 0.72 * d[2]
+    expected = torch.tensor([d[0] + 0.72 * a1, a1, d[2], -1.2 + 0.3])
+    torch.testing.assert_close(batch.advantage, expected)
+    assert batch.action.tolist() == [4, 5, 0, 6]
+
+
+def test_whitening_leaves_padding_out(scene):
+    advantage = batch_of(scene, TOKENS).advantage
+    assert abs(float(advantage.mean())) < 1e-6
+    assert float(advantage.std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+class Bigrams(gym.Env):
+    """The token world: one sees the last token, and says the next; 0 ends it, and so does time."""
+
+    observation_space = gym.spaces.Box(0, 1, (TOKENS_THERE,), np.float32)
+    action_space = gym.spaces.Discrete(TOKENS_THERE)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.last, self.time = int(self.np_random.integers(1, TOKENS_THERE)), 0
+        return self.see(), {}
+
+    def see(self):
+        return np.eye(TOKENS_THERE, dtype=np.float32)[self.last]
+
+    def step(self, action):
+        reward = float(WORTH[self.last, action])
+        self.last, self.time = int(action), self.time + 1
+        return self.see(), reward, action == 0 or self.time == LONGEST, False, {}
+
+
+class Bigram(torch.nn.Module):
+    """Control's network as a language model that looks at the last token alone."""
+
+    def __init__(self, control):
+        super().__init__()
+        self.control = control
+        self.width = control.baseline.in_features
+
+    def read(self, sequences):
+        last = sequences.tokens[:, :-1][:, -sequences.response.shape[-1] :]
+        seen = torch.eye(TOKENS_THERE)[last[sequences.response]]
+        features = self.control.actor(seen)
+        return self.control.logits(features), features
+
+
+@pytest.mark.parametrize("normalize", ["minibatch", "batch", "none"])
+def test_a_token_world_gives_the_gradient_of_the_same_world_in_control(normalize):
+    algorithm = PPO(
+        gamma=0.9,
+        lam=0.8,
+        entropy_coef=0.02,
+        value_loss="clipped",
+        normalize_advantage=normalize,
+        clip_high=0.3,
+    )
+    config = Config(
+        algorithm=algorithm,
+        rollout=RolloutConfig(episodes=12),
+        env=EnvConfig(worlds=3, check=False),
+        net=NetConfig(hidden=(8,), trunk="shared", policy_gain=1.0),
+        run=RunConfig(engine="torch", seed=2),
+    )
+    with Session(config, source=Bigrams) as session:
+        state = session.state
+        rollout = collect(session.worlds, state, config.env, steps=256, episodes=12)
+        batch = algorithm.prepare(state, rollout)
+        control = copy.deepcopy(state.policy)
+    policy = LanguagePolicy(Bigram(copy.deepcopy(control)), ())
+    policy.value_head = policy.lm.control.baseline
+
+    rows = [(batch.episode == i).nonzero().view(-1) for i in range(12)]
+    seen = batch.obs.argmax(-1)
+    sequences = Sequences.join(
+        [[5] * i + [int(seen[r[0]])] for i, r in enumerate(rows)],  # what stood before is no matter
+        [batch.action[r].tolist() for r in rows],
+    )
+    assert len(set(sequences.lengths.tolist())) > 2
+    worth = torch.zeros(sequences.response.shape)
+    worth[sequences.response] = torch.tensor(WORTH)[seen, batch.action]
+    with torch.no_grad():
+        old = policy.evaluate(sequences, Sampling(), entropy=False)
+        judged = Judged(old.log_prob, old.value, old.log_prob)
+    own = prepare(algorithm, sequences, judged, worth)
+    for name in ("action", "log_prob", "value", "advantage", "target", "episode"):
+        torch.testing.assert_close(getattr(own, name), getattr(batch, name))
+
+    with torch.no_grad():  # by the same way from the old policy, in both
+        for one, other in zip(control.parameters(), policy.lm.control.parameters(), strict=True):
+            step = 0.2 * torch.randn(one.shape, generator=torch.Generator().manual_seed(1))
+            one.add_(step)
+            other.add_(step)
+    for parameter in control.parameters():
+        parameter.grad = None
+    coefficients = algorithm.coefficients(0.0)
+    loss, _ = algorithm.loss(control, batch, coefficients)
+    loss.backward()
+    terms = add_gradient(
+        algorithm,
+        policy,
+        sequences,
+        own,
+        torch.arange(12),
+        Sampling(),
+        coefficients,
+        5,
+        old.log_prob,
+        KLConfig(coef=0),
+        0.0,
+    )
+    torch.testing.assert_close(terms["loss"], loss.detach())
+    gradients = {name: p.grad for name, p in control.named_parameters()}
+    for name, parameter in policy.lm.control.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name])
+    assert gradients["logits.weight"].norm() > 0.01
