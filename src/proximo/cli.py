@@ -15,6 +15,7 @@ VERBS = {
     "plot": ("plotting", "Draw learning curves of one or more runs."),
     "export": ("exporting", "Write a trained policy as an ONNX file, which acts without PyTorch."),
     "check": ("checking", "Play a world of your own at random, and say what is wrong with it."),
+    "lm": ("lm", "Language models: fine-tuning, reward models, PPO with a KL penalty."),
     "compare": ("comparing", "Train several algorithms with several seeds, and compare scores."),
 }
 """Verb -> (module of `proximo.commands`, what it does)."""

@@ -1,0 +1,195 @@
+"""A stage of training from its settings to its result: the loop, its folder, exact resume."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import orjson
+import torch
+from torch import Tensor, nn
+
+from proximo.functional.moments import no_moments
+from proximo.language.config import TrainingConfig
+from proximo.language.model import LanguageModel
+from proximo.nets.optimizer import FlatOptimizer
+from proximo.run.callbacks import SAVE_INTERVAL
+from proximo.run.checkpoint import Checkpoint, own_copy, write
+from proximo.run.folder import RunFolder
+from proximo.types import Metrics, Moments, UsageError
+
+Row = dict[str, Any]
+
+
+class Display(Protocol):
+    """What shows the progress of a run."""
+
+    def show(self, row: Row) -> None:
+        """Take in the row of the update that has just ended."""
+
+
+class Learner(ABC):
+    """All that changes while a stage trains, and what one update of it does."""
+
+    stage: str
+
+    def __init__(self, module: nn.Module, optimizer: FlatOptimizer, run: TrainingConfig) -> None:
+        self.module, self.optimizer, self.run = module, optimizer, run
+        self.generators: dict[str, torch.Generator] = {}
+        self.counters: dict[str, Any] = {"updates": 0, "tokens": 0, "horizon": run.updates}
+        self.moments = no_moments()
+        """Of all scores so far."""
+        self.samples: list[Row] = []
+        """A few completions of the last update."""
+        self.final: Metrics = {}
+        """What is measured once, at the end."""
+
+    @property
+    def updates(self) -> int:
+        return int(self.counters["updates"])
+
+    @property
+    def progress(self) -> float:
+        """Share of the updates that are done, in [0, 1]: the argument of every schedule."""
+        return min(1.0, self.updates / float(self.counters["horizon"]))
+
+    @property
+    @abstractmethod
+    def lm(self) -> LanguageModel:
+        """The language model in it."""
+
+    @abstractmethod
+    def update(self) -> Metrics:
+        """Train once; returns what to report."""
+
+    def finish(self) -> None:  # noqa: B027 most stages have nothing to do
+        """What is done once, after the last update."""
+
+    def save(self, folder: RunFolder, name: str | int, digest: str, *, finished: bool) -> None:
+        """Write a checkpoint: everything that the next update depends on."""
+        tensors = {f"policy.{name}": x for name, x in self.module.state_dict().items()}
+        for index, record in enumerate(self.optimizer.records):
+            tensors |= {f"optimizer.{index}.{name}": x for name, x in record.items()}
+        tensors |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
+        tensors |= {f"moments.{name}": x for name, x in self.moments._asdict().items()}
+        about = {
+            "stage": self.stage,
+            "counters": self.counters,
+            "data": digest,
+            "finished": finished,
+        }
+        write(folder.checkpoint(name), {n: own_copy(x) for n, x in tensors.items()}, about)
+
+    def load(self, saved: Checkpoint, digest: str) -> None:
+        """Go on from a checkpoint. Raises `UsageError` if it is of other data."""
+        if saved.record["data"] != digest:
+            raise UsageError(
+                "the data are not those that this run began with: give the same, or begin a new run"
+            )
+        saved.load_policy(self.module)
+        for index, record in enumerate(self.optimizer.records):
+            for name, tensor in record.items():
+                tensor.copy_(saved.tensors[f"optimizer.{index}.{name}"])
+        for name, generator in self.generators.items():
+            generator.set_state(saved.tensors[f"generator.{name}"])
+        self.moments = Moments(*(saved.tensors[f"moments.{name}"] for name in Moments._fields))
+        self.counters = dict(saved.record["counters"])
+
+
+Callback = Callable[[Learner, list[Row], Metrics], bool | None]
+"""Called with (learner, samples, metrics) after each update; True ends the training."""
+
+
+def train(
+    learner: Learner,
+    run: TrainingConfig,
+    folder: RunFolder | None,
+    digest: str,
+    callbacks: Sequence[Callback],
+    display: Display | None,
+) -> list[Row]:
+    """Update until the run is over or a callback ends it; returns the rows that were logged."""
+    rows = folder.cut_metrics(learner.updates, run.log_every) if folder else []
+    _cut_samples(folder, learner.updates)
+    begin = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
+    due, stopped, row = 0.0, False, {}
+    if folder and not learner.updates:
+        for name in (0, "last"):
+            learner.save(folder, name, digest, finished=False)
+    try:
+        while learner.updates < run.updates and not stopped:
+            metrics = learner.update()
+            learner.counters["updates"] += 1
+            stopped = any([call(learner, learner.samples, metrics) for call in callbacks])  # noqa: C419 each is called
+            row = {
+                "update": learner.updates,
+                "tokens": learner.counters["tokens"],
+                **metrics,
+                "seconds": round(time.perf_counter() - begin, 3),
+            }
+            if learner.updates % run.log_every == 0:
+                rows.append(row)
+                _write(folder, row, learner.samples)
+            if display:
+                display.show(row)
+            if folder and run.save_every and learner.updates % run.save_every == 0:
+                learner.save(folder, learner.updates, digest, finished=False)
+            if folder and time.monotonic() >= due:
+                start = time.monotonic()
+                learner.save(folder, "last", digest, finished=False)
+                now = time.monotonic()
+                due = now + max(SAVE_INTERVAL, 100 * (now - start))
+        if finished := learner.updates >= run.updates:
+            learner.finish()
+        if folder:
+            learner.save(folder, "last", digest, finished=finished)
+            _write_result(folder, learner, row, finished=finished)
+    except BaseException:
+        if folder and learner.updates:
+            folder.note(traceback.format_exc())
+        elif folder:
+            folder.remove()
+        raise
+    return rows
+
+
+def _write(folder: RunFolder | None, row: Row, samples: list[Row]) -> None:
+    if folder is None:
+        return
+    with folder.metrics_file.open("ab") as file:
+        file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+    with (folder.path / "samples.jsonl").open("ab") as file:
+        for sample in samples:
+            line = {"update": row["update"], **sample}
+            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _cut_samples(folder: RunFolder | None, update: int) -> None:
+    """Drop the samples of updates that will be made again."""
+    if folder is None or not (file := folder.path / "samples.jsonl").is_file():
+        return
+    lines = file.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n")]
+    file.write_bytes(b"".join(x for x in kept if orjson.loads(x)["update"] <= update))
+
+
+def _write_result(folder: RunFolder, learner: Learner, row: Row, *, finished: bool) -> None:
+    folder.write_result(
+        {
+            "stopped_by": "updates" if finished else "callback",
+            "updates": learner.updates,
+            "tokens": learner.counters["tokens"],
+            "seconds": row.get("seconds", 0.0),
+            **learner.final,
+        }
+    )
+    if finished and learner.stage != "reward":
+        learner.lm.save(folder.path / "model")
+
+
+def mean_of(values: Tensor) -> float:
+    """For readings."""
+    return float(values.double().mean())

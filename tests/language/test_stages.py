@@ -1,0 +1,401 @@
+"""The three stages learn what they should, are the same after a break, and refuse early."""
+
+import dataclasses
+import json
+import math
+import random
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from proximo import PPO, Schedule, UsageError
+from proximo.language import (
+    TOKENS,
+    Fitting,
+    KLConfig,
+    ModelConfig,
+    PTXConfig,
+    Sampling,
+    ScoreConfig,
+    TrainingConfig,
+    fit_reward,
+    load_model,
+    load_reward,
+    ppo,
+    sft,
+    tiny,
+)
+from proximo.language.config import read_stage
+from proximo.language.data import Sequences
+from proximo.language.model import Blueprint
+from proximo.run.checkpoint import Checkpoint
+from proximo.types import TrainingError
+
+SMALL = {"layers": 1, "width": 16, "heads": 2, "context": 16}
+SHORT = Sampling(max_tokens=4)
+FEW = TrainingConfig(updates=6, sequences=8, micro_batch=3, seed=5)
+QUICK = dataclasses.replace(TOKENS, learning_rate=1e-3, minibatch_size=4, epochs=2)
+
+
+def count_a(completions):
+    return [text.count("a") for text in completions]
+
+
+def rows_without_time(result):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in result.rows]
+
+
+def same_weights(one, other):
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(n == m and torch.equal(x, y) for (n, x), (m, y) in pairs)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_bandit_of_64_tokens_is_solved_in_100_updates(seed):
+    arms = [chr(0x4E00 + i) for i in range(64)]
+    lm = tiny(["?", *arms], layers=1, width=32, heads=2, context=4, seed=seed)
+    result = ppo(
+        lm,
+        ["?"],
+        lambda completions: [float(text == arms[17]) for text in completions],
+        updates=100,
+        seed=seed,
+        sampling=Sampling(max_tokens=1),
+        kl=KLConfig(coef=0),
+        algorithm=dataclasses.replace(
+            TOKENS, learning_rate=Schedule.parse("linear:3e-3:3e-4"), minibatch_size=64
+        ),
+        run=TrainingConfig(sequences=64),
+    )
+    assert sum(result.scores[-10:]) / 10 >= 0.99
+
+
+WORDS = {"bad": -1, "poor": -1, "grim": -1, "good": 1, "fine": 1, "glad": 1, "so": 0, "was": 0}
+
+
+def sentence(draw):
+    return " ".join(draw.choices(list(WORDS), k=5))
+
+
+def worth(text):
+    return sum(WORDS.get(word, 0) for word in text.split())
+
+
+@pytest.fixture(scope="module")
+def texts():
+    draw = random.Random(0)
+    return [{"prompt": "it", "completion": " " + sentence(draw)} for _ in range(300)]
+
+
+@pytest.fixture(scope="module")
+def base(texts):
+    model = ModelConfig(layers=1, width=32, heads=2, context=32, symbols="words")
+    return sft(
+        model, texts, updates=150, seed=1, algorithm=Fitting(learning_rate=5e-3, held_out=0.1)
+    )
+
+
+@pytest.fixture(scope="module")
+def judge(base):
+    draw, pairs = random.Random(1), []
+    while len(pairs) < 600:
+        one, other = sentence(draw), sentence(draw)
+        if worth(one) != worth(other):
+            chosen, rejected = sorted((one, other), key=worth, reverse=True)
+            pairs.append({"prompt": "it", "chosen": " " + chosen, "rejected": " " + rejected})
+    algorithm = Fitting(learning_rate=3e-3, held_out=0.2)
+    return fit_reward(base, pairs, updates=120, seed=1, algorithm=algorithm)
+
+
+def test_fine_tuning_reaches_the_entropy_of_the_texts(base):
+    # 5 words of 8, each as likely, and 11 tokens: spaces and the end are certain.
+    assert base.final["held_out_loss"] == pytest.approx(5 * math.log(8) / 11, abs=0.1)
+    assert base.rows[0]["loss"] > 2
+    said = base.generate(["it"] * 50, Sampling(max_tokens=16))
+    assert sum(len(text.split()) == 5 for text in said) > 40
+
+
+def test_a_reward_model_tells_most_held_out_pairs_apart(judge):
+    assert judge.final["held_out_accuracy"] >= 0.85
+
+
+def test_scores_of_the_fitted_data_have_mean_0_and_deviation_1(judge):
+    assert float(judge.reward.std) > 0.1  # what was learned, before
+    tokenizer = judge.lm.tokenizer
+    draw = random.Random(2)
+    ids = [tokenizer(" " + sentence(draw))["input_ids"] + [0] for _ in range(400)]
+    with torch.no_grad():
+        scores = judge.reward(Sequences.join([tokenizer("it")["input_ids"]] * 400, ids))
+    assert abs(float(scores.mean())) < 0.3
+    assert float(scores.std()) == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("critic", ["shared", "reward"])
+def test_ppo_raises_the_hidden_score_near_the_model_that_it_began_as(base, judge, critic):
+    before = [worth(text) for text in base.generate(["it"] * 200, Sampling(max_tokens=14))]
+    spread = torch.tensor(before, dtype=torch.float64).std()
+    result = ppo(
+        base,
+        ["it"],
+        judge,
+        updates=25,
+        seed=1,
+        sampling=Sampling(max_tokens=14),
+        kl=KLConfig(coef=0.05),
+        score=ScoreConfig(missing_eos_penalty=1.0),
+        critic=critic,
+        algorithm=dataclasses.replace(TOKENS, learning_rate=1e-3, minibatch_size=32),
+        run=TrainingConfig(sequences=64, micro_batch=64),
+    )
+    after = [worth(text) for text in result.generate(["it"] * 200)]
+    gain = torch.tensor(after, dtype=torch.float64).mean() - sum(before) / 200
+    assert gain > 1.5 * spread
+    assert result.rows[-1]["kl"] < 10
+    assert result.rows[-1]["stopped"] > 0.9
+
+
+def run_ppo(run_dir, *, updates=6, resume=False, callbacks=(), **changes):
+    settings = {
+        "algorithm": QUICK,
+        "sampling": SHORT,
+        "kl": KLConfig(coef=0.1, target=0.5, horizon=20),
+        "score": ScoreConfig(normalize=True, clip=2.0, missing_eos_penalty=0.5),
+        "ptx": PTXConfig(),
+        **changes,
+    }
+    return ppo(
+        ModelConfig(**SMALL, critic="separate"),
+        ["ab", "c", "abc"],
+        count_a,
+        run=dataclasses.replace(FEW, updates=updates),
+        run_dir=run_dir,
+        resume=resume,
+        callbacks=callbacks,
+        **settings,
+    )
+
+
+def stop_after(updates):
+    return lambda learner, samples, metrics: learner.updates == updates
+
+
+@pytest.mark.parametrize("ptx", [False, True])
+def test_ppo_after_a_break_is_the_same_to_the_bit(tmp_path, ptx):
+    changes = {}
+    if ptx:
+        file = tmp_path / "texts.jsonl"
+        file.write_text(json.dumps({"prompt": "a", "completion": "bc"}) + "\n")
+        changes["ptx"] = PTXConfig(coef=0.5, data=str(file))
+    straight = run_ppo(tmp_path / "straight", **changes)
+    run_ppo(tmp_path / "broken", callbacks=[stop_after(3)], **changes)
+    resumed = run_ppo(tmp_path / "broken", resume=True, **changes)
+    assert rows_without_time(resumed) == rows_without_time(straight)
+    assert len(straight.rows) == 6
+    one, other = (
+        Checkpoint(tmp_path / name / "checkpoints/last.safetensors")
+        for name in ("straight", "broken")
+    )
+    assert one.record == other.record
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name]), name
+    samples = [(tmp_path / name / "samples.jsonl").read_bytes() for name in ("straight", "broken")]
+    assert samples[0] == samples[1]
+    assert straight.rows[0]["beta"] == 0.1
+    assert straight.rows[-1]["beta"] != 0.1
+
+
+@pytest.mark.parametrize("stage", [sft, fit_reward])
+def test_fitting_after_a_break_is_the_same_to_the_bit(tmp_path, stage):
+    data = [
+        {"prompt": "a", "completion": c, "chosen": c, "rejected": c + "a"}
+        for c in ("b", "cab", "ab", "bb", "ccc")
+    ]
+    algorithm = Fitting(batch_size=2, held_out=0.2, learning_rate=Schedule.parse("linear:1e-2:0"))
+
+    def run(name, **more):
+        return stage(
+            ModelConfig(**SMALL),
+            data,
+            run=FEW,
+            algorithm=algorithm,
+            run_dir=tmp_path / name,
+            **more,
+        )
+
+    straight = run("straight")
+    run("broken", callbacks=[stop_after(3)])
+    resumed = run("broken", resume=True)
+    assert rows_without_time(resumed) == rows_without_time(straight)
+    assert resumed.final == straight.final
+    assert same_weights(resumed.lm, straight.lm)
+
+
+def test_other_data_than_the_run_began_with_are_refused(tmp_path):
+    run_ppo(tmp_path / "run", callbacks=[stop_after(2)])
+    same = {"run": FEW, "algorithm": QUICK, "sampling": SHORT}
+    with pytest.raises(UsageError, match="not those that this run began with"):
+        ppo("tiny", ["ab"], count_a, run_dir=tmp_path / "run", resume=True, **same)
+
+
+def test_the_same_seed_gives_the_same_and_another_does_not():
+    one, other = run_ppo(None), run_ppo(None)
+    assert rows_without_time(one) == rows_without_time(other)
+    assert same_weights(one.lm, other.lm)
+    third = ppo(
+        ModelConfig(**SMALL),
+        ["ab", "c", "abc"],
+        count_a,
+        run=FEW,
+        seed=6,
+        algorithm=QUICK,
+        sampling=SHORT,
+    )
+    assert third.scores != one.scores
+
+
+def test_a_model_is_left_as_it_was():
+    lm = tiny(["abc"], **SMALL)
+    before = {name: x.clone() for name, x in lm.state_dict().items()}
+    result = ppo(lm, ["a"], count_a, algorithm=QUICK, sampling=SHORT, run=FEW)
+    assert all(torch.equal(x, before[name]) for name, x in lm.state_dict().items())
+    assert not same_weights(lm, result.lm)
+
+
+def test_what_a_run_leaves_can_be_loaded(tmp_path):
+    import transformers
+
+    result = run_ppo(tmp_path / "run")
+    again = load_model(tmp_path / "run")
+    assert same_weights(again, result.lm)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
+    assert same_weights(plain, result.lm.net)
+    result.save(tmp_path / "saved")
+    assert same_weights(load_model(tmp_path / "saved"), result.lm)
+    config = read_stage(tmp_path / "run" / "config.toml")
+    assert config == result.config
+    kept = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [row["score"] for row in kept] == result.scores
+    data = [{"prompt": "a", "chosen": "b", "rejected": "a"}]
+    judge = fit_reward(tmp_path / "run", data, updates=2, run_dir=tmp_path / "judge")
+    assert same_weights(load_reward(tmp_path / "judge"), judge.reward)
+    with pytest.raises(UsageError, match="no run of proximo lm reward"):
+        load_reward(tmp_path / "run")
+    with pytest.raises(UsageError, match="has no model to begin with"):
+        load_model(tmp_path / "judge")
+
+
+def test_at_an_enormous_kl_the_policy_stays():
+    lm = tiny(["abc"], **SMALL)
+    free, held = (
+        ppo(
+            lm,
+            ["a", "b"],
+            count_a,
+            updates=15,
+            algorithm=QUICK,
+            sampling=SHORT,
+            kl=KLConfig(coef=coef, where=where),
+            run=dataclasses.replace(FEW, sequences=32),
+        ).rows[-1]["kl"]
+        for coef, where in ((0.001, "reward"), (20.0, "loss"))
+    )
+    assert free > 5 * abs(held)
+
+
+def test_ptx_keeps_what_was_known(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "completion": "bcbc"}) + "\n")
+    losses = [
+        run_ppo(None, updates=20, ptx=PTXConfig(coef=coef, data=str(file))).rows
+        for coef in (1e-6, 1.0)
+    ]
+    without, with_it = ([row["ptx_loss"] for row in rows] for rows in losses)
+    assert with_it[-1] < 0.8 * with_it[0]
+    assert with_it[-1] < without[-1] - 0.1
+
+
+def test_an_update_ends_early_by_the_kl():
+    algorithm = dataclasses.replace(QUICK, learning_rate=0.03, target_kl=1e-4, epochs=5)
+    rows = run_ppo(None, algorithm=algorithm).rows
+    assert {row["epochs"] for row in rows} == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sampling": Sampling(top_k=3)}, "sampling.top_k is 3, but PPO needs"),
+        ({"sampling": Sampling(top_p=0.9)}, "sampling.top_p is 0.9, but PPO needs"),
+        ({"sampling": Sampling(max_tokens=15)}, "row 1 .* 2 tokens and 15 to be drawn"),
+        ({"sampling": Sampling(stop=("zz",))}, "no single token"),
+        ({"algorithm": PPO(normalize_reward=True)}, "use score.normalize"),
+        ({"algorithm": PPO(desired_kl=0.1)}, "use target_kl"),
+        ({"algorithm": PPO()}, "minibatch_size is 64, but an update has only 8"),
+        ({"ptx": PTXConfig(coef=1.0)}, "belong together"),
+        ({"ptx": PTXConfig(coef=1.0, data="none.jsonl")}, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(monkeypatch, tmp_path, changes, said):
+    def build(self, seed, *, random=False):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Blueprint, "build", build)
+    with pytest.raises(UsageError, match=said):
+        run_ppo(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "data", "said"),
+    [
+        (sft, [{"prompt": "a"}], "has no 'completion'"),
+        (fit_reward, [{"prompt": "a", "chosen": "b"}], "has no 'rejected'"),
+        (sft, [{"prompt": "a", "completion": "b" * 20}], "has 22 tokens, but the model reads 16"),
+    ],
+)
+def test_missing_columns_and_long_texts(stage, data, said):
+    with pytest.raises(UsageError, match=said):
+        stage(ModelConfig(**SMALL), data, updates=1)
+
+
+def test_a_reward_that_fails_later_keeps_the_run(tmp_path):
+    calls = []
+
+    def reward(completions):
+        calls.append(1)
+        return [float("nan") if len(calls) == 3 else 0.0 for _ in completions]
+
+    def run(name, **more):
+        return ppo(
+            ModelConfig(**SMALL),
+            ["a"],
+            reward,
+            run=FEW,
+            algorithm=QUICK,
+            sampling=SHORT,
+            run_dir=tmp_path / name,
+            **more,
+        )
+
+    with pytest.raises(TrainingError, match="must be finite"):
+        run("run")
+    assert run("run", resume=True).rows[-1]["update"] == 6
+    calls[:] = [1, 1]
+    with pytest.raises(UsageError, match="must be finite"):
+        run("other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_models_that_are_not_there(tmp_path):
+    with pytest.raises(UsageError, match="there is no model 'nowhere'"):
+        sft("nowhere", [{"prompt": "a", "completion": "b"}], updates=1)
+    with pytest.raises(UsageError, match="critic is reward, but no reward"):
+        ppo(ModelConfig(critic="reward"), ["a"], count_a, updates=1)
+
+
+def test_a_run_of_another_stage_does_not_go_on(tmp_path):
+    run_ppo(tmp_path / "run", callbacks=[stop_after(1)])
+    with pytest.raises(UsageError, match="is a run of ppo, not of sft"):
+        sft("tiny", [{"prompt": "a", "completion": "b"}], run_dir=tmp_path / "run", resume=True)
