@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip("transformers")
 
-from proximo.language import Sampling, tiny
+from proximo.language import LanguageModel, Sampling, tiny
 from proximo.language.data import Sequences
 from proximo.language.experience import check_drawn, judge
 from proximo.language.generate import generate
 from proximo.language.model import LanguagePolicy, Tokenizer, distribution
-from proximo.types import TrainingError
+from proximo.types import TrainingError, UsageError
 
 TEXT = "abcdefgh"
 PROMPTS = [[2], [3, 4, 5], [9, 8, 7, 6, 5, 4], [2, 2], [4, 6, 8, 9, 3]]
@@ -196,3 +196,47 @@ def test_dropout_stays_off(lm):
     policy = LanguagePolicy(copy.deepcopy(lm), (0,)).train()
     assert not any(m.training for m in policy.lm.modules())
     assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.lm.modules())
+
+
+SIZES = {
+    "vocab_size": 10,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+def make(kind, lm, **more):
+    """A small model of another architecture, with a tokenizer that fits it."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SIZES, **more)
+    return LanguageModel(transformers.AutoModelForCausalLM.from_config(config), lm.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("Llama", {"num_key_value_heads": 2}),
+        ("Qwen3", {"num_key_value_heads": 2, "head_dim": 8}),
+        ("Gemma2", {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}),
+        ("GPTNeoX", {}),
+    ],
+)
+def test_other_architectures_agree_too(lm, kind, more):
+    other = make(kind, lm, **more)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2.0)
+    sampling = Sampling(max_tokens=12, temperature=0.7)
+    drawn = draw(other, sampling)
+    old = judged(other, drawn, sampling, 2)
+    torch.testing.assert_close(drawn.log_prob, old.log_prob, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_takes_no_positions_is_refused(lm):
+    with pytest.raises(UsageError, match="BloomForCausalLM takes no position_ids"):
+        make("Bloom", lm)

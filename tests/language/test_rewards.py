@@ -28,7 +28,7 @@ def weigh(lm, *rewards, weights=()):
     prompts = EXAMPLES.prompts(tokenizer)
     sequences = Sequences.join(prompts, [[4, 5, 0], [3]])
     drawn = Completions(sequences, torch.zeros(4), torch.tensor([True, False]))
-    return Judge(rewards, weights, EXAMPLES)(ROWS, drawn, prompts, tokenizer, 1, UsageError)
+    return Judge(rewards, weights, EXAMPLES)(ROWS, prompts, drawn, tokenizer, 1, UsageError)
 
 
 def test_a_reward_is_handed_texts_ids_and_columns(lm):

@@ -63,7 +63,7 @@ def test_a_bandit_of_64_tokens_is_solved_in_100_updates(seed):
         updates=100,
         seed=seed,
         sampling=Sampling(max_tokens=1),
-        kl=KLConfig(coef=0),
+        kl=KLConfig(coef=0, reference="none"),
         algorithm=dataclasses.replace(
             TOKENS, learning_rate=Schedule.parse("linear:3e-3:3e-4"), minibatch_size=64
         ),
@@ -399,3 +399,30 @@ def test_a_run_of_another_stage_does_not_go_on(tmp_path):
     run_ppo(tmp_path / "run", callbacks=[stop_after(1)])
     with pytest.raises(UsageError, match="is a run of ppo, not of sft"):
         sft("tiny", [{"prompt": "a", "completion": "b"}], run_dir=tmp_path / "run", resume=True)
+
+
+def test_the_kl_is_measured_at_beta_0_and_without_a_reference_it_is_not():
+    measured = run_ppo(None, kl=KLConfig(coef=0)).rows[-1]
+    assert abs(measured["kl"]) > 1e-4
+    bare = run_ppo(None, kl=KLConfig(coef=0, reference="none")).rows[-1]
+    assert "kl" not in bare
+    assert bare["score"] == measured["score"]
+    with pytest.raises(UsageError, match=r"kl.reference is none, but kl.coef is 0.1"):
+        KLConfig(coef=0.1, reference="none")
+
+
+def test_fitting_does_not_depend_on_micro_batches():
+    data = [{"prompt": "a" * n, "completion": "bc" * n} for n in range(1, 6)]
+    runs = [
+        sft(ModelConfig(**SMALL), data, run=dataclasses.replace(FEW, micro_batch=size))
+        for size in (1, 32)
+    ]
+    losses = [torch.tensor([row["loss"] for row in run.rows]) for run in runs]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+
+
+def test_values_begin_at_0():
+    seen = []
+    run_ppo(None, updates=1, callbacks=[lambda *given: seen.append(given[2])], score=ScoreConfig())
+    (row,) = seen
+    assert row["explained_variance"] == pytest.approx(0, abs=1e-6)

@@ -115,8 +115,10 @@ class KLConfig:
     """What holds the policy near the reference, the model that it began as."""
 
     coef: float = 0.05
-    """beta, the weight of the KL to the reference, in units of the score per nat; 0 turns it off,
-    and no reference is kept."""
+    """beta, the weight of the KL to the reference, in units of the score per nat; at 0 it is only
+    measured."""
+    reference: Literal["copy", "none"] = "copy"
+    """A frozen copy of the model as it began; none saves its memory, where coef is 0."""
     where: Literal["reward", "loss"] = "reward"
     """Taken off the reward of each token (k1, log pi - log ref), or added to the loss."""
     estimator: Literal["k2", "k3"] = "k2"
@@ -134,6 +136,10 @@ class KLConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UsageError(f"kl.{name} is {value}: it must be above 0")
+        if self.reference == "none" and self.coef:
+            raise UsageError(
+                f"kl.reference is none, but kl.coef is {self.coef}: set it to 0, or keep the copy"
+            )
         if self.target is not None and not self.coef:
             raise UsageError(
                 "kl.target is set, but kl.coef is 0, from which beta cannot move: give the "

@@ -132,12 +132,7 @@ class LanguageModel(nn.Module):
                     f"a {type(net).__name__} takes no {needed}: what it says would depend on the "
                     "padding"
                 )
-        rows = net.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        if len(tokenizer) > rows:
-            raise UsageError(
-                f"the tokenizer has {len(tokenizer)} tokens, the model only {rows}: they do not "
-                "belong together"
-            )
+        check_fit(tokenizer, net.get_input_embeddings().num_embeddings)  # type: ignore[operator]
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -195,6 +190,15 @@ class LanguageModel(nn.Module):
         """Write a folder that transformers reads; without weights, what the model is."""
         (self.net if weights else self.net.config).save_pretrained(folder)  # type: ignore[union-attr, operator]
         self.tokenizer.save_pretrained(folder)
+
+
+def check_fit(tokenizer: Any, known: int) -> None:
+    """Refuse a tokenizer that has more tokens than the model knows. Raises `UsageError`."""
+    if len(tokenizer) > known:
+        raise UsageError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {known}: they do not "
+            "belong together"
+        )
 
 
 def places(sequences: Sequences) -> Tensor:
@@ -337,6 +341,7 @@ def read_blueprint(folder: Path | str) -> Blueprint:
             f"there is no model {str(folder)!r}: give a folder that transformers reads, a run of "
             f"proximo lm, or tiny ({first})"
         ) from error
+    check_fit(tokenizer, settings.get_text_config().vocab_size)
     return Blueprint(tokenizer, settings, folder)
 
 

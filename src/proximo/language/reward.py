@@ -137,8 +137,8 @@ class Judge:
     def __call__(
         self,
         rows: Sequence[Mapping[str, Any]],
+        prompts: Sequence[list[int]],
         drawn: Completions,
-        prompts: list[list[int]],
         tokenizer: Tokenizer,
         micro_batch: int,
         fault: type[Exception] = TrainingError,
@@ -148,7 +148,7 @@ class Judge:
         given = {
             "prompts": [row["prompt"] for row in rows],
             "completions": [tokenizer.text(own) for own in ids],
-            "prompt_ids": prompts,
+            "prompt_ids": list(prompts),
             "completion_ids": ids,
         }
         score = torch.zeros(len(rows), dtype=torch.float64)

@@ -34,7 +34,7 @@ from proximo.language.config import (
 )
 from proximo.language.data import Examples, Order, Sequences, Source
 from proximo.language.experience import check_drawn, judge, prepare, shaped
-from proximo.language.generate import generate
+from proximo.language.generate import Completions, generate
 from proximo.language.model import (
     Blueprint,
     LanguageModel,
@@ -223,29 +223,37 @@ class PolicyFit(Learner):
 
     def update(self) -> Metrics:
         config, run, policy = self.config, self.run, self.policy
-        algorithm, sampling, beta = config.algorithm, config.sampling, self.counters["beta"]
+        algorithm, beta = config.algorithm, self.counters["beta"]
         chosen = self._order.draw(self.updates * run.sequences, run.sequences)
         prompts = [self._prompts[i] for i in chosen]
-        rows = [self._examples.rows[i] for i in chosen]
-
         drawn = generate(
-            policy.lm, prompts, sampling, policy.stops, self.generators["sampling"], run.micro_batch
+            policy.lm,
+            prompts,
+            config.sampling,
+            policy.stops,
+            self.generators["sampling"],
+            run.micro_batch,
         )
         sequences = drawn.sequences
         fault = TrainingError if self.updates else UsageError
-        score, dense = self._judges(rows, drawn, prompts, self._tokenizer, run.micro_batch, fault)
+        worth = self._judges(
+            [self._examples.rows[i] for i in chosen],
+            prompts,
+            drawn,
+            self._tokenizer,
+            run.micro_batch,
+            fault,
+        )
         old = judge(
-            policy, self.reference, sequences, sampling, run.micro_batch, critic=algorithm.critic
+            policy,
+            self.reference,
+            sequences,
+            config.sampling,
+            run.micro_batch,
+            critic=algorithm.critic,
         )
         gap = check_drawn(drawn.log_prob, old)
-
-        log_ratio = torch.zeros_like(dense).masked_scatter(
-            sequences.response.cpu(), old.log_ratio.double().cpu()
-        )
-        kl = log_ratio.sum(-1)
-        worth = self._worth(score, drawn.stopped.cpu())
-        within = beta if config.kl.where == "reward" else 0.0
-        reward = shaped(worth, dense, log_ratio, within, sequences.response.cpu())
+        reward, kl = self._shape(*worth, old.log_ratio, drawn)
         batch = prepare(algorithm, sequences, old, reward.to(policy.lm.device))
 
         coefficients = algorithm.coefficients(self.progress)
@@ -259,7 +267,7 @@ class PolicyFit(Learner):
             sequences,
             batch,
             self.generators["shuffling"],
-            sampling=sampling,
+            sampling=config.sampling,
             coefficients=coefficients,
             micro_batch=run.micro_batch,
             reference=old.reference,
@@ -272,30 +280,23 @@ class PolicyFit(Learner):
                 f"weights became infinite in update {self.updates + 1}: a smaller learning rate is "
                 "the usual remedy"
             )
-        now = after(policy, sequences, sampling, run.micro_batch)
+        now = after(policy, sequences, config.sampling, run.micro_batch)
         if config.kl.target is not None:
             self.counters["beta"] = controlled_beta(
                 beta, mean_of(kl), config.kl.target, len(kl), config.kl.horizon
             )
         self.counters["tokens"] += len(batch)
         self.counters["episodes"] += len(kl)
-        texts = [self._tokenizer.text(ids) for ids in drawn.ids()]
-        total = score + dense.sum(-1)
-        self.samples = [
-            {"prompt": row["prompt"], "completion": text, "score": float(s), "kl": float(d)}
-            for row, text, s, d in list(zip(rows, texts, total, kl, strict=True))[:SHOWN]
-        ]
-        pairs = {(tuple(p), text) for p, text in zip(prompts, texts, strict=True)}
+        score = worth[0] + worth[1].sum(-1)
         return {
             "episodes": self.counters["episodes"],
-            "score": mean_of(total),
-            "score_std": float(total.std(correction=0)),
-            "kl": mean_of(kl),
-            "beta": beta,
+            "score": mean_of(score),
+            "score_std": float(score.std(correction=0)),
+            **({} if self.reference is None else {"kl": mean_of(kl), "beta": beta}),
             "reward": mean_of(reward.sum(-1)),
             "length": mean_of(sequences.lengths),
             "stopped": mean_of(drawn.stopped),
-            "repeated": 1 - len(pairs) / len(texts),
+            "repeated": self._show(chosen, drawn, score, kl),
             "entropy": -mean_of(drawn.log_prob),
             **readings(algorithm, policy, batch, now, coefficients),
             **metrics,
@@ -303,6 +304,26 @@ class PolicyFit(Learner):
             **coefficients,
             "sampling_gap": gap,
         }
+
+    def _shape(
+        self, score: Tensor, dense: Tensor, log_ratio: Tensor, drawn: Completions
+    ) -> tuple[Tensor, Tensor]:
+        """The reward of each token [N, R], and the KL of each completion [N]; on the CPU."""
+        response = drawn.sequences.response.cpu()
+        ratio = torch.zeros_like(dense).masked_scatter(response, log_ratio.double().cpu())
+        beta = self.counters["beta"] if self.config.kl.where == "reward" else 0.0
+        worth = self._worth(score, drawn.stopped.cpu())
+        return shaped(worth, dense, ratio, beta, response), ratio.sum(-1)
+
+    def _show(self, chosen: list[int], drawn: Completions, score: Tensor, kl: Tensor) -> float:
+        """Keep a few completions to be read; returns the share that is like another one's."""
+        texts = [self._tokenizer.text(ids) for ids in drawn.ids()]
+        found = zip(chosen, texts, score.tolist(), kl.tolist(), strict=True)
+        self.samples = [
+            {"prompt": self._examples.rows[i]["prompt"], "completion": text, "score": s, "kl": d}
+            for i, text, s, d in list(found)[:SHOWN]
+        ]
+        return 1 - len(set(zip(chosen, texts, strict=True))) / len(texts)
 
     def _worth(self, score: Tensor, stopped: Tensor) -> Tensor:
         """The score as PPO sees it: normalised, cut off, less the penalty for not stopping. [N]."""
@@ -543,7 +564,7 @@ def run_ppo(
     lm = plan.build(config.run.seed, random=folder is not None)
     policy = _with_critic(lm, tokenizer.stops, config.model.critic, critic_from)
     reference = None
-    if config.kl.coef:
+    if config.kl.reference == "copy":
         if folder:  # the model that the run began as is in its first checkpoint
             Checkpoint(folder.checkpoint(0)).load_policy(policy)
         reference = copy.deepcopy(policy.lm).requires_grad_(False)
