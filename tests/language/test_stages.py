@@ -426,3 +426,27 @@ def test_values_begin_at_0():
     run_ppo(None, updates=1, callbacks=[lambda *given: seen.append(given[2])], score=ScoreConfig())
     (row,) = seen
     assert row["explained_variance"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_a_warmup_moves_the_critic_alone(critic):
+    seen = []
+
+    def look(learner, samples, metrics):
+        policy = learner.policy
+        seen.append([policy.value_head.weight.clone(), policy.lm.net.lm_head.weight.clone()])
+
+    ppo(
+        ModelConfig(**SMALL, critic=critic, critic_warmup=2),
+        ["ab"],
+        count_a,
+        run=dataclasses.replace(FEW, updates=3),
+        algorithm=QUICK,
+        sampling=SHORT,
+        callbacks=[look],
+    )
+    heads, models = zip(*seen, strict=True)
+    assert heads[0].norm() > 0
+    assert not torch.equal(heads[0], heads[1])
+    assert torch.equal(models[0], models[1])
+    assert not torch.equal(models[1], models[2])

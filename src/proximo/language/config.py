@@ -59,10 +59,13 @@ class ModelConfig:
     critic: Literal["shared", "separate", "reward"] = "shared"
     """Values come from a head on the model itself, from a model of its own with the same weights,
     or from one that begins as the reward model. The head begins at 0."""
+    critic_warmup: int = 0
+    """Updates at the beginning that move only the critic, or only its head where it is shared."""
 
     def __post_init__(self) -> None:
         check_values("model", self)
         _at_least("model", self, 1, "layers", "width", "heads", "context")
+        _at_least("model", self, 0, "critic_warmup")
         if self.width % self.heads:
             raise UsageError(
                 f"model.width is {self.width}: it must be a multiple of model.heads, {self.heads}"

@@ -274,6 +274,7 @@ class PolicyFit(Learner):
             kl=config.kl,
             beta=beta,
             also=self._add_ptx,
+            policy_moves=self.updates >= config.model.critic_warmup,
         )
         if not all(torch.isfinite(flat).all() for flat in self.optimizer.flats):
             raise fault(

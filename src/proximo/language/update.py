@@ -96,8 +96,12 @@ def descend(
     kl: KLConfig,
     beta: float,
     also: Gradient,
+    policy_moves: bool = True,
 ) -> Metrics:
-    """K epochs of minibatches of sequences; ends early by `target_kl`. Returns what to report."""
+    """K epochs of minibatches of sequences; ends early by `target_kl`. Returns what to report.
+
+    also: adds the gradient of further terms; policy_moves: else only the critic learns.
+    """
     count = len(sequences.tokens)
     size = {"shuffled": algorithm.minibatch_size, "episodes": 1, "whole": count}
     totals: dict[str, Tensor] = {}
@@ -125,6 +129,9 @@ def descend(
             )
             if (extra := also()) is not None:
                 terms["ptx_loss"] = extra
+            if not policy_moves:
+                for parameter in policy.actor_parameters():
+                    parameter.grad.zero_()  # type: ignore[union-attr]
             terms["grad_norm"] = clip_gradient(optimizer.flats, algorithm.max_grad_norm)
             optimizer.step()
             steps += 1
