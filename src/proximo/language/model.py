@@ -289,7 +289,10 @@ class Blueprint:
     def build(self, seed: int, *, random: bool = False) -> LanguageModel:
         """The model; `random` leaves the loading of weights to a checkpoint."""
         if isinstance(self._weights, LanguageModel):
-            return copy.deepcopy(self._weights)
+            own = copy.deepcopy(self._weights).requires_grad_(True)
+            for parameter in own.parameters():
+                parameter.grad = None  # of the stage before
+            return own
         library = _transformers()
         if self._weights is None or random:
             with torch.random.fork_rng(devices=[]):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proximo.algorithms.engines import clip_gradient
 from proximo.algorithms.ppo import PPO
@@ -69,121 +71,137 @@ def add_text_gradient(
     return total
 
 
+class Objective(ABC):
+    """What sft and reward differ in: which answers they read, and what is made of them."""
+
+    answers: tuple[int, ...]
+    """Which parts of the data; their sequences stand one kind after the other."""
+
+    @abstractmethod
+    def add_gradient(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
+        """Add the gradient of the mean error of these sequences; returns what to report."""
+
+    @abstractmethod
+    def measure(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
+        """How well it does on what was held out."""
+
+    def settle(self, module: nn.Module, texts: Sequences, micro_batch: int) -> None:  # noqa: B027 mostly nothing
+        """What is done once, at the end, with all that was trained on."""
+
+
+class Likelihood(Objective):
+    """Supervised fine-tuning: maximum likelihood of the answers, given their prompts."""
+
+    answers = (1,)
+
+    def add_gradient(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
+        lm: LanguageModel = module  # type: ignore[assignment]
+        return {"loss": float(add_text_gradient(lm, texts, 1.0, micro_batch))}
+
+    def measure(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
+        lm: LanguageModel = module  # type: ignore[assignment]
+        parts = torch.split(torch.arange(len(texts.tokens)), micro_batch)
+        found = torch.cat([lm.log_prob(texts.select(part), WITHOUT, ()) for part in parts])
+        return {"held_out_loss": -mean_of(found)}
+
+
+class Preference(Objective):
+    """A reward model from pairs of which one was preferred: first all these, then the others."""
+
+    answers = (1, 2)
+
+    def add_gradient(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
+        model: RewardModel = module  # type: ignore[assignment]
+        count = len(texts.tokens) // 2
+        total = right = torch.zeros((), device=texts.tokens.device)
+        for part in torch.split(torch.arange(count), max(1, micro_batch // 2)):
+            both = texts.select(torch.cat([part, part + count]))
+            chosen, rejected = model.raw(both).chunk(2)
+            loss = preference_error(chosen, rejected).sum() / count
+            loss.backward()  # type: ignore[no-untyped-call]
+            total, right = total + loss.detach(), right + (chosen > rejected).sum()
+        return {"loss": float(total), "accuracy": float(right) / count}
+
+    def measure(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
+        chosen, rejected = scores_of(module, texts, micro_batch).chunk(2)  # type: ignore[arg-type]
+        return {"held_out_accuracy": mean_of(chosen > rejected)}
+
+    def settle(self, module: nn.Module, texts: Sequences, micro_batch: int) -> None:
+        """Bring the scores to mean 0 and deviation 1."""
+        model: RewardModel = module  # type: ignore[assignment]
+        model.mean.zero_()
+        model.std.fill_(1.0)
+        scores = scores_of(model, texts, micro_batch)
+        model.mean.copy_(scores.mean())
+        model.std.copy_(scores.std(correction=0).clamp(min=1e-8))
+
+
 class Fit(Learner):
-    """What sft and reward have in common: examples in a new order each epoch, steps of Adam."""
+    """sft and reward: examples in a new order each epoch, a step of Adam for each minibatch."""
 
     def __init__(
-        self, module: torch.nn.Module, config: FitConfig, parts: Sequence[list[list[int]]]
+        self,
+        module: nn.Module,
+        lm: LanguageModel,
+        objective: Objective,
+        config: FitConfig,
+        parts: Sequence[list[list[int]]],
     ) -> None:
+        """module: what is trained, lm or a reward model on it; parts: prompts, then answers."""
         algorithm = config.algorithm
         group = [p for p in module.parameters() if p.requires_grad]
         optimizer = FlatOptimizer([group], "adam", 1e-8, algorithm.adam_betas)
         super().__init__(module, optimizer, config.run)
-        self.algorithm, self._parts = algorithm, parts
+        self.stage = config.lm.stage
+        self.algorithm, self._objective = algorithm, objective
+        self._lm, self._parts = lm, parts
         count = len(parts[0])
-        self._kept = int(count * algorithm.held_out)
-        """Examples at the end of a random order that are not trained on."""
-        self._all = Order(count, config.run.seed, 0).draw(0, count)
-        self._order = Order(count - self._kept, config.run.seed, 1)
-        if algorithm.held_out and not 0 < self._kept < count:
+        kept = int(count * algorithm.held_out)
+        if algorithm.held_out and not kept:
             raise UsageError(
-                f"algorithm.held_out is {algorithm.held_out} of {count} examples, which leaves "
-                "nothing to measure or to train on"
+                f"algorithm.held_out is {algorithm.held_out} of {count} examples, which is none"
             )
+        mixed = Order(count, config.run.seed, 0).draw(0, count)
+        self._trained, self._held_out = mixed[: count - kept], mixed[count - kept :]
+        self._order = Order(count - kept, config.run.seed, 1)
+
+    @property
+    def lm(self) -> LanguageModel:
+        return self._lm
 
     def update(self) -> Metrics:
         size = self.algorithm.batch_size
         drawn = self._order.draw(self.updates * size, size)
         flat = self.optimizer.flats[0]
         flat.grad.zero_()  # type: ignore[union-attr]
-        terms = self._add_gradient([self._all[i] for i in drawn])
+        texts = self._texts([self._trained[i] for i in drawn])
+        terms = self._objective.add_gradient(self.module, texts, self.run.micro_batch)
         rate = as_schedule(self.algorithm.learning_rate)(self.progress)
         self.optimizer.rates = [rate]
-        norm = clip_gradient([flat], self.algorithm.max_grad_norm)
-        self.optimizer.step()
-        if not bool(torch.isfinite(norm)):
+        norm = float(clip_gradient([flat], self.algorithm.max_grad_norm))
+        if not math.isfinite(norm):
             raise TrainingError(
-                f"the gradient became {float(norm)} in update {self.updates + 1}: a smaller "
-                "learning rate is the usual remedy"
+                f"the gradient became {norm} in update {self.updates + 1}: a smaller learning "
+                "rate is the usual remedy"
             )
-        epoch = (self.updates + 1) * size / (len(self._all) - self._kept)
-        return {**terms, "grad_norm": float(norm), "learning_rate": rate, "epoch": epoch}
+        self.optimizer.step()
+        self.counters["tokens"] += int(texts.response.sum())
+        epoch = (self.updates + 1) * size / len(self._trained)
+        return {**terms, "grad_norm": norm, "learning_rate": rate, "epoch": epoch}
 
-    def _add_gradient(self, examples: list[int]) -> Metrics:
-        raise NotImplementedError
+    @torch.no_grad()
+    def finish(self) -> None:
+        micro_batch = self.run.micro_batch
+        self._objective.settle(self.module, self._texts(self._trained), micro_batch)
+        if self._held_out:
+            texts = self._texts(self._held_out)
+            self.final = self._objective.measure(self.module, texts, micro_batch)
 
-    def _texts(self, examples: Sequence[int], *which: int) -> Sequences:
-        """Prompts with these answers: first all of the one kind, then all of the other."""
+    def _texts(self, examples: Sequence[int]) -> Sequences:
+        which = self._objective.answers
         prompts = [self._parts[0][i] for _ in which for i in examples]
         answers = [self._parts[part][i] for part in which for i in examples]
-        return Sequences.join(prompts, answers, self.lm.device)
-
-
-class TextFit(Fit):
-    """Supervised fine-tuning: maximum likelihood of the answers, given their prompts."""
-
-    stage = "sft"
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self.module  # type: ignore[return-value]
-
-    def _add_gradient(self, examples: list[int]) -> Metrics:
-        texts = self._texts(examples, 1)
-        self.counters["tokens"] += int(texts.response.sum())
-        return {"loss": float(add_text_gradient(self.lm, texts, 1.0, self.run.micro_batch))}
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        if not self._kept:
-            return
-        texts = self._texts(self._all[-self._kept :], 1)
-        parts = torch.split(torch.arange(self._kept), self.run.micro_batch)
-        found = torch.cat([self.lm.log_prob(texts.select(i), WITHOUT, ()) for i in parts])
-        self.final = {"held_out_loss": -mean_of(found)}
-
-
-class PairFit(Fit):
-    """A reward model from pairs of which one was preferred."""
-
-    stage = "reward"
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self._model.lm
-
-    @property
-    def _model(self) -> RewardModel:
-        return self.module  # type: ignore[return-value]
-
-    def _add_gradient(self, examples: list[int]) -> Metrics:
-        texts, count = self._texts(examples, 1, 2), len(examples)
-        self.counters["tokens"] += int(texts.response.sum())
-        total = right = torch.zeros((), device=self.lm.device)
-        for part in torch.split(torch.arange(count), max(1, self.run.micro_batch // 2)):
-            both = texts.select(torch.cat([part, part + count]))
-            chosen, rejected = self._model.raw(both).chunk(2)
-            loss = preference_error(chosen, rejected).sum() / count
-            loss.backward()  # type: ignore[no-untyped-call]
-            total, right = total + loss.detach(), right + (chosen > rejected).sum()
-        return {"loss": float(total), "accuracy": float(right) / count}
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        """Bring the scores of what was trained on to mean 0 and deviation 1; count the held out."""
-        model = self._model
-        model.mean.zero_()
-        model.std.fill_(1.0)
-        scores = self._scores(self._all[: len(self._all) - self._kept])
-        model.mean.copy_(scores.mean())
-        model.std.copy_(scores.std(correction=0).clamp(min=1e-8))
-        if self._kept:
-            chosen, rejected = self._scores(self._all[-self._kept :]).chunk(2)
-            self.final = {"held_out_accuracy": mean_of(chosen > rejected)}
-
-    def _scores(self, examples: Sequence[int]) -> Tensor:
-        texts = self._texts(examples, 1, 2)
-        return scores_of(self._model, texts, self.run.micro_batch)
+        return Sequences.join(prompts, answers, self._lm.device)
 
 
 class PolicyFit(Learner):
@@ -522,7 +540,7 @@ def run_fit(
     lm = plan.build(config.run.seed, random=folder is not None)
     module = RewardModel(lm) if pairs else lm
     module.to(_device(config.run))
-    learner = (PairFit if pairs else TextFit)(module, config, parts)
+    learner = Fit(module, lm, Preference() if pairs else Likelihood(), config, parts)
     return _run(learner, config, examples, folder, run_dir, callbacks, display)
 
 
