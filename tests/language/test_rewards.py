@@ -107,7 +107,7 @@ def test_names_of_rewards_that_are_none(name, said):
 
 def test_a_score_is_read_at_the_actual_last_token(lm):
     model = RewardModel(copy.deepcopy(lm))
-    torch.nn.init.normal_(model.head.weight)
+    torch.nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
     prompts, answers = [[2], [3, 4, 5], [2, 2]], [[3, 4, 0], [5], [4, 0]]
     together = model(Sequences.join(prompts, answers))
     for prompt, answer, score in zip(prompts, answers, together, strict=True):
