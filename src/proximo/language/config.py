@@ -58,7 +58,7 @@ class ModelConfig:
     """Tokens of a tiny model: single characters, or words, spaces and marks."""
     critic: Literal["shared", "separate", "reward"] = "shared"
     """Values come from a head on the model itself, from a model of its own with the same weights,
-    or from one that begins as the reward model. The head begins at 0."""
+    or from one that begins as the reward model. But for that one, the head begins at 0."""
     critic_warmup: int = 0
     """Updates at the beginning that move only the critic, or only its head where it is shared."""
 
