@@ -386,6 +386,16 @@ def test_a_reward_that_fails_later_keeps_the_run(tmp_path):
     with pytest.raises(UsageError, match="must be finite"):
         run("other")
     assert not (tmp_path / "other").exists()
+    # A run that was stopped before its first update is still there to go on with.
+    calls[:] = [1] * 10
+    run("early")
+    for name in ("update-0", "last"):
+        first = (tmp_path / "early/checkpoints/update-0.safetensors").read_bytes()
+        (tmp_path / f"early/checkpoints/{name}.safetensors").write_bytes(first)
+    calls[:] = [1, 1]
+    with pytest.raises(UsageError, match="must be finite"):
+        run("early", resume=True)
+    assert run("early", resume=True).rows[-1]["update"] == 6
 
 
 def test_models_that_are_not_there(tmp_path):

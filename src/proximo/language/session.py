@@ -110,8 +110,13 @@ def train(
     digest: str,
     callbacks: Sequence[Callback],
     display: Display | None,
+    *,
+    is_new: bool,
 ) -> list[Row]:
-    """Update until the run is over or a callback ends it; returns the rows that were logged."""
+    """Update until the run is over or a callback ends it; returns the rows that were logged.
+
+    An error before the first update removes the folder of a new run: there is nothing to keep.
+    """
     rows = folder.cut_metrics(learner.updates, run.log_every) if folder else []
     _cut_samples(folder, learner.updates)
     begin = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
@@ -148,10 +153,10 @@ def train(
             learner.save(folder, "last", digest, finished=finished)
             _write_result(folder, learner, row, finished=finished)
     except BaseException:
-        if folder and learner.updates:
-            folder.note(traceback.format_exc())
-        elif folder:
+        if folder and is_new and not learner.updates:
             folder.remove()
+        elif folder:
+            folder.note(traceback.format_exc())
         raise
     return rows
 

@@ -618,13 +618,14 @@ def _run(
     callbacks: Sequence[Callback],
     display: Display | None,
 ) -> Result:
+    is_new = folder is None
     if folder:
         learner.load(Checkpoint(folder.checkpoint("last")), examples.digest)
         folder.write_config(config)
     elif run_dir is not None:
         folder = RunFolder.create(run_dir, config, "proximo lm resume")
         learner.lm.save(folder.path / "model", weights=False)
-    rows = train(learner, config.run, folder, examples.digest, callbacks, display)
+    rows = train(learner, config.run, folder, examples.digest, callbacks, display, is_new=is_new)
     return Result(learner, rows, config)
 
 
