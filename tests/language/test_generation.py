@@ -68,7 +68,7 @@ def test_a_dropped_minimum_is_caught(lm):
 @pytest.mark.parametrize("fault", ["positions", "cache", "mask"])
 def test_a_faulty_model_is_caught(lm, fault):
     class Faulty(type(lm)):
-        def forward(self, tokens, mask, positions, keep, cache=None):
+        def forward(self, tokens, mask, positions, keep, cache=None, **more):
             if fault == "positions":  # those of the padded row, as a naive loop has them
                 shift = mask.shape[1] - tokens.shape[1]
                 positions = torch.arange(tokens.shape[1]).expand_as(tokens) + shift
@@ -76,7 +76,7 @@ def test_a_faulty_model_is_caught(lm, fault):
                 cache, mask = True, mask[:, -1:]  # what came before is forgotten
             if fault == "mask" and cache is not None:
                 mask = torch.ones_like(mask)
-            return super().forward(tokens, mask, positions, keep, cache)
+            return super().forward(tokens, mask, positions, keep, cache, **more)
 
     broken = copy.deepcopy(lm)
     broken.__class__ = Faulty

@@ -179,7 +179,7 @@ class Bigram(torch.nn.Module):
         self.control = control
         self.width = control.baseline.in_features
 
-    def read(self, sequences):
+    def read(self, sequences, *, hidden):
         last = sequences.tokens[:, :-1][:, -sequences.response.shape[-1] :]
         seen = torch.eye(TOKENS_THERE)[last[sequences.response]]
         features = self.control.actor(seen)

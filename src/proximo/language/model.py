@@ -113,7 +113,7 @@ class Output(NamedTuple):
     """What a model says after each of the last K tokens of a sequence."""
 
     logits: Tensor  # [N, K, V] float32
-    hidden: Tensor  # [N, K, D] what they were computed from
+    hidden: Tensor | None  # [N, K, D] what they were computed from, where it was asked for
     cache: Any  # keys and values so far, where they were asked for
 
 
@@ -154,22 +154,33 @@ class LanguageModel(nn.Module):
         return next(self.parameters()).device
 
     def forward(
-        self, tokens: Tensor, mask: Tensor, positions: Tensor, keep: int, cache: Any = None
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        keep: int,
+        cache: Any = None,
+        *,
+        hidden: bool = False,
     ) -> Output:
-        """tokens, positions: [N, L]; mask: [N, all so far]; keep: K; cache: True begins one."""
+        """tokens, positions: [N, L]; mask: [N, all so far]; keep: K; cache: True begins one.
+
+        hidden: whether it is needed, as transformers then keeps that of every layer.
+        """
         out = self.net(
             input_ids=tokens,
             attention_mask=mask.long(),
             position_ids=positions,
             logits_to_keep=keep,
-            output_hidden_states=True,
+            output_hidden_states=hidden,
             use_cache=cache is not None,
             past_key_values=None if cache in (None, True) else cache,
         )
         cached = out.past_key_values if cache is not None else None
-        return Output(out.logits[:, -keep:].float(), out.hidden_states[-1][:, -keep:], cached)
+        last = out.hidden_states[-1][:, -keep:] if hidden else None
+        return Output(out.logits[:, -keep:].float(), last, cached)
 
-    def read(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+    def read(self, sequences: Sequences, *, hidden: bool) -> tuple[Tensor, Tensor | None]:
         """Logits [B, V] and hidden [B, D] before each of the B tokens of the completions.
 
         In order of sequence, then of time.
@@ -177,13 +188,18 @@ class LanguageModel(nn.Module):
         length = sequences.response.shape[-1]
         # The last token is never read: nothing follows it.
         out: Output = self(
-            sequences.tokens[:, :-1], sequences.mask[:, :-1], sequences.positions[:, :-1], length
+            sequences.tokens[:, :-1],
+            sequences.mask[:, :-1],
+            sequences.positions[:, :-1],
+            length,
+            hidden=hidden,
         )
-        return out.logits[sequences.response], out.hidden[sequences.response]
+        last = None if out.hidden is None else out.hidden[sequences.response]
+        return out.logits[sequences.response], last
 
     def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
         """Log π(token | what came before) for each of the B tokens of the completions. [B]."""
-        logits, _ = self.read(sequences)
+        logits, _ = self.read(sequences, hidden=False)
         return distribution(logits, sampling, stops, places(sequences)).log_prob(drawn(sequences))
 
     def save(self, folder: Path, *, weights: bool = True) -> None:
@@ -266,12 +282,14 @@ class LanguagePolicy(nn.Module):
         self, sequences: Sequences, sampling: Sampling, *, entropy: bool, value: bool = True
     ) -> Evaluation:
         """Of each of the B tokens of the completions, given what came before it. All [B]."""
-        logits, hidden = self.lm.read(sequences)
+        logits, hidden = self.lm.read(sequences, hidden=value and self.critic is None)
         if self.critic is not None and value:
-            hidden = self.critic.read(sequences)[1]
+            hidden = self.critic.read(sequences, hidden=True)[1]
         found = distribution(logits, sampling, self.stops, places(sequences))
         log_prob = found.log_prob(drawn(sequences))
-        values = self.value_head(hidden).squeeze(-1) if value else torch.zeros_like(log_prob)
+        values = torch.zeros_like(log_prob)
+        if hidden is not None:
+            values = self.value_head(hidden).squeeze(-1)
         return Evaluation(log_prob, found.entropy() if entropy else None, values, found)
 
 
