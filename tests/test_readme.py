@@ -67,7 +67,7 @@ def test_its_results_are_the_recorded_ones():
         (results / name).read_text(encoding="utf-8").strip() for name in ("scores.md", "speed.md")
     )
     assert scores in README
-    for name in ("lineage.md", "teaching.md"):
+    for name in ("lineage.md", "teaching.md", "puzzles.md"):
         assert (results / name).read_text(encoding="utf-8").strip() in README, name
     for page in ("lineage.md", "lineage.zh.md"):
         text = (ROOT / "docs" / page).read_text(encoding="utf-8")
