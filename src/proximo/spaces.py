@@ -8,14 +8,16 @@ What a policy chooses is a row as well, and is nested again for the world.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 
 from proximo.types import UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 Space = gym.Space[Any]
 MASK = "action_mask"
@@ -31,6 +33,8 @@ OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
     """PyTorch's name for a type of NumPy's."""
+    import torch  # here alone: a process that only steps worlds does without
+
     return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
@@ -258,7 +262,7 @@ class Actions:
         leaf = next(leaves)
         shape = (*row.shape[:-1], *(space.shape or ()))
         part, kind = row[..., leaf.begin : leaf.end].reshape(shape), np.dtype(space.dtype)
-        if isinstance(part, torch.Tensor):
+        if not isinstance(part, np.ndarray):  # a tensor
             return part.to(torch_dtype(kind))
         part = part.astype(kind)
         return part[()] if isinstance(space, spaces.Discrete) else part  # one choice is a number
@@ -271,3 +275,49 @@ def choices(space: Space) -> int:
         if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
             found += _width(leaf.path, leaf.space)
     return found
+
+
+def space_record(space: Space) -> dict[str, Any]:
+    """A supported space as JSON can hold it."""
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        starts = np.broadcast_to(space.start, space.nvec.shape)
+        return {"kind": "MultiDiscrete", "n": space.nvec.tolist(), "start": starts.tolist()}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, spaces.Dict):
+        parts = [[key, space_record(inner)] for key, inner in space.spaces.items()]
+        return {"kind": "Dict", "parts": parts}
+    if isinstance(space, spaces.Tuple):
+        return {"kind": "Tuple", "parts": [space_record(inner) for inner in space.spaces]}
+    assert isinstance(space, spaces.Box)
+    return {
+        "kind": "Box",
+        "dtype": str(space.dtype),
+        # As text: JSON has no infinity.
+        "low": [repr(float(x)) for x in space.low.reshape(-1)],
+        "high": [repr(float(x)) for x in space.high.reshape(-1)],
+        "shape": list(space.shape),
+    }
+
+
+def recorded_space(record: dict[str, Any]) -> Space:
+    """The space of such a record."""
+    if record["kind"] == "Discrete":
+        return spaces.Discrete(record["n"], start=record["start"])
+    if record["kind"] == "MultiDiscrete":
+        return spaces.MultiDiscrete(np.array(record["n"]), start=np.array(record["start"]))
+    if record["kind"] == "MultiBinary":
+        shape = record["shape"]
+        return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
+    if record["kind"] == "Dict":
+        return spaces.Dict({key: recorded_space(inner) for key, inner in record["parts"]})
+    if record["kind"] == "Tuple":
+        return spaces.Tuple(recorded_space(inner) for inner in record["parts"])
+    dtype = np.dtype(record["dtype"])
+    low, high = (
+        np.array([float(x) for x in record[side]], dtype).reshape(record["shape"])
+        for side in ("low", "high")
+    )
+    return spaces.Box(low, high, dtype=dtype.type)

@@ -91,13 +91,14 @@ class AgentWorlds(Worlds):
     """W parallel worlds, stepped in turn: row w*A + a is agent a of world w.
 
     A row is not real from the step after its agent has ended until its world begins anew, which it
-    does when the last agent has ended.
+    does when the last agent has ended. first: the number of the first world, as in `SyncWorlds`.
     """
 
     replayable = True
 
-    def __init__(self, envs: list[Agents], seed: int) -> None:
-        self._envs, self._seed, self.agents = envs, seed, len(envs[0].agents)
+    def __init__(self, envs: list[Agents], seed: int, first: int = 0) -> None:
+        self._envs, self._seed, self._first = envs, seed, first
+        self.agents = len(envs[0].agents)
         count = len(envs) * self.agents
         super().__init__(count, envs[0].observation_space, envs[0].action_space)
         self._nothing = np.zeros(self.observations.shape, self.observations.dtype)
@@ -111,7 +112,7 @@ class AgentWorlds(Worlds):
     def _reset(self, state: WorldState, world: int, obs: np.ndarray) -> None:
         """Let a world begin the episode that `state` says; `obs`: the rows of all of them."""
         env, first = self._envs[world], world * self.agents
-        seed = episode_seed(self._seed, world, int(state.episode[first]))
+        seed = episode_seed(self._seed, self._first + world, int(state.episode[first]))
         self._show(world, env.reset(seed=seed)[0], obs)
 
     def _show(self, world: int, seen: ByAgent, obs: np.ndarray) -> None:

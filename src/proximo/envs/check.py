@@ -7,12 +7,12 @@ a note. A single world is one apart from those that are trained in; a vector wor
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
@@ -423,7 +423,13 @@ class _Sampler:
 
 def _array(value: Any) -> np.ndarray:
     """As a NumPy array, from wherever it lies."""
-    return np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
+    return np.asarray(value.cpu() if _is_tensor(value) else value)
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it is PyTorch's; there is none where that was never imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def _arrays(nested: Any) -> Any:
@@ -431,7 +437,7 @@ def _arrays(nested: Any) -> Any:
         return {key: _arrays(part) for key, part in nested.items()}
     if isinstance(nested, tuple):
         return tuple(_arrays(part) for part in nested)
-    return _array(nested) if isinstance(nested, torch.Tensor) else nested
+    return _array(nested) if _is_tensor(nested) else nested
 
 
 def _short(value: Any) -> str:
@@ -515,6 +521,8 @@ class _Vector:
         actions, device = self._worlds.actions, self._worlds.device
         if device is None:
             return actions.nested(action)
+        import torch
+
         return actions.nested(torch.from_numpy(action).to(device))
 
     def _at(self, ended: np.ndarray, rows: np.ndarray, info: Any, where: str) -> None:

@@ -26,13 +26,21 @@ class EnvConfig:
     """What each single world is wrapped in, in this order: module:Class, called with the world."""
     max_episode_steps: int | None = None
     """Time limit in steps; by default the world's own."""
-    backend: Literal["auto", "sync", "vector", "envpool"] = "auto"
-    """sync: single worlds in turn. vector: the version of many that the world registers (auto: from
-    32 worlds, and for Atari). envpool: EnvPool's, in C++."""
+    backend: Literal["auto", "sync", "workers", "vector", "envpool"] = "auto"
+    """sync: single worlds in turn. workers: in processes of their own, for those that are slow or
+    crash. vector: the version of many that the world registers (auto: from 32 worlds, and for
+    Atari). envpool: EnvPool's, in C++."""
     check: bool = True
     """Play a world apart for a moment before training, and look for mistakes in it."""
     threads: int = 0
     """Threads that step the worlds (Atari and EnvPool only); 0: all cores."""
+    processes: int = 0
+    """Processes that the worlds are spread over (workers only); 0: all cores."""
+    timeout: float = 60.0
+    """Seconds that one step or reset of a world may take (workers only)."""
+    restarts: int = 3
+    """How often a world may fail within 10,000 steps (workers only): it begins a new episode, and
+    one time more ends the run."""
     action_masks: Literal["observation", "info", "method"] = "observation"
     """Where a world says which actions are legal, if it does: an observation's key or one of info's
     named action_mask, or a method action_masks()."""
@@ -54,8 +62,11 @@ class EnvConfig:
         for name in self.wrappers:
             if not all(name.partition(":")):
                 raise UsageError(f"env.wrappers holds {name!r}: name a wrapper as module:Class")
-        if self.threads < 0:
-            raise UsageError(f"env.threads is {self.threads}: give 0 or more")
+        for name in ("threads", "processes", "restarts"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"env.{name} is {getattr(self, name)}: give 0 or more")
+        if self.timeout <= 0:
+            raise UsageError(f"env.timeout is {self.timeout}: give seconds, more than 0")
         if self.worlds < 1:
             raise UsageError(f"env.worlds is {self.worlds}: at least one world is needed")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:

@@ -48,11 +48,11 @@ class Worlds(ABC):
         self.count, self.obs_space, self.action_space = count, obs_space, action_space
         self.observations, self.actions = Observations(obs_space), Actions(action_space)
 
-    def start(self) -> WorldState:
-        """Every world at the beginning of its episode 0."""
+    def start(self, episode: int = 0) -> WorldState:
+        """Every world at the beginning of the episode of this number."""
         state = WorldState(
             obs=np.empty(0),
-            episode=np.full(self.count, -1, np.int64),
+            episode=np.full(self.count, episode - 1, np.int64),
             actions=[[] for _ in range(self.count)],
             resetting=np.zeros(self.count, bool),
             ret=np.zeros(self.count),
@@ -105,22 +105,25 @@ class Worlds(ABC):
 
 
 class SyncWorlds(Worlds):
-    """Single worlds, stepped in turn and reset by us, each episode from its own seed."""
+    """Single worlds, stepped in turn and reset by us, each episode from its own seed.
+
+    first: the number of the first one, where others are stepped elsewhere.
+    """
 
     replayable = True
 
-    def __init__(self, envs: list[gym.Env[Any, Any]], seed: int) -> None:
+    def __init__(self, envs: list[gym.Env[Any, Any]], seed: int, first: int = 0) -> None:
         for name in ("observation_space", "action_space"):
             if not isinstance(getattr(envs[0], name, None), gym.Space):
                 raise UsageError(f"the world {envs[0]} has no {name}: set it in its __init__")
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
-        self._envs, self._seed = envs, seed
+        self._envs, self._seed, self._first = envs, seed, first
         self._steps = [env.step for env in envs]
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
 
     def _reset(self, state: WorldState, world: int) -> Any:
-        seed = episode_seed(self._seed, world, int(state.episode[world]))
+        seed = episode_seed(self._seed, self._first + world, int(state.episode[world]))
         answer = self._envs[world].reset(seed=seed)
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise UsageError("a world's reset must return two things, (observation, info)")
@@ -383,11 +386,16 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
         raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error
 
 
-def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None) -> Worlds:
-    """N worlds: from the configuration, a callable that makes one, or a vector world itself."""
+def make_worlds(
+    env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None, first: int = 0
+) -> Worlds:
+    """N worlds: from the configuration, a callable that makes one, or a vector world itself.
+
+    first: the number of the first single world, by which its episodes are seeded.
+    """
     from proximo.envs.agents import Agents, AgentWorlds
 
-    many = env.backend not in ("auto", "sync") or isinstance(source, VectorEnv)
+    many = env.backend in ("vector", "envpool") or isinstance(source, VectorEnv)
     if many and env.wrappers:
         raise UsageError(
             f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
@@ -412,13 +420,17 @@ def make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None = No
         return VectorWorlds(_native_vector(env), seed)
     if env.backend == "envpool":
         return VectorWorlds(Pool(env, _spaces(env), env.threads or cores()), seed)
+    if env.backend == "workers":  # each of its processes comes back here, for sync
+        from proximo.envs.workers import WorkerWorlds
+
+        return WorkerWorlds(env, seed, source)
     made = [make_world(env, source) for _ in range(env.worlds)]
     if len(set(map(id, made))) < len(made):
         raise UsageError(
             "the callable returned one and the same world twice: make a new one each time"
         )
     together = [world for world in made if isinstance(world, Agents)]
-    return AgentWorlds(together, seed) if together else SyncWorlds(made, seed)
+    return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
 
 
 def cores() -> int:

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from proximo.spaces import recorded_space, space_record
 from proximo.types import Episode, Moments, TrainState, UsageError
 
 SCHEMA = 1
@@ -49,7 +50,7 @@ class Snapshot:
 
     def write(self, path: Path) -> None:
         """Replace what stands at `path` in one step."""
-        record = {**self._record, "spaces": [_space_record(space) for space in self._spaces]}
+        record = {**self._record, "spaces": [space_record(space) for space in self._spaces]}
         write(path, self._tensors, record)
 
 
@@ -100,7 +101,7 @@ class Checkpoint:
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Of the observations and of the actions."""
         obs, action = self.record["spaces"]
-        return _space(obs), _space(action)
+        return recorded_space(obs), recorded_space(action)
 
     @property
     def updates(self) -> int:
@@ -222,47 +223,3 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _space_record(space: gym.Space[Any]) -> dict[str, Any]:
-    if isinstance(space, gym.spaces.Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, gym.spaces.MultiDiscrete):
-        starts = np.broadcast_to(space.start, space.nvec.shape)
-        return {"kind": "MultiDiscrete", "n": space.nvec.tolist(), "start": starts.tolist()}
-    if isinstance(space, gym.spaces.MultiBinary):
-        return {"kind": "MultiBinary", "shape": list(space.shape)}
-    if isinstance(space, gym.spaces.Dict):
-        parts = [[key, _space_record(inner)] for key, inner in space.spaces.items()]
-        return {"kind": "Dict", "parts": parts}
-    if isinstance(space, gym.spaces.Tuple):
-        return {"kind": "Tuple", "parts": [_space_record(inner) for inner in space.spaces]}
-    assert isinstance(space, gym.spaces.Box)
-    return {
-        "kind": "Box",
-        "dtype": str(space.dtype),
-        # As text: JSON has no infinity.
-        "low": [repr(float(x)) for x in space.low.reshape(-1)],
-        "high": [repr(float(x)) for x in space.high.reshape(-1)],
-        "shape": list(space.shape),
-    }
-
-
-def _space(record: dict[str, Any]) -> gym.Space[Any]:
-    if record["kind"] == "Discrete":
-        return gym.spaces.Discrete(record["n"], start=record["start"])
-    if record["kind"] == "MultiDiscrete":
-        return gym.spaces.MultiDiscrete(np.array(record["n"]), start=np.array(record["start"]))
-    if record["kind"] == "MultiBinary":
-        shape = record["shape"]
-        return gym.spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
-    if record["kind"] == "Dict":
-        return gym.spaces.Dict({key: _space(inner) for key, inner in record["parts"]})
-    if record["kind"] == "Tuple":
-        return gym.spaces.Tuple(_space(inner) for inner in record["parts"])
-    dtype = np.dtype(record["dtype"])
-    low, high = (
-        np.array([float(x) for x in record[side]], dtype).reshape(record["shape"])
-        for side in ("low", "high")
-    )
-    return gym.spaces.Box(low, high, dtype=dtype.type)

@@ -16,6 +16,7 @@ from proximo.algorithms.update import choose_engine, make_engine
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
 from proximo.envs.make import Maker, SyncWorlds, VectorWorlds, Worlds, make_world, make_worlds
 from proximo.envs.tensors import TensorWorlds
+from proximo.envs.workers import WorkerWorlds
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker as NetMaker
@@ -86,6 +87,8 @@ class Session:
             if backend != "sync":
                 self.notes.append(f"worlds: {backend} ({how})")
             self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
+            if isinstance(self.worlds, WorkerWorlds):
+                self.worlds.report = self._restarted
             try:
                 self.state = self._build(config)
                 rows = self._load(start, resume)
@@ -157,7 +160,9 @@ class Session:
         elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
             assert isinstance(self.worlds, VectorWorlds)
             self.checked = check_vector(self.worlds)
-        else:  # those that come with a backend of ours are known
+        elif isinstance(self.worlds, WorkerWorlds):
+            self.checked = self.worlds.check()
+        if not self.checked:  # of several agents, or known: with a backend of ours
             return
         self.doubts = [f"the worlds: {note}" for note in self.checked.notes]
         self.notes += self.doubts
@@ -218,6 +223,11 @@ class Session:
         self.doubts.append(text)
         if self._folder:
             self._folder.note(text)
+
+    def _restarted(self, text: str, trace: str) -> None:
+        self._doubt(text)
+        if self._folder and trace:
+            self._folder.note(trace)
 
     def _timed(self) -> Config:
         self.profile = profile = Profile()

@@ -1,0 +1,334 @@
+"""A process that steps some worlds: the worlds in it, and the trainer's end of its pipes.
+
+The trainer and its processes share one row of `Steps` in memory without a name. What goes through
+their pipes is one byte for a command, and a line of JSON for an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from proximo.envs.config import EnvConfig
+from proximo.envs.make import Space, Worlds, make_world, make_worlds
+from proximo.spaces import Actions, Observations, space_record
+from proximo.types import Steps, UsageError, explain
+
+GRACE = 1.5
+"""Seconds in which the processes must have closed their worlds when the trainer ends."""
+MAP, BEGIN, STEP = b"m", b"b", b"s"
+"""What a process is told: the memory stands; begin an episode in some worlds; step some of them."""
+CODE = "import sys; sys.path[:] = sys.argv[1:]; from proximo.envs.processes import work; work()"
+PR_SET_PDEATHSIG = 1
+
+
+class Fault(NamedTuple):
+    """Why a world is lost."""
+
+    what: str
+    trace: str = ""
+
+
+class Gone(Exception):
+    """A process that is dead, or no longer answers."""
+
+    def __init__(self, what: str, trace: str = "") -> None:
+        super().__init__(what)
+        self.fault = Fault(what, trace)
+
+
+class Shared:
+    """One row of the `Steps` of all worlds, and what their processes must know and tell besides."""
+
+    def __init__(
+        self, memory: int, spaces: Sequence[Space], worlds: int, agents: int, processes: int
+    ) -> None:
+        """memory: the descriptor of a file. An empty one is filled, so that it cannot run out."""
+        seen, acts = Observations(spaces[0]), Actions(spaces[1])
+        # Wide enough for whatever the trainer keeps them in.
+        kind = np.uint8 if seen.dtype == np.uint8 else np.float64
+        whole = isinstance(spaces[1], gym.spaces.Discrete | gym.spaces.MultiDiscrete)
+        rows = worlds * agents
+        plan: list[tuple[str, tuple[int, ...], Any]] = [
+            ("obs", (2, rows, *seen.shape), kind),
+            ("final", (rows, *seen.shape), kind),
+            ("taken", (1, rows, *(acts.shape or ())), np.int64 if whole else acts.dtype),
+            ("reward", (1, rows), np.float64),
+            *((name, (1, rows), np.bool_) for name in ("terminated", "ended", "real")),
+            ("episode", (rows,), np.int64),
+            ("active", (worlds,), np.bool_),  # which worlds a command is for
+            ("doing", (processes,), np.int64),  # the world that is being stepped, or -1
+            ("beat", (processes,), np.int64),  # moves with every world
+        ]
+        begins, size = [], 0
+        for _, shape, dtype in plan:
+            begins.append(size)
+            size += -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64
+        if not os.fstat(memory).st_size:
+            with open(memory, "wb", closefd=False) as file:
+                file.write(bytes(size))
+        self._map = mmap.mmap(memory, size)
+        for (name, shape, dtype), begin in zip(plan, begins, strict=True):
+            flat: np.ndarray = np.frombuffer(self._map, dtype, int(np.prod(shape)), begin)
+            setattr(self, name, flat.reshape(shape))
+
+    obs: np.ndarray
+    final: np.ndarray
+    taken: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    ended: np.ndarray
+    real: np.ndarray
+    episode: np.ndarray
+    active: np.ndarray
+    doing: np.ndarray
+    beat: np.ndarray
+
+    def steps(self, rows: slice) -> Steps:
+        """The row of some of them."""
+        nothing = np.empty(0)
+        names = ("obs", "taken", "reward", "terminated", "ended", "real")
+        views = {name: getattr(self, name)[:, rows] for name in names}
+        return Steps(action=nothing, parameters=nothing, finals=[], **views)
+
+
+# In the process of the worlds
+
+
+class _World:
+    """One world, and its row in the memory that is shared."""
+
+    def __init__(self, make: Callable[[], Worlds], number: int) -> None:
+        self._make, self._number = make, number
+        self._worlds, self._broken = make(), False
+        self.agents = self._worlds.agents
+        self.spaces = self._worlds.obs_space, self._worlds.action_space
+
+    def share(self, shared: Shared) -> None:
+        first = self._number * self.agents
+        self._rows, self._shared = slice(first, first + self.agents), shared
+        self._steps = shared.steps(self._rows)
+
+    def do(self, command: bytes) -> None:
+        """Whatever the world raises is raised."""
+        steps = self._steps
+        steps.terminated[:], steps.ended[:], steps.real[:] = False, False, True
+        steps.finals.clear()
+        try:
+            if command == BEGIN:
+                self._begin()
+            else:
+                self._worlds.step(self._state, steps, 0)
+            self._look()
+        except Exception:
+            self._broken = True
+            raise
+        for _, i, obs in steps.finals:
+            self._shared.final[self._rows][i] = obs
+
+    def _begin(self) -> None:
+        if self._broken:  # another one in its place
+            self.close()
+            self._worlds, self._broken = self._make(), False
+        episode = self._shared.episode[self._rows]
+        self._state = self._worlds.start(int(episode[0]))
+        self._state.episode = episode  # the trainer sees which one it is, even if this is the end
+        self._steps.obs[1] = self._state.obs
+        self._steps.reward[:] = 0
+
+    def _look(self) -> None:
+        """Raises `UsageError` for what is not finite."""
+        steps = self._steps
+        if not np.isfinite(steps.reward).all():
+            raise UsageError(f"it gave the reward {steps.reward[~np.isfinite(steps.reward)][0]}")
+        for obs in (*steps.obs[1], *(obs for *_, obs in steps.finals)):
+            if not np.isfinite(obs).all():
+                raise UsageError(f"it gave {self._worlds.observations.not_finite(obs)}")
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._worlds.close()
+
+
+def work() -> None:
+    """The process of some worlds: make them, then do as told until the trainer is gone."""
+    commands, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # a world may print, and must not answer in our place
+    order = json.loads(commands.readline())
+    _end_with(order["trainer"])
+    faulthandler.enable(answers)  # its last words
+    faulthandler.register(signal.SIGUSR1, answers)  # what it is busy with
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer says when to end
+
+    def answer(**words: Any) -> None:
+        text = json.dumps(words).encode() + b"\n"
+        while text:
+            text = text[os.write(answers, text) :]
+
+    env = EnvConfig(**{**order["env"], "wrappers": tuple(order["env"]["wrappers"])})
+    if "worlds" not in order:
+        answer(**_check(env))
+        return
+    first, last = order["worlds"]
+
+    def make(number: int) -> Callable[[], Worlds]:
+        return lambda: make_worlds(env, order["seed"], first=number)
+
+    try:
+        worlds = {i: _World(make(i), i) for i in range(first, last)}
+    except Exception as error:
+        answer(error=str(error) if isinstance(error, UsageError) else explain(error))
+        return
+    one = worlds[first]
+    answer(agents=one.agents, spaces=[space_record(space) for space in one.spaces])
+    if commands.read(1) != MAP:
+        return
+    me = order["process"]
+    shared = Shared(order["memory"], one.spaces, order["count"], one.agents, order["processes"])
+    for world in worlds.values():
+        world.share(shared)
+    while command := commands.read(1):
+        faults = {}
+        for i in np.flatnonzero(shared.active[first:last]) + first:
+            shared.beat[me] += 1
+            shared.doing[me] = i
+            try:
+                worlds[i].do(command)
+            except Exception as error:
+                what = str(error) if isinstance(error, UsageError) else explain(error)
+                faults[int(i)] = [what, traceback.format_exc()]
+        shared.doing[me] = -1
+        answer(**({"faults": faults} if faults else {}))
+    for world in worlds.values():
+        world.close()
+
+
+def _check(env: EnvConfig) -> dict[str, Any]:
+    """What is found in a world apart."""
+    from proximo.envs.agents import Agents
+    from proximo.envs.check import Checked, check_world
+
+    try:
+        world = make_world(env)
+    except UsageError as error:  # perhaps there can be no more of them
+        note = f"not checked, for one apart cannot be made ({error})"
+        return Checked([note], 0, 0, replayable=True, within=False)._asdict()
+    try:
+        return {} if isinstance(world, Agents) else check_world(world)._asdict()
+    except UsageError as error:
+        return {"error": str(error)}
+
+
+def _end_with(trainer: int) -> None:
+    """Let this process be killed when the trainer dies, whatever it is busy with."""
+    if sys.platform == "linux":
+        # Strictly, when the thread that started it ends: the one that steps the worlds.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+
+        def watch() -> None:
+            while os.getppid() == trainer:
+                time.sleep(0.5)
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+    if os.getppid() != trainer:  # it was too late
+        os._exit(1)
+
+
+# In the trainer
+
+
+class Process:
+    """A process and the pipes to it. No call waits for longer than it is told."""
+
+    def __init__(self, order: dict[str, Any], path: list[str], folder: str) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-c", CODE, *path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            cwd=folder,
+            pass_fds=(order["memory"],),
+            start_new_session=True,  # what the worlds start is ended with them
+        )
+        assert self._popen.stdin
+        assert self._popen.stdout
+        self._commands, self._answers = self._popen.stdin, self._popen.stdout
+        self._poll = select.poll()
+        self._poll.register(self._answers, select.POLLIN)
+        self.pid = self._popen.pid
+        self.tell(json.dumps(order).encode() + b"\n")
+
+    def tell(self, words: bytes) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the answer will be missed
+            self._commands.write(words)
+
+    def answer(self, seconds: float, beat: Callable[[], int] = lambda: 0) -> dict[str, Any]:
+        """What it answers; every new beat gives it as many seconds again. Raises `Gone`."""
+        until, last, text = time.monotonic() + seconds, beat(), b""
+        while not (text.startswith(b"{") and text.endswith(b"\n")):
+            if self._poll.poll(min(200.0, 1000 * seconds)):
+                part = os.read(self._answers.fileno(), 1 << 16)
+                if not part:
+                    raise self._dead(text)
+                text += part
+            elif beat() != last:
+                until, last = time.monotonic() + seconds, beat()
+            elif self._popen.poll() is not None:  # what it had started holds its pipes
+                raise self._dead(text)
+            elif time.monotonic() > until:
+                raise self._hung(seconds)
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def _dead(self, text: bytes) -> Gone:
+        self.end(GRACE)
+        code = self._popen.returncode
+        how = f"ended with exit code {code}"
+        if code is None:
+            how = "closed its pipes"
+        elif code < 0:
+            how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
+        return Gone(f"its process {how}", text.decode(errors="replace"))
+
+    def _hung(self, seconds: float) -> Gone:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGUSR1)
+        text = b""
+        while self._poll.poll(300) and (part := os.read(self._answers.fileno(), 1 << 16)):
+            text += part
+        self.end(0)
+        return Gone(f"no answer in {seconds:g} s (env.timeout)", text.decode(errors="replace"))
+
+    def hang_up(self) -> None:
+        """It ends by itself."""
+        self._commands.close()
+
+    def end(self, seconds: float) -> None:
+        """End it, by force after these seconds."""
+        self.hang_up()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(seconds)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._popen.wait(GRACE)
+        self._answers.close()
