@@ -101,8 +101,9 @@ TASKS = {
         "Catch, from pixels",
         "Catch",
         200_000,
-        f"{ROLLOUT} --algorithm.epochs 4 --algorithm.minibatch-size 256 "
-        "--algorithm.learning-rate linear:1e-3:0",
+        "--env.worlds 16 --rollout.steps 64 --algorithm.epochs 4 --algorithm.minibatch-size 256 "
+        "--algorithm.learning-rate linear:5e-4:0 --algorithm.entropy-coef linear:0.05:0 "
+        "--net.trunk shared",
         0.95,
     ),
     "maze": Task("maze, masked", "Maze", 200_000, ROLLOUT, 0.64, reach=0.9 * Maze().best()),

@@ -93,5 +93,11 @@ def test_a_pendulum_is_swung_up_without_its_velocity():
 
 @pytest.mark.long
 def test_a_ball_is_caught_from_pixels():
-    algorithm = PPO(epochs=4, minibatch_size=256, learning_rate="linear:1e-3:0")
-    assert score(Catch, algorithm, 200_000, episodes=100) >= 0.95
+    algorithm = PPO(
+        epochs=4,
+        minibatch_size=256,
+        learning_rate="linear:5e-4:0",
+        entropy_coef="linear:0.05:0",
+    )
+    size = {"worlds": 16, "rollout": 64, "trunk": "shared"}
+    assert score(Catch, algorithm, 200_000, episodes=100, **size) >= 0.95
