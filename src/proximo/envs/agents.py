@@ -178,11 +178,7 @@ class AgentWorlds(Worlds):
                 taken[rows.start : rows.stop] = [log[t] for log in logs]
                 seen = env.step(self._acts(world, taken))[0]
                 self._show(world, seen, obs)
-        if np.array_equal(obs, state.obs):
-            return True
-        state.length[:] = 1
-        self.fresh(state)
-        return False
+        return np.array_equal(obs, state.obs) or self._begin_anew(state)
 
     def close(self) -> None:
         for env in self._envs:

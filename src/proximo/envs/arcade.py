@@ -128,11 +128,7 @@ class ArcadeWorlds(Worlds):
             self._lives = info["lives"]
         if longest and (lengths == 0).any():
             obs = self._reset(state, lengths == 0)
-        if np.array_equal(obs, state.obs):
-            return True
-        state.length[:] = 1
-        self.fresh(state)
-        return False
+        return np.array_equal(obs, state.obs) or self._begin_anew(state)
 
     def close(self) -> None:
         self._games.close()

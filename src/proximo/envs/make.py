@@ -99,6 +99,12 @@ class Worlds(ABC):
         Where that cannot be done, let new episodes begin in all of them and return False.
         """
 
+    def _begin_anew(self, state: WorldState) -> bool:
+        """Let new episodes begin in all of them; False, as `restore` says it."""
+        state.length[:] = 1
+        self.fresh(state)
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Close the worlds."""
@@ -168,11 +174,7 @@ class SyncWorlds(Worlds):
             for action in (a for stretch in stretches for a in stretch):
                 seen = env.step(self.actions.nested(action))[0]
             obs[i] = self.observations.row(seen)
-        if np.array_equal(obs, state.obs):
-            return True
-        state.length[:] = 1
-        self.fresh(state)
-        return False
+        return np.array_equal(obs, state.obs) or self._begin_anew(state)
 
     def close(self) -> None:
         for env in self._envs:
@@ -271,9 +273,7 @@ class VectorWorlds(Worlds):
 
     def restore(self, state: WorldState) -> bool:
         state.obs = np.empty(0)
-        state.length[:] = 1
-        self.fresh(state)
-        return False
+        return self._begin_anew(state)
 
     def close(self) -> None:
         self.envs.close()

@@ -348,11 +348,8 @@ class WorkerWorlds(Worlds):
         for world, fault in lost.items():
             what = fault or Fault("its process died")
             raise _failure(f"world {world} failed: {what.what}", what)
-        if all(self._shows(world, state.obs) for world in worlds):
-            return True
-        state.length[:] = 1
-        self.fresh(state)
-        return False
+        shown = all(self._shows(world, state.obs) for world in worlds)
+        return shown or self._begin_anew(state)
 
     def close(self) -> None:
         for process in self._processes:
