@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
 
-from proximo.algorithms.engines import clip_gradient
 from proximo.algorithms.ppo import PPO
-from proximo.functional.kl import controlled_beta
-from proximo.functional.losses import preference_error
-from proximo.functional.moments import batch_moments, merge
-from proximo.functional.schedules import as_schedule
 from proximo.language.config import (
     TOKENS,
     FitConfig,
@@ -34,9 +26,9 @@ from proximo.language.config import (
     TrainingConfig,
     read_stage,
 )
-from proximo.language.data import Examples, Order, Sequences, Source
-from proximo.language.experience import check_drawn, judge, prepare, shaped
-from proximo.language.generate import Completions, generate
+from proximo.language.data import Examples, Source
+from proximo.language.fitting import Fit, Likelihood, Preference
+from proximo.language.generate import generate
 from proximo.language.model import (
     Blueprint,
     LanguageModel,
@@ -45,325 +37,12 @@ from proximo.language.model import (
     blueprint,
     read_blueprint,
 )
-from proximo.language.reward import Judge, Reward, RewardModel, find_reward, scores_of
-from proximo.language.session import Callback, Display, Learner, Row, mean_of, train
-from proximo.language.update import after, descend, readings
-from proximo.nets.optimizer import FlatOptimizer
+from proximo.language.policy_fit import PolicyFit
+from proximo.language.reward import Judge, Reward, RewardModel, find_reward
+from proximo.language.session import Callback, Display, Learner, Row, train
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.folder import RunFolder
-from proximo.types import Metrics, TrainingError, UsageError
-
-SHOWN = 4
-"""Completions of each update that are kept to be read."""
-WITHOUT = Sampling()
-"""Probabilities as the model gives them: temperature 1."""
-
-
-def add_text_gradient(
-    lm: LanguageModel, texts: Sequences, weight: float, micro_batch: int
-) -> Tensor:
-    """Add the gradient of L = -1/B Σ log π over the B tokens of the answers; returns L."""
-    count, total = int(texts.response.sum()), torch.zeros((), device=lm.device)
-    for part in torch.split(torch.arange(len(texts.tokens)), micro_batch):
-        loss = -lm.log_prob(texts.select(part), WITHOUT, ()).sum() / count
-        (weight * loss).backward()  # type: ignore[no-untyped-call]
-        total = total + loss.detach()
-    return total
-
-
-class Objective(ABC):
-    """What sft and reward differ in: which answers they read, and what is made of them."""
-
-    answers: tuple[int, ...]
-    """Which parts of the data; their sequences stand one kind after the other."""
-
-    @abstractmethod
-    def add_gradient(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
-        """Add the gradient of the mean error of these sequences; returns what to report."""
-
-    @abstractmethod
-    def measure(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
-        """How well it does on what was held out."""
-
-    def settle(self, module: nn.Module, texts: Sequences, micro_batch: int) -> None:  # noqa: B027 mostly nothing
-        """What is done once, at the end, with all that was trained on."""
-
-
-class Likelihood(Objective):
-    """Supervised fine-tuning: maximum likelihood of the answers, given their prompts."""
-
-    answers = (1,)
-
-    def add_gradient(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
-        lm: LanguageModel = module  # type: ignore[assignment]
-        return {"loss": float(add_text_gradient(lm, texts, 1.0, micro_batch))}
-
-    def measure(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
-        lm: LanguageModel = module  # type: ignore[assignment]
-        parts = torch.split(torch.arange(len(texts.tokens)), micro_batch)
-        found = torch.cat([lm.log_prob(texts.select(part), WITHOUT, ()) for part in parts])
-        return {"held_out_loss": -mean_of(found)}
-
-
-class Preference(Objective):
-    """A reward model from pairs of which one was preferred: first all these, then the others."""
-
-    answers = (1, 2)
-
-    def add_gradient(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
-        model: RewardModel = module  # type: ignore[assignment]
-        count = len(texts.tokens) // 2
-        total = right = torch.zeros((), device=texts.tokens.device)
-        for part in torch.split(torch.arange(count), max(1, micro_batch // 2)):
-            both = texts.select(torch.cat([part, part + count]))
-            chosen, rejected = model.raw(both).chunk(2)
-            loss = preference_error(chosen, rejected).sum() / count
-            loss.backward()  # type: ignore[no-untyped-call]
-            total, right = total + loss.detach(), right + (chosen > rejected).sum()
-        return {"loss": float(total), "accuracy": float(right) / count}
-
-    def measure(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
-        chosen, rejected = scores_of(module, texts, micro_batch).chunk(2)  # type: ignore[arg-type]
-        return {"held_out_accuracy": mean_of(chosen > rejected)}
-
-    def settle(self, module: nn.Module, texts: Sequences, micro_batch: int) -> None:
-        """Bring the scores to mean 0 and deviation 1."""
-        model: RewardModel = module  # type: ignore[assignment]
-        model.mean.zero_()
-        model.std.fill_(1.0)
-        scores = scores_of(model, texts, micro_batch)
-        model.mean.copy_(scores.mean())
-        model.std.copy_(scores.std(correction=0).clamp(min=1e-8))
-
-
-class Fit(Learner):
-    """sft and reward: examples in a new order each epoch, a step of Adam for each minibatch."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        lm: LanguageModel,
-        objective: Objective,
-        config: FitConfig,
-        parts: Sequence[list[list[int]]],
-    ) -> None:
-        """module: what is trained, lm or a reward model on it; parts: prompts, then answers."""
-        algorithm = config.algorithm
-        group = [p for p in module.parameters() if p.requires_grad]
-        optimizer = FlatOptimizer([group], "adam", 1e-8, algorithm.adam_betas)
-        super().__init__(module, optimizer, config.run)
-        self.stage = config.lm.stage
-        self.algorithm, self._objective = algorithm, objective
-        self._lm, self._parts = lm, parts
-        count = len(parts[0])
-        kept = int(count * algorithm.held_out)
-        if algorithm.held_out and not kept:
-            raise UsageError(
-                f"algorithm.held_out is {algorithm.held_out} of {count} examples, which is none"
-            )
-        mixed = Order(count, config.run.seed, 0).draw(0, count)
-        self._trained, self._held_out = mixed[: count - kept], mixed[count - kept :]
-        self._order = Order(count - kept, config.run.seed, 1)
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self._lm
-
-    def update(self) -> Metrics:
-        size = self.algorithm.batch_size
-        drawn = self._order.draw(self.updates * size, size)
-        flat = self.optimizer.flats[0]
-        flat.grad.zero_()  # type: ignore[union-attr]
-        texts = self._texts([self._trained[i] for i in drawn])
-        terms = self._objective.add_gradient(self.module, texts, self.run.micro_batch)
-        rate = as_schedule(self.algorithm.learning_rate)(self.progress)
-        self.optimizer.rates = [rate]
-        norm = float(clip_gradient([flat], self.algorithm.max_grad_norm))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"the gradient became {norm} in update {self.updates + 1}: a smaller learning "
-                "rate is the usual remedy"
-            )
-        self.optimizer.step()
-        self.counters["tokens"] += int(texts.response.sum())
-        epoch = (self.updates + 1) * size / len(self._trained)
-        return {**terms, "grad_norm": norm, "learning_rate": rate, "epoch": epoch}
-
-    @torch.no_grad()
-    def finish(self) -> None:
-        micro_batch = self.run.micro_batch
-        self._objective.settle(self.module, self._texts(self._trained), micro_batch)
-        if self._held_out:
-            texts = self._texts(self._held_out)
-            self.final = self._objective.measure(self.module, texts, micro_batch)
-
-    def _texts(self, examples: Sequence[int]) -> Sequences:
-        which = self._objective.answers
-        prompts = [self._parts[0][i] for _ in which for i in examples]
-        answers = [self._parts[part][i] for part in which for i in examples]
-        return Sequences.join(prompts, answers, self._lm.device)
-
-
-class PolicyFit(Learner):
-    """PPO on completions: draw, score, take off the KL, estimate advantages, K epochs of steps."""
-
-    stage = "ppo"
-
-    def __init__(
-        self,
-        policy: LanguagePolicy,
-        reference: LanguageModel | None,
-        config: PPOConfig,
-        tokenizer: Tokenizer,
-        examples: Examples,
-        prompts: list[list[int]],
-        judges: Judge,
-        ptx: tuple[list[list[int]], list[list[int]]] | None,
-    ) -> None:
-        optimizer = config.algorithm.make_optimizer(policy)  # type: ignore[arg-type]
-        super().__init__(policy, optimizer, config.run)
-        self.policy, self.reference, self.config = policy, reference, config
-        self._tokenizer, self._examples, self._prompts = tokenizer, examples, prompts
-        self._judges, self._ptx = judges, ptx
-        seed = config.run.seed
-        # Streams apart, so that longer completions do not change the order of minibatches.
-        self.generators = {
-            "sampling": torch.Generator().manual_seed(2 * seed),
-            "shuffling": torch.Generator().manual_seed(2 * seed + 1),
-        }
-        self._order = Order(len(prompts), seed, 0)
-        self._ptx_order = Order(len(ptx[0]), seed, 2) if ptx else None
-        self.counters |= {"beta": config.kl.coef, "episodes": 0, "ptx": 0}
-
-    @property
-    def lm(self) -> LanguageModel:
-        return self.policy.lm
-
-    def update(self) -> Metrics:
-        config, run, policy = self.config, self.run, self.policy
-        algorithm, beta = config.algorithm, self.counters["beta"]
-        chosen = self._order.draw(self.updates * run.sequences, run.sequences)
-        prompts = [self._prompts[i] for i in chosen]
-        drawn = generate(
-            policy.lm,
-            prompts,
-            config.sampling,
-            policy.stops,
-            self.generators["sampling"],
-            run.micro_batch,
-        )
-        sequences = drawn.sequences
-        fault = TrainingError if self.updates else UsageError
-        worth = self._judges(
-            [self._examples.rows[i] for i in chosen],
-            prompts,
-            drawn,
-            self._tokenizer,
-            run.micro_batch,
-            fault,
-        )
-        old = judge(
-            policy,
-            self.reference,
-            sequences,
-            config.sampling,
-            run.micro_batch,
-            critic=algorithm.critic,
-        )
-        gap = check_drawn(drawn.log_prob, old)
-        reward, kl = self._shape(*worth, old.log_ratio, drawn)
-        batch = prepare(algorithm, sequences, old, reward.to(policy.lm.device))
-
-        coefficients = algorithm.coefficients(self.progress)
-        rates = algorithm.rates(self.progress, 1.0)
-        names = ("learning_rate", "critic_learning_rate")[: len(self.optimizer.flats)]
-        self.optimizer.rates = [rates[name] for name in names]
-        metrics = descend(
-            algorithm,
-            policy,
-            self.optimizer,
-            sequences,
-            batch,
-            self.generators["shuffling"],
-            sampling=config.sampling,
-            coefficients=coefficients,
-            micro_batch=run.micro_batch,
-            reference=old.reference,
-            kl=config.kl,
-            beta=beta,
-            also=self._add_ptx,
-            policy_moves=self.updates >= config.model.critic_warmup,
-        )
-        if not all(torch.isfinite(flat).all() for flat in self.optimizer.flats):
-            raise fault(
-                f"weights became infinite in update {self.updates + 1}: a smaller learning rate is "
-                "the usual remedy"
-            )
-        now = after(policy, sequences, config.sampling, run.micro_batch)
-        if config.kl.target is not None:
-            self.counters["beta"] = controlled_beta(
-                beta, mean_of(kl), config.kl.target, len(kl), config.kl.horizon
-            )
-        self.counters["tokens"] += len(batch)
-        self.counters["episodes"] += len(kl)
-        score = worth[0] + worth[1].sum(-1)
-        return {
-            "episodes": self.counters["episodes"],
-            "score": mean_of(score),
-            "score_std": float(score.std(correction=0)),
-            **({} if self.reference is None else {"kl": mean_of(kl), "beta": beta}),
-            "reward": mean_of(reward.sum(-1)),
-            "length": mean_of(sequences.lengths),
-            "stopped": mean_of(drawn.stopped),
-            "repeated": self._show(chosen, drawn, score, kl),
-            "entropy": -mean_of(drawn.log_prob),
-            **readings(algorithm, policy, batch, now, coefficients),
-            **metrics,
-            **rates,
-            **coefficients,
-            "sampling_gap": gap,
-        }
-
-    def _shape(
-        self, score: Tensor, dense: Tensor, log_ratio: Tensor, drawn: Completions
-    ) -> tuple[Tensor, Tensor]:
-        """The reward of each token [N, R], and the KL of each completion [N]; on the CPU."""
-        response = drawn.sequences.response.cpu()
-        ratio = torch.zeros_like(dense).masked_scatter(response, log_ratio.double().cpu())
-        beta = self.counters["beta"] if self.config.kl.where == "reward" else 0.0
-        worth = self._worth(score, drawn.stopped.cpu())
-        return shaped(worth, dense, ratio, beta, response), ratio.sum(-1)
-
-    def _show(self, chosen: list[int], drawn: Completions, score: Tensor, kl: Tensor) -> float:
-        """Keep a few completions to be read; returns the share that is like another one's."""
-        texts = [self._tokenizer.text(ids) for ids in drawn.ids()]
-        found = zip(chosen, texts, score.tolist(), kl.tolist(), strict=True)
-        self.samples = [
-            {"prompt": self._examples.rows[i]["prompt"], "completion": text, "score": s, "kl": d}
-            for i, text, s, d in list(found)[:SHOWN]
-        ]
-        return 1 - len(set(zip(chosen, texts, strict=True))) / len(texts)
-
-    def _worth(self, score: Tensor, stopped: Tensor) -> Tensor:
-        """The score as PPO sees it: normalised, cut off, less the penalty for not stopping. [N]."""
-        settings = self.config.score
-        if settings.normalize:
-            self.moments = merge(self.moments, batch_moments(score))
-            score = (score - self.moments.mean) * torch.rsqrt(self.moments.var + 1e-8)
-        if settings.clip is not None:
-            score = score.clamp(-settings.clip, settings.clip)
-        return score - settings.missing_eos_penalty * (~stopped).double()
-
-    def _add_ptx(self) -> Tensor | None:
-        """The gradient of the model's own loss on texts, beside a minibatch's."""
-        if self._ptx is None or self._ptx_order is None:
-            return None
-        size = min(self.config.algorithm.minibatch_size, self.run.sequences)
-        which = self._ptx_order.draw(self.counters["ptx"], size)
-        self.counters["ptx"] += size
-        prompts, answers = ([part[i] for i in which] for part in self._ptx)
-        texts = Sequences.join(prompts, answers, self.lm.device)
-        return add_text_gradient(self.lm, texts, self.config.ptx.coef, self.run.micro_batch)
+from proximo.types import UsageError
 
 
 class Result:
