@@ -36,9 +36,9 @@ class TokenPPO(PPO):
     gamma: float = 1.0
     """Discount per token (gamma)."""
     advantage: Literal["gae", "n-step", "td0", "monte-carlo", "rloo", "grpo", "dr-grpo"] = "gae"  # type: ignore[assignment]  # more than in control
-    """How advantages are estimated; monte-carlo is the return minus the value. rloo, grpo and
-    dr-grpo compare a completion's return with those of the others of its prompt, without a critic:
-    less their mean, by the group's mean and deviation, by its mean."""
+    """How advantages are estimated; monte-carlo is the return minus the value. Without a critic:
+    the completion's return less the mean of the others of its prompt (rloo), or of all of them
+    (dr-grpo), and over their deviation (grpo)."""
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "batch"
     """Over which tokens advantages are brought to mean 0 and deviation 1; an episode is a
     completion."""
