@@ -15,6 +15,8 @@ from proximo.language import (
     ModelConfig,
     PTXConfig,
     Sampling,
+    TokenPPO,
+    TrainingConfig,
     fit_reward,
     ppo,
     sft,
@@ -35,12 +37,13 @@ def test_every_reading_is_explained(tmp_path):
     file.write_text('{"prompt": "a", "completion": "b", "chosen": "a", "rejected": "b"}\n')
     tuned = ppo(
         "tiny",
-        ["a"],
+        ["a", "b"],
         lambda completions: [1.0] * len(completions),
         updates=1,
         algorithm=dataclasses.replace(TOKENS, epochs=1),
         kl=KLConfig(where="loss"),
         ptx=PTXConfig(coef=1.0, data=str(file)),
+        run=TrainingConfig(eval_every=1, held_out=0.5),
         sampling=Sampling(max_tokens=2),
     )
     fitted = [stage("tiny", file, updates=1) for stage in (sft, fit_reward)]
@@ -50,10 +53,12 @@ def test_every_reading_is_explained(tmp_path):
             assert f"`{key}`" in both, key
 
 
-@pytest.mark.parametrize("section", [KLConfig, Sampling, PTXConfig, ModelConfig, Fitting])
+@pytest.mark.parametrize(
+    "section", [KLConfig, Sampling, PTXConfig, ModelConfig, Fitting, TokenPPO, TrainingConfig]
+)
 def test_every_setting_says_what_it_does(section):
     import inspect
 
     source = inspect.getsource(section)
-    for field in dataclasses.fields(section):
-        assert re.search(rf'    {field.name}: [^\n]*\n    """', source), field.name
+    for name in section.__annotations__:  # those of its own
+        assert re.search(rf'    {name}: [^\n]*\n    """', source), name

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from dataclasses import fields
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +14,7 @@ pytest.importorskip("transformers")
 from proximo.algorithms.ppo import PPO
 from proximo.collect import collect
 from proximo.envs.config import EnvConfig
-from proximo.language import TOKENS, KLConfig, Sampling, tiny
+from proximo.language import TOKENS, KLConfig, Sampling, TokenPPO, tiny
 from proximo.language.data import Sequences
 from proximo.language.experience import Judged, judge, prepare, shaped
 from proximo.language.generate import generate
@@ -23,6 +24,14 @@ from proximo.nets.config import NetConfig
 from proximo.run.config import Config, RolloutConfig, RunConfig
 from proximo.run.session import Session
 
+FREE = {"critic": False, "normalize_advantage": "none"}
+METHODS = {
+    "rloo": {**FREE, "advantage": "rloo"},
+    "grpo": {**FREE, "advantage": "grpo", "loss_mean": "sequences"},
+    "dr-grpo": {**FREE, "advantage": "dr-grpo"},
+    "reinforce++": {"critic": False, "advantage": "monte-carlo"},
+    "gspo": {**FREE, "advantage": "grpo", "ratio": "sequence", "loss_mean": "sequences"},
+}
 TOKENS_THERE, LONGEST = 10, 6
 WORTH = np.random.default_rng(0).normal(size=(TOKENS_THERE, TOKENS_THERE)).astype(np.float32)
 PROMPTS = [[2], [3, 4, 5], [9, 8], [2, 2]] * 8
@@ -48,7 +57,7 @@ def batch_of(scene, algorithm):
     score = torch.linspace(-1, 1, len(PROMPTS))
     ratio = torch.zeros(sequences.response.shape).masked_scatter(sequences.response, old.log_ratio)
     reward = shaped(score, torch.zeros_like(ratio), ratio, 0.1, sequences.response)
-    return prepare(algorithm, sequences, old, reward)
+    return prepare(algorithm, sequences, old, reward, 4)
 
 
 def gradient(scene, algorithm, micro, kl=None, chosen=None):
@@ -101,6 +110,29 @@ def test_a_minibatch_is_the_mean_over_its_own_tokens(scene):
     torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kl", [KLConfig(), KLConfig(where="loss", estimator="k3")])
+def test_micro_batches_change_nothing_without_a_critic(scene, method, kl):
+    algorithm = TokenPPO(clip=0.1, clip_high=0.3, dual_clip=3.0, **METHODS[method])
+    whole, terms = gradient(scene, algorithm, 32, kl)
+    assert whole.norm() > 0.01
+    for micro in (1, 4, 7):
+        parts, same = gradient(scene, algorithm, micro, kl)
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+        for name, term in terms.items():
+            torch.testing.assert_close(same[name], term, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mean_over_sequences_is_the_mean_of_each_alone(scene):
+    algorithm = TokenPPO(**METHODS["gspo"], clip=0.02)
+    kl, chosen = KLConfig(where="loss"), torch.tensor([5, 0, 17])
+    assert len(set(scene[1].lengths[chosen].tolist())) > 1
+    whole, terms = gradient(scene, algorithm, 32, kl, chosen)
+    single = [gradient(scene, algorithm, 1, kl, chosen[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(whole, sum(g for g, _ in single) / 3, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(terms["loss"], sum(t["loss"] for _, t in single) / 3)
+
+
 def test_rows_of_sequences(scene):
     batch = batch_of(scene, TOKENS)
     rows = rows_of(batch, torch.tensor([3, 1, 4]))
@@ -136,7 +168,7 @@ def test_rewards_and_gae_by_hand():
     expected = torch.tensor([[-0.05, -0.1, 0.85], [-1.2, 0.0, 0.0]])
     torch.testing.assert_close(reward, expected)
     value = torch.tensor([0.5, 0.2, 0.1, -0.3])
-    algorithm = PPO(gamma=0.9, lam=0.8, normalize_advantage="none")
+    algorithm = TokenPPO(gamma=0.9, lam=0.8, normalize_advantage="none")
     batch = prepare(algorithm, sequences, Judged(value, value, value), reward)
     d = [-0.05 + 0.9 * 0.2 - 0.5, -0.1 + 0.9 * 0.1 - 0.2, 0.85 - 0.1]
     a1 = d[1] + 0.72 * d[2]
@@ -188,14 +220,10 @@ class Bigram(torch.nn.Module):
 
 @pytest.mark.parametrize("normalize", ["minibatch", "batch", "none"])
 def test_a_token_world_gives_the_gradient_of_the_same_world_in_control(normalize):
-    algorithm = PPO(
-        gamma=0.9,
-        lam=0.8,
-        entropy_coef=0.02,
-        value_loss="clipped",
-        normalize_advantage=normalize,
-        clip_high=0.3,
+    tokens = TokenPPO(
+        gamma=0.9, lam=0.8, entropy_coef=0.02, normalize_advantage=normalize, clip_high=0.3
     )
+    algorithm = PPO(**{field.name: getattr(tokens, field.name) for field in fields(PPO)})
     config = Config(
         algorithm=algorithm,
         rollout=RolloutConfig(episodes=12),
@@ -223,7 +251,7 @@ def test_a_token_world_gives_the_gradient_of_the_same_world_in_control(normalize
     with torch.no_grad():
         old = policy.evaluate(sequences, Sampling(), entropy=False)
         judged = Judged(old.log_prob, old.value, old.log_prob)
-    own = prepare(algorithm, sequences, judged, worth)
+    own = prepare(tokens, sequences, judged, worth)
     for name in ("action", "log_prob", "value", "advantage", "target", "episode"):
         torch.testing.assert_close(getattr(own, name), getattr(batch, name))
 
@@ -238,7 +266,7 @@ def test_a_token_world_gives_the_gradient_of_the_same_world_in_control(normalize
     loss, _ = algorithm.loss(control, batch, coefficients)
     loss.backward()
     terms = add_gradient(
-        algorithm,
+        tokens,
         policy,
         sequences,
         own,

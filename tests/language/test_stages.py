@@ -19,6 +19,7 @@ from proximo.language import (
     PTXConfig,
     Sampling,
     ScoreConfig,
+    TokenPPO,
     TrainingConfig,
     fit_reward,
     load_model,
@@ -323,6 +324,18 @@ def test_an_update_ends_early_by_the_kl():
     assert {row["epochs"] for row in rows} == {1}
 
 
+@pytest.fixture
+def unloaded(monkeypatch):
+    """A model, after which none can be made."""
+    lm = tiny(["abc"], **SMALL)
+
+    def build(self, seed, *, random=False):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Blueprint, "build", build)
+    return lm
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -330,21 +343,33 @@ def test_an_update_ends_early_by_the_kl():
         ({"sampling": Sampling(top_p=0.9)}, "sampling.top_p is 0.9, but PPO needs"),
         ({"sampling": Sampling(max_tokens=15)}, "row 1 .* 2 tokens and 15 to be drawn"),
         ({"sampling": Sampling(stop=("zz",))}, "no single token"),
-        ({"algorithm": PPO(normalize_reward=True)}, "use score.normalize"),
-        ({"algorithm": PPO(desired_kl=0.1)}, "use target_kl"),
-        ({"algorithm": PPO()}, "minibatch_size is 64, but an update has only 8"),
+        ({"algorithm": TokenPPO(normalize_reward=True)}, "use score.normalize"),
+        ({"algorithm": TokenPPO(desired_kl=0.1)}, "use target_kl"),
+        ({"algorithm": TokenPPO()}, "minibatch_size is 16, but an update has only 8"),
+        ({"algorithm": PPO()}, "change proximo.language.TOKENS by dataclasses.replace"),
         ({"ptx": PTXConfig(coef=1.0)}, "belong together"),
         ({"ptx": PTXConfig(coef=1.0, data="none.jsonl")}, "cannot be read"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_model_is_loaded(monkeypatch, tmp_path, changes, said):
-    def build(self, seed, *, random=False):
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(Blueprint, "build", build)
+def test_what_cannot_be_is_refused_before_a_model_is_loaded(unloaded, tmp_path, changes, said):
     with pytest.raises(UsageError, match=said):
         run_ppo(tmp_path / "run", **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_tokenizers_that_do_not_serve_are_refused_before_a_model_is_loaded(unloaded, tmp_path):
+    endless = unloaded.tokenizer
+    endless.eos_token = None
+    penalty = ScoreConfig(missing_eos_penalty=1.0)
+    with pytest.raises(UsageError, match="missing_eos_penalty is set, but the tokenizer has no"):
+        ppo(unloaded, ["a"], count_a, score=penalty, sampling=SHORT)
+    with pytest.raises(UsageError, match="row 1 of the data: the tokenizer has no end of sequence"):
+        sft(unloaded, [{"prompt": "a", "completion": "b"}])
+    unloaded.save(tmp_path, weights=False)
+    endless.add_tokens([f"<{i}>" for i in range(9)])
+    endless.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="tokenizer has 14 tokens, the model only 5"):
+        ppo(str(tmp_path), ["a"], count_a, sampling=SHORT)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.algorithms.ppo import PPO
 from proximo.commands.arguments import parse
 from proximo.language.config import (
-    TOKENS,
     FitConfig,
     Fitting,
     KLConfig,
@@ -32,6 +30,7 @@ from proximo.language.config import (
     TrainingConfig,
     read_stage,
 )
+from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.folder import RunFolder, free
 from proximo.types import TrainingError, UsageError, nearest
 
@@ -108,7 +107,7 @@ class Ppo(Begin):
         tuple[str, ...], arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
     ] = ()
     """What scores completions (short for --score.reward)."""
-    algorithm: PPO = TOKENS
+    algorithm: TokenPPO = TOKENS
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -294,6 +293,7 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
 
 READINGS = (
     ("score", "score", "{:.3f}"),
+    ("held out", "held_out_score", "{:.3f}"),
     ("loss", "loss", "{:.4f}"),
     ("accuracy", "accuracy", "{:.2f}"),
     ("KL", "kl", "{:.3f}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from proximo.functional.masked import group_mean
 from proximo.functional.shapes import same_shape
 
 
@@ -56,6 +57,19 @@ def clipped_surrogate(
         return objective
     floor = torch.maximum(objective, dual_clip * advantage)
     return torch.where(advantage < 0, floor, objective)
+
+
+def sequence_log_prob(log_prob: Tensor, old_log_prob: Tensor, sequence: Tensor) -> Tensor:
+    """Log π_old + log s_i, so that the ratio of each token is that of its whole sequence y_i.
+
+    s_i = exp(1/|y_i| Σ_t log(π/π_old)): GSPO, Zheng et al. 2025 (arXiv 2507.18071). The gradient
+    is that of s_i π/sg[π] (its section 4.3, GSPO-token): the same where all tokens of a sequence
+    have one advantage, and right where they have not. log_prob, old_log_prob: [B]; sequence: [B]
+    int64, which one a token belongs to; returns [B].
+    """
+    same_shape(log_prob=log_prob, old_log_prob=old_log_prob, sequence=sequence)
+    mean = group_mean((log_prob - old_log_prob).detach(), sequence)
+    return old_log_prob + mean + (log_prob - log_prob.detach())
 
 
 def penalized_surrogate(

@@ -46,17 +46,21 @@ def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return centred(x, mask) * torch.rsqrt(masked_var(x, mask) + EPS)
 
 
+def group_mean(x: Tensor, group: Tensor) -> Tensor:
+    """Σ x / |g| over the members of each group g, at every one of them.
+
+    x: [B]; group: [B] int64 with values in 0..G-1; returns [B].
+    """
+    same_shape(x=x, group=group)
+    count = torch.bincount(group).to(x.dtype).clamp(min=1)
+    return (torch.zeros_like(count).index_add_(0, group, x) / count)[group]
+
+
 def standardize_groups(x: Tensor, group: Tensor) -> Tensor:
     """`standardize` within each group. x: [B]; group: [B] int64 with values in 0..G-1."""
-    same_shape(x=x, group=group)
-    count = torch.bincount(group).to(x.dtype)
-
-    def mean(y: Tensor) -> Tensor:
-        return (torch.zeros_like(count).index_add_(0, group, y) / count.clamp(min=1))[group]
-
     for _ in range(2):  # as in `centred`
-        x = x - mean(x)
-    return x * torch.rsqrt(mean(x.square()) + EPS)
+        x = x - group_mean(x, group)
+    return x * torch.rsqrt(group_mean(x.square(), group) + EPS)
 
 
 def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

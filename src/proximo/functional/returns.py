@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from proximo.functional.masked import EPS
 from proximo.functional.shapes import same_shape
 
 
@@ -59,3 +60,26 @@ def n_step(delta: Tensor, boundary: Tensor, gamma: float, n: int) -> Tensor:
         following = torch.cat([advantage[1:], torch.zeros_like(advantage[:1])])
         advantage = torch.addcmul(delta, decay, following)
     return advantage
+
+
+def leave_one_out(returns: Tensor) -> Tensor:
+    """Â_i = R_i - 1/(k-1) Σ_{j≠i} R_j: each return less the mean of the others in its group.
+
+    RLOO: Ahmadian et al. 2024 (arXiv 2402.14740); Kool et al. 2019. What an action is compared to
+    does not depend on it, so the policy gradient has no bias. returns: [..., k], k >= 2.
+    """
+    k = returns.shape[-1]
+    return returns - (returns.sum(-1, keepdim=True) - returns) / (k - 1)
+
+
+def group_relative(returns: Tensor, *, scale: bool = True) -> Tensor:
+    """Â_i = (R_i - R̄) / σ, the mean and deviation being those of its group.
+
+    GRPO: Shao et al. 2024 (arXiv 2402.03300), section 4.1.2. Without `scale`, R_i - R̄: Dr. GRPO,
+    Liu et al. 2025 (arXiv 2503.20783), (k-1)/k times `leave_one_out`. returns: [..., k].
+    """
+    for _ in range(2):  # as in `centred`
+        returns = returns - returns.mean(-1, keepdim=True)
+    if not scale:
+        return returns
+    return returns * torch.rsqrt(returns.square().mean(-1, keepdim=True) + EPS)

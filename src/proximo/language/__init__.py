@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from proximo.language.config import (
-        TOKENS,
         Fitting,
         KLConfig,
         ModelConfig,
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
     from proximo.language.model import LanguageModel, load_model, tiny
     from proximo.language.reward import RewardModel, load_reward
     from proximo.language.stages import Result, fit_reward, ppo, sft
+    from proximo.language.token_ppo import TOKENS, TokenPPO
 
 _HOMES = {
-    "TOKENS": "config",
     "Fitting": "config",
     "KLConfig": "config",
     "ModelConfig": "config",
@@ -46,6 +45,8 @@ _HOMES = {
     "fit_reward": "stages",
     "ppo": "stages",
     "sft": "stages",
+    "TOKENS": "token_ppo",
+    "TokenPPO": "token_ppo",
 }
 __all__ = [  # spelled out for those who read without running
     "TOKENS",
@@ -58,6 +59,7 @@ __all__ = [  # spelled out for those who read without running
     "RewardModel",
     "Sampling",
     "ScoreConfig",
+    "TokenPPO",
     "TrainingConfig",
     "fit_reward",
     "load_model",

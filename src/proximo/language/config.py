@@ -1,4 +1,4 @@
-"""Settings of the three stages. PPO's own are `proximo.PPO`, as for control.
+"""Settings of the three stages. PPO's own are in `proximo.language.token_ppo`.
 
 The command line lists these without loading PyTorch.
 """
@@ -10,26 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from proximo.algorithms.ppo import PPO
 from proximo.functional.schedules import Coefficient, as_schedule
+from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.config import check_sections, read_section, read_tables
 from proximo.types import UsageError, check_values
-
-TOKENS = PPO(
-    gamma=1.0,
-    lam=0.95,
-    normalize_advantage="batch",
-    learning_rate=1e-5,
-    epochs=4,
-    minibatch_size=16,
-    max_grad_norm=1.0,
-    value_coef=0.1,
-    value_loss="clipped",
-)
-"""PPO as it is usual for language models: no discount, small steps, the value loss clipped.
-
-Change it by `dataclasses.replace(TOKENS, clip_high=0.28)`. `minibatch_size` counts sequences here.
-"""
 
 
 def _at_least(section: str, settings: Any, low: float, *names: str) -> None:
@@ -182,6 +166,8 @@ class TrainingConfig:
     """Updates: of PPO, each with its own completions; of sft and reward, gradient steps."""
     sequences: int = 64
     """Completions per update of PPO."""
+    completions_per_prompt: int = 1
+    """k, how many of them complete the same prompt; an update draws sequences/k prompts."""
     micro_batch: int = 32
     """Sequences that go through the model at once: memory and speed, never the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -192,11 +178,31 @@ class TrainingConfig:
     """Updates between numbered checkpoints; 0: only update 0 and the last."""
     log_every: int = 1
     """Updates between lines of metrics.jsonl."""
+    eval_every: int = 0
+    """Updates of PPO between evaluations on prompts that are never trained on; 0: none. The model
+    that scored best is kept in RUN/best."""
+    held_out: float = 0.0
+    """Share of the prompts that is kept for them."""
 
     def __post_init__(self) -> None:
         check_values("run", self)
         _at_least("run", self, 1, "updates", "sequences", "micro_batch", "log_every")
-        _at_least("run", self, 0, "seed", "threads", "save_every")
+        _at_least("run", self, 1, "completions_per_prompt")
+        _at_least("run", self, 0, "seed", "threads", "save_every", "eval_every")
+        if self.sequences % self.completions_per_prompt:
+            raise UsageError(
+                f"run.sequences is {self.sequences}, no multiple of run.completions_per_prompt, "
+                f"{self.completions_per_prompt}"
+            )
+        if not 0 <= self.held_out < 1:
+            raise UsageError(f"run.held_out is {self.held_out}: it must lie in [0, 1)")
+        if bool(self.eval_every) != bool(self.held_out):
+            raise UsageError("run.eval_every and run.held_out belong together: give both or none")
+        if self.eval_every % self.log_every:
+            raise UsageError(
+                f"run.eval_every is {self.eval_every}, no multiple of run.log_every, "
+                f"{self.log_every}: some evaluations would not be logged"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +267,14 @@ class FitConfig:
     algorithm: Fitting = field(default_factory=Fitting)
     run: TrainingConfig = field(default_factory=TrainingConfig)
 
+    def __post_init__(self) -> None:
+        for name in ("completions_per_prompt", "eval_every"):
+            if getattr(self.run, name) != getattr(TrainingConfig, name):
+                raise UsageError(
+                    f"run.{name} is {getattr(self.run, name)}, but {self.lm.stage} draws no "
+                    "completions: leave it out"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig:
@@ -268,7 +282,7 @@ class PPOConfig:
 
     lm: Task
     model: ModelConfig = field(default_factory=ModelConfig)
-    algorithm: PPO = TOKENS
+    algorithm: TokenPPO = TOKENS
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -284,14 +298,28 @@ class PPOConfig:
                 "every token under the policy that drew it, and what is cut off changes with the "
                 "policy: leave it out, and lower sampling.temperature instead"
             )
+        if not isinstance(algorithm, TokenPPO):
+            raise UsageError(
+                f"algorithm is {algorithm!r}: change proximo.language.TOKENS by "
+                "dataclasses.replace instead"
+            )
         for name, instead in (
             ("normalize_reward", "score.normalize"),
             ("desired_kl", "target_kl, or a schedule of the learning rate"),
         ):
             if getattr(algorithm, name):
                 raise UsageError(f"algorithm.{name} is not for language models: use {instead}")
-        if type(algorithm) is not PPO:
-            raise UsageError(f"algorithm is {algorithm!r}: language models train with PPO")
+        if algorithm.grouped and self.run.completions_per_prompt == 1:
+            raise UsageError(
+                f"algorithm.advantage is {algorithm.advantage}, which compares completions of one "
+                "prompt: set run.completions_per_prompt to at least 2"
+            )
+        if not algorithm.critic and (self.model.critic != "shared" or self.model.critic_warmup):
+            name = "critic_warmup" if self.model.critic_warmup else "critic"
+            raise UsageError(
+                f"model.{name} is {getattr(self.model, name)}, but algorithm.critic is off: leave "
+                "it out"
+            )
         if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > self.run.sequences:
             raise UsageError(
                 f"algorithm.minibatch_size is {algorithm.minibatch_size}, but an update has only "

@@ -208,6 +208,18 @@ class Order:
         return found
 
 
+def split(count: int, share: float, seed: int, setting: str) -> tuple[list[int], list[int]]:
+    """The examples to train on and this share of them that is held out, both in random order.
+
+    Raises `UsageError`, with the name of the setting, where the share is of none.
+    """
+    kept = int(count * share)
+    if share and not kept:
+        raise UsageError(f"{setting} is {share} of {count} examples, which is none")
+    mixed = Order(count, seed, 0).draw(0, count)
+    return mixed[: count - kept], mixed[count - kept :]
+
+
 def in_parts(count: int, size: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
     """`compute` of the numbers 0..count-1, at most `size` at a time, joined."""
     return torch.cat([compute(index) for index in torch.split(torch.arange(count), size)])

@@ -5,17 +5,19 @@ The batch is the very one of control, a row per token, so that losses and readin
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from proximo.algorithms.experience import estimate, normalized
-from proximo.algorithms.ppo import PPO
-from proximo.functional.returns import td_error
+from proximo.functional.returns import group_relative, leave_one_out, td_error
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences
 from proximo.language.model import LanguageModel, LanguagePolicy, drawn
+from proximo.language.token_ppo import TokenPPO
 from proximo.types import Batch, TrainingError
 
 TOLERANCE = 1e-4
@@ -83,11 +85,22 @@ def shaped(
     return reward.scatter_add(-1, last, score.unsqueeze(-1))
 
 
-def prepare(algorithm: PPO, sequences: Sequences, judged: Judged, reward: Tensor) -> Batch:
+COMPARED: dict[str, Callable[[Tensor], Tensor]] = {
+    "rloo": leave_one_out,
+    "grpo": group_relative,
+    "dr-grpo": partial(group_relative, scale=False),
+}
+"""Advantages [P, k] from the returns of k completions of each prompt."""
+
+
+def prepare(
+    algorithm: TokenPPO, sequences: Sequences, judged: Judged, reward: Tensor, k: int = 1
+) -> Batch:
     """A row per token of the completions, in order of sequence, then of time. reward: [N, R].
 
     Advantages run backwards in each completion from its last token, which ends an episode: being
-    cut off at the longest length is part of the task, so nothing is expected after it.
+    cut off at the longest length is part of the task, so nothing is expected after it. Or all
+    tokens of a completion have that of its return, Σ_t r_t, among the k completions of its prompt.
     """
     response = sequences.response
     real, ends = response.t(), torch.zeros_like(response)
@@ -110,7 +123,11 @@ def prepare(algorithm: PPO, sequences: Sequences, judged: Judged, reward: Tensor
     delta = td_error(
         torch.where(real, reward.t().to(value), 0), value, following, terminated, algorithm.gamma
     )
-    advantage = estimate(algorithm, algorithm.advantage, delta, terminated)
+    if algorithm.grouped:
+        own = COMPARED[algorithm.advantage](reward.sum(-1).view(-1, k))
+        advantage = own.view(-1).to(value).expand_as(value)
+    else:
+        advantage = estimate(algorithm, algorithm.advantage, delta, terminated)
     other = algorithm.value_target
     same = other in ("same", algorithm.advantage)
     target = value + (advantage if same else estimate(algorithm, other, delta, terminated))

@@ -13,12 +13,12 @@ from proximo.algorithms.engines import clip_gradient
 from proximo.functional.losses import preference_error
 from proximo.functional.schedules import as_schedule
 from proximo.language.config import FitConfig, Sampling
-from proximo.language.data import Order, Sequences
+from proximo.language.data import Order, Sequences, split
 from proximo.language.model import LanguageModel
 from proximo.language.reward import RewardModel, scores_of
 from proximo.language.session import Learner, mean_of
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Metrics, TrainingError, UsageError
+from proximo.types import Metrics, TrainingError
 
 WITHOUT = Sampling()
 """Probabilities as the model gives them: temperature 1."""
@@ -120,15 +120,11 @@ class Fit(Learner):
         self.stage = config.lm.stage
         self.algorithm, self._objective = algorithm, objective
         self._lm, self._parts = lm, parts
-        count = len(parts[0])
-        kept = int(count * algorithm.held_out)
-        if algorithm.held_out and not kept:
-            raise UsageError(
-                f"algorithm.held_out is {algorithm.held_out} of {count} examples, which is none"
-            )
-        mixed = Order(count, config.run.seed, 0).draw(0, count)
-        self._trained, self._held_out = mixed[: count - kept], mixed[count - kept :]
-        self._order = Order(count - kept, config.run.seed, 1)
+        seed = config.run.seed
+        self._trained, self._held_out = split(
+            len(parts[0]), algorithm.held_out, seed, "algorithm.held_out"
+        )
+        self._order = Order(len(self._trained), seed, 1)
 
     @property
     def lm(self) -> LanguageModel:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,17 +13,45 @@ from proximo.functional.kl import controlled_beta
 from proximo.functional.moments import batch_moments, merge
 from proximo.language.config import PPOConfig
 from proximo.language.data import Examples, Order, Sequences
-from proximo.language.experience import check_drawn, judge, prepare, shaped
+from proximo.language.experience import Judged, check_drawn, judge, prepare, shaped
 from proximo.language.fitting import add_text_gradient
 from proximo.language.generate import Completions, generate
 from proximo.language.model import LanguageModel, LanguagePolicy, Tokenizer
 from proximo.language.reward import Judge
 from proximo.language.session import Learner, mean_of
 from proximo.language.update import after, descend, readings
-from proximo.types import Metrics, TrainingError, UsageError
+from proximo.types import Batch, Metrics, TrainingError, UsageError
 
 SHOWN = 4
 """Completions of each update that are kept to be read."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """N completions, what they are worth, and what the policy that drew them makes of them."""
+
+    examples: Sequence[int]  # which prompt each of them completes
+    drawn: Completions
+    sparse: Tensor  # [N] what each is worth in all, in the reward's own units
+    dense: Tensor  # [N, R] what each token is worth by itself
+    old: Judged
+
+    @property
+    def score(self) -> Tensor:
+        """[N]."""
+        return self.sparse + self.dense.sum(-1)
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """Log π - log π_ref of each token, 0 in padding, on the CPU. [N, R]."""
+        response = self.drawn.sequences.response.cpu()
+        ratio = torch.zeros_like(self.dense)
+        return ratio.masked_scatter(response, self.old.log_ratio.double().cpu())
+
+    @property
+    def kl(self) -> Tensor:
+        """Σ log π - log π_ref over the tokens of each completion. [N]."""
+        return self.log_ratio.sum(-1)
 
 
 class PolicyFit(Learner):
@@ -35,9 +67,11 @@ class PolicyFit(Learner):
         tokenizer: Tokenizer,
         examples: Examples,
         prompts: list[list[int]],
+        parts: tuple[list[int], list[int]],
         judges: Judge,
         ptx: tuple[list[list[int]], list[list[int]]] | None,
     ) -> None:
+        """parts: which prompts are trained on, and which are held out."""
         optimizer = config.algorithm.make_optimizer(policy)  # type: ignore[arg-type]
         super().__init__(policy, optimizer, config.run)
         self.policy, self.reference, self.config = policy, reference, config
@@ -49,7 +83,8 @@ class PolicyFit(Learner):
             "sampling": torch.Generator().manual_seed(2 * seed),
             "shuffling": torch.Generator().manual_seed(2 * seed + 1),
         }
-        self._order = Order(len(prompts), seed, 0)
+        self._trained, self._held_out = sorted(parts[0]), parts[1]
+        self._order = Order(len(self._trained), seed, 0)
         self._ptx_order = Order(len(ptx[0]), seed, 2) if ptx else None
         self.counters |= {"beta": config.kl.coef, "episodes": 0, "ptx": 0}
 
@@ -58,119 +93,150 @@ class PolicyFit(Learner):
         return self.policy.lm
 
     def update(self) -> Metrics:
-        config, run, policy = self.config, self.run, self.policy
-        algorithm, beta = config.algorithm, self.counters["beta"]
-        chosen = self._order.draw(self.updates * run.sequences, run.sequences)
-        prompts = [self._prompts[i] for i in chosen]
-        drawn = generate(
-            policy.lm,
-            prompts,
-            config.sampling,
-            policy.stops,
-            self.generators["sampling"],
-            run.micro_batch,
+        """Algorithm 1 of Schulman et al. 2017, and what is read off on the way."""
+        new = self._draw(self._next_prompts(), self.generators["sampling"])
+        gap = check_drawn(new.drawn.log_prob, new.old)
+        reward = self._reward(new)
+        batch = prepare(
+            self.config.algorithm,
+            new.drawn.sequences,
+            new.old,
+            reward.to(self.lm.device),
+            self.run.completions_per_prompt,
         )
-        sequences = drawn.sequences
-        fault = TrainingError if self.updates else UsageError
-        worth = self._judges(
-            [self._examples.rows[i] for i in chosen],
-            prompts,
-            drawn,
-            self._tokenizer,
-            run.micro_batch,
-            fault,
-        )
-        old = judge(
-            policy,
-            self.reference,
-            sequences,
-            config.sampling,
-            run.micro_batch,
-            critic=algorithm.critic,
-        )
-        gap = check_drawn(drawn.log_prob, old)
-        reward, kl = self._shape(*worth, old.log_ratio, drawn)
-        batch = prepare(algorithm, sequences, old, reward.to(policy.lm.device))
+        beta = self.counters["beta"]
+        metrics = {**self._descend(new, batch), "sampling_gap": gap}
+        self._count(new)
+        return {
+            "episodes": self.counters["episodes"],
+            **self._describe(new),
+            **({} if self.reference is None else {"beta": beta}),
+            "reward": mean_of(reward.sum(-1)),
+            **metrics,
+            **self._evaluate(),
+        }
 
+    def _next_prompts(self) -> list[int]:
+        """Which prompts this update completes, each as often as it is compared with itself."""
+        k = self.run.completions_per_prompt
+        count = self.run.sequences // k
+        drawn = self._order.draw(self.updates * count, count)
+        return [self._trained[i] for i in drawn for _ in range(k)]
+
+    def _draw(self, examples: Sequence[int], generator: torch.Generator) -> Experience:
+        """Complete these prompts and score what was said."""
+        sampling, micro_batch = self.config.sampling, self.run.micro_batch
+        prompts = [self._prompts[i] for i in examples]
+        drawn = generate(self.lm, prompts, sampling, self.policy.stops, generator, micro_batch)
+        rows = [self._examples.rows[i] for i in examples]
+        worth = self._judges(rows, prompts, drawn, self._tokenizer, micro_batch, self._fault)
+        old = judge(
+            self.policy,
+            self.reference,
+            drawn.sequences,
+            sampling,
+            micro_batch,
+            critic=self.config.algorithm.critic,
+        )
+        return Experience(examples, drawn, *worth, old)
+
+    def _reward(self, new: Experience) -> Tensor:
+        """The reward of each token as PPO sees it: scores as they are used, less the KL. [N, R]."""
+        settings, score = self.config.score, new.sparse
+        if settings.normalize:
+            self.moments = merge(self.moments, batch_moments(score))
+            score = (score - self.moments.mean) * torch.rsqrt(self.moments.var + 1e-8)
+        if settings.clip is not None:
+            score = score.clamp(-settings.clip, settings.clip)
+        score = score - settings.missing_eos_penalty * (~new.drawn.stopped.cpu()).double()
+        beta = self.counters["beta"] if self.config.kl.where == "reward" else 0.0
+        return shaped(score, new.dense, new.log_ratio, beta, new.drawn.sequences.response.cpu())
+
+    def _descend(self, new: Experience, batch: Batch) -> Metrics:
+        """K epochs of gradient steps, and how far they have moved the policy."""
+        config, sequences = self.config, new.drawn.sequences
+        algorithm, micro_batch = config.algorithm, self.run.micro_batch
         coefficients = algorithm.coefficients(self.progress)
         rates = algorithm.rates(self.progress, 1.0)
         names = ("learning_rate", "critic_learning_rate")[: len(self.optimizer.flats)]
         self.optimizer.rates = [rates[name] for name in names]
         metrics = descend(
             algorithm,
-            policy,
+            self.policy,
             self.optimizer,
             sequences,
             batch,
             self.generators["shuffling"],
             sampling=config.sampling,
             coefficients=coefficients,
-            micro_batch=run.micro_batch,
-            reference=old.reference,
+            micro_batch=micro_batch,
+            reference=new.old.reference,
             kl=config.kl,
-            beta=beta,
+            beta=self.counters["beta"],
             also=self._add_ptx,
             policy_moves=self.updates >= config.model.critic_warmup,
         )
         if not all(torch.isfinite(flat).all() for flat in self.optimizer.flats):
-            raise fault(
+            raise self._fault(
                 f"weights became infinite in update {self.updates + 1}: a smaller learning rate is "
                 "the usual remedy"
             )
-        now = after(policy, sequences, config.sampling, run.micro_batch)
-        if config.kl.target is not None:
+        now = after(self.policy, sequences, config.sampling, micro_batch)
+        moved = readings(algorithm, self.policy, batch, now, coefficients)
+        return {**moved, **metrics, **rates, **coefficients}
+
+    def _count(self, new: Experience) -> None:
+        """Move β and the counters on."""
+        kl, settings = new.kl, self.config.kl
+        if settings.target is not None:
             self.counters["beta"] = controlled_beta(
-                beta, mean_of(kl), config.kl.target, len(kl), config.kl.horizon
+                self.counters["beta"], mean_of(kl), settings.target, len(kl), settings.horizon
             )
-        self.counters["tokens"] += len(batch)
+        self.counters["tokens"] += len(new.old.log_prob)
         self.counters["episodes"] += len(kl)
-        score = worth[0] + worth[1].sum(-1)
-        return {
-            "episodes": self.counters["episodes"],
-            "score": mean_of(score),
-            "score_std": float(score.std(correction=0)),
-            **({} if self.reference is None else {"kl": mean_of(kl), "beta": beta}),
-            "reward": mean_of(reward.sum(-1)),
-            "length": mean_of(sequences.lengths),
-            "stopped": mean_of(drawn.stopped),
-            "repeated": self._show(chosen, drawn, score, kl),
-            "entropy": -mean_of(drawn.log_prob),
-            **readings(algorithm, policy, batch, now, coefficients),
-            **metrics,
-            **rates,
-            **coefficients,
-            "sampling_gap": gap,
-        }
 
-    def _shape(
-        self, score: Tensor, dense: Tensor, log_ratio: Tensor, drawn: Completions
-    ) -> tuple[Tensor, Tensor]:
-        """The reward of each token [N, R], and the KL of each completion [N]; on the CPU."""
-        response = drawn.sequences.response.cpu()
-        ratio = torch.zeros_like(dense).masked_scatter(response, log_ratio.double().cpu())
-        beta = self.counters["beta"] if self.config.kl.where == "reward" else 0.0
-        worth = self._worth(score, drawn.stopped.cpu())
-        return shaped(worth, dense, ratio, beta, response), ratio.sum(-1)
-
-    def _show(self, chosen: list[int], drawn: Completions, score: Tensor, kl: Tensor) -> float:
-        """Keep a few completions to be read; returns the share that is like another one's."""
+    def _describe(self, new: Experience) -> Metrics:
+        """Readings of completions, of which a few are kept to be read."""
+        score, kl, drawn = new.score, new.kl, new.drawn
         texts = [self._tokenizer.text(ids) for ids in drawn.ids()]
-        found = zip(chosen, texts, score.tolist(), kl.tolist(), strict=True)
+        found = list(zip(new.examples, texts, score.tolist(), kl.tolist(), strict=True))
         self.samples = [
             {"prompt": self._examples.rows[i]["prompt"], "completion": text, "score": s, "kl": d}
-            for i, text, s, d in list(found)[:SHOWN]
+            for i, text, s, d in found[:SHOWN]
         ]
-        return 1 - len(set(zip(chosen, texts, strict=True))) / len(texts)
+        different = len({(i, text) for i, text, _, _ in found})
+        return {
+            "score": mean_of(score),
+            "score_std": float(score.std(correction=0)),
+            **({} if self.reference is None else {"kl": mean_of(kl)}),
+            "length": mean_of(drawn.sequences.lengths),
+            "stopped": mean_of(drawn.stopped),
+            "repeated": 1 - different / len(texts),
+            "entropy": -mean_of(drawn.log_prob),
+        }
 
-    def _worth(self, score: Tensor, stopped: Tensor) -> Tensor:
-        """The score as PPO sees it: normalised, cut off, less the penalty for not stopping. [N]."""
-        settings = self.config.score
-        if settings.normalize:
-            self.moments = merge(self.moments, batch_moments(score))
-            score = (score - self.moments.mean) * torch.rsqrt(self.moments.var + 1e-8)
-        if settings.clip is not None:
-            score = score.clamp(-settings.clip, settings.clip)
-        return score - settings.missing_eos_penalty * (~stopped).double()
+    def _evaluate(self) -> Metrics:
+        """The score of prompts that are never trained on, where it is due.
+
+        With the same numbers every time: what differs between evaluations is the policy, and no
+        generator of the training is touched.
+        """
+        every = self.run.eval_every
+        if not every or (self.updates + 1) % every:
+            return {}
+        seed = np.random.default_rng([self.run.seed, 3]).integers(2**32)
+        found = self._draw(self._held_out, torch.Generator().manual_seed(int(seed)))
+        kl = {} if self.reference is None else {"held_out_kl": mean_of(found.kl)}
+        return {"held_out_score": mean_of(found.score), **kl}
+
+    def finish(self) -> None:
+        if "best" in self.counters:
+            self.final = {"best_held_out_score": self.counters["best"]}
+
+    @property
+    def _fault(self) -> type[Exception]:
+        """What to raise when something fails: before the first update there is no run to keep."""
+        return TrainingError if self.updates else UsageError
 
     def _add_ptx(self) -> Tensor | None:
         """The gradient of the model's own loss on texts, beside a minibatch's."""

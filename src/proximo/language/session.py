@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -128,6 +129,7 @@ def train(
         while learner.updates < run.updates and not stopped:
             metrics = learner.update()
             learner.counters["updates"] += 1
+            _keep_best(folder, learner, metrics)
             stopped = any([call(learner, learner.samples, metrics) for call in callbacks])  # noqa: C419 each is called
             row = {
                 "update": learner.updates,
@@ -159,6 +161,19 @@ def train(
             folder.note(traceback.format_exc())
         raise
     return rows
+
+
+def _keep_best(folder: RunFolder | None, learner: Learner, metrics: Metrics) -> None:
+    """Write a model that scored best on what is held out, as a folder that transformers reads."""
+    score, best = metrics.get("held_out_score"), learner.counters.get("best")
+    if score is None or (best is not None and score <= best):
+        return
+    learner.counters["best"] = score
+    if folder:
+        fresh, place = folder.path / "best.new", folder.path / "best"
+        learner.lm.save(fresh)
+        shutil.rmtree(place, ignore_errors=True)
+        fresh.rename(place)
 
 
 def _write(folder: RunFolder | None, row: Row, samples: list[Row]) -> None:

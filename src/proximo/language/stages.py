@@ -10,9 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from proximo.algorithms.ppo import PPO
 from proximo.language.config import (
-    TOKENS,
     FitConfig,
     Fitting,
     KLConfig,
@@ -26,7 +24,7 @@ from proximo.language.config import (
     TrainingConfig,
     read_stage,
 )
-from proximo.language.data import Examples, Source
+from proximo.language.data import Examples, Source, split
 from proximo.language.fitting import Fit, Likelihood, Preference
 from proximo.language.generate import generate
 from proximo.language.model import (
@@ -40,6 +38,7 @@ from proximo.language.model import (
 from proximo.language.policy_fit import PolicyFit
 from proximo.language.reward import Judge, Reward, RewardModel, find_reward
 from proximo.language.session import Callback, Display, Learner, Row, train
+from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.folder import RunFolder
 from proximo.types import UsageError
@@ -151,7 +150,7 @@ def ppo(
     *,
     updates: int | None = None,
     seed: int | None = None,
-    algorithm: PPO = TOKENS,
+    algorithm: TokenPPO = TOKENS,
     sampling: Sampling | None = None,
     kl: KLConfig | None = None,
     score: ScoreConfig | None = None,
@@ -220,7 +219,7 @@ def run_fit(
     module = RewardModel(lm) if pairs else lm
     module.to(_device(config.run))
     learner = Fit(module, lm, Preference() if pairs else Likelihood(), config, parts)
-    return _run(learner, config, examples, folder, run_dir, callbacks, display)
+    return _run(learner, config, examples.digest, folder, run_dir, callbacks, display)
 
 
 def run_ppo(
@@ -246,6 +245,7 @@ def run_ppo(
             "token by sampling.stop"
         )
     ids = examples.prompts(tokenizer)
+    parts = split(len(ids), config.run.held_out, config.run.seed, "run.held_out")
     examples.check_lengths(config.sampling.max_tokens, plan.context, ids)
     texts = None
     if ptx:
@@ -269,8 +269,9 @@ def run_ppo(
         reference.to(_device(config.run))
     policy.to(_device(config.run))
     judges.to(_device(config.run))
-    learner = PolicyFit(policy, reference, config, tokenizer, examples, ids, judges, texts)
-    return _run(learner, config, examples, folder, run_dir, callbacks, display)
+    learner = PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
+    digest = examples.digest + (ptx.digest if ptx else "")
+    return _run(learner, config, digest, folder, run_dir, callbacks, display)
 
 
 def _with_critic(
@@ -291,7 +292,7 @@ def _with_critic(
 def _run(
     learner: Learner,
     config: StageConfig,
-    examples: Examples,
+    digest: str,
     folder: RunFolder | None,
     run_dir: str | Path | None,
     callbacks: Sequence[Callback],
@@ -299,12 +300,12 @@ def _run(
 ) -> Result:
     is_new = folder is None
     if folder:
-        learner.load(Checkpoint(folder.checkpoint("last")), examples.digest)
+        learner.load(Checkpoint(folder.checkpoint("last")), digest)
         folder.write_config(config)
     elif run_dir is not None:
         folder = RunFolder.create(run_dir, config, "proximo lm resume")
         learner.lm.save(folder.path / "model", weights=False)
-    rows = train(learner, config.run, folder, examples.digest, callbacks, display, is_new=is_new)
+    rows = train(learner, config.run, folder, digest, callbacks, display, is_new=is_new)
     return Result(learner, rows, config)
 
 

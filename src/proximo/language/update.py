@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from proximo.algorithms.engines import clip_gradient
-from proximo.algorithms.ppo import PPO
 from proximo.functional.kl import k2, k3
 from proximo.functional.masked import explained_variance, masked_mean, standardize
 from proximo.language.config import KLConfig, Sampling
 from proximo.language.data import Sequences
 from proximo.language.model import LanguagePolicy
+from proximo.language.token_ppo import TokenPPO
 from proximo.nets.actor_critic import Evaluation
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, Metrics
@@ -34,7 +34,7 @@ def rows_of(batch: Batch, sequences: Tensor) -> Tensor:
 
 
 def add_gradient(
-    algorithm: PPO,
+    algorithm: TokenPPO,
     policy: LanguagePolicy,
     sequences: Sequences,
     batch: Batch,
@@ -49,13 +49,17 @@ def add_gradient(
     """Add the gradient of a minibatch to the parameters'; returns the terms of its loss.
 
     L = 1/B Σ over its B tokens, whatever the micro-batches: each of them weighs as many tokens as
-    it has. chosen: [n] the minibatch's sequences; reference: log-probabilities [batch].
+    it has. A mean over its n sequences weighs each token by B/(n |y|). chosen: [n] the minibatch's
+    sequences; reference: log-probabilities [batch].
     """
     rows = rows_of(batch, chosen)
+    advantage, weight = batch.advantage.clone(), torch.ones_like(batch.advantage)
     if algorithm.normalize_advantage == "minibatch":
-        advantage = batch.advantage.clone()
         advantage[rows] = standardize(advantage[rows])
-        batch = dataclasses.replace(batch, advantage=advantage)
+    if algorithm.loss_mean == "sequences":
+        weight = len(rows) / (len(chosen) * torch.bincount(batch.episode)[batch.episode])
+    # The objective of w A is w times that of A, for every w > 0 and every clip.
+    batch = dataclasses.replace(batch, advantage=weight * advantage)
     # The loss is control's own. Its advantages are those above, not each micro-batch's.
     plain = dataclasses.replace(algorithm, normalize_advantage="none")
     totals: dict[str, Tensor] = {}
@@ -73,7 +77,7 @@ def add_gradient(
             # k3's samples are of its second argument: here the policy's, so the reference is first.
             toward = reference[own]
             each = k2(new.log_prob, toward) if kl.estimator == "k2" else k3(toward, new.log_prob)
-            terms["kl_loss"] = masked_mean(each)
+            terms["kl_loss"] = masked_mean(weight[own] * each)
             loss = loss + beta * terms["kl_loss"]
         (share * loss).backward()  # type: ignore[no-untyped-call]
         for name, term in {**terms, "loss": loss}.items():
@@ -82,7 +86,7 @@ def add_gradient(
 
 
 def descend(
-    algorithm: PPO,
+    algorithm: TokenPPO,
     policy: LanguagePolicy,
     optimizer: FlatOptimizer,
     sequences: Sequences,
@@ -161,7 +165,7 @@ def after(
 
 
 def readings(
-    algorithm: PPO,
+    algorithm: TokenPPO,
     policy: LanguagePolicy,
     batch: Batch,
     now: Tensor,
