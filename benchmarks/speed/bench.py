@@ -35,6 +35,7 @@ ENVIRONMENTS = {
     "peers": (ROOT / ".venv-peers", HERE / "peers.txt"),
     "contrib": (ROOT / ".venv-peers-contrib", HERE / "peers-contrib.txt"),
     "jax": (ROOT / ".venv-peers-jax", HERE / "peers-jax.txt"),
+    "trl": (ROOT / ".venv-peers-trl", HERE.parent / "language" / "trl.txt"),
 }
 PACKAGES = ["stable-baselines3", "sbx-rl", "rejax", "gymnax", "jax", "optax", "envpool", "mujoco"]
 PACKAGES = ["torch", "numpy", "sb3-contrib", "gymnasium", *PACKAGES]
