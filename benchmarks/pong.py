@@ -41,6 +41,7 @@ def theirs(seed, steps, folder):
     command = [str(python("contrib")), str(script), "--seed", str(seed), "--steps", str(steps)]
     with (folder / f"{PEER}-{seed}.jsonl").open("w") as file:
         subprocess.run(command, check=True, stdout=file)
+    (folder / f"{PEER}-{seed}.done").touch()
 
 
 def curve(path):
@@ -82,13 +83,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=204_800)
-    parser.add_argument("--runs", type=Path, help="keep the curves here")
+    parser.add_argument(
+        "--runs", type=Path, help="keep the curves here, and make no run again that is here"
+    )
     chosen = parser.parse_args()
     install("contrib")
     folder = chosen.runs or Path(tempfile.mkdtemp(prefix="proximo-pong-"))
     folder.mkdir(exist_ok=True)
     seeds = range(1, chosen.seeds + 1)
-    jobs = [(run, seed, chosen.steps, folder) for seed in seeds for run in (ours, theirs)]
+    marks = {ours: "proximo-{}/result.json", theirs: f"{PEER}-{{}}.done"}
+    jobs = [
+        (run, seed, chosen.steps, folder)
+        for seed in seeds
+        for run, mark in marks.items()
+        if not (folder / mark.format(seed)).is_file()
+    ]
     several(lambda run, *words: run(*words), jobs, 2)
     summarize(folder, seeds)
 

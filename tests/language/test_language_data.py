@@ -1,5 +1,6 @@
 """Data: columns, prompts, chats, order, padding; what is refused, with the row that did it."""
 
+import itertools
 import json
 
 import pytest
@@ -9,7 +10,7 @@ pytest.importorskip("transformers")
 
 from proximo import UsageError
 from proximo.language import Sampling, tiny
-from proximo.language.data import Examples, Order, Sequences
+from proximo.language.data import PASS, Examples, Order, Sequences, by_length, per_token
 from proximo.language.model import LanguagePolicy, Tokenizer
 
 CHAT = [{"role": "user", "content": "ab"}]
@@ -145,3 +146,44 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(lm):
 def test_a_stop_that_is_no_token_is_refused(lm):
     with pytest.raises(UsageError, match="'ab', which is no single token"):
         Tokenizer(lm.tokenizer, ["ab"])
+
+
+def cost(sequences, parts):
+    widths = (sequences.select(part).tokens.shape[-1] for part in parts)
+    return sum(PASS["cpu"] + len(p) * width for p, width in zip(parts, widths, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_parts_of_like_length_are_the_cheapest(seed, limit):
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 40, (2, 7), generator=draw).tolist()
+    sequences = Sequences.join(*([[1] * length for length in row] for row in lengths))
+    which = torch.randperm(7, generator=draw)
+    parts = by_length(sequences, which, limit)
+    assert sorted(torch.cat(parts).tolist()) == list(range(7))
+    assert max(map(len, parts)) <= limit
+    order = which[sequences.mask.sum(-1)[which].argsort(stable=True)]
+    ways = (
+        order.split([len(list(group)) for _, group in itertools.groupby(cuts)])
+        for cuts in itertools.product(range(7), repeat=7)
+        if list(cuts) == sorted(cuts)
+    )
+    least = min(cost(sequences, way) for way in ways if max(map(len, way)) <= limit)
+    assert cost(sequences, parts) == least
+
+
+def test_what_is_computed_in_parts_comes_back_in_order(lm):
+    prompts = [[1] * length for length in (3, 9, 1, 5)]
+    answers = [list(range(length)) for length in (6, 1, 9, 4)]
+    sequences = Sequences.join(prompts, answers)
+    tokens, first = per_token(
+        sequences,
+        2,
+        lambda part: (
+            part.tokens[:, -part.response.shape[-1] :][part.response],
+            part.mask.sum(-1).repeat_interleave(part.lengths),
+        ),
+    )
+    assert tokens.tolist() == [token for answer in answers for token in answer]
+    assert first.tolist() == [9] * 6 + [10] * 1 + [10] * 9 + [9] * 4

@@ -15,11 +15,11 @@ from proximo.algorithms.ppo import PPO
 from proximo.collect import collect
 from proximo.envs.config import EnvConfig
 from proximo.language import TOKENS, KLConfig, Sampling, TokenPPO, tiny
-from proximo.language.data import Sequences
+from proximo.language.data import Sequences, rows_of
 from proximo.language.experience import Judged, judge, prepare, shaped
 from proximo.language.generate import generate
 from proximo.language.model import LanguagePolicy
-from proximo.language.update import add_gradient, rows_of
+from proximo.language.update import add_gradient
 from proximo.nets.config import NetConfig
 from proximo.run.config import Config, RolloutConfig, RunConfig
 from proximo.run.session import Session
@@ -135,7 +135,7 @@ def test_a_mean_over_sequences_is_the_mean_of_each_alone(scene):
 
 def test_rows_of_sequences(scene):
     batch = batch_of(scene, TOKENS)
-    rows = rows_of(batch, torch.tensor([3, 1, 4]))
+    rows = rows_of(scene[1].lengths, torch.tensor([3, 1, 4]))
     expected = [int(i) for s in (3, 1, 4) for i in (batch.episode == s).nonzero()]
     assert rows.tolist() == expected
 

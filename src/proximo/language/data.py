@@ -189,6 +189,10 @@ class Sequences(NamedTuple):
         return Sequences(self.tokens[index][:, cut], mask[:, cut], response[:, : end - prompt])
 
 
+PASS = {"cpu": 16, "gpu": 4096}
+"""What reading a part costs besides its tokens, counted in tokens of a small model."""
+
+
 class Order:
     """Which examples the k-th draw takes: every one once in each epoch, in a new random order.
 
@@ -220,6 +224,51 @@ def split(count: int, share: float, seed: int, setting: str) -> tuple[list[int],
     return mixed[: count - kept], mixed[count - kept :]
 
 
-def in_parts(count: int, size: int, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """`compute` of the numbers 0..count-1, at most `size` at a time, joined."""
-    return torch.cat([compute(index) for index in torch.split(torch.arange(count), size)])
+def rows_of(lengths: Tensor, which: Tensor) -> Tensor:
+    """The rows of some sequences where all tokens stand one behind the other. [b].
+
+    lengths: [N] of all sequences; which: [n], in the order in which their rows are wanted.
+    """
+    ends, own = lengths.cumsum(0), lengths[which]
+    # Where each begins, less where it is put: what to add to 0, 1, 2, ...
+    shift = (ends - lengths)[which] - (own.cumsum(0) - own)
+    return torch.arange(int(own.sum()), device=ends.device) + shift.repeat_interleave(own)
+
+
+def by_length(sequences: Sequences, which: Tensor, limit: int) -> list[Tensor]:
+    """Split some of them into parts of at most `limit`, of like lengths, so that few are padded.
+
+    The parts, of n_i sequences and width w_i, that make Σ n_i w_i + `PASS` least, among those that
+    are cut from the sequences in order of length. which: [n].
+    """
+    prompts = sequences.mask.shape[-1] - sequences.response.shape[-1]
+    before = sequences.mask[which, :prompts].sum(-1).cpu().numpy()
+    after = sequences.mask[which, prompts:].sum(-1).cpu().numpy()
+    order = np.argsort(before + after, kind="stable")
+    before, after = before[order], after[order]
+    own = PASS["cpu" if sequences.tokens.device.type == "cpu" else "gpu"]
+    cost, begins = np.zeros(len(order) + 1), np.zeros(len(order) + 1, int)
+    for end in range(1, len(order) + 1):
+        part = slice(max(0, end - limit), end)
+        # Of every part that ends here, the last sequence first.
+        width = np.maximum.accumulate(before[part][::-1]) + np.maximum.accumulate(after[part][::-1])
+        total = cost[part][::-1] + own + width * np.arange(1, len(width) + 1)
+        best = int(total.argmin())
+        cost[end], begins[end] = total[best], end - 1 - best
+    parts: list[Tensor] = []
+    end = len(order)
+    while end:
+        parts.append(which[torch.from_numpy(order[begins[end] : end]).to(which.device)])
+        end = int(begins[end])
+    return parts[::-1]
+
+
+def per_token(
+    sequences: Sequences, limit: int, compute: Callable[[Sequences], Sequence[Tensor]]
+) -> list[Tensor]:
+    """`compute` of all sequences, some at a time, gives tensors [b]; returns them as [B]."""
+    parts = by_length(sequences, torch.arange(len(sequences.tokens)), limit)
+    rows = torch.cat([rows_of(sequences.lengths.cpu(), part) for part in parts])
+    found = zip(*(compute(sequences.select(part)) for part in parts), strict=True)
+    back = rows.argsort().to(sequences.tokens.device)
+    return [torch.cat(pieces)[back] for pieces in found]

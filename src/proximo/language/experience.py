@@ -15,7 +15,7 @@ from torch import Tensor
 from proximo.algorithms.experience import estimate, normalized
 from proximo.functional.returns import group_relative, leave_one_out, td_error
 from proximo.language.config import Sampling
-from proximo.language.data import Sequences
+from proximo.language.data import Sequences, per_token
 from proximo.language.model import LanguageModel, LanguagePolicy, drawn
 from proximo.language.token_ppo import TokenPPO
 from proximo.types import Batch, TrainingError
@@ -48,15 +48,15 @@ def judge(
     critic: bool,
 ) -> Judged:
     """Evaluate every token as the update will, at most `micro_batch` sequences at a time."""
-    parts = []
-    for index in torch.split(torch.arange(len(sequences.tokens)), micro_batch):
-        part = sequences.select(index)
+
+    def evaluate(part: Sequences) -> tuple[Tensor, Tensor, Tensor]:
         old = policy.evaluate(part, sampling, entropy=False, value=critic)
         ref = old.log_prob
         if reference is not None:
             ref = reference.log_prob(part, sampling, policy.stops)
-        parts.append((old.log_prob, old.value, ref))
-    return Judged(*(torch.cat(x) for x in zip(*parts, strict=True)))
+        return old.log_prob, old.value, ref
+
+    return Judged(*per_token(sequences, micro_batch, evaluate))
 
 
 def check_drawn(by_sampler: Tensor, judged: Judged) -> float:

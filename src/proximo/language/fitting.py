@@ -13,7 +13,7 @@ from proximo.algorithms.engines import clip_gradient
 from proximo.functional.losses import preference_error
 from proximo.functional.schedules import as_schedule
 from proximo.language.config import FitConfig, Sampling
-from proximo.language.data import Order, Sequences, split
+from proximo.language.data import Order, Sequences, by_length, per_token, split
 from proximo.language.model import LanguageModel
 from proximo.language.reward import RewardModel, scores_of
 from proximo.language.session import Learner, mean_of
@@ -29,7 +29,7 @@ def add_text_gradient(
 ) -> Tensor:
     """Add the gradient of L = -1/B Σ log π over the B tokens of the answers; returns L."""
     count, total = int(texts.response.sum()), torch.zeros((), device=lm.device)
-    for part in torch.split(torch.arange(len(texts.tokens)), micro_batch):
+    for part in by_length(texts, torch.arange(len(texts.tokens)), micro_batch):
         loss = -lm.log_prob(texts.select(part), WITHOUT, ()).sum() / count
         (weight * loss).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
@@ -65,8 +65,7 @@ class Likelihood(Objective):
 
     def measure(self, module: nn.Module, texts: Sequences, micro_batch: int) -> Metrics:
         lm: LanguageModel = module  # type: ignore[assignment]
-        parts = torch.split(torch.arange(len(texts.tokens)), micro_batch)
-        found = torch.cat([lm.log_prob(texts.select(part), WITHOUT, ()) for part in parts])
+        (found,) = per_token(texts, micro_batch, lambda part: [lm.log_prob(part, WITHOUT, ())])
         return {"held_out_loss": -mean_of(found)}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proximo.language.data import Examples, Sequences, in_parts
+from proximo.language.data import Examples, Sequences, by_length
 from proximo.language.generate import Completions
 from proximo.language.model import LanguageModel, Tokenizer, read_blueprint
 from proximo.run.checkpoint import Checkpoint
@@ -62,7 +62,9 @@ class RewardModel(nn.Module):
 @torch.no_grad()
 def scores_of(model: RewardModel, sequences: Sequences, micro_batch: int) -> Tensor:
     """[N], at most `micro_batch` sequences at a time."""
-    return in_parts(len(sequences.tokens), micro_batch, lambda i: model(sequences.select(i)))
+    parts = by_length(sequences, torch.arange(len(sequences.tokens)), micro_batch)
+    found = torch.cat([model(sequences.select(part)) for part in parts])
+    return found[torch.cat(parts).argsort()]
 
 
 def load_reward(run: str | Path) -> RewardModel:

@@ -12,7 +12,7 @@ from proximo.algorithms.engines import clip_gradient
 from proximo.functional.kl import k2, k3
 from proximo.functional.masked import explained_variance, masked_mean, standardize
 from proximo.language.config import KLConfig, Sampling
-from proximo.language.data import Sequences
+from proximo.language.data import Sequences, by_length, per_token, rows_of
 from proximo.language.model import LanguagePolicy
 from proximo.language.token_ppo import TokenPPO
 from proximo.nets.actor_critic import Evaluation
@@ -21,16 +21,6 @@ from proximo.types import Batch, Metrics
 
 Gradient = Callable[[], Tensor | None]
 """Adds to the gradient, and returns the loss it belongs to."""
-
-
-def rows_of(batch: Batch, sequences: Tensor) -> Tensor:
-    """The rows of these sequences in a batch, sequence after sequence. [b]."""
-    counts = torch.bincount(batch.episode)
-    ends = counts.cumsum(0)
-    own = counts[sequences]
-    # Where each begins, less where it is put: what to add to 0, 1, 2, ...
-    shift = (ends - counts)[sequences] - (own.cumsum(0) - own)
-    return torch.arange(int(own.sum()), device=ends.device) + shift.repeat_interleave(own)
 
 
 def add_gradient(
@@ -52,19 +42,20 @@ def add_gradient(
     it has. A mean over its n sequences weighs each token by B/(n |y|). chosen: [n] the minibatch's
     sequences; reference: log-probabilities [batch].
     """
-    rows = rows_of(batch, chosen)
+    lengths = sequences.lengths
+    rows = rows_of(lengths, chosen)
     advantage, weight = batch.advantage.clone(), torch.ones_like(batch.advantage)
     if algorithm.normalize_advantage == "minibatch":
         advantage[rows] = standardize(advantage[rows])
     if algorithm.loss_mean == "sequences":
-        weight = len(rows) / (len(chosen) * torch.bincount(batch.episode)[batch.episode])
+        weight = len(rows) / (len(chosen) * lengths[batch.episode])
     # The objective of w A is w times that of A, for every w > 0 and every clip.
     batch = dataclasses.replace(batch, advantage=weight * advantage)
     # The loss is control's own. Its advantages are those above, not each micro-batch's.
     plain = dataclasses.replace(algorithm, normalize_advantage="none")
     totals: dict[str, Tensor] = {}
-    for part in torch.split(chosen, micro_batch):
-        own = rows_of(batch, part)
+    for part in by_length(sequences, chosen, micro_batch):
+        own = rows_of(lengths, part)
         piece, share = batch[own], len(own) / len(rows)
         new = policy.evaluate(
             sequences.select(part),
@@ -155,13 +146,12 @@ def after(
     policy: LanguagePolicy, sequences: Sequences, sampling: Sampling, micro_batch: int
 ) -> Tensor:
     """Log-probabilities of all tokens by the policy as it stands. [B]."""
-    parts = torch.split(torch.arange(len(sequences.tokens)), micro_batch)
-    return torch.cat(
-        [
-            policy.evaluate(sequences.select(part), sampling, entropy=False, value=False).log_prob
-            for part in parts
-        ]
+    (found,) = per_token(
+        sequences,
+        micro_batch,
+        lambda part: [policy.evaluate(part, sampling, entropy=False, value=False).log_prob],
     )
+    return found
 
 
 def readings(
