@@ -189,7 +189,7 @@ class Sequences(NamedTuple):
         return Sequences(self.tokens[index][:, cut], mask[:, cut], response[:, : end - prompt])
 
 
-PASS = {"cpu": 16, "gpu": 4096}
+PASS = {"cpu": 64, "gpu": 4096}
 """What reading a part costs besides its tokens, counted in tokens of a small model."""
 
 
