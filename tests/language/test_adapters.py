@@ -287,17 +287,20 @@ def test_adapters_switched_off_are_the_copy(monkeypatch, where):
 
 
 @pytest.mark.parametrize("model", [ModelConfig(**SMALL), LORA])
-def test_a_moving_average_by_hand(model):
+def test_a_moving_average_by_hand(tmp_path, model):
     weights, means = [], []
+    name = "net.transformer.h.0.mlp.c_fc." + (
+        "lora_A.default.weight" if model is LORA else "weight"
+    )
 
     def look(learner, *_):
-        name = next(iter(learner.reference.moving))
         weights.append(dict(learner.lm.named_parameters())[name].double().clone())
         means.append(learner.reference.moving[name].double().clone())
 
-    run_ppo(None, model=model, updates=3, kl=BEGIN["ema"], callbacks=[look])
-    # After 1, 2 and 3 updates; the first one began from the weights themselves.
-    begin = (means[0] - 0.2 * weights[0]) / 0.8
+    run_ppo(tmp_path / "run", model=model, updates=3, kl=BEGIN["ema"], callbacks=[look])
+    first = Checkpoint(tmp_path / "run/checkpoints/update-0.safetensors").tensors
+    begin = first[f"policy.lm.{name}"].double()
+    assert torch.equal(first[f"reference.{name}"].double(), begin)
     expected = 0.512 * begin + 0.128 * weights[0] + 0.16 * weights[1] + 0.2 * weights[2]
     torch.testing.assert_close(means[2], expected, rtol=1e-6, atol=1e-7)
     assert (means[2] - weights[2]).abs().max() > 1e-4

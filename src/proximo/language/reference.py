@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,10 +21,6 @@ class Reference:
         self.lm = copy.deepcopy(lm).requires_grad_(False)
         self.moving: dict[str, Tensor] = {}
         """What changes, by name: the checkpoints hold it."""
-
-    def to(self, device: torch.device) -> Self:
-        self.lm.to(device)
-        return self
 
     def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
         """Log π_ref(token | what came before) for each of the B tokens of the completions. [B]."""
