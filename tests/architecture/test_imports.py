@@ -33,6 +33,7 @@ EXTRAS = {
     "pettingzoo": "envs.known",
     "transformers": "language.model",
     "tokenizers": "language.model",
+    "peft": "language.adapters",
 }
 RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "orjson", "tyro", "rich", "proximo"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}

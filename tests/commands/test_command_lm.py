@@ -110,6 +110,19 @@ def test_a_run_goes_on_exactly_and_code_needs_the_users_word(folder):
     assert [row["update"] for row in rows(folder / "short")] == [2, 4, 6]
 
 
+def test_adapters_from_the_command_line(folder):
+    lora = ["--model.lora-rank", "2", "--model.lora-targets", "c_attn", "c_fc"]
+    succeeded(proximo("lm", "sft", "--data", "texts.jsonl", "--run-dir", "base", *TINY, *lora))
+    line = ["lm", "ppo", *PPO, "--model", "base", "--reward", "own_reward:vowels", *lora]
+    line += ["--kl.reference", "adapter", "--run.gradient-checkpointing", "--run.dtype", "bfloat16"]
+    succeeded(proximo(*line, "--run-dir", "straight", "--updates", "5"))
+    succeeded(proximo(*line, "--run-dir", "short", "--updates", "2"))
+    succeeded(proximo("lm", "resume", "short", "--updates", "5", "--reward", "own_reward:vowels"))
+    assert rows(folder / "short") == rows(folder / "straight")
+    said = ["lm", "generate", "short", "--prompt", "a", "--sampling.max-tokens", "6"]
+    assert succeeded(proximo(*said)).out.startswith("a | ")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -124,6 +137,10 @@ def test_a_run_goes_on_exactly_and_code_needs_the_users_word(folder):
             "wants 'weight', but there are: ",
         ),
         (("lm", "ppo", *PPO, "--reward", "x:y", "--sampling.top-k", "3"), "top_k is 3, but PPO"),
+        (
+            ("lm", "ppo", *PPO, "--reward", "x:y", "--kl.reference", "adapter"),
+            "no adapters to switch off: give model.lora_rank",
+        ),
         (("lm", "generate", "base"), "give prompts as text"),
         (("lm", "resume", "away"), "away is no run folder"),
     ],

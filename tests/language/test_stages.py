@@ -157,8 +157,11 @@ def test_ppo_raises_the_hidden_score_near_the_model_that_it_began_as(base, judge
     assert result.rows[-1]["stopped"] > 0.9
 
 
-def run_ppo(run_dir, *, updates=6, resume=False, callbacks=(), **changes):
+def run_ppo(run_dir, *, updates=6, resume=False, callbacks=(), run=FEW, **changes):
     settings = {
+        "model": ModelConfig(**SMALL, critic="separate"),
+        "prompts": ["ab", "c", "abc"],
+        "reward": count_a,
         "algorithm": QUICK,
         "sampling": SHORT,
         "kl": KLConfig(coef=0.1, target=0.5, horizon=20),
@@ -167,10 +170,7 @@ def run_ppo(run_dir, *, updates=6, resume=False, callbacks=(), **changes):
         **changes,
     }
     return ppo(
-        ModelConfig(**SMALL, critic="separate"),
-        ["ab", "c", "abc"],
-        count_a,
-        run=dataclasses.replace(FEW, updates=updates),
+        run=dataclasses.replace(run, updates=updates),
         run_dir=run_dir,
         resume=resume,
         callbacks=callbacks,
@@ -189,6 +189,13 @@ def test_ppo_after_a_break_is_the_same_to_the_bit(tmp_path, ptx):
         file = tmp_path / "texts.jsonl"
         file.write_text(json.dumps({"prompt": "a", "completion": "bc"}) + "\n")
         changes["ptx"] = PTXConfig(coef=0.5, data=str(file))
+    straight = same_after_a_break(tmp_path, **changes)
+    assert straight.rows[0]["beta"] == 0.1
+    assert straight.rows[-1]["beta"] != 0.1
+
+
+def same_after_a_break(tmp_path, **changes):
+    """Train straight and with a break, and compare all that is left; returns the result."""
     straight = run_ppo(tmp_path / "straight", **changes)
     run_ppo(tmp_path / "broken", callbacks=[stop_after(3)], **changes)
     resumed = run_ppo(tmp_path / "broken", resume=True, **changes)
@@ -204,8 +211,7 @@ def test_ppo_after_a_break_is_the_same_to_the_bit(tmp_path, ptx):
         assert torch.equal(tensor, other.tensors[name]), name
     samples = [(tmp_path / name / "samples.jsonl").read_bytes() for name in ("straight", "broken")]
     assert samples[0] == samples[1]
-    assert straight.rows[0]["beta"] == 0.1
-    assert straight.rows[-1]["beta"] != 0.1
+    return straight
 
 
 @pytest.mark.parametrize("stage", [sft, fit_reward])

@@ -45,11 +45,27 @@ class ModelConfig:
     or from one that begins as the reward model. But for that one, the head begins at 0."""
     critic_warmup: int = 0
     """Updates at the beginning that move only the critic, or only its head where it is shared."""
+    lora_rank: int = 0
+    """Train only adapters of this rank beside the model's frozen weights, and heads; 0: train the
+    weights themselves."""
+    lora_alpha: float | None = None
+    """Adapters count alpha/rank times; none: twice."""
+    lora_targets: tuple[str, ...] = ()
+    """Layers that have adapters, by the end of their names; none given: all linear ones but the
+    last, which gives the logits."""
 
     def __post_init__(self) -> None:
         check_values("model", self)
         _at_least("model", self, 1, "layers", "width", "heads", "context")
-        _at_least("model", self, 0, "critic_warmup")
+        _at_least("model", self, 0, "critic_warmup", "lora_rank")
+        if self.lora_alpha is not None and self.lora_alpha <= 0:
+            raise UsageError(f"model.lora_alpha is {self.lora_alpha}: it must be above 0")
+        for name in ("lora_alpha", "lora_targets"):
+            if getattr(self, name) and not self.lora_rank:
+                raise UsageError(
+                    f"model.{name} is set, but there are no adapters: give model.lora_rank, such "
+                    "as 16"
+                )
         if self.width % self.heads:
             raise UsageError(
                 f"model.width is {self.width}: it must be a multiple of model.heads, {self.heads}"
@@ -104,8 +120,11 @@ class KLConfig:
     coef: float = 0.05
     """beta, the weight of the KL to the reference, in units of the score per nat; at 0 it is only
     measured."""
-    reference: Literal["copy", "none"] = "copy"
-    """A frozen copy of the model as it began; none saves its memory, where coef is 0."""
+    reference: Literal["copy", "adapter", "ema", "none"] = "copy"
+    """A frozen copy of the model as it began; with LoRA, the same by the model itself with its
+    adapters off; a moving average of the model; none saves memory and time, where coef is 0."""
+    ema_decay: float | None = None
+    """d of the moving average ref <- d ref + (1 - d) model after each update; for ema alone."""
     where: Literal["reward", "loss"] = "reward"
     """Taken off the reward of each token (k1, log pi - log ref), or added to the loss."""
     estimator: Literal["k2", "k3"] = "k2"
@@ -126,6 +145,14 @@ class KLConfig:
         if self.reference == "none" and self.coef:
             raise UsageError(
                 f"kl.reference is none, but kl.coef is {self.coef}: set it to 0, or keep the copy"
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UsageError(f"kl.ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+        if self.reference == "ema" and self.ema_decay is None:
+            raise UsageError("kl.reference is ema: give kl.ema_decay, such as 0.992")
+        if self.reference != "ema" and self.ema_decay is not None:
+            raise UsageError(
+                f"kl.ema_decay is {self.ema_decay}, but kl.reference is {self.reference}: use ema"
             )
         if self.target is not None and not self.coef:
             raise UsageError(
@@ -174,6 +201,12 @@ class TrainingConfig:
     """Where the model lives; auto: the GPU if there is one."""
     threads: int = 0
     """Threads of PyTorch; 0: its own number."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers in the layers of the model, in sampling and in the update; weights, gradients, logits
+    and losses are float32."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each layer, and compute the layer again for the gradient: less memory,
+    a third more time, the same result."""
     save_every: int = 0
     """Updates between numbered checkpoints; 0: only update 0 and the last."""
     log_every: int = 1
@@ -329,6 +362,11 @@ class PPOConfig:
             raise UsageError(
                 "algorithm.critic_learning_rate is set, but the critic shares the model: use "
                 "model.critic separate"
+            )
+        if self.kl.reference == "adapter" and not self.model.lora_rank:
+            raise UsageError(
+                "kl.reference is adapter, but there are no adapters to switch off: give "
+                "model.lora_rank, or use copy"
             )
         if bool(self.ptx.coef) != bool(self.ptx.data):
             raise UsageError("ptx.coef and ptx.data belong together: give both or none")

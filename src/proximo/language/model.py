@@ -5,18 +5,21 @@ The one module that knows transformers. Nothing is fetched: names are those it h
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from proximo.functional.distributions import Categorical
-from proximo.language.config import ModelConfig, Sampling
+from proximo.language.adapters import adapted, add_adapters, merged
+from proximo.language.config import ModelConfig, Sampling, TrainingConfig
 from proximo.language.data import Sequences
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.folder import RunFolder
@@ -134,7 +137,27 @@ class LanguageModel(nn.Module):
                 )
         check_fit(tokenizer, net.get_input_embeddings().num_embeddings)  # type: ignore[operator]
         _fuse(net)
+        self._recomputed: list[nn.Module] = []
+        self._bfloat16 = False
         self.eval()
+
+    def set_up(self, model: ModelConfig, run: TrainingConfig) -> Self:
+        """Put adapters on it and choose how it computes, as the settings say.
+
+        Raises `UsageError` for what this model cannot do.
+        """
+        if model.lora_rank:
+            add_adapters(self.net, model, run.seed)
+        self._bfloat16 = run.dtype == "bfloat16"
+        if run.gradient_checkpointing:
+            kind = _transformers().modeling_layers.GradientCheckpointingLayer
+            self._recomputed = [m for m in self.net.modules() if isinstance(m, kind)]
+            if not self._recomputed:
+                raise UsageError(
+                    f"run.gradient_checkpointing is set, but a {type(self.net).__name__} has no "
+                    "layers that can be computed again"
+                )
+        return self
 
     def train(self, mode: bool = True) -> Self:
         """Stays as it is: with dropout on, the policy that acts is not the one that is judged."""
@@ -168,18 +191,33 @@ class LanguageModel(nn.Module):
 
         hidden: whether it is needed, as transformers then keeps that of every layer.
         """
-        out = self.net(
-            input_ids=tokens,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            logits_to_keep=keep,
-            output_hidden_states=hidden,
-            use_cache=cache is not None,
-            past_key_values=None if cache in (None, True) else cache,
-        )
+        with self._computing():
+            out = self.net(
+                input_ids=tokens,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                logits_to_keep=keep,
+                output_hidden_states=hidden,
+                use_cache=cache is not None,
+                past_key_values=None if cache in (None, True) else cache,
+            )
         cached = out.past_key_values if cache is not None else None
-        last = out.hidden_states[-1][:, -keep:] if hidden else None
+        last = out.hidden_states[-1][:, -keep:].float() if hidden else None
         return Output(out.logits[:, -keep:].float(), last, cached)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Precision and memory of a pass, as they were set up."""
+        with ExitStack() as settings:
+            if self._bfloat16:
+                head = self.net.get_output_embeddings()  # type: ignore[operator]
+                settings.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+                settings.enter_context(_replaced([head], _in_float32))
+            # transformers has this too, but for models whose dropout is on, and without a cache.
+            if self._recomputed and torch.is_grad_enabled():
+                again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+                settings.enter_context(_replaced(self._recomputed, again))
+            yield
 
     def read(self, sequences: Sequences, *, hidden: bool) -> tuple[Tensor, Tensor | None]:
         """Logits [B, V] and hidden [B, D] before each of the B tokens of the completions.
@@ -203,9 +241,14 @@ class LanguageModel(nn.Module):
         logits, _ = self.read(sequences, hidden=False)
         return distribution(logits, sampling, stops, places(sequences)).log_prob(drawn(sequences))
 
+    def merged(self) -> LanguageModel:
+        """A copy on the CPU as a plain model: its adapters, if it has any, are in its weights."""
+        return LanguageModel(merged(self.net), self.tokenizer)
+
     def save(self, folder: Path, *, weights: bool = True) -> None:
         """Write a folder that transformers reads; without weights, what the model is."""
-        (self.net if weights else self.net.config).save_pretrained(folder)  # type: ignore[union-attr, operator]
+        net = merged(self.net) if weights and adapted(self.net) else self.net
+        (net if weights else net.config).save_pretrained(folder)  # type: ignore[union-attr, operator]
         self.tokenizer.save_pretrained(folder)
 
 
@@ -215,6 +258,23 @@ def _fuse(net: nn.Module) -> None:
         for name, child in parent.named_children():
             if type(child).__name__ == "NewGELUActivation":
                 setattr(parent, name, nn.GELU(approximate="tanh"))
+
+
+@contextmanager
+def _replaced(modules: Sequence[nn.Module], by: Callable[..., Tensor]) -> Iterator[None]:
+    """Have `by(forward, ...)` called where each module's forward would be."""
+    for module in modules:
+        module.forward = partial(by, module.forward)
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
 
 
 def check_fit(tokenizer: Any, known: int) -> None:
@@ -281,11 +341,11 @@ class LanguagePolicy(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     def actor_parameters(self) -> list[nn.Parameter]:
-        return list(self.lm.parameters())
+        return [p for p in self.lm.parameters() if p.requires_grad]
 
     def critic_parameters(self) -> list[nn.Parameter]:
         trunk = [] if self.critic is None else list(self.critic.parameters())
-        return [*trunk, *self.value_head.parameters()]
+        return [p for p in (*trunk, *self.value_head.parameters()) if p.requires_grad]
 
     def evaluate(
         self, sequences: Sequences, sampling: Sampling, *, entropy: bool, value: bool = True
@@ -316,10 +376,7 @@ class Blueprint:
     def build(self, seed: int, *, random: bool = False) -> LanguageModel:
         """The model; `random` leaves the loading of weights to a checkpoint."""
         if isinstance(self._weights, LanguageModel):
-            own = copy.deepcopy(self._weights).requires_grad_(True)
-            for parameter in own.parameters():
-                parameter.grad = None  # of the stage before
-            return own
+            return self._weights.merged()
         library = _transformers()
         if self._weights is None or random:
             with torch.random.fork_rng(devices=[]):

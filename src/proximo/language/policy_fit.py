@@ -17,6 +17,7 @@ from proximo.language.experience import Judged, check_drawn, judge, prepare, sha
 from proximo.language.fitting import add_text_gradient
 from proximo.language.generate import Completions, generate
 from proximo.language.model import LanguageModel, LanguagePolicy, Tokenizer
+from proximo.language.reference import Reference
 from proximo.language.reward import Judge
 from proximo.language.session import Learner, mean_of
 from proximo.language.update import after, descend, readings
@@ -62,7 +63,7 @@ class PolicyFit(Learner):
     def __init__(
         self,
         policy: LanguagePolicy,
-        reference: LanguageModel | None,
+        reference: Reference | None,
         config: PPOConfig,
         tokenizer: Tokenizer,
         examples: Examples,
@@ -83,6 +84,8 @@ class PolicyFit(Learner):
             "sampling": torch.Generator().manual_seed(2 * seed),
             "shuffling": torch.Generator().manual_seed(2 * seed + 1),
         }
+        if reference is not None:
+            self.carried = {f"reference.{name}": x for name, x in reference.moving.items()}
         self._trained, self._held_out = sorted(parts[0]), parts[1]
         self._order = Order(len(self._trained), seed, 0)
         self._ptx_order = Order(len(ptx[0]), seed, 2) if ptx else None
@@ -95,7 +98,7 @@ class PolicyFit(Learner):
     def update(self) -> Metrics:
         """Algorithm 1 of Schulman et al. 2017, and what is read off on the way."""
         new = self._draw(self._next_prompts(), self.generators["sampling"])
-        gap = check_drawn(new.drawn.log_prob, new.old)
+        gap = check_drawn(new.drawn.log_prob, new.old, self.run.dtype)
         reward = self._reward(new)
         batch = prepare(
             self.config.algorithm,
@@ -186,8 +189,10 @@ class PolicyFit(Learner):
         return {**moved, **metrics, **rates, **coefficients}
 
     def _count(self, new: Experience) -> None:
-        """Move β and the counters on."""
+        """Move β, the reference and the counters on."""
         kl, settings = new.kl, self.config.kl
+        if self.reference is not None:
+            self.reference.follow(self.lm)
         if settings.target is not None:
             self.counters["beta"] = controlled_beta(
                 self.counters["beta"], mean_of(kl), settings.target, len(kl), settings.horizon

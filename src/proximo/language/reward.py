@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proximo.language.config import TrainingConfig, read_stage
 from proximo.language.data import Examples, Sequences, by_length
 from proximo.language.generate import Completions
 from proximo.language.model import LanguageModel, Tokenizer, read_blueprint
-from proximo.run.checkpoint import Checkpoint
+from proximo.language.session import read_checkpoint
 from proximo.run.folder import RunFolder
 from proximo.types import TrainingError, UsageError, explain
 
@@ -70,13 +71,15 @@ def scores_of(model: RewardModel, sequences: Sequences, micro_batch: int) -> Ten
 def load_reward(run: str | Path) -> RewardModel:
     """The reward model of a finished run of `proximo lm reward`. Raises `UsageError`."""
     folder = RunFolder.open(run)
-    saved = Checkpoint(folder.checkpoint("last"))
+    saved = read_checkpoint(folder, "last")
     if saved.record.get("stage") != "reward":
         raise UsageError(f"{run} is no run of proximo lm reward")
     if not saved.record["finished"]:
         raise UsageError(f"the run {run} has not finished: go on by proximo lm resume {run}")
-    model = RewardModel(read_blueprint(folder.path / "model").build(0, random=True))
+    lm = read_blueprint(folder.path / "model").build(0, random=True)
+    model = RewardModel(lm.set_up(read_stage(folder.config_file).model, TrainingConfig()))
     saved.load_policy(model)
+    model.lm = lm.merged()
     return model.requires_grad_(False)
 
 

@@ -41,12 +41,15 @@ class Learner(ABC):
         self.module, self.optimizer, self.run = module, optimizer, run
         self.generators: dict[str, torch.Generator] = {}
         self.counters: dict[str, Any] = {"updates": 0, "tokens": 0, "horizon": run.updates}
+        self.carried: dict[str, Tensor] = {}
+        """What else changes, by name; checkpoints hold it."""
         self.moments = no_moments()
         """Of all scores so far."""
         self.samples: list[Row] = []
         """A few completions of the last update."""
         self.final: Metrics = {}
         """What is measured once, at the end."""
+        self._first: str | None = None  # SHA-256 of the checkpoint of update 0
 
     @property
     def updates(self) -> int:
@@ -70,8 +73,16 @@ class Learner(ABC):
         """What is done once, after the last update."""
 
     def save(self, folder: RunFolder, name: str | int, digest: str, *, finished: bool) -> None:
-        """Write a checkpoint: everything that the next update depends on."""
+        """Write a checkpoint: everything that the next update depends on.
+
+        Frozen weights are in that of update 0 alone; the others say which one that is.
+        """
         tensors = {f"policy.{name}": x for name, x in self.module.state_dict().items()}
+        named = self.module.named_parameters(remove_duplicate=False)
+        frozen = {f"policy.{name}" for name, x in named if not x.requires_grad}
+        if name != 0:
+            tensors = {key: x for key, x in tensors.items() if key not in frozen}
+        tensors |= self.carried
         for index, record in enumerate(self.optimizer.records):
             tensors |= {f"optimizer.{index}.{name}": x for name, x in record.items()}
         tensors |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
@@ -81,8 +92,11 @@ class Learner(ABC):
             "counters": self.counters,
             "data": digest,
             "finished": finished,
+            **({"frozen_in": self._first} if frozen and name != 0 else {}),
         }
-        write(folder.checkpoint(name), {n: own_copy(x) for n, x in tensors.items()}, about)
+        sha256 = write(folder.checkpoint(name), {n: own_copy(x) for n, x in tensors.items()}, about)
+        if name == 0:
+            self._first = sha256
 
     def load(self, saved: Checkpoint, digest: str) -> None:
         """Go on from a checkpoint. Raises `UsageError` if it is of other data."""
@@ -91,6 +105,14 @@ class Learner(ABC):
                 "the data are not those that this run began with: give the same, or begin a new run"
             )
         saved.load_policy(self.module)
+        self._first = saved.record.get("frozen_in")
+        for name, tensor in self.carried.items():
+            if name not in saved.tensors:
+                raise UsageError(
+                    "kl.reference is ema, but this run was not begun with it: its checkpoints hold "
+                    "no average"
+                )
+            tensor.copy_(saved.tensors[name])
         for index, record in enumerate(self.optimizer.records):
             for name, tensor in record.items():
                 tensor.copy_(saved.tensors[f"optimizer.{index}.{name}"])
@@ -98,6 +120,23 @@ class Learner(ABC):
             generator.set_state(saved.tensors[f"generator.{name}"])
         self.moments = Moments(*(saved.tensors[f"moments.{name}"] for name in Moments._fields))
         self.counters = dict(saved.record["counters"])
+
+
+def read_checkpoint(folder: RunFolder, name: str | int) -> Checkpoint:
+    """A checkpoint of a stage, with the frozen weights that stand in that of update 0.
+
+    Raises `UsageError` if that is another one than the run began with.
+    """
+    saved = Checkpoint(folder.checkpoint(name))
+    if expected := saved.record.get("frozen_in"):
+        first = Checkpoint(folder.checkpoint(0))
+        if first.sha256 != expected:
+            raise UsageError(
+                f"{folder.checkpoint(0)} is not the checkpoint that this run began with: its "
+                "adapters belong to other weights"
+            )
+        saved.tensors = {**first.tensors, **saved.tensors}
+    return saved
 
 
 Callback = Callable[[Learner, list[Row], Metrics], bool | None]

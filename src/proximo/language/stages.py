@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from proximo.language.adapters import twin
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -36,8 +36,9 @@ from proximo.language.model import (
     read_blueprint,
 )
 from proximo.language.policy_fit import PolicyFit
+from proximo.language.reference import make_reference
 from proximo.language.reward import Judge, Reward, RewardModel, find_reward
-from proximo.language.session import Callback, Display, Learner, Row, train
+from proximo.language.session import Callback, Display, Learner, Row, read_checkpoint, train
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.folder import RunFolder
@@ -107,6 +108,7 @@ def sft(
     updates: int | None = None,
     seed: int | None = None,
     algorithm: Fitting | None = None,
+    lora_rank: int | None = None,
     run: TrainingConfig | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -115,11 +117,12 @@ def sft(
     """Supervised fine-tuning: L = -1/B Σ log π(token | text before it), over the answers' tokens.
 
     model: "tiny", a folder of transformers, a run, a `LanguageModel`, an earlier `Result`, or a
-    `ModelConfig`. data: rows with prompt and completion, or a JSONL file of them. updates, seed:
-    shorthands for `TrainingConfig`. run_dir: a new folder to keep the run in, or with `resume` the
-    one to go on in. Raises `UsageError` for what does not fit, before any weights are loaded.
+    `ModelConfig`. data: rows with prompt and completion, or a JSONL file of them. updates, seed and
+    lora_rank: shorthands for `TrainingConfig` and `ModelConfig`. run_dir: a new folder to keep the
+    run in, or with `resume` the one to go on in. Raises `UsageError` for what does not fit, before
+    any weights are loaded.
     """
-    config, given = _fit_config("sft", model, data, updates, seed, algorithm, run)
+    config, given = _fit_config("sft", model, data, updates, seed, algorithm, lora_rank, run)
     return run_fit(config, data, model=given, run_dir=run_dir, resume=resume, callbacks=callbacks)
 
 
@@ -130,6 +133,7 @@ def fit_reward(
     updates: int | None = None,
     seed: int | None = None,
     algorithm: Fitting | None = None,
+    lora_rank: int | None = None,
     run: TrainingConfig | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -139,7 +143,7 @@ def fit_reward(
 
     data: rows with prompt, chosen and rejected. The rest is as for `sft`.
     """
-    config, given = _fit_config("reward", model, data, updates, seed, algorithm, run)
+    config, given = _fit_config("reward", model, data, updates, seed, algorithm, lora_rank, run)
     return run_fit(config, data, model=given, run_dir=run_dir, resume=resume, callbacks=callbacks)
 
 
@@ -156,6 +160,7 @@ def ppo(
     score: ScoreConfig | None = None,
     ptx: PTXConfig | None = None,
     critic: Literal["shared", "separate", "reward"] | None = None,
+    lora_rank: int | None = None,
     run: TrainingConfig | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -165,12 +170,10 @@ def ppo(
 
     prompts: rows with a prompt and any columns that the reward wants, plain texts, or a JSONL file.
     reward: a function (see `Reward`), a reward model, or several, whose weighted sum counts.
-    critic: shorthand for `ModelConfig.critic`. The rest is as for `sft`. The result's `scores` hold
-    the mean score of each update.
+    critic, lora_rank: shorthands for `ModelConfig`. The rest is as for `sft`. The result's `scores`
+    hold the mean score of each update.
     """
-    chosen, given = _model(model)
-    if critic is not None:
-        chosen = dataclasses.replace(chosen, critic=critic)
+    chosen, given = _model(model, critic=critic, lora_rank=lora_rank)
     config = PPOConfig(
         lm=Task(stage="ppo", data=_file(prompts)),
         model=chosen,
@@ -207,6 +210,7 @@ def run_fit(
     pairs = config.lm.stage == "reward"
     columns = ("chosen", "rejected") if pairs else ("completion",)
     examples = Examples.read(data, "prompt", *columns)
+    device = _device(config.run)
     config, folder = _again(config, run_dir if resume else None)
     plan = _plan(config.model, model, examples, folder)
     tokenizer = Tokenizer(plan.tokenizer)
@@ -215,9 +219,9 @@ def run_fit(
         parts.append(examples.answers(tokenizer, column))
         examples.check_lengths(0, plan.context, parts[0], parts[-1])
     _set_threads(config.run)
-    lm = plan.build(config.run.seed, random=folder is not None)
+    lm = plan.build(config.run.seed, random=folder is not None).set_up(config.model, config.run)
     module = RewardModel(lm) if pairs else lm
-    module.to(_device(config.run))
+    module.to(device)
     learner = Fit(module, lm, Preference() if pairs else Likelihood(), config, parts)
     return _run(learner, config, examples.digest, folder, run_dir, callbacks, display)
 
@@ -236,6 +240,7 @@ def run_ppo(
     """`ppo`, from a whole configuration. rewards: None takes those that it names."""
     examples = Examples.read(prompts, "prompt")
     ptx = Examples.read(config.ptx.data, "prompt", "completion") if config.ptx.coef else None
+    device = _device(config.run)
     config, folder = _again(config, run_dir if resume else None)
     plan = _plan(config.model, model, examples, folder)
     tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop)
@@ -259,30 +264,29 @@ def run_ppo(
     if config.model.critic == "reward" and critic_from is None:
         raise UsageError("model.critic is reward, but no reward is a reward model")
     _set_threads(config.run)
-    lm = plan.build(config.run.seed, random=folder is not None)
-    policy = _with_critic(lm, tokenizer.stops, config.model.critic, critic_from)
-    reference = None
-    if config.kl.reference == "copy":
-        if folder:  # the model that the run began as is in its first checkpoint
-            Checkpoint(folder.checkpoint(0)).load_policy(policy)
-        reference = copy.deepcopy(policy.lm).requires_grad_(False)
-        reference.to(_device(config.run))
-    policy.to(_device(config.run))
-    judges.to(_device(config.run))
+    lm = plan.build(config.run.seed, random=folder is not None).set_up(config.model, config.run)
+    policy = _with_critic(lm, tokenizer.stops, config, critic_from)
+    if folder and config.kl.reference in ("copy", "ema"):
+        # The model that the run began as is in its first checkpoint.
+        Checkpoint(folder.checkpoint(0)).load_policy(policy)
+    policy.to(device)
+    reference = make_reference(policy.lm, config.kl)
+    judges.to(device)
     learner = PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
     digest = examples.digest + (ptx.digest if ptx else "")
     return _run(learner, config, digest, folder, run_dir, callbacks, display)
 
 
 def _with_critic(
-    lm: LanguageModel, stops: Sequence[int], kind: str, judge: RewardModel | None
+    lm: LanguageModel, stops: Sequence[int], config: PPOConfig, judge: RewardModel | None
 ) -> LanguagePolicy:
-    if kind == "separate":
-        return LanguagePolicy(lm, stops, copy.deepcopy(lm))
-    if kind == "shared":
+    if config.model.critic == "separate":
+        return LanguagePolicy(lm, stops, twin(lm))
+    if config.model.critic == "shared":
         return LanguagePolicy(lm, stops)
     assert judge is not None
-    policy = LanguagePolicy(lm, stops, copy.deepcopy(judge.lm).requires_grad_(True))
+    trunk = judge.lm.merged().set_up(config.model, config.run)
+    policy = LanguagePolicy(lm, stops, trunk)
     with torch.no_grad():  # what it gives as a score is the first value
         policy.value_head.weight.copy_(judge.head.weight / judge.std)
         policy.value_head.bias.copy_((judge.head.bias - judge.mean) / judge.std)
@@ -300,7 +304,7 @@ def _run(
 ) -> Result:
     is_new = folder is None
     if folder:
-        learner.load(Checkpoint(folder.checkpoint("last")), digest)
+        learner.load(read_checkpoint(folder, "last"), digest)
         folder.write_config(config)
     elif run_dir is not None:
         folder = RunFolder.create(run_dir, config, "proximo lm resume")
@@ -330,15 +334,14 @@ def _plan(
     return blueprint(config, examples.texts())
 
 
-def _model(model: Model) -> tuple[ModelConfig, LanguageModel | None]:
+def _model(model: Model, **shorthands: Any) -> tuple[ModelConfig, LanguageModel | None]:
     """What config.toml says of it, and the model itself where there is one already."""
-    if isinstance(model, ModelConfig):
-        return model, None
-    if isinstance(model, Result):
-        return ModelConfig(path=""), model.lm
-    if isinstance(model, LanguageModel):
-        return ModelConfig(path=""), model
-    return ModelConfig(path=str(model)), None
+    lm = model.lm if isinstance(model, Result) else model
+    chosen = {name: value for name, value in shorthands.items() if value is not None}
+    if isinstance(lm, LanguageModel):
+        return ModelConfig(path="", **chosen), lm
+    config = lm if isinstance(lm, ModelConfig) else ModelConfig(path=str(lm))
+    return dataclasses.replace(config, **chosen), None
 
 
 def _file(source: Source) -> str:
@@ -358,9 +361,10 @@ def _fit_config(
     updates: int | None,
     seed: int | None,
     algorithm: Fitting | None,
+    lora_rank: int | None,
     run: TrainingConfig | None,
 ) -> tuple[FitConfig, LanguageModel | None]:
-    chosen, given = _model(model)
+    chosen, given = _model(model, lora_rank=lora_rank)
     config = FitConfig(
         lm=Task(stage=stage, data=_file(data)),
         model=chosen,
@@ -371,9 +375,15 @@ def _fit_config(
 
 
 def _device(run: TrainingConfig) -> torch.device:
-    if run.device != "auto":
-        return torch.device(run.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where the model lives. Raises `UsageError` for what is not there, and for its numbers."""
+    if run.device == "cpu" or (run.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")  # every one computes in bfloat16, though not each one quickly
+    if not torch.cuda.is_available():
+        raise UsageError("run.device is cuda, but PyTorch finds none here: use cpu or auto")
+    if run.dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name()
+        raise UsageError(f"run.dtype is bfloat16, which the {name} has not: use float32")
+    return torch.device("cuda")
 
 
 def _set_threads(run: TrainingConfig) -> None:

@@ -54,8 +54,11 @@ class Snapshot:
         write(path, self._tensors, record)
 
 
-def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    """Tensors of their own memory and a JSON record, in one file that `Checkpoint` reads."""
+def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
+    """Tensors of their own memory and a JSON record, in one file that `Checkpoint` reads.
+
+    Returns the SHA-256 of its content.
+    """
     text = json.dumps({"schema": SCHEMA, **record}, sort_keys=True)
     header = {"record": text, "sha256": _digest(tensors, text)}
     # One key, because safetensors does not keep the order of several.
@@ -66,6 +69,7 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> Non
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+    return header["sha256"]
 
 
 class Checkpoint:
@@ -84,7 +88,8 @@ class Checkpoint:
                 names = list(file.keys())
                 self.tensors = {name: file.get_tensor(name).clone() for name in names}
             text = header["record"]
-            if _digest(self.tensors, text) != header["sha256"]:
+            self.sha256: str = header["sha256"]
+            if _digest(self.tensors, text) != self.sha256:
                 raise ValueError("its SHA-256 does not match its content")
             self.record: dict[str, Any] = json.loads(text)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
