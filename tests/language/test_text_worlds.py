@@ -123,6 +123,16 @@ def test_more_episodes_than_worlds(lm):
     assert [e.texts for e in first] == [e.texts for e in episodes[:5]]
 
 
+def test_what_is_said_does_not_depend_on_when_others_are_over(lm):
+    whole = converse(lm, Sampling(max_tokens=3))[1]
+    first = next(i for i, e in enumerate(whole) if len(e.rewards) > 1)
+    made = [Impatient() if i == first else Talk() for i in range(12)]
+    beside = converse(lm, Sampling(max_tokens=3), made=iter(made).__next__)[1]
+    assert len(beside[first].rewards) == 1
+    same = [i for i in range(12) if i != first]
+    assert [whole[i].texts for i in same] == [beside[i].texts for i in same]
+
+
 SEQUENCES = Sequences.join(
     [[2, 3], [4]],
     [[5, 0, 2, 3, 4, 6, 7, 0], [5, 6, 0]],
