@@ -28,6 +28,29 @@ def vowels(completions, weight):
     return [w * sum(c in "ae" for c in text) for text, w in zip(completions, weight)]
 """
 
+WORLD = """
+from pathlib import Path
+
+from gymnasium import Env
+from gymnasium.spaces import Text
+
+Path("imported").touch()
+
+
+class Echo(Env):
+    observation_space = action_space = Text(8, charset="abc")
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.said = str(self.np_random.choice(["a", "b", "c"]))
+        self.left = 2
+        return self.said, {}
+
+    def step(self, action):
+        self.left -= 1
+        return "b", float(self.said in action), self.left == 0, False, {}
+"""
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -42,6 +65,7 @@ def folder(tmp_path, monkeypatch):
     for name, lines in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "own_reward.py").write_text(REWARD)
+    (tmp_path / "echo_world.py").write_text(WORLD)
     return tmp_path
 
 
@@ -123,6 +147,22 @@ def test_adapters_from_the_command_line(folder):
     assert succeeded(proximo(*said)).out.startswith("a | ")
 
 
+def test_a_world_instead_of_prompts_and_a_reward(folder):
+    line = ["lm", "ppo", *TINY, *PPO[2:], "--world", "echo_world:Echo", "--quiet"]
+    succeeded(proximo(*line, "--run-dir", "straight", "--updates", "6"))
+    succeeded(proximo(*line, "--run-dir", "short"))
+    assert {row["turns"] for row in rows(folder / "short")} == {2.0}
+    (folder / "imported").unlink()
+    message = refusal(proximo("lm", "resume", "short", "--updates", "6"))
+    assert "world, echo_world:Echo, is code: importing it needs your word" in message
+    assert "resume short --updates 6 --world echo_world:Echo" in message
+    assert not (folder / "imported").exists()
+    succeeded(proximo("lm", "resume", "short", "--updates", "6", "--world", "echo_world:Echo"))
+    assert rows(folder / "short") == rows(folder / "straight")
+    with_prompts = [*line, "--prompts", "prompts.jsonl", "--run-dir", "prompted"]
+    assert succeeded(proximo(*with_prompts)).out == ""
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -140,6 +180,12 @@ def test_adapters_from_the_command_line(folder):
         (
             ("lm", "ppo", *PPO, "--reward", "x:y", "--kl.reference", "adapter"),
             "no adapters to switch off: give model.lora_rank",
+        ),
+        (("lm", "ppo", "--world", "echo_world:Eko"), "echo_world has no 'Eko'"),
+        (("lm", "ppo", "--world", "CartPole-v1"), "a language model talks with worlds of which"),
+        (
+            ("lm", "ppo", "--world", "echo_world:Echo", "--reward", "own_reward:vowels"),
+            "a world gives its own rewards",
         ),
         (("lm", "generate", "base"), "give prompts as text"),
         (("lm", "resume", "away"), "away is no run folder"),

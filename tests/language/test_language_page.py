@@ -26,10 +26,20 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "language.md").read_text(encoding="utf-8")
 
 
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
 def test_the_example_runs(capsys):
-    example = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL).group(1)
-    exec(compile(example, "language.md", "exec"), {})
+    exec(compile(EXAMPLES[0], "language.md", "exec"), {})
     assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_the_example_of_a_world_runs(capsys):
+    quick = EXAMPLES[1].replace("updates=100", "updates=2")
+    exec(compile(quick, "language.md", "exec"), {"__name__": "__main__"})
+    first, last = map(float, capsys.readouterr().out.split())
+    assert 0 < first < 0.5
+    assert 0 < last < 0.5
 
 
 def test_every_reading_is_explained(tmp_path):
@@ -46,9 +56,12 @@ def test_every_reading_is_explained(tmp_path):
         run=TrainingConfig(eval_every=1, held_out=0.5),
         sampling=Sampling(max_tokens=2),
     )
+    example = {}
+    exec(compile(EXAMPLES[1], "language.md", "exec"), example)  # its world
+    talked = ppo("tiny", world=example["Remember"], updates=1, sampling=Sampling(max_tokens=2))
     fitted = [stage("tiny", file, updates=1) for stage in (sft, fit_reward)]
     both = PAGE + (DOCS / "metrics.md").read_text(encoding="utf-8")
-    for result in (tuned, *fitted):
+    for result in (tuned, talked, *fitted):
         for key in result.rows[0]:
             assert f"`{key}`" in both, key
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 MODEL = arg(name="model", metavar="MODEL", help_behavior_hint="")
 TEXT = arg(metavar="FILE", help_behavior_hint="")
 SHORT = arg(help_behavior_hint="")
+REWARD = arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
+WORLD = arg(metavar="MODULE:CLASS", help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +100,16 @@ class FitReward(Begin):
 class Ppo(Begin):
     """Train a language model by PPO for a reward, near the model that it began as.
 
-    The prompts are lines of JSON with "prompt"; other columns are handed to the reward.
+    The prompts are lines of JSON with "prompt"; other columns are handed to the reward. With a
+    world, which speaks first, they are handed to its reset, or left out.
     """
 
     prompts: Annotated[Path | None, TEXT] = None
     """JSONL with prompt."""
-    reward: Annotated[
-        tuple[str, ...], arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
-    ] = ()
+    reward: Annotated[tuple[str, ...], REWARD] = ()
     """What scores completions (short for --score.reward)."""
+    world: Annotated[str | None, WORLD] = None
+    """A world of text to talk with, for its rewards (short for --score.world)."""
     algorithm: TokenPPO = TOKENS
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -146,10 +149,10 @@ class Resume:
     """The run folder."""
     updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Train to this many updates instead; schedules keep their horizon."""
-    reward: Annotated[
-        tuple[str, ...], arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
-    ] = ()
+    reward: Annotated[tuple[str, ...], REWARD] = ()
     """What scores completions, which a function of your own needs to hear again."""
+    world: Annotated[str | None, WORLD] = None
+    """The world, likewise."""
     data: Annotated[Path | None, TEXT] = None
     """The data, where the file stands elsewhere now."""
     quiet: bool = False
@@ -176,6 +179,7 @@ def usage() -> str:
         "  proximo lm sft --model tiny --data texts.jsonl --run-dir runs/base\n"
         "  proximo lm reward --model runs/base --data pairs.jsonl --run-dir runs/judge\n"
         "  proximo lm ppo --model runs/base --prompts prompts.jsonl --reward runs/judge\n"
+        "  proximo lm ppo --model runs/base --world my_world:World\n"
         "  proximo lm generate runs/lm-ppo-seed0 --prompt 'The weather'"
     )
 
@@ -193,31 +197,30 @@ def main(arguments: list[str]) -> int:
 
 
 def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
-    is_ppo = isinstance(command, Ppo)
-    data = command.prompts if isinstance(command, Ppo) else command.data
-    if data is None:
-        raise UsageError(f"name the data: {'--prompts' if is_ppo else '--data'} FILE.jsonl")
-    sections = command.sections()
     config: StageConfig
     if isinstance(command, Ppo):
-        score = command.score
-        if command.reward:
-            score = dataclasses.replace(score, reward=command.reward)
-        if not score.reward:
-            raise UsageError("name what scores completions: --reward module:function, or a run")
+        data, score = command.prompts, _scored(command.score, command)
+        if data is None and not score.world:
+            raise UsageError("name the data: --prompts FILE.jsonl")
+        if not (score.reward or score.world):
+            raise UsageError(
+                "name what scores completions: --reward module:function, or a run, or --world"
+            )
         config = PPOConfig(
-            lm=Task(stage="ppo", data=str(data)),
+            lm=Task(stage="ppo", data=str(data or "")),
             algorithm=command.algorithm,
             sampling=command.sampling,
             kl=command.kl,
             score=score,
             ptx=command.ptx,
-            **sections,
+            **command.sections(),
         )
     else:
+        if command.data is None:
+            raise UsageError("name the data: --data FILE.jsonl")
         stage: Any = "sft" if isinstance(command, Sft) else "reward"
-        task = Task(stage=stage, data=str(data))
-        config = FitConfig(lm=task, algorithm=command.algorithm, **sections)
+        task = Task(stage=stage, data=str(command.data))
+        config = FitConfig(lm=task, algorithm=command.algorithm, **command.sections())
     path = command.run_dir or free(Path("runs") / f"lm-{config.lm.stage}-seed{config.run.seed}")
     return _train(config, path, resume=False, quiet=command.quiet)
 
@@ -226,24 +229,13 @@ def _resume(command: Resume, arguments: list[str]) -> int:
     folder = RunFolder.open(command.run)
     config = read_stage(folder.config_file)
     if isinstance(config, PPOConfig):
-        if command.reward:
-            config = dataclasses.replace(
-                config, score=dataclasses.replace(config.score, reward=command.reward)
-            )
-        code = [name for name in config.score.reward if not Path(name).is_dir()]
-        if code and not command.reward:
-            line = shlex.join(["proximo", "lm", "resume", *arguments])
-            raise UsageError(
-                f"this run's reward, {' and '.join(code)}, is code: importing it needs your word. "
-                f"If you trust it, type: {line} --reward {shlex.join(config.score.reward)}"
-            )
-        if not config.score.reward:
-            raise UsageError("this run's reward was given by a program: name it by --reward")
+        config = dataclasses.replace(config, score=_scored(config.score, command))
+        _check_code(config.score, command, arguments)
     if command.data is not None:
         config = dataclasses.replace(
             config, lm=dataclasses.replace(config.lm, data=str(command.data))
         )
-    if not config.lm.data:
+    if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.world):
         raise UsageError("this run's data were given by a program: name them by --data")
     if command.updates is not None:
         run = dataclasses.replace(config.run, updates=command.updates)
@@ -260,6 +252,32 @@ def _resume(command: Resume, arguments: list[str]) -> int:
     return _train(config, command.run, resume=True, quiet=command.quiet)
 
 
+def _scored(score: ScoreConfig, command: Ppo | Resume) -> ScoreConfig:
+    """With the shorthands laid over it."""
+    given: dict[str, Any] = {"reward": command.reward, "world": command.world}
+    return dataclasses.replace(score, **{name: value for name, value in given.items() if value})
+
+
+def _check_code(score: ScoreConfig, command: Resume, arguments: list[str]) -> None:
+    """Refuse to import code because a file names it. Raises `UsageError` with the line to type."""
+    own, again = "", [""]
+    code = [name for name in score.reward if not Path(name).is_dir()]
+    if code and not command.reward:
+        own, again = f"reward, {' and '.join(code)}", ["--reward", *score.reward]
+    if ":" in score.world and not command.world:
+        own, again = f"world, {score.world}", ["--world", score.world]
+    if own:
+        line = shlex.join(["proximo", "lm", "resume", *arguments, *again])
+        raise UsageError(
+            f"this run's {own}, is code: importing it needs your word. "
+            f"If you trust it, type: {line}"
+        )
+    if not (score.reward or score.world):
+        raise UsageError(
+            "this run's reward was given by a program: name it by --reward, or a world by --world"
+        )
+
+
 def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
     from proximo.commands.running import Interrupt
     from proximo.language.stages import run_fit, run_ppo
@@ -273,7 +291,7 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
     again = f"proximo lm resume {path}"
     try:
         if isinstance(config, PPOConfig):
-            result = run_ppo(config, config.lm.data, **keep)
+            result = run_ppo(config, config.lm.data or None, **keep)
         else:
             result = run_fit(config, config.lm.data, **keep)
     except KeyboardInterrupt:
@@ -299,6 +317,7 @@ READINGS = (
     ("KL", "kl", "{:.3f}"),
     ("beta", "beta", "{:.3g}"),
     ("length", "length", "{:.1f}"),
+    ("turns", "turns", "{:.1f}"),
     ("stopped", "stopped", "{:.2f}"),
     ("repeated", "repeated", "{:.2f}"),
     ("explained variance", "explained_variance", "{:.2f}"),

@@ -89,10 +89,12 @@ class Sampling:
     training."""
     stop: tuple[str, ...] = ()
     """Tokens that end a completion besides the tokenizer's own end of sequence."""
+    max_turns: int = 8
+    """Completions in one episode of a world at most."""
 
     def __post_init__(self) -> None:
         check_values("sampling", self)
-        _at_least("sampling", self, 1, "max_tokens")
+        _at_least("sampling", self, 1, "max_tokens", "max_turns")
         _at_least("sampling", self, 0, "min_tokens", "top_k")
         if self.min_tokens >= self.max_tokens:
             raise UsageError(
@@ -169,6 +171,8 @@ class ScoreConfig:
     """Each a function (module:function) or a run of `proximo lm reward`; the score is their sum."""
     weights: tuple[float, ...] = ()
     """One for each of them; none given: 1 each."""
+    world: str = ""
+    """A world of text to talk with instead, module:Class or a Gymnasium id; its rewards count."""
     missing_eos_penalty: float = 0.0
     """Taken off the score of a completion that was cut off at its longest instead of stopping."""
     normalize: bool = False
@@ -179,6 +183,11 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_values("score", self)
         _at_least("score", self, 0, "missing_eos_penalty")
+        if self.world and self.reward:
+            raise UsageError(
+                f"score.world is {self.world} and score.reward {' '.join(self.reward)}: a world "
+                "gives its own rewards, so leave one of them out"
+            )
         if self.clip is not None and self.clip <= 0:
             raise UsageError(f"score.clip is {self.clip}: it must be above 0")
 

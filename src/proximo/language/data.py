@@ -142,20 +142,22 @@ class Sequences(NamedTuple):
     """Prompts, padded on the left, and completions, padded on the right.
 
     What is padding is known by the lengths, never by a token's number: the padding token may be
-    the end of sequence, or any other.
+    the end of sequence, or any other. In a conversation with a world the completion holds several
+    replies, and between them what the world said, which is read but is no response.
     """
 
     tokens: Tensor  # [N, P + R] int64
     mask: Tensor  # [N, P + R] bool: False for padding
-    response: Tensor  # [N, R] bool: the tokens of the completion
+    response: Tensor  # [N, R] bool: the model's own tokens
 
     @staticmethod
     def join(
         prompts: Sequence[Sequence[int]],
         completions: Sequence[Sequence[int]],
         device: torch.device | str = "cpu",
+        own: Sequence[Sequence[bool]] | None = None,
     ) -> Sequences:
-        """Ids to tensors."""
+        """Ids to tensors. own: which tokens of each completion are the model's; None: all."""
         before = max(map(len, prompts))
         after = max(map(len, completions))
         tokens = np.zeros((len(prompts), before + after), np.int64)
@@ -164,8 +166,11 @@ class Sequences(NamedTuple):
             span = slice(before - len(prompt), before + len(completion))
             tokens[row, span] = [*prompt, *completion]
             mask[row, span] = True
-        real = torch.from_numpy(mask).to(device)
-        return Sequences(torch.from_numpy(tokens).to(device), real, real[:, before:])
+        response = mask[:, before:]
+        if own is not None:
+            response = np.array([[*row, *[False] * (after - len(row))] for row in own])
+        moved = (torch.from_numpy(x).to(device) for x in (tokens, mask, response))
+        return Sequences(*moved)
 
     @property
     def positions(self) -> Tensor:
@@ -174,7 +179,7 @@ class Sequences(NamedTuple):
 
     @property
     def lengths(self) -> Tensor:
-        """[N] int64: tokens of the completions."""
+        """[N] int64: the model's own tokens in each."""
         return self.response.sum(-1)
 
     def select(self, index: Tensor) -> Sequences:
@@ -191,6 +196,13 @@ class Sequences(NamedTuple):
 
 PASS = {"cpu": 64, "gpu": 4096}
 """What reading a part costs besides its tokens, counted in tokens of a small model."""
+
+
+def reply_ends(response: Tensor) -> Tensor:
+    """[N, R] bool: the last token of each reply, behind which something else follows or nothing."""
+    ends = response.clone()
+    ends[:, :-1] &= ~response[:, 1:]
+    return ends
 
 
 class Order:

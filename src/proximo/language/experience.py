@@ -15,7 +15,7 @@ from torch import Tensor
 from proximo.algorithms.experience import estimate, normalized
 from proximo.functional.returns import group_relative, leave_one_out, td_error
 from proximo.language.config import Sampling
-from proximo.language.data import Sequences, per_token
+from proximo.language.data import Sequences, per_token, reply_ends
 from proximo.language.model import LanguagePolicy, drawn
 from proximo.language.reference import Reference
 from proximo.language.token_ppo import TokenPPO
@@ -90,11 +90,12 @@ def shaped(
 ) -> Tensor:
     """r_t = dense_t - β (log π - log π_ref)_t, and the score in the last token; 0 in padding.
 
-    Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, token by token. score: [N]; the others [N, R].
+    Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, token by token. score: [M], one for each reply,
+    of which a conversation with a world has several; the others [N, R].
     """
     reward = torch.where(response, dense - beta * log_ratio, 0)
-    last = (response.sum(-1) - 1).unsqueeze(-1)
-    return reward.scatter_add(-1, last, score.unsqueeze(-1))
+    reward[reply_ends(response)] += score
+    return reward
 
 
 COMPARED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -111,30 +112,26 @@ def prepare(
     """A row per token of the completions, in order of sequence, then of time. reward: [N, R].
 
     Advantages run backwards in each completion from its last token, which ends an episode: being
-    cut off at the longest length is part of the task, so nothing is expected after it. Or all
+    cut off at the longest length is part of the task, so nothing is expected after it. What a
+    world said is skipped: behind a reply's last token comes the first one of the next reply. Or all
     tokens of a completion have that of its return, Σ_t r_t, among the k completions of its prompt.
     """
-    response = sequences.response
-    real, ends = response.t(), torch.zeros_like(response)
-    ends[torch.arange(len(response)), response.sum(-1) - 1] = True
-    terminated = ends.t()
+    response, lengths = sequences.response, sequences.lengths.unsqueeze(-1)
+    time = torch.arange(int(lengths.max()), device=lengths.device)
+    real = time < lengths  # [N, T] the model's own tokens side by side
+    terminated = (time == lengths - 1).t()
 
     def laid_out(x: Tensor) -> Tensor:
-        """[B] -> [R, N], 0 in padding."""
-        return (
-            torch.zeros(response.shape, dtype=x.dtype, device=x.device)
-            .masked_scatter(response, x)
-            .t()
-        )
+        """[B] -> [T, N], 0 in padding."""
+        return torch.zeros(real.shape, dtype=x.dtype, device=x.device).masked_scatter(real, x).t()
 
     def flat(x: Tensor) -> Tensor:
-        return x.t()[response]
+        return x.t()[real]
 
     value = laid_out(judged.value if algorithm.critic else torch.zeros_like(judged.value))
     following = torch.cat([value[1:], torch.zeros_like(value[:1])])
-    delta = td_error(
-        torch.where(real, reward.t().to(value), 0), value, following, terminated, algorithm.gamma
-    )
+    received = laid_out(reward.to(value)[response])
+    delta = td_error(received, value, following, terminated, algorithm.gamma)
     if algorithm.grouped:
         own = COMPARED[algorithm.advantage](reward.sum(-1).view(-1, k))
         advantage = own.view(-1).to(value).expand_as(value)

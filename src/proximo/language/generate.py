@@ -12,6 +12,9 @@ from proximo.language.config import Sampling
 from proximo.language.data import Sequences
 from proximo.language.model import LanguageModel, distribution
 
+Drawn = list[tuple[int, float]]
+"""The tokens of one completion, each with its log-probability."""
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -19,10 +22,10 @@ class Completions:
 
     sequences: Sequences
     log_prob: Tensor  # [B] of each token, by the distribution that it was drawn from
-    stopped: Tensor  # [N] bool: False where the completion was cut off at its longest
+    stopped: Tensor  # [M] bool, of each reply: False where it was cut off at its longest
 
     def ids(self) -> list[list[int]]:
-        """Token ids of each completion, its stop token included."""
+        """Token ids of each completion, its stop tokens included."""
         response = self.sequences.response
         tokens = self.sequences.tokens[:, -response.shape[-1] :]
         return [row[real].tolist() for row, real in zip(tokens, response, strict=True)]
@@ -42,21 +45,32 @@ def generate(
     One uniform number per token, all drawn first: neither the micro-batches nor the lengths of the
     completions change what is drawn, or where the generator stands afterwards.
     """
-    noise = torch.rand(len(prompts), sampling.max_tokens, generator=generator).to(lm.device)
+    noise = torch.rand(len(prompts), sampling.max_tokens, generator=generator)
+    tokens, stopped = draw(lm, prompts, sampling, stops, noise, micro_batch)
+    completions = [[token for token, _ in row] for row in tokens]
+    log_prob = torch.tensor([lp for row in tokens for _, lp in row], device=lm.device)
+    return Completions(Sequences.join(prompts, completions, lm.device), log_prob, stopped)
+
+
+@torch.no_grad()
+def draw(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    stops: Sequence[int],
+    noise: Tensor,
+    micro_batch: int,
+) -> tuple[list[Drawn], Tensor]:
+    """(token, log p) of each completion, and whether it stopped. noise: [N, max_tokens]."""
     parts = [
         _draw(lm, prompts[begin : begin + micro_batch], sampling, stops, numbers)
         for begin, numbers in zip(
-            range(0, len(prompts), micro_batch), torch.split(noise, micro_batch), strict=True
+            range(0, len(prompts), micro_batch),
+            torch.split(noise.to(lm.device), micro_batch),
+            strict=True,
         )
     ]
-    tokens = [row for part, _ in parts for row in part]
-    completions = [[token for token, _ in row] for row in tokens]
-    log_prob = torch.tensor([lp for row in tokens for _, lp in row], device=lm.device)
-    return Completions(
-        Sequences.join(prompts, completions, lm.device),
-        log_prob,
-        torch.cat([stopped for _, stopped in parts]),
-    )
+    return [row for part, _ in parts for row in part], torch.cat([ended for _, ended in parts])
 
 
 def _draw(
@@ -65,8 +79,8 @@ def _draw(
     sampling: Sampling,
     stops: Sequence[int],
     noise: Tensor,
-) -> tuple[list[list[tuple[int, float]]], Tensor]:
-    """(token, log p) of each completion, and whether it stopped. noise: [n, max_tokens]."""
+) -> tuple[list[Drawn], Tensor]:
+    """A micro-batch of them."""
     start = Sequences.join(prompts, [[] for _ in prompts], lm.device)
     mask, positions = start.mask, start.positions
     stop_ids = torch.tensor(stops, dtype=torch.long, device=lm.device)

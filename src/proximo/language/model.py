@@ -65,10 +65,10 @@ class Tokenizer:
     def prompt(self, prompt: str | list[dict[str, str]]) -> list[int]:
         """Ids of a prompt: plain, or a chat whose next message is the model's."""
         if not isinstance(prompt, str):
-            return self._plain(self._chat(prompt, reply=True))
+            return self.plain(self._chat(prompt, reply=True))
         ids: list[int] = self.inner(prompt)["input_ids"]
         # Some tokenizers close every text; a prompt goes on.
-        closed = ids[-1:] == [self.end] and self._plain(prompt)[-1:] != [self.end]
+        closed = ids[-1:] == [self.end] and self.plain(prompt)[-1:] != [self.end]
         return ids[:-1] if closed else ids
 
     def answer(
@@ -81,13 +81,13 @@ class Tokenizer:
             if self.end is None:
                 raise ValueError("the tokenizer has no end of sequence, by which answers end")
             assert isinstance(answer, str)
-            return [*self._plain(answer), self.end]
+            return [*self.plain(answer), self.end]
         assert not isinstance(answer, str)
         before = self._chat(prompt, reply=True)
         whole = self._chat([*prompt, *answer], reply=False)
         if not whole.startswith(before):
             raise ValueError("the chat template writes the prompt differently with an answer")
-        ids = self._plain(whole[len(before) :].rstrip("\n"))
+        ids = self.plain(whole[len(before) :].rstrip("\n"))
         if not ids or ids[-1] not in self.stops:
             if self.end is None:
                 raise ValueError("the tokenizer has no end of sequence, by which answers end")
@@ -98,7 +98,8 @@ class Tokenizer:
         """What these ids say, without special tokens."""
         return str(self.inner.decode(list(ids), skip_special_tokens=True))
 
-    def _plain(self, text: str) -> list[int]:
+    def plain(self, text: str) -> list[int]:
+        """Ids of a text as it is, with nothing put before or behind it."""
         ids: list[int] = self.inner(text, add_special_tokens=False)["input_ids"]
         return ids
 
@@ -287,8 +288,12 @@ def check_fit(tokenizer: Any, known: int) -> None:
 
 
 def places(sequences: Sequences) -> Tensor:
-    """[B] int64: which token of its completion each one is, from 0."""
-    return sequences.response.nonzero()[:, 1]
+    """[B] int64: which token of its reply each one is, from 0."""
+    response = sequences.response
+    begins = response.clone()
+    begins[:, 1:] &= ~response[:, :-1]
+    column = torch.arange(response.shape[-1], device=response.device)
+    return (column - torch.where(begins, column, 0).cummax(-1).values)[response]
 
 
 def drawn(sequences: Sequences) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from proximo.functional.kl import controlled_beta
 from proximo.functional.moments import batch_moments, merge
 from proximo.language.config import PPOConfig
-from proximo.language.data import Examples, Order, Sequences
+from proximo.language.data import Examples, Order, Sequences, reply_ends
 from proximo.language.experience import Judged, check_drawn, judge, prepare, shaped
 from proximo.language.fitting import add_text_gradient
 from proximo.language.generate import Completions, generate
@@ -21,6 +22,7 @@ from proximo.language.reference import Reference
 from proximo.language.reward import Judge
 from proximo.language.session import Learner, mean_of
 from proximo.language.update import after, descend, readings
+from proximo.language.worlds import Episode, TextWorlds, joined, readings_of
 from proximo.types import Batch, Metrics, TrainingError, UsageError
 
 SHOWN = 4
@@ -33,14 +35,16 @@ class Experience:
 
     examples: Sequence[int]  # which prompt each of them completes
     drawn: Completions
-    sparse: Tensor  # [N] what each is worth in all, in the reward's own units
+    sparse: Tensor  # [M] what each reply is worth in all, in the reward's own units
     dense: Tensor  # [N, R] what each token is worth by itself
     old: Judged
+    episodes: Sequence[Episode] = ()  # where they are conversations with a world
 
     @property
     def score(self) -> Tensor:
         """[N]."""
-        return self.sparse + self.dense.sum(-1)
+        of = reply_ends(self.drawn.sequences.response.cpu()).nonzero()[:, 0]
+        return self.dense.sum(-1).index_add(0, of, self.sparse)
 
     @property
     def log_ratio(self) -> Tensor:
@@ -69,7 +73,7 @@ class PolicyFit(Learner):
         examples: Examples,
         prompts: list[list[int]],
         parts: tuple[list[int], list[int]],
-        judges: Judge,
+        judges: Judge | TextWorlds,
         ptx: tuple[list[list[int]], list[list[int]]] | None,
     ) -> None:
         """parts: which prompts are trained on, and which are held out."""
@@ -97,7 +101,8 @@ class PolicyFit(Learner):
 
     def update(self) -> Metrics:
         """Algorithm 1 of Schulman et al. 2017, and what is read off on the way."""
-        new = self._draw(self._next_prompts(), self.generators["sampling"])
+        chosen = self._next_prompts()
+        new = self._draw(chosen, self.generators["sampling"], self._next_episodes())
         gap = check_drawn(new.drawn.log_prob, new.old, self.run.dtype)
         reward = self._reward(new)
         batch = prepare(
@@ -126,13 +131,31 @@ class PolicyFit(Learner):
         drawn = self._order.draw(self.updates * count, count)
         return [self._trained[i] for i in drawn for _ in range(k)]
 
-    def _draw(self, examples: Sequence[int], generator: torch.Generator) -> Experience:
-        """Complete these prompts and score what was said."""
+    def _next_episodes(self) -> list[int]:
+        """The numbers by which worlds are seeded: those compared with each other begin alike."""
+        first, k = self.counters["episodes"], self.run.completions_per_prompt
+        return [(first + i) // k for i in range(self.run.sequences)]
+
+    def _draw(
+        self, examples: Sequence[int], generator: torch.Generator, numbers: Sequence[int]
+    ) -> Experience:
+        """Complete these prompts and score what was said. numbers: those of a world's episodes."""
         sampling, micro_batch = self.config.sampling, self.run.micro_batch
-        prompts = [self._prompts[i] for i in examples]
-        drawn = generate(self.lm, prompts, sampling, self.policy.stops, generator, micro_batch)
         rows = [self._examples.rows[i] for i in examples]
-        worth = self._judges(rows, prompts, drawn, self._tokenizer, micro_batch, self._fault)
+        episodes: list[Episode] = []
+        if isinstance(self._judges, TextWorlds):
+            episodes = self._judges.play(
+                self.lm, numbers, rows, generator, micro_batch, self._fault
+            )
+            drawn = joined(episodes, self.lm.device)
+            sparse = torch.tensor([x for e in episodes for x in e.rewards], dtype=torch.float64)
+            dense = torch.zeros(drawn.sequences.response.shape, dtype=torch.float64)
+        else:
+            prompts = [self._prompts[i] for i in examples]
+            drawn = generate(self.lm, prompts, sampling, self.policy.stops, generator, micro_batch)
+            sparse, dense = self._judges(
+                rows, prompts, drawn, self._tokenizer, micro_batch, self._fault
+            )
         old = judge(
             self.policy,
             self.reference,
@@ -141,7 +164,7 @@ class PolicyFit(Learner):
             micro_batch,
             critic=self.config.algorithm.critic,
         )
-        return Experience(examples, drawn, *worth, old)
+        return Experience(examples, drawn, sparse, dense, old, episodes)
 
     def _reward(self, new: Experience) -> Tensor:
         """The reward of each token as PPO sees it: scores as they are used, less the KL. [N, R]."""
@@ -203,22 +226,33 @@ class PolicyFit(Learner):
     def _describe(self, new: Experience) -> Metrics:
         """Readings of completions, of which a few are kept to be read."""
         score, kl, drawn = new.score, new.kl, new.drawn
-        texts = [self._tokenizer.text(ids) for ids in drawn.ids()]
-        found = list(zip(new.examples, texts, score.tolist(), kl.tolist(), strict=True))
+        texts = self._texts(new)
+        found = list(zip(texts, score.tolist(), kl.tolist(), strict=True))
         self.samples = [
-            {"prompt": self._examples.rows[i]["prompt"], "completion": text, "score": s, "kl": d}
-            for i, text, s, d in found[:SHOWN]
+            {"prompt": prompt, "completion": said, "score": s, "kl": d}
+            for (prompt, said), s, d in found[:SHOWN]
         ]
-        different = len({(i, text) for i, text, _, _ in found})
+        different = len(set(map(repr, zip(new.examples, texts, strict=True))))
         return {
             "score": mean_of(score),
             "score_std": float(score.std(correction=0)),
             **({} if self.reference is None else {"kl": mean_of(kl)}),
             "length": mean_of(drawn.sequences.lengths),
             "stopped": mean_of(drawn.stopped),
+            **readings_of(new.episodes),
             "repeated": 1 - different / len(texts),
             "entropy": -mean_of(drawn.log_prob),
         }
+
+    def _texts(self, new: Experience) -> list[tuple[Any, Any]]:
+        """Prompt and completion of each; with a world, the first text and all that followed."""
+        if new.episodes:
+            return [(episode.texts[0], episode.texts[1:]) for episode in new.episodes]
+        prompts = [self._examples.rows[i]["prompt"] for i in new.examples]
+        return [
+            (prompt, self._tokenizer.text(ids))
+            for prompt, ids in zip(prompts, new.drawn.ids(), strict=True)
+        ]
 
     def _evaluate(self) -> Metrics:
         """The score of prompts that are never trained on, where it is due.
@@ -230,7 +264,9 @@ class PolicyFit(Learner):
         if not every or (self.updates + 1) % every:
             return {}
         seed = np.random.default_rng([self.run.seed, 3]).integers(2**32)
-        found = self._draw(self._held_out, torch.Generator().manual_seed(int(seed)))
+        generator = torch.Generator().manual_seed(int(seed))
+        apart = [-1 - i for i in range(len(self._held_out))]  # training's episodes count from 0
+        found = self._draw(self._held_out, generator, apart)
         kl = {} if self.reference is None else {"held_out_kl": mean_of(found.kl)}
         return {"held_out_score": mean_of(found.score), **kl}
 

@@ -112,7 +112,9 @@ class Judge:
     ) -> None:
         """Raises `UsageError` for a function that wants what there is not."""
         if not rewards:
-            raise UsageError("there is no reward: give a function, or a run of proximo lm reward")
+            raise UsageError(
+                "there is no reward: give a function, a run of proximo lm reward, or a world"
+            )
         self._rewards = list(rewards)
         self._weights = list(weights) or [1.0] * len(self._rewards)
         if len(self._weights) != len(self._rewards):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
 
+from proximo.envs.make import Maker
 from proximo.language.adapters import twin
 from proximo.language.config import (
     FitConfig,
@@ -40,6 +41,7 @@ from proximo.language.reference import make_reference
 from proximo.language.reward import Judge, Reward, RewardModel, find_reward
 from proximo.language.session import Callback, Display, Learner, Row, read_checkpoint, train
 from proximo.language.token_ppo import TOKENS, TokenPPO
+from proximo.language.worlds import TextWorlds, World, symbols, text_worlds
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.folder import RunFolder
 from proximo.types import UsageError
@@ -149,9 +151,10 @@ def fit_reward(
 
 def ppo(
     model: Model,
-    prompts: Source,
-    reward: Reward | RewardModel | Result | Sequence[Reward | RewardModel | Result],
+    prompts: Source | None = None,
+    reward: Reward | RewardModel | Result | Sequence[Reward | RewardModel | Result] = (),
     *,
+    world: Maker | None = None,
     updates: int | None = None,
     seed: int | None = None,
     algorithm: TokenPPO = TOKENS,
@@ -170,12 +173,14 @@ def ppo(
 
     prompts: rows with a prompt and any columns that the reward wants, plain texts, or a JSONL file.
     reward: a function (see `Reward`), a reward model, or several, whose weighted sum counts.
+    world: instead, a Gymnasium world of text to talk with (its class, or what makes one), see
+    `TextWorlds`; prompts, if any, are then the `options` of its episodes, a row each.
     critic, lora_rank: shorthands for `ModelConfig`. The rest is as for `sft`. The result's `scores`
     hold the mean score of each update.
     """
     chosen, given = _model(model, critic=critic, lora_rank=lora_rank)
     config = PPOConfig(
-        lm=Task(stage="ppo", data=_file(prompts)),
+        lm=Task(stage="ppo", data="" if prompts is None else _file(prompts)),
         model=chosen,
         algorithm=algorithm,
         sampling=sampling or Sampling(),
@@ -189,6 +194,7 @@ def ppo(
         config,
         prompts,
         rewards=[r.reward if isinstance(r, Result) else r for r in several],  # type: ignore[misc]
+        world=world,
         model=given,
         run_dir=run_dir,
         resume=resume,
@@ -212,7 +218,7 @@ def run_fit(
     examples = Examples.read(data, "prompt", *columns)
     device = _device(config.run)
     config, folder = _again(config, run_dir if resume else None)
-    plan = _plan(config.model, model, examples, folder)
+    plan = _plan(config.model, model, examples.texts(), folder)
     tokenizer = Tokenizer(plan.tokenizer)
     parts = [examples.prompts(tokenizer)]
     for column in columns:
@@ -228,38 +234,86 @@ def run_fit(
 
 def run_ppo(
     config: PPOConfig,
-    prompts: Source,
+    prompts: Source | None,
     *,
     rewards: Sequence[Reward | RewardModel] | None = None,
+    world: Maker | None = None,
     model: LanguageModel | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     display: Display | None = None,
 ) -> Result:
-    """`ppo`, from a whole configuration. rewards: None takes those that it names."""
-    examples = Examples.read(prompts, "prompt")
+    """`ppo`, from a whole configuration. rewards, world: None takes those that it names."""
+    with_world = bool(world or config.score.world)
+    if with_world:
+        _check_world(config, rewards)
+    elif prompts is None:
+        raise UsageError("there are no prompts: only a world does without")
+    columns = () if with_world else ("prompt",)
+    examples = Examples.read([{}] if prompts is None else prompts, *columns)
     ptx = Examples.read(config.ptx.data, "prompt", "completion") if config.ptx.coef else None
-    device = _device(config.run)
     config, folder = _again(config, run_dir if resume else None)
-    plan = _plan(config.model, model, examples, folder)
+    count = config.run.sequences if with_world else 0
+    with text_worlds(config.score.world, world, count) as worlds:
+        learner = _policy_fit(config, examples, ptx, rewards, worlds, model, folder)
+        digest = examples.digest + (ptx.digest if ptx else "")
+        return _run(learner, config, digest, folder, run_dir, callbacks, display)
+
+
+def _check_world(config: PPOConfig, rewards: Sequence[Reward | RewardModel] | None) -> None:
+    """Refuse what has no meaning in a world. Raises `UsageError`."""
+    if rewards:
+        raise UsageError("there are a world and a reward: a world gives its own, so leave one out")
+    if config.score.normalize:
+        raise UsageError(
+            "score.normalize is set, but shifting the rewards of a world would pay for long or for "
+            "short episodes: scale them in the world"
+        )
+    if config.model.path == "tiny" and config.model.symbols == "words":
+        raise UsageError(
+            "model.symbols is words, but of a world only the characters are known: use characters, "
+            "or begin with a model that was fine-tuned on its texts"
+        )
+
+
+def _policy_fit(
+    config: PPOConfig,
+    examples: Examples,
+    ptx: Examples | None,
+    rewards: Sequence[Reward | RewardModel] | None,
+    worlds: Sequence[World],
+    model: LanguageModel | None,
+    folder: RunFolder | None,
+) -> PolicyFit:
+    """Everything checked, then the model loaded."""
+    device = _device(config.run)
+    said = [*examples.texts(), *(symbols(worlds[0]) if worlds else ())]
+    plan = _plan(config.model, model, said, folder)
     tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop)
     if config.score.missing_eos_penalty and not tokenizer.stops:
         raise UsageError(
             "score.missing_eos_penalty is set, but the tokenizer has no end of sequence: name a "
             "token by sampling.stop"
         )
-    ids = examples.prompts(tokenizer)
-    parts = split(len(ids), config.run.held_out, config.run.seed, "run.held_out")
-    examples.check_lengths(config.sampling.max_tokens, plan.context, ids)
+    parts = split(len(examples), config.run.held_out, config.run.seed, "run.held_out")
+    ids = [] if worlds else examples.prompts(tokenizer)
+    if not worlds:
+        examples.check_lengths(config.sampling.max_tokens, plan.context, ids)
     texts = None
     if ptx:
         texts = (ptx.prompts(tokenizer), ptx.answers(tokenizer, "completion"))
         ptx.check_lengths(0, plan.context, *texts)
     if rewards is None:
         rewards = [find_reward(name) for name in config.score.reward]
-    judges = Judge(rewards, config.score.weights, examples)
-    judges.check(tokenizer)
+    judges: Judge | TextWorlds
+    if worlds:
+        judges = TextWorlds(
+            worlds, tokenizer, config.sampling, plan.context, config.run.seed, examples.rows
+        )
+    else:
+        judges = Judge(rewards, config.score.weights, examples)
+        judges.check(tokenizer)
     critic_from = next((r for r in rewards if isinstance(r, RewardModel)), None)
     if config.model.critic == "reward" and critic_from is None:
         raise UsageError("model.critic is reward, but no reward is a reward model")
@@ -271,10 +325,9 @@ def run_ppo(
         Checkpoint(folder.checkpoint(0)).load_policy(policy)
     policy.to(device)
     reference = make_reference(policy.lm, config.kl)
-    judges.to(device)
-    learner = PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
-    digest = examples.digest + (ptx.digest if ptx else "")
-    return _run(learner, config, digest, folder, run_dir, callbacks, display)
+    if isinstance(judges, Judge):
+        judges.to(device)
+    return PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
 
 
 def _with_critic(
@@ -325,13 +378,13 @@ def _again(config: Config, run_dir: str | Path | None) -> tuple[Config, RunFolde
 
 
 def _plan(
-    config: ModelConfig, model: LanguageModel | None, examples: Examples, folder: RunFolder | None
+    config: ModelConfig, model: LanguageModel | None, texts: Iterable[str], folder: RunFolder | None
 ) -> Blueprint:
     if folder:
         return read_blueprint(folder.path / "model")
     if model is not None:
         return Blueprint(model.tokenizer, model.net.config, model)
-    return blueprint(config, examples.texts())
+    return blueprint(config, texts)
 
 
 def _model(model: Model, **shorthands: Any) -> tuple[ModelConfig, LanguageModel | None]:
