@@ -15,8 +15,10 @@ import argparse
 import dataclasses
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from graph import LONGEST, STARTS, Graph
@@ -34,7 +36,23 @@ from proximo.language import (
     sft,
 )
 
-RESULTS = Path(__file__).parents[1] / "results" / "randomwalks.jsonl"
+HERE = Path(__file__).parent
+sys.path += [str(HERE.parent), str(HERE.parent / "speed")]
+from bench import ROOT, commit  # noqa: E402 beside the folder of this script
+
+from scores import machine  # noqa: E402
+
+RESULTS = HERE.parent / "results"
+PPO = {
+    "learning_rate": Schedule.parse("linear:3e-4:0"),
+    "minibatch_size": 70,
+    "adam_betas": (0.9, 0.95),
+}
+ADVANTAGES: dict[str, tuple[dict[str, Any], int]] = {
+    "rloo": ({"advantage": "rloo", "critic": False}, 7),
+    "gae": ({"lam": 1.0, "value_loss": "mse", "value_coef": 1.0}, 1),
+}
+"""Settings, and how many completions of a prompt an update compares with each other."""
 MODEL = ModelConfig(layers=6, width=144, heads=12, context=16)
 SAMPLING = Sampling(max_tokens=LONGEST - 1)
 
@@ -47,56 +65,84 @@ def fine_tuned(seed: int) -> Result:
     return sft(MODEL, texts, updates=250, seed=seed, algorithm=rate, run=whole)
 
 
-def run(seed: int) -> dict[str, object]:
-    """Both stages with this seed."""
-    graph = Graph()
+def run(seed: int) -> list[dict[str, object]]:
+    """Fine-tuning with this seed, then PPO with each kind of advantage."""
+    graph, asked = Graph(), STARTS * 20
     begin = time.perf_counter()
     base = fine_tuned(seed)
     fitted = time.perf_counter() - begin
-    asked = STARTS * 20
 
-    def measure(result: object) -> tuple[float, float]:
-        said = result.generate(asked, SAMPLING, seed=seed)  # type: ignore[attr-defined]
+    def measure(result: Result) -> tuple[float, float]:
+        said = result.generate(asked, SAMPLING, seed=seed)
         valid = [graph.valid(p + c) for p, c in zip(asked, said, strict=True)]
         return statistics.mean(graph.optimality(asked, said)), statistics.mean(valid)
 
     before, valid_before = measure(base)
-    begin = time.perf_counter()
-    tuned = ppo(
-        base,
-        STARTS,
-        graph.optimality,
-        updates=20,
-        seed=seed,
-        sampling=SAMPLING,
-        kl=KLConfig(coef=0.01),
-        algorithm=dataclasses.replace(
-            TOKENS,
-            learning_rate=Schedule.parse("linear:3e-4:0"),
-            minibatch_size=70,
-            adam_betas=(0.9, 0.95),
-        ),
-        run=TrainingConfig(sequences=140, micro_batch=140),
-    )
-    seconds = time.perf_counter() - begin
-    after, valid = measure(tuned)
-    return {
-        "seed": seed,
-        "before": before,
-        "valid_before": valid_before,
-        "optimality": after,
-        "valid": valid,
-        "kl": tuned.rows[-1]["kl"],
-        "gradient_steps": sum(row["gradient_steps"] for row in tuned.rows),
-        "episodes": tuned.rows[-1]["episodes"],
-        "seconds_sft": round(fitted, 1),
-        "seconds_ppo": round(seconds, 1),
-        "scores": [round(score, 3) for score in tuned.scores],
-    }
+    rows = []
+    for name, (settings, group) in ADVANTAGES.items():
+        begin = time.perf_counter()
+        tuned = ppo(
+            base,
+            STARTS,
+            graph.optimality,
+            updates=20,
+            seed=seed,
+            sampling=SAMPLING,
+            kl=KLConfig(coef=0.01),
+            algorithm=dataclasses.replace(TOKENS, **PPO, **settings),
+            run=TrainingConfig(sequences=140, micro_batch=140, completions_per_prompt=group),
+        )
+        seconds = time.perf_counter() - begin
+        after, valid = measure(tuned)
+        rows.append(
+            {
+                "seed": seed,
+                "advantage": name,
+                "before": before,
+                "valid_before": valid_before,
+                "optimality": after,
+                "valid": valid,
+                "kl": tuned.rows[-1]["kl"],
+                "gradient_steps": sum(row["gradient_steps"] for row in tuned.rows),
+                "episodes": tuned.rows[-1]["episodes"],
+                "seconds_sft": round(fitted, 1),
+                "seconds_ppo": round(seconds, 1),
+                "scores": [round(score, 3) for score in tuned.scores],
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| advantages | optimality, each seed | valid paths | KL, nats | seconds, PPO |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ADVANTAGES:
+        own = [row for row in rows if row["advantage"] == name]
+        each = ", ".join(f"{row['optimality']:.3f}" for row in own)
+        valid, kl, seconds = (
+            statistics.mean(row[key] for row in own) for key in ("valid", "kl", "seconds_ppo")
+        )
+        best = statistics.mean(row["optimality"] for row in own)
+        lines.append(
+            f"| {name} | **{best:.3f}** ({each}) | {valid:.3f} | {kl:.1f} | {seconds:.0f} |"
+        )
+    before = statistics.mean(row["before"] for row in rows)
+    fitting = statistics.mean(row["seconds_sft"] for row in rows)
+    return [
+        *lines,
+        "",
+        f"randomwalks, 400 paths drawn at temperature 1; {before:.3f} before PPO. "
+        f"{rows[0]['gradient_steps']} gradient steps, {rows[0]['episodes']:,} episodes, one thread; "
+        f"fine-tuning took {fitting:.0f} s.",
+        f"Commit {commit(ROOT)}; {machine()}.",
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -106,11 +152,11 @@ def main() -> None:
         f"{int(graph.edges[1:].sum())} edges besides the goal's, {int(graph.edges.sum())} in all, "
         f"L* {min(reached):.0f} to {max(reached):.0f}, a uniform walk scores {graph.uniform():.3f}"
     )
-    rows = []
-    for seed in range(1, given.seeds + 1):
-        rows.append(run(seed))
-        print(json.dumps(rows[-1]), flush=True)
-    RESULTS.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    rows = [row for seed in range(1, given.seeds + 1) for row in run(seed)]
+    RESULTS.joinpath("randomwalks.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
+    lines = table(rows)
+    RESULTS.joinpath("randomwalks.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
