@@ -134,9 +134,9 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return [
         *lines,
         "",
-        f"randomwalks, 400 paths drawn at temperature 1; {before:.3f} before PPO. "
-        f"{rows[0]['gradient_steps']} gradient steps, {rows[0]['episodes']:,} episodes, one thread; "
-        f"fine-tuning took {fitting:.0f} s.",
+        f"randomwalks, 400 paths drawn at temperature 1; {before:.3f} before PPO.",
+        f"{rows[0]['gradient_steps']} gradient steps, {rows[0]['episodes']:,} episodes, one "
+        f"thread; fine-tuning took {fitting:.0f} s.",
         f"Commit {commit(ROOT)}; {machine()}.",
     ]
 
