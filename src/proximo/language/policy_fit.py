@@ -190,9 +190,9 @@ class PolicyFit(Learner):
         def skip(what: str, epoch: int, number: int, which: Tensor) -> None:
             tensors = {f"sequences.{name}": x for name, x in sequences._asdict().items()}
             tensors |= {f"batch.{name}": x for name, x in vars(batch).items()}
-            tensors |= {"reference": old.reference, "chosen": which}
+            tensors |= {"reference": new.old.reference, "chosen": which}
             where = f", epoch {epoch}, minibatch {number}"
-            record = {"coefficients": coefficients, "beta": beta}
+            record = {"coefficients": coefficients, "beta": self.counters["beta"]}
             self.leave_out(what, where, tensors, record, algorithm.skip_budget)
 
         metrics = descend(

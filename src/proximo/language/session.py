@@ -53,6 +53,8 @@ class Learner(ABC):
         """What is measured once, at the end."""
         self._first: str | None = None  # SHA-256 of the checkpoint of update 0
         self.keep: Keep | None = None
+        self.save_soon = False
+        """Set by a callback: to have this update saved."""
 
     @property
     def updates(self) -> int:
@@ -204,9 +206,10 @@ def train(
                 display.show(row)
             if folder and run.save_every and learner.updates % run.save_every == 0:
                 learner.save(folder, learner.updates, digest, finished=False)
-            if folder and time.monotonic() >= due:
+            if folder and (learner.save_soon or time.monotonic() >= due):
                 start = time.monotonic()
                 learner.save(folder, "last", digest, finished=False)
+                learner.save_soon = False
                 now = time.monotonic()
                 due = now + max(SAVE_INTERVAL, 100 * (now - start))
         if finished := learner.updates >= run.updates:

@@ -254,6 +254,11 @@ class Session:
         algorithm = TimedAlgorithm(self.config.algorithm, profile)
         return dataclasses.replace(self.config, algorithm=algorithm)  # type: ignore[arg-type]
 
+    def save(self) -> None:
+        """Write the state as it stands, if the run is kept."""
+        if self._save:
+            self._save.flush(self.state)
+
     @property
     def policy(self) -> ActorCritic:
         return self.state.policy  # type: ignore[return-value]
@@ -354,8 +359,7 @@ class Session:
             result["doubts"] = self.doubts
         if self.profile:
             result["profile"] = self.profile.report()
-        if self._save:
-            self._save.flush(state)
+        self.save()
         if self._folder:
             self._folder.write_result(result)
         return result
