@@ -227,7 +227,7 @@ def _check_finite(steps: Steps, final: np.ndarray, state: TrainState) -> None:
     with np.errstate(over="ignore"):
         single = reward.astype(steps.parameters.dtype)  # as the policy learns from it
     seen = (obs, final) if obs.dtype.kind == "f" else ()  # bytes always are
-    if all(np.isfinite(numbers).all() for numbers in (single, *seen)):
+    if state.engine.finite(single, *seen):
         return
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     told = policy.observations.not_finite

@@ -348,7 +348,7 @@ def test_large_weights_are_finite():
     engine = TorchEngine(policy, optimizer)
     for value, finite in ((1.0, True), (3e38, True), (torch.inf, False), (torch.nan, False)):
         optimizer.flats[1].data[3] = value
-        assert engine.finite() is finite
+        assert engine.finite(*engine.weights) is finite
 
 
 def test_a_reward_that_single_precision_cannot_hold_is_named(here):

@@ -231,7 +231,8 @@ def _read(
         state.obs_moments = merge(before, batch_moments(batch.obs.cpu()))
         policy.set_obs_moments(state.obs_moments)
     moments = (state.obs_moments, state.return_moments, state.reward_moments)
-    if not (state.engine.finite() and all(m is None or m.var.isfinite().all() for m in moments)):
+    variances = [each.var for each in moments if each]
+    if not state.engine.finite(*state.engine.weights, *variances):
         what = "weights or running moments became infinite"
         raise state.fault(f"{what} in update {state.updates + 1}: {REMEDIES}")
     # One transfer for all of them; in double precision only here, as not every device has it.

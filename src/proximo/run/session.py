@@ -247,6 +247,11 @@ class Session:
         self.profile = profile = Profile()
         self.worlds = TimedWorlds(self.worlds, profile)
         self.state.engine = TimedEngine(self.state.engine, profile)
+        for place, callback in enumerate(self.callbacks):
+            if isinstance(callback, LookAgain):
+                self.callbacks[place + 1 : place + 1] = [phase_begins(profile, "callbacks")]
+                self.callbacks[place:place] = [phase_begins(profile, "checks")]
+                break
         if self._save:
             self.callbacks.insert(-1, phase_begins(profile, "checkpoints"))
         self.callbacks.insert(0, phase_begins(profile, "callbacks"))
