@@ -97,7 +97,8 @@ class Interrupt:
                         code = 128 + number
             elif told <= over:
                 told, self._now = math.inf, True
-                _wake(self._main)
+                if self._before:
+                    _wake(self._main)
             else:
                 if os.isatty(1):
                     os.write(1, b"\x1b[?25h")  # the cursor, which the display has hidden
