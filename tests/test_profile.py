@@ -9,6 +9,7 @@ import pytest
 from commands.command_line import succeeded
 from commands.command_line import train as command_train
 from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, train
+from proximo.algorithms.skips import not_finite
 from proximo.run.profile import PHASES
 
 
@@ -72,3 +73,29 @@ def test_it_is_printed(tmp_path):
     for name in PHASES:
         assert f"  {name} " in done.out
     assert "the worlds alone would run at" in done.out
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_all_checks_take_little_of_the_processor(tmp_path, monkeypatch, engine):
+    """Under 1% on a quiet machine; here they may take some more."""
+    looking = 0.0
+
+    def timed(**numbers):  # in the torch engine, minibatch by minibatch
+        nonlocal looking
+        begin = time.perf_counter()
+        found = not_finite(**numbers)
+        looking += time.perf_counter() - begin
+        return found
+
+    monkeypatch.setattr("proximo.algorithms.engines.not_finite", timed)
+    agent = train(
+        EnvConfig(id="CartPole-v1", worlds=4),
+        PPO(minibatch_size=128, epochs=4),
+        rollout=RolloutConfig(steps=128),
+        run_config=RunConfig(total_steps=15_360, profile=True, engine=engine, threads=1),
+        run_dir=tmp_path / "run",
+    )
+    report = agent.result["profile"]
+    seconds = agent.result["steps"] / report["steps_per_second"]
+    assert (looking > 0) == (engine == "torch")
+    assert 0 < report["phases"]["checks"]["processor_share"] + looking / seconds < 0.03

@@ -224,11 +224,14 @@ def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode
 def _check_finite(steps: Steps, final: np.ndarray, state: TrainState) -> None:
     """One look at the whole record; only if it fails, a search for the culprit."""
     obs, reward, finals = steps.obs, steps.reward, steps.finals
-    if all(np.isfinite(numbers).all() for numbers in (obs, reward, final)):
+    with np.errstate(over="ignore"):
+        single = reward.astype(steps.parameters.dtype)  # as the policy learns from it
+    seen = (obs, final) if obs.dtype.kind == "f" else ()  # bytes always are
+    if state.engine.finite(single, *seen):
         return
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     told = policy.observations.not_finite
-    found = [(t, i, f"the reward {reward[t, i]}") for t, i in np.argwhere(~np.isfinite(reward))]
+    found = [(t, i, f"the reward {reward[t, i]}") for t, i in np.argwhere(~np.isfinite(single))]
     bad_rows = ~np.isfinite(obs.reshape(*obs.shape[:2], -1)).all(-1)
     # Row t+1 of the observations is the answer to step t.
     found += [(t - 1, i, told(obs[t, i])) for t, i in np.argwhere(bad_rows)]

@@ -8,7 +8,7 @@ import math
 import traceback
 import typing
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 """One number per name, as written to `metrics.jsonl`."""
+Keep = Callable[[str, "dict[str, Tensor]", dict[str, Any]], str]
+"""Told of a gradient step that is left out: why, its tensors and its record; says where the first
+of them is kept, or nothing."""
 
 
 class UsageError(Exception):
@@ -239,6 +242,8 @@ class TrainState:
     rate_scale: float = 1.0  # factor on the learning rate, where it follows the KL
     carry: Tensor | None = None  # [N, C] what the policy remembers in each world
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
+    skipped: int = 0  # gradient steps that were left out, for what was not finite
+    keep: Keep | None = None  # of the run, not of its state: where the first of those is written
 
     @property
     def fault(self) -> type[Exception]:

@@ -1,6 +1,7 @@
 """`proximo lm`: the stages from the command line, what they leave, and how they go on."""
 
 import json
+import signal
 
 import pytest
 
@@ -19,12 +20,18 @@ PPO = [
     *("--sampling.max-tokens", "4", "--algorithm.learning-rate", "1e-3"),
 ]
 REWARD = """
+import os
 from pathlib import Path
 
 Path("imported").touch()
 
 
 def vowels(completions, weight):
+    if Path("signals").exists():
+        numbers = Path("signals").read_text().split()
+        Path("signals").unlink()
+        for number in numbers:
+            os.kill(os.getpid(), int(number))
     return [w * sum(c in "ae" for c in text) for text, w in zip(completions, weight)]
 """
 
@@ -161,6 +168,25 @@ def test_a_world_instead_of_prompts_and_a_reward(folder):
     assert rows(folder / "short") == rows(folder / "straight")
     with_prompts = [*line, "--prompts", "prompts.jsonl", "--run-dir", "prompted"]
     assert succeeded(proximo(*with_prompts)).out == ""
+
+
+def test_signals_end_it_after_the_update_or_only_save(folder):
+    words = ["lm", "ppo", "--model", "tiny", "--reward", "own_reward:vowels", *PPO, *TINY]
+    straight = succeeded(proximo(*words, "--run-dir", "straight"))
+    assert "SIGUSR1" not in straight.out
+    (folder / "signals").write_text(str(int(signal.SIGUSR1)))
+    saved = succeeded(proximo(*words, "--run-dir", "saved"))
+    assert "SIGUSR1: saving after update 1\n" in saved.out
+    (folder / "signals").write_text(str(int(signal.SIGTERM)))
+    stopped = proximo(*words, "--run-dir", "stopped")
+    assert stopped.code == 143
+    assert stopped.err == "stopped; go on by: proximo lm resume stopped\n"
+    assert len(rows(folder / "stopped")) == 1
+    succeeded(proximo("lm", "resume", "stopped", "--reward", "own_reward:vowels"))
+    files = [folder / name / "checkpoints/last.safetensors" for name in ("saved", "stopped")]
+    expected = (folder / "straight/checkpoints/last.safetensors").read_bytes()
+    assert [file.read_bytes() for file in files] == [expected] * 2
+    assert rows(folder / "saved") == rows(folder / "stopped") == rows(folder / "straight")
 
 
 @pytest.mark.parametrize(

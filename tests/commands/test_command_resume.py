@@ -218,6 +218,20 @@ def test_a_second_signal_ends_training_at_once(here, signalling):
     assert [row["update"] for row in rows("r")] == list(range(1, 9))
 
 
+def test_sigterm_may_come_twice_as_timeout_sends_it(here, signalling):
+    (here / "signals").write_text(f"70 {int(signal.SIGTERM)} {int(signal.SIGTERM)}")
+    stopped = train_in(signalling, "--run-dir", "r")
+    assert stopped.code == 143
+    assert stopped.err == "stopped after update 3; go on by: proximo resume r\n"
+
+
+def test_sigterm_after_ctrl_c_ends_as_sigterm_does(here, signalling):
+    (here / "signals").write_text(f"70 {int(signal.SIGINT)} {int(signal.SIGTERM)}")
+    stopped = train_in(signalling, "--run-dir", "r")
+    assert stopped.code == 143
+    assert "stopped after update 3" in stopped.err
+
+
 def test_two_signals_before_the_first_update_leave_no_run_and_no_advice_to_resume_it(
     here, signalling
 ):

@@ -89,6 +89,9 @@ class OnPolicy(ABC):
     """Range of the clipped value loss, in units of the critic's output."""
     huber_delta: float = 1.0
     """Where Huber's loss turns from square to straight, in units of the critic's output."""
+    skip_budget: int = 10
+    """Gradient steps that a run may leave out because their loss or gradient was not finite; one
+    more ends it."""
 
     def __post_init__(self) -> None:
         check_values("algorithm", self)
@@ -123,6 +126,7 @@ class OnPolicy(ABC):
             self._check(field_name, 0, float("inf"), above=True)
         for field_name in ("n", "epochs", "minibatch_size"):
             self._check(field_name, 1, float("inf"))
+        self._check("skip_budget", 0, float("inf"))
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
         """Settings that would do nothing must have been left as they are."""

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proximo.algorithms.skips import Skip, not_finite
 from proximo.envs.tensors import TensorSteps
 from proximo.native.library import NativePolicy
 from proximo.nets.actor_critic import ActorCritic, Evaluation
@@ -35,13 +37,19 @@ class Layout(NamedTuple):
         """Minibatches in all."""
         return sum(len(bounds) - 1 for bounds in self.bounds)
 
+    def behind(self, epoch: int, number: int) -> Layout:
+        """What is left from this minibatch on; both count from 0."""
+        bounds = [self.bounds[epoch][number:], *self.bounds[epoch + 1 :]]
+        return Layout(self.orders[epoch:], bounds)
+
 
 class Outcome(NamedTuple):
-    """What an update did: terms added up over its gradient steps, and how many there were."""
+    """What an update did: terms added up over the gradient steps it took, and their number."""
 
-    terms: dict[str, Tensor]
+    terms: dict[str, Tensor]  # none if no step was taken
     epochs: int
     steps: int
+    skipped: int = 0  # minibatches that were left out
 
 
 class Engine(ABC):
@@ -49,6 +57,9 @@ class Engine(ABC):
 
     def __init__(self, name: str, policy: ActorCritic, optimizer: FlatOptimizer) -> None:
         self.name, self.policy, self.optimizer = name, policy, optimizer
+        flats = [flat.detach() for flat in optimizer.flats]
+        # To look at by NumPy where it can, which costs a quarter of what PyTorch's look does.
+        self.weights = [flat.numpy() if flat.is_cpu else flat for flat in flats]
 
     @abstractmethod
     def actor(
@@ -72,9 +83,22 @@ class Engine(ABC):
 
     @abstractmethod
     def descend(
-        self, algorithm: OnPolicy, batch: Batch, layout: Layout, coefficients: dict[str, float]
+        self,
+        algorithm: OnPolicy,
+        batch: Batch,
+        layout: Layout,
+        coefficients: dict[str, float],
+        skip: Skip = lambda *_: None,
     ) -> Outcome:
-        """K epochs of minibatches, or fewer where the algorithm says that it is enough."""
+        """K epochs of minibatches, or fewer where the algorithm says that it is enough.
+
+        No step is taken along a minibatch whose loss or gradient is not finite: weights and
+        records stay to the bit what they were before it, and `skip` is told.
+        """
+
+    def finite(self, *numbers: np.ndarray | Tensor) -> bool:
+        """Whether all of them are: what looking costs, a profile can tell from here."""
+        return all(_finite(each) for each in numbers)
 
 
 class TorchEngine(Engine):
@@ -86,6 +110,7 @@ class TorchEngine(Engine):
         super().__init__("compile" if compiled else "torch", policy, optimizer)
         self._compiled: _CompiledGradient | None = None
         self._size = 0
+        self._looks = policy.device.type == "cpu"
 
     def actor(
         self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
@@ -122,21 +147,52 @@ class TorchEngine(Engine):
         return self.policy.value(obs, recall)
 
     def descend(
-        self, algorithm: OnPolicy, batch: Batch, layout: Layout, coefficients: dict[str, float]
+        self,
+        algorithm: OnPolicy,
+        batch: Batch,
+        layout: Layout,
+        coefficients: dict[str, float],
+        skip: Skip = lambda *_: None,
     ) -> Outcome:
-        """No read on the host before the end, except one per epoch where the algorithm may stop."""
+        """On a CPU it looks at every minibatch before the step: a read costs a microsecond.
+
+        On a device a read would wait for all that was handed to it. So no step is looked at, only
+        their sum at the end; if that is not finite they are taken back, and taken again, looking.
+        """
+        if self._looks:
+            return self._descend(algorithm, batch, layout, coefficients, skip)
+        numbers = [flat.data for flat in self.optimizer.flats]
+        numbers += [x for record in self.optimizer.records for x in record.values()]
+        numbers += self.policy.buffers()
+        before = [x.clone() for x in numbers]
+        done = self._descend(algorithm, batch, layout, coefficients, None)
+        if (done.terms["loss"] + done.terms["grad_norm"]).isfinite():
+            return done
+        for x, old in zip(numbers, before, strict=True):
+            x.copy_(old)
+        return self._descend(algorithm, batch, layout, coefficients, skip)
+
+    def _descend(
+        self,
+        algorithm: OnPolicy,
+        batch: Batch,
+        layout: Layout,
+        coefficients: dict[str, float],
+        skip: Skip | None,
+    ) -> Outcome:
+        """skip: None takes every step, and reads nothing but where the algorithm may stop."""
         if self.name == "compile":
             self._compiled = self._compiled or _CompiledGradient(
                 algorithm, self.policy, self.optimizer
             )
             self._compiled.set(coefficients)
-        found, steps = [], 0
+        found, skipped = [], 0
         # One shape is compiled, the first; for others that would take too long.
         self._size = self._size or layout.bounds[0][1]
         epochs = zip(layout.orders.to(batch.obs.device), layout.bounds, strict=True)
         for done, (order, bounds) in enumerate(epochs, 1):
             mixed = batch[order]
-            for begin, end in pairwise(bounds):
+            for number, (begin, end) in enumerate(pairwise(bounds), 1):
                 if self._compiled and end - begin == self._size:
                     terms = self._compiled(mixed[begin:end])
                     norm = clip_gradient(self.optimizer.flats, algorithm.max_grad_norm)
@@ -146,13 +202,17 @@ class TorchEngine(Engine):
                         flat.grad.zero_()  # type: ignore[union-attr]
                     loss.backward()  # type: ignore[no-untyped-call]
                     norm = clip_gradient(self.optimizer.flats, algorithm.max_grad_norm)
+                if skip and (what := not_finite(loss=terms["loss"], gradient_norm=norm)):
+                    skipped += 1
+                    skip(what, done, number, mixed[begin:end])
+                    continue
                 self.optimizer.step()
                 found.append({**terms, "grad_norm": norm})
-            steps += len(bounds) - 1
             if done < len(layout.orders) and algorithm.stops(self, batch):
                 break
-        totals = {name: torch.stack([f[name] for f in found]).sum() for name in found[0]}
-        return Outcome(totals, done, steps)
+        names = found[0] if found else ()
+        totals = {name: torch.stack([f[name] for f in found]).sum() for name in names}
+        return Outcome(totals, done, len(found), skipped)
 
 
 class _CompiledGradient:
@@ -244,11 +304,37 @@ class NativeEngine(Engine):
         return self._native.value(obs, recall)
 
     def descend(
-        self, algorithm: OnPolicy, batch: Batch, layout: Layout, coefficients: dict[str, float]
+        self,
+        algorithm: OnPolicy,
+        batch: Batch,
+        layout: Layout,
+        coefficients: dict[str, float],
+        skip: Skip = lambda *_: None,
     ) -> Outcome:
         spec = algorithm.loss_spec(coefficients)
         assert spec is not None
-        return Outcome(*self._native.update(batch, spec, *layout))
+        totals: dict[str, Tensor] = {}
+        epoch = number = steps = skipped = 0
+        while True:
+            rest = layout.behind(epoch, number)
+            terms, done, taken, bad = self._native.update(batch, spec, *rest)
+            totals = {name: totals[name] + x for name, x in terms.items()} if totals else terms
+            steps += taken
+            if not bad:
+                return Outcome(totals if steps else {}, epoch + done, steps, skipped)
+            # It ended at the minibatch behind those taken, and goes on behind that one.
+            number = taken - sum(len(b) - 1 for b in rest.bounds[:done]) + (0 if done else number)
+            epoch += done
+            begin, end = layout.bounds[epoch][number : number + 2]
+            samples = batch[layout.orders[epoch][begin:end]]
+            skip(not_finite(**bad), epoch + 1, number + 1, samples)
+            number, skipped = number + 1, skipped + 1
+
+
+def _finite(numbers: np.ndarray | Tensor) -> bool:
+    if isinstance(numbers, Tensor):
+        return bool(numbers.isfinite().all())
+    return bool(np.isfinite(numbers).all())
 
 
 def clip_gradient(flats: list[nn.Parameter], max_norm: float | None) -> Tensor:

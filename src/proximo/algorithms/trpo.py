@@ -105,6 +105,7 @@ class TRPO(OnPolicy):
         """
         import torch
 
+        from proximo.algorithms.skips import leave_out, not_finite
         from proximo.functional.kl import kl_divergence
         from proximo.functional.masked import masked_mean
         from proximo.functional.trust_region import (
@@ -131,11 +132,10 @@ class TRPO(OnPolicy):
         gradient = flat_gradient(before, parameters, retain=True)
         product = fisher_vector_product(kl, parameters, self.cg_damping)
         step = natural_step(product, gradient, self.max_kl, self.cg_iterations)
-        if not (torch.isfinite(gradient).all() and torch.isfinite(step).all()):
-            raise state.fault(
-                f"the natural step of update {state.updates + 1} is not finite: reward scaling, "
-                "observation normalisation or more cg_damping are the usual remedies"
-            )
+        norms = {"gradient_norm": gradient.norm(), "natural_step": step.norm()}
+        if what := not_finite(loss=before.detach(), **norms):
+            leave_out(self, state, what, ", step of the policy", batch, coefficients)
+            return {"step_share": 0.0}
         start, gains = theta.clone(), {0.0: 0.0}
 
         @torch.no_grad()
@@ -150,5 +150,5 @@ class TRPO(OnPolicy):
         return {
             "policy_loss": -gains[share],
             "step_share": share,
-            "policy_grad_norm": gradient.norm().item(),
+            "policy_grad_norm": float(norms["gradient_norm"]),
         }

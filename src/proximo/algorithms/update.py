@@ -16,6 +16,7 @@ from proximo.algorithms.engines import (
     TorchEngine,
     clip_gradient,
 )
+from proximo.algorithms.skips import REMEDIES, leave_out, not_finite
 from proximo.functional.kl import adapted_rate
 from proximo.functional.masked import explained_variance, masked_mean
 from proximo.functional.moments import batch_moments, merge, no_moments
@@ -105,13 +106,19 @@ def make_engine(name: str, policy: ActorCritic, optimizer: FlatOptimizer, thread
 def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
     """K epochs of minibatches, then the running moments of the observations.
 
-    Raises `TrainState.fault` if a loss, gradient or reading of the new policy was not finite.
+    A minibatch whose loss or gradient is not finite is left out. Raises `TrainingError` after too
+    many of those, and `TrainState.fault` if the new policy or a reading of it is not finite.
     """
     engine: Engine = state.engine
     coefficients = algorithm.coefficients(state.progress, state.beta)
     rates = set_learning_rates(algorithm, state)
     layout = lay_out(algorithm, batch, state.shuffling)
-    done = engine.descend(algorithm, batch, layout, coefficients)
+
+    def skip(what: str, epoch: int, number: int, samples: Batch) -> None:
+        where = f", epoch {epoch}, minibatch {number}"
+        leave_out(algorithm, state, what, where, samples, coefficients)
+
+    done = engine.descend(algorithm, batch, layout, coefficients, skip)
     terms = {name: total / done.steps for name, total in done.terms.items()}
     return {
         **_read(algorithm, state, batch, coefficients, terms),
@@ -119,24 +126,29 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
         **coefficients,
         "epochs": done.epochs,
         "gradient_steps": done.steps,
-        "gradient_steps_saved": layout.steps - done.steps,
+        "gradient_steps_saved": layout.steps - done.steps - done.skipped,
     }
 
 
 def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -> Metrics:
     """A step of the actor along Q(S,A); A' from the moved actor; a step of the critic of actions.
 
-    Raises `TrainState.fault` if a loss, gradient or reading of the new policy was not finite.
+    What is not finite is treated as in `descend`.
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     coefficients = algorithm.coefficients(state.progress)
     rates = set_learning_rates(algorithm, state)
 
-    def step(loss: Tensor, which: int) -> Tensor:
+    def step(which: int, samples: Batch, loss: Tensor) -> Tensor | None:
+        """Returns the norm of the gradient; None: it was left out."""
         flat = state.optimizer.flats[which]
         flat.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_gradient([flat], algorithm.max_grad_norm)
+        if what := not_finite(loss=loss.detach(), gradient_norm=norm):
+            where = f", step of the {('actor', 'critic')[which]}"
+            leave_out(algorithm, state, what, where, samples, coefficients)
+            return None
         state.optimizer.step(which)
         return norm
 
@@ -148,7 +160,7 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
     loss = policy_loss
     if new.entropy is not None:
         loss = loss - coefficients["entropy_coef"] * masked_mean(new.entropy)
-    norm = step(loss, 0)
+    norm = step(0, batch, loss)
     with torch.no_grad():
         next_value = _next_value(policy, batch)
         zero = torch.zeros_like(next_value)
@@ -161,14 +173,12 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
     value = policy.action_value(batch.obs, batch.action, batch.recall)
     error = algorithm.value_error(policy, value, batch, coefficients["value_clip"])
     value_loss = masked_mean(error)
-    critic_norm = step(value_loss, 1)
-    terms = {
-        "loss": loss.detach() + value_loss.detach(),
-        "policy_loss": policy_loss.detach(),
-        "value_loss": value_loss.detach(),
-        "grad_norm": norm,
-        "critic_grad_norm": critic_norm,
-    }
+    critic_norm = step(1, batch, value_loss)
+    terms: dict[str, Tensor] = {}
+    if norm is not None:
+        terms |= {"policy_loss": policy_loss.detach(), "grad_norm": norm}
+    if critic_norm is not None:
+        terms |= {"value_loss": value_loss.detach(), "critic_grad_norm": critic_norm}
     return {**_read(algorithm, state, batch, coefficients, terms), **rates, **coefficients}
 
 
@@ -220,18 +230,22 @@ def _read(
         before = state.obs_moments or no_moments(policy.obs_shape)
         state.obs_moments = merge(before, batch_moments(batch.obs.cpu()))
         policy.set_obs_moments(state.obs_moments)
+    moments = (state.obs_moments, state.return_moments, state.reward_moments)
+    variances = [each.var for each in moments if each]
+    if not state.engine.finite(*state.engine.weights, *variances):
+        what = "weights or running moments became infinite"
+        raise state.fault(f"{what} in update {state.updates + 1}: {REMEDIES}")
     # One transfer for all of them; in double precision only here, as not every device has it.
     values = torch.stack([reading.to(policy.dtype) for reading in readings.values()])
     metrics = dict(zip(readings, values.cpu().double().tolist(), strict=True))
     # The readings after the update are computed with its weights: they show what the losses,
     # computed before each step, cannot.
-    for name in ("loss", "grad_norm", "critic_grad_norm", "approx_kl", "kl", "entropy"):
+    for name in ("approx_kl", "kl", "entropy"):
         if not math.isfinite(metrics.get(name, 0.0)):
             raise state.fault(
-                f"{name} became {metrics[name]} in update {state.updates + 1}: a smaller learning "
-                "rate, reward scaling or observation normalisation are the usual remedies"
+                f"{name} became {metrics[name]} in update {state.updates + 1}: {REMEDIES}"
             )
-    del metrics["loss"]
+    metrics.pop("loss", None)
     if algorithm.desired_kl is not None:
         state.rate_scale = adapted_rate(state.rate_scale, metrics["kl"], algorithm.desired_kl)
     return metrics

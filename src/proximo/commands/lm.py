@@ -35,6 +35,7 @@ from proximo.run.folder import RunFolder, free
 from proximo.types import TrainingError, UsageError, nearest
 
 if TYPE_CHECKING:
+    from proximo.language.session import Learner
     from proximo.language.stages import Result
 
 MODEL = arg(name="model", metavar="MODEL", help_behavior_hint="")
@@ -279,28 +280,36 @@ def _check_code(score: ScoreConfig, command: Resume, arguments: list[str]) -> No
 
 
 def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
-    from proximo.commands.running import Interrupt
+    from proximo.commands.signals import Interrupt
     from proximo.language.stages import run_fit, run_ppo
 
-    interrupt = Interrupt()
+    folder = RunFolder(path)
     if not quiet:
         print(f"{config.lm.stage} of {config.model.path}, run folder {path}", flush=True)
     display = None if quiet else Lines(config.run.updates)
     keep: dict[str, Any] = {"run_dir": path, "resume": resume, "display": display}
-    keep["callbacks"] = [interrupt]
     again = f"proximo lm resume {path}"
-    try:
-        if isinstance(config, PPOConfig):
-            result = run_ppo(config, config.lm.data or None, **keep)
-        else:
-            result = run_fit(config, config.lm.data, **keep)
-    except KeyboardInterrupt:
-        kept = f"go on from its last checkpoint by: {again}"
-        advice = kept if path.exists() else "nothing had been learned yet"
-        print(f"stopped at once; {advice}", file=sys.stderr)
-        return 128 + (interrupt.signal or signal.SIGINT)
-    except TrainingError as error:
-        raise TrainingError(f"{error}\nThe run is kept; go on by: {again}") from error
+    with Interrupt(folder, config.run.grace, "proximo lm resume") as interrupt:
+
+        def heed(learner: Learner, samples: object, metrics: object) -> bool:
+            if interrupt.asked:
+                interrupt.asked, learner.save_soon = False, True
+                folder.note(said := f"SIGUSR1: saving after update {learner.updates}")
+                if not quiet:
+                    print(said, flush=True)
+            return interrupt.signal is not None
+
+        keep["callbacks"] = [heed]
+        try:
+            if isinstance(config, PPOConfig):
+                result = run_ppo(config, config.lm.data or None, **keep)
+            else:
+                result = run_fit(config, config.lm.data, **keep)
+        except KeyboardInterrupt:
+            print(interrupt.stopped_at_once(), file=sys.stderr)
+            return 128 + (interrupt.signal or signal.SIGINT)
+        except TrainingError as error:
+            raise TrainingError(f"{error}\nThe run is kept; go on by: {again}") from error
     if interrupt.signal is not None:
         print(f"stopped; go on by: {again}", file=sys.stderr)
         return 128 + interrupt.signal

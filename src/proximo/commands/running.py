@@ -7,10 +7,10 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from proximo.commands.display import LiveDisplay, PlainDisplay
+from proximo.commands.signals import Interrupt
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, sayable
@@ -19,26 +19,6 @@ from proximo.run.presets import Preset
 from proximo.run.profile import in_words
 from proximo.run.session import Session
 from proximo.types import Metrics, Rollout, TrainingError, TrainState, UsageError
-
-
-class Interrupt:
-    """A callback: the first Ctrl-C or SIGTERM ends training after the update, a second at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.session: Session | None = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-        if self.session:
-            self.session.interruption = "interrupted"
-
-    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> bool:
-        return self.signal is not None
 
 
 def begin(
@@ -97,36 +77,44 @@ def _train(
     start: Checkpoint | None = None,
     resume: Checkpoint | None = None,
 ) -> int:
-    interrupt = Interrupt()
     display: LiveDisplay | PlainDisplay | None = None
     if not quiet:
         kind = LiveDisplay if sys.stdout.isatty() else PlainDisplay
         display = kind(config.run.total_steps, folder.note)
-    session = Session(
-        config, folder=folder, callbacks=[interrupt], display=display, start=start, resume=resume
-    )
-    interrupt.session = session
-    lines += session.notes
-    for line in lines:
-        folder.note(line)
-        if not quiet:
-            print(line, flush=True)
-    try:
-        with display or contextlib.nullcontext():
-            agent = run_session(session)
-    except KeyboardInterrupt:
-        kept = f"go on from its last checkpoint by: proximo resume {folder.path}"
-        advice = kept if folder.path.exists() else "nothing had been learned yet"
-        print(f"stopped at once; {advice}", file=sys.stderr)
-        return 128 + (interrupt.signal or signal.SIGINT)
-    except TrainingError as error:
-        saved = Checkpoint(folder.checkpoint("last")).updates
-        raise TrainingError(
-            f"{error}\nThe run is kept, with its state after update {saved}; the traceback is in "
-            f"{folder.log_file}; go on by: proximo resume {folder.path}"
-        ) from error
+    with Interrupt(folder, config.run.grace, "proximo resume") as interrupt:
+        try:
+            session = Session(
+                config,
+                folder=folder,
+                callbacks=[interrupt],
+                display=display,
+                start=start,
+                resume=resume,
+            )
+            _say([*lines, *session.notes], folder, quiet=quiet)
+
+            def heed(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+                if interrupt.signal:
+                    session.interruption = "interrupted"
+                if interrupt.asked:
+                    interrupt.asked = False
+                    session.save()
+                    _say([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
+
+            session.callbacks.append(heed)  # behind all others, so that what they did is in it
+            with display or contextlib.nullcontext():
+                agent = run_session(session)
+        except KeyboardInterrupt:
+            print(interrupt.stopped_at_once(), file=sys.stderr)
+            return 128 + (interrupt.signal or signal.SIGINT)
+        except TrainingError as error:
+            saved = Checkpoint(folder.checkpoint("last")).updates
+            raise TrainingError(
+                f"{error}\nThe run is kept, with its state after update {saved}; the traceback is "
+                f"in {folder.log_file}; go on by: proximo resume {folder.path}"
+            ) from error
     result = agent.result
-    if result["stopped_by"] == "interrupted" and interrupt.signal is not None:
+    if result["stopped_by"] == "interrupted" and interrupt.signal:
         print(
             f"stopped after update {result['updates']}; go on by: proximo resume {folder.path}",
             file=sys.stderr,
@@ -136,6 +124,13 @@ def _train(
         late = [doubt for doubt in result.get("doubts", ()) if doubt not in session.notes]
         print("\n".join([*late, *_ending(result, config, folder)]))
     return 0
+
+
+def _say(lines: list[str], folder: RunFolder, *, quiet: bool) -> None:
+    for line in lines:
+        folder.note(line)
+        if not quiet:
+            print(line, flush=True)
 
 
 def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[str]:

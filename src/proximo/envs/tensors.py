@@ -246,7 +246,8 @@ def account(
     running = torch.where(last > 0, -before, begin) + sums[:, -1]  # [2, N]
 
     final = _successors(steps, index)
-    finite = torch.stack([x.isfinite().all() for x in (steps.obs, steps.reward, final)]).all()
+    reward = steps.reward.to(steps.parameters.dtype)  # as the policy learns from it
+    finite = torch.stack([x.isfinite().all() for x in (steps.obs, reward, final)]).all()
     faults = dict(_faults(steps, observations, choices))
     found = (
         *(episodes.flatten(), mask.flatten()[index], running.flatten(), steps.ended.sum(0)),

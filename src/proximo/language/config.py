@@ -225,6 +225,8 @@ class TrainingConfig:
     that scored best is kept in RUN/best."""
     held_out: float = 0.0
     """Share of the prompts that is kept for them."""
+    grace: float = 8.0
+    """Seconds after SIGTERM in which the run has ended: saved after its update, or else at once."""
 
     def __post_init__(self) -> None:
         check_values("run", self)
@@ -245,6 +247,8 @@ class TrainingConfig:
                 f"run.eval_every is {self.eval_every}, no multiple of run.log_every, "
                 f"{self.log_every}: some evaluations would not be logged"
             )
+        if self.grace <= 0:
+            raise UsageError(f"run.grace is {self.grace}: give seconds above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

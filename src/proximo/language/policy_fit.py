@@ -186,6 +186,15 @@ class PolicyFit(Learner):
         rates = algorithm.rates(self.progress, 1.0)
         names = ("learning_rate", "critic_learning_rate")[: len(self.optimizer.flats)]
         self.optimizer.rates = [rates[name] for name in names]
+
+        def skip(what: str, epoch: int, number: int, which: Tensor) -> None:
+            tensors = {f"sequences.{name}": x for name, x in sequences._asdict().items()}
+            tensors |= {f"batch.{name}": x for name, x in vars(batch).items()}
+            tensors |= {"reference": new.old.reference, "chosen": which}
+            where = f", epoch {epoch}, minibatch {number}"
+            record = {"coefficients": coefficients, "beta": self.counters["beta"]}
+            self.leave_out(what, where, tensors, record, algorithm.skip_budget)
+
         metrics = descend(
             algorithm,
             self.policy,
@@ -200,6 +209,7 @@ class PolicyFit(Learner):
             kl=config.kl,
             beta=self.counters["beta"],
             also=self._add_ptx,
+            skip=skip,
             policy_moves=self.updates >= config.model.critic_warmup,
         )
         if not all(torch.isfinite(flat).all() for flat in self.optimizer.flats):

@@ -7,20 +7,22 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
 import torch
 from torch import Tensor, nn
 
+from proximo.algorithms.skips import settle
 from proximo.functional.moments import no_moments
 from proximo.language.config import TrainingConfig
 from proximo.language.model import LanguageModel
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.run.callbacks import SAVE_INTERVAL
-from proximo.run.checkpoint import Checkpoint, own_copy, write
+from proximo.run.checkpoint import Checkpoint, keep_first, own_copy, write
 from proximo.run.folder import RunFolder
-from proximo.types import Metrics, Moments, UsageError
+from proximo.types import Keep, Metrics, Moments, TrainingError, UsageError
 
 Row = dict[str, Any]
 
@@ -50,6 +52,9 @@ class Learner(ABC):
         self.final: Metrics = {}
         """What is measured once, at the end."""
         self._first: str | None = None  # SHA-256 of the checkpoint of update 0
+        self.keep: Keep | None = None
+        self.save_soon = False
+        """Set by a callback: to have this update saved."""
 
     @property
     def updates(self) -> int:
@@ -68,6 +73,21 @@ class Learner(ABC):
     @abstractmethod
     def update(self) -> Metrics:
         """Train once; returns what to report."""
+
+    def leave_out(
+        self,
+        what: str,
+        where: str,
+        tensors: dict[str, Tensor],
+        record: dict[str, Any],
+        budget: int,
+    ) -> None:
+        """Count a gradient step that is not taken: see `proximo.algorithms.skips`."""
+        skipped = self.counters["skipped"] = self.counters.get("skipped", 0) + 1
+        tensors = tensors | {f"policy.{name}": x for name, x in self.module.state_dict().items()}
+        update = self.updates + 1
+        record = record | {"update": update}
+        settle(self.keep, what, f"update {update}{where}", tensors, record, skipped, budget)
 
     def finish(self) -> None:  # noqa: B027 most stages have nothing to do
         """What is done once, after the last update."""
@@ -155,12 +175,14 @@ def train(
 ) -> list[Row]:
     """Update until the run is over or a callback ends it; returns the rows that were logged.
 
-    An error before the first update removes the folder of a new run: there is nothing to keep.
+    An error before the first update removes the folder of a new run: there is nothing to keep,
+    unless it is a `TrainingError`, after which the first minibatch that went wrong stands there.
     """
     rows = folder.cut_metrics(learner.updates, run.log_every) if folder else []
     _cut_samples(folder, learner.updates)
     begin = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
     due, stopped, row = 0.0, False, {}
+    learner.keep = partial(_keep, folder) if folder else None
     if folder and not learner.updates:
         for name in (0, "last"):
             learner.save(folder, name, digest, finished=False)
@@ -174,6 +196,7 @@ def train(
                 "update": learner.updates,
                 "tokens": learner.counters["tokens"],
                 **metrics,
+                **({"skipped_steps": n} if (n := learner.counters.get("skipped")) else {}),
                 "seconds": round(time.perf_counter() - begin, 3),
             }
             if learner.updates % run.log_every == 0:
@@ -183,9 +206,10 @@ def train(
                 display.show(row)
             if folder and run.save_every and learner.updates % run.save_every == 0:
                 learner.save(folder, learner.updates, digest, finished=False)
-            if folder and time.monotonic() >= due:
+            if folder and (learner.save_soon or time.monotonic() >= due):
                 start = time.monotonic()
                 learner.save(folder, "last", digest, finished=False)
+                learner.save_soon = False
                 now = time.monotonic()
                 due = now + max(SAVE_INTERVAL, 100 * (now - start))
         if finished := learner.updates >= run.updates:
@@ -193,8 +217,8 @@ def train(
         if folder:
             learner.save(folder, "last", digest, finished=finished)
             _write_result(folder, learner, row, finished=finished)
-    except BaseException:
-        if folder and is_new and not learner.updates:
+    except BaseException as error:
+        if folder and is_new and not learner.updates and not isinstance(error, TrainingError):
             folder.remove()
         elif folder:
             folder.note(traceback.format_exc())
@@ -213,6 +237,12 @@ def _keep_best(folder: RunFolder | None, learner: Learner, metrics: Metrics) -> 
         learner.lm.save(fresh)
         shutil.rmtree(place, ignore_errors=True)
         fresh.rename(place)
+
+
+def _keep(folder: RunFolder, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
+    place = str(keep_first(folder.nonfinite, record["update"], tensors, record))
+    folder.note(f"a gradient step was left out: {text} (the first: {place})")
+    return place
 
 
 def _write(folder: RunFolder | None, row: Row, samples: list[Row]) -> None:

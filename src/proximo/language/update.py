@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from proximo.algorithms.engines import clip_gradient
+from proximo.algorithms.skips import not_finite
 from proximo.functional.kl import k2, k3
 from proximo.functional.masked import explained_variance, masked_mean, standardize
 from proximo.language.config import KLConfig, Sampling
@@ -21,6 +22,8 @@ from proximo.types import Batch, Metrics
 
 Gradient = Callable[[], Tensor | None]
 """Adds to the gradient, and returns the loss it belongs to."""
+Skip = Callable[[str, int, int, Tensor], None]
+"""Told of a minibatch that is not stepped along: why, its epoch and number, its sequences."""
 
 
 def add_gradient(
@@ -91,11 +94,13 @@ def descend(
     kl: KLConfig,
     beta: float,
     also: Gradient,
+    skip: Skip = lambda *_: None,
     policy_moves: bool = True,
 ) -> Metrics:
     """K epochs of minibatches of sequences; ends early by `target_kl`. Returns what to report.
 
-    also: adds the gradient of further terms; policy_moves: else only the critic learns.
+    also: adds the gradient of further terms; skip: told of minibatches that are left out, because
+    their loss or gradient is not finite; policy_moves: else only the critic learns.
     """
     count = len(sequences.tokens)
     size = {"shuffled": algorithm.minibatch_size, "episodes": 1, "whole": count}
@@ -106,7 +111,8 @@ def descend(
         if algorithm.minibatches == "shuffled":
             order = torch.randperm(count, generator=generator)
         order = order.to(batch.log_prob.device)
-        for chosen in torch.split(order, size[algorithm.minibatches]):
+        minibatches = torch.split(order, size[algorithm.minibatches])
+        for number, chosen in enumerate(minibatches, 1):
             for flat in optimizer.flats:
                 flat.grad.zero_()  # type: ignore[union-attr]
             terms = add_gradient(
@@ -128,6 +134,9 @@ def descend(
                 for parameter in policy.actor_parameters():
                     parameter.grad.zero_()  # type: ignore[union-attr]
             terms["grad_norm"] = clip_gradient(optimizer.flats, algorithm.max_grad_norm)
+            if what := not_finite(loss=terms["loss"], gradient_norm=terms["grad_norm"]):
+                skip(what, epochs + 1, number, chosen)
+                continue
             optimizer.step()
             steps += 1
             for name, term in terms.items():

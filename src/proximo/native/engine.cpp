@@ -566,9 +566,10 @@ struct ProximoUpdate {
   const int64_t* order;   // [epochs, B]
   const int64_t* bounds;  // of the minibatches: for each epoch 0, ..., B
   ProximoPart parts[2];   // actor (with a shared trunk: all), critic
-  double sums[4];         // loss, policy loss, value loss, gradient norm, added up over the minibatches
+  double sums[4];         // loss, policy loss, value loss, gradient norm, added up over the steps taken
   int32_t epochs_done, steps_done;
-  int32_t finite;         // 0: the last minibatch had a gradient that was not, and was not stepped along
+  int32_t finite;         // 0: it ended at a minibatch whose loss or gradient was not, before its step
+  float loss, norm;       // of that minibatch
 };
 }
 
@@ -1504,7 +1505,7 @@ class Helper {
 
 extern "C" {
 
-int32_t proximo_version() { return 5; }
+int32_t proximo_version() { return 6; }
 
 // Use the kernels of this level or the nearest below that the processor has: for tests.
 void proximo_use(int32_t level) { kernel = kernels_of(level); }
@@ -1539,7 +1540,8 @@ int32_t proximo_evaluate(const ProximoPolicy* policy, const ProximoBatch* batch,
   return 1;
 }
 
-// K epochs of minibatches. Returns 0, or 1 if there is no memory for it.
+// K epochs of minibatches, or those before the first whose loss or gradient is not finite: no step is taken along
+// that one. Returns 0, or 1 if there is no memory for it.
 int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, ProximoUpdate* u) try {
   int64_t most = 1;
   const int64_t* bounds = u->bounds;
@@ -1570,13 +1572,17 @@ int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, P
       helper.both([&] { learn(0); }, [&] { learn(1); });
       const Terms &actor = terms[0], &critic = terms[count - 1];
       const float norm = (float)std::sqrt(actor.square + (count == 2 ? critic.square : 0));
-      u->sums[0] += actor.policy_loss + u->value_coef * critic.value_loss - u->entropy_coef * actor.entropy;
+      const double loss =
+          actor.policy_loss + u->value_coef * critic.value_loss - u->entropy_coef * actor.entropy;
+      u->loss = (float)loss;
+      u->norm = norm * norm < INFINITY ? norm : norm * norm;  // the records hold squares in single precision
+      u->finite = std::isfinite(u->loss) && std::isfinite(u->norm);
+      if (!u->finite) return 0;
+      u->sums[0] += loss;
       u->sums[1] += actor.policy_loss;
       u->sums[2] += critic.value_loss;
       u->sums[3] += norm;
       u->steps_done++;
-      u->finite = std::isfinite(norm);
-      if (!u->finite) return 0;
       steps++;
       descent.bias1 = 1 - std::pow((double)u->decay1, (double)steps);
       descent.root_bias2 = std::sqrt(1 - std::pow((double)u->decay2, (double)steps));

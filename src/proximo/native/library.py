@@ -23,7 +23,7 @@ from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, LossSpec, Recall, Steps
 
 LIBRARY = Path(__file__).with_name("engine.so")
-VERSION = 5
+VERSION = 6
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -100,7 +100,7 @@ class _Update(ctypes.Structure):
         ),
         ("parts", _Part * 2),
         ("sums", ctypes.c_double * len(_SUMS)),
-        *_fields(i="epochs_done steps_done finite"),
+        *_fields(i="epochs_done steps_done finite", f="loss norm"),
     )
 
 
@@ -369,12 +369,12 @@ class NativePolicy:
 
     def update(
         self, batch: Batch, spec: LossSpec, orders: Tensor, bounds: list[list[int]]
-    ) -> tuple[dict[str, Tensor], int, int]:
+    ) -> tuple[dict[str, Tensor], int, int, dict[str, float]]:
         """All epochs and minibatches: orders[k][bounds[k][n] : bounds[k][n + 1]] in turn.
 
-        orders: [K, B] int64. Returns the minibatches' terms, added up, and how many epochs and
-        minibatches there were: fewer than asked for after the KL's limit, or once a gradient was
-        not finite (its minibatch was the last, and no step was taken along it).
+        orders: [K, B] int64. Returns the minibatches' terms, added up, how many epochs and steps
+        there were, and nothing; fewer after the KL's limit, or where a minibatch was not finite:
+        then its loss and gradient norm, for it ends before the step along that one.
         """
         policy = self._policy
         target, value = batch.target, batch.value
@@ -434,12 +434,13 @@ class NativePolicy:
             raise MemoryError("there is no memory for the native engine")
         for record in optimizer.records:
             if "step" in record:
-                record["step"] += call.steps_done - (not call.finite)
+                record["step"] += call.steps_done
         sums = torch.tensor(list(call.sums), dtype=torch.float64)
         terms = dict(zip(_SUMS, sums, strict=True))
         if spec.policy == "none":
             del terms["policy_loss"]
-        return terms, call.epochs_done, call.steps_done
+        bad = {} if call.finite else {"loss": call.loss, "gradient_norm": call.norm}
+        return terms, call.epochs_done, call.steps_done, bad
 
     def _rows(self, obs: Tensor) -> Tensor:
         """Observations as the networks take them, and behind them what is legal."""

@@ -175,6 +175,7 @@ class Record:
             "return_smoothed": state.smoothed,
             "best": state.best,
             **metrics,
+            **({"skipped_steps": state.skipped} if state.skipped else {}),
             "seconds": round(self._seconds, 3),
             "steps_per_second": round(speed, 1),
         }

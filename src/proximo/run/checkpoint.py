@@ -26,7 +26,7 @@ from proximo.types import Episode, Moments, TrainState, UsageError
 SCHEMA = 1
 _COUNTERS = (
     *("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial_steps"),
-    *("beta", "rate_scale"),
+    *("beta", "rate_scale", "skipped"),
 )
 _OPTIONAL = ("reward_return", "carry", "ahead")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
@@ -70,6 +70,18 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str
         os.fsync(file.fileno())
     os.replace(temporary, path)
     return header["sha256"]
+
+
+def keep_first(
+    folder: Path, update: int, tensors: dict[str, Tensor], record: dict[str, Any]
+) -> Path:
+    """Write a file of this update, if there is none of another; returns where the one stands."""
+    for path in folder.glob("update-*.safetensors"):
+        return path
+    folder.mkdir(exist_ok=True)
+    path = folder / f"update-{update}.safetensors"
+    write(path, {name: own_copy(tensor) for name, tensor in tensors.items()}, record)
+    return path
 
 
 class Checkpoint:
@@ -153,7 +165,7 @@ class Checkpoint:
         self.load_policy(state.policy)
         self.load_moments(state)
         for name in _COUNTERS:
-            if name in self.record:  # the last two came later than the first checkpoints
+            if name in self.record:  # the last three came later than the first checkpoints
                 setattr(state, name, self.record[name])
         state.recent = deque((Episode(*e) for e in self.record["recent"]), maxlen=100)
         for name in _GENERATORS:

@@ -107,6 +107,8 @@ class RunConfig:
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
     log_every: int = 1
     """Updates between lines of metrics.jsonl."""
+    grace: float = 8.0
+    """Seconds after SIGTERM in which the run has ended: saved after its update, or else at once."""
     profile: bool = False
     """Measure where the time goes, and print it at the end."""
 
@@ -128,6 +130,8 @@ class RunConfig:
                 )
         if not 0 < self.smoothing <= 1:
             raise UsageError(f"run.smoothing is {self.smoothing}: it must lie in (0, 1]")
+        if self.grace <= 0:
+            raise UsageError(f"run.grace is {self.grace}: give seconds above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

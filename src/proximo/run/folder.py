@@ -28,6 +28,8 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.log_file = self.path / "log"
         self.result_file = self.path / "result.json"
+        self.nonfinite = self.path / "nonfinite"
+        """What the first gradient step that was left out was not taken along."""
         self._versions_file = self.path / "versions.json"
         self._checkpoints = self.path / "checkpoints"
 

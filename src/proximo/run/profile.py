@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
@@ -19,7 +20,8 @@ from proximo.types import Batch, Metrics, Rollout, Steps, TrainState, WorldState
 PHASES = {
     "world": "stepping the worlds",
     "act": "choosing actions",
-    "collect": "noise, finite checks, returns",
+    "collect": "noise, returns",
+    "checks": "whether all numbers are finite",
     "evaluate": "values and log-probabilities",
     "advantages": "advantages, targets, their layout",
     "update": "gradient steps",
@@ -151,6 +153,12 @@ class TimedEngine(Engine):
     def value(self, *args: Any, **kwargs: Any) -> Tensor:
         before = self._profile.switch("evaluate")
         found = self._engine.value(*args, **kwargs)
+        self._profile.switch(before)
+        return found
+
+    def finite(self, *numbers: np.ndarray | Tensor) -> bool:
+        before = self._profile.switch("checks")
+        found = self._engine.finite(*numbers)
         self._profile.switch(before)
         return found
 

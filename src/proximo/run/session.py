@@ -11,6 +11,7 @@ from typing import Any, Self
 import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
@@ -32,18 +33,19 @@ from proximo.run.callbacks import (
     StopAt,
     recent_returns,
 )
-from proximo.run.checkpoint import Checkpoint
+from proximo.run.checkpoint import Checkpoint, keep_first
 from proximo.run.choices import choose_backend, choose_device, choose_threads, size
 from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.folder import RunFolder
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
-from proximo.types import TrainState, UsageError, explain
+from proximo.types import TrainingError, TrainState, UsageError, explain
 
 
 class Session:
     """Worlds, state, callbacks and folder of one run; leaving it closes them all.
 
-    An error before the first update removes the folder of a new run: there is nothing to keep.
+    An error before the first update removes the folder of a new run: there is nothing to keep,
+    unless it is a `TrainingError`, after which the first minibatch that went wrong stands there.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Session:
                 self.worlds.report = self._restarted
             try:
                 self.state = self._build(config)
+                self.state.keep = self._keep
                 rows = self._load(start, resume)
                 self.callbacks = self._attach(callbacks, rows, fresh=resume is None)
                 self.running = self._timed() if config.run.profile else self.config
@@ -224,6 +227,17 @@ class Session:
         if self._folder:
             self._folder.note(text)
 
+    def _keep(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
+        place = ""
+        if self._folder:
+            place = str(keep_first(self._folder.nonfinite, record["update"], tensors, record))
+        said = f"a gradient step was left out: {text}{place and f' (the first: {place})'}"
+        if self.state.skipped == 1:
+            self._doubt(said)
+        elif self._folder:
+            self._folder.note(said)
+        return place
+
     def _restarted(self, text: str, trace: str) -> None:
         self._doubt(text)
         if self._folder and trace:
@@ -233,12 +247,22 @@ class Session:
         self.profile = profile = Profile()
         self.worlds = TimedWorlds(self.worlds, profile)
         self.state.engine = TimedEngine(self.state.engine, profile)
+        for place, callback in enumerate(self.callbacks):
+            if isinstance(callback, LookAgain):
+                self.callbacks[place + 1 : place + 1] = [phase_begins(profile, "callbacks")]
+                self.callbacks[place:place] = [phase_begins(profile, "checks")]
+                break
         if self._save:
             self.callbacks.insert(-1, phase_begins(profile, "checkpoints"))
         self.callbacks.insert(0, phase_begins(profile, "callbacks"))
         self.callbacks.append(phase_begins(profile, "collect"))
         algorithm = TimedAlgorithm(self.config.algorithm, profile)
         return dataclasses.replace(self.config, algorithm=algorithm)  # type: ignore[arg-type]
+
+    def save(self) -> None:
+        """Write the state as it stands, if the run is kept."""
+        if self._save:
+            self._save.flush(self.state)
 
     @property
     def policy(self) -> ActorCritic:
@@ -305,7 +329,7 @@ class Session:
             self._record.close()
         self._close()
         if error and self._folder:
-            if self._is_new and not self.state.updates:
+            if self._is_new and not self.state.updates and not isinstance(error, TrainingError):
                 self._folder.remove()
             else:
                 self._folder.note("".join(traceback.format_exception(kind, error, trace)))
@@ -340,8 +364,7 @@ class Session:
             result["doubts"] = self.doubts
         if self.profile:
             result["profile"] = self.profile.report()
-        if self._save:
-            self._save.flush(state)
+        self.save()
         if self._folder:
             self._folder.write_result(result)
         return result
