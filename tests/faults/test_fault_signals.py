@@ -15,6 +15,7 @@ import pytest
 from commands.command_line import SMALL, WORLD, proximo, result, rows, succeeded, timeless
 from proximo import PPO, RolloutConfig, train
 from proximo.cli import main
+from proximo.commands.signals import AT_ONCE
 from proximo.run.checkpoint import Checkpoint
 
 NAMED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -187,7 +188,7 @@ def test_sigterm_while_a_world_hangs(start, how):
     popen.terminate()
     code, said = ended(popen, 20)
     assert code == 143
-    assert 0.5 < time.monotonic() - begun < 4
+    assert 0.5 < time.monotonic() - begun < 2 + 5  # a busy machine is slow to end a process
     assert "stopped at once; go on from its last checkpoint by: proximo resume r" in said
     goes_on_as_if_nothing_had_been()
 
@@ -202,7 +203,7 @@ def test_a_second_ctrl_c_while_a_world_hangs(start, how):
     popen.send_signal(signal.SIGINT)
     code, said = ended(popen, 20)
     assert code == 130
-    assert time.monotonic() - begun < (2 if how == "asleep" else 5)
+    assert time.monotonic() - begun < AT_ONCE + 5  # and not the 60 s that the world takes
     assert "stopped at once" in said
     goes_on_as_if_nothing_had_been()
 
