@@ -1,6 +1,7 @@
 """The three stages learn what they should, are the same after a break, and refuse early."""
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -476,6 +477,13 @@ def test_a_run_of_another_stage_does_not_go_on(tmp_path):
     run_ppo(tmp_path / "run", callbacks=[stop_after(1)])
     with pytest.raises(UsageError, match="is a run of ppo, not of sft"):
         sft("tiny", [{"prompt": "a", "completion": "b"}], run_dir=tmp_path / "run", resume=True)
+
+
+def test_beta_follows_the_kl_of_completions():
+    rows = run_ppo(None, updates=3).rows  # 8 completions an update, target 0.5, horizon 20
+    for before, after in itertools.pairwise(rows):
+        error = max(-0.2, min(0.2, before["kl"] / 0.5 - 1))
+        assert after["beta"] == pytest.approx(before["beta"] * (1 + error * 8 / 20), rel=1e-12)
 
 
 def test_rewards_of_a_program_are_weighted_and_those_that_are_named_are_found():
