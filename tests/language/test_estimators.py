@@ -191,6 +191,14 @@ def test_held_out_prompts_are_never_trained_on_and_the_best_model_is_kept(tmp_pa
         ({**METHODS["rloo"], "gamma": 0.9}, "gamma is 0.9, but it does nothing where"),
         ({**METHODS["rloo"], "normalize_advantage": "episode"}, "which would become 0"),
         ({**METHODS["grpo"], "normalize_advantage": "batch"}, "normalised by its group"),
+        (
+            {**METHODS["rloo"], "normalize_advantage": "minibatch", "minibatches": "episodes"},
+            "minibatches hold one completion each",
+        ),
+        (
+            {**METHODS["rloo"], "normalize_advantage": "minibatch", "minibatch_size": 1},
+            "minibatches hold one completion each",
+        ),
         ({"ratio": "word"}, "must be one of token, sequence"),
         ({"loss_mean": "all"}, "must be one of tokens, sequences"),
         ({"advantage": "ppo"}, "must be one of gae, n-step"),

@@ -97,6 +97,12 @@ def test_no_rows_and_no_file(tmp_path):
         Examples.read(tmp_path / "none.jsonl", "prompt")
 
 
+@pytest.mark.parametrize("value", [4, None, [1, 2], [{"role": "user"}]])
+def test_columns_that_no_stage_reads_may_be_anything(value):
+    row = {"prompt": "ab", "completion": value, "chosen": [{"role": "user", "content": "cd"}]}
+    assert Examples.read([row], "prompt").texts() == ["ab", "cd"]
+
+
 def test_a_prompt_longer_than_the_context_is_refused():
     examples = Examples.read(["ab", "abcabc"], "prompt")
     examples.check_lengths(4, 10, [[1, 2], [1] * 6])

@@ -60,12 +60,18 @@ def batch_of(scene, algorithm):
     return prepare(algorithm, sequences, old, reward, 4)
 
 
-def gradient(scene, algorithm, micro, kl=None, chosen=None):
-    policy, sequences, old, sampling = scene
+def moved_from(policy):
+    """Away from the old policy, so that ratios and clips matter."""
     moved = copy.deepcopy(policy)
-    with torch.no_grad():  # away from the old policy, so that ratios and clips matter
+    with torch.no_grad():
         for p in moved.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7)))
+    return moved
+
+
+def gradient(scene, algorithm, micro, kl=None, chosen=None):
+    policy, sequences, old, sampling = scene
+    moved = moved_from(policy)
     chosen = torch.arange(len(PROMPTS)) if chosen is None else chosen
     terms = add_gradient(
         algorithm,
@@ -108,6 +114,32 @@ def test_a_minibatch_is_the_mean_over_its_own_tokens(scene):
     single = [gradient(scene, TOKENS, 1, chosen=chosen[i : i + 1])[0] for i in range(3)]
     expected = sum(n * g for n, g in zip(lengths, single, strict=True)) / lengths.sum()
     torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "of"),
+    [
+        ("k2", lambda policy, reference: 0.5 * (policy - reference) ** 2),
+        # GRPO's: π_ref/π - log(π_ref/π) - 1, of samples of π.
+        ("k3", lambda policy, reference: (reference - policy).exp() - (reference - policy) - 1),
+    ],
+)
+def test_the_kl_in_the_loss_by_hand(scene, estimator, of):
+    policy, sequences, old, sampling = scene
+    with torch.no_grad():
+        now = moved_from(policy).evaluate(sequences, sampling, entropy=False).log_prob
+    of_token = of(now.double(), old.reference.double())
+    length = torch.repeat_interleave(sequences.lengths, sequences.lengths)
+    for mean, expected in (
+        ("tokens", of_token.mean()),
+        ("sequences", (of_token / length).sum() / len(PROMPTS)),
+    ):
+        algorithm = dataclasses.replace(TOKENS, loss_mean=mean)
+        kl = KLConfig(where="loss", estimator=estimator)
+        _, terms = gradient(scene, algorithm, 7, kl)
+        assert float(terms["kl_loss"]) == pytest.approx(float(expected), rel=1e-5)
+        plain = gradient(scene, algorithm, 7)[1]["loss"]
+        assert float(terms["loss"] - plain) == pytest.approx(0.3 * float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,6 +1,7 @@
 """The three stages learn what they should, are the same after a break, and refuse early."""
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -350,6 +351,8 @@ def unloaded(monkeypatch):
         ({"sampling": Sampling(top_p=0.9)}, "sampling.top_p is 0.9, but PPO needs"),
         ({"sampling": Sampling(max_tokens=15)}, "row 1 .* 2 tokens and 15 to be drawn"),
         ({"sampling": Sampling(stop=("zz",))}, "no single token"),
+        ({"sampling": Sampling(max_turns=2)}, "max_turns is 2, but without a world"),
+        ({"score": ScoreConfig(weights=(1.0, 2.0))}, "1 rewards and 2 weights"),
         ({"algorithm": TokenPPO(normalize_reward=True)}, "use score.normalize"),
         ({"algorithm": TokenPPO(desired_kl=0.1)}, "use target_kl"),
         ({"algorithm": TokenPPO()}, "minibatch_size is 16, but an update has only 8"),
@@ -474,6 +477,35 @@ def test_a_run_of_another_stage_does_not_go_on(tmp_path):
     run_ppo(tmp_path / "run", callbacks=[stop_after(1)])
     with pytest.raises(UsageError, match="is a run of ppo, not of sft"):
         sft("tiny", [{"prompt": "a", "completion": "b"}], run_dir=tmp_path / "run", resume=True)
+
+
+def test_beta_follows_the_kl_of_completions():
+    rows = run_ppo(None, updates=3).rows  # 8 completions an update, target 0.5, horizon 20
+    for before, after in itertools.pairwise(rows):
+        error = max(-0.2, min(0.2, before["kl"] / 0.5 - 1))
+        assert after["beta"] == pytest.approx(before["beta"] * (1 + error * 8 / 20), rel=1e-12)
+
+
+def test_rewards_of_a_program_are_weighted_and_those_that_are_named_are_found():
+    twice = {"reward": [count_a, count_a], "score": ScoreConfig(weights=(1.0, 2.0))}
+    one, three, named = (
+        run_ppo(None, updates=1, **changes).scores[0]
+        for changes in (
+            {},
+            twice,
+            {"reward": (), "score": ScoreConfig(reward=(f"{__name__}:count_a",))},
+        )
+    )
+    assert one > 0
+    assert three == pytest.approx(3 * one)
+    assert named == one
+
+
+def test_texts_that_are_mixed_in_are_symbols_of_a_tiny_model(tmp_path):
+    file = tmp_path / "texts.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "completion": "xyz"}))
+    result = run_ppo(None, updates=1, ptx=PTXConfig(coef=1.0, data=str(file)))
+    assert set("abcxyz") <= set(result.lm.tokenizer.get_vocab())
 
 
 def test_the_kl_is_measured_at_beta_0_and_without_a_reference_it_is_not():

@@ -364,6 +364,25 @@ def test_a_run_after_a_break_is_the_same_to_the_bit(tmp_path, prompts):
     assert samples[0] == samples[1]
 
 
+def test_a_world_may_use_up_its_options_and_they_may_have_any_name(tmp_path):
+    class Dealt(Talk):
+        def reset(self, *, seed=None, options=None):
+            self.card = options["prompt"].pop()
+            return super().reset(seed=seed)
+
+        def step(self, action):
+            text, _, *rest = super().step(action)
+            return text, self.card, *rest
+
+    prompts = [{"prompt": [1, 2, 3]}, {"prompt": [4, 5]}]
+    straight = run_talk(None, world=Dealt, prompts=prompts)
+    stop = [lambda learner, samples, metrics: learner.updates == 3]
+    run_talk(tmp_path / "run", world=Dealt, prompts=prompts, callbacks=stop)
+    resumed = run_talk(tmp_path / "run", world=Dealt, prompts=prompts, resume=True)
+    assert rows_without_time(resumed) == rows_without_time(straight)
+    assert prompts == [{"prompt": [1, 2, 3]}, {"prompt": [4, 5]}]
+
+
 def test_episodes_that_are_compared_begin_alike_and_held_out_ones_apart():
     seeds = []
 
@@ -483,6 +502,8 @@ ONE = Talk()
         (lambda: 1 / 0, {}, "cannot be made: ZeroDivisionError"),
         (Talk, {"score": ScoreConfig(normalize=True)}, "score.normalize is set"),
         (Talk, {"reward": lambda completions: [1.0]}, "a world and a reward"),
+        (Talk, {"score": ScoreConfig(reward=("m:f",))}, "a world and a reward"),
+        (Talk, {"score": ScoreConfig(weights=(2.0,))}, "score.weights is set, but a world"),
         (Talk, {"run": dataclasses.replace(FEW, held_out=0.5, eval_every=1)}, "which is none"),
         (None, {}, "there are no prompts"),
     ],

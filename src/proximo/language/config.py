@@ -156,6 +156,16 @@ class KLConfig:
             raise UsageError(
                 f"kl.ema_decay is {self.ema_decay}, but kl.reference is {self.reference}: use ema"
             )
+        if self.estimator != KLConfig.estimator and self.where == "reward":
+            raise UsageError(
+                f"kl.estimator is {self.estimator}, but kl.where is reward, where the KL of a "
+                "token is k1: use kl.where loss, or leave it out"
+            )
+        if self.horizon != KLConfig.horizon and self.target is None:
+            raise UsageError(
+                f"kl.horizon is {self.horizon}, but without kl.target beta does not move: give the "
+                "target, or leave it out"
+            )
         if self.target is not None and not self.coef:
             raise UsageError(
                 "kl.target is set, but kl.coef is 0, from which beta cannot move: give the "
@@ -383,10 +393,12 @@ class PPOConfig:
             )
         if bool(self.ptx.coef) != bool(self.ptx.data):
             raise UsageError("ptx.coef and ptx.data belong together: give both or none")
-        if self.score.weights and len(self.score.weights) != len(self.score.reward):
+        # Of rewards that a program gives the number is not known here: `Judge` compares it.
+        rewards = self.score.reward
+        if rewards and self.score.weights and len(self.score.weights) != len(rewards):
             raise UsageError(
-                f"score.weights has {len(self.score.weights)} numbers for "
-                f"{len(self.score.reward)} rewards: give one for each"
+                f"score.weights has {len(self.score.weights)} numbers for {len(rewards)} rewards: "
+                "give one for each"
             )
 
 

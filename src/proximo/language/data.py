@@ -70,7 +70,9 @@ class Examples:
         found: list[str] = []
         for row in self.rows:
             for column in ("prompt", "completion", "chosen", "rejected"):
-                value = row.get(column, "")
+                if _problem(row, column):  # what a stage does not read may be anything
+                    continue
+                value = row[column]
                 found += [value] if isinstance(value, str) else [m["content"] for m in value]
         return found
 
@@ -231,7 +233,10 @@ def split(count: int, share: float, seed: int, setting: str) -> tuple[list[int],
     """
     kept = int(count * share)
     if share and not kept:
-        raise UsageError(f"{setting} is {share} of {count} examples, which is none")
+        raise UsageError(
+            f"{setting} is {share} of {count} examples, which is none: give more of them, or a "
+            "larger share"
+        )
     mixed = Order(count, seed, 0).draw(0, count)
     return mixed[: count - kept], mixed[count - kept :]
 

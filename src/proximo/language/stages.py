@@ -193,7 +193,7 @@ def ppo(
     return run_ppo(
         config,
         prompts,
-        rewards=[r.reward if isinstance(r, Result) else r for r in several],  # type: ignore[misc]
+        rewards=[r.reward if isinstance(r, Result) else r for r in several] or None,  # type: ignore[misc]
         world=world,
         model=given,
         run_dir=run_dir,
@@ -250,6 +250,11 @@ def run_ppo(
         _check_world(config, rewards)
     elif prompts is None:
         raise UsageError("there are no prompts: only a world does without")
+    elif config.sampling.max_turns != Sampling.max_turns:
+        raise UsageError(
+            f"sampling.max_turns is {config.sampling.max_turns}, but without a world every prompt "
+            "is completed once: leave it out"
+        )
     columns = () if with_world else ("prompt",)
     examples = Examples.read([{}] if prompts is None else prompts, *columns)
     ptx = Examples.read(config.ptx.data, "prompt", "completion") if config.ptx.coef else None
@@ -263,8 +268,10 @@ def run_ppo(
 
 def _check_world(config: PPOConfig, rewards: Sequence[Reward | RewardModel] | None) -> None:
     """Refuse what has no meaning in a world. Raises `UsageError`."""
-    if rewards:
+    if rewards or config.score.reward:
         raise UsageError("there are a world and a reward: a world gives its own, so leave one out")
+    if config.score.weights:
+        raise UsageError("score.weights is set, but a world gives its own reward: leave it out")
     if config.score.normalize:
         raise UsageError(
             "score.normalize is set, but shifting the rewards of a world would pay for long or for "
@@ -288,7 +295,8 @@ def _policy_fit(
 ) -> PolicyFit:
     """Everything checked, then the model loaded."""
     device = _device(config.run)
-    said = [*examples.texts(), *(symbols(worlds[0]) if worlds else ())]
+    said = symbols(worlds[0]) if worlds else examples.texts()
+    said += ptx.texts() if ptx else []
     plan = _plan(config.model, model, said, folder)
     tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop)
     if config.score.missing_eos_penalty and not tokenizer.stops:

@@ -74,6 +74,13 @@ class TokenPPO(PPO):
                 f"algorithm.normalize_advantage is episode, but {why}, one number for all tokens "
                 "of a completion, which would become 0: use batch or none"
             )
+        single = self.minibatches == "episodes" or self.minibatch_size == 1
+        if self.normalize_advantage == "minibatch" and single:
+            raise UsageError(
+                f"algorithm.normalize_advantage is minibatch, but {why}, one number for all tokens "
+                "of a completion, and minibatches hold one completion each, whose advantage would "
+                "become 0: use batch or none"
+            )
         if self.advantage == "grpo" and self.normalize_advantage != "none":
             raise UsageError(
                 f"algorithm.normalize_advantage is {self.normalize_advantage}, but {why}, which "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,7 +197,7 @@ class TextWorlds:
     def _begin(self, world: World, number: int, row: Row, fault: type[Exception]) -> Episode:
         seed = episode_seed(self._seed, 0, number)
         where = f"the world {self._name}, at the start of episode {number} (seed {seed}),"
-        options = dict(row) or None
+        options = copy.deepcopy(dict(row)) or None  # a world may use up what is its own
         text, _ = _answer(lambda: world.reset(seed=seed, options=options), 2, where, fault)
         prompt = self._heard(text, self._tokenizer.prompt, where, fault)
         return Episode(number, seed, prompt, [text])
