@@ -14,6 +14,8 @@ from proximo.language.model import LanguageModel, distribution
 
 Drawn = list[tuple[int, float]]
 """The tokens of one completion, each with its log-probability."""
+LEFT = 0.75
+"""Completions that have stopped are no longer read once this share of them is left."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,13 @@ def draw(
     micro_batch: int,
 ) -> tuple[list[Drawn], Tensor]:
     """(token, log p) of each completion, and whether it stopped. noise: [N, max_tokens]."""
-    parts = [
-        _draw(lm, prompts[begin : begin + micro_batch], sampling, stops, numbers)
-        for begin, numbers in zip(
-            range(0, len(prompts), micro_batch),
-            torch.split(noise.to(lm.device), micro_batch),
-            strict=True,
-        )
-    ]
+    numbers = torch.split(noise.to(lm.device), micro_batch)
+    begins = range(0, len(prompts), micro_batch)
+    with lm.rounding():
+        parts = [
+            _draw(lm, prompts[begin : begin + micro_batch], sampling, stops, own)
+            for begin, own in zip(begins, numbers, strict=True)
+        ]
     return [row for part, _ in parts for row in part], torch.cat([ended for _, ended in parts])
 
 
@@ -84,26 +85,31 @@ def _draw(
     start = Sequences.join(prompts, [[] for _ in prompts], lm.device)
     mask, positions = start.mask, start.positions
     stop_ids = torch.tensor(stops, dtype=torch.long, device=lm.device)
-    stopped = torch.zeros(len(prompts), dtype=torch.bool, device=lm.device)
-    tokens, log_probs, alive = [], [], []
+    tokens = torch.zeros_like(noise, dtype=torch.long)
+    log_probs, lengths = torch.zeros_like(noise), torch.zeros_like(tokens[:, 0])
+    stopped = torch.zeros_like(lengths, dtype=torch.bool)
+    rows = torch.arange(len(prompts), device=lm.device)  # those that are read on
     out = lm(start.tokens, mask, positions, 1, cache=True)
     place = positions[:, -1:]
     for t in range(sampling.max_tokens):
-        place_in_completion = torch.full_like(stopped, t, dtype=torch.long)
-        choice = distribution(out.logits[:, -1], sampling, stops, place_in_completion)
-        token = choice.sample(noise[:, t])
-        tokens.append(token)
-        log_probs.append(choice.log_prob(token))
-        alive.append(~stopped)
-        stopped = stopped | torch.isin(token, stop_ids)
-        if bool(stopped.all()) or t + 1 == sampling.max_tokens:
+        choice = distribution(out.logits[:, -1], sampling, stops, torch.full_like(rows, t))
+        token = choice.sample(noise[rows, t])
+        tokens[rows, t], log_probs[rows, t] = token, choice.log_prob(token)
+        over = stopped[rows]
+        lengths[rows] += ~over
+        over |= torch.isin(token, stop_ids)
+        stopped[rows] = over
+        left = len(rows) - int(over.sum())
+        if not left or t + 1 == sampling.max_tokens:
             break
+        cache = out.cache
+        if left <= LEFT * len(rows):
+            kept = (~over).nonzero().squeeze(-1)
+            rows, token, place, mask = rows[kept], token[kept], place[kept], mask[kept]
+            cache.batch_select_indices(kept)
         place = place + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], -1)
-        out = lm(token.unsqueeze(-1), mask, place, 1, cache=out.cache)
-    kept = torch.stack(alive, 1).sum(1).tolist()
-    rows = zip(
-        torch.stack(tokens, 1).tolist(), torch.stack(log_probs, 1).tolist(), kept, strict=True
-    )
-    drawn = [list(zip(ids, lps, strict=True))[:count] for ids, lps, count in rows]
+        out = lm(token.unsqueeze(-1), mask, place, 1, cache=cache)
+    found = zip(tokens.tolist(), log_probs.tolist(), lengths.tolist(), strict=True)
+    drawn = [list(zip(ids, lps, strict=True))[:count] for ids, lps, count in found]
     return drawn, stopped

@@ -206,13 +206,17 @@ class LanguageModel(nn.Module):
         last = out.hidden_states[-1][:, -keep:].float() if hidden else None
         return Output(out.logits[:, -keep:].float(), last, cached)
 
+    def rounding(self) -> torch.autocast:
+        """To be entered around many passes that train nothing: weights are then rounded once."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16)
+
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Precision and memory of a pass, as they were set up."""
         with ExitStack() as settings:
             if self._bfloat16:
                 head = self.net.get_output_embeddings()  # type: ignore[operator]
-                settings.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+                settings.enter_context(self.rounding())
                 settings.enter_context(_replaced([head], _in_float32))
             # transformers has this too, but for models whose dropout is on, and without a cache.
             if self._recomputed and torch.is_grad_enabled():

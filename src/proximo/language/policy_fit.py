@@ -134,7 +134,7 @@ class PolicyFit(Learner):
     def _next_episodes(self) -> list[int]:
         """The numbers by which worlds are seeded: those compared with each other begin alike."""
         first, k = self.counters["episodes"], self.run.completions_per_prompt
-        return [(first + i) // k for i in range(self.run.sequences)]
+        return [first // k + i // k for i in range(self.run.sequences)]
 
     def _draw(
         self, examples: Sequence[int], generator: torch.Generator, numbers: Sequence[int]
@@ -217,6 +217,8 @@ class PolicyFit(Learner):
                 f"weights became infinite in update {self.updates + 1}: a smaller learning rate is "
                 "the usual remedy"
             )
+        if not algorithm.critic:
+            metrics.pop("value_loss", None)
         now = after(self.policy, sequences, config.sampling, micro_batch)
         moved = readings(algorithm, self.policy, batch, now, coefficients)
         return {**moved, **metrics, **rates, **coefficients}
@@ -226,7 +228,7 @@ class PolicyFit(Learner):
         kl, settings = new.kl, self.config.kl
         if self.reference is not None:
             self.reference.follow(self.lm)
-        if settings.target is not None:
+        if settings.target is not None and self.updates >= self.config.model.critic_warmup:
             self.counters["beta"] = controlled_beta(
                 self.counters["beta"], mean_of(kl), settings.target, len(kl), settings.horizon
             )

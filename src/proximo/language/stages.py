@@ -382,6 +382,12 @@ def _again(config: Config, run_dir: str | Path | None) -> tuple[Config, RunFolde
     before = read_stage(folder.config_file)
     if before.lm.stage != config.lm.stage:
         raise UsageError(f"{run_dir} is a run of {before.lm.stage}, not of {config.lm.stage}")
+    for name in ("seed", "sequences", "completions_per_prompt", "held_out"):  # what is drawn
+        then, now = getattr(before.run, name), getattr(config.run, name)
+        if then != now:
+            raise UsageError(
+                f"run.{name} is {now}, but {run_dir} began with {then}: give that, or begin anew"
+            )
     return dataclasses.replace(config, model=before.model), folder
 
 
