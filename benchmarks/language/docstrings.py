@@ -10,6 +10,7 @@ from pathlib import Path
 
 from task import Row, Task
 
+from proximo import Schedule
 from proximo.language import ModelConfig, Result, Sampling
 
 WORDS = 1500
@@ -85,7 +86,7 @@ TASK = Task(
     fitting=(800, 400),
     updates=60,
     algorithm={
-        "learning_rate": 3e-4,
+        "learning_rate": Schedule.parse("linear:5e-4:0"),
         "minibatch_size": 32,
         "value_loss": "mse",
         "value_coef": 0.5,
