@@ -94,6 +94,9 @@ def load(run: str | Path, checkpoint: str = "last", *, net: str | Maker | None =
         name = net if isinstance(net, str) else name_of(net)
         config = dataclasses.replace(config, net=dataclasses.replace(config.net, module=name))
     own = find(net) if isinstance(net, str) else net
+    if own is None:  # what the files say of sizes is compared before it is made
+        with torch.device("meta"):
+            saved.check_policy(make_policy(saved.spaces, config))
     policy = make_policy(saved.spaces, config, own)
     saved.load_policy(policy)
     trained = {"steps": saved.steps, "updates": saved.updates}

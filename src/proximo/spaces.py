@@ -302,8 +302,20 @@ def space_record(space: Space) -> dict[str, Any]:
     }
 
 
-def recorded_space(record: dict[str, Any]) -> Space:
-    """The space of such a record."""
+def recorded_space(record: dict[str, Any], most: int = 2**62) -> Space:
+    """The space of such a record; most: columns that it can have.
+
+    Raises `ValueError`, `TypeError`, `KeyError` and the like for what `space_record` has not made.
+    """
+    with np.errstate(all="ignore"):  # numbers too large for their type
+        space = _recorded(record)
+    columns = sum(_width(path, inner) for path, inner in _leaves(space))
+    if not 0 < columns <= most or space_record(space) != record:
+        raise ValueError(f"{record!r:.80} is no space of {most} columns at most")
+    return space
+
+
+def _recorded(record: dict[str, Any]) -> Space:
     if record["kind"] == "Discrete":
         return spaces.Discrete(record["n"], start=record["start"])
     if record["kind"] == "MultiDiscrete":
@@ -312,10 +324,12 @@ def recorded_space(record: dict[str, Any]) -> Space:
         shape = record["shape"]
         return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
     if record["kind"] == "Dict":
-        return spaces.Dict({key: recorded_space(inner) for key, inner in record["parts"]})
+        return spaces.Dict({key: _recorded(inner) for key, inner in record["parts"]})
     if record["kind"] == "Tuple":
-        return spaces.Tuple(recorded_space(inner) for inner in record["parts"])
+        return spaces.Tuple(_recorded(inner) for inner in record["parts"])
     dtype = np.dtype(record["dtype"])
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{dtype} is no type of numbers")
     low, high = (
         np.array([float(x) for x in record[side]], dtype).reshape(record["shape"])
         for side in ("low", "high")

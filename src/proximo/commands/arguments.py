@@ -1,4 +1,4 @@
-"""What the verbs share: reading arguments, and when user code may be imported."""
+"""What the verbs share: reading arguments, printing, and when user code may be imported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import os
 import shlex
 import shutil
+import sys
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -107,6 +108,14 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
         if width is not None:
             os.environ["COLUMNS"] = width
     return parsed
+
+
+def say(text: str) -> None:
+    """Print a line. Where its reader has gone, or the disk is full, the rest is not printed."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it stays open
 
 
 def allow_code(

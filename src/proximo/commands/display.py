@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from proximo.commands.arguments import say
 from proximo.run.callbacks import Row
 
 READINGS = (
@@ -152,7 +153,7 @@ class PlainDisplay:
         self._printed = time.perf_counter()
         line = plain(row, *(pace or self._pace.read(row)), self._pace.total)
         self._note(line)
-        print(line, flush=True)
+        say(line)
         self._row = None
 
 

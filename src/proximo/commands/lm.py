@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse
+from proximo.commands.arguments import parse, say
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -156,6 +156,8 @@ class Resume:
     """The world, likewise."""
     data: Annotated[Path | None, TEXT] = None
     """The data, where the file stands elsewhere now."""
+    strict: bool = False
+    """Refuse a last checkpoint that is damaged, instead of going on from the newest whole one."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -242,11 +244,16 @@ def _resume(command: Resume, arguments: list[str]) -> int:
         run = dataclasses.replace(config.run, updates=command.updates)
         config = dataclasses.replace(config, run=run)
 
-    from proximo.run.checkpoint import Checkpoint
+    from proximo.run.checkpoint import Checkpoint, Damaged
 
-    saved = Checkpoint(folder.checkpoint("last")).record
-    done = saved["counters"]["updates"]
-    if done >= config.run.updates and saved["finished"]:
+    try:
+        saved = Checkpoint(folder.checkpoint("last"))
+        done, finished = saved.updates, saved.record.get("finished")
+    except Damaged:  # then there is more to do, from an earlier one
+        if command.strict:
+            raise
+        done, finished = 0, False
+    if done >= config.run.updates and finished:
         if not command.quiet:
             print(f"{command.run} is finished: {done:,} updates. To train further, give --updates")
         return 0
@@ -285,7 +292,7 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
 
     folder = RunFolder(path)
     if not quiet:
-        print(f"{config.lm.stage} of {config.model.path}, run folder {path}", flush=True)
+        say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
     display = None if quiet else Lines(config.run.updates)
     keep: dict[str, Any] = {"run_dir": path, "resume": resume, "display": display}
     again = f"proximo lm resume {path}"
@@ -296,7 +303,7 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
                 interrupt.asked, learner.save_soon = False, True
                 folder.note(said := f"SIGUSR1: saving after update {learner.updates}")
                 if not quiet:
-                    print(said, flush=True)
+                    say(said)
             return interrupt.signal is not None
 
         keep["callbacks"] = [heed]
@@ -352,8 +359,8 @@ class Lines:
         """The last line, and what was measured at the end."""
         self._print()
         for name, value in result.final.items():
-            print(f"{name.replace('_', ' ')} {value:.4f}")
-        print(f"run folder: {path}")
+            say(f"{name.replace('_', ' ')} {value:.4f}")
+        say(f"run folder: {path}")
 
     def _print(self) -> None:
         if self._row is None:
@@ -363,7 +370,7 @@ class Lines:
         if "score" in row:
             words = [word for word in words if not word.startswith("loss ")]
         line = f"{row['update']:,}/{self._total:,} updates  {'  '.join(words)}"
-        print(f"{line}  {row['seconds']:.0f} s", flush=True)
+        say(f"{line}  {row['seconds']:.0f} s")
 
 
 def _generate(command: Generate, arguments: list[str]) -> int:

@@ -126,11 +126,12 @@ def _caveats(runs: Sequence[list[dict[str, Any]]], configs: Sequence[Config]) ->
 
 
 def _has(runs: Sequence[list[dict[str, Any]]], key: str) -> bool:
-    return any(row.get(key) is not None for rows in runs for row in rows)
+    return any(len(_curve(rows, key)[0]) for rows in runs)
 
 
 def _curve(rows: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    points = [(row["steps"], row[key]) for row in rows if row.get(key) is not None]
+    read = ((row.get("steps"), row.get(key)) for row in rows)
+    points = [(x, y) for x, y in read if type(x) is int and type(y) in (int, float)]
     return np.array([x for x, _ in points], float), np.array([y for _, y in points], float)
 
 

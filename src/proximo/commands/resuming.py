@@ -41,6 +41,8 @@ class Resume:
     """Its wrappers, in the same way."""
     net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
     """The network, where it is code of your own, which needs to be said again."""
+    strict: bool = False
+    """Refuse a last checkpoint that is damaged, instead of going on from the newest whole one."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
     command = parse(Resume, "resume", arguments)
 
     from proximo.commands.running import go_on
-    from proximo.run.checkpoint import Checkpoint
+    from proximo.run.checkpoint import newest
     from proximo.run.folder import RunFolder
 
     folder = RunFolder.open(command.run)
@@ -60,8 +62,9 @@ def main(arguments: list[str]) -> int:
     if command.total_steps is not None:
         changed["total_episodes"] = None
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
-    saved = Checkpoint(folder.checkpoint("last"))
-    ended = folder.read_result().get("stopped_by")
+    last = folder.checkpoint("last")
+    saved = newest(folder, strict=command.strict)
+    ended = folder.read_result().get("stopped_by") if saved.path == last else None
     reached = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(str(ended))
     if saved.steps >= config.run.total_steps or (reached and command.total_steps is None):
         if not command.quiet:

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from proximo.commands.arguments import say
 from proximo.commands.display import LiveDisplay, PlainDisplay
 from proximo.commands.signals import Interrupt
 from proximo.loop import run_session
-from proximo.run.checkpoint import Checkpoint
+from proximo.run.checkpoint import Checkpoint, newest
 from proximo.run.config import Config, sayable
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
@@ -98,8 +99,8 @@ def _train(
                     session.interruption = "interrupted"
                 if interrupt.asked:
                     interrupt.asked = False
-                    session.save()
-                    _say([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
+                    if session.save():
+                        _say([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
 
             session.callbacks.append(heed)  # behind all others, so that what they did is in it
             with display or contextlib.nullcontext():
@@ -108,7 +109,7 @@ def _train(
             print(interrupt.stopped_at_once(), file=sys.stderr)
             return 128 + (interrupt.signal or signal.SIGINT)
         except TrainingError as error:
-            saved = Checkpoint(folder.checkpoint("last")).updates
+            saved = newest(folder).updates
             raise TrainingError(
                 f"{error}\nThe run is kept, with its state after update {saved}; the traceback is "
                 f"in {folder.log_file}; go on by: proximo resume {folder.path}"
@@ -122,7 +123,7 @@ def _train(
         return 128 + interrupt.signal
     if not quiet:
         late = [doubt for doubt in result.get("doubts", ()) if doubt not in session.notes]
-        print("\n".join([*late, *_ending(result, config, folder)]))
+        say("\n".join([*late, *_ending(result, config, folder)]))
     return 0
 
 
@@ -130,7 +131,7 @@ def _say(lines: list[str], folder: RunFolder, *, quiet: bool) -> None:
     for line in lines:
         folder.note(line)
         if not quiet:
-            print(line, flush=True)
+            say(line)
 
 
 def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[str]:

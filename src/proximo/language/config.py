@@ -228,6 +228,9 @@ class TrainingConfig:
     a third more time, the same result."""
     save_every: int = 0
     """Updates between numbered checkpoints; 0: only update 0 and the last."""
+    keep_last: int = 2
+    """How many of the last checkpoints are kept: `last`, and those before it as last-UPDATE, to go
+    on from if it is damaged."""
     log_every: int = 1
     """Updates between lines of metrics.jsonl."""
     eval_every: int = 0
@@ -241,7 +244,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_values("run", self)
         _at_least("run", self, 1, "updates", "sequences", "micro_batch", "log_every")
-        _at_least("run", self, 1, "completions_per_prompt")
+        _at_least("run", self, 1, "completions_per_prompt", "keep_last")
         _at_least("run", self, 0, "seed", "threads", "save_every", "eval_every")
         if self.sequences % self.completions_per_prompt:
             raise UsageError(

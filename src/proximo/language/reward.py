@@ -71,7 +71,7 @@ def scores_of(model: RewardModel, sequences: Sequences, micro_batch: int) -> Ten
 def load_reward(run: str | Path) -> RewardModel:
     """The reward model of a finished run of `proximo lm reward`. Raises `UsageError`."""
     folder = RunFolder.open(run)
-    saved = read_checkpoint(folder, "last")
+    saved = read_checkpoint(folder, folder.checkpoint("last"))
     if saved.record.get("stage") != "reward":
         raise UsageError(f"{run} is no run of proximo lm reward")
     if not saved.record["finished"]:

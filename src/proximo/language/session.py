@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import shutil
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from proximo.algorithms.skips import settle
@@ -19,10 +23,17 @@ from proximo.functional.moments import no_moments
 from proximo.language.config import TrainingConfig
 from proximo.language.model import LanguageModel
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.run.callbacks import SAVE_INTERVAL
-from proximo.run.checkpoint import Checkpoint, keep_first, own_copy, write
+from proximo.run.checkpoint import (
+    Checkpoint,
+    Keeper,
+    keep_first,
+    optimizer_tensors,
+    own_copy,
+    write,
+)
+from proximo.run.disk import Lines, replace, warn, writable
 from proximo.run.folder import RunFolder
-from proximo.types import Keep, Metrics, Moments, TrainingError, UsageError
+from proximo.types import Keep, Metrics, TrainingError, UsageError
 
 Row = dict[str, Any]
 
@@ -92,19 +103,17 @@ class Learner(ABC):
     def finish(self) -> None:  # noqa: B027 most stages have nothing to do
         """What is done once, after the last update."""
 
-    def save(self, folder: RunFolder, name: str | int, digest: str, *, finished: bool) -> None:
-        """Write a checkpoint: everything that the next update depends on.
+    def save(self, path: Path, digest: str, *, finished: bool = False, first: bool = False) -> None:
+        """Write a checkpoint: everything that the next update depends on. Raises `OSError`.
 
-        Frozen weights are in that of update 0 alone; the others say which one that is.
+        first: of update 0. Frozen weights are in that alone; the others say which one that is.
         """
         tensors = {f"policy.{name}": x for name, x in self.module.state_dict().items()}
         named = self.module.named_parameters(remove_duplicate=False)
         frozen = {f"policy.{name}" for name, x in named if not x.requires_grad}
-        if name != 0:
+        if not first:
             tensors = {key: x for key, x in tensors.items() if key not in frozen}
-        tensors |= self.carried
-        for index, record in enumerate(self.optimizer.records):
-            tensors |= {f"optimizer.{index}.{name}": x for name, x in record.items()}
+        tensors |= self.carried | optimizer_tensors(self.optimizer)
         tensors |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
         tensors |= {f"moments.{name}": x for name, x in self.moments._asdict().items()}
         about = {
@@ -112,42 +121,45 @@ class Learner(ABC):
             "counters": self.counters,
             "data": digest,
             "finished": finished,
-            **({"frozen_in": self._first} if frozen and name != 0 else {}),
+            **({"frozen_in": self._first} if frozen and not first else {}),
         }
-        sha256 = write(folder.checkpoint(name), {n: own_copy(x) for n, x in tensors.items()}, about)
-        if name == 0:
+        sha256 = write(path, {n: own_copy(x) for n, x in tensors.items()}, about)
+        if first:
             self._first = sha256
 
     def load(self, saved: Checkpoint, digest: str) -> None:
-        """Go on from a checkpoint. Raises `UsageError` if it is of other data."""
+        """Go on from a checkpoint. Raises `UsageError` if it is of another stage or other data."""
+        if saved.record.get("stage") != self.stage:
+            raise UsageError(f"the checkpoint {saved.path} is of no run of {self.stage}")
         if saved.record["data"] != digest:
             raise UsageError(
                 "the data are not those that this run began with: give the same, or begin a new run"
             )
         saved.load_policy(self.module)
         self._first = saved.record.get("frozen_in")
-        for name, tensor in self.carried.items():
-            if name not in saved.tensors:
-                raise UsageError(
-                    "kl.reference is ema, but this run was not begun with it: its checkpoints hold "
-                    "no average"
-                )
-            tensor.copy_(saved.tensors[name])
-        for index, record in enumerate(self.optimizer.records):
-            for name, tensor in record.items():
-                tensor.copy_(saved.tensors[f"optimizer.{index}.{name}"])
+        if self.carried.keys() - saved.tensors.keys():
+            raise UsageError(
+                "kl.reference is ema, but this run was not begun with it: its checkpoints hold "
+                "no average"
+            )
+        for name, tensor in saved.take(self.carried).items():
+            self.carried[name].copy_(tensor)
+        saved.load_optimizer(self.optimizer)
         for name, generator in self.generators.items():
-            generator.set_state(saved.tensors[f"generator.{name}"])
-        self.moments = Moments(*(saved.tensors[f"moments.{name}"] for name in Moments._fields))
-        self.counters = dict(saved.record["counters"])
+            saved.load_generator(f"generator.{name}", generator)
+        self.moments = saved.moments("moments")
+        counters = saved.record["counters"]
+        if None in counters.values() or self.counters.keys() - counters.keys():
+            raise UsageError(f"the counters of the checkpoint {saved.path} are {counters!r:.200}")
+        self.counters = dict(counters)
 
 
-def read_checkpoint(folder: RunFolder, name: str | int) -> Checkpoint:
+def read_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
     """A checkpoint of a stage, with the frozen weights that stand in that of update 0.
 
     Raises `UsageError` if that is another one than the run began with.
     """
-    saved = Checkpoint(folder.checkpoint(name))
+    saved = Checkpoint(path)
     if expected := saved.record.get("frozen_in"):
         first = Checkpoint(folder.checkpoint(0))
         if first.sha256 != expected:
@@ -171,26 +183,26 @@ def train(
     callbacks: Sequence[Callback],
     display: Display | None,
     *,
-    is_new: bool,
+    start: Checkpoint | None,
 ) -> list[Row]:
     """Update until the run is over or a callback ends it; returns the rows that were logged.
 
-    An error before the first update removes the folder of a new run: there is nothing to keep,
-    unless it is a `TrainingError`, after which the first minibatch that went wrong stands there.
+    start: what the run goes on from. An error before the first update removes the folder of a new
+    run: there is nothing to keep, unless it is a `TrainingError`, after which the first minibatch
+    that went wrong stands there.
     """
-    rows = folder.cut_metrics(learner.updates, run.log_every) if folder else []
-    _cut_samples(folder, learner.updates)
-    begin = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
-    due, stopped, row = 0.0, False, {}
-    learner.keep = partial(_keep, folder) if folder else None
-    if folder and not learner.updates:
-        for name in (0, "last"):
-            learner.save(folder, name, digest, finished=False)
+    stopped, row = False, dict[str, Any]()
+    kept: _Kept | None = None
     try:
+        kept = _Kept(folder, learner, run, digest, start) if folder else None
+        rows = kept.rows if kept else []
+        begin = time.perf_counter() - (rows[-1]["seconds"] if rows else 0.0)
         while learner.updates < run.updates and not stopped:
             metrics = learner.update()
             learner.counters["updates"] += 1
-            _keep_best(folder, learner, metrics)
+            score, best = metrics.get("held_out_score"), learner.counters.get("best")
+            if is_best := score is not None and (best is None or score > best):
+                learner.counters["best"] = score
             stopped = any([call(learner, learner.samples, metrics) for call in callbacks])  # noqa: C419 each is called
             row = {
                 "update": learner.updates,
@@ -199,84 +211,149 @@ def train(
                 **({"skipped_steps": n} if (n := learner.counters.get("skipped")) else {}),
                 "seconds": round(time.perf_counter() - begin, 3),
             }
-            if learner.updates % run.log_every == 0:
+            if logged := learner.updates % run.log_every == 0:
                 rows.append(row)
-                _write(folder, row, learner.samples)
             if display:
                 display.show(row)
-            if folder and run.save_every and learner.updates % run.save_every == 0:
-                learner.save(folder, learner.updates, digest, finished=False)
-            if folder and (learner.save_soon or time.monotonic() >= due):
-                start = time.monotonic()
-                learner.save(folder, "last", digest, finished=False)
-                learner.save_soon = False
-                now = time.monotonic()
-                due = now + max(SAVE_INTERVAL, 100 * (now - start))
+            if kept:
+                kept.keep(row if logged else None, is_best=is_best)
         if finished := learner.updates >= run.updates:
             learner.finish()
-        if folder:
-            learner.save(folder, "last", digest, finished=finished)
-            _write_result(folder, learner, row, finished=finished)
+        if kept:
+            kept.finish(row, finished=finished)
     except BaseException as error:
-        if folder and is_new and not learner.updates and not isinstance(error, TrainingError):
+        nothing = not learner.updates and not isinstance(error, TrainingError)
+        if folder and start is None and nothing:
             folder.remove()
         elif folder:
             folder.note(traceback.format_exc())
         raise
+    finally:
+        if kept:
+            with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
+                kept.close()
     return rows
 
 
-def _keep_best(folder: RunFolder | None, learner: Learner, metrics: Metrics) -> None:
-    """Write a model that scored best on what is held out, as a folder that transformers reads."""
-    score, best = metrics.get("held_out_score"), learner.counters.get("best")
-    if score is None or (best is not None and score <= best):
-        return
-    learner.counters["best"] = score
-    if folder:
-        fresh, place = folder.path / "best.new", folder.path / "best"
-        learner.lm.save(fresh)
-        shutil.rmtree(place, ignore_errors=True)
-        fresh.rename(place)
+class _Kept:
+    """What a stage leaves in its run folder, on a disk that may fail."""
 
+    def __init__(
+        self,
+        folder: RunFolder,
+        learner: Learner,
+        run: TrainingConfig,
+        digest: str,
+        start: Checkpoint | None,
+    ) -> None:
+        """Raises `UsageError` if the disk fails already."""
+        self._folder, self._learner, self._run, self._digest = folder, learner, run, digest
+        self._doubts: list[str] = []
+        self._keeper = Keeper(folder, run.keep_last, self._warn, start)
+        learner.keep = self._keep_skipped
+        samples = folder.path / "samples.jsonl"
+        with writable(folder.path):
+            self.rows = folder.cut_metrics(learner.updates, run.log_every)
+            _cut_samples(samples, learner.updates)
+            if not learner.updates:
+                learner.save(folder.checkpoint(0), digest, first=True)
+                self._keeper.last(0, self._save)
+            self._metrics = Lines(folder.metrics_file, self._warn)
+            self._samples = Lines(samples, self._warn)
 
-def _keep(folder: RunFolder, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
-    place = str(keep_first(folder.nonfinite, record["update"], tensors, record))
-    folder.note(f"a gradient step was left out: {text} (the first: {place})")
-    return place
+    def _keep_skipped(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
+        place = keep_first(self._folder.nonfinite, record["update"], tensors, record)
+        said = f"a gradient step was left out: {text}{place and f' (the first: {place})'}"
+        self._folder.note(said)
+        return place
 
+    def _warn(self, text: str) -> None:
+        warn(text)
+        self._doubts.append(text)
+        self._folder.note(text)
 
-def _write(folder: RunFolder | None, row: Row, samples: list[Row]) -> None:
-    if folder is None:
-        return
-    with folder.metrics_file.open("ab") as file:
-        file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-    with (folder.path / "samples.jsonl").open("ab") as file:
-        for sample in samples:
-            line = {"update": row["update"], **sample}
-            file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+    def _save(self, path: Path) -> None:
+        self._learner.save(path, self._digest)
 
+    def _save_model(self, name: str) -> None:
+        """The model in a folder that transformers reads. Raises `OSError`."""
+        fresh, place = self._folder.path / f"{name}.new", self._folder.path / name
+        try:
+            self._learner.lm.save(fresh)
+            place.mkdir(exist_ok=True)
+            for file in fresh.iterdir():  # one by one, so that at every moment each is whole
+                file.replace(place / file.name)
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise OSError(errno.EIO, why, str(place)) from error
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
-def _cut_samples(folder: RunFolder | None, update: int) -> None:
-    """Drop the samples of updates that will be made again."""
-    if folder is None or not (file := folder.path / "samples.jsonl").is_file():
-        return
-    lines = file.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith(b"\n")]
-    file.write_bytes(b"".join(x for x in kept if orjson.loads(x)["update"] <= update))
+    def keep(self, row: Row | None, *, is_best: bool) -> None:
+        """Log an update, if it is one to log, and save if it is time."""
+        updates, every = self._learner.updates, self._run.save_every
+        if is_best:
+            self._keeper.attempt("best", lambda: self._save_model("best"))
+        if row:
+            self._metrics.write(_line(row))
+            for sample in self._learner.samples:
+                self._samples.write(_line({"update": updates, **sample}))
+        if every and updates % every == 0:
+            path = self._folder.checkpoint(updates)
+            self._keeper.attempt("numbered", lambda: self._save(path))
+        at_once, self._learner.save_soon = self._learner.save_soon, False
+        self._keeper.now_and_then(lambda: self._keeper.last(updates, self._save), at_once=at_once)
 
+    def close(self) -> None:
+        """Raises `OSError` if lines are left that could not be written."""
+        try:
+            self._metrics.close()
+        finally:
+            self._samples.close()
 
-def _write_result(folder: RunFolder, learner: Learner, row: Row, *, finished: bool) -> None:
-    folder.write_result(
-        {
+    def finish(self, row: Row, *, finished: bool) -> None:
+        """Save, and write down how it ended. Raises `TrainingError` if the disk fails."""
+        learner = self._learner
+        result = {
             "stopped_by": "updates" if finished else "callback",
             "updates": learner.updates,
             "tokens": learner.counters["tokens"],
             "seconds": row.get("seconds", 0.0),
             **learner.final,
         }
-    )
-    if finished and learner.stage != "reward":
-        learner.lm.save(folder.path / "model")
+        if self._doubts:
+            result["doubts"] = self._doubts
+        try:
+            if finished and learner.stage != "reward":
+                self._save_model("model")
+            self._keeper.last(
+                learner.updates, partial(learner.save, digest=self._digest, finished=finished)
+            )
+            self._folder.write_result(result)
+            self.close()
+        except OSError as error:
+            raise TrainingError(
+                f"training has ended, but {error.filename} could not be written "
+                f"({error.strerror}); {self._keeper}"
+            ) from error
+
+
+def _line(row: Row) -> bytes:
+    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _cut_samples(file: Path, update: int) -> None:
+    """Drop the samples of updates that will be made again, and lines that are none."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            if line.endswith(b"\n") and orjson.loads(line)["update"] <= update:
+                kept.append(line)
+        except (ValueError, TypeError, LookupError):
+            continue
+    replace(file, b"".join(kept))
 
 
 def mean_of(values: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -42,7 +43,8 @@ from proximo.language.reward import Judge, Reward, RewardModel, find_reward
 from proximo.language.session import Callback, Display, Learner, Row, read_checkpoint, train
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.language.worlds import TextWorlds, World, symbols, text_worlds
-from proximo.run.checkpoint import Checkpoint
+from proximo.run.checkpoint import Checkpoint, newest
+from proximo.run.disk import writable
 from proximo.run.folder import RunFolder
 from proximo.types import UsageError
 
@@ -363,14 +365,15 @@ def _run(
     callbacks: Sequence[Callback],
     display: Display | None,
 ) -> Result:
-    is_new = folder is None
-    if folder:
-        learner.load(read_checkpoint(folder, "last"), digest)
-        folder.write_config(config)
+    start = newest(folder, read=partial(read_checkpoint, folder)) if folder else None
+    if folder and start:
+        learner.load(start, digest)
+        with writable(folder.path):
+            folder.write_config(config)
     elif run_dir is not None:
         folder = RunFolder.create(run_dir, config, "proximo lm resume")
         learner.lm.save(folder.path / "model", weights=False)
-    rows = train(learner, config.run, folder, digest, callbacks, display, is_new=is_new)
+    rows = train(learner, config.run, folder, digest, callbacks, display, start=start)
     return Result(learner, rows, config)
 
 

@@ -5,7 +5,6 @@ A callback may add to `metrics`, which is then logged, and ends the training by 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -19,14 +18,13 @@ from proximo.collect import make_room
 from proximo.envs.check import Bounds
 from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
-from proximo.run.checkpoint import Snapshot
+from proximo.run.checkpoint import Keeper, Snapshot
+from proximo.run.disk import Lines
 from proximo.run.folder import RunFolder
 from proximo.types import Metrics, Rollout, TrainingError, TrainState
 
 TRAINING_EVALUATION_SEED = 2_000_000
 """First seed of evaluations while training; `proximo eval` starts elsewhere, on unseen seeds."""
-SAVE_INTERVAL = 2.0
-"""Seconds between saves of the last and best policy; more where saving would take over 1%."""
 
 Callback = Callable[[TrainState, Rollout, Metrics], bool | None]
 Row = dict[str, Any]
@@ -149,8 +147,11 @@ class Record:
         threshold: float | None,
         seconds: float,
         steps: int,
+        say: Callable[[str], None],
     ) -> None:
-        self._file = folder.metrics_file.open("ab", buffering=0) if folder else None
+        """say: told once when the disk or the display begins to fail. Raises `OSError`."""
+        self._file = Lines(folder.metrics_file, say) if folder else None
+        self._say = say
         self._display, self._every, self._threshold = display, every, threshold
         self._clock = time.perf_counter()
         self._seconds, self._steps = seconds, steps
@@ -183,8 +184,12 @@ class Record:
         self._written = False
         if state.updates % self._every == 0:
             self._write()
-        if self._display:
-            self._display.show(self.row)
+        try:
+            if self._display:
+                self._display.show(self.row)
+        except OSError as error:  # what reads it has gone, or a full disk
+            self._display = None
+            self._say(f"progress cannot be shown any more ({error.strerror}): training goes on")
 
     def _write(self) -> None:
         if self._file and not self._written:
@@ -192,7 +197,7 @@ class Record:
             self._written = True
 
     def close(self) -> None:
-        """Write the last row too, whether or not its turn had come."""
+        """Write the last row too, whether or not its turn had come. Raises `OSError`."""
         self._write()
         if self._file:
             self._file.close()
@@ -221,34 +226,45 @@ def recent_returns(state: TrainState, threshold: float | None) -> Row:
 
 
 class Save:
-    """Checkpoints: update 0, the last, the best, and every `every` updates."""
+    """Checkpoints: update 0, the last few, the best, and every `every` updates."""
 
     def __init__(
-        self, folder: RunFolder, spaces: tuple[gym.Space[Any], gym.Space[Any]], every: int
+        self,
+        folder: RunFolder,
+        spaces: tuple[gym.Space[Any], gym.Space[Any]],
+        every: int,
+        keeper: Keeper,
     ) -> None:
-        self._folder, self._spaces, self._every = folder, spaces, every
+        self._folder, self._spaces, self._every, self._keeper = folder, spaces, every, keeper
         self._best: Snapshot | None = None
-        self._due = -math.inf
+
+    def __str__(self) -> str:
+        return str(self._keeper)
 
     def first(self, state: TrainState) -> None:
+        """Raises `OSError`."""
         snapshot = Snapshot(state, self._spaces)
-        for name in (0, "last"):
-            snapshot.write(self._folder.checkpoint(name))
+        snapshot.write(self._folder.checkpoint(0))
+        self._keeper.last(0, snapshot.write)
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if "is_best" in metrics:
             self._best = Snapshot(state, self._spaces, policy_only=True)
         if self._every and state.updates % self._every == 0:
-            Snapshot(state, self._spaces).write(self._folder.checkpoint(state.updates))
-        if time.monotonic() >= self._due:
-            self.flush(state)
+            path, snapshot = self._folder.checkpoint(state.updates), Snapshot(state, self._spaces)
+            self._keeper.attempt("numbered", lambda: snapshot.write(path))
+        self._keeper.now_and_then(lambda: self.flush(state))
+
+    def attempt(self, state: TrainState) -> bool:
+        """Whether it could be written."""
+        return self._keeper.attempt("last", lambda: self.flush(state))
 
     def flush(self, state: TrainState) -> None:
-        """Write the best before the last, so that the last never knows of a best that is lost."""
-        begin = time.monotonic()
+        """Write the best before the last, so that the last never knows of a best that is lost.
+
+        Raises `OSError`.
+        """
         if self._best:
             self._best.write(self._folder.checkpoint("best"))
             self._best = None
-        Snapshot(state, self._spaces).write(self._folder.checkpoint("last"))
-        now = time.monotonic()
-        self._due = now + max(SAVE_INTERVAL, 100 * (now - begin))
+        self._keeper.last(state.updates, Snapshot(state, self._spaces).write)

@@ -2,14 +2,23 @@
 
 One file, so that it is replaced in one step and never half written; its SHA-256, so that damage is
 found; no pickle, so that loading runs no code. The same state gives the same bytes.
+
+Reading allocates a multiple of the file's size and no more: safetensors bounds the header and the
+tensors by the file, JSON takes at most some thirty bytes for each of its own, and what a file says
+of sizes is compared with what was saved before anything of that size is made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
 import os
+import shutil
+import time
 from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +29,92 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from proximo.spaces import recorded_space, space_record
+from proximo.functional.moments import no_moments
+from proximo.run.disk import replace, warn
+from proximo.run.folder import RunFolder
+from proximo.spaces import recorded_space, space_record, torch_dtype
 from proximo.types import Episode, Moments, TrainState, UsageError
 
 SCHEMA = 1
-_COUNTERS = (
-    *("horizon", "steps", "updates", "episodes", "smoothed", "best", "last_trial_steps"),
-    *("beta", "rate_scale", "skipped"),
-)
+LONGEST_HEADER = 100_000_000
+"""Bytes of a header that safetensors reads; it would write a longer one."""
+SAVE_INTERVAL = 2.0
+"""Seconds between saves of the last and best policy; more where they would take over SAVE_SHARE."""
+SAVE_SHARE = 0.01
+Check = Callable[[Any], bool]
+
+
+def _whole(low: int) -> Check:
+    return lambda x: type(x) is int and low <= x <= 2**62
+
+
+def _number(low: float) -> Check:
+    return lambda x: type(x) in (int, float) and low <= x <= 1e300
+
+
+def _or_none(check: Check) -> Check:
+    return lambda x: x is None or check(x)
+
+
+def _kind(kind: type) -> Check:
+    return lambda x: type(x) is kind
+
+
+def _is_recent(episodes: Any) -> bool:
+    ret, length = _number(-1e300), _whole(0)
+    return (
+        type(episodes) is list
+        and len(episodes) <= 100
+        and all(type(e) is list and len(e) == 2 and ret(e[0]) and length(e[1]) for e in episodes)
+    )
+
+
+_COUNTERS = {
+    "horizon": _whole(1),
+    "steps": _whole(0),
+    "updates": _whole(0),
+    "episodes": _whole(0),
+    "smoothed": _or_none(_number(-1e300)),
+    "best": _or_none(_number(-1e300)),
+    "last_trial_steps": _or_none(_whole(0)),
+    "beta": _or_none(_number(0)),
+    "rate_scale": _number(0),
+    "skipped": _whole(0),
+}
+_RECORD = _COUNTERS | {
+    "policy_only": _kind(bool),
+    "recent": _is_recent,
+    "spaces": lambda x: type(x) is list and len(x) == 2,
+    # Of language models:
+    "counters": _kind(dict),
+    "tokens": _whole(0),
+    "ptx": _whole(0),
+    "stage": _kind(str),
+    "data": _kind(str),
+    "finished": _kind(bool),
+}
+"""What each part of a record must be."""
+_LATER = {"beta", "rate_scale", "skipped"}
+"""Counters that the first checkpoints did not have."""
+_CONTROL = {"policy_only", "recent", "spaces", *_COUNTERS} - _LATER
+_LANGUAGE = {"counters", "stage", "data", "finished"}
 _OPTIONAL = ("reward_return", "carry", "ahead")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
 _GENERATORS = ("collecting", "shuffling")
 _WORLD_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
+_NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
+"""Tensors, by the last part of their names."""
+
+
+_DAMAGE = (
+    *(safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError, LookupError),
+    *(ArithmeticError, AssertionError, RuntimeError),
+)
+"""Whatever reading raises where what it reads is not what was written."""
+
+
+class Damaged(UsageError):
+    """A checkpoint that is missing, or is not what was written."""
 
 
 class Snapshot:
@@ -45,11 +128,18 @@ class Snapshot:
         policy_only: bool = False,
     ) -> None:
         """`policy_only` leaves out what only resuming needs: smaller, and quicker to take."""
-        self._tensors, self._record = _pack(state, policy_only=policy_only)
+        # Cloned, because the parameters are views into one vector and safetensors wants each alone.
+        tensors = _policy_tensors(state) if policy_only else _tensors(state)
+        self._tensors = {name: own_copy(tensor) for name, tensor in tensors.items()}
+        self._record: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
+        self._record |= {
+            "policy_only": policy_only,
+            "recent": [] if policy_only else [list(episode) for episode in state.recent],
+        }
         self._spaces = spaces
 
     def write(self, path: Path) -> None:
-        """Replace what stands at `path` in one step."""
+        """Replace what stands at `path` in one step. Raises `OSError`."""
         record = {**self._record, "spaces": [space_record(space) for space in self._spaces]}
         write(path, self._tensors, record)
 
@@ -63,35 +153,40 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str
     header = {"record": text, "sha256": _digest(tensors, text)}
     # One key, because safetensors does not keep the order of several.
     data = safetensors.torch.save(tensors, {"proximo": json.dumps(header)})
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
+        raise UsageError(
+            "the world's spaces have too many numbers for a checkpoint: let it show smaller "
+            "observations, or train without a run folder"
+        )
+    replace(path, data)
     return header["sha256"]
 
 
 def keep_first(
     folder: Path, update: int, tensors: dict[str, Tensor], record: dict[str, Any]
-) -> Path:
-    """Write a file of this update, if there is none of another; returns where the one stands."""
+) -> str:
+    """Write a file of this update, if there is none of another; returns where the one stands.
+
+    That is nowhere if the disk does not take it.
+    """
     for path in folder.glob("update-*.safetensors"):
-        return path
-    folder.mkdir(exist_ok=True)
-    path = folder / f"update-{update}.safetensors"
-    write(path, {name: own_copy(tensor) for name, tensor in tensors.items()}, record)
-    return path
+        return str(path)
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        path = folder / f"update-{update}.safetensors"
+        write(path, {name: own_copy(tensor) for name, tensor in tensors.items()}, record)
+        return str(path)
+    return ""
 
 
 class Checkpoint:
     """What a checkpoint file holds, verified."""
 
     def __init__(self, path: Path) -> None:
-        """Read `path`. Raises `UsageError` if it is missing, damaged or of another schema."""
-        self._path = path
+        """Read `path`. Raises `UsageError`: `Damaged`, or of another schema."""
+        self.path = path
         if not path.is_file():
-            raise UsageError(f"there is no checkpoint {path}: {_others(path)}")
+            raise Damaged(f"there is no checkpoint {path}: {_others(path)}")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["proximo"])
@@ -104,86 +199,286 @@ class Checkpoint:
             if _digest(self.tensors, text) != self.sha256:
                 raise ValueError("its SHA-256 does not match its content")
             self.record: dict[str, Any] = json.loads(text)
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-            raise UsageError(
-                f"the checkpoint {path} is damaged ({error}): {_others(path)}"
+            schema = self.record.get("schema")
+            if schema == SCHEMA:
+                _check(self.record)
+        except _DAMAGE as error:
+            raise Damaged(
+                f"the checkpoint {path} is damaged ({_said(error)}): {_others(path)}"
             ) from error
-        if self.record.get("schema") != SCHEMA:
+        if schema != SCHEMA:
             raise UsageError(
-                f"the checkpoint {path} has schema {self.record.get('schema')}, this version of "
+                f"the checkpoint {path} has schema {schema!r:.40}, this version of "
                 f"Proximo reads schema {SCHEMA}: use the version that wrote it (versions.json)"
             )
 
     @property
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Of the observations and of the actions."""
-        obs, action = self.record["spaces"]
-        return recorded_space(obs), recorded_space(action)
+        most = sum(tensor.nbytes for tensor in self.tensors.values())
+        try:
+            obs, action = (recorded_space(record, most) for record in self.record["spaces"])
+        except _DAMAGE as error:
+            raise Damaged(
+                f"the spaces in the checkpoint {self.path} are damaged ({_said(error)})"
+            ) from error
+        return obs, action
 
     @property
     def updates(self) -> int:
-        return int(self.record["updates"])
+        counters = self.record.get("counters", self.record)  # in the first, of a language model
+        if "updates" not in counters:
+            raise UsageError(f"{self.path} is no checkpoint of a run")
+        return int(counters["updates"])
 
     @property
     def steps(self) -> int:
+        if "policy_only" not in self.record:
+            raise UsageError(f"{self.path} is no checkpoint of a policy for worlds")
         return int(self.record["steps"])
 
     def load_policy(self, policy: torch.nn.Module) -> None:
         """Put the saved weights into this policy; `UsageError` names the first misfit."""
-        saved = {
-            name.removeprefix("policy."): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith("policy.")
-        }
-        for name, own in policy.state_dict().items():
-            if name not in saved or saved[name].shape != own.shape:
-                found = tuple(saved[name].shape) if name in saved else "nothing"
-                raise UsageError(
-                    f"the saved policy has {found} where {name} {tuple(own.shape)} belongs: its "
-                    "network, its kind of critic or its world's spaces differ from the ones here"
-                )
-        policy.load_state_dict(saved)
+        saved = self.check_policy(policy)
+        policy.load_state_dict({name.removeprefix("policy."): x for name, x in saved.items()})
+
+    def check_policy(self, policy: torch.nn.Module) -> dict[str, Tensor]:
+        """The saved weights, if they are of such a policy; it may be on the meta device."""
+        own = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+        self._refuse_others({x for x in self.tensors if x.startswith("policy.")} - own.keys())
+        return self.take(own)
 
     def load_moments(self, state: TrainState) -> None:
         """The running moments that belong to the policy's normalisation."""
-        for name in _MOMENTS:
+        for name, shape in _moments(state).items():
             if f"{name}.number" in self.tensors:
-                setattr(
-                    state, name, Moments(*(self.tensors[f"{name}.{f}"] for f in Moments._fields))
-                )
+                setattr(state, name, self.moments(name, shape))
+
+    def moments(self, name: str, shape: tuple[int, ...] = ()) -> Moments:
+        """Those of this name. Raises `UsageError`."""
+        return Moments(*self.take(_named(name, no_moments(shape)._asdict())).values())
 
     def load_state(self, state: TrainState) -> None:
         """Everything, into a state that was built from the same configuration.
 
-        Raises `UsageError` for a checkpoint that holds only a policy, as `best` does.
+        Raises `UsageError` for what does not fit there, and for a checkpoint that holds only a
+        policy, as `best` does.
         """
         if self.record["policy_only"]:
             raise UsageError(
-                f"the checkpoint {self._path} holds a policy and no more: begin a new run with it "
+                f"the checkpoint {self.path} holds a policy and no more: begin a new run with it "
                 "by --from"
             )
+        policy: Any = state.policy
+        later = {name: x for name, x in _later(state).items() if name in self.tensors}
+        own = _tensors(state) | later
+        # A rollout leaves all observations but bytes as the policy sees them.
+        obs, seen = own["worlds.obs"], self.tensors.get("worlds.obs")
+        if seen is not None and seen.dtype is policy.dtype and obs.dtype is not torch.uint8:
+            own["worlds.obs"] = obs.to(policy.dtype)
+        self._refuse_others(self.tensors.keys() - own.keys())
+        saved = self.take(own)
         self.load_policy(state.policy)
         self.load_moments(state)
-        for name in _COUNTERS:
-            if name in self.record:  # the last three came later than the first checkpoints
-                setattr(state, name, self.record[name])
+        for name in _COUNTERS.keys() & self.record.keys():
+            setattr(state, name, self.record[name])
         state.recent = deque((Episode(*e) for e in self.record["recent"]), maxlen=100)
         for name in _GENERATORS:
-            getattr(state, name).set_state(self.tensors[name])
+            self.load_generator(name, getattr(state, name))
         for name in _OPTIONAL:
-            setattr(state, name, self.tensors.get(name))
-        for index, record in enumerate(state.optimizer.records):
-            for name, tensor in record.items():
-                tensor.copy_(self.tensors[f"optimizer.{index}.{name}"])
+            setattr(state, name, saved.get(name))
+        self.load_optimizer(state.optimizer)
         world = state.worlds
         for name in _WORLD_ARRAYS:
-            setattr(world, name, self.tensors[f"worlds.{name}"].numpy().copy())
-        world.actions = [
-            [self.tensors[f"worlds.actions.{i}"].numpy()]
-            if f"worlds.actions.{i}" in self.tensors
-            else []
-            for i in range(len(world.episode))
-        ]
+            setattr(world, name, saved[f"worlds.{name}"].numpy().copy())
+        actions = (saved.get(f"worlds.actions.{i}") for i in range(len(world.episode)))
+        world.actions = [[] if taken is None else [taken.numpy()] for taken in actions]
+
+    def load_optimizer(self, optimizer: Any) -> None:
+        """What a `FlatOptimizer` keeps of earlier gradients. Raises `UsageError`."""
+        own = optimizer_tensors(optimizer)
+        for name, saved in self.take(own).items():
+            own[name].copy_(saved)
+
+    def load_generator(self, name: str, generator: torch.Generator) -> None:
+        """Go on with the random numbers where they stood. Raises `UsageError`."""
+        (saved,) = self.take({name: generator.get_state()}).values()
+        try:
+            generator.set_state(saved)
+        except RuntimeError as error:
+            raise UsageError(
+                f"{name} of the checkpoint {self.path} is no state of a generator: {_said(error)}"
+            ) from error
+
+    def take(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of these names, which must be of these types and shapes, and numbers.
+
+        Raises `UsageError`.
+        """
+        for name, here in own.items():
+            there = self.tensors.get(name)
+            if there is None or (there.dtype, _free(name, there)) != (
+                here.dtype,
+                _free(name, here),
+            ):
+                found = "nothing" if there is None else f"{tuple(there.shape)} of {there.dtype}"
+                raise UsageError(
+                    f"the checkpoint {self.path} has {found} where {name} {tuple(here.shape)} of "
+                    f"{here.dtype} belongs: its network, its kind of critic, its optimizer or its "
+                    "worlds differ from the ones here"
+                )
+            wrong = ~there.isfinite()
+            if there.shape == here.shape and not here.is_meta:
+                wrong &= there != here.to(there.device)  # a net of one's own may hold infinity
+            if name.rpartition(".")[2] in _NOT_NEGATIVE and not name.startswith("policy."):
+                wrong |= there < 0
+            if wrong.any():
+                raise UsageError(f"{name} of the checkpoint {self.path} holds {there[wrong][0]}")
+        return {name: self.tensors[name] for name in own}
+
+    def _refuse_others(self, names: Collection[str]) -> None:
+        if names:
+            raise UsageError(
+                f"the checkpoint {self.path} has {min(names)!r:.80}, for which there is no place: "
+                "its network, its kind of critic or its worlds differ from the ones here"
+            )
+
+
+def newest(
+    folder: RunFolder, *, strict: bool = False, read: Callable[[Path], Checkpoint] = Checkpoint
+) -> Checkpoint:
+    """The checkpoint to go on from: `last`, or where it is damaged the newest that is whole.
+
+    What is wrong with the others is said on stderr and in the log. read: what reads one of them.
+    Raises `UsageError` if none is whole; strict: if `last` is not.
+    """
+    last = folder.checkpoint("last")
+    try:
+        return read(last)
+    except Damaged as error:
+        if strict:
+            raise
+        faults = [str(error)]
+    for _, path in folder.numbered("last", "update"):
+        try:
+            found = read(path)
+        except Damaged as error:
+            faults.append(str(error))
+            continue
+        faults.append(f"going on from {path}, after update {found.updates}; --strict refuses to")
+        for fault in faults:
+            folder.note(fault)
+            warn(fault)
+        return found
+    raise Damaged(f"{faults[0]}; there is none to go on from")
+
+
+class Keeper:
+    """Writes `last` as often as it costs little, keeps what it was, and outlives a full disk."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        keep: int,
+        say: Callable[[str], None],
+        start: Checkpoint | None = None,
+    ) -> None:
+        """keep: how many are kept, `last` and those before it. say: told what goes wrong.
+
+        start: what the run goes on from.
+        """
+        self._folder, self._keep, self._say = folder, keep, say
+        self._path = start.path if start else None
+        self._updates = start.updates if start else 0
+        self._due = -math.inf
+        self._failing: set[str] = set()
+
+    def __str__(self) -> str:
+        return f"the last good checkpoint is {self._path}, after update {self._updates}"
+
+    def now_and_then(self, save: Callable[[], None], *, at_once: bool = False) -> None:
+        """Attempt it if its turn has come, which is when it costs SAVE_SHARE of the time."""
+        begin = time.monotonic()
+        if at_once or begin >= self._due:
+            self.attempt("last", save)
+            now = time.monotonic()
+            self._due = now + max(SAVE_INTERVAL, (now - begin) / SAVE_SHARE)
+
+    def attempt(self, what: str, save: Callable[[], None]) -> bool:
+        """Save; where the disk fails, say so once and go on: another turn will come.
+
+        Returns whether it was saved.
+        """
+        try:
+            save()
+            self._failing.discard(what)
+        except OSError as error:
+            if what not in self._failing:
+                self._say(
+                    f"{error.filename} could not be written ({error.strerror}): training goes on, "
+                    f"and tries again later; {self}"
+                )
+            self._failing.add(what)
+        return what not in self._failing
+
+    def last(self, updates: int, write: Callable[[Path], None]) -> None:
+        """Replace `last`; what it was becomes `last-N`, after update N. Raises `OSError`.
+
+        At every moment `last` is whole.
+        """
+        path = self._folder.checkpoint("last")
+        if self._keep > 1 and self._path == path and self._updates < updates:
+            kept = self._folder.checkpoint(f"last-{self._updates}")
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(path, kept)
+            except FileNotFoundError:  # somebody has taken it away
+                pass
+            except OSError:  # a file system without links
+                shutil.copyfile(path, kept)
+        write(path)
+        self._path, self._updates = path, updates
+        earlier = [(number, kept) for number, kept in self._folder.numbered("last")]
+        good = [kept for number, kept in earlier if number < updates][: self._keep - 1]
+        for _, kept in earlier:
+            if kept not in good:
+                with contextlib.suppress(OSError):
+                    kept.unlink()
+
+
+def own_copy(tensor: Tensor) -> Tensor:
+    """Its numbers as they stand now, in memory of their own on the CPU."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
+
+
+def optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
+    """What a `FlatOptimizer` keeps of earlier gradients, by the names it is saved under."""
+    return {
+        f"optimizer.{index}.{name}": tensor
+        for index, record in enumerate(optimizer.records)
+        for name, tensor in record.items()
+    }
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Refuse a record that Proximo has not written. Raises `ValueError`."""
+    needed = set[str]()
+    if "counters" in record:  # of a language model
+        needed = _LANGUAGE
+    elif "policy_only" in record:
+        needed = _CONTROL
+    if missing := needed - record.keys():
+        raise ValueError(f"it has no {min(missing)}")
+    for name, fits in _RECORD.items():
+        if name in record and not fits(record[name]):
+            raise ValueError(f"its {name} is {record[name]!r:.80}")
+    if "counters" in record:
+        _check(record["counters"])
+
+
+def _said(error: Exception) -> str:
+    """What went wrong, in one line and not too long."""
+    return " ".join(f"{error}".split())[:200] or type(error).__name__
 
 
 def _others(path: Path) -> str:
@@ -194,32 +489,32 @@ def _others(path: Path) -> str:
     return f"the run has others: {', '.join(names)}"
 
 
-def _pack(state: TrainState, *, policy_only: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {f"policy.{name}": tensor for name, tensor in state.policy.state_dict().items()}
-    for name in _MOMENTS:
+def _free(name: str, tensor: Tensor) -> tuple[int, ...]:
+    """Its shape; a log of actions is as long as it is."""
+    return tuple(tensor.shape[1:] if name.startswith("worlds.actions.") else tensor.shape)
+
+
+def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{part}": tensor for part, tensor in parts.items()}
+
+
+def _moments(state: TrainState) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each of the running moments."""
+    policy: Any = state.policy
+    return {"obs_moments": policy.obs_shape, "return_moments": (), "reward_moments": ()}
+
+
+def _policy_tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = _named("policy", state.policy.state_dict())
+    for name in _moments(state):
         if (moments := getattr(state, name)) is not None:
-            tensors |= {f"{name}.{field}": value for field, value in moments._asdict().items()}
-    if not policy_only:
-        tensors |= _pack_rest(state)
-    record: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
-    record |= {
-        "policy_only": policy_only,
-        "recent": [] if policy_only else [list(episode) for episode in state.recent],
-    }
-    # Cloned, because the parameters are views into one vector and safetensors wants each alone.
-    return {name: own_copy(tensor) for name, tensor in tensors.items()}, record
+            tensors |= _named(name, moments._asdict())
+    return tensors
 
 
-def own_copy(tensor: Tensor) -> Tensor:
-    """Its numbers as they stand now, in memory of their own on the CPU."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
-
-
-def _pack_rest(state: TrainState) -> dict[str, Tensor]:
-    world, tensors = state.worlds, {}
-    for index, record in enumerate(state.optimizer.records):
-        for name, tensor in record.items():
-            tensors[f"optimizer.{index}.{name}"] = tensor
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    world, tensors = state.worlds, _policy_tensors(state)
+    tensors |= optimizer_tensors(state.optimizer)
     for name in _GENERATORS:
         tensors[name] = getattr(state, name).get_state()
     for name in _OPTIONAL:
@@ -233,10 +528,25 @@ def _pack_rest(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
+def _later(state: TrainState) -> dict[str, Tensor]:
+    """What a state has only after its first updates, of the types and shapes it then has."""
+    policy: Any = state.policy
+    count = len(state.worlds.episode)
+    tensors = {
+        "reward_return": torch.zeros(count, dtype=torch.float64),
+        "carry": torch.zeros(count, policy.carry_size, dtype=policy.dtype),
+        "ahead": policy.head.noise(torch.Generator(), (1, count)),
+    }
+    for name, shape in _moments(state).items():
+        tensors |= _named(name, no_moments(shape)._asdict())
+    taken = torch.empty(0, *policy.head.taken_shape, dtype=torch_dtype(policy.head.taken_dtype))
+    return tensors | {f"worlds.actions.{i}": taken for i in range(count)}
+
+
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

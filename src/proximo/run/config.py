@@ -50,6 +50,9 @@ ALIASES = {
 }
 """What else people call them."""
 
+LONGEST_FILE = 2**16
+"""Bytes of a configuration; TOML can take a time that grows by the square."""
+
 Tables = Mapping[str, Mapping[str, Any]]
 """Section -> setting -> value, as TOML holds them."""
 
@@ -105,6 +108,9 @@ class RunConfig:
     """Episodes of an evaluation while training."""
     save_every: int = 0
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
+    keep_last: int = 2
+    """How many of the last checkpoints are kept: `last`, and those before it as last-UPDATE, to go
+    on from if it is damaged."""
     log_every: int = 1
     """Updates between lines of metrics.jsonl."""
     grace: float = 8.0
@@ -114,7 +120,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_values("run", self)
-        for name in ("total_steps", "total_episodes", "eval_episodes", "log_every"):
+        for name in ("total_steps", "total_episodes", "eval_episodes", "keep_last", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"run.{name} is {value}: give at least 1")
@@ -241,10 +247,12 @@ def read_config(path: Path) -> Config:
 def read_tables(path: Path) -> dict[str, Any]:
     """What a TOML file holds. Raises `UsageError`."""
     try:
+        if path.stat().st_size > LONGEST_FILE:
+            raise UsageError(f"the configuration {path} has more than {LONGEST_FILE:,} bytes")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"the configuration {path} is not TOML: {error}") from error
 
 
@@ -326,8 +334,8 @@ def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
             raise UsageError(f"there is no setting {name}.{key}. {nearest(key, fields)}")
         try:
             values[key] = _convert(value, hints[key])
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{name}.{key} is {value!r}: {error}") from error
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UsageError(f"{name}.{key} is {value!r:.80}: {error}") from error
     return cls(**values)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 import orjson
 
 from proximo.run.config import Config, read_config, to_toml
+from proximo.run.disk import replace, warn, writable
 from proximo.types import UsageError
 
 
@@ -32,6 +32,7 @@ class RunFolder:
         """What the first gradient step that was left out was not taken along."""
         self._versions_file = self.path / "versions.json"
         self._checkpoints = self.path / "checkpoints"
+        self._log_fails = False
 
     @classmethod
     def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
@@ -50,8 +51,9 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"the run folder {path} cannot be made: {error.strerror}") from error
         try:
-            folder.write_config(config)
-            _replace(folder._versions_file, json.dumps(versions(), indent=2) + "\n")
+            with writable(folder.path):
+                folder.write_config(config)
+                _replace(folder._versions_file, json.dumps(versions(), indent=2) + "\n")
         except BaseException:
             folder.remove()
             raise
@@ -70,6 +72,12 @@ class RunFolder:
         stem = f"update-{name}" if isinstance(name, int) else name
         return self._checkpoints / f"{stem}.safetensors"
 
+    def numbered(self, *stems: str) -> list[tuple[int, Path]]:
+        """Number and file of the checkpoints STEM-NUMBER, the newest first."""
+        pattern = re.compile(rf"({'|'.join(stems)})-(\d{{1,18}})\.safetensors")
+        found = ((pattern.fullmatch(p.name), p) for p in self._checkpoints.glob("*-*"))
+        return sorted(((int(match[2]), p) for match, p in found if match), reverse=True)
+
     def read_config(self) -> Config:
         return read_config(self.config_file)
 
@@ -77,16 +85,12 @@ class RunFolder:
         _replace(self.config_file, to_toml(config))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every whole line of metrics.jsonl; a last line that was cut off is left out."""
-        if not self.metrics_file.is_file():
+        """Every row of metrics.jsonl, without lines that are none, as one that was cut off."""
+        try:
+            lines = self.metrics_file.read_bytes().splitlines()
+        except OSError:
             return []
-        rows = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        return [row for row in map(_row, lines) if row]
 
     def cut_metrics(self, update: int, every: int) -> list[dict[str, Any]]:
         """Drop what was logged after this update, or only because the run had ended there.
@@ -107,25 +111,38 @@ class RunFolder:
     def read_result(self) -> dict[str, Any]:
         """How the run ended; nothing if it has not, or if the file is damaged."""
         try:
-            result = json.loads(self.result_file.read_text())
-        except (OSError, ValueError):
+            result = json.loads(self.result_file.read_bytes())
+        except (OSError, ValueError, RecursionError):
             return {}
         return result if isinstance(result, dict) else {}
 
     def note(self, text: str) -> None:
-        """Add a line to the log."""
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(text.rstrip() + "\n")
+        """Add a line to the log; a disk that does not take it ends nothing, but is named once."""
+        try:
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(text.rstrip() + "\n")
+        except OSError as error:
+            if not self._log_fails:
+                warn(f"{self.log_file} cannot be written ({error.strerror}): it will lack lines")
+            self._log_fails = True
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a text file in one step: a reader finds the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    replace(path, text.encode())
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, if it is one."""
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(row, dict) or type(row.get("update")) is not int:
+        return None
+    return row if type(row.get("seconds")) in (int, float) else None
 
 
 def free_path(config: Config, parent: str | Path = "runs") -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import traceback
 from collections.abc import Sequence
@@ -33,9 +34,10 @@ from proximo.run.callbacks import (
     StopAt,
     recent_returns,
 )
-from proximo.run.checkpoint import Checkpoint, keep_first
+from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
 from proximo.run.choices import choose_backend, choose_device, choose_threads, size
 from proximo.run.config import Config, make_policy, success_threshold
+from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.types import TrainingError, TrainState, UsageError, explain
@@ -95,7 +97,7 @@ class Session:
                 self.state = self._build(config)
                 self.state.keep = self._keep
                 rows = self._load(start, resume)
-                self.callbacks = self._attach(callbacks, rows, fresh=resume is None)
+                self.callbacks = self._attach(callbacks, rows, resume)
                 self.running = self._timed() if config.run.profile else self.config
                 """What the loop runs by: the configuration, with its algorithm timed if asked."""
             except BaseException:
@@ -181,13 +183,15 @@ class Session:
             if not self._restored(self.worlds, state):
                 state.reward_return = state.carry = None  # of the episodes that are gone
                 self.notes.append("these worlds cannot be brought back: new episodes begin in them")
-            rows = folder.cut_metrics(state.updates, self.config.run.log_every) if folder else []
         if folder:
-            folder.write_config(self.config)
+            with writable(folder.path):
+                if resume:
+                    rows = folder.cut_metrics(state.updates, self.config.run.log_every)
+                folder.write_config(self.config)
         return rows
 
     def _attach(
-        self, own: Sequence[Callback], rows: list[dict[str, Any]], *, fresh: bool
+        self, own: Sequence[Callback], rows: list[dict[str, Any]], resume: Checkpoint | None
     ) -> list[Callback]:
         """The callbacks, in the order in which they are called."""
         run, state, folder = self.config.run, self.state, self._folder
@@ -195,14 +199,16 @@ class Session:
         if threshold is not None:
             self.notes.append(f"counts as solved from a return of {threshold:g}")
         self._threshold = threshold
-        self._record = Record(
-            folder,
-            self._display,
-            every=run.log_every,
-            threshold=threshold,
-            seconds=rows[-1]["seconds"] if rows else 0.0,
-            steps=state.steps,
-        )
+        with writable(folder.metrics_file if folder else ""):
+            self._record = Record(
+                folder,
+                self._display,
+                every=run.log_every,
+                threshold=threshold,
+                seconds=rows[-1]["seconds"] if rows else 0.0,
+                steps=state.steps,
+                say=self._warn,
+            )
         callbacks: list[Callback] = []
         if run.eval_every:
             callbacks.append(Evaluate(self.world, run.eval_every, run.eval_episodes))
@@ -216,9 +222,11 @@ class Session:
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
-            self._save = Save(folder, self.spaces, run.save_every)
-            if fresh:
-                self._save.first(state)
+            keeper = Keeper(folder, run.keep_last, self._warn, resume)
+            self._save = Save(folder, self.spaces, run.save_every, keeper)
+            if not resume:
+                with writable(folder.path):
+                    self._save.first(state)
             callbacks.append(self._save)
         return callbacks
 
@@ -230,13 +238,19 @@ class Session:
     def _keep(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
         place = ""
         if self._folder:
-            place = str(keep_first(self._folder.nonfinite, record["update"], tensors, record))
+            place = keep_first(self._folder.nonfinite, record["update"], tensors, record)
         said = f"a gradient step was left out: {text}{place and f' (the first: {place})'}"
         if self.state.skipped == 1:
             self._doubt(said)
         elif self._folder:
             self._folder.note(said)
         return place
+
+    def _warn(self, text: str) -> None:
+        """Of what the user can mend while training goes on: said at once."""
+        warn(text)
+        self.notes.append(text)
+        self._doubt(text)
 
     def _restarted(self, text: str, trace: str) -> None:
         self._doubt(text)
@@ -259,10 +273,9 @@ class Session:
         algorithm = TimedAlgorithm(self.config.algorithm, profile)
         return dataclasses.replace(self.config, algorithm=algorithm)  # type: ignore[arg-type]
 
-    def save(self) -> None:
-        """Write the state as it stands, if the run is kept."""
-        if self._save:
-            self._save.flush(self.state)
+    def save(self) -> bool:
+        """Write the state as it stands; returns whether the run is kept and the disk took it."""
+        return self._save is not None and self._save.attempt(self.state)
 
     @property
     def policy(self) -> ActorCritic:
@@ -325,8 +338,6 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._record:
-            self._record.close()
         self._close()
         if error and self._folder:
             if self._is_new and not self.state.updates and not isinstance(error, TrainingError):
@@ -335,13 +346,19 @@ class Session:
                 self._folder.note("".join(traceback.format_exception(kind, error, trace)))
 
     def _close(self) -> None:
+        if self._record:
+            with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
+                self._record.close()
         self.worlds.close()
         if self._world is not None:
             self._world.close()
         torch.set_num_threads(self._threads)
 
     def finish(self, *, stopped: bool) -> dict[str, Any]:
-        """Save, and write down how it ended: by its steps, `stop_at`, a callback or a signal."""
+        """Save, and write down how it ended: by its steps, `stop_at`, a callback or a signal.
+
+        Raises `TrainingError` if the disk does not take it.
+        """
         state, row = self.state, self._record.row if self._record else {}
         reason = "total_steps"
         if stopped:
@@ -364,7 +381,14 @@ class Session:
             result["doubts"] = self.doubts
         if self.profile:
             result["profile"] = self.profile.report()
-        self.save()
-        if self._folder:
-            self._folder.write_result(result)
+        try:
+            if self._folder and self._save and self._record:
+                self._save.flush(state)
+                self._folder.write_result(result)
+                self._record.close()
+        except OSError as error:
+            raise TrainingError(
+                f"training has ended, but {error.filename} could not be written "
+                f"({error.strerror}); {self._save}"
+            ) from error
         return result

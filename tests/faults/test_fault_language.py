@@ -1,0 +1,108 @@
+"""Checkpoints of language models: passed over where they are damaged, and disks that fail."""
+
+import json
+import resource
+import shutil
+import signal
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from commands.command_line import proximo, refusal, result, rows, succeeded
+from proximo.run import checkpoint
+from proximo.run.checkpoint import Checkpoint
+
+TINY = ["--model", "tiny", "--model.layers", "1", "--model.width", "16", "--model.heads", "2"]
+TINY += ["--model.context", "16", "--data", "texts.jsonl", "--algorithm.batch-size", "2"]
+LAST = "checkpoints/last.safetensors"
+
+
+@pytest.fixture
+def run(here, monkeypatch):
+    """A finished run of 6 updates that saved after each."""
+    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(checkpoint, "SAVE_SHARE", float("inf"))
+    texts = [{"prompt": "a", "completion": c} for c in ("bc", "cab", "e", "eb")]
+    (here / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    succeeded(proximo("lm", "sft", *TINY, "--updates", "6", "--run-dir", "r", "--quiet"))
+    return here / "r"
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(run):
+    whole, samples = (run / LAST).read_bytes(), (run / "samples.jsonl").read_bytes()
+    (run / LAST).write_bytes(whole[:-1])
+    assert "last.safetensors is damaged" in refusal(proximo("lm", "resume", "r", "--strict"))
+    went = proximo("lm", "resume", "r", "--quiet")
+    assert went.code == 0
+    assert "going on from r/checkpoints/last-5.safetensors, after update 5" in went.err
+    assert (run / LAST).read_bytes() == whole
+    assert [row["update"] for row in rows("r")] == list(range(1, 7))
+    assert (run / "samples.jsonl").read_bytes() == samples
+    assert "is finished" in succeeded(proximo("lm", "resume", "r")).out
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("counters", []),
+        ("counters", {"updates": 6, "tokens": 1}),
+        ("counters", {"updates": -1, "tokens": 1, "horizon": 6}),
+        ("counters", {"updates": 6, "tokens": 1, "horizon": 0}),
+        ("finished", 1),
+        ("data", None),
+        ("stage", "ppo"),
+    ],
+)
+def test_a_forged_record_is_refused(run, place, value):
+    saved = Checkpoint(run / LAST)
+    checkpoint.write(run / LAST, saved.tensors, {**saved.record, place: value})
+    message = refusal(proximo("lm", "resume", "r", "--strict", "--updates", "7"))
+    assert LAST in message
+
+
+def test_a_tensor_that_does_not_fit_is_refused(run):
+    saved = Checkpoint(run / LAST)
+    for name in ("optimizer.0.exp_avg", "moments.mean", min(saved.tensors)):
+        tensors = {**saved.tensors, name: saved.tensors[name].double()[None]}
+        checkpoint.write(run / LAST, tensors, saved.record)
+        assert name in refusal(proximo("lm", "resume", "r", "--updates", "7"))
+
+
+def test_samples_that_are_none_are_left_out(run):
+    with (run / "samples.jsonl").open("ab") as file:
+        file.write(b"[" * 10**5 + b"\n[]\n7\n\xff\n" + b'{"update": "x"}\n{"update": 9}\n{"upd')
+    succeeded(proximo("lm", "resume", "r", "--updates", "7", "--quiet"))
+    assert b"[]" not in (run / "samples.jsonl").read_bytes()
+
+
+def test_a_run_of_control_is_no_run_of_a_language_model(run, trained):
+    shutil.copy(trained / LAST, run / LAST)
+    assert "is of no run of sft" in refusal(proximo("lm", "resume", "r", "--updates", "7"))
+    shutil.copytree(trained, "control")
+    shutil.copy(run / "checkpoints/last-5.safetensors", "control/" + LAST)
+    assert "is no checkpoint of a policy for worlds" in refusal(proximo("resume", "control"))
+    refusal(proximo("eval", "control"))
+
+
+def test_an_end_that_cannot_be_saved_ends_badly(run):
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    ended = "training has ended, but r/model could not be written"
+    size = (run / "metrics.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size, hard))
+    try:
+        failed = proximo("lm", "resume", "r", "--updates", "20", "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert failed.code == 1
+    assert "Traceback" not in failed.err
+    assert failed.err.count("training goes on") == 2  # of the metrics, and of the last
+    assert ended in failed.err
+    assert (
+        "the last good checkpoint is r/checkpoints/last.safetensors, after update 6" in failed.err
+    )
+    succeeded(proximo("lm", "resume", "r", "--quiet"))
+    assert result("r")["updates"] == 20
+    assert [row["update"] for row in rows("r")] == list(range(1, 21))
