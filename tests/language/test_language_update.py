@@ -19,7 +19,7 @@ from proximo.language.data import Sequences, rows_of
 from proximo.language.experience import Judged, judge, prepare, shaped
 from proximo.language.generate import generate
 from proximo.language.model import LanguagePolicy
-from proximo.language.update import add_gradient
+from proximo.language.update import add_gradient, readings
 from proximo.nets.config import NetConfig
 from proximo.run.config import Config, RolloutConfig, RunConfig
 from proximo.run.session import Session
@@ -163,6 +163,25 @@ def test_a_mean_over_sequences_is_the_mean_of_each_alone(scene):
     single = [gradient(scene, algorithm, 1, kl, chosen[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(whole, sum(g for g, _ in single) / 3, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(terms["loss"], sum(t["loss"] for _, t in single) / 3)
+
+
+def test_the_share_beyond_the_clip_is_of_the_ratios_that_are_clipped(scene):
+    policy, sequences, old, _ = scene
+    lengths = sequences.lengths
+    # Tokens that move up and down in turn: each is beyond the clip, their mean moves little.
+    ratio = 0.5 * (-1.0) ** torch.arange(len(old.log_prob))
+    mean = torch.stack([part.mean() for part in ratio.split(lengths.tolist())])
+    beyond = {
+        "token": 1.0,
+        "sequence": float(((mean.exp() - 1).abs() > 0.2).double() @ lengths.double()) / len(ratio),
+    }
+    assert 0 < beyond["sequence"] < 0.9
+    for kind, share in beyond.items():
+        algorithm = TokenPPO(ratio=kind, clip=0.2)
+        batch = batch_of(scene, algorithm)
+        moved, at = old.log_prob + ratio, algorithm.coefficients(0.0)
+        found = readings(algorithm, policy, batch, moved, at)
+        assert found["clip_fraction"] == pytest.approx(share)
 
 
 def test_rows_of_sequences(scene):

@@ -90,8 +90,12 @@ def test_layers_that_are_computed_again_give_the_same_gradient(lm, kind, more, h
 def test_sampling_computes_nothing_again(lm):
     sampling = Sampling(max_tokens=10)
     own = set_up(lm, AGAIN)
-    drawn, again = draw(lm, sampling), draw(own, sampling)
+    drawn, calls = draw(lm, sampling), []
+    hook = own.net.transformer.h[0].ln_1.register_forward_hook(lambda *_: calls.append(1))
+    again = draw(own, sampling)
+    hook.remove()
     assert drawn.ids() == again.ids()
+    assert len(calls) == max(map(len, drawn.ids()))  # once a token, the first with the prompts
     torch.testing.assert_close(drawn.log_prob, again.log_prob)
     assert not any("forward" in vars(m) for m in own.net.modules())  # all is as it was
 

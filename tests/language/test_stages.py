@@ -180,6 +180,23 @@ def run_ppo(run_dir, *, updates=6, resume=False, callbacks=(), run=FEW, **change
     )
 
 
+def test_what_the_score_becomes():
+    seen = []
+
+    def keep(prompts, completions, completion_ids):
+        seen.append([ids[-1] == 0 for ids in completion_ids])
+        return [float(len(text)) for text in completions]
+
+    settings = {"reward": keep, "kl": KLConfig(coef=0.0), "updates": 1}
+    plain = run_ppo(None, **settings, score=ScoreConfig()).rows[0]
+    (ended,) = seen
+    assert 0 < sum(ended) < len(ended)
+    fined = run_ppo(None, **settings, score=ScoreConfig(missing_eos_penalty=0.5)).rows[0]
+    assert fined["score"] == plain["score"] == plain["reward"]
+    fine = 0.5 * (1 - sum(ended) / len(ended))
+    assert fined["reward"] == pytest.approx(plain["reward"] - fine)
+
+
 def stop_after(updates):
     return lambda learner, samples, metrics: learner.updates == updates
 
