@@ -1,7 +1,7 @@
 """Fine-tuning, a reward model and PPO on one task, over seeds and β: the score against the KL.
 
     python benchmarks/language/frontier.py reviews|docstrings [--seeds 3]
-        [--betas 0 0.02 0.05 0.1 0.5] [--jobs 1]
+        [--betas 0 0.02 0.05 0.1 0.5] [--jobs 1] [--draw]
     python benchmarks/language/frontier.py reviews --data FOLDER
 
 A task has texts, and a hidden score of what is written. The reward model sees pairs only, of which
@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import json
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -103,35 +102,40 @@ def at(rows: list[dict[str, Any]], beta: float, name: str) -> list[float]:
 
 
 def draw(rows: list[dict[str, Any]], betas: list[float], path: Path) -> None:
-    """Gain against KL: a point per run, and the line of the means."""
+    """What PPO sees, and what is measured, against the KL: a point per run, lines of means."""
     from matplotlib import pyplot as plt
 
     plt.switch_backend("Agg")
-    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    means = []
-    for beta in betas:
-        kls, gains = at(rows, beta, "kl"), at(rows, beta, "gain")
-        axes.plot(kls, gains, "o", color="#3465a4", alpha=0.35, markersize=4)
-        means.append((statistics.mean(kls), statistics.mean(gains)))
-    axes.plot(*zip(*means, strict=True), "-", color="#3465a4")
-    for beta, (kl, gain) in zip(betas, means, strict=True):
-        below = gain < max(g for _, g in means) and kl > min(k for k, _ in means)
-        place = (4, -14) if below else (-4, 8)
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    kls = [statistics.mean(at(rows, beta, "kl")) for beta in betas]
+    for name, label, colour in (
+        ("score", "reward model", "#999999"),
+        ("gain", "hidden score", "#3465a4"),
+    ):
+        for beta in betas:
+            points = at(rows, beta, "kl"), at(rows, beta, name)
+            axes.plot(*points, "o", color=colour, alpha=0.4, markersize=4)
+        means = [statistics.mean(at(rows, beta, name)) for beta in betas]
+        axes.plot(kls, means, "-", color=colour, label=label)
+    top = axes.get_ylim()[1]
+    for beta, kl in zip(betas, kls, strict=True):
+        axes.axvline(kl, color="#dddddd", linewidth=0.8, zorder=0)
         axes.annotate(
             f"β {beta:g}",
-            (kl, gain),
-            place,
+            (kl, top),
+            (2, 0),
             textcoords="offset points",
-            ha="left" if below else "right",
+            rotation=90,
+            va="top",
+            size=8,
         )
     axes.axhline(0, color="grey", linestyle="--", linewidth=1)
-    axes.annotate("before PPO", (means[-1][0], 0), (0, 4), textcoords="offset points", color="grey")
     axes.set(
         xscale="log",
-        xlabel="KL to the reference, nats per completion",
-        ylabel="hidden score gained,\ndeviations",
+        xlabel="KL to the model before PPO, nats per completion",
+        ylabel="gained, deviations",
     )
-    axes.margins(0.12, 0.18)
+    axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
@@ -141,14 +145,14 @@ def table(rows: list[dict[str, Any]], betas: list[float]) -> list[str]:
         return statistics.mean(at(rows, beta, name))
 
     lines = [
-        "| beta | KL, nats | hidden score gained, deviations (each seed) | tokens | distinct |",
+        "| beta | KL, nats | hidden score, deviations (each seed) | reward model | distinct |",
         "|---|---|---|---|---|",
     ]
     for beta in betas:
         each = ", ".join(f"{gain:.2f}" for gain in at(rows, beta, "gain"))
         lines.append(
             f"| {beta:g} | {mean(beta, 'kl'):.1f} | **{mean(beta, 'gain'):+.2f}** ({each}) "
-            f"| {mean(beta, 'length'):.0f} | {mean(beta, 'distinct'):.2f} |"
+            f"| {mean(beta, 'score'):+.2f} | {mean(beta, 'distinct'):.2f} |"
         )
     right = [row["held_out_accuracy"] for row in rows if row["beta"] == betas[0]]
     return [
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--betas", type=float, nargs="+", default=[0.0, 0.02, 0.05, 0.1, 0.5])
     parser.add_argument("--jobs", type=int, default=1, help="seeds that run at once")
+    parser.add_argument("--draw", action="store_true", help="only draw what was measured")
     parser.add_argument("--data", type=Path, help="only write the data, to this folder")
     given = parser.parse_args()
     task = TASKS[given.task]
@@ -177,16 +182,22 @@ def main() -> None:
             file = given.data / f"{name}.jsonl"
             file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         return
-    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        parts = [
-            pool.submit(one, given.task, seed, given.betas) for seed in range(1, given.seeds + 1)
-        ]
-        rows = [row for part in parts for row in part.result()]
     results = ROOT / "benchmarks" / "results" / f"{given.task}.jsonl"
-    results.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    if not given.draw:
+        results.write_text("".join(f"{json.dumps(row)}\n" for row in train(given)))
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
     draw(rows, given.betas, ROOT / "docs" / f"{given.task}.png")
     print("\n".join(table(rows, given.betas)))
 
 
+def train(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every seed, some of them at once."""
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
+        parts = [
+            pool.submit(one, given.task, seed, given.betas) for seed in range(1, given.seeds + 1)
+        ]
+        return [row for part in parts for row in part.result()]
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
