@@ -312,7 +312,9 @@ def peak():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-@pytest.mark.parametrize("cases", [2000, pytest.param(100_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "cases", [2000, pytest.param(100_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
+)
 def test_any_file_is_read_or_refused(run, cases):
     path, folder = run / LAST, RunFolder(run)
     fuzz, whole = Fuzz(path, cases), record_of(path)
