@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("transformers")
 
 from commands.command_line import proximo, refusal, result, rows, succeeded
+from proximo import UsageError
+from proximo.language import load_model, tiny
 from proximo.run import checkpoint
 from proximo.run.checkpoint import Checkpoint
 
@@ -106,3 +108,22 @@ def test_an_end_that_cannot_be_saved_ends_badly(run):
     succeeded(proximo("lm", "resume", "r", "--quiet"))
     assert result("r")["updates"] == 20
     assert [row["update"] for row in rows("r")] == list(range(1, 21))
+
+
+@pytest.mark.parametrize("how", ["pickle", "code"])
+def test_a_model_that_would_run_code_is_refused(tmp_path, how):
+    tiny(["abc"], width=8, heads=1).save(tmp_path)
+    marker = tmp_path / "marker"
+    act = f"open({str(marker)!r}, 'w').close()"
+    if how == "pickle":
+        (tmp_path / "model.safetensors").unlink()
+        data = b"cbuiltins\nexec\n(V" + act.encode() + b"\ntR."
+        (tmp_path / "pytorch_model.bin").write_bytes(data)
+    else:
+        (tmp_path / "evil.py").write_text(act)
+        config = json.loads((tmp_path / "config.json").read_text())
+        config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError):
+        load_model(tmp_path)
+    assert not marker.exists()
