@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from commands.command_line import proximo, result, rows, succeeded
+from proximo import PPO, RolloutConfig, RunConfig, train
 
 WORLD = '''
 import ctypes
@@ -270,6 +271,21 @@ def test_half_a_minute_of_trouble(soak):
         time.sleep(chance.random() / 2)
         run.trouble(how, chance)
     check(run.finish(), score=60)  # of somebody who has learned nothing: 9 to 25
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_ten_thousand_steps_take_no_more_memory(here, engine):
+    seen = []
+    train(
+        "CartPole-v1",
+        PPO(epochs=1, minibatch_size=64),
+        rollout=RolloutConfig(steps=16),
+        run_config=RunConfig(total_steps=15_000, engine=engine),
+        run_dir="r",
+        callbacks=[lambda *_: seen.append(memory(os.getpid()))],
+    )
+    warm = len(seen) // 3
+    assert max(seen[warm:]) - seen[warm] < GROWTH * 2**20 / 10
 
 
 @pytest.mark.long
