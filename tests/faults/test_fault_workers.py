@@ -640,12 +640,13 @@ def training(here):
 
 
 @pytest.mark.parametrize(
-    ("how", "busy"), [("SIGKILL", False), ("SIGKILL", True), ("SIGSEGV", True), ("SIGHUP", True)]
+    ("how", "what"),
+    [("SIGKILL", "idle"), ("SIGKILL", "busy"), ("SIGSEGV", "busy"), ("SIGHUP", "starts another")],
 )
-def test_no_process_outlives_a_trainer_however_it_dies(training, how, busy):
-    popen, pids = training()
-    assert len(pids) == 2
-    if busy:
+def test_no_process_outlives_a_trainer_however_it_dies(training, how, what):
+    popen, pids = training(what)
+    assert len(pids) == (4 if what == "starts another" else 2)
+    if what == "busy":
         Path("freeze").touch()
         time.sleep(0.5)
     popen.send_signal(getattr(signal, how))

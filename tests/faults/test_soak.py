@@ -142,7 +142,8 @@ class Soak:
         return found
 
     def workers(self):
-        return [pid for pid in self.processes() if pid != self.trainer.pid]
+        own = f"/proc/{self.trainer.pid}/task/{self.trainer.pid}/children"
+        return [int(pid) for pid in Path(own).read_text().split()]
 
     def wait(self, what, seconds=30.0):
         until = time.monotonic() + seconds
