@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -62,9 +63,10 @@ def trainer():
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(here, trainer, kills):
     chance = random.Random(kills)
-    words = ["--preset", "none", "--run.keep-last", "3", "--quiet", "--total-steps", str(STEPS)]
+    words = ["--preset", "none", "--run.keep-last", "3", "--quiet"]
     folder = RunFolder(here / "r")
     command = ["train", "ppo", "CartPole-v1", *SMALL, *words, "--run-dir", "r"]
+    command += ["--total-steps", str(STEPS)]
     reached = went_on = 0
     for number in range(kills):
         early = number % 4 == 0
@@ -79,16 +81,37 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(here, trainer, ki
         went_on += saved > before
         command = ["resume", "r", "--quiet"]
     assert went_on >= kills / 2  # or it was not the saves that were killed
-    end = str((reached + 20) * 64)
-    assert trainer.run("resume", "r", "--quiet", "--total-steps", end)[0] == 0
-    words[-1] = end
-    assert trainer.run("train", "ppo", "CartPole-v1", *SMALL, *words, "--run-dir", "whole")[0] == 0
+    ends_as_if_it_had_never_stopped(trainer, words, (reached + 20) * 64)
+    assert len(list((here / "r/checkpoints").glob("last*"))) == 3
+
+
+def ends_as_if_it_had_never_stopped(trainer, words, steps):
+    """The run r, which was killed, goes on to its end; a run of these settings is the same."""
+    assert trainer.run("resume", "r", "--quiet", "--total-steps", str(steps))[0] == 0
+    command = ["train", "ppo", "CartPole-v1", *SMALL, *words, "--run-dir", "whole"]
+    assert trainer.run(*command, "--total-steps", str(steps))[0] == 0
     assert timeless("r") == timeless("whole")
-    mine, whole = (newest(RunFolder(here / name)) for name in ("r", "whole"))
+    mine, whole = (newest(RunFolder(name)) for name in ("r", "whole"))
     assert mine.updates == whole.updates
     for name, tensor in whole.tensors.items():
         assert tensor.equal(mine.tensors[name]), name
-    assert len(list((here / "r/checkpoints").glob("last*"))) == 3
+
+
+def test_neither_restarts_nor_processes_of_worlds_change_a_bit(here, trainer):
+    """Killed with its worlds in 4, 2 and 1 processes, to its end with 3; and once in the trainer."""
+    words = ["--preset", "none", "--env.worlds", "4", "--quiet"]
+    command = ["train", "ppo", "CartPole-v1", *SMALL, *words, "--total-steps", str(STEPS)]
+    command += ["--env.backend", "workers", "--env.processes", "4", "--run-dir", "r"]
+    config, reached = here / "r/config.toml", 0
+    for processes in (2, 1, 3):
+        code, saved = trainer.run(*command, kill_after=0.3)
+        assert code == -signal.SIGKILL
+        assert saved > reached
+        text, reached = config.read_text(), saved
+        config.write_text(re.sub(r"(?m)^processes = \d$", f"processes = {processes}", text))
+        assert config.read_text() != text
+        command = ["resume", "r", "--quiet"]
+    ends_as_if_it_had_never_stopped(trainer, words, (reached + 20) * 128)
 
 
 class Killed(BaseException):

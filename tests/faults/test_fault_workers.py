@@ -110,8 +110,11 @@ class Troubled(gym.Env):
         reward = float(self.seed % 1009 + self.time)
         self.time += 1
         self.trouble()
-        if self.how == "four" and self.target == self.seed and self.time == self.at:
-            return self.see(), reward, False, {}
+        if self.target == self.seed and self.time == self.at:
+            if self.how == "four":
+                return self.see(), reward, False, {}
+            if self.how == "nan reward":
+                reward = float("nan")
         return self.see(), reward, self.time == self.last, False, {}
 
 
@@ -273,14 +276,15 @@ FAULTS = {
     "nan": "the observation[0] = nan",
     "shape": "an observation of shape (3,)|the observation of shape (3,)",
     "four": "but returned 4 things",
+    "nan reward": "it gave the reward nan",
 }
 
 
 @pytest.mark.parametrize("at", [0, 4])
 @pytest.mark.parametrize("how", FAULTS)
 def test_it_is_named_and_begins_anew_and_the_others_notice_nothing(how, at):
-    if how == "four" and not at:
-        pytest.skip("a reset returns two things")
+    if how in ("four", "nan reward") and not at:
+        pytest.skip("a reset returns two things, and none is a reward")
     rollout, faults = gather(env_config(how, at=at))
     assert len(faults) == 1
     assert any(part in faults[0] for part in FAULTS[how].split("|")), faults
@@ -580,14 +584,14 @@ def test_a_process_of_worlds_does_without_pytorch():
     make_worlds(env_config(id="troubled:Light"), SEED).close()
 
 
-@pytest.mark.parametrize("trouble", ["", "stopped", "another"])
+@pytest.mark.parametrize("trouble", ["", "stopped", "killed", "another"])
 def test_closing_takes_no_longer_than_its_grace(trouble, here):
     how = "starts another" if trouble == "another" else ""
     worlds = make_worlds(env_config(how, kwargs={"kept": "pids"}), SEED)
     pids = [int(line) for line in (here / "pids").read_text().split()]
     assert all(map(alive, pids))
-    if trouble == "stopped":
-        os.kill(pids[0], signal.SIGSTOP)
+    if trouble in ("stopped", "killed"):
+        os.kill(pids[0], signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
     begun = time.monotonic()
     worlds.close()
     assert time.monotonic() - begun < processes.GRACE + 1
@@ -635,15 +639,18 @@ def training(here):
         popen.communicate()
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_no_process_outlives_a_trainer_that_is_killed(training, busy):
-    popen, pids = training()
-    assert len(pids) == 2
-    if busy:
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [("SIGKILL", "idle"), ("SIGKILL", "busy"), ("SIGSEGV", "busy"), ("SIGHUP", "starts another")],
+)
+def test_no_process_outlives_a_trainer_however_it_dies(training, how, what):
+    popen, pids = training(what)
+    assert len(pids) == (4 if what == "starts another" else 2)
+    if what == "busy":
         Path("freeze").touch()
         time.sleep(0.5)
-    popen.kill()
-    popen.wait()
+    popen.send_signal(getattr(signal, how))
+    assert popen.wait() == -getattr(signal, how)
     assert gone(pids)
 
 

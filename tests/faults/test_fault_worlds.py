@@ -1,12 +1,14 @@
 """Worlds that fail: refused before the first update, survived by the run after it."""
 
+import re
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 from commands.command_line import proximo, refusal, rows, run_folders, succeeded, train_in
-from proximo import load
+from proximo import PPO, EnvConfig, RolloutConfig, TrainingError, load, train
 
 WORLDS = '''
 import gymnasium as gym
@@ -191,6 +193,23 @@ def test_what_was_learned_until_then_is_kept(here, how, part):
     agent = load("r")
     assert agent.act(np.zeros(2, np.float32)) in (0, 1)
     assert not (here / "r/result.json").exists()
+
+
+@LATE
+def test_nothing_of_it_reaches_the_weights(here, how, part):
+    seen = []
+
+    def look(state, rollout, metrics):
+        then = [p.detach().clone() for p in state.policy.parameters()]
+        seen[:] = state.policy, then, state.updates
+
+    env = EnvConfig(id="failing:Failing", kwargs={"how": how, "at": 75}, worlds=2)
+    with pytest.raises(TrainingError, match=re.escape(part)):
+        train(env, PPO(epochs=1), rollout=RolloutConfig(steps=32), callbacks=[look])
+    policy, before, updates = seen
+    assert updates == 2
+    for now, then in zip(policy.parameters(), before, strict=True):
+        assert torch.equal(now, then)
 
 
 @LATE

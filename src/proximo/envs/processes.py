@@ -168,6 +168,7 @@ class _World:
 
 def work() -> None:
     """The process of some worlds: make them, then do as told until the trainer is gone."""
+    _guard()
     commands, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # a world may print, and must not answer in our place
@@ -234,6 +235,17 @@ def _check(env: EnvConfig) -> dict[str, Any]:
         return {} if isinstance(world, Agents) else check_world(world)._asdict()
     except UsageError as error:
         return {"error": str(error)}
+
+
+def _guard() -> None:
+    """Let what the worlds start end with this process, even if that is killed: by another one."""
+    me = os.getpid()
+    if os.fork():
+        return
+    os.closerange(0, 256)  # the pipes are not its own
+    while os.getppid() == me:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _end_with(trainer: int) -> None:
