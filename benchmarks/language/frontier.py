@@ -117,7 +117,8 @@ def draw(rows: list[dict[str, Any]], betas: list[float], path: Path) -> None:
             axes.plot(*points, "o", color=colour, alpha=0.4, markersize=4)
         means = [statistics.mean(at(rows, beta, name)) for beta in betas]
         axes.plot(kls, means, "-", color=colour, label=label)
-    top = axes.get_ylim()[1]
+    top = 1.15 * axes.get_ylim()[1]
+    axes.set_ylim(top=top)
     for beta, kl in zip(betas, kls, strict=True):
         axes.axvline(kl, color="#dddddd", linewidth=0.8, zorder=0)
         axes.annotate(
