@@ -1,6 +1,6 @@
 """Proximo's PPO beside that of TRL 0.11.4: the same fine-tuned model, task, settings and updates.
 
-    python benchmarks/language/beside_trl.py [--seeds 5]
+    python benchmarks/language/beside_trl.py [--seeds 5] [--models FOLDER]
 
 The task is randomwalks (see randomwalks.py). For every seed one model is fine-tuned, and both
 libraries go on from its weights: 20 updates of 140 completions, 4 epochs of 2 minibatches, with the
@@ -43,12 +43,12 @@ LAST = 5
 """Updates at the end whose scores are averaged."""
 
 
-def fine_tune(seed: int, folder: str) -> None:
+def fine_tune(seed: int, models: str) -> None:
     import torch
     from randomwalks import fine_tuned
 
     torch.set_num_threads(1)
-    fine_tuned(seed).save(folder)
+    fine_tuned(seed, Path(models))
 
 
 def ours(folder: str, settings: str) -> None:
@@ -141,13 +141,15 @@ def summary(rows: list[dict[str, object]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--models", type=Path, help="fine-tuned models that are there already")
     given = parser.parse_args()
     install("trl")
     rows = []
     with tempfile.TemporaryDirectory(prefix="proximo-trl-") as home:
+        models = (given.models or Path(home)).resolve()
         for seed in range(1, given.seeds + 1):
-            folder = Path(home) / str(seed)
-            code = f"from beside_trl import fine_tune; fine_tune({seed}, {str(folder)!r})"
+            folder = models / str(seed)
+            code = f"from beside_trl import fine_tune; fine_tune({seed}, {str(models)!r})"
             subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE)
             for threads in (1, 2):
                 for library in LIBRARIES:

@@ -1,6 +1,6 @@
 """Shortest paths by words: the `randomwalks` task of trlx, rebuilt from its description.
 
-    python benchmarks/language/randomwalks.py [--seeds 5]
+    python benchmarks/language/randomwalks.py [--seeds 5] [--jobs 1] [--models FOLDER]
 
 A directed graph of 21 nodes, a to u, an edge from each to each other with probability 0.1, drawn by
 seed 1000; a is the goal. A language model (6 layers, width 144) learns 1000 random walks of at most
@@ -16,7 +16,11 @@ import dataclasses
 import json
 import statistics
 import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +32,15 @@ from proximo.language import (
     TOKENS,
     Fitting,
     KLConfig,
+    LanguageModel,
     ModelConfig,
-    Result,
     Sampling,
     TrainingConfig,
+    load_model,
     ppo,
     sft,
 )
+from proximo.language.stages import complete
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE.parent), str(HERE.parent / "speed")]
@@ -57,27 +63,32 @@ MODEL = ModelConfig(layers=6, width=144, heads=12, context=16)
 SAMPLING = Sampling(max_tokens=LONGEST - 1)
 
 
-def fine_tuned(seed: int) -> Result:
-    """A language model of the walks."""
+def fine_tuned(seed: int, models: Path) -> Path:
+    """A language model of the walks, in a folder of `models`, if it is not there yet."""
+    folder = models / str(seed)
+    if folder.is_dir():
+        return folder
     texts = [{"prompt": walk[0], "completion": walk[1:]} for walk in Graph().walks]
     rate = Fitting(learning_rate=Schedule.parse("linear:1e-3:0"), batch_size=100)
     whole = TrainingConfig(micro_batch=100)
-    return sft(MODEL, texts, updates=250, seed=seed, algorithm=rate, run=whole)
+    sft(MODEL, texts, updates=600, seed=seed, algorithm=rate, run=whole).save(folder)
+    return folder
 
 
-def run(seed: int) -> list[dict[str, object]]:
+def run(seed: int, models: Path) -> list[dict[str, object]]:
     """Fine-tuning with this seed, then PPO with each kind of advantage."""
+    torch.set_num_threads(1)
     graph, asked = Graph(), STARTS * 20
     begin = time.perf_counter()
-    base = fine_tuned(seed)
+    base = fine_tuned(seed, models)
     fitted = time.perf_counter() - begin
 
-    def measure(result: Result) -> tuple[float, float]:
-        said = result.generate(asked, SAMPLING, seed=seed)
+    def measure(lm: LanguageModel) -> tuple[float, float]:
+        said = complete(lm, asked, SAMPLING, seed=seed)
         valid = [graph.valid(p + c) for p, c in zip(asked, said, strict=True)]
         return statistics.mean(graph.optimality(asked, said)), statistics.mean(valid)
 
-    before, valid_before = measure(base)
+    before, valid_before = measure(load_model(base))
     rows = []
     for name, (settings, group) in ADVANTAGES.items():
         begin = time.perf_counter()
@@ -93,7 +104,7 @@ def run(seed: int) -> list[dict[str, object]]:
             run=TrainingConfig(sequences=140, micro_batch=140, completions_per_prompt=group),
         )
         seconds = time.perf_counter() - begin
-        after, valid = measure(tuned)
+        after, valid = measure(tuned.lm)
         rows.append(
             {
                 "seed": seed,
@@ -144,15 +155,22 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds that run at once")
+    parser.add_argument("--models", type=Path, help="keep the fine-tuned models in this folder")
     given = parser.parse_args()
-    torch.set_num_threads(1)
     graph = Graph()
     reached = set(graph.shortest[1:])
     print(
         f"{int(graph.edges[1:].sum())} edges besides the goal's, {int(graph.edges.sum())} in all, "
         f"L* {min(reached):.0f} to {max(reached):.0f}, a uniform walk scores {graph.uniform():.3f}"
     )
-    rows = [row for seed in range(1, given.seeds + 1) for row in run(seed)]
+    seeds = range(1, given.seeds + 1)
+    with (
+        tempfile.TemporaryDirectory() as home,
+        ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool,
+    ):
+        parts = pool.map(partial(run, models=given.models or Path(home)), seeds)
+        rows = [row for part in parts for row in part]
     RESULTS.joinpath("randomwalks.jsonl").write_text("".join(f"{json.dumps(r)}\n" for r in rows))
     lines = table(rows)
     RESULTS.joinpath("randomwalks.md").write_text("\n".join(lines) + "\n")
