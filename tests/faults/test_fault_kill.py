@@ -98,7 +98,7 @@ def ends_as_if_it_had_never_stopped(trainer, words, steps):
 
 
 def test_neither_restarts_nor_processes_of_worlds_change_a_bit(here, trainer):
-    """Killed with worlds in 4, 2 and 1 processes, to its end with 3; and once in the trainer."""
+    """Killed with its worlds in 4, 2 and 1 processes; with 3 to its end. The other has none."""
     words = ["--preset", "none", "--env.worlds", "4", "--quiet"]
     command = ["train", "ppo", "CartPole-v1", *SMALL, *words, "--total-steps", str(STEPS)]
     command += ["--env.backend", "workers", "--env.processes", "4", "--run-dir", "r"]
