@@ -142,8 +142,8 @@ class Soak:
         return found
 
     def workers(self):
-        own = f"/proc/{self.trainer.pid}/task/{self.trainer.pid}/children"
-        return [int(pid) for pid in Path(own).read_text().split()]
+        """The trainer's own, without what these have started."""
+        return [pid for pid in self.processes() if parent(pid) == self.trainer.pid]
 
     def wait(self, what, seconds=30.0):
         until = time.monotonic() + seconds
@@ -214,6 +214,13 @@ class Soak:
             ),
             "processes_left": len(self.processes()),
         }
+
+
+def parent(pid):
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def memory(pid):
