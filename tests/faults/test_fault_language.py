@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 
 from commands.command_line import proximo, refusal, result, rows, succeeded
 from proximo import UsageError
-from proximo.language import load_model, tiny
+from proximo.language import Sampling, ScoreConfig, TokenPPO, TrainingConfig, load_model, ppo, tiny
 from proximo.run import checkpoint
 from proximo.run.checkpoint import Checkpoint
 
@@ -127,3 +127,33 @@ def test_a_model_that_would_run_code_is_refused(tmp_path, how):
     with pytest.raises(UsageError):
         load_model(tmp_path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "lengths"),
+    [
+        (Sampling(max_tokens=4, stop=(*"abc", "<unknown>")), {1}),  # whatever is said
+        (Sampling(max_tokens=4, min_tokens=3, temperature=1e-3), {4}),  # no end until the last
+        (Sampling(max_tokens=1), {1}),
+    ],
+    ids=["all end at once", "none ends", "one token"],
+)
+@pytest.mark.parametrize("critic", [True, False])
+def test_completions_that_hold_nothing_or_never_end_are_learned_from(sampling, lengths, critic):
+    seen = set()
+
+    def reward(completion_ids):
+        seen.update(map(len, completion_ids))
+        return [float(ids[0]) for ids in completion_ids]
+
+    method = {} if critic else {"advantage": "monte-carlo", "critic": False}
+    algorithm = TokenPPO(minibatch_size=4, epochs=2, **method)
+    run = TrainingConfig(updates=3, sequences=8, seed=5)
+    score = ScoreConfig(missing_eos_penalty=1.0, normalize=True)
+    lm = tiny(["abc"], layers=1, width=16, heads=2, context=16)
+    tuned = ppo(
+        lm, ["ab", "c"], reward, algorithm=algorithm, sampling=sampling, run=run, score=score
+    )
+    assert seen == lengths
+    assert all(x.isfinite().all() for x in tuned.lm.state_dict().values())
+    assert all("skipped_steps" not in row for row in tuned.rows)
