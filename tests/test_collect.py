@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import json
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from proximo import PPO, EnvConfig, NetConfig, TrainingError, UsageError
+from proximo import PPO, EnvConfig, NetConfig, TrainingError, UsageError, train
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.collect import collect
 from proximo.envs.make import make_worlds
@@ -261,6 +262,31 @@ def test_worlds_get_actions_within_bounds_and_the_stored_ones_are_free(action):
     first = rollout.action[:, 0, 0].numpy()
     expected = np.clip(first, -2, 2) if action == "clip" else 2 * np.tanh(first)
     np.testing.assert_allclose(taken[:50, 0], expected, atol=1e-6)
+    cut = state.policy.head.cut_off(rollout.action)
+    assert cut is None if action == "squash" else torch.equal(cut, rollout.action[..., 0].abs() > 2)
+
+
+def test_actions_that_were_cut_off_are_counted(tmp_path):
+    class Hybrid(Countdown):
+        action_space = gym.spaces.Tuple(
+            [gym.spaces.Discrete(2), gym.spaces.Box(-np.inf, 1, (2,)), gym.spaces.Box(0, 1, ())]
+        )
+
+        def __init__(self):
+            self.number, self.episode = 0, -1
+
+    shares = []
+
+    def look(state, rollout, metrics):
+        _, *numbers, last = rollout.action.unbind(-1)
+        outside = (torch.stack(numbers) > 1).any(0) | (last < 0) | (last > 1)
+        shares.append(float(outside.float().mean()))
+
+    algorithm = PPO(epochs=1, minibatch_size=8)
+    train(Hybrid, algorithm, total_steps=240, run_dir=tmp_path / "r", callbacks=[look])
+    lines = (tmp_path / "r/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["action_clip_fraction"] for line in lines] == pytest.approx(shares)
+    assert 0.3 < shares[0] < 0.9
 
 
 def test_discrete_actions_count_from_where_their_space_starts():

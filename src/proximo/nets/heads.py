@@ -69,6 +69,13 @@ class Head(nn.Module, ABC):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         """What this many actions are drawn from, time first. Returns [*shape, *noise_shape]."""
 
+    def cut_off(self, action: Tensor) -> Tensor | None:
+        """[...] which actions lie outside their bounds, so that the world is given others.
+
+        None: of these there are none.
+        """
+        return None
+
     def drawn(self, noise: Tensor, features: Tensor) -> Tensor:
         """What the distribution samples from, made of what `noise` drew. features: [..., F]."""
         return noise
@@ -245,6 +252,12 @@ class GaussianHead(BoxHead):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.randn((*shape, *self.noise_shape), generator=generator)
 
+    def cut_off(self, action: Tensor) -> Tensor | None:
+        if self.squash:
+            return None
+        low, high = (end.reshape(-1) for end in self.ends(action.device))
+        return ((action < low) | (action > high)).any(-1)
+
     def taken(self, action: Tensor) -> Tensor:
         """In the world's shape, type and bounds, through a tanh if the policy says so."""
         numbers = self.shaped(action)
@@ -401,6 +414,11 @@ class JointHead(Head):
     @property
     def drawn_width(self) -> int:
         return sum(self._drawn)
+
+    def cut_off(self, action: Tensor) -> Tensor | None:
+        parts = zip(self._heads(), self._own(action), strict=True)
+        found = [cut for head, part in parts if (cut := head.cut_off(part)) is not None]
+        return torch.stack(found).any(0) if found else None
 
     def taken(self, action: Tensor) -> Tensor:
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)

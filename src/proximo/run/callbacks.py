@@ -167,6 +167,10 @@ class Record:
         self._steps = state.steps
         if rollout.episodes or not self._recent:
             self._recent = recent_returns(state, self._threshold)
+        policy: ActorCritic = state.policy  # type: ignore[assignment]
+        cut = policy.head.cut_off(rollout.action)
+        if cut is not None:
+            metrics["action_clip_fraction"] = float(cut[rollout.mask].float().mean())
         self.row = {
             "update": state.updates,
             "steps": state.steps,
