@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from proximo import EnvConfig, NetConfig, UsageError
+from proximo import PPO, EnvConfig, NetConfig, UsageError
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
 from proximo.envs.make import make_worlds
@@ -146,10 +146,11 @@ class Hybrid(Still):
 def rollouts(world, steps, count=2, **net):
     worlds = make_worlds(EnvConfig(worlds=3), 0, world)
     acting = policy(worlds.action_space, **net)
+    optimizer = PPO().make_optimizer(acting)
     state = TrainState(
         policy=acting,
-        optimizer=None,
-        engine=TorchEngine(acting, None),
+        optimizer=optimizer,
+        engine=TorchEngine(acting, optimizer),
         worlds=worlds.start(),
         collecting=torch.Generator().manual_seed(0),
         shuffling=torch.Generator(),
