@@ -55,7 +55,7 @@ PPO = {
     "adam_betas": (0.9, 0.95),
 }
 ADVANTAGES: dict[str, tuple[dict[str, Any], int]] = {
-    "rloo": ({"advantage": "rloo", "critic": False}, 7),
+    "rloo": ({"advantage": "rloo", "critic": False, "normalize_advantage": "none"}, 7),
     "gae": ({"lam": 1.0, "value_loss": "mse", "value_coef": 1.0}, 1),
 }
 """Settings, and how many completions of a prompt an update compares with each other."""
@@ -71,7 +71,9 @@ def fine_tuned(seed: int, models: Path) -> Path:
     texts = [{"prompt": walk[0], "completion": walk[1:]} for walk in Graph().walks]
     rate = Fitting(learning_rate=Schedule.parse("linear:1e-3:0"), batch_size=100)
     whole = TrainingConfig(micro_batch=100)
+    begin = time.perf_counter()
     sft(MODEL, texts, updates=600, seed=seed, algorithm=rate, run=whole).save(folder)
+    (folder / "seconds").write_text(str(round(time.perf_counter() - begin, 1)))
     return folder
 
 
@@ -79,9 +81,7 @@ def run(seed: int, models: Path) -> list[dict[str, object]]:
     """Fine-tuning with this seed, then PPO with each kind of advantage."""
     torch.set_num_threads(1)
     graph, asked = Graph(), STARTS * 20
-    begin = time.perf_counter()
     base = fine_tuned(seed, models)
-    fitted = time.perf_counter() - begin
 
     def measure(lm: LanguageModel) -> tuple[float, float]:
         said = complete(lm, asked, SAMPLING, seed=seed)
@@ -116,7 +116,7 @@ def run(seed: int, models: Path) -> list[dict[str, object]]:
                 "kl": tuned.rows[-1]["kl"],
                 "gradient_steps": sum(row["gradient_steps"] for row in tuned.rows),
                 "episodes": tuned.rows[-1]["episodes"],
-                "seconds_sft": round(fitted, 1),
+                "seconds_sft": float((base / "seconds").read_text()),
                 "seconds_ppo": round(seconds, 1),
                 "scores": [round(score, 3) for score in tuned.scores],
             }
