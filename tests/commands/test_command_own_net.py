@@ -91,7 +91,7 @@ def test_world_and_network_are_asked_for_together(here, own_world):
 def test_a_network_that_does_not_fit_or_is_not_asked_for(run, here, trained):
     other = here / "other.py"
     other.write_text(NET.replace("width)", "width + 1)"))
-    assert "the saved policy has" in refusal(proximo("eval", run, "--net", "other:Net"))
+    assert "belongs: its network" in refusal(proximo("eval", run, "--net", "other:Net"))
     assert "own_net has no 'Nat'. Did you mean Net" in refusal(
         proximo("eval", run, "--net", "own_net:Nat")
     )

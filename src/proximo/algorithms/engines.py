@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,9 +58,12 @@ class Engine(ABC):
 
     def __init__(self, name: str, policy: ActorCritic, optimizer: FlatOptimizer) -> None:
         self.name, self.policy, self.optimizer = name, policy, optimizer
-        flats = [flat.detach() for flat in optimizer.flats]
-        # To look at by NumPy where it can, which costs a quarter of what PyTorch's look does.
-        self.weights = [flat.numpy() if flat.is_cpu else flat for flat in flats]
+
+    @cached_property
+    def weights(self) -> list[np.ndarray | Tensor]:
+        """To look at by NumPy where it can, which costs a quarter of what PyTorch's look does."""
+        flats = [flat.detach() for flat in self.optimizer.flats]
+        return [flat.numpy() if flat.is_cpu else flat for flat in flats]
 
     @abstractmethod
     def actor(
