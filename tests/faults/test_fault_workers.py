@@ -599,7 +599,8 @@ def test_closing_takes_no_longer_than_its_grace(trouble, here):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # what nohup ignores, its children ignore
 from proximo.cli import main
 sys.exit(main(sys.argv[1:]))
 """
