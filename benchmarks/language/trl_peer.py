@@ -49,7 +49,6 @@ def main():
         cliprange=0.2,
         cliprange_value=0.2,
         vf_coef=s["value_coef"],
-        max_grad_norm=1.0,
     )
     trainer = PPOTrainer(config, model, None, tokenizer, optimizer=optimizer, lr_scheduler=falling)
     graph = Graph()

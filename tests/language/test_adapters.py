@@ -62,7 +62,7 @@ def lm():
 
 def logits(lm):
     with torch.no_grad():
-        return lm.read(SEQUENCES, hidden=False)[0]
+        return lm.read(SEQUENCES)[0]
 
 
 def plain(lm):

@@ -152,6 +152,8 @@ def test_evaluations_change_nothing_in_training():
     assert None not in scores[0]
     assert scores[1] == [None, None, scores[0][2], None, None, scores[0][5]]
     assert every.final == {"best_held_out_score": max(scores[0])}
+    ended = run(eval_every=1, held_out=0.4, callbacks=[stop_after(2)])
+    assert ended.final == {"best_held_out_score": max(scores[0][:2])}
     assert all("held_out_kl" in row for row in every.rows)
 
 
@@ -235,8 +237,13 @@ def test_settings_of_a_critic_without_one_and_of_completions_without_any():
     ):
         with pytest.raises(UsageError, match=said):
             ppo(ModelConfig(**settings), ["a"], count_a, algorithm=algorithm)
-    with pytest.raises(UsageError, match="completions_per_prompt is 2, but sft draws no"):
-        FitConfig(lm=Task(stage="sft"), run=TrainingConfig(completions_per_prompt=2))
+    for settings, said in (
+        ({"run": TrainingConfig(completions_per_prompt=2)}, "run.completions_per_prompt is 2"),
+        ({"model": ModelConfig(critic_warmup=1)}, "model.critic_warmup is 1"),
+        ({"model": ModelConfig(critic="separate")}, "model.critic is separate"),
+    ):
+        with pytest.raises(UsageError, match=f"{said}, but sft draws no .* has no critic"):
+            FitConfig(lm=Task(stage="sft"), **settings)
 
 
 def test_other_texts_of_ptx_than_the_run_began_with_are_refused(tmp_path):

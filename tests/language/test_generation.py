@@ -68,7 +68,7 @@ def test_a_dropped_minimum_is_caught(lm):
 @pytest.mark.parametrize("fault", ["positions", "cache", "mask"])
 def test_a_faulty_model_is_caught(lm, fault):
     class Faulty(type(lm)):
-        def forward(self, tokens, mask, positions, keep, cache=None, **more):
+        def forward(self, tokens, mask, positions, cache=None):
             if fault == "positions":  # those of the padded row, as a naive loop has them
                 shift = mask.shape[1] - tokens.shape[1]
                 positions = torch.arange(tokens.shape[1]).expand_as(tokens) + shift
@@ -76,7 +76,7 @@ def test_a_faulty_model_is_caught(lm, fault):
                 cache, mask = True, mask[:, -1:]  # what came before is forgotten
             if fault == "mask" and cache is not None:
                 mask = torch.ones_like(mask)
-            return super().forward(tokens, mask, positions, keep, cache, **more)
+            return super().forward(tokens, mask, positions, cache)
 
     broken = copy.deepcopy(lm)
     broken.__class__ = Faulty
@@ -97,9 +97,8 @@ def test_cached_tokens_are_those_without_a_cache(lm):
                 torch.tensor([row]),
                 torch.ones(1, len(row), dtype=torch.bool),
                 torch.arange(len(row))[None],
-                1,
             )
-            choice = distribution(out.logits[:, -1], sampling, stops, torch.tensor([t]))
+            choice = distribution(out.logits, sampling, stops, torch.tensor([t]))
             row.append(int(choice.sample(numbers[t : t + 1])))
             if row[-1] in stops:
                 break
@@ -147,8 +146,8 @@ def test_frequencies_are_the_probabilities(lm):
     sampling = Sampling(max_tokens=1, temperature=1.5)
     drawn = draw(lm, sampling, [[3, 4]] * 4000)
     found = torch.bincount(torch.tensor(drawn.ids()).view(-1), minlength=10) / 4000
-    out = lm(torch.tensor([[3, 4]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 1]]), 1)
-    expected = (out.logits[0, -1] / 1.5).softmax(-1)
+    out = lm(torch.tensor([[3, 4]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 1]]))
+    expected = (out.logits[0] / 1.5).softmax(-1)
     assert (found - expected).abs().max() < 4 * math.sqrt(0.25 / 4000)
 
 

@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 
 from proximo import UsageError
 from proximo.language import Sampling, tiny
-from proximo.language.data import PASS, Examples, Order, Sequences, by_length, per_token
-from proximo.language.model import LanguagePolicy, Tokenizer
+from proximo.language.data import Examples, Order, Sequences, by_length, pack, per_token
+from proximo.language.model import LanguagePolicy, Tokenizer, before
 
 CHAT = [{"role": "user", "content": "ab"}]
 TEMPLATE = (
@@ -154,29 +154,47 @@ def test_a_stop_that_is_no_token_is_refused(lm):
         Tokenizer(lm.tokenizer, ["ab"])
 
 
-def cost(sequences, parts):
-    widths = (sequences.select(part).tokens.shape[-1] for part in parts)
-    return sum(PASS["cpu"] + len(p) * width for p, width in zip(parts, widths, strict=True))
-
-
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("limit", [1, 3, 7])
-def test_parts_of_like_length_are_the_cheapest(seed, limit):
+@pytest.mark.parametrize("share", [False, True])
+def test_every_token_that_is_needed_is_read_once_and_in_its_place(seed, share):
     draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(1, 40, (2, 7), generator=draw).tolist()
-    sequences = Sequences.join(*([[1] * length for length in row] for row in lengths))
-    which = torch.randperm(7, generator=draw)
+    lengths = torch.randint(1, 40, (2, 9), generator=draw).tolist()
+    ids = [[torch.randint(9, (n,), generator=draw).tolist() for n in row] for row in lengths]
+    own = [torch.randint(2, (n,), generator=draw).bool().tolist() for n in lengths[1]]
+    sequences = Sequences.join(*ids, own=own)
+    wanted = before(sequences)
+    packed = pack(sequences, wanted, share=share)
+    found = []
+    for i, (prompt, answer, said) in enumerate(zip(*ids, own, strict=True)):
+        needed = max((len(prompt) + t for t, mine in enumerate(said) if mine), default=0)
+        rows, columns = (packed.owner == i).nonzero(as_tuple=True)
+        assert len(rows) == needed
+        assert len(set(rows.tolist())) <= 1
+        assert packed.tokens[rows, columns].tolist() == [*prompt, *answer][:needed]
+        assert packed.positions[rows, columns].tolist() == list(range(needed))
+        flat = rows * packed.tokens.shape[-1] + columns
+        found += [int(flat[len(prompt) + t - 1]) for t, mine in enumerate(said) if mine]
+    assert packed.wanted.tolist() == found
+    assert (len(packed.tokens) < 9) == share
+    owner = packed.owner[0]
+    for one, other in itertools.product(range(len(owner)), repeat=2):
+        assert packed.mask[0, 0, one, other] == (owner[one] == owner[other] and other <= one)
+
+
+def test_rows_are_filled():
+    sequences = Sequences.join([[1]] * 6, [[2] * n for n in (20, 3, 10, 29, 12, 22)])
+    packed = pack(sequences, before(sequences), share=True)
+    assert sorted((packed.owner >= 0).sum(-1).tolist()) == [32, 32, 32]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7])
+def test_parts_are_of_like_length(limit):
+    lengths = [4, 9, 2, 7, 5, 1, 3]
+    sequences = Sequences.join([[1]] * 7, [[2] * length for length in lengths])
+    which = torch.tensor([6, 1, 5, 0, 3])
     parts = by_length(sequences, which, limit)
-    assert sorted(torch.cat(parts).tolist()) == list(range(7))
-    assert max(map(len, parts)) <= limit
-    order = which[sequences.mask.sum(-1)[which].argsort(stable=True)]
-    ways = (
-        order.split([len(list(group)) for _, group in itertools.groupby(cuts)])
-        for cuts in itertools.product(range(7), repeat=7)
-        if list(cuts) == sorted(cuts)
-    )
-    least = min(cost(sequences, way) for way in ways if max(map(len, way)) <= limit)
-    assert cost(sequences, parts) == least
+    assert torch.cat(parts).tolist() == [5, 6, 0, 3, 1]
+    assert max(map(len, parts)) == min(limit, 5)
 
 
 def test_what_is_computed_in_parts_comes_back_in_order(lm):

@@ -58,6 +58,7 @@ def set_up(lm, run):
 
 def gradient(lm):
     """Of a loss on values and probabilities; how often the layers ran, and how much was kept."""
+    assert lm.packs == (lm.net.config.model_type != "gemma2")  # tried out before the count
     policy = LanguagePolicy(lm, (0,))
     torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(1))
     calls, kept = [], []
@@ -112,6 +113,38 @@ def test_runs_that_compute_layers_again_are_the_same(lora_rank):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"), [*KINDS, ("Mistral", {"num_key_value_heads": 2, "sliding_window": 9})]
+)
+@pytest.mark.parametrize("window", [None, 40])
+def test_sequences_that_share_a_row_do_not_see_each_other(lm, kind, more, window):
+    """Whatever the model: those whose layers mix neighbours otherwise have a row for each."""
+    if "sliding_window" in more and window:
+        more = {**more, "sliding_window": window}
+    other = of_kind(lm, kind, more)
+    rows = []
+    other.net.register_forward_pre_hook(
+        lambda net, given, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    together, hidden = other.read(SEQUENCES)
+    alone = [other.read(SEQUENCES.select(torch.tensor([i]))) for i in range(5)]
+    torch.testing.assert_close(together, torch.cat([x for x, _ in alone]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(hidden, torch.cat([x for _, x in alone]), rtol=1e-4, atol=1e-5)
+    shares = kind != "Gemma2" and (kind != "Mistral" or window)
+    assert rows[-6] == (1 if shares else 5)
+
+
+def test_a_model_that_mixes_neighbours_is_found_out(lm):
+    """A convolution over a row, as some models have beside attention."""
+    other = copy.deepcopy(lm)
+    assert other.packs
+    del other.packs
+    other.net.transformer.h[0].register_forward_pre_hook(
+        lambda block, given: (given[0] + 0.1 * given[0].roll(1, 1), *given[1:])
+    )
+    assert not other.packs
+
+
 @pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"dtype": "bfloat16"}])
 def test_after_a_break_they_are_the_same_to_the_bit(tmp_path, change):
     same_after_a_break(tmp_path, run=dataclasses.replace(FEW, **change))
@@ -122,14 +155,15 @@ def test_in_bfloat16_layers_are_rounded_and_logits_are_not(lm, kind, more):
     other = of_kind(lm, kind, more)
     half = set_up(other, HALF)
     assert {p.dtype for p in half.parameters()} == {torch.float32}
+    assert half.packs == (kind != "Gemma2")  # tried out before anything is seen
     seen = []
     for name, module in half.net.named_modules():
         if name.endswith(("c_fc", "up_proj", "dense_h_to_4h")):
             module.register_forward_hook(lambda m, given, out: seen.append(out.dtype))
-    logits, hidden = half.read(SEQUENCES, hidden=True)
+    logits, hidden = half.read(SEQUENCES)
     assert set(seen) == {torch.bfloat16}
     assert logits.dtype == hidden.dtype == torch.float32
-    exact, _ = other.read(SEQUENCES, hidden=False)
+    exact, _ = other.read(SEQUENCES)
     assert 0 < (logits - exact).abs().max() < 0.05 * exact.abs().max()
     if kind != "Gemma2":  # which squeezes its logits
         torch.testing.assert_close(logits, hidden @ half.net.get_output_embeddings().weight.t())

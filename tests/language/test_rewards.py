@@ -111,10 +111,9 @@ def test_a_score_is_read_at_the_actual_last_token(lm):
     prompts, answers = [[2], [3, 4, 5], [2, 2]], [[3, 4, 0], [5], [4, 0]]
     together = model(Sequences.join(prompts, answers))
     for prompt, answer, score in zip(prompts, answers, together, strict=True):
-        row = torch.tensor([prompt + answer])
-        mask = torch.ones_like(row, dtype=torch.bool)
-        out = model.lm(row, mask, torch.arange(row.shape[1])[None], row.shape[1], hidden=True)
-        torch.testing.assert_close(model.head(out.hidden[0, -1])[0], score, rtol=1e-5, atol=1e-5)
+        out = model.lm.net(torch.tensor([prompt + answer]), output_hidden_states=True)
+        found = model.head(out.hidden_states[-1][0, -1])[0]
+        torch.testing.assert_close(found, score, rtol=1e-5, atol=1e-5)
     one_by_one = scores_of(model, Sequences.join(prompts, answers), 1)
     torch.testing.assert_close(one_by_one, together, rtol=1e-5, atol=1e-5)
 

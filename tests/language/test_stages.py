@@ -149,14 +149,16 @@ def test_ppo_raises_the_hidden_score_near_the_model_that_it_began_as(base, judge
         kl=KLConfig(coef=0.05),
         score=ScoreConfig(missing_eos_penalty=1.0),
         critic=critic,
-        algorithm=dataclasses.replace(TOKENS, learning_rate=1e-3, minibatch_size=32),
+        algorithm=dataclasses.replace(
+            TOKENS, learning_rate=Schedule.parse("linear:1e-3:0"), minibatch_size=32
+        ),
         run=TrainingConfig(sequences=64, micro_batch=64),
     )
     after = [worth(text) for text in result.generate(["it"] * 200)]
     gain = torch.tensor(after, dtype=torch.float64).mean() - sum(before) / 200
     assert gain > 1.5 * spread
     assert result.rows[-1]["kl"] < 10
-    assert result.rows[-1]["stopped"] > 0.9
+    assert sum(row["stopped"] for row in result.rows[-5:]) / 5 > 0.9
 
 
 def run_ppo(run_dir, *, updates=6, resume=False, callbacks=(), run=FEW, **changes):

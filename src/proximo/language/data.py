@@ -196,8 +196,60 @@ class Sequences(NamedTuple):
         return Sequences(self.tokens[index][:, cut], mask[:, cut], response[:, : end - prompt])
 
 
-PASS = {"cpu": 64, "gpu": 4096}
-"""What reading a part costs besides its tokens, counted in tokens of a small model."""
+ROW = 32
+"""Short sequences stand one behind the other in rows of this many tokens."""
+
+
+class Packed(NamedTuple):
+    """Sequences one behind the other in rows, so that little of what is read is padding."""
+
+    tokens: Tensor  # [M, W] int64
+    positions: Tensor  # [M, W] int64: each token's place in its own sequence
+    owner: Tensor  # [M, W] int64: the sequence whose token it is, or -1 for padding
+    wanted: Tensor  # [B] int64: where in the M x W tokens those stand that were asked for
+
+    @property
+    def mask(self) -> Tensor:
+        """[M, 1, W, W] bool: each token sees those of its own sequence up to itself."""
+        return (self.owner.unsqueeze(-1) == self.owner.unsqueeze(-2)).tril().unsqueeze(1)
+
+
+def pack(sequences: Sequences, wanted: Tensor, *, share: bool) -> Packed:
+    """Put into rows what must be read to know what follows the tokens that are `wanted`.
+
+    wanted: [N, P + R] bool, answered in order of sequence, then of time; share: whether sequences
+    may share a row. What stands behind the last of them is left out.
+    """
+    later = wanted.flip(-1).cumsum(-1).flip(-1) > 0
+    needed = sequences.mask & later
+    lengths = needed.sum(-1).tolist()
+    width = max(lengths)
+    rows, columns = list(range(len(lengths))), [0] * len(lengths)
+    if share:
+        width = max(width, ROW)
+        rows, columns = _first_fit(lengths, width)
+    begin = torch.tensor([row * width + column for row, column in zip(rows, columns, strict=True)])
+    place = begin.to(needed.device).unsqueeze(-1) + sequences.positions
+    into = place[needed]
+    positions = torch.zeros(max(rows) + 1, width, dtype=torch.int64, device=needed.device)
+    tokens, owner = positions.clone(), positions - 1
+    positions.view(-1)[into] = sequences.positions[needed]
+    tokens.view(-1)[into] = sequences.tokens[needed]
+    owner.view(-1)[into] = needed.nonzero()[:, 0]
+    return Packed(tokens, positions, owner, place[wanted])
+
+
+def _first_fit(lengths: list[int], width: int) -> tuple[list[int], list[int]]:
+    """Row and column of each: the longest first, into the first row that has room for it."""
+    rows, columns = [0] * len(lengths), [0] * len(lengths)
+    used: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, full in enumerate(used) if full + lengths[i] <= width), len(used))
+        if row == len(used):
+            used.append(0)
+        rows[i], columns[i] = row, used[row]
+        used[row] += lengths[i]
+    return rows, columns
 
 
 def reply_ends(response: Tensor) -> Tensor:
@@ -252,32 +304,10 @@ def rows_of(lengths: Tensor, which: Tensor) -> Tensor:
     return torch.arange(int(own.sum()), device=ends.device) + shift.repeat_interleave(own)
 
 
-def by_length(sequences: Sequences, which: Tensor, limit: int) -> list[Tensor]:
-    """Split some of them into parts of at most `limit`, of like lengths, so that few are padded.
-
-    The parts, of n_i sequences and width w_i, that make Σ n_i w_i + `PASS` least, among those that
-    are cut from the sequences in order of length. which: [n].
-    """
-    prompts = sequences.mask.shape[-1] - sequences.response.shape[-1]
-    before = sequences.mask[which, :prompts].sum(-1).cpu().numpy()
-    after = sequences.mask[which, prompts:].sum(-1).cpu().numpy()
-    order = np.argsort(before + after, kind="stable")
-    before, after = before[order], after[order]
-    own = PASS["cpu" if sequences.tokens.device.type == "cpu" else "gpu"]
-    cost, begins = np.zeros(len(order) + 1), np.zeros(len(order) + 1, int)
-    for end in range(1, len(order) + 1):
-        part = slice(max(0, end - limit), end)
-        # Of every part that ends here, the last sequence first.
-        width = np.maximum.accumulate(before[part][::-1]) + np.maximum.accumulate(after[part][::-1])
-        total = cost[part][::-1] + own + width * np.arange(1, len(width) + 1)
-        best = int(total.argmin())
-        cost[end], begins[end] = total[best], end - 1 - best
-    parts: list[Tensor] = []
-    end = len(order)
-    while end:
-        parts.append(which[torch.from_numpy(order[begins[end] : end]).to(which.device)])
-        end = int(begins[end])
-    return parts[::-1]
+def by_length(sequences: Sequences, which: Tensor, limit: int) -> tuple[Tensor, ...]:
+    """Split some of them into parts of at most `limit`, of like lengths. which: [n]."""
+    lengths = sequences.mask[which].sum(-1)
+    return torch.split(which[lengths.argsort(stable=True).to(which.device)], limit)
 
 
 def per_token(

@@ -89,10 +89,10 @@ def _draw(
     log_probs, lengths = torch.zeros_like(noise), torch.zeros_like(tokens[:, 0])
     stopped = torch.zeros_like(lengths, dtype=torch.bool)
     rows = torch.arange(len(prompts), device=lm.device)  # those that are read on
-    out = lm(start.tokens, mask, positions, 1, cache=True)
+    out = lm(start.tokens, mask, positions, cache=True)
     place = positions[:, -1:]
     for t in range(sampling.max_tokens):
-        choice = distribution(out.logits[:, -1], sampling, stops, torch.full_like(rows, t))
+        choice = distribution(out.logits, sampling, stops, torch.full_like(rows, t))
         token = choice.sample(noise[rows, t])
         tokens[rows, t], log_probs[rows, t] = token, choice.log_prob(token)
         over = stopped[rows]
@@ -109,7 +109,7 @@ def _draw(
             cache.batch_select_indices(kept)
         place = place + 1
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], -1)
-        out = lm(token.unsqueeze(-1), mask, place, 1, cache=cache)
+        out = lm(token.unsqueeze(-1), mask, place, cache=cache)
     found = zip(tokens.tolist(), log_probs.tolist(), lengths.tolist(), strict=True)
     drawn = [list(zip(ids, lps, strict=True))[:count] for ids, lps, count in found]
     return drawn, stopped

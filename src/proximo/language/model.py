@@ -6,10 +6,11 @@ The one module that knows transformers. Nothing is fetched: names are those it h
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from proximo.functional.distributions import Categorical
 from proximo.language.adapters import adapted, add_adapters, merged
 from proximo.language.config import ModelConfig, Sampling, TrainingConfig
-from proximo.language.data import Sequences
+from proximo.language.data import Sequences, pack
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.folder import RunFolder
 from proximo.types import UsageError
@@ -114,10 +115,9 @@ class Tokenizer:
 
 
 class Output(NamedTuple):
-    """What a model says after each of the last K tokens of a sequence."""
+    """What a model says after the last token of each sequence."""
 
-    logits: Tensor  # [N, K, V] float32
-    hidden: Tensor | None  # [N, K, D] what they were computed from, where it was asked for
+    logits: Tensor  # [N, V] float32
     cache: Any  # keys and values so far, where they were asked for
 
 
@@ -178,72 +178,110 @@ class LanguageModel(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(
-        self,
-        tokens: Tensor,
-        mask: Tensor,
-        positions: Tensor,
-        keep: int,
-        cache: Any = None,
-        *,
-        hidden: bool = False,
-    ) -> Output:
-        """tokens, positions: [N, L]; mask: [N, all so far]; keep: K; cache: True begins one.
-
-        hidden: whether it is needed, as transformers then keeps that of every layer.
-        """
-        with self._computing():
+    def forward(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> Output:
+        """tokens, positions: [N, L]; mask: [N, all so far]; cache: True begins one."""
+        with self._computing(self._exact):
             out = self.net(
                 input_ids=tokens,
                 attention_mask=mask.long(),
                 position_ids=positions,
-                logits_to_keep=keep,
-                output_hidden_states=hidden,
+                logits_to_keep=1,
                 use_cache=cache is not None,
                 past_key_values=None if cache in (None, True) else cache,
             )
-        cached = out.past_key_values if cache is not None else None
-        last = out.hidden_states[-1][:, -keep:].float() if hidden else None
-        return Output(out.logits[:, -keep:].float(), last, cached)
+        return Output(out.logits[:, -1].float(), out.past_key_values if cache is not None else None)
+
+    def read(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Logits [B, V] before each of the B tokens of the completions, and hidden [B, D].
+
+        In order of sequence, then of time.
+        """
+        return self._read(sequences, before(sequences), share=self.packs)
+
+    def hidden(self, sequences: Sequences, wanted: Tensor) -> Tensor:
+        """What logits would be computed from at the tokens that are `wanted`, [N, L]. [B, D]."""
+        return self._read(sequences, wanted, share=self.packs, logits=False)[1]
+
+    def _read(
+        self, sequences: Sequences, wanted: Tensor, *, share: bool, logits: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Logits, if they are asked for, are made of the tokens that are wanted and no others."""
+        packed = pack(sequences, wanted, share=share)
+        if packed.tokens.shape[-1] > self._window:
+            packed = pack(sequences, wanted, share=False)
+        hidden = torch.empty(0)
+
+        def speak(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+            nonlocal hidden
+            hidden = x.flatten(0, 1).index_select(0, packed.wanted)
+            return self._exact(forward, hidden) if logits else hidden
+
+        shared = len(packed.tokens) < len(wanted)
+        with self._computing(speak):
+            out = self.net(
+                input_ids=packed.tokens,
+                attention_mask=packed.mask if shared else (packed.owner >= 0).long(),
+                position_ids=packed.positions,
+                use_cache=False,
+            )
+        return out.logits.float(), hidden.float()
+
+    @cached_property
+    def packs(self) -> bool:
+        """Whether sequences that share a row do not see each other: tried out on two.
+
+        What is no attention, a convolution say, goes on from one to the next in some models.
+        """
+        if self.net.config._attn_implementation != "sdpa":  # type: ignore[union-attr]
+            return False  # other kinds take other masks
+        two = Sequences.join([[1], [2, 1]], [[0, 2, 1], [1, 0]], self.device)
+        rounds, self._bfloat16 = self._bfloat16, False
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                apart, _ = self._read(two, before(two), share=False)
+                try:
+                    together, _ = self._read(two, before(two), share=True)
+                except Exception:  # whatever it is that this model does with such a mask
+                    return False
+        finally:
+            self._bfloat16 = rounds
+        return bool((apart - together).abs().max() <= 1e-4 * apart.abs().max())
+
+    @property
+    def _window(self) -> float:
+        """How far back every layer sees, where they are given a mask of their own otherwise."""
+        config = self.net.config.get_text_config()  # type: ignore[union-attr, operator]
+        found = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        return min((size for size in found if size), default=math.inf)
 
     def rounding(self) -> torch.autocast:
         """To be entered around many passes that train nothing: weights are then rounded once."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bfloat16)
 
     @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """Precision and memory of a pass, as they were set up."""
+    def _computing(self, speak: Callable[..., Tensor]) -> Iterator[None]:
+        """Precision and memory of a pass, as they were set up; `speak` makes its logits."""
         with ExitStack() as settings:
+            head = self.net.get_output_embeddings()  # type: ignore[operator]
+            settings.enter_context(_replaced([head], speak))
             if self._bfloat16:
-                head = self.net.get_output_embeddings()  # type: ignore[operator]
                 settings.enter_context(self.rounding())
-                settings.enter_context(_replaced([head], _in_float32))
             # transformers has this too, but for models whose dropout is on, and without a cache.
             if self._recomputed and torch.is_grad_enabled():
                 again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
                 settings.enter_context(_replaced(self._recomputed, again))
             yield
 
-    def read(self, sequences: Sequences, *, hidden: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits [B, V] and hidden [B, D] before each of the B tokens of the completions.
-
-        In order of sequence, then of time.
-        """
-        length = sequences.response.shape[-1]
-        # The last token is never read: nothing follows it.
-        out: Output = self(
-            sequences.tokens[:, :-1],
-            sequences.mask[:, :-1],
-            sequences.positions[:, :-1],
-            length,
-            hidden=hidden,
-        )
-        last = None if out.hidden is None else out.hidden[sequences.response]
-        return out.logits[sequences.response], last
+    def _exact(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Logits in float32, whatever the layers before compute in."""
+        if not self._bfloat16:
+            return forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return forward(x.float())
 
     def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
         """Log π(token | what came before) for each of the B tokens of the completions. [B]."""
-        logits, _ = self.read(sequences, hidden=False)
+        logits, _ = self.read(sequences)
         return distribution(logits, sampling, stops, places(sequences)).log_prob(drawn(sequences))
 
     def merged(self) -> LanguageModel:
@@ -277,11 +315,6 @@ def _replaced(modules: Sequence[nn.Module], by: Callable[..., Tensor]) -> Iterat
             del module.forward
 
 
-def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return forward(x.float())
-
-
 def check_fit(tokenizer: Any, known: int) -> None:
     """Refuse a tokenizer that has more tokens than the model knows. Raises `UsageError`."""
     if len(tokenizer) > known:
@@ -289,6 +322,14 @@ def check_fit(tokenizer: Any, known: int) -> None:
             f"the tokenizer has {len(tokenizer)} tokens, the model only {known}: they do not "
             "belong together"
         )
+
+
+def before(sequences: Sequences) -> Tensor:
+    """[N, P + R] bool: the tokens that a token of a completion follows."""
+    found = torch.zeros_like(sequences.mask)
+    width = sequences.response.shape[-1]
+    found[:, -width - 1 : -1] = sequences.response
+    return found
 
 
 def places(sequences: Sequences) -> Tensor:
@@ -360,14 +401,12 @@ class LanguagePolicy(nn.Module):
         self, sequences: Sequences, sampling: Sampling, *, entropy: bool, value: bool = True
     ) -> Evaluation:
         """Of each of the B tokens of the completions, given what came before it. All [B]."""
-        logits, hidden = self.lm.read(sequences, hidden=value and self.critic is None)
+        logits, hidden = self.lm.read(sequences)
         if self.critic is not None and value:
-            hidden = self.critic.read(sequences, hidden=True)[1]
+            hidden = self.critic.hidden(sequences, before(sequences))
         found = distribution(logits, sampling, self.stops, places(sequences))
         log_prob = found.log_prob(drawn(sequences))
-        values = torch.zeros_like(log_prob)
-        if hidden is not None:
-            values = self.value_head(hidden).squeeze(-1)
+        values = self.value_head(hidden).squeeze(-1) if value else torch.zeros_like(log_prob)
         return Evaluation(log_prob, found.entropy() if entropy else None, values, found)
 
 

@@ -21,7 +21,7 @@ from proximo.language.model import LanguageModel, LanguagePolicy, Tokenizer
 from proximo.language.reference import Reference
 from proximo.language.reward import Judge
 from proximo.language.session import Learner, mean_of
-from proximo.language.update import after, descend, readings
+from proximo.language.update import descend, readings
 from proximo.language.worlds import Episode, TextWorlds, joined, readings_of
 from proximo.types import Batch, Metrics, TrainingError, UsageError
 
@@ -195,7 +195,7 @@ class PolicyFit(Learner):
             record = {"coefficients": coefficients, "beta": self.counters["beta"]}
             self.leave_out(what, where, tensors, record, algorithm.skip_budget)
 
-        metrics = descend(
+        metrics, found = descend(
             algorithm,
             self.policy,
             self.optimizer,
@@ -219,8 +219,7 @@ class PolicyFit(Learner):
             )
         if not algorithm.critic:
             metrics.pop("value_loss", None)
-        now = after(self.policy, sequences, config.sampling, micro_batch)
-        moved = readings(algorithm, self.policy, batch, now, coefficients)
+        moved = readings(algorithm, self.policy, batch, found, coefficients)
         return {**moved, **metrics, **rates, **coefficients}
 
     def _count(self, new: Experience) -> None:
@@ -281,10 +280,6 @@ class PolicyFit(Learner):
         found = self._draw(self._held_out, generator, apart)
         kl = {} if self.reference is None else {"held_out_kl": mean_of(found.kl)}
         return {"held_out_score": mean_of(found.score), **kl}
-
-    def finish(self) -> None:
-        if "best" in self.counters:
-            self.final = {"best_held_out_score": self.counters["best"]}
 
     @property
     def _fault(self) -> type[Exception]:

@@ -53,11 +53,9 @@ class RewardModel(nn.Module):
 
     def raw(self, sequences: Sequences) -> Tensor:
         """w·h + b at the actual last token of each sequence, which is what is fitted. [N]."""
-        keep = sequences.response.shape[-1] + 1
-        out = self.lm(sequences.tokens, sequences.mask, sequences.positions, keep, hidden=True)
-        last = sequences.lengths  # of the last `keep` tokens, the first is the prompt's last
-        hidden = out.hidden[torch.arange(len(last), device=last.device), last]
-        return self.head(hidden).squeeze(-1)  # type: ignore[no-any-return]
+        mask = sequences.mask
+        last = mask & (sequences.positions == mask.sum(-1, keepdim=True) - 1)
+        return self.head(self.lm.hidden(sequences, last)).squeeze(-1)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import shutil
 import time
 import traceback
@@ -99,6 +100,14 @@ class Learner(ABC):
         update = self.updates + 1
         record = record | {"update": update}
         settle(self.keep, what, f"update {update}{where}", tensors, record, skipped, budget)
+
+    def is_best(self, metrics: Metrics) -> bool:
+        """Whether no update before had a held-out score as high; it is then the one to reach."""
+        score = metrics.get("held_out_score", -math.inf)
+        if score <= self.counters.get("best", -math.inf):
+            return False
+        self.counters["best"] = score
+        return True
 
     def finish(self) -> None:  # noqa: B027 most stages have nothing to do
         """What is done once, after the last update."""
@@ -200,9 +209,7 @@ def train(
         while learner.updates < run.updates and not stopped:
             metrics = learner.update()
             learner.counters["updates"] += 1
-            score, best = metrics.get("held_out_score"), learner.counters.get("best")
-            if is_best := score is not None and (best is None or score > best):
-                learner.counters["best"] = score
+            is_best = learner.is_best(metrics)
             stopped = any([call(learner, learner.samples, metrics) for call in callbacks])  # noqa: C419 each is called
             row = {
                 "update": learner.updates,
@@ -219,6 +226,8 @@ def train(
                 kept.keep(row if logged else None, is_best=is_best)
         if finished := learner.updates >= run.updates:
             learner.finish()
+        if "best" in learner.counters:
+            learner.final["best_held_out_score"] = learner.counters["best"]
         if kept:
             kept.finish(row, finished=finished)
     except BaseException as error:

@@ -247,6 +247,11 @@ def run_ppo(
     display: Display | None = None,
 ) -> Result:
     """`ppo`, from a whole configuration. rewards, world: None takes those that it names."""
+    if world and config.score.world:
+        raise UsageError(
+            f"there are two worlds, the one given and score.world {config.score.world}: leave one "
+            "out"
+        )
     with_world = bool(world or config.score.world)
     if with_world:
         _check_world(config, rewards)
