@@ -196,7 +196,7 @@ class Sequences(NamedTuple):
         return Sequences(self.tokens[index][:, cut], mask[:, cut], response[:, : end - prompt])
 
 
-ROW = 32
+ROW = 16
 """Short sequences stand one behind the other in rows of this many tokens."""
 
 
