@@ -131,7 +131,7 @@ def test_sequences_that_share_a_row_do_not_see_each_other(lm, kind, more, window
     torch.testing.assert_close(together, torch.cat([x for x, _ in alone]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(hidden, torch.cat([x for _, x in alone]), rtol=1e-4, atol=1e-5)
     shares = kind != "Gemma2" and (kind != "Mistral" or window)
-    assert rows[-6] == (1 if shares else 5)
+    assert (rows[-6] < 5) == bool(shares)
 
 
 def test_a_model_that_mixes_neighbours_is_found_out(lm):
