@@ -73,7 +73,7 @@ def ours(folder: str, settings: str) -> None:
         optimizer_eps=1e-8,
         max_grad_norm=None,
     )
-    run = TrainingConfig(sequences=s["sequences"], micro_batch=s["minibatch"], log_every=1)
+    run = TrainingConfig(sequences=s["sequences"], micro_batch=s["sequences"], log_every=1)
     kl = KLConfig(coef=s["beta"])
     result = ppo(
         folder,
