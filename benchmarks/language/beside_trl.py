@@ -5,9 +5,10 @@
 The task is randomwalks (see randomwalks.py). For every seed one model is fine-tuned, and both
 libraries go on from its weights: 20 updates of 140 completions, 4 epochs of 2 minibatches, with the
 same learning rate, clipping and KL penalty. Neither limits the gradient's norm: what TRL 0.11.4 has
-for it works in the first step only. The score of an update is that of the completions that it draws
-to train on. Each run is a process of its own, the two in turn, with one thread and with two; the
-time is that of the updates, without start-up. Nothing else should run meanwhile.
+for it works in the first step only. Neither clips values, which would tie the critic to the value
+that it begins with, 0 here and random there. The score of an update is that of the completions that
+it draws to train on. Each run is a process of its own, the two in turn, with one thread and with
+two; the time is that of the updates, without start-up. Nothing else should run meanwhile.
 
 Writes results/trl.jsonl (every run) and trl.md. TRL has an environment of its own.
 """
@@ -68,6 +69,7 @@ def ours(folder: str, settings: str) -> None:
         learning_rate=Schedule("linear", s["learning_rate"], 0.0),
         minibatch_size=s["minibatch"],
         epochs=s["epochs"],
+        value_loss="mse",
         value_coef=s["value_coef"] / 2,  # TRL's value loss is half the squared error
         adam_betas=(0.9, 0.95),
         optimizer_eps=1e-8,

@@ -47,7 +47,7 @@ def main():
         gamma=1.0,
         lam=0.95,
         cliprange=0.2,
-        cliprange_value=0.2,
+        cliprange_value=1e9,
         vf_coef=s["value_coef"],
     )
     trainer = PPOTrainer(config, model, None, tokenizer, optimizer=optimizer, lr_scheduler=falling)
