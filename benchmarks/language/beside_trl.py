@@ -114,17 +114,19 @@ def summary(rows: list[dict[str, object]]) -> list[str]:
     """The table: scores over the seeds, and each library's time at its better number of threads."""
     marks = (1, 5, 10, 15, 20)
     lines = [
-        f"| | {' | '.join(f'update {mark}' for mark in marks)} | last {LAST} | seconds |",
-        "|---|" + "---|" * (len(marks) + 2),
+        f"| | {' | '.join(f'update {mark}' for mark in marks)} | last {LAST} | all | seconds |",
+        "|---|" + "---|" * (len(marks) + 3),
     ]
     seconds = {}
     for library in LIBRARIES:
         own = [row for row in rows if row["library"] == library]
         runs = [row["scores"] for row in own]
         means = [statistics.fmean(scores[mark - 1] for scores in runs) for mark in marks]
-        ends = [statistics.fmean(scores[-LAST:]) for scores in runs]
-        last = statistics.fmean(ends)
-        error = statistics.stdev(ends) / len(ends) ** 0.5
+        found = [
+            *(f"{mean:.3f}" for mean in means),
+            _mean([statistics.fmean(scores[-LAST:]) for scores in runs]),
+            _mean([statistics.fmean(scores) for scores in runs]),
+        ]
         by_threads = {
             threads: statistics.median(row["seconds"] for row in own if row["threads"] == threads)
             for threads in (1, 2)
@@ -132,18 +134,21 @@ def summary(rows: list[dict[str, object]]) -> list[str]:
         seconds[library] = min(by_threads.values())
         best = min(by_threads, key=by_threads.__getitem__)
         name = {"proximo": "Proximo", "trl": "TRL 0.11.4"}[library]
-        found = " | ".join(f"{mean:.3f}" for mean in means)
-        ended = f"{last:.3f} ± {error:.3f}"
-        lines.append(f"| {name} | {found} | {ended} | {seconds[library]:.1f} ({best} threads) |")
+        lines.append(f"| {name} | {' | '.join(found)} | {seconds[library]:.1f} ({best} threads) |")
     seeds = len({row["seed"] for row in rows})
     lines += [
         "",
         f"randomwalks, mean score of the completions of an update, {seeds} seeds with one thread "
-        "and with two, at the end with the standard error; seconds of 20 updates, median: TRL "
+        "and with two, standard errors behind; seconds of 20 updates, median: TRL "
         f"takes {seconds['trl'] / seconds['proximo']:.2f} times as long.",
         f"Commit {commit(ROOT)}; {machine()}.",
     ]
     return lines
+
+
+def _mean(numbers: list[float]) -> str:
+    error = statistics.stdev(numbers) / len(numbers) ** 0.5
+    return f"{statistics.fmean(numbers):.3f} ± {error:.3f}"
 
 
 def main() -> None:
