@@ -16,7 +16,7 @@ import torch
 
 from proximo.collect import make_room
 from proximo.envs.check import Bounds
-from proximo.evaluate import evaluate
+from proximo.evaluate import Player, Supervised, evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.disk import Lines
@@ -40,7 +40,7 @@ class Display(Protocol):
 class Evaluate:
     """Every so many updates, the mean return of deterministic episodes, as `evaluation`."""
 
-    def __init__(self, world: gym.Env, every: int, episodes: int) -> None:
+    def __init__(self, world: gym.Env | Supervised, every: int, episodes: int) -> None:
         self._world, self._every, self._episodes = world, every, episodes
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
@@ -54,7 +54,7 @@ class StopAt:
     An evaluation that falls short is not repeated at every update, but after 2% of the horizon.
     """
 
-    def __init__(self, world: gym.Env, goal: float, episodes: int) -> None:
+    def __init__(self, world: gym.Env | Supervised, goal: float, episodes: int) -> None:
         self._world, self._goal, self._episodes = world, goal, episodes
         self.reached = False
 
@@ -84,21 +84,30 @@ class StopAfter:
         return self.reached
 
 
-def evaluation(state: TrainState, world: gym.Env, episodes: int) -> float:
+def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) -> float:
     """Mean return of deterministic episodes. Raises `TrainingError` if the world fails."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
     act = state.engine.actor(room, None)
 
-    def choose(obs: Any, generator: object) -> Any:
-        policy.observations.write(obs, room.obs[0, 0])
+    def taken(row: np.ndarray) -> Any:
+        room.obs[0, 0] = row
         act(0)
-        return policy.actions.nested(room.taken[0, 0])
+        return room.taken[0, 0]
 
-    player = policy if policy.carry_size else choose  # the engine's actor has no episodes
+    def choose(obs: Any, generator: object) -> Any:
+        return policy.actions.nested(taken(policy.observations.row(obs)))
+
+    engine, seed = not policy.carry_size, TRAINING_EVALUATION_SEED  # its actor has no episodes
     try:
         with torch.no_grad():
-            scores = evaluate(player, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
+            if isinstance(world, Supervised):
+                scores = world.play(
+                    lambda: taken if engine else Player(policy).act, episodes=episodes, seed=seed
+                )
+            else:
+                player = choose if engine else policy
+                scores = evaluate(player, world, episodes=episodes, seed=seed)
     except Exception as error:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error

@@ -16,9 +16,18 @@ from torch import Tensor
 
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
-from proximo.envs.make import Maker, SyncWorlds, VectorWorlds, Worlds, make_world, make_worlds
+from proximo.envs.make import (
+    NUMBERED,
+    Maker,
+    SyncWorlds,
+    VectorWorlds,
+    Worlds,
+    make_world,
+    make_worlds,
+)
 from proximo.envs.tensors import TensorWorlds
 from proximo.envs.workers import WorkerWorlds
+from proximo.evaluate import Supervised
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker as NetMaker
@@ -70,7 +79,7 @@ class Session:
         self._folder, self._source, self._display = folder, source, display
         self._net = net
         self._is_new = resume is None
-        self._world: gym.Env | None = None
+        self._world: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._stop_at: StopAt | None = None
@@ -286,14 +295,19 @@ class Session:
         return self.worlds.obs_space, self.worlds.action_space
 
     @property
-    def world(self) -> gym.Env:
-        """One world apart, for evaluations."""
+    def world(self) -> gym.Env | Supervised:
+        """One world apart, for evaluations: watched over if the others are."""
         if isinstance(self._source, VectorEnv):
             raise UsageError(
                 "a vector world cannot be evaluated one episode at a time: leave out stop_at and "
                 "eval_every, or pass a callable that makes one world"
             )
-        if self._world is None:
+        if self._world is None and isinstance(self.worlds, WorkerWorlds):
+            env = dataclasses.replace(self.config.env, worlds=1, processes=1)
+            worlds = WorkerWorlds(env, NUMBERED, self._source)
+            worlds.report = lambda text, trace: self._restarted(f"evaluating: {text}", trace)
+            self._world = Supervised(worlds)
+        elif self._world is None:
             self._world = make_world(self.config.env, self._source)
         return self._world
 
