@@ -5,6 +5,7 @@ A callback may add to `metrics`, which is then logged, and ends the training by 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -247,9 +248,12 @@ class Save:
         spaces: tuple[gym.Space[Any], gym.Space[Any]],
         every: int,
         keeper: Keeper,
+        start: float | None,
     ) -> None:
+        """start: the score of the best policy that is kept already."""
         self._folder, self._spaces, self._every, self._keeper = folder, spaces, every, keeper
-        self._best: Snapshot | None = None
+        self._best: tuple[Snapshot, float | None] | None = None  # to be written, and its score
+        self._kept = start
 
     def __str__(self) -> str:
         return str(self._keeper)
@@ -262,22 +266,34 @@ class Save:
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if "is_best" in metrics:
-            self._best = Snapshot(state, self._spaces, policy_only=True)
+            self._best = Snapshot(state, self._spaces, policy_only=True), state.best
         if self._every and state.updates % self._every == 0:
             path, snapshot = self._folder.checkpoint(state.updates), Snapshot(state, self._spaces)
             self._keeper.attempt("numbered", lambda: snapshot.write(path))
-        self._keeper.now_and_then(lambda: self.flush(state))
+        self._keeper.now_and_then(lambda: self._write(state))
 
     def attempt(self, state: TrainState) -> bool:
-        """Whether it could be written."""
-        return self._keeper.attempt("last", lambda: self.flush(state))
+        """Whether all of it could be written."""
+        return self._keeper.attempt("last", lambda: self._write(state)) and not self._best
 
     def flush(self, state: TrainState) -> None:
-        """Write the best before the last, so that the last never knows of a best that is lost.
+        """Write the best and the last, each though the other fails. Raises `OSError`."""
+        try:
+            self._write_best()
+        finally:
+            self._write_last(state)
 
-        Raises `OSError`.
-        """
+    def _write(self, state: TrainState) -> None:
+        self._keeper.attempt("best", self._write_best)
+        self._write_last(state)
+
+    def _write_best(self) -> None:
         if self._best:
-            self._best.write(self._folder.checkpoint("best"))
-            self._best = None
+            snapshot, score = self._best
+            snapshot.write(self._folder.checkpoint("best"))
+            self._best, self._kept = None, score
+
+    def _write_last(self, state: TrainState) -> None:
+        if self._best:  # the last must not know of a best that could be lost
+            state = dataclasses.replace(state, best=self._kept)
         self._keeper.last(state.updates, Snapshot(state, self._spaces).write)

@@ -232,7 +232,7 @@ class Session:
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             keeper = Keeper(folder, run.keep_last, self._warn, resume)
-            self._save = Save(folder, self.spaces, run.save_every, keeper)
+            self._save = Save(folder, self.spaces, run.save_every, keeper, state.best)
             if not resume:
                 with writable(folder.path):
                     self._save.first(state)
