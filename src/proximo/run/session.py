@@ -48,6 +48,7 @@ from proximo.run.choices import choose_backend, choose_device, choose_threads, s
 from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder
+from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.types import TrainingError, TrainState, UsageError, explain
 
@@ -99,6 +100,7 @@ class Session:
             config = dataclasses.replace(config, env=env)
             if backend != "sync":
                 self.notes.append(f"worlds: {backend} ({how})")
+            check_sizes(config, made=isinstance(source, VectorEnv))
             self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
             if isinstance(self.worlds, WorkerWorlds):
                 self.worlds.report = self._restarted
@@ -125,10 +127,16 @@ class Session:
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
+            if net is None:
+                with torch.device("meta"):  # where it takes no memory
+                    draft = make_policy(self.spaces, config)
+                check_room(draft, self.worlds, config)
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
             policy = make_policy(self.spaces, config, net)
             torch.set_num_threads(self._threads)
+        if net:  # which can be made only in earnest
+            check_room(policy, self.worlds, config)
         device, why = choose_device(config.run.device, policy, self.worlds.device)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
