@@ -265,6 +265,35 @@ def test_worlds_that_do_not_come_back_begin_new_episodes():
         worlds.close()
 
 
+@pytest.mark.parametrize(("how", "restarts"), [("raise", 1), ("hang", 1), ("kill", 1), ("kill", 0)])
+def test_a_world_that_fails_while_it_is_brought_back_begins_a_new_episode(how, restarts, here):
+    go(env_config(), "r", [lambda state, rollout, metrics: state.updates == 5])
+    folder = RunFolder.open(here / "r")
+    saved = Checkpoint(folder.checkpoint("last"))
+    episodes, lengths = (saved.tensors[f"worlds.{name}"] for name in ("episode", "length"))
+    world = int(lengths.argmax())
+    target = episode_seed(3, world, int(episodes[world]))
+    kwargs = {"how": how, "target": target, "at": int(lengths[world]), "kept": "pids"}
+    env = env_config(kwargs=kwargs, restarts=restarts)
+    config = dataclasses.replace(folder.read_config(), env=env)
+    fault = f"world {world} failed while its episode was replayed: "
+    if not restarts:
+        with pytest.raises(UsageError, match=f"^{fault}.*Killed.* may fail 0 times"):
+            Session(config, folder=folder, resume=saved)
+    else:
+        begun = Session(config, folder=folder, resume=saved)
+        assert any("new episodes begin in them" in note for note in begun.notes)
+        (doubt,) = begun.doubts
+        assert doubt.startswith(fault)
+        assert FAULTS[how] in doubt
+        assert doubt.endswith("Restart 1 of 1 in 10,000 steps")
+        tags = [episode_seed(3, i, e + 1) % 1009 for i, e in enumerate(episodes.tolist())]
+        assert begun.state.worlds.obs[:, 0].tolist() == tags
+        run_session(begun)
+        assert rows("r")[-1]["update"] == 12
+    assert gone([int(line) for line in (here / "pids").read_text().split()])
+
+
 # A world that fails
 
 

@@ -323,6 +323,8 @@ class Session:
     def _restored(worlds: Worlds, state: TrainState) -> bool:
         try:
             return worlds.restore(state.worlds)
+        except UsageError:
+            raise
         except Exception as error:
             raise UsageError(
                 f"a world failed while its episode was replayed: {explain(error)}"
