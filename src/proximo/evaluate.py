@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from proximo.envs.agents import Agents
+from proximo.envs.make import Worlds
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import Episode, UsageError, explain
+from proximo.types import Episode, Steps, UsageError, explain
 
 Choose = Callable[[Any, torch.Generator | None], Any]
 """The world's action for one observation: the most likely one, or drawn by the generator."""
+Act = Callable[[np.ndarray], Any]
+"""The same as rows: the most likely action."""
 ENDLESS = 100_000
 """Steps after which an episode counts as one that never ends."""
 
@@ -85,16 +88,20 @@ def play_episode(
         for agent, reward in play(policy, world, seed, noise, watch):  # type: ignore[arg-type]
             ret, length = parts.get(agent, (0.0, 0))
             parts[agent] = Episode(ret + reward, length + 1)
-            if length + 1 >= ENDLESS:
-                raise UsageError(
-                    f"an episode did not end in {ENDLESS:,} steps: give its world a time limit"
-                )
+            _check_end(length + 1)
     except UsageError:
         raise
     except Exception as error:
         length = max((part.length for part in parts.values()), default=0)
         raise UsageError(f"the world failed after {length} steps: {explain(error)}") from error
     return tuple(parts.values())
+
+
+def _check_end(length: int) -> None:
+    if length >= ENDLESS:
+        raise UsageError(
+            f"an episode did not end in {ENDLESS:,} steps: give its world a time limit"
+        )
 
 
 def _play(
@@ -145,8 +152,20 @@ class Player:
 
     def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
         """The world's action: the most likely one, or sampled by `generator`."""
+        row = self.act(self._policy.observations.row(obs), generator)
+        return self._policy.actions.nested(row)
+
+    @torch.no_grad()
+    def act(self, seen: np.ndarray, generator: torch.Generator | None = None) -> Any:
+        """The same of a row, as a row."""
         noise = None if generator is None else self._draw(generator)
-        return _choose(self._policy, obs, noise, self._carry)
+        policy = self._policy
+        kind = None if seen.dtype == np.uint8 else policy.dtype
+        row = torch.as_tensor(seen, dtype=kind, device=policy.device)[None]
+        action, _, moved = policy.act(row, noise, self._carry)
+        if moved is not None:
+            self._carry.copy_(moved)
+        return policy.head.to_env(action)[0]
 
     def _draw(self, generator: torch.Generator) -> torch.Tensor:
         """The noise of one step, drawn for as many as some of it is held."""
@@ -158,12 +177,68 @@ class Player:
         return self._noise[step]
 
 
-@torch.no_grad()
-def _choose(policy: ActorCritic, obs: Any, noise: torch.Tensor | None, carry: torch.Tensor) -> Any:
-    seen = policy.observations.row(obs)
-    kind = None if seen.dtype == np.uint8 else policy.dtype
-    row = torch.as_tensor(seen, dtype=kind, device=policy.device)[None]
-    action, _, moved = policy.act(row, noise, carry)
-    if moved is not None:
-        carry.copy_(moved)
-    return policy.actions.nested(policy.head.to_env(action)[0])
+class Supervised:
+    """A world in a process that is watched over, to play in as `evaluate` does, to the bit.
+
+    An episode in which it fails is left out, and one more is played behind the others.
+    """
+
+    def __init__(self, worlds: Worlds) -> None:
+        """worlds: one, whose seed is `NUMBERED`. It is closed if its first reset fails."""
+        self._worlds = worlds
+        try:
+            self._state = worlds.start()
+        except BaseException:
+            worlds.close()
+            raise
+        seen, acts, rows = worlds.observations, worlds.actions, (1, worlds.count)
+        nothing = np.empty(0)
+        self._steps = Steps(
+            obs=np.empty((2, worlds.count, *seen.shape), seen.dtype),
+            action=nothing,
+            parameters=nothing,
+            taken=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
+            reward=np.empty(rows),
+            terminated=np.empty(rows, bool),
+            ended=np.empty(rows, bool),
+            real=np.empty(rows, bool),
+            finals=[],
+        )
+
+    def play(self, begin: Callable[[], Act], *, episodes: int, seed: int) -> Scores:
+        """Episodes from these seeds; `begin` gives what acts for an agent in one of them.
+
+        Raises `UsageError` if the world has failed once too often.
+        """
+        self._state.episode[:], self._state.length[:] = seed - 1, 1
+        self._worlds.fresh(self._state)
+        self._steps.obs[0] = self._state.obs
+        played: list[Episode] = []
+        while episodes:
+            parts = self._play([begin() for _ in range(self._worlds.count)])
+            played += parts
+            episodes -= bool(parts)
+        return Scores(tuple(played), seed, True)
+
+    def _play(self, acts: list[Act]) -> list[Episode]:
+        """One episode, of every agent; nothing if the world fails in it."""
+        worlds, state, steps = self._worlds, self._state, self._steps
+        ret, length = np.zeros(worlds.count), np.zeros(worlds.count, np.int64)
+        over = False
+        while not over:
+            for i, act in enumerate(acts):
+                steps.taken[0, i] = act(steps.obs[0, i])
+            steps.ended[:], steps.real[:] = False, True
+            worlds.step(state, steps, 0)
+            worlds.remember(state, steps)
+            steps.finals.clear()
+            steps.obs[0] = steps.obs[1]
+            ret += np.where(steps.real[0], steps.reward[0], 0)
+            length += steps.real[0]
+            _check_end(int(length.max()))
+            over = bool((steps.ended | ~steps.real).all())
+        pairs = zip(ret.tolist(), length.tolist(), strict=True)
+        return [Episode(r, n) for r, n in pairs if n] if steps.ended.any() else []
+
+    def close(self) -> None:
+        self._worlds.close()

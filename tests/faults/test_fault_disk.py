@@ -20,6 +20,7 @@ from commands.command_line import (
     proximo,
     refusal,
     result,
+    rows,
     succeeded,
     timeless,
     train,
@@ -87,11 +88,11 @@ def test_a_disk_that_was_full_for_a_while_costs_nothing(here, limit, capsys):
     assert (here / "r" / LAST).read_bytes() == (here / "whole" / LAST).read_bytes()
     assert no_leftovers(here / "r")
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3  # of the numbered, of the last and of the metrics: each once
+    assert len(said) == 4  # of the numbered, the best, the last and the metrics: each once
     assert all("File too large" in line and "training goes on" in line for line in said)
     assert sum("metrics.jsonl" in line for line in said) == 1
     good = "the last good checkpoint is r/checkpoints/last.safetensors, after update 2"
-    assert sum(good in line for line in said) == 2
+    assert sum(good in line for line in said) == 3
     assert [f"proximo: {doubt}" for doubt in agent.result["doubts"]] == said
     assert result("r")["doubts"] == agent.result["doubts"]
 
@@ -112,13 +113,50 @@ def test_an_end_that_cannot_be_saved_ends_badly_and_names_the_last_good_checkpoi
         go("r", (5, lambda: limit(1500)))
     limit(None)
     message = str(found.value)
-    assert "r/checkpoints/best.safetensors could not be written (File too large)" in message
+    assert "r/checkpoints/last.safetensors could not be written (File too large)" in message
     assert "the last good checkpoint is r/checkpoints/last.safetensors, after update 4" in message
     assert Checkpoint(RunFolder("r").checkpoint("last")).updates == 4
     assert no_leftovers(here / "r")
     go("whole")
     succeeded(proximo("resume", "r", "--quiet"))
     assert timeless("r") == timeless("whole")
+
+
+def test_a_best_that_cannot_be_written_does_not_hold_the_last_back(here, capsys):
+    """And the last does not know of it, so that a run that goes on from there finds it again."""
+    best, seen = here / "r/checkpoints/best.safetensors", []
+
+    def block():
+        best.unlink()
+        (best / "in the way").mkdir(parents=True)
+
+    def look():
+        seen.append(Checkpoint(RunFolder("r").checkpoint("last")))
+
+    def free():
+        shutil.rmtree(best)
+
+    calls = (2, block), (6, look), (6, free)
+    agent = go("r", *calls, smoothing=1e-3, smoothed_from=0.0)  # so that every update is the best
+    assert seen[0].updates == 5
+    go("whole", smoothing=1e-3, smoothed_from=0.0)
+    scores = [row["best"] for row in rows("whole")]
+    assert scores == sorted(set(scores))
+    assert seen[0].record["best"] == scores[0]  # block comes before the second is saved
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "r/checkpoints/best.safetensors could not be written (Is a directory)" in said
+    assert agent.result["doubts"] == [said.removeprefix("proximo: ")]
+    for name in ("best", "last"):
+        file = f"checkpoints/{name}.safetensors"
+        assert (here / "r" / file).read_bytes() == (here / "whole" / file).read_bytes()
+
+
+def test_an_end_whose_best_cannot_be_saved_ends_badly_and_has_its_last(here):
+    (here / "r/checkpoints/best.safetensors/in the way").mkdir(parents=True)
+    shutil.move(here / "r", here / "blocked")
+    with pytest.raises(TrainingError, match=r"best\.safetensors could not be .* after update 8"):
+        go("r", (1, lambda: shutil.copytree("blocked", "r", dirs_exist_ok=True)))
+    assert Checkpoint(RunFolder("r").checkpoint("last")).updates == 8
 
 
 WORLD = """
@@ -244,7 +282,7 @@ def test_what_goes_wrong_cannot_be_said_either(here, limit, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", Full())
         agent = go("r", (3, lambda: limit(1500)), (6, lambda: limit(None)))
-    assert len(agent.result["doubts"]) == 2
+    assert len(agent.result["doubts"]) == 3  # of the best, the last and the metrics
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from commands.command_line import (
     train,
     train_in,
 )
+from proximo.run import memory
 
 UNBOUNDED = """
 import gymnasium as gym
@@ -159,6 +161,88 @@ def test_a_setting_that_cannot_be_read(here, flag, value, remedy):
     assert value in message or flag == "--env.kwargs"
     assert remedy in message
     assert nothing_left(here)
+
+
+# Sizes that no machine has room for
+
+MARKED = """
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+
+class Marked(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (10**6,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self):
+        Path("made").touch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--rollout.steps", 10**12], [f"rollout.steps is {10**12}", f"{32 * 10**12:,} bytes"]),
+        (["--rollout.steps", 10**40], [f"{32 * 10**40:,} bytes"]),
+        (["--env.worlds", 10**11], [f"env.worlds is {10**11}", f"{10**14:,} bytes"]),
+        (["--rollout.episodes", 10**13], [f"rollout.episodes is {10**13}"]),
+        (["--net.hidden", 10**9, 10**9], ["net.hidden is (1000000000, 1000000000)"]),
+        (["--net.hidden", 10**30], [f"{8 * 10**30:,} bytes"]),
+        (["--net.memory", "gru", "--net.memory-size", 10**9], [f"net.memory_size {10**9}"]),
+    ],
+    ids=lambda value: value[0].removeprefix("--") if isinstance(value[0], str) else "",
+)
+def test_a_size_for_which_there_is_no_memory(here, words, parts):
+    (here / "marked.py").write_text(MARKED)
+    message = refusal(train_in("marked:Marked", "--run-dir", "r", *words))
+    for part in (*parts, f"this machine has {memory.memory():,}"):
+        assert part in message
+    assert not (here / "made").exists()
+    assert nothing_left(here)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--net.hidden", 10**9], "net.hidden is (1000000000,)"),
+        (["--rollout.steps", 10**9], f"bytes at least, and this machine has {2**40:,}"),
+    ],
+)
+def test_a_size_for_which_there_is_no_memory_in_this_world(here, words, part, monkeypatch):
+    monkeypatch.setattr(memory, "memory", lambda: 2**40)
+    (here / "marked.py").write_text(MARKED)
+    words = ("--env.no-check", "--run-dir", "r", *words)
+    assert part in refusal(train_in("marked:Marked", *words))
+    assert (here / "made").exists()  # or nobody would know what it shows
+    assert nothing_left(here)
+
+
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        # CartPole's actor has 4*64+64 + 64*64+64 + 64*2+2 parameters, the critic 65 fewer.
+        ([], 8 * (4610 + 4545)),
+        # A step shows 4 numbers of 4 bytes, and has an action twice, a reward and 3 flags.
+        (["--rollout.steps", "2048"], 2 * 2048 * (16 + 8 + 8 + 8 + 3)),
+    ],
+)
+def test_what_fits_is_not_refused(here, words, needed, monkeypatch):
+    monkeypatch.setattr(memory, "memory", lambda: needed)
+    succeeded(train("--run-dir", "r", *words, steps=64))
+    monkeypatch.setattr(memory, "memory", lambda: needed - 1)
+    message = refusal(train("--run-dir", "r2", *words, steps=64))
+    assert f"{needed:,} bytes at least, and this machine has {needed - 1:,}" in message
+    assert run_folders(here) == [here / "r"]
+
+
+def test_a_container_says_how_much_memory_there_is(monkeypatch):
+    whole = memory.memory()
+    monkeypatch.setattr(Path, "read_text", lambda path: f"{path}"[-3:])
+    assert memory.memory() == whole  # "max" is no number
+    monkeypatch.setattr(Path, "read_text", lambda path: "123456789")
+    assert memory.memory() == 123456789
 
 
 # Settings that do not go together

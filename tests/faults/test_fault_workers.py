@@ -24,6 +24,7 @@ from proximo import (
     Reinforce,
     RolloutConfig,
     RunConfig,
+    TrainingError,
     UsageError,
     train,
 )
@@ -32,6 +33,7 @@ from proximo.envs import processes, workers
 from proximo.envs.make import episode_seed, make_worlds
 from proximo.loop import run_session
 from proximo.named import find, import_module
+from proximo.run.callbacks import TRAINING_EVALUATION_SEED
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config
 from proximo.run.folder import RunFolder
@@ -263,6 +265,35 @@ def test_worlds_that_do_not_come_back_begin_new_episodes():
         worlds.close()
 
 
+@pytest.mark.parametrize(("how", "restarts"), [("raise", 1), ("hang", 1), ("kill", 1), ("kill", 0)])
+def test_a_world_that_fails_while_it_is_brought_back_begins_a_new_episode(how, restarts, here):
+    go(env_config(), "r", [lambda state, rollout, metrics: state.updates == 5])
+    folder = RunFolder.open(here / "r")
+    saved = Checkpoint(folder.checkpoint("last"))
+    episodes, lengths = (saved.tensors[f"worlds.{name}"] for name in ("episode", "length"))
+    world = int(lengths.argmax())
+    target = episode_seed(3, world, int(episodes[world]))
+    kwargs = {"how": how, "target": target, "at": int(lengths[world]), "kept": "pids"}
+    env = env_config(kwargs=kwargs, restarts=restarts)
+    config = dataclasses.replace(folder.read_config(), env=env)
+    fault = f"world {world} failed while its episode was replayed: "
+    if not restarts:
+        with pytest.raises(UsageError, match=f"^{fault}.*Killed.* may fail 0 times"):
+            Session(config, folder=folder, resume=saved)
+    else:
+        begun = Session(config, folder=folder, resume=saved)
+        assert any("new episodes begin in them" in note for note in begun.notes)
+        (doubt,) = begun.doubts
+        assert doubt.startswith(fault)
+        assert FAULTS[how] in doubt
+        assert doubt.endswith("Restart 1 of 1 in 10,000 steps")
+        tags = [episode_seed(3, i, e + 1) % 1009 for i, e in enumerate(episodes.tolist())]
+        assert begun.state.worlds.obs[:, 0].tolist() == tags
+        run_session(begun)
+        assert rows("r")[-1]["update"] == 12
+    assert gone([int(line) for line in (here / "pids").read_text().split()])
+
+
 # A world that fails
 
 
@@ -474,6 +505,67 @@ def test_the_budget_is_for_so_many_steps(monkeypatch):
     ):
         collect(begun.worlds, begun.state, env, steps=400)
     assert len(begun.doubts) == falls.index(spent) >= 1
+
+
+# Evaluations while training
+
+
+@pytest.mark.parametrize(
+    ("name", "net"),
+    [
+        ("CartPole-v1", NetConfig()),
+        ("CartPole-v1", NetConfig(memory="gru", memory_size=8)),
+        ("HalfCheetah-v5", NetConfig(normalize_obs=True)),
+        ("FrozenLake-v1", NetConfig()),
+        ("envs.parallel_worlds:Sides", NetConfig()),
+    ],
+)
+def test_evaluations_in_processes_give_the_bits_of_those_in_the_trainer(name, net, here):
+    if "parallel" in name:
+        pytest.importorskip("pettingzoo")
+    run = RunConfig(eval_every=3, eval_episodes=3, keep_best="evaluation")
+    for backend in ("sync", "workers"):
+        env = EnvConfig(id=name, worlds=2, processes=1, max_episode_steps=37, backend=backend)
+        go(env, backend, run_config=run, net=net)
+    found, expected = (
+        [row.get("evaluation") for row in rows(folder)] for folder in ("workers", "sync")
+    )
+    assert found == expected
+    assert len([score for score in found if score is not None]) >= 4
+    assert last("workers") == last("sync")
+
+
+def evaluated(how, at, restarts=3):
+    """A run of two updates that evaluates four episodes after each, of which the second fails."""
+    target = TRAINING_EVALUATION_SEED + 1
+    kwargs = {"how": how, "target": target, "at": at, "kept": "pids"}
+    env = dataclasses.replace(env_config(restarts=restarts), kwargs=kwargs)
+    run = RunConfig(total_steps=2 * 96, seed=SEED, eval_every=1, eval_episodes=4)
+    algorithm, rollout = PPO(minibatch_size=32, epochs=1), RolloutConfig(steps=32)
+    return train(env, algorithm, rollout=rollout, run_config=run, run_dir="r")
+
+
+@pytest.mark.parametrize(("how", "at"), [("raise", 4), ("hang", 4), ("kill", 4), ("kill", 0)])
+def test_a_world_that_fails_in_an_evaluation_is_named_and_its_episode_is_left_out(how, at, here):
+    faults = evaluated(how, at).result["doubts"]
+    where = f"after {at - 1} steps of" if at else "at the beginning of"
+    for restart, fault in enumerate(faults, 1):
+        assert f"evaluating: world 0 failed {where} its episode 2000001 (seed 2000001)" in fault
+        assert FAULTS[how] in fault
+        assert f"Restart {restart} of 3" in fault
+    assert len(faults) == 2  # in each of the evaluations
+    # The world pays (seed % 1009 + time) for a step; the episode before a reset that fails is lost.
+    seeds = [TRAINING_EVALUATION_SEED + i for i in ((0, 2, 3, 4) if at else (2, 3, 4, 5))]
+    returns = [sum(seed % 1009 + t for t in range(10 + seed % 10)) for seed in seeds]
+    assert [row["evaluation"] for row in rows("r")] == [np.mean(returns)] * 2
+    assert gone([int(line) for line in Path("pids").read_text().split()])
+
+
+def test_a_world_that_always_fails_in_evaluations_ends_the_run_which_is_kept(here):
+    with pytest.raises(TrainingError, match=r"evaluation after update 1 failed: world 0 failed .*"):
+        evaluated("hang", 4, restarts=0)
+    assert Checkpoint(RunFolder("r").checkpoint("last")).updates == 0
+    assert gone([int(line) for line in Path("pids").read_text().split()])
 
 
 # A process that does not start

@@ -26,10 +26,17 @@ if TYPE_CHECKING:
 
 Maker = Callable[..., gym.Env[Any, Any]]
 Space = gym.Space[Any]
+NUMBERED = -1
+"""The seed of worlds each of whose episodes begins from its own number."""
 
 
 def episode_seed(seed: int, world: int, episode: int) -> int:
-    """The seed, in [0, 2^32), with which episode number `episode` of a world starts: a hash."""
+    """The seed, in [0, 2^32), with which episode number `episode` of a world starts: a hash.
+
+    `NUMBERED` gives the number itself.
+    """
+    if seed == NUMBERED:
+        return episode
     digest = hashlib.blake2b(f"{seed}/{world}/{episode}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 

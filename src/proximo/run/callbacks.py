@@ -5,6 +5,7 @@ A callback may add to `metrics`, which is then logged, and ends the training by 
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import torch
 
 from proximo.collect import make_room
 from proximo.envs.check import Bounds
-from proximo.evaluate import evaluate
+from proximo.evaluate import Player, Supervised, evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.disk import Lines
@@ -40,7 +41,7 @@ class Display(Protocol):
 class Evaluate:
     """Every so many updates, the mean return of deterministic episodes, as `evaluation`."""
 
-    def __init__(self, world: gym.Env, every: int, episodes: int) -> None:
+    def __init__(self, world: gym.Env | Supervised, every: int, episodes: int) -> None:
         self._world, self._every, self._episodes = world, every, episodes
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
@@ -54,7 +55,7 @@ class StopAt:
     An evaluation that falls short is not repeated at every update, but after 2% of the horizon.
     """
 
-    def __init__(self, world: gym.Env, goal: float, episodes: int) -> None:
+    def __init__(self, world: gym.Env | Supervised, goal: float, episodes: int) -> None:
         self._world, self._goal, self._episodes = world, goal, episodes
         self.reached = False
 
@@ -84,21 +85,30 @@ class StopAfter:
         return self.reached
 
 
-def evaluation(state: TrainState, world: gym.Env, episodes: int) -> float:
+def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) -> float:
     """Mean return of deterministic episodes. Raises `TrainingError` if the world fails."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
     act = state.engine.actor(room, None)
 
-    def choose(obs: Any, generator: object) -> Any:
-        policy.observations.write(obs, room.obs[0, 0])
+    def taken(row: np.ndarray) -> Any:
+        room.obs[0, 0] = row
         act(0)
-        return policy.actions.nested(room.taken[0, 0])
+        return room.taken[0, 0]
 
-    player = policy if policy.carry_size else choose  # the engine's actor has no episodes
+    def choose(obs: Any, generator: object) -> Any:
+        return policy.actions.nested(taken(policy.observations.row(obs)))
+
+    engine, seed = not policy.carry_size, TRAINING_EVALUATION_SEED  # its actor has no episodes
     try:
         with torch.no_grad():
-            scores = evaluate(player, world, episodes=episodes, seed=TRAINING_EVALUATION_SEED)
+            if isinstance(world, Supervised):
+                scores = world.play(
+                    lambda: taken if engine else Player(policy).act, episodes=episodes, seed=seed
+                )
+            else:
+                player = choose if engine else policy
+                scores = evaluate(player, world, episodes=episodes, seed=seed)
     except Exception as error:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error
@@ -238,9 +248,12 @@ class Save:
         spaces: tuple[gym.Space[Any], gym.Space[Any]],
         every: int,
         keeper: Keeper,
+        start: float | None,
     ) -> None:
+        """start: the score of the best policy that is kept already."""
         self._folder, self._spaces, self._every, self._keeper = folder, spaces, every, keeper
-        self._best: Snapshot | None = None
+        self._best: tuple[Snapshot, float | None] | None = None  # to be written, and its score
+        self._kept = start
 
     def __str__(self) -> str:
         return str(self._keeper)
@@ -253,22 +266,34 @@ class Save:
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if "is_best" in metrics:
-            self._best = Snapshot(state, self._spaces, policy_only=True)
+            self._best = Snapshot(state, self._spaces, policy_only=True), state.best
         if self._every and state.updates % self._every == 0:
             path, snapshot = self._folder.checkpoint(state.updates), Snapshot(state, self._spaces)
             self._keeper.attempt("numbered", lambda: snapshot.write(path))
-        self._keeper.now_and_then(lambda: self.flush(state))
+        self._keeper.now_and_then(lambda: self._write(state))
 
     def attempt(self, state: TrainState) -> bool:
-        """Whether it could be written."""
-        return self._keeper.attempt("last", lambda: self.flush(state))
+        """Whether all of it could be written."""
+        return self._keeper.attempt("last", lambda: self._write(state)) and not self._best
 
     def flush(self, state: TrainState) -> None:
-        """Write the best before the last, so that the last never knows of a best that is lost.
+        """Write the best and the last, each though the other fails. Raises `OSError`."""
+        try:
+            self._write_best()
+        finally:
+            self._write_last(state)
 
-        Raises `OSError`.
-        """
+    def _write(self, state: TrainState) -> None:
+        self._keeper.attempt("best", self._write_best)
+        self._write_last(state)
+
+    def _write_best(self) -> None:
         if self._best:
-            self._best.write(self._folder.checkpoint("best"))
-            self._best = None
+            snapshot, score = self._best
+            snapshot.write(self._folder.checkpoint("best"))
+            self._best, self._kept = None, score
+
+    def _write_last(self, state: TrainState) -> None:
+        if self._best:  # the last must not know of a best that could be lost
+            state = dataclasses.replace(state, best=self._kept)
         self._keeper.last(state.updates, Snapshot(state, self._spaces).write)

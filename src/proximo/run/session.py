@@ -16,9 +16,18 @@ from torch import Tensor
 
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
-from proximo.envs.make import Maker, SyncWorlds, VectorWorlds, Worlds, make_world, make_worlds
+from proximo.envs.make import (
+    NUMBERED,
+    Maker,
+    SyncWorlds,
+    VectorWorlds,
+    Worlds,
+    make_world,
+    make_worlds,
+)
 from proximo.envs.tensors import TensorWorlds
 from proximo.envs.workers import WorkerWorlds
+from proximo.evaluate import Supervised
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker as NetMaker
@@ -39,6 +48,7 @@ from proximo.run.choices import choose_backend, choose_device, choose_threads, s
 from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder
+from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.types import TrainingError, TrainState, UsageError, explain
 
@@ -70,7 +80,7 @@ class Session:
         self._folder, self._source, self._display = folder, source, display
         self._net = net
         self._is_new = resume is None
-        self._world: gym.Env | None = None
+        self._world: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._stop_at: StopAt | None = None
@@ -90,6 +100,7 @@ class Session:
             config = dataclasses.replace(config, env=env)
             if backend != "sync":
                 self.notes.append(f"worlds: {backend} ({how})")
+            check_sizes(config, made=isinstance(source, VectorEnv))
             self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
             if isinstance(self.worlds, WorkerWorlds):
                 self.worlds.report = self._restarted
@@ -116,10 +127,16 @@ class Session:
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
+            if net is None:
+                with torch.device("meta"):  # where it takes no memory
+                    draft = make_policy(self.spaces, config)
+                check_room(draft, self.worlds, config)
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
             policy = make_policy(self.spaces, config, net)
             torch.set_num_threads(self._threads)
+        if net:  # which can be made only in earnest
+            check_room(policy, self.worlds, config)
         device, why = choose_device(config.run.device, policy, self.worlds.device)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
@@ -223,7 +240,7 @@ class Session:
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             keeper = Keeper(folder, run.keep_last, self._warn, resume)
-            self._save = Save(folder, self.spaces, run.save_every, keeper)
+            self._save = Save(folder, self.spaces, run.save_every, keeper, state.best)
             if not resume:
                 with writable(folder.path):
                     self._save.first(state)
@@ -286,14 +303,19 @@ class Session:
         return self.worlds.obs_space, self.worlds.action_space
 
     @property
-    def world(self) -> gym.Env:
-        """One world apart, for evaluations."""
+    def world(self) -> gym.Env | Supervised:
+        """One world apart, for evaluations: watched over if the others are."""
         if isinstance(self._source, VectorEnv):
             raise UsageError(
                 "a vector world cannot be evaluated one episode at a time: leave out stop_at and "
                 "eval_every, or pass a callable that makes one world"
             )
-        if self._world is None:
+        if self._world is None and isinstance(self.worlds, WorkerWorlds):
+            env = dataclasses.replace(self.config.env, worlds=1, processes=1)
+            worlds = WorkerWorlds(env, NUMBERED, self._source)
+            worlds.report = lambda text, trace: self._restarted(f"evaluating: {text}", trace)
+            self._world = Supervised(worlds)
+        elif self._world is None:
             self._world = make_world(self.config.env, self._source)
         return self._world
 
@@ -301,6 +323,8 @@ class Session:
     def _restored(worlds: Worlds, state: TrainState) -> bool:
         try:
             return worlds.restore(state.worlds)
+        except UsageError:
+            raise
         except Exception as error:
             raise UsageError(
                 f"a world failed while its episode was replayed: {explain(error)}"

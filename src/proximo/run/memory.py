@@ -1,0 +1,94 @@
+"""Whether what a configuration asks for can be held at all, before any of it is made.
+
+What is counted is the least that it takes, so that nothing is refused that would fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from proximo.collect import make_room
+from proximo.envs.make import Worlds
+from proximo.nets.actor_critic import ActorCritic
+from proximo.run.choices import size
+from proximo.run.config import Config
+from proximo.types import UsageError
+
+LEAST_STEP = 16
+"""Bytes of one step of the smallest world there is."""
+LEAST_WORLD = 1000
+"""Bytes of a single world; Gymnasium's CartPole takes five times as many."""
+PARAMETER = 2 * 4
+"""Bytes of a parameter: its value and its gradient, in float32."""
+LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+"""Where a container says what it may use, below /sys/fs/cgroup."""
+
+
+def memory() -> int:
+    """Bytes of memory that this machine has, or this container."""
+    if not hasattr(os, "sysconf"):  # not on every system
+        return 2**62
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    return min(found)
+
+
+def check_sizes(config: Config, *, made: bool) -> None:
+    """Before any world is made, so for the smallest there is. Raises `UsageError`.
+
+    config: its `env.backend` is settled. made: the caller brings the worlds, perhaps on a GPU.
+    """
+    env, net = config.env, config.net
+    if not net.module:
+        layers = net.hidden[0] + sum(a * b for a, b in pairwise(net.hidden))
+        _check_network(config, layers + (net.memory != "none") * net.memory_size**2)
+    if made:
+        return
+    if env.backend in ("sync", "workers"):
+        _refuse(f"env.worlds is {env.worlds}", "the worlds take", env.worlds * LEAST_WORLD)
+    _check_rollout(config, env.worlds, LEAST_STEP)
+
+
+def check_room(policy: ActorCritic, worlds: Worlds, config: Config) -> None:
+    """For this network, which may be on the meta device, in these worlds. Raises `UsageError`."""
+    _check_network(config, size(policy))
+    seen = np.zeros((1, *policy.obs_shape), policy.observations.dtype)
+    room = vars(make_room(policy, seen, 1))
+    step = sum(room[name].nbytes for name in room.keys() - {"obs", "parameters", "finals"})
+    _check_rollout(config, worlds.count, step + room["obs"][1:].nbytes, worlds.device)
+
+
+def _check_rollout(
+    config: Config, rows: int, each: int, device: torch.device | None = None
+) -> None:
+    rollout, count = config.rollout, rows * config.rollout.steps
+    said = f"rollout.steps is {rollout.steps} and env.worlds {config.env.worlds}"
+    if rollout.episodes:  # of one step at least
+        said, count = f"rollout.episodes is {rollout.episodes}", rollout.episodes
+    _refuse(said, "a rollout takes", count * each, device)
+
+
+def _check_network(config: Config, parameters: int) -> None:
+    net = config.net
+    said = f"net.hidden is {net.hidden}"
+    if net.memory != "none":
+        said += f" and net.memory_size {net.memory_size}"
+    _refuse(said, f"{parameters:,} parameters and their gradients take", parameters * PARAMETER)
+
+
+def _refuse(said: str, what: str, needed: int, device: torch.device | None = None) -> None:
+    there, place = memory(), "this machine"
+    if device and device.type == "cuda":
+        there, place = torch.cuda.mem_get_info(device)[1], str(device)
+    if needed > there:
+        raise UsageError(
+            f"{said}: {what} {needed:,} bytes at least, and {place} has {there:,}: give less"
+        )
