@@ -56,7 +56,7 @@ PPO = {
 }
 ADVANTAGES: dict[str, tuple[dict[str, Any], int]] = {
     "rloo": ({"advantage": "rloo", "critic": False, "normalize_advantage": "none"}, 7),
-    "gae": ({"lam": 1.0, "value_loss": "mse", "value_coef": 1.0}, 1),
+    "gae": ({"lam": 1.0, "value_loss": "mse", "value_coef": 1.0, "max_grad_norm": None}, 1),
 }
 """Settings, and how many completions of a prompt an update compares with each other."""
 MODEL = ModelConfig(layers=6, width=144, heads=12, context=16)
