@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -176,13 +177,14 @@ def test_every_token_that_is_needed_is_read_once_and_in_its_place(seed, share):
         found += [int(flat[len(prompt) + t - 1]) for t, mine in enumerate(said) if mine]
     assert packed.wanted.tolist() == found
     assert (len(packed.tokens) < 9) == share
-    owner = packed.owner[0]
+    owner, mask = packed.owner[0], packed.mask(torch.float32)[0, 0]
     for one, other in itertools.product(range(len(owner)), repeat=2):
-        assert packed.mask[0, 0, one, other] == (owner[one] == owner[other] and other <= one)
+        seen = owner[one] == owner[other] and other <= one
+        assert mask[one, other] == (0 if seen else -math.inf)
 
 
 def test_rows_are_filled():
-    sequences = Sequences.join([[1]] * 6, [[2] * n for n in (5, 3, 10, 12, 6, 12)])
+    sequences = Sequences.join([[1]] * 6, [[2] * n for n in (4, 6, 10, 12, 5, 11)])
     packed = pack(sequences, before(sequences), share=True)
     assert sorted((packed.owner >= 0).sum(-1).tolist()) == [16, 16, 16]
 
@@ -195,6 +197,17 @@ def test_parts_are_of_like_length(limit):
     parts = by_length(sequences, which, limit)
     assert torch.cat(parts).tolist() == [5, 6, 0, 3, 1]
     assert max(map(len, parts)) == min(limit, 5)
+
+
+def test_a_long_sequence_is_apart():
+    lengths = [100, 3, 15, 16, 30, 31, 32, 62, 63, 7]
+    sequences = Sequences.join([[1]] * 10, [[2] * (length - 1) for length in lengths])
+    parts = by_length(sequences, torch.arange(10), 64)
+    assert [[lengths[i] for i in part] for part in parts] == [
+        [3, 7, 15, 16],
+        [30, 31, 32],
+        [62, 63, 100],
+    ]
 
 
 def test_what_is_computed_in_parts_comes_back_in_order(lm):

@@ -73,8 +73,6 @@ def gradient(scene, algorithm, micro, kl=None, chosen=None):
     policy, sequences, old, sampling = scene
     moved = moved_from(policy)
     chosen = torch.arange(len(PROMPTS)) if chosen is None else chosen
-    rows = rows_of(sequences.lengths, chosen)
-    found = torch.zeros_like(old.log_prob)
     terms = add_gradient(
         algorithm,
         moved,
@@ -87,12 +85,7 @@ def gradient(scene, algorithm, micro, kl=None, chosen=None):
         old.reference,
         kl or KLConfig(),
         0.3,
-        found,
     )
-    with torch.no_grad():
-        now = moved.evaluate(sequences, sampling, entropy=False).log_prob
-    torch.testing.assert_close(found[rows], now[rows], rtol=1e-5, atol=1e-5)
-    assert found.count_nonzero() == len(rows)
     gradients = torch.cat([p.grad.reshape(-1) for p in moved.parameters() if p.grad is not None])
     return gradients, terms
 
@@ -335,7 +328,6 @@ def test_a_token_world_gives_the_gradient_of_the_same_world_in_control(normalize
         old.log_prob,
         KLConfig(coef=0),
         0.0,
-        torch.zeros_like(old.log_prob),
     )
     torch.testing.assert_close(terms["loss"], loss.detach())
     gradients = {name: p.grad for name, p in control.named_parameters()}

@@ -145,6 +145,23 @@ def test_a_model_that_mixes_neighbours_is_found_out(lm):
     assert not other.packs
 
 
+def test_a_model_too_small_to_try_it_out_has_a_row_for_each():
+    small = tiny(["a"], layers=1, width=8, heads=1, context=2)
+    assert not small.packs
+    assert small.read(Sequences.join([[2], [1]], [[0], [2]]))[0].shape == (2, 3)
+
+
+def test_a_head_that_has_a_forward_of_its_own_keeps_it(lm):
+    other, calls = copy.deepcopy(lm), []
+    head = other.net.lm_head
+    own = head.forward
+    head.forward = lambda x: calls.append(len(x)) or own(x)
+    for _ in range(2):
+        other.read(SEQUENCES)
+    draw(other, Sampling(max_tokens=1))
+    assert calls[-3:] == [11, 11, 5]
+
+
 @pytest.mark.parametrize("change", [{"gradient_checkpointing": True}, {"dtype": "bfloat16"}])
 def test_after_a_break_they_are_the_same_to_the_bit(tmp_path, change):
     same_after_a_break(tmp_path, run=dataclasses.replace(FEW, **change))

@@ -240,7 +240,6 @@ def test_the_loss_is_over_the_models_tokens_only(lm):
             old.reference,
             KLConfig(where="loss"),
             0.3,
-            torch.zeros_like(own.log_prob),
         )
         grads = [p.grad.reshape(-1) for p in moved.parameters() if p.grad is not None]
         found.append((torch.cat(grads), terms))

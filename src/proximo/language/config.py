@@ -327,15 +327,12 @@ class FitConfig:
     run: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        what = f"but {self.lm.stage} draws no completions and has no critic: leave it out"
-        for section, names in (
-            ("run", ("completions_per_prompt", "eval_every")),
-            ("model", ("critic", "critic_warmup")),
-        ):
-            own = getattr(self, section)
-            for name in names:
-                if (value := getattr(own, name)) != getattr(type(own), name):
-                    raise UsageError(f"{section}.{name} is {value}, {what}")
+        for name in ("completions_per_prompt", "eval_every"):
+            if getattr(self.run, name) != getattr(TrainingConfig, name):
+                raise UsageError(
+                    f"run.{name} is {getattr(self.run, name)}, but {self.lm.stage} draws no "
+                    "completions: leave it out"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)

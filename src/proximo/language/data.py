@@ -208,10 +208,13 @@ class Packed(NamedTuple):
     owner: Tensor  # [M, W] int64: the sequence whose token it is, or -1 for padding
     wanted: Tensor  # [B] int64: where in the M x W tokens those stand that were asked for
 
-    @property
-    def mask(self) -> Tensor:
-        """[M, 1, W, W] bool: each token sees those of its own sequence up to itself."""
-        return (self.owner.unsqueeze(-1) == self.owner.unsqueeze(-2)).tril().unsqueeze(1)
+    def mask(self, dtype: torch.dtype) -> Tensor:
+        """[M, 1, W, W], added to attention's scores: -inf but for one's own tokens up to oneself.
+
+        As numbers, because every layer makes its own copy of truth values, and keeps it.
+        """
+        own = (self.owner.unsqueeze(-1) == self.owner.unsqueeze(-2)).tril().unsqueeze(1)
+        return torch.zeros_like(own, dtype=dtype).masked_fill_(~own, -torch.inf)
 
 
 def pack(sequences: Sequences, wanted: Tensor, *, share: bool) -> Packed:
@@ -304,10 +307,20 @@ def rows_of(lengths: Tensor, which: Tensor) -> Tensor:
     return torch.arange(int(own.sum()), device=ends.device) + shift.repeat_interleave(own)
 
 
-def by_length(sequences: Sequences, which: Tensor, limit: int) -> tuple[Tensor, ...]:
-    """Split some of them into parts of at most `limit`, of like lengths. which: [n]."""
-    lengths = sequences.mask[which].sum(-1)
-    return torch.split(which[lengths.argsort(stable=True).to(which.device)], limit)
+def by_length(sequences: Sequences, which: Tensor, limit: int) -> list[Tensor]:
+    """Split some of them into parts of at most `limit`, of like lengths. which: [n].
+
+    The longest of a part has no more than twice the tokens of its shortest, or a whole row's: then
+    a long one neither pads the others nor has them in rows as wide as itself.
+    """
+    lengths, order = sequences.mask[which].sum(-1).cpu().sort(stable=True)
+    begins, longest = [0], 0
+    for i, length in enumerate(lengths.tolist()):
+        if i - begins[-1] == limit or length > longest > 0:
+            begins.append(i)
+            longest = 0
+        longest = longest or max(ROW, 2 * length)
+    return list(torch.tensor_split(which[order.to(which.device)], begins[1:]))
 
 
 def per_token(

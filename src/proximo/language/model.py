@@ -166,8 +166,8 @@ class LanguageModel(nn.Module):
 
     @property
     def width(self) -> int:
-        """D, numbers per token."""
-        return int(self.net.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+        """D, numbers per token that logits are made of."""
+        return int(self.net.get_output_embeddings().weight.shape[-1])  # type: ignore[operator]
 
     @property
     def context(self) -> int | None:
@@ -217,10 +217,11 @@ class LanguageModel(nn.Module):
             return self._exact(forward, hidden) if logits else hidden
 
         shared = len(packed.tokens) < len(wanted)
+        kind = torch.bfloat16 if self._bfloat16 else torch.float32
         with self._computing(speak):
             out = self.net(
                 input_ids=packed.tokens,
-                attention_mask=packed.mask if shared else (packed.owner >= 0).long(),
+                attention_mask=packed.mask(kind) if shared else (packed.owner >= 0).long(),
                 position_ids=packed.positions,
                 use_cache=False,
             )
@@ -234,6 +235,9 @@ class LanguageModel(nn.Module):
         """
         if self.net.config._attn_implementation != "sdpa":  # type: ignore[union-attr]
             return False  # other kinds take other masks
+        known = self.net.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        if min(known, self.context or known) < 3:
+            return False
         two = Sequences.join([[1], [2, 1]], [[0, 2, 1], [1, 0]], self.device)
         rounds, self._bfloat16 = self._bfloat16, False
         try:
@@ -245,7 +249,7 @@ class LanguageModel(nn.Module):
                     return False
         finally:
             self._bfloat16 = rounds
-        return bool((apart - together).abs().max() <= 1e-4 * apart.abs().max())
+        return bool((apart - together).abs().max() <= 1e-5 * (apart.max() - apart.min()))
 
     @property
     def _window(self) -> float:
@@ -306,13 +310,16 @@ def _fuse(net: nn.Module) -> None:
 @contextmanager
 def _replaced(modules: Sequence[nn.Module], by: Callable[..., Tensor]) -> Iterator[None]:
     """Have `by(forward, ...)` called where each module's forward would be."""
+    before = [vars(module).get("forward") for module in modules]
     for module in modules:
         module.forward = partial(by, module.forward)
     try:
         yield
     finally:
-        for module in modules:
+        for module, own in zip(modules, before, strict=True):
             del module.forward
+            if own is not None:  # of this very module, as other libraries put it there
+                module.forward = own
 
 
 def check_fit(tokenizer: Any, known: int) -> None:

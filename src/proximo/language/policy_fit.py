@@ -21,7 +21,7 @@ from proximo.language.model import LanguageModel, LanguagePolicy, Tokenizer
 from proximo.language.reference import Reference
 from proximo.language.reward import Judge
 from proximo.language.session import Learner, mean_of
-from proximo.language.update import descend, readings
+from proximo.language.update import after, descend, readings
 from proximo.language.worlds import Episode, TextWorlds, joined, readings_of
 from proximo.types import Batch, Metrics, TrainingError, UsageError
 
@@ -195,7 +195,7 @@ class PolicyFit(Learner):
             record = {"coefficients": coefficients, "beta": self.counters["beta"]}
             self.leave_out(what, where, tensors, record, algorithm.skip_budget)
 
-        metrics, found = descend(
+        metrics = descend(
             algorithm,
             self.policy,
             self.optimizer,
@@ -219,7 +219,8 @@ class PolicyFit(Learner):
             )
         if not algorithm.critic:
             metrics.pop("value_loss", None)
-        moved = readings(algorithm, self.policy, batch, found, coefficients)
+        now = after(self.policy, sequences, config.sampling, micro_batch)
+        moved = readings(algorithm, self.policy, batch, now, coefficients)
         return {**moved, **metrics, **rates, **coefficients}
 
     def _count(self, new: Experience) -> None:

@@ -104,7 +104,7 @@ class Learner(ABC):
     def is_best(self, metrics: Metrics) -> bool:
         """Whether no update before had a held-out score as high; it is then the one to reach."""
         score = metrics.get("held_out_score", -math.inf)
-        if score <= self.counters.get("best", -math.inf):
+        if not score > self.counters.get("best", -math.inf):
             return False
         self.counters["best"] = score
         return True

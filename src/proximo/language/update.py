@@ -13,7 +13,7 @@ from proximo.algorithms.skips import not_finite
 from proximo.functional.kl import k2, k3
 from proximo.functional.masked import explained_variance, masked_mean, standardize
 from proximo.language.config import KLConfig, Sampling
-from proximo.language.data import Sequences, by_length, rows_of
+from proximo.language.data import Sequences, by_length, per_token, rows_of
 from proximo.language.model import LanguagePolicy
 from proximo.language.token_ppo import TokenPPO
 from proximo.nets.actor_critic import Evaluation
@@ -38,13 +38,12 @@ def add_gradient(
     reference: Tensor,
     kl: KLConfig,
     beta: float,
-    found: Tensor,
 ) -> dict[str, Tensor]:
     """Add the gradient of a minibatch to the parameters'; returns the terms of its loss.
 
     L = 1/B Σ over its B tokens, whatever the micro-batches: each of them weighs as many tokens as
     it has. A mean over its n sequences weighs each token by B/(n |y|). chosen: [n] the minibatch's
-    sequences; reference: log-probabilities [batch]; found [batch] takes those of the policy.
+    sequences; reference: log-probabilities [batch].
     """
     lengths = sequences.lengths
     rows = rows_of(lengths, chosen)
@@ -67,7 +66,6 @@ def add_gradient(
             entropy=algorithm.values_entropy,
             value=algorithm.critic,
         )
-        found[own] = new.log_prob.detach()
         loss, terms = plain.loss_of(policy, new, piece, coefficients)  # type: ignore[arg-type]
         if kl.where == "loss" and beta:
             # k3's samples are of its second argument: here the policy's, so the reference is first.
@@ -98,10 +96,9 @@ def descend(
     also: Gradient,
     skip: Skip = lambda *_: None,
     policy_moves: bool = True,
-) -> tuple[Metrics, Tensor]:
+) -> Metrics:
     """K epochs of minibatches of sequences; ends early by `target_kl`. Returns what to report.
 
-    And the log-probabilities [B] of the last epoch, each as it was before its minibatch's step.
     also: adds the gradient of further terms; skip: told of minibatches that are left out, because
     their loss or gradient is not finite; policy_moves: else only the critic learns.
     """
@@ -109,7 +106,6 @@ def descend(
     size = {"shuffled": algorithm.minibatch_size, "episodes": 1, "whole": count}
     totals: dict[str, Tensor] = {}
     steps = epochs = 0
-    found = batch.log_prob.clone()
     for _ in range(algorithm.epochs):
         order = torch.arange(count)
         if algorithm.minibatches == "shuffled":
@@ -131,7 +127,6 @@ def descend(
                 reference,
                 kl,
                 beta,
-                found,
             )
             if (extra := also()) is not None:
                 terms["ptx_loss"] = extra
@@ -147,11 +142,25 @@ def descend(
             for name, term in terms.items():
                 totals[name] = totals.get(name, 0.0) + term.detach()
         epochs += 1
-        target = algorithm.target_kl
-        if target is not None and float(masked_mean(k3(found, batch.log_prob))) > target:
-            break
+        if algorithm.target_kl is not None:
+            now = after(policy, sequences, sampling, micro_batch)
+            if float(masked_mean(k3(now, batch.log_prob))) > algorithm.target_kl:
+                break
     metrics = {name: float(total) / steps for name, total in totals.items()}
-    return {**metrics, "epochs": epochs, "gradient_steps": steps}, found
+    return {**metrics, "epochs": epochs, "gradient_steps": steps}
+
+
+@torch.no_grad()
+def after(
+    policy: LanguagePolicy, sequences: Sequences, sampling: Sampling, micro_batch: int
+) -> Tensor:
+    """Log-probabilities of all tokens by the policy as it stands. [B]."""
+    (found,) = per_token(
+        sequences,
+        micro_batch,
+        lambda part: [policy.evaluate(part, sampling, entropy=False, value=False).log_prob],
+    )
+    return found
 
 
 def readings(
