@@ -107,6 +107,7 @@ def draw(rows: list[dict[str, Any]], betas: list[float], path: Path) -> None:
 
     plt.switch_backend("Agg")
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    axes.axhline(0, color="grey", linestyle="--", linewidth=1)
     kls = [statistics.mean(at(rows, beta, "kl")) for beta in betas]
     for name, label, colour in (
         ("score", "reward model", "#999999"),
@@ -130,13 +131,12 @@ def draw(rows: list[dict[str, Any]], betas: list[float], path: Path) -> None:
             va="top",
             size=8,
         )
-    axes.axhline(0, color="grey", linestyle="--", linewidth=1)
     axes.set(
         xscale="log",
         xlabel="KL to the model before PPO, nats per completion",
         ylabel="gained, deviations",
     )
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower center")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 

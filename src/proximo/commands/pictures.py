@@ -84,7 +84,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
             if threshold is not None:
-                title += f": share of the last 100 episodes at {threshold:g} or more"
+                title += f": share at {threshold:g} or more"
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

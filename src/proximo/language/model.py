@@ -310,16 +310,16 @@ def _fuse(net: nn.Module) -> None:
 @contextmanager
 def _replaced(modules: Sequence[nn.Module], by: Callable[..., Tensor]) -> Iterator[None]:
     """Have `by(forward, ...)` called where each module's forward would be."""
-    before = [vars(module).get("forward") for module in modules]
+    patched = [vars(module).get("forward") for module in modules]
     for module in modules:
         module.forward = partial(by, module.forward)
     try:
         yield
     finally:
-        for module, own in zip(modules, before, strict=True):
+        for module, patch in zip(modules, patched, strict=True):
             del module.forward
-            if own is not None:  # of this very module, as other libraries put it there
-                module.forward = own
+            if patch is not None:  # that another library had put there
+                module.forward = patch
 
 
 def check_fit(tokenizer: Any, known: int) -> None:
