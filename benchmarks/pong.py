@@ -19,7 +19,7 @@ from bench import ROOT, commit, install, python
 from ours import learn
 from settings import WORKS
 
-from scores import machine, several
+from scores import interval, machine, several
 
 RESULTS = Path(__file__).parent / "results"
 EVERY = 20_480
@@ -65,14 +65,24 @@ def summarize(folder, seeds):
     kept = {"commit": commit(ROOT), "cpu": machine(), "curves": curves}
     (RESULTS / "pong.json").write_text(json.dumps(kept, indent=1) + "\n")
     marks = sorted(set.intersection(*(set(found) for each in curves.values() for found in each)))
-    lines = ["| steps | " + " | ".join(curves) + " |", "|---|" + "---|" * len(curves)]
-    for mark in marks:
-        means = [statistics.fmean(found[mark] for found in each) for each in curves.values()]
-        lines.append(f"| {mark:,} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    lines = [
+        "| steps | " + " | ".join(curves) + " | difference |",
+        "|---|" + "---|" * (len(curves) + 1),
+    ]
+    values = {f"{mark:,}": [[c[mark] for c in each] for each in curves.values()] for mark in marks}
+    values["all of these"] = [
+        [statistics.fmean(c[mark] for mark in marks) for c in each] for each in curves.values()
+    ]
+    for name, (own, peers) in values.items():
+        apart = [a - b for a, b in zip(own, peers, strict=True)]
+        cells = (f"{statistics.fmean(v):.2f} ± {interval(v):.2f}" for v in (own, peers, apart))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"ALE/Pong-v5, mean return of the last 100 episodes, mean of {len(seeds)} seed(s); the "
-        "settings of `pong` in speed/settings.py for both.",
+        "ALE/Pong-v5, mean return of the last 100 episodes (fewer before step 100,000: 16 to 24 "
+        f"at the first mark), mean of {len(seeds)} seeds; the settings of `pong` in "
+        "speed/settings.py for both. ± is half the 95% interval of the mean over seeds "
+        "(Student's t).",
         f"Commit {kept['commit']}; {kept['cpu']}.",
     ]
     (RESULTS / "pong.md").write_text("\n".join(lines) + "\n")
