@@ -200,9 +200,10 @@ def test_a_disk_that_is_full_before_training_is_refused_and_nothing_is_left(here
     assert "r/config.toml cannot be written: File too large" in message
     assert not (here / "r").exists()
     limit(4000)  # enough for all but a checkpoint
-    message = refusal(train("--run-dir", "r"))
-    assert "r/checkpoints/update-0.safetensors cannot be written: File too large" in message
-    assert not (here / "r").exists()
+    (here / "here").mkdir()
+    message = refusal(train("--run-dir", "here/all/r"))
+    assert "all/r/checkpoints/update-0.safetensors cannot be written: File too large" in message
+    assert list((here / "here").iterdir()) == []
 
 
 def test_to_resume_on_a_full_disk_is_refused_and_changes_nothing(here, trained, limit):

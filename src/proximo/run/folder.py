@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -33,6 +34,7 @@ class RunFolder:
         self._versions_file = self.path / "versions.json"
         self._checkpoints = self.path / "checkpoints"
         self._log_fails = False
+        self._made: list[Path] = []
 
     @classmethod
     def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
@@ -46,6 +48,7 @@ class RunFolder:
                 f"the run folder {path} exists: choose another with --run-dir, or go on with "
                 f"that run by: {resume} {path}"
             )
+        folder._made = [parent for parent in folder.path.parents if not parent.exists()]
         try:
             folder._checkpoints.mkdir(parents=True)
         except OSError as error:
@@ -127,7 +130,11 @@ class RunFolder:
             self._log_fails = True
 
     def remove(self) -> None:
+        """Undo `create`: the folder, and those above it that were made for it and are empty."""
         shutil.rmtree(self.path, ignore_errors=True)
+        for parent in self._made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def _replace(path: Path, text: str) -> None:
