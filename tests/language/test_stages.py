@@ -485,9 +485,21 @@ def test_a_minibatch_that_is_not_finite_is_left_out_counted_and_kept(tmp_path):
         run_ppo(tmp_path / "strict", algorithm=strict)
 
 
+def test_a_stage_without_a_critic_is_given_none(tmp_path):
+    data = [{"prompt": "a", "completion": "b"}]
+    with pytest.raises(UsageError, match=r"model\.critic is separate, but sft has no critic"):
+        sft(ModelConfig(critic="separate"), data)
+    pairs = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * 4
+    with pytest.raises(UsageError, match=r"model\.critic_warmup is 3, but reward has no critic"):
+        fit_reward(ModelConfig(critic_warmup=3), pairs)
+
+
 def test_models_that_are_not_there(tmp_path):
-    with pytest.raises(UsageError, match="there is no model 'nowhere'"):
-        sft("nowhere", [{"prompt": "a", "completion": "b"}], updates=1)
+    data = [{"prompt": "a", "completion": "b"}]
+    with pytest.raises(UsageError, match=r"there is no model 'nowhere' \(no such folder,"):
+        sft("nowhere", data, updates=1)
+    with pytest.raises(UsageError, match=r"there is no model .*config\.json"):
+        sft(tmp_path, data, updates=1)
     with pytest.raises(UsageError, match="critic is reward, but no reward"):
         ppo(ModelConfig(critic="reward"), ["a"], count_a, updates=1)
 

@@ -478,10 +478,12 @@ def read_blueprint(folder: Path | str) -> Blueprint:
         settings = library.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
+        why = "no such folder, and nothing is stored by that name; nothing is fetched"
+        if Path(folder).is_dir():
+            why = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"there is no model {str(folder)!r}: give a folder that transformers reads, a run of "
-            f"proximo lm, or tiny ({first})"
+            f"there is no model {str(folder)!r} ({why}): give a folder that transformers reads, a "
+            "run of proximo lm, or tiny"
         ) from error
     check_fit(tokenizer, settings.get_text_config().vocab_size)
     return Blueprint(tokenizer, settings, folder)

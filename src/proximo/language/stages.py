@@ -215,6 +215,11 @@ def run_fit(
     display: Display | None = None,
 ) -> Result:
     """`sft` or `fit_reward`, from a whole configuration."""
+    for name in ("critic", "critic_warmup") if not resume else ():
+        if (value := getattr(config.model, name)) != getattr(ModelConfig, name):
+            raise UsageError(
+                f"model.{name} is {value}, but {config.lm.stage} has no critic: leave it out"
+            )
     pairs = config.lm.stage == "reward"
     columns = ("chosen", "rejected") if pairs else ("completion",)
     examples = Examples.read(data, "prompt", *columns)
