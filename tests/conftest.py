@@ -3,7 +3,12 @@
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(1)
+
+def pytest_runtest_setup():
+    # Each anew: a command in a test before may have set its own, and small tensors then wait
+    # for each other, on a busy machine ten times as long as they compute.
+    torch.set_num_threads(1)
+
 
 # No deadline: a shared machine is slow now and then.
 settings.register_profile("proximo", deadline=None, derandomize=True, max_examples=50)

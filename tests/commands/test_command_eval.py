@@ -1,10 +1,12 @@
 """`proximo eval`: seeded scores, the same every time."""
 
 import json
+import re
 import shutil
 import sys
 
 import pytest
+import torch
 
 from commands.command_line import proximo, refusal, succeeded, train_in
 
@@ -45,6 +47,17 @@ def test_a_hundred_episodes_unless_told_otherwise(trained):
 
 def test_the_same_command_gives_the_same_scores(trained):
     assert scores(trained) == scores(trained)
+
+
+def test_a_small_network_acts_on_one_thread_whatever_it_was_trained_on(here, trained):
+    shutil.copytree(trained, here / "r")
+    config = (here / "r/config.toml").read_text()
+    (here / "r/config.toml").write_text(re.sub(r"\nthreads = 1\n", "\nthreads = 2\n", config))
+    assert "threads = 2" in (here / "r/config.toml").read_text()
+    assert scores("r") == scores(trained)
+    torch.set_num_threads(2)
+    scores("r")
+    assert torch.get_num_threads() == 1
 
 
 def test_another_seed_gives_other_episodes(trained):

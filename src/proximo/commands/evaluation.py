@@ -55,13 +55,15 @@ def main(arguments: list[str]) -> int:
     from proximo.agent import load
     from proximo.envs.make import make_world
     from proximo.evaluate import evaluate
+    from proximo.run.choices import choose_threads
     from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
     named = (command.env, command.wrappers, command.net)
     config = allow_code(saved, *named, "eval", arguments)
     agent = load(command.run, command.checkpoint, net=command.net)
-    torch.set_num_threads(config.run.threads or 1)
+    # Those of training may have been the native engine's.
+    torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
     world = make_world(config.env)
     try:
         check_spaces(world, agent)
