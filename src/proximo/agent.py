@@ -18,6 +18,7 @@ from proximo.nets.own import Maker
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, make_policy
 from proximo.run.folder import RunFolder
+from proximo.spaces import MASK
 from proximo.types import UsageError
 
 
@@ -47,7 +48,8 @@ class Agent:
         """The action for one observation, as the world takes it.
 
         deterministic: the most likely action; else one drawn from the policy. Raises `ValueError`
-        for an observation of another shape, or with a number that is not finite.
+        for an observation of another shape, with a number that is not finite, or with a mask that
+        allows nothing.
         """
         try:
             row = self.policy.observations.row(obs)
@@ -55,6 +57,8 @@ class Agent:
             raise ValueError(f"{error}: this policy takes one at a time") from error
         if not np.isfinite(row).all():
             raise ValueError(f"the observation holds a number that is not finite: {obs}")
+        if self.policy.stuck(row[None]).any():
+            raise ValueError(f"the {MASK} of the observation allows no action: {obs}")
         return self._player(obs, None if deterministic else self._generator)
 
     def export(self, path: str | Path, *, overwrite: bool = False) -> Exported:

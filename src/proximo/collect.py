@@ -127,7 +127,7 @@ def _settle_tensors(steps: TensorSteps, tickets: Tickets | None, state: TrainSta
     if not found.finite:
         _check_finite(steps.on_host(found.final, found.rows), found.final.cpu().numpy(), state)
     if found.fault:
-        raise state.fault(f"{found.fault} (in update {state.updates + 1})")
+        raise state.fault(f"{found.fault} of update {state.updates + 1}")
     return mask, found.final, found.rows, found.episodes
 
 

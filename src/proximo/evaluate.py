@@ -13,6 +13,7 @@ import torch
 from proximo.envs.agents import Agents
 from proximo.envs.make import Worlds
 from proximo.nets.actor_critic import ActorCritic
+from proximo.spaces import MASK
 from proximo.types import Episode, Steps, UsageError, explain
 
 Choose = Callable[[Any, torch.Generator | None], Any]
@@ -148,7 +149,7 @@ class Player:
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
         self._carry = torch.zeros(1, policy.carry_size, device=policy.device)
-        self._noise, self._sampled = torch.empty(0), 0
+        self._noise, self._sampled, self._acted = torch.empty(0), 0, 0
 
     def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
         """The world's action: the most likely one, or sampled by `generator`."""
@@ -157,7 +158,13 @@ class Player:
 
     @torch.no_grad()
     def act(self, seen: np.ndarray, generator: torch.Generator | None = None) -> Any:
-        """The same of a row, as a row."""
+        """The same of a row, as a row. Raises `UsageError` for a mask that allows nothing."""
+        if self._policy.stuck(seen[None]).any():
+            raise UsageError(
+                f"the {MASK} of a world allows no action at step {self._acted} of an episode: one "
+                "must be legal until it ends"
+            )
+        self._acted += 1
         noise = None if generator is None else self._draw(generator)
         policy = self._policy
         kind = None if seen.dtype == np.uint8 else policy.dtype
@@ -224,10 +231,10 @@ class Supervised:
         """One episode, of every agent; nothing if the world fails in it."""
         worlds, state, steps = self._worlds, self._state, self._steps
         ret, length = np.zeros(worlds.count), np.zeros(worlds.count, np.int64)
-        over = False
-        while not over:
-            for i, act in enumerate(acts):
-                steps.taken[0, i] = act(steps.obs[0, i])
+        over = np.zeros(worlds.count, bool)
+        while not over.all():
+            for i in np.flatnonzero(~over):  # an agent that has left shows nothing
+                steps.taken[0, i] = acts[i](steps.obs[0, i])
             steps.ended[:], steps.real[:] = False, True
             worlds.step(state, steps, 0)
             worlds.remember(state, steps)
@@ -236,7 +243,7 @@ class Supervised:
             ret += np.where(steps.real[0], steps.reward[0], 0)
             length += steps.real[0]
             _check_end(int(length.max()))
-            over = bool((steps.ended | ~steps.real).all())
+            over = (steps.ended | ~steps.real)[0]
         pairs = zip(ret.tolist(), length.tolist(), strict=True)
         return [Episode(r, n) for r, n in pairs if n] if steps.ended.any() else []
 

@@ -277,6 +277,82 @@ def choices(space: Space) -> int:
     return found
 
 
+def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
+    """A mask as one row, in the order of the action space: [choices] int8.
+
+    mask: 0 and 1 for each choice, one after the other; or nested as the action space is, as far as
+    there is something to choose. Raises `UsageError` for what does not fit, by its name.
+    """
+    inner: dict[Any, Space] = {}
+    if isinstance(space, spaces.Dict) and isinstance(mask, dict):
+        inner = space.spaces
+    elif isinstance(space, spaces.Tuple) and _in_parts(mask) and len(mask) == len(space.spaces):
+        inner = dict(enumerate(space.spaces))
+    if not inner:
+        try:
+            row = _flat(mask)
+        except (TypeError, ValueError):
+            row = np.empty(0, np.int8)
+        if len(row) != choices(space):
+            raise UsageError(
+                f"a world's {where} is {mask!r}: give 0 or 1 for each of the {choices(space)} "
+                f"choices of {space}, one after the other"
+            )
+        return row
+    chosen = {key: part for key, part in inner.items() if choices(part)}
+    if isinstance(mask, dict) and not chosen.keys() <= mask.keys():
+        lacking = next(key for key in chosen if key not in mask)
+        raise UsageError(
+            f"a world's {where} has no key {lacking!r}, of which there is something to choose: it "
+            f"has {', '.join(map(str, mask)) or 'none'}"
+        )
+    return np.concatenate([flat_mask(mask[k], s, f"{where}/{k}") for k, s in chosen.items()])
+
+
+def _in_parts(mask: Any) -> bool:
+    several = isinstance(mask, list | tuple) or getattr(mask, "dtype", None) == np.dtype(object)
+    return several and any(
+        isinstance(part, dict | list | tuple) or np.ndim(part) > 0 for part in mask
+    )
+
+
+def _flat(mask: Any) -> np.ndarray:
+    """The masks of several choices, one after the other."""
+    if _in_parts(mask):
+        return np.concatenate([_flat(part) for part in mask])
+    return np.asarray(mask, np.int8).reshape(-1)
+
+
+def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
+    """That masks of this space lie as the choices of the action space `space` do.
+
+    Raises `UsageError` for another number of them, or for keys in another order.
+    """
+    if isinstance(space, spaces.Dict) and isinstance(masks, spaces.Dict):
+        chosen = {key: part for key, part in space.spaces.items() if choices(part)}
+        if list(masks.spaces) != list(chosen):
+            raise UsageError(
+                f"the {where} has the keys {', '.join(masks.spaces)}, but what there is to choose "
+                f"has {', '.join(chosen)}: give the same keys in the same order (Gymnasium sorts "
+                "those of a dict, but not those of an OrderedDict)"
+            )
+        for key, part in chosen.items():
+            check_masks(masks.spaces[key], part, f"{where}/{key}")
+        return
+    if isinstance(space, spaces.Tuple) and isinstance(masks, spaces.Tuple):
+        parts = [part for part in space.spaces if choices(part)]
+        if len(parts) == len(masks.spaces):
+            for k, (own, part) in enumerate(zip(masks.spaces, parts, strict=True)):
+                check_masks(own, part, f"{where}/{k}")
+            return
+    entries = sum(_width(path, inner) for path, inner in _leaves(masks))
+    if entries != choices(space):
+        raise UsageError(
+            f"the {where} has {entries} entries, but {space} has {choices(space)} things to choose "
+            "from: it needs one entry for each"
+        )
+
+
 def space_record(space: Space) -> dict[str, Any]:
     """A supported space as JSON can hold it."""
     if isinstance(space, spaces.Discrete):

@@ -31,7 +31,7 @@ class Net(torch.nn.Module):
 def run(here):
     """A finished run with such a network, which has not been imported since."""
     (here / "own_net.py").write_text(NET)
-    words = ("--net.module", "own_net:Net", "--net.kwargs", "width", "5", "--run-dir", "run")
+    words = ("--net", "own_net:Net", "--net.kwargs", "width", "5", "--run-dir", "run")
     outcome = succeeded(train(*words, steps=128))
     assert "not native: net.module is code of your own" in outcome.out
     config = (here / "run" / "config.toml").read_text()

@@ -1,6 +1,7 @@
 """Action masks from every source and in every kind of world; what the critic alone sees."""
 
 import itertools
+from collections import OrderedDict
 
 import gymnasium as gym
 import numpy as np
@@ -12,10 +13,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, TrainingError, UsageError, train
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
-from proximo.envs.make import SyncWorlds, VectorWorlds
+from proximo.envs.make import SyncWorlds, VectorWorlds, make_world
 from proximo.envs.probes import Match
+from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK
+from proximo.spaces import MASK, flat_mask
 from proximo.types import TrainState
 
 PLAIN = PPO(gamma=0.9, epochs=2, minibatch_size=16)
@@ -91,6 +93,130 @@ def test_a_mask_that_is_not_there_is_missed(source, message):
         train(EnvConfig(id="CartPole-v1", action_masks=source), PLAIN, total_steps=64)
 
 
+class Workshop(gym.Env):
+    """Tool and gear, of which one each is legal: told in another order than the space has."""
+
+    observation_space = spaces.Dict(
+        {"seen": spaces.Box(-1, 1, (2,)), "secret": spaces.Box(-1, 1, (1,))}
+    )
+    action_space = spaces.Dict(
+        {"tool": spaces.Discrete(3), "gear": spaces.Discrete(3), "power": spaces.Box(0, 1, (1,))}
+    )
+
+    def _answer(self):
+        self.tool, self.gear = (int(k) for k in self.np_random.integers(3, size=2))
+        seen = {"seen": np.ones(2, np.float32), "secret": np.ones(1, np.float32)}
+        return seen, {MASK: self.action_masks()}
+
+    def action_masks(self):
+        return {"tool": np.eye(3)[self.tool], "gear": np.eye(3)[self.gear].tolist()}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._answer()
+
+    def step(self, action):
+        assert (action["tool"], action["gear"]) == (self.tool, self.gear)
+        seen, info = self._answer()
+        return seen, 0.0, bool(self.np_random.random() < 0.2), False, info
+
+
+class Wrapped(gym.Wrapper):
+    """Where the masks of a world that knows none come from its wrapper."""
+
+    def action_masks(self):
+        return np.array([1, 0])
+
+
+@pytest.mark.parametrize("source", ["info", "method"])
+def test_a_nested_mask_is_laid_by_its_keys_and_joins_a_dict(source):
+    """What the critic alone sees keeps its name."""
+    env = EnvConfig(id=f"{__name__}:Workshop", worlds=2, action_masks=source)
+    agent = quick(None, env=env, net=NetConfig(hidden=(8,), critic_only=("secret",)))
+    assert list(agent.obs_space.spaces) == [MASK, "secret", "seen"]
+    seen = {"seen": np.zeros(2), "secret": np.zeros(1), MASK: [0, 0, 1, 1, 0, 0]}
+    assert (agent.act(seen)["gear"], agent.act(seen)["tool"]) == (2, 0)
+
+
+def test_a_wrapper_may_have_the_masks():
+    env = EnvConfig(id="CartPole-v1", wrappers=(f"{__name__}:Wrapped",), action_masks="method")
+    agent = quick(None, env=env)
+    assert agent.act({"observation": np.zeros(4), MASK: [0, 1]}) == 1
+
+
+HYBRID = spaces.Dict(
+    {"b": spaces.Discrete(2), "a": spaces.Tuple([spaces.Box(0, 1), spaces.MultiDiscrete([2, 3])])}
+)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [1, 0, 1, 1, 0, 0, 1],
+        np.array([1, 0, 1, 1, 0, 0, 1], bool),
+        {"b": (0, 1), "a": [1, 0, 1, 1, 0]},
+        {"b": [0, 1], "a": (None, [1, 0, 1, 1, 0])},
+        {"b": np.array([False, True]), "a": (None, ([1, 0], np.array([1, 1, 0]))), "c": None},
+        ([1, 0], [1, 1, 0], [0, 1]),
+    ],
+)
+def test_every_way_to_write_a_mask(mask):
+    assert flat_mask(mask, HYBRID).tolist() == [1, 0, 1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (None, "a world's action_mask is None: give 0 or 1 for each of the 7 choices"),
+        ([1, 1], r"a world's action_mask is \[1, 1\]: give 0 or 1 for each of the 7"),
+        ({"a": [1] * 5}, "a world's action_mask has no key 'b', .* it has a$"),
+        ({"a": [1] * 5, "b": [1]}, r"a world's action_mask/b is \[1\]: give .* of the 2 choices"),
+        ({"a": ([1], [1]), "b": [1, 1]}, r"action_mask/a/1 is \[1\]: give .* of the 5 choices"),
+        ("all", "action_mask is 'all': give"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_named(mask, message):
+    with pytest.raises(UsageError, match=message):
+        flat_mask(mask, HYBRID)
+
+
+def masked_policy(masks, actions=HYBRID):
+    shown = spaces.Dict({"seen": spaces.Box(-1, 1, (2,)), MASK: masks})
+    return ActorCritic(shown, actions, NetConfig(hidden=(4,)))
+
+
+def test_masks_in_an_observation_lie_as_the_actions_do():
+    bits = spaces.MultiBinary
+    both = spaces.Tuple([bits(2), bits(3)])
+    for masks in (
+        bits(7),
+        spaces.Tuple([bits(5), bits(2)]),
+        spaces.Dict({"b": bits(2), "a": bits(5)}),
+        spaces.Dict({"b": bits(2), "a": both}),
+    ):
+        masked_policy(masks)
+    ordered = OrderedDict(b=bits(2), a=bits(5))
+    message = "the action_mask has the keys b, a, but what there is to choose has a, b: give the"
+    with pytest.raises(UsageError, match=message):
+        masked_policy(spaces.Dict(ordered))
+    with pytest.raises(UsageError, match=r"the action_mask/a has 2 entries, but Tuple.* has 5"):
+        masked_policy(spaces.Dict({"a": bits(2), "b": bits(5)}))
+    with pytest.raises(UsageError, match=r"the action_mask has 5 entries, but .* has 7 things"):
+        masked_policy(bits(5))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("Pendulum-v1", {}, r"env.action_masks is info, but Box.* nothing to choose from"),
+        ("proximo.envs.probes:Match", {"masks": True}, r"Match.* have the key action_mask already"),
+    ],
+)
+def test_masks_that_make_no_sense(name, kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        make_world(EnvConfig(id=name, kwargs=kwargs, action_masks="info"))
+
+
 def test_vector_worlds_show_their_masks_themselves():
     env = EnvConfig(id="CartPole-v1", worlds=2, backend="vector", action_masks="info")
     with pytest.raises(UsageError, match=r"env.action_masks is info, but .* observation"):
@@ -140,6 +266,16 @@ def test_one_that_allows_nothing_is_named_with_world_and_step(done, at, error, w
     message = f"a world failed at {where}: the {MASK} of world 1 allows no action: one must be"
     with pytest.raises(error, match=message):
         quick(lambda: Stuck(at if next(numbers) % 2 else None, done))
+
+
+def test_one_that_allows_nothing_is_no_way_to_act():
+    agent = quick(lambda: Match("vector", "hybrid", masks=True))
+    world = Stuck(1, "hybrid")
+    with pytest.raises(UsageError, match="allows no action at step 0 of an episode: one must be"):
+        evaluate(agent.policy, world, episodes=3, seed=0)
+    assert world.taken == 1
+    with pytest.raises(ValueError, match="the action_mask of the observation allows no action"):
+        agent.act({"shown": np.zeros(3), MASK: np.zeros(3)})
 
 
 def test_the_state_in_which_an_episode_ended_may_allow_nothing():

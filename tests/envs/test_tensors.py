@@ -291,9 +291,24 @@ def test_the_worlds_say_where_the_networks_live(mode, name):
             AutoresetMode.NEXT_STEP,
             r"world \d gave the observation\[\d\] = -inf .* must be f",
         ),
-        ("mask", "dict", AutoresetMode.NEXT_STEP, "action_mask of a world allows no action"),
-        ("phase", "dict", AutoresetMode.DISABLED, r"phase with a number that is not in Discrete"),
-        ("final", "vector", AutoresetMode.SAME_STEP, "no final_obs"),
+        (
+            "mask",
+            "dict",
+            AutoresetMode.NEXT_STEP,
+            r"world \d shows an action_mask that allows no action: .*, at step \d+ of update 2$",
+        ),
+        (
+            "phase",
+            "dict",
+            AutoresetMode.DISABLED,
+            r"world \d returned phase with a number that is not in Discrete.*, at step \d+ of upd",
+        ),
+        (
+            "final",
+            "vector",
+            AutoresetMode.SAME_STEP,
+            r"world \d ended an episode, but info has no final_obs.*, at step \d+ of",
+        ),
     ],
 )
 def test_what_is_wrong_is_found_at_the_end_of_the_rollout(broken, seen, mode, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +65,10 @@ class Train:
     """Start from this TOML file, such as a run folder's config.toml."""
     env_name: Annotated[str | None, arg(name="env", metavar="ENV", help_behavior_hint="")] = None
     """The world, where --config or --preset names one already."""
+    net_name: Annotated[
+        str | None, arg(name="net", metavar="module:Class", help_behavior_hint="")
+    ] = None
+    """A network of your own (short for --net.module)."""
     start: Annotated[Path | None, arg(name="from", metavar="RUN", help_behavior_hint="")] = None
     """Begin with the last policy of this run."""
     quiet: bool = False
@@ -76,6 +81,8 @@ class Train:
 
 
 def main(arguments: list[str]) -> int:
+    # Beside it the other settings of the network are checked, which have no meaning without.
+    arguments = [re.sub(r"^--net(?==|$)", "--net.module", word) for word in arguments]
     # Twice: first for what decides on the algorithm and the defaults, then with those.
     asks = [word for word in arguments if word in ("-h", "--help")]
     words = [word for word in arguments if word not in asks]

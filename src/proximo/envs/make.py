@@ -18,7 +18,7 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
 from proximo.named import find, import_module
-from proximo.spaces import MASK, Actions, Observations, choices
+from proximo.spaces import MASK, Actions, Observations, choices, flat_mask
 from proximo.types import Steps, UsageError, WorldState, explain, nearest
 
 if TYPE_CHECKING:
@@ -296,20 +296,36 @@ def _pick(nested: Any, index: int) -> Any:
 
 
 class Masked(gym.Wrapper[Any, Any, Any, Any]):
-    """A world whose masks stand in its info, or come from a method, shown as an observation."""
+    """A world whose masks stand in its info, or come from a method, shown as an observation.
+
+    They join the keys of a `Dict`; any other observation becomes the key `observation` beside them.
+    """
 
     def __init__(self, world: gym.Env[Any, Any], source: str) -> None:
         super().__init__(world)
-        self._method = getattr(world.unwrapped, f"{MASK}s", None) if source == "method" else None
-        if source == "method" and self._method is None:
+        self._method: Callable[[], Any] | None = None
+        if source == "method":
+            if not world.has_wrapper_attr(f"{MASK}s"):
+                raise UsageError(
+                    f"env.action_masks is method, but {world} has no method {MASK}s(): give it "
+                    f"one, or an observation with the key {MASK}"
+                )
+            self._method = world.get_wrapper_attr(f"{MASK}s")
+        count = choices(world.action_space)
+        if not count:
             raise UsageError(
-                f"env.action_masks is method, but {world} has no method {MASK}s(): give it one, or "
-                f"an observation with the key {MASK}"
+                f"env.action_masks is {source}, but {world.action_space} has nothing to choose "
+                "from: leave it out"
             )
-        masks = gym.spaces.MultiBinary(choices(world.action_space))
-        self.observation_space = gym.spaces.Dict(
-            {"observation": world.observation_space, MASK: masks}
-        )
+        seen = world.observation_space
+        self._joins = isinstance(seen, gym.spaces.Dict)
+        shown = dict(seen.spaces) if isinstance(seen, gym.spaces.Dict) else {"observation": seen}
+        if MASK in shown:
+            raise UsageError(
+                f"env.action_masks is {source}, but the observations of {world} have the key "
+                f"{MASK} already: leave it out"
+            )
+        self.observation_space = gym.spaces.Dict({**shown, MASK: gym.spaces.MultiBinary(count)})
 
     def _shown(self, seen: Any, info: dict[str, Any]) -> Any:
         if self._method is None and MASK not in info:
@@ -317,8 +333,8 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
                 f"env.action_masks is info, but a world's info has no {MASK}: it has "
                 f"{', '.join(map(str, info)) or 'nothing'}"
             )
-        mask = self._method() if self._method else info[MASK]
-        return {"observation": seen, MASK: _flat(mask)}
+        mask = flat_mask(self._method() if self._method else info[MASK], self.env.action_space)
+        return {**(seen if self._joins else {"observation": seen}), MASK: mask}
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         seen, info = self.env.reset(**kwargs)
@@ -327,16 +343,6 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         seen, reward, over, cut, info = self.env.step(action)
         return self._shown(seen, info), reward, over, cut, info
-
-
-def _flat(masks: Any) -> np.ndarray:
-    """The masks of several choices, one after the other."""
-    if isinstance(masks, np.ndarray) and masks.dtype != object:
-        return masks.reshape(-1).astype(np.int8)
-    if isinstance(masks, dict | tuple | list | np.ndarray):
-        parts = masks.values() if isinstance(masks, dict) else masks
-        return np.concatenate([_flat(part) for part in parts])
-    return np.array([masks], np.int8)
 
 
 def make_world(

@@ -80,7 +80,7 @@ class Account(NamedTuple):
     rows: Tensor  # [F] int64: which steps those were, as t*N + i
     episodes: tuple[Episode, ...]
     finite: bool  # all observations and rewards
-    fault: str  # what else was wrong, or nothing
+    fault: str  # what else was wrong, and where, or nothing
 
 
 class TensorWorlds(VectorWorlds):
@@ -248,11 +248,11 @@ def account(
     final = _successors(steps, index)
     reward = steps.reward.to(steps.parameters.dtype)  # as the policy learns from it
     finite = torch.stack([x.isfinite().all() for x in (steps.obs, reward, final)]).all()
-    faults = dict(_faults(steps, observations, choices))
+    faults = list(_faults(steps, observations, choices))
     found = (
         *(episodes.flatten(), mask.flatten()[index], running.flatten(), steps.ended.sum(0)),
         torch.zeros_like(own[:0]) if steps.finals else steps.ended[-1],
-        torch.stack([finite, *faults.values()]),
+        torch.stack([finite, *(where.any() for _, where in faults)]),
     )
     numbers = torch.cat([x.to(total.dtype) for x in found]).cpu().numpy()
     pieces = np.split(numbers, [*accumulate(x.numel() for x in found)][:-1])
@@ -266,8 +266,14 @@ def account(
         for ret, length, counted in zip(*pairs.reshape(2, -1), counts, strict=True)
         if counted
     )
-    fault = next((words for words, flag in zip(faults, flags[1:], strict=True) if flag), "")
+    fault = next((_told(*own) for own, flag in zip(faults, flags[1:], strict=True) if flag), "")
     return Account(final, index, finished, bool(flags[0]), fault)
+
+
+def _told(words: str, where: Tensor) -> str:
+    """The first of the worlds of which that is true, and when."""
+    t, i = where.nonzero()[0].tolist()
+    return f"world {i} {words}, at step {t}"
 
 
 def _successors(steps: TensorSteps, index: Tensor) -> Tensor:
@@ -285,18 +291,18 @@ def _successors(steps: TensorSteps, index: Tensor) -> Tensor:
 def _faults(
     steps: TensorSteps, observations: Observations, choices: tuple[int, ...]
 ) -> Iterator[tuple[str, Tensor]]:
-    """What would be wrong, and whether it is: [] bool."""
-    lacking = [t for t, rows in enumerate(steps.finals) if rows is None]
-    if lacking:
-        words = "an episode ended in a step whose info has no final_obs, which same-step mode needs"
-        yield words, steps.ended[lacking].any()
+    """What would be wrong with a world, and where it is: [T, N] or [T + 1, N] bool."""
+    if any(rows is None for rows in steps.finals):
+        lacking = torch.tensor([rows is None for rows in steps.finals], device=steps.ended.device)
+        words = "ended an episode, but info has no final_obs, which same-step mode needs"
+        yield words, steps.ended & lacking.unsqueeze(-1)
     for leaf in observations.leaves:
         if sizes := _sizes(leaf.space):
             chosen = steps.obs[..., leaf.begin : leaf.end].sum(-1)
-            words = f"a world returned {leaf.name} with a number that is not in {leaf.space}"
-            yield words, (chosen != len(sizes)).any()
+            words = f"returned {leaf.name} with a number that is not in {leaf.space}"
+            yield words, chosen != len(sizes)
     if observations.mask_begin < observations.width:
         legal = steps.obs[:-1, :, observations.mask_begin :] > 0.5
         some = torch.stack([own.any(-1) for own in torch.split(legal, list(choices), -1)]).all(0)
-        words = f"the {MASK} of a world allows no action: one must be legal until the episode ends"
-        yield words, (steps.real & ~some).any()
+        words = f"shows an {MASK} that allows no action: one must be legal until the episode ends"
+        yield words, steps.real & ~some

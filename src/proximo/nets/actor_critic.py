@@ -15,7 +15,7 @@ from proximo.nets.config import NetConfig
 from proximo.nets.heads import CategoricalHead, make_head
 from proximo.nets.memory import Memory
 from proximo.nets.own import Maker, OwnBody
-from proximo.spaces import MASK, Actions, Observations
+from proximo.spaces import MASK, Actions, Observations, check_masks
 from proximo.types import Moments, Recall, UsageError
 
 
@@ -57,13 +57,9 @@ class ActorCritic(nn.Module):
         width = net.memory_size if net.memory != "none" else actor.outputs
         self.head = make_head(action_space, net, width)
         self.actor = actor
-        masks = seen.width - seen.mask_begin
-        if masks and masks != sum(self.head.choices):
-            raise UsageError(
-                f"the {MASK} has {masks} entries, but {action_space} has {sum(self.head.choices)} "
-                "things to choose from: it needs one entry for each"
-            )
-        self.masked, self.own = masks > 0, own is not None
+        self.masked, self.own = seen.mask_begin < seen.width, own is not None
+        if self.masked:
+            check_masks(obs_space[MASK], action_space)  # type: ignore[index]
         self.action_values = action_values
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = action_values and isinstance(self.head, CategoricalHead)
