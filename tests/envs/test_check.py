@@ -2,18 +2,20 @@
 
 import sys
 import time
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from commands.command_line import here, own_world, proximo, refusal, result, succeeded, train_in
 from proximo import PPO, EnvConfig, UsageError, train
 from proximo.envs import probes
 from proximo.envs.check import Bounds, check_vector, check_world
 from proximo.envs.make import VectorWorlds, make_world, make_worlds
+from proximo.envs.puzzles import Cards
 from proximo.envs.tensors import TensorWorlds
 from proximo.loop import run_session
 from proximo.run.config import Config, RolloutConfig, RunConfig
@@ -162,7 +164,7 @@ WRONG = {
     "no seed": (NoSeed, ["reset takes no seed", "super().reset(seed=seed)"]),
     "refuses an action": (Refuses, ["the action -1", "Discrete(3, start=-1)", "no such motor"]),
     "reset fails": (Once, ["failed at its reset", "the socket is closed"]),
-    "nothing legal": (NoneLegal, ["action_mask", "allows no action"]),
+    "nothing legal": (NoneLegal, ["action_mask, [0 0 0], allows no action for step 0 of episode"]),
     "mask too long": (TooMany, ["action_mask", "4 entries", "3 things"]),
     "mask too short": (TooFew, ["action_mask", "(2,)", "(3,)"]),
 }
@@ -428,6 +430,30 @@ def test_nothing_need_be_legal_where_an_episode_has_ended(mode):
     envs = SyncVectorEnv([Over] * 2, autoreset_mode=mode)
     rollout = RolloutConfig(steps=32)
     assert train(envs, PPO(minibatch_size=16), total_steps=64, rollout=rollout).result["episodes"]
+
+
+@pytest.mark.parametrize("many", [SyncVectorEnv, partial(AsyncVectorEnv, context="spawn")])
+@pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name.lower())
+def test_only_legal_actions_are_played_behind_the_end_of_an_episode(mode, many):
+    """An illegal card is an error, and the mask behind an end is that of a new hand."""
+    envs = many([Cards] * 2, autoreset_mode=mode)
+    try:
+        found = check_vector(VectorWorlds(envs, 0), seconds=LONG)
+        assert found.notes == []
+        assert found.episodes == (2 if mode is DISABLED else 4)
+    finally:
+        envs.close()
+
+
+def test_a_mask_that_allows_nothing_is_named_with_its_world_and_step():
+    class Late(Over):
+        def see(self):
+            return super().see() | ({"action_mask": np.zeros(3, np.int8)} if self.time == 4 else {})
+
+    envs = SyncVectorEnv([Over, Late])
+    words = r"action_mask, \[0 0 0\], allows no action for step 4 in world 1: one must be legal"
+    with pytest.raises(UsageError, match=words):
+        check_vector(VectorWorlds(envs, 0), seconds=LONG)
 
 
 # Within a run

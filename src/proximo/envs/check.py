@@ -267,7 +267,7 @@ def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes:
         over, number = False, 0
         while not over and clock.step():
             where = f"step {number} of episode {episode}"
-            action = sampler.draw(_mask(single.observations, row))
+            action = sampler.draw(_mask(single.observations, row), where)
             answer = _step(world, single.actions.nested(action.copy()), single.action_space, where)
             obs, reward, terminated, truncated, _ = watch.parts(answer, where)
             row = watch.look(obs, where)
@@ -380,7 +380,7 @@ class _Sampler:
         for number, space in enumerate(self._spaces):
             space.seed(SEED + number)
 
-    def draw(self, legal: np.ndarray | None) -> Any:
+    def draw(self, legal: np.ndarray | None, where: str) -> Any:
         """As `Actions` takes one. Raises `UsageError` for a mask that does not fit or allows none.
 
         legal: [choices] bool.
@@ -406,9 +406,9 @@ class _Sampler:
                 begin += int(size)
                 if not len(allowed):
                     raise UsageError(
-                        f"its {MASK}, {_short(legal)}, allows no action: one must be legal until "
-                        "the episode has ended, and there is one entry for each choice of "
-                        f"{actions.space}"
+                        f"its {MASK}, {_short(legal.astype(int))}, allows no action for {where}: "
+                        "one must be legal until the episode has ended, and there is one entry for "
+                        f"each choice of {actions.space}"
                     )
                 row[column] = start + self._drawn.choice(allowed)
         if legal is not None and begin != len(legal):
@@ -477,23 +477,22 @@ class _Vector:
                 "reset with the same seed gives other observations, so that a run of the same seed "
                 "differs"
             )
-        before = np.zeros(worlds.count, bool)  # who ended in the last step
+        before = np.zeros(worlds.count, bool)  # whose step is the reset after an end
         while self._ends < ENDS and clock.step():
             where = f"step {clock.taken - 1}"
             answer = self._step(rows, before, where)
             obs, reward, terminated, truncated, info = watch.parts(answer, where)
             ended, rows = terminated | truncated, self._look(obs, where)
-            if before.any() and self._mode is not AutoresetMode.DISABLED:
-                self._after(before, ended, reward)
-            if self._mode is AutoresetMode.NEXT_STEP:
-                ended &= ~before
+            self._after(before, ended, reward)
+            ended &= ~before
             if ended.any():
                 self._ends += int(ended.sum())
                 self._at(ended, rows, info, where)
                 if self._mode is AutoresetMode.DISABLED:
                     self._unreset(ended, rows)
                     break
-            before = ended
+            if self._mode is AutoresetMode.NEXT_STEP:
+                before = ended
         if self._mode is AutoresetMode.NEXT_STEP and self._again and not self._resets:
             self._mismatch(
                 "in the step after an end it gives a reward, or ends again: it does not reset there"
@@ -510,11 +509,12 @@ class _Vector:
     def _step(self, rows: np.ndarray, before: np.ndarray, where: str) -> Any:
         worlds, masks = self._worlds, _mask(self._watch.observations, rows)
         if masks is None:
-            few = [self._sampler.draw(None) for _ in range(min(worlds.count, ENOUGH))]
+            few = [self._sampler.draw(None, where) for _ in range(min(worlds.count, ENOUGH))]
             action = np.stack([few[i % ENOUGH] for i in range(worlds.count)])
         else:  # those that are about to reset show their last state, where nothing need be legal
             legal = [None if resets else mask for mask, resets in zip(masks, before, strict=True)]
-            action = np.stack([self._sampler.draw(mask) for mask in legal])
+            draw = self._sampler.draw
+            action = np.stack([draw(m, f"{where} in world {i}") for i, m in enumerate(legal)])
         return _step(self._envs, self._given(action), worlds.action_space, where)
 
     def _given(self, action: np.ndarray) -> Any:
