@@ -96,3 +96,65 @@ class Unequal(Leaving):
 class Silent(Leaving):
     def see(self):
         return {"early": np.zeros(1, np.float32)}
+
+
+class Unknown(Leaving):
+    def reset(self, seed=None, options=None):
+        seen, infos = super().reset()
+        self.agents.append("third")
+        return seen | {"third": np.zeros(1, np.float32)}, infos
+
+
+class Empty(Leaving):
+    def reset(self, seed=None, options=None):
+        self.time, self.agents = 0, []
+        return {}, {}
+
+
+class Nobody(Leaving):
+    def __init__(self):
+        super().__init__()
+        self.possible_agents = []
+
+
+class NoSeed(Leaving):
+    def reset(self):
+        return super().reset()
+
+
+class Unseeded(Leaving):
+    """Shows how often it has begun, whatever its seed."""
+
+    begun = 0
+
+    def reset(self, seed=None, options=None):
+        self.begun += 1
+        return super().reset()
+
+    def see(self):
+        return {agent: seen + self.begun / 8 for agent, seen in super().see().items()}
+
+
+class High(Leaving):
+    """Zeros, as the rows of those who have left hold them, are outside its bounds."""
+
+    def observation_space(self, agent):
+        return gym.spaces.Box(1, 9, (1,), np.float32)
+
+    def see(self):
+        return {agent: np.array([1 + self.time], np.float32) for agent in self.agents}
+
+
+def answering(base=Leaving, **wrong):
+    """A world in whose fourth step `late`, who is alone by then, is told something else."""
+    parts = ("obs", "reward", "terminated", "truncated")
+
+    class Wrong(base):
+        def step(self, actions):
+            answer = super().step(actions)
+            if self.time == 4:
+                for name, value in wrong.items():
+                    answer[parts.index(name)]["late"] = value
+            return answer
+
+    return Wrong

@@ -3,14 +3,29 @@
 import json
 import sys
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 pytest.importorskip("pettingzoo")
 
 from commands.command_line import SMALL, here, proximo, refusal, succeeded
-from envs.parallel_worlds import Leaving, Masked, Sides, Silent, Unequal
+from envs.parallel_worlds import (
+    Empty,
+    High,
+    Leaving,
+    Masked,
+    Nobody,
+    NoSeed,
+    Sides,
+    Silent,
+    Unequal,
+    Unknown,
+    Unseeded,
+    answering,
+)
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, train
+from proximo.envs.check import check_world
 from proximo.envs.make import make_world, make_worlds
 from proximo.evaluate import evaluate
 from proximo.loop import run_session
@@ -131,12 +146,101 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path, memory):
     ("world", "message"),
     [
         (Unequal, r"action space of agent 'early' is Discrete\(2\), but that of 'late' is Discr"),
-        (Silent, "said nothing to its agent 'late'"),
+        (Nobody, r"leaving has no possible_agents: its __init__ must name all that ever act in it"),
     ],
 )
 def test_what_cannot_share_a_policy_is_refused(world, message):
     with pytest.raises(UsageError, match=message):
         train(world, PPO(), total_steps=100)
+
+
+def found_in(world, **env):
+    return check_world(make_world(EnvConfig(**env), world), seconds=20.0)
+
+
+@pytest.mark.parametrize("world", [Leaving, Masked, Sides, High])
+def test_the_check_plays_each_agent_until_it_leaves(world):
+    found = found_in(world)
+    assert found.notes == []
+    assert found.replayable
+    assert found.episodes == 2
+    if world is not Sides:  # two episodes of five steps, and the first one again
+        assert found.steps == 15
+        assert found_in(world, max_episode_steps=3).steps == 9
+
+
+class Both(Leaving):
+    def observation_space(self, agent):
+        return gym.spaces.Box(0, 9, (1,), np.uint8)
+
+    def see(self):
+        return {agent: seen / 2 for agent, seen in super().see().items()}
+
+
+class ThreeThings(Leaving):
+    def step(self, actions):
+        return super().step(actions)[:3]
+
+
+HERE = "step 3 of episode 0 for agent 'late'"
+WRONG = {
+    "nan": (answering(obs=np.array([np.nan])), [f"the observation[0] = nan at {HERE}", "finite"]),
+    "shape": (answering(obs=np.zeros(2)), ["of shape (2,)", "says (1,)", f"(at {HERE})"]),
+    "fractions": (Both, ["[0.5] at step 0 of episode 0 for agent 'early'", "dtype of float32"]),
+    "reward": (answering(reward=None), [f"reward must be one number, but it is None at {HERE}"]),
+    "flag": (answering(terminated=None), [f"its terminated is None at {HERE}", "True or False"]),
+    "mask": (
+        answering(Masked, obs={"time": 4, "action_mask": np.zeros(2)}),
+        ["action_mask, [0 0], allows no action for step 4 of episode 0 for agent 'late'"],
+    ),
+    "three": (ThreeThings, ["step must return (observations, rewards, ", "(dict, dict, dict)"]),
+    "silent": (Silent, ["nothing to its agent 'late' at the reset of episode 0, of its observ"]),
+    "unknown": (Unknown, ["agents hold 'third' at the reset", "possible_agents ('early', 'late')"]),
+    "empty": (Empty, ["its agents are [] after the reset of episode 0: reset must fill agents"]),
+    "no seed": (NoSeed, ["its reset takes no seed", "write def reset(self, *, seed=None"]),
+}
+
+
+@pytest.mark.parametrize(("world", "parts"), WRONG.values(), ids=WRONG)
+def test_what_one_agent_cannot_learn_from_is_refused_before_training(world, parts):
+    with pytest.raises(UsageError) as caught:
+        train(world, PPO(), total_steps=100)
+    assert str(caught.value).startswith("leaving cannot be trained in: ")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+class Vanishing(Leaving):
+    def step(self, actions):
+        seen, rewards, _, truncated, infos = super().step(actions)
+        return seen, rewards, dict.fromkeys(actions, False), truncated, infos
+
+
+@pytest.mark.parametrize(
+    ("world", "words"),
+    [
+        (answering(obs=np.array([900.0])), f"at {HERE}, the observation[0] was 900, outside"),
+        (Unseeded, "reset with the same seed gives another observation"),
+        (answering(truncated=0), f"truncated is 0 at {HERE}: give True or False"),
+        (Vanishing, "agent 'early' is no longer in agents after step 1 of episode 0, but neither"),
+    ],
+)
+def test_what_is_doubtful_of_one_agent_is_noted(world, words):
+    (note,) = found_in(world).notes
+    assert words in note
+    _, agent = rollouts(world)
+    assert agent.result["doubts"] == [f"the worlds: {note}"]
+
+
+def test_those_who_are_away_are_not_looked_at_for_their_bounds():
+    _, agent = rollouts(High, worlds=1, steps=4, updates=32)
+    assert "doubts" not in agent.result
+
+
+def test_worlds_in_processes_are_checked_too():
+    env = EnvConfig(id="envs.parallel_worlds:Unseeded", backend="workers", worlds=2)
+    _, agent = rollouts(env)
+    assert "reset with the same seed gives another observation" in agent.result["doubts"][0]
 
 
 def test_samples_are_counted_over_all_agents():
@@ -160,6 +264,10 @@ def test_every_command_takes_a_world_of_pettingzoo(here):
         "cannot be brought back"
         not in succeeded(proximo("resume", "run", "--total-steps", "512")).out
     )
+    shown = succeeded(proximo("check", "classic/rps-v2")).out
+    assert "agents        2 in each world, acting by one policy" in shown
+    assert "played        315 steps, 20 episodes to their end" in shown
+    assert "nothing is wrong with it" in shown
     assert "classic/rps-v2?" in refusal(proximo("train", "ppo", "classic/rsp-v2"))
 
 

@@ -37,12 +37,14 @@ def main(arguments: list[str]) -> int:
         if not getattr(command, name) > 0:
             raise UsageError(f"--{name} is {getattr(command, name)}: give more than 0")
 
+    from proximo.envs.agents import Agents
     from proximo.envs.check import check_vector, check_world
     from proximo.envs.make import VectorWorlds, make_world, make_worlds
     from proximo.nets.config import NetConfig
     from proximo.nets.heads import make_head
     from proximo.spaces import Observations
 
+    agents = 1
     env = dataclasses.replace(command.env, id=command.world)
     limits: dict[str, Any] = {"seconds": command.seconds, "steps": command.steps}
     if env.backend in ("vector", "envpool"):
@@ -58,10 +60,13 @@ def main(arguments: list[str]) -> int:
         try:
             found = check_world(world, episodes=command.episodes, **limits)
             spaces = world.observation_space, world.action_space
+            agents = len(world.agents) if isinstance(world, Agents) else 1
         finally:
             world.close()
     make_head(spaces[1], NetConfig(), features=1)
     shown, taken = (" ".join(str(space).split()) for space in spaces)
+    if agents > 1:
+        print(f"agents        {agents} in each world, acting by one policy")
     print(f"observations  {shown}, {Observations(spaces[0]).width} numbers to the network")
     print(f"actions       {taken}")
     print(f"played        {found.steps:,} steps, {found.episodes:,} episodes to their end")

@@ -34,19 +34,23 @@ class Agents(gym.Env[ByAgent, ByAgent]):
     """
 
     def __init__(self, world: Any, env: EnvConfig) -> None:
-        """Raises `UsageError` if two agents see or do different things."""
+        """Raises `UsageError` if there are none, or if two of them see or do different things."""
         if env.action_masks != "observation":
             raise UsageError(
                 f"env.action_masks is {env.action_masks}, but agents of a parallel world show "
                 "their masks in their observations, under the key action_mask"
             )
-        self.parallel, self._limit, self._length = world, env.max_episode_steps, 0
-        self.agents = tuple(world.possible_agents)
+        self.parallel, self.limit, self._length = world, env.max_episode_steps, 0
+        self.agents = tuple(getattr(world, "possible_agents", ()))
         self.present: list[Any] = []
+        if not self.agents:
+            raise UsageError(
+                f"{world} has no possible_agents: its __init__ must name all that ever act in it"
+            )
         first, *others = self.agents
         self.observation_space = world.observation_space(first)
         self.action_space = world.action_space(first)
-        self.metadata = world.metadata
+        self.metadata = getattr(world, "metadata", {})
         self.render_mode = getattr(world, "render_mode", None)
         for other in others:
             for what, own, its in (
@@ -63,15 +67,19 @@ class Agents(gym.Env[ByAgent, ByAgent]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[ByAgent, dict[str, Any]]:
-        seen, infos = self.parallel.reset(seed=seed)
+        seen, infos = _parts(self.parallel.reset(seed=seed), "reset", "observations, infos")
         self.present, self._length = list(self.parallel.agents), 0
         return seen, infos
 
     def step(self, action: ByAgent) -> tuple[ByAgent, Any, Any, Any, dict[str, Any]]:
         """One step of those who are present. At the time limit all of them are cut off."""
-        seen, reward, terminated, truncated, infos = self.parallel.step(action)
+        seen, reward, terminated, truncated, infos = _parts(
+            self.parallel.step(action),
+            "step",
+            "observations, rewards, terminated, truncated, infos",
+        )
         self._length += 1
-        if self._length == self._limit:
+        if self._length == self.limit:
             truncated = dict.fromkeys(action, True)
         self.present = [
             agent
@@ -183,6 +191,20 @@ class AgentWorlds(Worlds):
     def close(self) -> None:
         for env in self._envs:
             env.close()
+
+
+def _parts(answer: Any, method: str, names: str) -> Any:
+    """The parts of what a parallel world returned. Raises `UsageError` unless they are dicts.
+
+    Infos may be anything: nobody reads them.
+    """
+    kinds = answer if isinstance(answer, tuple) else (answer,)
+    if len(kinds) == names.count(",") + 1 and all(isinstance(part, dict) for part in kinds[:-1]):
+        return kinds
+    raise UsageError(
+        f"a parallel world's {method} must return ({names}), each a dict by agent, but returned "
+        f"({', '.join(type(part).__name__ for part in kinds)})"
+    )
 
 
 def _of(agent: Any, answer: ByAgent) -> Any:

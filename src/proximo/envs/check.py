@@ -1,7 +1,8 @@
 """Wrong worlds are found before training: one is played for a moment, at random, and looked at.
 
 What cannot be trained in is a `UsageError` with the value found and the remedy; what is doubtful is
-a note. A single world is one apart from those that are trained in; a vector world is reset after.
+a note. A single world, or one of several agents, is one apart from those that are trained in; a
+vector world is reset after.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+from proximo.envs.agents import Agents
 from proximo.envs.make import SyncWorlds, VectorWorlds
 from proximo.spaces import MASK, Actions, Leaf, Observations
 from proximo.types import UsageError, explain
@@ -249,6 +251,8 @@ def check_world(
     """Play the first episodes of a world, and the first one again. Raises `UsageError`."""
     spec = getattr(world, "spec", None)
     name = spec.id if spec else type(getattr(world, "unwrapped", world)).__name__
+    if isinstance(world, Agents):
+        name = str(world.parallel)
     try:
         return _check_world(world, seconds, steps, episodes)
     except UsageError as error:
@@ -256,39 +260,142 @@ def check_world(
 
 
 def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes: int) -> Checked:
-    single = SyncWorlds([world], 0)
-    watch, sampler = _Watch(single.observations), _Sampler(single.actions)
+    play = _Play(world)
     clock, ended = _Clock(0.7 * seconds, steps), 0
-    first: list[tuple[Any, np.ndarray, np.ndarray]] = []  # action, what was seen then, reward
+    first: list[tuple[ByAgent, _Answer]] = []
     for episode in range(episodes):
-        row = watch.look(_reset(world, SEED + episode), f"the reset of episode {episode}")
+        rows = play.reset(SEED + episode, f"the reset of episode {episode}")
         if episode == 0:
-            beginning = row
-        over, number = False, 0
-        while not over and clock.step():
+            beginning = rows
+        number = 0
+        while rows and clock.step():
             where = f"step {number} of episode {episode}"
-            action = sampler.draw(_mask(single.observations, row), where)
-            answer = _step(world, single.actions.nested(action.copy()), single.action_space, where)
-            obs, reward, terminated, truncated, _ = watch.parts(answer, where)
-            row = watch.look(obs, where)
-            over, number = bool(terminated or truncated), number + 1
+            actions = play.draw(rows, where)
+            answer = play.step(actions, where)
+            rows, number = answer.acting, number + 1
             if episode == 0:
-                first.append((action, row, reward))
-        ended += over
+                first.append((actions, answer))
+        ended += not rows
         if clock.over:
             break
-    notes = list(watch.notes.values())
+    notes = list(play.watch.notes.values())
     if not ended and clock.left == 0 and not _limited(world):
         notes.append(
             f"no episode ended in the first {steps} steps, and there is no time limit: where none "
             "ever ends there are no returns to show; env.max_episode_steps sets a limit"
         )
     again = _Clock(seconds - clock.seconds, steps // 3)
-    difference = "" if again.over else _replay(world, single, beginning, first, again)
+    difference = "" if again.over else _replay(world, beginning, first, again)
     if difference:
         notes.append(difference)
     taken = clock.taken + again.taken
-    return Checked(notes, taken, ended, not difference, watch.within)
+    return Checked(notes, taken, ended, not difference, play.watch.within)
+
+
+ByAgent = dict[Any, Any]
+"""Of each agent; the one of a single world is None."""
+PARTS = ("observation", "reward", "terminated", "truncated")
+"""What a step says to every agent."""
+
+
+class _Answer(NamedTuple):
+    """What came of a step."""
+
+    rows: ByAgent  # what those saw who had acted
+    rewards: ByAgent
+    acting: ByAgent  # what those see who act next; nobody: the episode has ended
+
+    def equals(self, other: _Answer) -> bool:
+        return all(_same(a, b) for a, b in zip(self, other, strict=True))
+
+
+def _same(one: ByAgent, other: ByAgent) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[a], other[a]) for a in one)
+
+
+class _Play:
+    """A world that is played at random and looked at: that of one, or of several agents."""
+
+    def __init__(self, world: gym.Env[Any, Any]) -> None:
+        worlds = SyncWorlds([world], 0)
+        self._world, self._actions, self._space = world, worlds.actions, worlds.action_space
+        self._agents = world if isinstance(world, Agents) else None
+        self.watch, self._sampler = _Watch(worlds.observations), _Sampler(worlds.actions)
+
+    def reset(self, seed: int, where: str) -> ByAgent:
+        """What those see who act first, as rows."""
+        seen = _reset(self._world, seed)
+        if not self._agents:
+            return {None: self.watch.look(seen, where)}
+        if not self._agents.present:
+            raise UsageError(
+                f"its agents are {self._agents.parallel.agents} after {where}: reset must fill "
+                "agents with those who act first"
+            )
+        return self._acting(seen, {}, where)
+
+    def draw(self, rows: ByAgent, where: str) -> ByAgent:
+        """A legal action for each of these."""
+        shown = self.watch.observations
+        return {
+            agent: self._sampler.draw(_mask(shown, row), _for(agent, where))
+            for agent, row in rows.items()
+        }
+
+    def step(self, actions: ByAgent, where: str) -> _Answer:
+        given = {agent: self._actions.nested(action.copy()) for agent, action in actions.items()}
+        if self._agents:
+            whole = _step(self._agents, given, self._space, where)
+            parts, info = list(zip(whole, PARTS, strict=False)), whole[-1]
+            answers = {a: (*(_told(a, *part, where) for part in parts), info) for a in actions}
+        else:
+            answers = {None: _step(self._world, given[None], self._space, where)}
+        rows, rewards = ByAgent(), ByAgent()
+        for agent, answer in answers.items():
+            here = _for(agent, where)
+            seen, rewards[agent], terminated, truncated, _ = self.watch.parts(answer, here)
+            rows[agent] = self.watch.look(seen, here)
+            ended = bool(terminated or truncated)
+            if self._agents and not ended and agent not in self._agents.present:
+                self.watch.notes.setdefault(
+                    "gone",
+                    f"agent {agent!r} is no longer in agents after {where}, but neither terminated "
+                    "nor truncated: it counts as truncated, as if it could have gone on",
+                )
+        if not self._agents:
+            return _Answer(rows, rewards, {} if ended else rows)
+        return _Answer(rows, rewards, self._acting(whole[0], rows, where))
+
+    def _acting(self, seen: ByAgent, rows: ByAgent, where: str) -> ByAgent:
+        """The rows of the agents that are present; rows: those that are known."""
+        assert self._agents
+        found = {}
+        for agent in self._agents.present:
+            if agent not in self._agents.agents:
+                raise UsageError(
+                    f"its agents hold {agent!r} at {where}, who is not one of its possible_agents "
+                    f"{self._agents.agents}: name all there that ever act"
+                )
+            if agent in rows:
+                found[agent] = rows[agent]
+            else:
+                own = _told(agent, seen, PARTS[0], where)
+                found[agent] = self.watch.look(own, _for(agent, where))
+        return found
+
+
+def _for(agent: Any, where: str) -> str:
+    return where if agent is None else f"{where} for agent {agent!r}"
+
+
+def _told(agent: Any, part: ByAgent, name: str, where: str) -> Any:
+    """What one part of an answer holds for an agent."""
+    if agent not in part:
+        raise UsageError(
+            f"it said nothing to its agent {agent!r} at {where}, of its {name}: every agent that "
+            "acts, or is in agents, must be answered"
+        )
+    return part[agent]
 
 
 def _reset(world: Any, seed: int) -> Any:
@@ -298,9 +405,11 @@ def _reset(world: Any, seed: int) -> Any:
         raise
     except TypeError as error:
         if "seed" in str(error):
+            remedy = "def reset(self, *, seed=None, options=None)"
+            if not isinstance(world, Agents):
+                remedy += ", and in it super().reset(seed=seed)"
             raise UsageError(
-                f"its reset takes no seed ({error}), as Gym's did before 0.26: write "
-                "def reset(self, *, seed=None, options=None), and in it super().reset(seed=seed)"
+                f"its reset takes no seed ({error}), as Gym's did before 0.26: write {remedy}"
             ) from error
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
     except Exception as error:
@@ -319,35 +428,36 @@ def _step(world: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
     except UsageError:
         raise
     except Exception as error:
+        what = f"action {_short(action)}, which is one"
+        if isinstance(world, Agents):
+            what = f"actions {_short(action)}, each of them one"
         raise UsageError(
-            f"it failed at {where} on the action {_short(action)}, which is one of its "
-            f"action_space {space}: {explain(error)}"
+            f"it failed at {where} on the {what} of its action_space {space}: {explain(error)}"
         ) from error
 
 
 def _replay(
     world: gym.Env[Any, Any],
-    single: SyncWorlds,
-    beginning: np.ndarray,
-    first: list[tuple[Any, np.ndarray, np.ndarray]],
+    beginning: ByAgent,
+    first: list[tuple[ByAgent, _Answer]],
     clock: _Clock,
 ) -> str:
     """In what the first episode differs, played again; empty if in nothing."""
+    source = "self.np_random, which super().reset(seed=seed) sets"
+    if isinstance(world, Agents):
+        source = "a generator that reset makes anew from its seed"
     consequence = (
         "so that a run of the same seed differs, and a resumed one may begin new episodes. Draw "
-        "only from self.np_random, which super().reset(seed=seed) sets, and let nothing outlive "
-        "reset"
+        f"only from {source}, and let nothing outlive reset"
     )
-    watch = _Watch(single.observations)
-    if not np.array_equal(watch.look(_reset(world, SEED), "its reset"), beginning):
+    play = _Play(world)
+    if not _same(play.reset(SEED, "its reset"), beginning):
         return f"reset with the same seed gives another observation, {consequence}"
-    for number, (action, row, reward) in enumerate(first):
+    for number, (actions, answer) in enumerate(first):
         if not clock.step():
             break
-        where = f"step {number} of the first episode, played again"
-        answer = _step(world, single.actions.nested(action.copy()), single.action_space, where)
-        obs, again, *_ = watch.parts(answer, where)
-        if not (np.array_equal(watch.look(obs, where), row) and again == reward):
+        again = play.step(actions, f"step {number} of the first episode, played again")
+        if not again.equals(answer):
             return (
                 f"the same seed and actions give another step {number} of the episode, "
                 f"{consequence}"
@@ -357,6 +467,8 @@ def _replay(
 
 def _limited(world: gym.Env[Any, Any]) -> bool:
     """Whether a wrapper cuts episodes off."""
+    if isinstance(world, Agents):
+        return world.limit is not None
     while isinstance(world, gym.Wrapper):
         if isinstance(world, gym.wrappers.TimeLimit):
             return True
@@ -405,10 +517,11 @@ class _Sampler:
                     allowed = np.flatnonzero(legal[begin : begin + size])
                 begin += int(size)
                 if not len(allowed):
+                    shown = _short(np.asarray(legal, int))
                     raise UsageError(
-                        f"its {MASK}, {_short(legal.astype(int))}, allows no action for {where}: "
-                        "one must be legal until the episode has ended, and there is one entry for "
-                        f"each choice of {actions.space}"
+                        f"its {MASK}, {shown}, allows no action for {where}: one must be legal "
+                        "until the episode has ended, and there is one entry for each choice of "
+                        f"{actions.space}"
                     )
                 row[column] = start + self._drawn.choice(allowed)
         if legal is not None and begin != len(legal):

@@ -223,7 +223,6 @@ def work() -> None:
 
 def _check(env: EnvConfig) -> dict[str, Any]:
     """What is found in a world apart."""
-    from proximo.envs.agents import Agents
     from proximo.envs.check import Checked, check_world
 
     try:
@@ -232,7 +231,7 @@ def _check(env: EnvConfig) -> dict[str, Any]:
         note = f"not checked, for one apart cannot be made ({error})"
         return Checked([note], 0, 0, replayable=True, within=False)._asdict()
     try:
-        return {} if isinstance(world, Agents) else check_world(world)._asdict()
+        return check_world(world)._asdict()
     except UsageError as error:
         return {"error": str(error)}
 

@@ -118,8 +118,8 @@ class WorkerWorlds(Worlds):
                 raise UsageError(f"the worlds are not alike: {found[0]}, but also {found[-1]}")
         return found[0]
 
-    def check(self) -> Checked | None:
-        """Play a world apart for a moment, in a process of its own. None: it is of several agents.
+    def check(self) -> Checked:
+        """Play a world apart for a moment, in a process of its own.
 
         Raises `UsageError` for one that cannot be trained in.
         """
@@ -132,7 +132,7 @@ class WorkerWorlds(Worlds):
             process.end(0)
         if "error" in found:
             raise UsageError(found["error"])
-        return Checked(**found) if found else None
+        return Checked(**found)
 
     def _relaunch(self, k: int) -> None:
         """Process k again, where it is gone. Raises `Gone` and `UsageError`."""

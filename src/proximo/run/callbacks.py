@@ -127,7 +127,8 @@ class LookAgain:
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if self._done or state.updates % self.EVERY:
             return
-        if outside := self._bounds.outside(rollout.last_obs.cpu().numpy()):
+        seen = rollout.obs[-1][rollout.mask[-1]]  # the row of an agent that is away holds zeros
+        if outside := self._bounds.outside(seen.cpu().numpy()):
             self._note(f"the worlds: after update {state.updates}, {outside}")
             self._done = True
 

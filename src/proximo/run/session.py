@@ -15,6 +15,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from proximo.algorithms.update import choose_engine, make_engine
+from proximo.envs.agents import AgentWorlds
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
 from proximo.envs.make import (
     NUMBERED,
@@ -167,7 +168,7 @@ class Session:
     def _check(self) -> None:
         """Look for mistakes in the worlds. Raises `UsageError` for those that forbid training."""
         config = self.config.env
-        if type(self.worlds) is SyncWorlds:
+        if type(self.worlds) in (SyncWorlds, AgentWorlds):
             try:
                 world = make_world(config, self._source)  # type: ignore[arg-type]
             except UsageError as error:  # perhaps there can be no more of them
@@ -184,7 +185,7 @@ class Session:
             self.checked = check_vector(self.worlds)
         elif isinstance(self.worlds, WorkerWorlds):
             self.checked = self.worlds.check()
-        if not self.checked:  # of several agents, or known: with a backend of ours
+        if not self.checked:  # known: with a backend of ours
             return
         self.doubts = [f"the worlds: {note}" for note in self.checked.notes]
         self.notes += self.doubts
