@@ -75,9 +75,9 @@ def collect(
         parts.append(part)
     whole: Steps | TensorSteps = type(parts[0]).joined(parts, done)
     if isinstance(whole, TensorSteps):
-        settled = _settle_tensors(whole, tickets, state)
+        settled = _settle_tensors(whole, tickets, state, worlds)
     else:
-        settled = _settle(whole, tickets, state)
+        settled = _settle(whole, tickets, state, worlds)
         worlds.remember(state.worlds, whole)
     mask, final, final_index, finished = settled
 
@@ -104,19 +104,21 @@ Settled = tuple[Any, Any, Any, tuple[Episode, ...]]
 """The mask [T, N]; true successors [F, *obs], and their rows as t*N + i; the finished episodes."""
 
 
-def _settle(steps: Steps, tickets: Tickets | None, state: TrainState) -> Settled:
+def _settle(steps: Steps, tickets: Tickets | None, state: TrainState, worlds: Worlds) -> Settled:
     """Look at the record for what cannot be, and bring the running episodes up to date."""
     state.worlds.obs = steps.obs[-1].copy()
     mask = steps.real & np.stack(tickets.rows) if tickets else steps.real
     final = np.array([obs for *_, obs in steps.finals], steps.obs.dtype)
-    _check_finite(steps, final, state)
+    _check_finite(steps, final, state, worlds)
     finished = _account(steps, mask, state)
     count = steps.reward.shape[1]
     index = np.array([t * count + i for t, i, _ in steps.finals], np.int64)
     return mask, final.reshape(-1, *steps.obs.shape[2:]), index, finished
 
 
-def _settle_tensors(steps: TensorSteps, tickets: Tickets | None, state: TrainState) -> Settled:
+def _settle_tensors(
+    steps: TensorSteps, tickets: Tickets | None, state: TrainState, worlds: Worlds
+) -> Settled:
     """The same on the device."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     state.worlds.obs = steps.obs[-1].clone()
@@ -125,7 +127,8 @@ def _settle_tensors(steps: TensorSteps, tickets: Tickets | None, state: TrainSta
         mask = mask & torch.from_numpy(np.stack(tickets.rows)).to(mask.device)
     found = account(steps, mask, state.worlds, policy.observations, policy.head.choices)
     if not found.finite:
-        _check_finite(steps.on_host(found.final, found.rows), found.final.cpu().numpy(), state)
+        on_host = steps.on_host(found.final, found.rows)
+        _check_finite(on_host, found.final.cpu().numpy(), state, worlds)
     if found.fault:
         raise state.fault(f"{found.fault} of update {state.updates + 1}")
     return mask, found.final, found.rows, found.episodes
@@ -183,8 +186,8 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
             for t in range(len(steps)):
                 if looks and (stuck := policy.stuck(steps.obs[t]) & ~world.resetting).any():
                     raise UsageError(
-                        f"the {MASK} of world {stuck.argmax()} allows no action: one must be legal "
-                        "until the episode has ended"
+                        f"the {MASK} of {_whose(worlds, int(stuck.argmax()))} allows no action: "
+                        "one must be legal until the episode has ended"
                     )
                 act(t)
                 step(world, steps, t)
@@ -221,7 +224,13 @@ def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode
     return tuple(finished)
 
 
-def _check_finite(steps: Steps, final: np.ndarray, state: TrainState) -> None:
+def _whose(worlds: Worlds, row: int) -> str:
+    """Whose row this is: of a world, or of an agent in one."""
+    world, agent = divmod(row, worlds.agents)
+    return f"agent {worlds.names[agent]} of world {world}" if worlds.names else f"world {world}"
+
+
+def _check_finite(steps: Steps, final: np.ndarray, state: TrainState, worlds: Worlds) -> None:
     """One look at the whole record; only if it fails, a search for the culprit."""
     obs, reward, finals = steps.obs, steps.reward, steps.finals
     with np.errstate(over="ignore"):
@@ -239,6 +248,6 @@ def _check_finite(steps: Steps, final: np.ndarray, state: TrainState) -> None:
     t, i, what = min(found, key=lambda item: item[0])
     where = f"step {t} of update {state.updates + 1}" if t >= 0 else "its reset"
     raise state.fault(
-        f"world {i} gave {what} at {where}: it must be finite. Look for a division by "
+        f"{_whose(worlds, i)} gave {what} at {where}: it must be finite. Look for a division by "
         "zero or an overflow in the world"
     )

@@ -158,3 +158,7 @@ def answering(base=Leaving, **wrong):
             return answer
 
     return Wrong
+
+
+Hollow = answering(obs=np.array([np.nan]))
+Stuck = answering(Masked, obs={"time": 4, "action_mask": np.zeros(2)})

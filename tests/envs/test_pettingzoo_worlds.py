@@ -1,6 +1,7 @@
 """Worlds of several agents: who has left is masked, and all of them teach one policy."""
 
 import json
+import re
 import sys
 
 import gymnasium as gym
@@ -13,12 +14,14 @@ from commands.command_line import SMALL, here, proximo, refusal, succeeded
 from envs.parallel_worlds import (
     Empty,
     High,
+    Hollow,
     Leaving,
     Masked,
     Nobody,
     NoSeed,
     Sides,
     Silent,
+    Stuck,
     Unequal,
     Unknown,
     Unseeded,
@@ -184,13 +187,13 @@ class ThreeThings(Leaving):
 
 HERE = "step 3 of episode 0 for agent 'late'"
 WRONG = {
-    "nan": (answering(obs=np.array([np.nan])), [f"the observation[0] = nan at {HERE}", "finite"]),
+    "nan": (Hollow, [f"the observation[0] = nan at {HERE}", "finite"]),
     "shape": (answering(obs=np.zeros(2)), ["of shape (2,)", "says (1,)", f"(at {HERE})"]),
     "fractions": (Both, ["[0.5] at step 0 of episode 0 for agent 'early'", "dtype of float32"]),
     "reward": (answering(reward=None), [f"reward must be one number, but it is None at {HERE}"]),
     "flag": (answering(terminated=None), [f"its terminated is None at {HERE}", "True or False"]),
     "mask": (
-        answering(Masked, obs={"time": 4, "action_mask": np.zeros(2)}),
+        Stuck,
         ["action_mask, [0 0], allows no action for step 4 of episode 0 for agent 'late'"],
     ),
     "three": (ThreeThings, ["step must return (observations, rewards, ", "(dict, dict, dict)"]),
@@ -241,6 +244,32 @@ def test_worlds_in_processes_are_checked_too():
     env = EnvConfig(id="envs.parallel_worlds:Unseeded", backend="workers", worlds=2)
     _, agent = rollouts(env)
     assert "reset with the same seed gives another observation" in agent.result["doubts"][0]
+
+
+@pytest.mark.parametrize(
+    ("base", "wrong", "words"),
+    [
+        (Leaving, Hollow, "agent 'late' of world 1 gave the observation[0] = nan at step 3 of"),
+        (Masked, Stuck, "step 4 of update 1: the action_mask of agent 'late' of world 1 allows no"),
+    ],
+)
+def test_a_fault_in_training_names_the_world_and_the_agent(base, wrong, words):
+    made = iter([base(), wrong(), base()])  # the last one is for the check
+    with pytest.raises(UsageError, match=re.escape(words)):
+        rollouts(lambda: next(made), worlds=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Hollow", "world 0 failed after 3 steps of its episode 0 .* gave agent 'late' the obser"),
+        ("Stuck", "action_mask of agent 'late' of world 0 allows no action"),
+    ],
+)
+def test_so_does_one_in_a_process(name, words):
+    settings = {"backend": "workers", "check": False, "restarts": 0}
+    with pytest.raises(UsageError, match=words):
+        rollouts(EnvConfig(id=f"envs.parallel_worlds:{name}", worlds=1, **settings))
 
 
 def test_samples_are_counted_over_all_agents():

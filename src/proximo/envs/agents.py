@@ -106,7 +106,7 @@ class AgentWorlds(Worlds):
 
     def __init__(self, envs: list[Agents], seed: int, first: int = 0) -> None:
         self._envs, self._seed, self._first = envs, seed, first
-        self.agents = len(envs[0].agents)
+        self.agents, self.names = len(envs[0].agents), tuple(map(repr, envs[0].agents))
         count = len(envs) * self.agents
         super().__init__(count, envs[0].observation_space, envs[0].action_space)
         self._nothing = np.zeros(self.observations.shape, self.observations.dtype)

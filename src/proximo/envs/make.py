@@ -50,6 +50,8 @@ class Worlds(ABC):
     """Where their tensors lie; None: they give and take NumPy arrays."""
     agents: int = 1
     """Rows of one world, which begin together: its agents."""
+    names: tuple[str, ...] = ()
+    """What they are called, in the order of their rows, where they have names."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
         self.count, self.obs_space, self.action_space = count, obs_space, action_space

@@ -117,7 +117,7 @@ class _World:
     def __init__(self, make: Callable[[], Worlds], number: int) -> None:
         self._make, self._number = make, number
         self._worlds, self._broken = make(), False
-        self.agents = self._worlds.agents
+        self.agents, self.names = self._worlds.agents, self._worlds.names
         self.spaces = self._worlds.obs_space, self._worlds.action_space
 
     def share(self, shared: Shared) -> None:
@@ -155,11 +155,14 @@ class _World:
     def _look(self) -> None:
         """Raises `UsageError` for what is not finite."""
         steps = self._steps
-        if not np.isfinite(steps.reward).all():
-            raise UsageError(f"it gave the reward {steps.reward[~np.isfinite(steps.reward)][0]}")
-        for obs in (*steps.obs[1], *(obs for *_, obs in steps.finals)):
+        whom = [f"agent {name} " for name in self.names] or [""]
+        for agent, reward in zip(whom, steps.reward[0], strict=True):
+            if not np.isfinite(reward):
+                raise UsageError(f"it gave {agent}the reward {reward}")
+        for i, obs in (*enumerate(steps.obs[1]), *((i, obs) for _, i, obs in steps.finals)):
             if not np.isfinite(obs).all():
-                raise UsageError(f"it gave {self._worlds.observations.not_finite(obs)}")
+                what = self._worlds.observations.not_finite(obs)
+                raise UsageError(f"it gave {whom[i]}{what}")
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -198,7 +201,7 @@ def work() -> None:
         answer(error=str(error) if isinstance(error, UsageError) else explain(error))
         return
     one = worlds[first]
-    answer(agents=one.agents, spaces=[space_record(space) for space in one.spaces])
+    answer(agents=one.agents, names=one.names, spaces=[space_record(space) for space in one.spaces])
     if commands.read(1) != MAP:
         return
     me = order["process"]

@@ -76,7 +76,7 @@ class WorkerWorlds(Worlds):
         try:
             self._made = self._launch(range(size))
             spaces = [recorded_space(record) for record in self._made["spaces"]]
-            self.agents = self._made["agents"]
+            self.agents, self.names = self._made["agents"], tuple(self._made["names"])
             super().__init__(env.worlds * self.agents, *spaces)
             self._shared = Shared(self._memory, spaces, env.worlds, self.agents, size)
         except Gone as lost:

@@ -104,7 +104,7 @@ class TimedWorlds(Worlds):
     def __init__(self, worlds: Worlds, profile: Profile) -> None:
         super().__init__(worlds.count, worlds.obs_space, worlds.action_space)
         self.replayable, self.device = worlds.replayable, worlds.device
-        self.agents = worlds.agents
+        self.agents, self.names = worlds.agents, worlds.names
         self._worlds, self._profile = worlds, profile
 
     def fresh(self, state: WorldState) -> None:
