@@ -177,7 +177,8 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
-        noise[:1], state.ahead = state.ahead, None
+        policy.head.begin(noise, state.ahead)
+        state.ahead = None
     carry = state.carry
     act, step, world = state.engine.actor(steps, noise, carry), worlds.step, state.worlds
     t, looks = 0, policy.masked and isinstance(steps, Steps)  # tensors are looked at afterwards

@@ -8,14 +8,18 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from proximo import PPO, EnvConfig, NetConfig, UsageError
+from proximo import PPO, EnvConfig, NetConfig, QActorCritic, RolloutConfig, UsageError, train
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
 from proximo.envs.make import make_worlds
 from proximo.evaluate import Player
 from proximo.functional.distributions import Gaussian, gsde_log_std, gsde_noise
 from proximo.functional.kl import kl_divergence
+from proximo.loop import run_session
 from proximo.nets.actor_critic import ActorCritic
+from proximo.run.checkpoint import Checkpoint
+from proximo.run.folder import RunFolder
+from proximo.run.session import Session
 from proximo.types import TrainState
 
 ACTIONS = spaces.Box(-1, 1, (2,))
@@ -193,6 +197,46 @@ def test_beside_it_other_parts_of_an_action_are_drawn_at_every_step():
     (actions,) = rollouts(Hybrid, 64, count=1, gsde_steps=64)
     assert (actions[..., :2] == actions[0, :, :2]).all()
     assert all(len(tools.unique()) == 5 for tools in actions[..., 2].T)
+
+
+def learn(folder, stop=None):
+    """Every rollout of a critic of actions, which draws the first action of the next one ahead."""
+    found = []
+
+    def keep(state, rollout, metrics):
+        found.append(rollout.action)
+        return state.updates == stop
+
+    train(
+        EnvConfig(id=f"{__name__}:Hybrid", worlds=3),
+        QActorCritic(),
+        total_steps=4 * 3 * 20,
+        rollout=RolloutConfig(steps=20),
+        net=NetConfig(deviation="gsde", hidden=(6,), gsde_steps=8),
+        run_dir=folder,
+        callbacks=[keep],
+    )
+    return found
+
+
+def test_noise_that_was_drawn_ahead_is_kept_as_long_as_other_noise(tmp_path):
+    rollouts = learn(tmp_path / "run")
+    assert len(rollouts) == 4
+    for actions in rollouts:
+        for block in actions.split(8):
+            assert (block[..., :2] == block[0, :, :2]).all()
+        assert all(len(tools.unique()) > 1 for tools in actions[:8, :, 2].T)
+
+
+def test_noise_that_was_drawn_ahead_is_kept_after_a_break(tmp_path):
+    learn(tmp_path / "straight")
+    learn(tmp_path / "parts", stop=2)
+    folder = RunFolder.open(tmp_path / "parts")
+    saved = Checkpoint(folder.checkpoint("last"))
+    assert saved.tensors["ahead"].shape == (1, 3, 7 * 2 + 1)
+    run_session(Session(folder.read_config(), folder=folder, resume=saved))
+    straight, parts = (RunFolder(tmp_path / n).checkpoint("last") for n in ("straight", "parts"))
+    assert straight.read_bytes() == parts.read_bytes()
 
 
 def test_a_player_keeps_it_too():

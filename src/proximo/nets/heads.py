@@ -69,6 +69,13 @@ class Head(nn.Module, ABC):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         """What this many actions are drawn from, time first. Returns [*shape, *noise_shape]."""
 
+    def begin(self, noise: Tensor, first: Tensor) -> None:
+        """Let what was drawn begin with other noise, for as long as it would have stayed the same.
+
+        noise: [T, ...] of `noise`, which is changed; first: [1, ...].
+        """
+        noise[: self.hold] = first
+
     def cut_off(self, action: Tensor) -> Tensor | None:
         """[...] which actions lie outside their bounds, so that the world is given others.
 
@@ -404,6 +411,12 @@ class JointHead(Head):
         return torch.cat(
             [head.noise(generator, shape).reshape(*shape, -1) for head in self._heads()], -1
         )
+
+    def begin(self, noise: Tensor, first: Tensor) -> None:
+        """What one part keeps, another may draw at every step."""
+        own = (torch.split(x, self._noises, -1) for x in (noise, first))
+        for head, part, other in zip(self._heads(), *own, strict=True):
+            head.begin(part, other)
 
     def drawn(self, noise: Tensor, features: Tensor) -> Tensor:
         if self._drawn == self._noises:
