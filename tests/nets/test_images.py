@@ -37,6 +37,33 @@ def test_channels_first_and_last_are_the_same():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "last", "channels"),
+    [
+        ((84, 84, 3), True, 3),
+        ((3, 84, 84), False, 3),
+        ((4, 84, 84), False, 4),
+        ((210, 160, 3), True, 3),
+        ((3, 210, 160), False, 3),
+        ((40, 44, 1), True, 1),
+        ((12, 8, 8), False, 12),  # more channels than columns
+        ((8, 8, 111), True, 111),
+        ((8, 9, 12), False, 8),
+        ((8, 5, 8), False, 8),
+        ((6, 6, 6), False, 6),
+        ((84, 84), False, 1),
+        ((4, 84, 84, 3), True, 12),
+        ((4, 84, 84, 1), True, 4),
+        ((4, 3, 84, 84), False, 12),
+        ((4, 12, 8, 8), False, 48),
+    ],
+)
+def test_which_axis_holds_the_channels(shape, last, channels):
+    pixels = Pixels(shape, False)
+    assert (pixels.last, pixels.layers[0].in_channels) == (last, channels)
+    assert pixels(torch.zeros(2, *shape, dtype=torch.uint8)).shape == (2, pixels.outputs)
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_a_stack_has_the_channels_of_all_its_images(last):
     image = bytes_of((2, 4, *COLOUR))

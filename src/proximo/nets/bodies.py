@@ -62,16 +62,18 @@ SMALL = ((16, 3, 1), (32, 3, 1))
 class Pixels(nn.Module):
     """Convolutions with ReLU over an image of bytes. [..., *shape].
 
-    Its channels come first or last, or it has none; those of a stack of images all count.
+    Its channels come first or last, or it has none; those of a stack of images all count. They
+    stand beside two equal axes or, where it is not square, are the shorter of the outer two.
     """
 
     def __init__(self, shape: tuple[int, ...], orthogonal: bool) -> None:
         super().__init__()
         self.shape = shape
         one = (1, *shape) if len(shape) == 2 else shape[-3:]
-        # The axis of the channels is the shorter of the outer two.
-        self.last = one[2] < one[0]
-        channels, high, wide = (one[2], *one[:2]) if self.last else one
+        first, middle, last = one
+        square = (first == middle) != (middle == last)
+        self.last = first == middle if square else last < first
+        channels, high, wide = (last, first, middle) if self.last else one
         channels *= shape[0] if len(shape) == 4 else 1
         layers = NATURE if min(high, wide) >= 36 else SMALL
         border = 0 if layers is NATURE else 1
