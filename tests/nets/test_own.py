@@ -153,6 +153,10 @@ REFUSED = {
         broken(lambda self, x: self.layer(x)[:1].repeat(7, 1)),
         r"\(7, 4\).*\(4, F\)",
     ),
+    "no features": (
+        broken(lambda self, x: self.layer(x)[:, :0]),
+        r"gave \(4, 0\), no features: it must give at least one",
+    ),
     "no tensor": (broken(lambda self, x: [self.layer(x)]), "gave list"),
     "double": (broken(lambda self, x: self.layer(x).double()), "torch.float64.*torch.float32"),
     "an error": (broken(lambda self, x: self.layer(x[:, :2])), "failed on 4.*RuntimeError"),

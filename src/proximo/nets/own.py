@@ -141,6 +141,8 @@ class OwnBody(nn.Module):
                 f"gave {what} for {EXAMPLES} observations: it must give a tensor ({EXAMPLES}, F), "
                 "a row of features for each"
             )
+        if not found.shape[1]:
+            raise self._fault(f"gave {tuple(found.shape)}, no features: it must give at least one")
         if found.dtype != torch.get_default_dtype():
             raise self._fault(
                 f"gave features of {found.dtype}: they must be {torch.get_default_dtype()}"
