@@ -26,7 +26,7 @@ from proximo.functional.distributions import (
     gsde_noise,
 )
 from proximo.nets.config import NetConfig
-from proximo.spaces import Actions, torch_dtype
+from proximo.spaces import Actions, Leaf, torch_dtype
 from proximo.types import UsageError
 
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary, Box of floats, Dict and Tuple of these"
@@ -455,13 +455,15 @@ class JointHead(Head):
 def make_head(space: gym.Space[Any], net: NetConfig, features: int) -> Head:
     """The head for an action space, on so many features. Raises `UsageError` for other spaces."""
     actions = Actions(space)
-    heads = [_simple(leaf.space, net, features) for leaf in actions.leaves]
+    heads = [_simple(leaf, net, features) for leaf in actions.leaves]
     if actions.simple and len(heads) == 1:
         return heads[0]
     return JointHead(heads, actions.shape or (), actions.dtype)
 
 
-def _simple(space: gym.Space[Any], net: NetConfig, features: int) -> Head:
+def _simple(leaf: Leaf, net: NetConfig, features: int) -> Head:
+    space = leaf.space
+    where = f" at {leaf.name}" if leaf.path else ""
     if isinstance(space, spaces.Discrete):
         return CategoricalHead(space)
     if isinstance(space, spaces.MultiDiscrete):
@@ -479,10 +481,10 @@ def _simple(space: gym.Space[Any], net: NetConfig, features: int) -> Head:
         for name, value in (("action", net.action), ("mean", net.mean)):
             if value in ("squash", "beta", "tanh") and lack:
                 raise UsageError(
-                    f"net.{name} is {value}, but {space} has {lack}: "
+                    f"net.{name} is {value}, but the action space{where}, {space}, has {lack}: "
                     f"use {'clip' if name == 'action' else 'linear'}"
                 )
         if net.deviation == "gsde":
             return GSDEHead(space, net, features)
         return BetaHead(space) if net.action == "beta" else GaussianHead(space, net)
-    raise UsageError(f"the action space is {space}: supported are {SUPPORTED_ACTIONS}")
+    raise UsageError(f"the action space{where} is {space}: supported are {SUPPORTED_ACTIONS}")
