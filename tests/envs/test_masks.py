@@ -316,10 +316,12 @@ def test_the_policy_does_not_see_what_only_the_critic_sees(memory):
         (("secrets",), {}, "names 'secrets', but the observations have: secret, seen"),
         (("seen", "secret"), {}, "leaves the policy nothing to see"),
         (("secret",), {"trunk": "shared"}, "net.critic_only .* net.trunk is shared"),
+        (("secret", MASK), {}, f"names '{MASK}', which is never shown to the networks"),
     ],
 )
 def test_keys_that_will_not_do(keys, settings, message):
-    space = spaces.Dict({"seen": spaces.Box(-1, 1, (2,)), "secret": spaces.Box(-1, 1, (2,))})
+    box, mask = spaces.Box(-1, 1, (2,)), spaces.MultiBinary(3)
+    space = spaces.Dict({"seen": box, "secret": box} | ({MASK: mask} if MASK in keys else {}))
     with pytest.raises(UsageError, match=message):
         ActorCritic(space, spaces.Discrete(3), NetConfig(critic_only=keys, **settings))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from proximo.nets.config import NetConfig
 from proximo.nets.own import Maker, OwnBody
-from proximo.spaces import Leaf, Observations
+from proximo.spaces import MASK, Leaf, Observations
 from proximo.types import UsageError
 
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "elu": nn.functional.elu}
@@ -160,6 +160,10 @@ def make_body(
             raise UsageError(
                 f"net.critic_only names {key!r}, but the observations have: "
                 f"{', '.join(sorted(first)) or 'no keys'}"
+            )
+        if key == MASK:
+            raise UsageError(
+                f"net.critic_only names {key!r}, which is never shown to the networks: leave it out"
             )
     seen = [leaf for leaf in row.leaves if leaf.begin < row.mask_begin]
     shown = [leaf for leaf in seen if not leaf.path or str(leaf.path[0]) not in hidden_from]
