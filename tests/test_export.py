@@ -33,7 +33,12 @@ CASES = [
     ("vector", "discrete", "none", False, {}),
     ("discrete", "multi-discrete", "gru", True, {}),
     ("multi-discrete", "binary", "lstm", False, {}),
-    *zip(Match.SEEN, ["box"] * 6, itertools.cycle(MEMORIES), [False] * 6, BOXES, strict=False),
+    *(
+        (seen, "box", memory, False, net)
+        for seen, memory, net in zip(
+            Match.SEEN, itertools.cycle(MEMORIES), itertools.cycle(BOXES), strict=False
+        )
+    ),
     ("image", "hybrid", "gru", True, {"deviation": "gsde"}),
     ("dict", "hybrid", "lstm", True, {"normalize_obs": True, "action": "beta"}),
     ("vector", "discrete", "lstm", True, {"normalize_obs": True}),

@@ -1,4 +1,4 @@
-"""Every kind of observation and action, with and without masks: right values, right actions."""
+"""Every kind of observation and action, masked, remembered: right values, right actions."""
 
 import dataclasses
 import itertools
@@ -10,16 +10,25 @@ import torch
 from proximo import PPO, NetConfig, RolloutConfig, train
 from proximo.envs.probes import Match
 from proximo.run.config import ALGORITHMS
+from proximo.types import Recall
 
 QUICK = PPO(gamma=0.9, learning_rate="linear:5e-3:0", epochs=4, minibatch_size=64)
 
 
 def learn(
-    seen="vector", done="discrete", *, masks=False, algorithm=QUICK, steps=8_000, rows=64, **net
+    seen="vector",
+    done="discrete",
+    *,
+    masks=False,
+    later=0,
+    algorithm=QUICK,
+    steps=8_000,
+    rows=64,
+    **net,
 ):
     net = {"hidden": (32, 32), "log_std": -0.5} | net
     return train(
-        lambda: Match(seen, done, masks),
+        lambda: Match(seen, done, masks, later),
         algorithm,
         total_steps=steps,
         worlds=4,
@@ -29,21 +38,34 @@ def learn(
     )
 
 
-def check(agent, seen, done, masks=False, apart=0.25):
-    """The right action for every symbol, and a value near 1, less what the deviation costs."""
-    world, met = Match(seen, done, masks), set()
+def check(agent, seen, done, masks=False, later=0, apart=0.25):
+    """The right action and value for every symbol, less what the deviation costs."""
+    world, met, policy = Match(seen, done, masks, later), set(), agent.policy
     for seed in itertools.count():
         obs, _ = world.reset(seed=seed)
-        action, right = agent.act(obs), world.right(world._symbol)
-        assert world.action_space.contains(action)
-        for found, best in zip(*map(parts, (action, right)), strict=True):
+        agent.reset()
+        rows, ended = [], False
+        while not ended:
+            rows.append(torch.as_tensor(policy.observations.row(obs)))
+            action = agent.act(obs)
+            assert world.action_space.contains(action)
+            obs, _, ended, _, _ = world.step(action)
+        for found, best in zip(*map(parts, (action, world.right(world._symbol))), strict=True):
             np.testing.assert_allclose(found, best, atol=apart)
-        row = torch.as_tensor(agent.policy.observations.row(obs))[None]
+        nothing = torch.zeros(len(rows), policy.carry_size)
+        recall = Recall(torch.zeros(len(rows), dtype=torch.int64), nothing) if later else None
         with torch.no_grad():
-            assert agent.policy.value(row).item() == pytest.approx(1.0, abs=apart)
+            values = policy.value(torch.stack(rows), recall)
+        worth = world.worth(world._symbol) * 0.9 ** np.arange(later, -1, -1)
+        np.testing.assert_allclose(values, worth, atol=apart)
         met.add(world._symbol)
         if len(met) == 3:
             return
+
+
+def enough(seen):
+    """Steps; convolutions need fewer, and take longer over each."""
+    return 3_000 if seen in ("image", "stack", "grey") else 8_000
 
 
 def parts(action):
@@ -52,7 +74,14 @@ def parts(action):
 
 @pytest.mark.parametrize("seen", Match.SEEN)
 def test_every_kind_of_observation(seen):
-    check(learn(seen), seen, "discrete")
+    check(learn(seen, steps=enough(seen)), seen, "discrete")
+
+
+@pytest.mark.parametrize("seen", Match.SEEN)
+def test_every_kind_of_observation_is_remembered(seen):
+    net = {"hidden": (32,), "memory": "gru", "memory_size": 16}
+    agent = learn(seen, later=1, steps=enough(seen), **net)
+    check(agent, seen, "discrete", later=1)
 
 
 @pytest.mark.parametrize("done", Match.DONE)
@@ -74,7 +103,8 @@ def test_every_distribution_of_a_box(done, net):
 @pytest.mark.parametrize("seen", ["vector", "image", "dict"])
 @pytest.mark.parametrize("done", ["discrete", "multi-discrete", "hybrid"])
 def test_every_kind_of_mask(seen, done):
-    check(learn(seen, done, masks=True, steps=16_000), seen, done, masks=True)
+    steps = 2 * enough(seen)
+    check(learn(seen, done, masks=True, steps=steps), seen, done, masks=True)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

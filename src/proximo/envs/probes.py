@@ -122,26 +122,43 @@ class Endless(Probe):
 
 
 class Match(gym.Env[Any, Any]):
-    """One of three symbols is shown, and one action is right for each: V = 1.
+    """One of three symbols, k, is shown, and one action is right for each: V = 1 - k/2.
 
     For every kind of observation and of action, with or without a mask. Tests the way in and out of
     the network: that each leaf arrives, and that each part of an action is credited.
+
+    The action may be asked for some steps later, with k = 0 shown in between and then: V is the
+    same in the last step, and γ^later of it in the first. Tests a memory.
     """
 
-    SEEN = ("vector", "discrete", "multi-discrete", "binary", "image", "dict")
+    SEEN = (
+        *("vector", "bytes", "image", "stack", "grey", "discrete", "multi-discrete", "binary"),
+        *("dict", "tuple", "nested"),
+    )
     DONE = ("discrete", "multi-discrete", "binary", "box", "hybrid")
 
-    def __init__(self, seen: str = "vector", done: str = "discrete", masks: bool = False) -> None:
-        self._seen, self._done, self._masks = seen, done, masks
+    def __init__(
+        self, seen: str = "vector", done: str = "discrete", masks: bool = False, later: int = 0
+    ) -> None:
+        self._seen, self._done, self._masks, self._later = seen, done, masks, later
         spaces = gym.spaces
-        shown: gym.Space[Any] = {
+        bit, noise = spaces.MultiBinary(1), spaces.Box(-9, 9, (2,))
+        kinds: dict[str, gym.Space[Any]] = {
             "vector": spaces.Box(-1, 1, (3,), np.float32),
+            "bytes": spaces.Box(0, 2, (3, 1), np.uint8),
+            "image": spaces.Box(0, 255, (6, 6, 1), np.uint8),
+            "stack": spaces.Box(0, 255, (2, 1, 6, 6), np.uint8),
+            "grey": spaces.Box(0, 255, (36, 36), np.uint8),
             "discrete": spaces.Discrete(3, start=2),
             "multi-discrete": spaces.MultiDiscrete([2, 3]),
             "binary": spaces.MultiBinary(3),
-            "image": spaces.Box(0, 255, (6, 6, 1), np.uint8),
-            "dict": spaces.Dict({"noise": spaces.Box(-9, 9, (2,)), "symbol": spaces.Discrete(3)}),
-        }[seen]
+            "dict": spaces.Dict({"noise": noise, "symbol": spaces.Discrete(3)}),
+            "tuple": spaces.Tuple([spaces.Discrete(2), bit]),
+            "nested": spaces.Dict(
+                {"noise": noise, "pair": spaces.Tuple([spaces.Discrete(2), spaces.Dict(bit=bit)])}
+            ),
+        }
+        shown = kinds[seen]
         if masks:
             choices = {"discrete": 3, "multi-discrete": 6, "hybrid": 3}[done]
             shown = spaces.Dict({"action_mask": spaces.MultiBinary(choices), "shown": shown})
@@ -154,32 +171,41 @@ class Match(gym.Env[Any, Any]):
             "box": wide,
             "hybrid": spaces.Dict({"strength": wide, "tool": spaces.Discrete(3)}),
         }[done]
-        self._symbol = 0
+        self._symbol = self._step = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self._symbol = int(self.np_random.integers(3))
+        self._symbol, self._step = int(self.np_random.integers(3)), 0
         return self._look(), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if not self.action_space.contains(action):
             raise ValueError(f"{action} is not in {self.action_space}")
-        return self._look(), self._reward(action), True, False, {}
+        reward, ended = self._reward(action), self._step == self._later
+        self._step += 1
+        return self._look(), reward if ended else 0.0, ended, False, {}
 
     def _look(self) -> Any:
-        k, hot = self._symbol, np.eye(3, dtype=np.float32)[self._symbol]
-        noise = self.np_random
-        image = np.zeros((6, 6, 1), np.uint8)
-        image[:, 2 * k : 2 * k + 2] = 255
+        k = self._symbol if self._step == 0 else 0
+        hot = np.eye(3, dtype=np.float32)[k]
+        first, second = int(k == 1), np.array([k == 2], np.int8)
+        coin, noise = self.np_random.integers(2), self.np_random.uniform(-9, 9, 2)
+        noise = noise.astype(np.float32)
+        image = np.tile(np.repeat(hot * 255, 2), (6, 1)).astype(np.uint8)
         shown = {
             "vector": hot,
+            "bytes": 2 * hot[:, None].astype(np.uint8),
+            "image": image[..., None],
+            "stack": np.stack([np.zeros_like(image), image])[:, None],
+            "grey": np.kron(image, np.ones((6, 6), np.uint8)),
             "discrete": k + 2,
-            "multi-discrete": np.array([noise.integers(2), k]),
+            "multi-discrete": np.array([coin, k]),
             "binary": hot.astype(np.int8),
-            "image": image,
-            "dict": {"noise": noise.uniform(-9, 9, 2).astype(np.float32), "symbol": k},
+            "dict": {"noise": noise, "symbol": k},
+            "tuple": (first, second),
+            "nested": {"noise": noise, "pair": (first, {"bit": second})},
         }[self._seen]
         return {"action_mask": self.legal(), "shown": shown} if self._masks else shown
 
@@ -189,8 +215,12 @@ class Match(gym.Env[Any, Any]):
         mask[(self._symbol + 1) % 3] = 0
         return np.tile(mask, 2) if self._done == "multi-discrete" else mask
 
+    def worth(self, symbol: int) -> float:
+        """What the right action earns there."""
+        return 1.0 - symbol / 2
+
     def right(self, symbol: int) -> Any:
-        """The action that earns 1 there."""
+        """The action that earns most there."""
         place = np.array([symbol, 1 - symbol / 2], np.float32)
         return {
             "discrete": symbol + 1,
@@ -201,17 +231,17 @@ class Match(gym.Env[Any, Any]):
         }[self._done]
 
     def _reward(self, action: Any) -> float:
-        """1 for the right action; less by the share that is wrong, or by the squared distance."""
-        best = self.right(self._symbol)
+        """Less than for the right action by the share that is wrong, or the squared distance."""
+        best, worth = self.right(self._symbol), self.worth(self._symbol)
         if self._done == "hybrid":
             off = float(np.square(action["strength"] - best["strength"]).sum())
-            return 1.0 - off - float(self._check(action["tool"], self._symbol, 0))
+            return worth - off - float(self._check(action["tool"], self._symbol, 0))
         if self._done == "box":
-            return 1.0 - float(np.square(action - best).sum())
+            return worth - float(np.square(action - best).sum())
         chosen = np.atleast_1d(action)
         pairs = zip(chosen, np.atleast_1d(best), strict=True)
         wrong = [self._check(a, b, i) for i, (a, b) in enumerate(pairs)]
-        return 1.0 - float(np.mean(wrong))
+        return worth - float(np.mean(wrong))
 
     def _check(self, chosen: Any, best: Any, index: int) -> bool:
         """Whether a choice is wrong. Raises `ValueError` for one that the mask forbids."""
