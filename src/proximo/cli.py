@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from proximo.types import TrainingError, UsageError, nearest
@@ -50,6 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise UsageError(f"there is no verb {verb!r}. {nearest(verb, VERBS)}")
+        if "OMP_WAIT_POLICY" not in os.environ:
+            # PyTorch's threads wait for each other in a loop, beside other work through whole time
+            # slices: they give up sooner, and sleep.
+            os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         command = importlib.import_module(f"proximo.commands.{VERBS[verb][0]}")
         return int(command.main(rest) or 0)
     except UsageError as error:

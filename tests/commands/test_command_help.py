@@ -160,3 +160,13 @@ def test_an_unknown_option_is_answered_with_one_that_is_near():
     message = refusal(proximo("train", "ppo", "CartPole-v1", "--algorithm.gama", "0.9"))
     assert "--algorithm.gama" in message
     assert "--algorithm.gamma" in message
+
+
+@pytest.mark.parametrize(("policy", "spins"), [(None, "10000"), ("ACTIVE", None)])
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(monkeypatch, policy, spins):
+    for name, value in (("OMP_WAIT_POLICY", policy), ("GOMP_SPINCOUNT", None)):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    refusal(proximo("eval", "nowhere"))
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
