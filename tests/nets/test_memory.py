@@ -111,8 +111,11 @@ def test_every_algorithm_learns_to_remember(name):
         "a2c": {"optimizer": "adam", "learning_rate": "linear:1e-2:0"},
         "trpo": {"critic_learning_rate": 1e-2},
         "ppo-penalty": {
-            **{"learning_rate": "linear:1e-2:0", "epochs": 4, "normalize_advantage": "batch"},
-            **{"kl_target": 0.03, "beta": 0.1},
+            "learning_rate": "linear:1e-2:0",
+            "epochs": 4,
+            "normalize_advantage": "batch",
+            "kl_target": 0.03,
+            "beta": 0.1,
         },
         "qac": {"learning_rate": "linear:1e-2:0", "normalize_advantage": "batch"},
     }.get(name, {"learning_rate": "linear:1e-2:0", "epochs": 4})
