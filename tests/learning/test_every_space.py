@@ -77,7 +77,13 @@ def test_every_kind_of_observation(seen):
     check(learn(seen, steps=enough(seen)), seen, "discrete")
 
 
-@pytest.mark.parametrize("seen", Match.SEEN)
+def but_long(values, *long):
+    """These, of which some are left to the long runs."""
+    several = ((v if isinstance(v, tuple) else (v,), v in long) for v in values)
+    return [pytest.param(*v, marks=pytest.mark.long if is_long else ()) for v, is_long in several]
+
+
+@pytest.mark.parametrize("seen", but_long(Match.SEEN, "stack", "grey"))
 def test_every_kind_of_observation_is_remembered(seen):
     net = {"hidden": (32,), "memory": "gru", "memory_size": 16}
     agent = learn(seen, later=1, steps=enough(seen), **net)
@@ -89,19 +95,33 @@ def test_every_kind_of_action(done):
     check(learn(done=done, steps=16_000), "vector", done)
 
 
+DISTRIBUTIONS = [
+    *({"action": "squash"}, {"action": "beta"}),
+    *({"deviation": "softplus"}, {"deviation": "gsde"}),
+]
+
+
 @pytest.mark.parametrize(
-    "net",
-    [{"action": "squash"}, {"action": "beta"}, {"deviation": "softplus"}, {"deviation": "gsde"}],
+    ("done", "net"),
+    [
+        *(("box", net) for net in DISTRIBUTIONS),
+        ("hybrid", DISTRIBUTIONS[1]),
+        *(pytest.param("hybrid", DISTRIBUTIONS[i], marks=pytest.mark.long) for i in (0, 2, 3)),
+    ],
 )
-@pytest.mark.parametrize("done", ["box", "hybrid"])
 def test_every_distribution_of_a_box(done, net):
     # At 5e-3 one run in ten narrows its deviation before its mean has arrived.
     gentle = dataclasses.replace(QUICK, learning_rate="linear:3e-3:0")
     check(learn(done=done, steps=16_000, algorithm=gentle, **net), "vector", done)
 
 
-@pytest.mark.parametrize("seen", ["vector", "image", "dict"])
-@pytest.mark.parametrize("done", ["discrete", "multi-discrete", "hybrid"])
+@pytest.mark.parametrize(
+    ("seen", "done"),
+    but_long(
+        itertools.product(["vector", "image", "dict"], ["discrete", "multi-discrete", "hybrid"]),
+        *itertools.product(["vector", "image"], ["discrete", "multi-discrete"]),
+    ),
+)
 def test_every_kind_of_mask(seen, done):
     steps = 2 * enough(seen)
     check(learn(seen, done, masks=True, steps=steps), seen, done, masks=True)

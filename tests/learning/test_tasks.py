@@ -61,8 +61,8 @@ QUICKER = {"rollout": {"steps": 250}, "algorithm": {"learning_rate": "linear:1e-
         ("CartPole-v1", 50_000, {}, 450),
         ("Pendulum-v1", 60_000, {}, -300),
         ("LunarLander-v3", 160_000, QUICKER, 50),
-        ("LunarLanderContinuous-v3", 160_000, QUICKER, 50),
-        ("MountainCar-v0", 200_000, {}, -180),
+        pytest.param("LunarLanderContinuous-v3", 160_000, QUICKER, 50, marks=pytest.mark.long),
+        pytest.param("MountainCar-v0", 200_000, {}, -180, marks=pytest.mark.long),
         ("HalfCheetah-v5", 100_000, {}, 200),
     ],
 )
@@ -75,11 +75,11 @@ def test_a_short_run_is_on_its_way(task, total_steps, changes, bar):
     ("algorithm", "task", "total_steps", "bar"),
     [
         ("reinforce", "CartPole-v1", 200_000, 450),
-        ("qac", "CartPole-v1", 100_000, 200),
+        pytest.param("qac", "CartPole-v1", 100_000, 200, marks=pytest.mark.long),
         ("a2c", "CartPole-v1", 100_000, 400),
         ("trpo", "CartPole-v1", 100_000, 450),
         ("ppo-penalty", "CartPole-v1", 100_000, 450),
-        ("trpo", "Pendulum-v1", 150_000, -300),
+        pytest.param("trpo", "Pendulum-v1", 150_000, -300, marks=pytest.mark.long),
         ("ppo-penalty", "Pendulum-v1", 100_000, -300),
     ],
 )
