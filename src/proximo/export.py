@@ -11,9 +11,8 @@ import copy
 import importlib
 import io
 import logging
-import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,10 +46,11 @@ def export(
     path: Path,
     about: dict[str, str],
     *,
+    write: Callable[[Path, bytes], None],
     hidden_from: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> Exported:
-    """Write the file, in one step, with `about` as its metadata.
+    """Write the file by `write`, with `about` as its metadata.
 
     hidden_from: first keys of what only the critic sees, which the file does not ask for.
     Raises `UsageError` for a path that cannot be written, a package that is missing, or a file that
@@ -71,15 +71,9 @@ def export(
         ) from error
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     difference = _compare(session, policy, acting)
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write(path, data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
     ends = (session.get_inputs(), session.get_outputs())
     put, got = (tuple(map(_in_words, end)) for end in ends)
@@ -93,7 +87,7 @@ def _check_path(path: Path, overwrite: bool) -> None:
         raise UsageError(f"the file to write is {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UsageError(f"the file to write is {path}: that is a folder")
-    if path.exists() and not overwrite:
+    if (path.exists() or path.is_symlink()) and not overwrite:
         raise UsageError(f"{path} exists: choose another name, or say --overwrite (overwrite=True)")
 
 

@@ -7,6 +7,7 @@ import itertools
 import math
 import traceback
 import typing
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,12 +26,40 @@ Keep = Callable[[str, "dict[str, Tensor]", dict[str, Any]], str]
 of them is kept, or nothing."""
 
 
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Text for a terminal, a log or a figure: characters that control it are written as escapes.
+
+    A file of somebody else's may hold them, to rewrite what stands on the screen: control
+    characters, those that turn the direction of writing, those without width. keep: the ones that
+    may stay. The same in JSON, which reads the escapes back.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _is_shown(c) else _escaped(c) for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"  # a wide space
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
 class UsageError(Exception):
     """The user can mend this: the message gives the value found and the remedy (exit code 2)."""
+
+    def __str__(self) -> str:
+        """One line, whatever was found in a file."""
+        return printable(super().__str__(), keep="")
 
 
 class TrainingError(RuntimeError):
     """Training failed after it had started: the run and its last checkpoint stay (exit code 1)."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def check_values(section: str, settings: object) -> None:

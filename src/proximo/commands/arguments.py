@@ -11,13 +11,13 @@ import sys
 import tomllib
 import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import tyro
 
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, sayable
-from proximo.types import UsageError
+from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -60,6 +60,20 @@ def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 
 @REGISTRY.primitive_rule
+def _text(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Text, whose defaults in the help may come out of a file."""
+    if info.type is not str:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [printable(value, keep="")],
+    )
+
+
+@REGISTRY.primitive_rule
 def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     """Arguments of a world: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
     if typing.get_origin(info.type) is not dict:
@@ -75,7 +89,9 @@ def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         metavar="KEY VALUE ...",
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda pairs: [str(part) for pair in pairs.items() for part in pair],
+        str_from_instance=lambda pairs: [
+            printable(str(part), keep="") for pair in pairs.items() for part in pair
+        ],
     )
 
 
@@ -110,10 +126,15 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
     return parsed
 
 
+def show(text: str, file: TextIO | None = None) -> None:
+    """Print what may hold text out of a file: the one way from a command to the terminal."""
+    print(printable(text), file=file, flush=True)
+
+
 def say(text: str) -> None:
     """Print a line. Where its reader has gone, or the disk is full, the rest is not printed."""
     try:
-        print(text, flush=True)
+        show(text)
     except OSError:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it stays open
 

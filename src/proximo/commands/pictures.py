@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,8 +14,10 @@ import gymnasium as gym
 import numpy as np
 
 from proximo.run.config import Config, success_threshold, to_toml
+from proximo.run.disk import replace as replace_file
+from proximo.run.disk import writable
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError
+from proximo.types import UsageError, printable
 
 PANELS = (
     ("return", (("return_mean", "last 100 episodes"), ("return_smoothed", "smoothed"))),
@@ -44,8 +47,19 @@ def _extra(module: str) -> Any:
 
 def pyplot() -> Any:
     """matplotlib.pyplot, which draws into files. Raises `UsageError` where it is missing."""
-    _extra("matplotlib").use("Agg")
+    matplotlib = _extra("matplotlib")
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a name may have a $ in it
     return _extra("matplotlib.pyplot")
+
+
+def _save(figure: Any, out: Path) -> None:
+    """Raises `UsageError` if the disk does not take it."""
+    data = io.BytesIO()
+    figure.savefig(data, format=out.suffix[1:], dpi=110)
+    pyplot().close(figure)
+    with writable(out):
+        replace_file(out, data.getvalue())
 
 
 def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
@@ -105,12 +119,9 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         if len(runs) > 1
         else f", seed {configs[0].run.seed}"
     )
-    figure.suptitle(
-        f"{configs[0].algorithm.name} on {worlds[0] or 'a world made by a program'}{many}",
-        fontsize=12,
-    )
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    world = printable(worlds[0], keep="") or "a world made by a program"
+    figure.suptitle(f"{configs[0].algorithm.name} on {world}{many}", fontsize=12)
+    _save(figure, out)
     return _caveats(runs, configs)
 
 
@@ -203,9 +214,8 @@ def draw_comparison(
     axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return, mean of the last 100 episodes")
-    axes.set_title(title, fontsize=11, loc="left")
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    axes.set_title(printable(title, keep=""), fontsize=11, loc="left")
+    _save(figure, out)
     return notes
 
 

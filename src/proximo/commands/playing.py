@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, check_spaces, parse
+from proximo.commands.arguments import allow_code, check_spaces, parse, show
 from proximo.types import UsageError
 
 if TYPE_CHECKING:
@@ -92,18 +93,27 @@ def _has_display() -> bool:
 def _play(command: Play, agent: Agent, world: gym.Env) -> None:
     from proximo.commands.pictures import Video
     from proximo.evaluate import play_episode
+    from proximo.run.disk import filling, writable
 
     rate = float(world.metadata.get("render_fps", 30))
-    video = Video(command.video, rate, world) if command.video else None
-    for number in range(command.episodes):
-        seed = command.seed + number
-        watch = video.watch if video else _nothing
-        played = play_episode(agent.policy, world, seed, not command.stochastic, watch)
-        returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
-        print(f"episode {number + 1} (seed {seed}): return {returns}", flush=True)
-    if video:
-        video.close()
-        print(f"{video.frames} states in {command.video}")
+    out = command.video
+    with contextlib.ExitStack() as stack:
+        video = None
+        if out:
+            with writable(out):
+                place = stack.enter_context(filling(out.parent))
+            video = Video(place / out.name, rate, world)
+        for number in range(command.episodes):
+            seed = command.seed + number
+            watch = video.watch if video else _nothing
+            played = play_episode(agent.policy, world, seed, not command.stochastic, watch)
+            returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
+            show(f"episode {number + 1} (seed {seed}): return {returns}")
+        if video:
+            video.close()
+            with writable(out):
+                stack.close()
+            show(f"{video.frames} states in {out}")
 
 
 def _nothing() -> None:

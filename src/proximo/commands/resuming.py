@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, parse
+from proximo.commands.arguments import allow_code, parse, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     reached = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(str(ended))
     if saved.steps >= config.run.total_steps or (reached and command.total_steps is None):
         if not command.quiet:
-            print(
+            show(
                 f"{command.run} is finished: {saved.steps:,} of {config.run.total_steps:,} steps"
                 f"{f', ended early at its {reached}' if reached else ''}. "
                 "To train further, give --total-steps"

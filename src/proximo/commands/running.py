@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from proximo.commands.arguments import say
+from proximo.commands.arguments import say, show
 from proximo.commands.display import LiveDisplay, PlainDisplay
 from proximo.commands.signals import Interrupt
 from proximo.loop import run_session
@@ -106,7 +106,7 @@ def _train(
             with display or contextlib.nullcontext():
                 agent = run_session(session)
         except KeyboardInterrupt:
-            print(interrupt.stopped_at_once(), file=sys.stderr)
+            show(interrupt.stopped_at_once(), file=sys.stderr)
             return 128 + (interrupt.signal or signal.SIGINT)
         except TrainingError as error:
             saved = newest(folder).updates
@@ -116,7 +116,7 @@ def _train(
             ) from error
     result = agent.result
     if result["stopped_by"] == "interrupted" and interrupt.signal:
-        print(
+        show(
             f"stopped after update {result['updates']}; go on by: proximo resume {folder.path}",
             file=sys.stderr,
         )

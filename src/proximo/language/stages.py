@@ -382,7 +382,7 @@ def _run(
             folder.write_config(config)
     elif run_dir is not None:
         folder = RunFolder.create(run_dir, config, "proximo lm resume")
-        learner.lm.save(folder.path / "model", weights=False)
+        learner.lm.save(folder.path / "model", weights=False, within=folder.path)
     rows = train(learner, config.run, folder, digest, callbacks, display, start=start)
     return Result(learner, rows, config)
 

@@ -14,8 +14,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -30,7 +28,7 @@ import torch
 from torch import Tensor
 
 from proximo.functional.moments import no_moments
-from proximo.run.disk import replace, warn
+from proximo.run.disk import check_regular, duplicate, replace, warn
 from proximo.run.folder import RunFolder
 from proximo.spaces import recorded_space, space_record, torch_dtype
 from proximo.types import Episode, Moments, TrainState, UsageError
@@ -38,6 +36,8 @@ from proximo.types import Episode, Moments, TrainState, UsageError
 SCHEMA = 1
 LONGEST_HEADER = 100_000_000
 """Bytes of a header that safetensors reads; it would write a longer one."""
+MOST_NAMED, MOST_TRIED = 8, 64
+"""Other checkpoints that an error names, and that are tried where the last is damaged."""
 SAVE_INTERVAL = 2.0
 """Seconds between saves of the last and best policy; more where they would take over SAVE_SHARE."""
 SAVE_SHARE = 0.01
@@ -158,7 +158,7 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str
             "the world's spaces have too many numbers for a checkpoint: let it show smaller "
             "observations, or train without a run folder"
         )
-    replace(path, data)
+    replace(path, data, within=path.parent.parent)  # both of the run folder and what it is in
     return header["sha256"]
 
 
@@ -188,6 +188,7 @@ class Checkpoint:
         if not path.is_file():
             raise Damaged(f"there is no checkpoint {path}: {_others(path)}")
         try:
+            check_regular(path)
             with safetensors.safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["proximo"])
                 # Cloned into memory of PyTorch's own: where a tensor begins within the file, its
@@ -359,7 +360,7 @@ def newest(
         if strict:
             raise
         faults = [str(error)]
-    for _, path in folder.numbered("last", "update"):
+    for _, path in folder.numbered("last", "update")[:MOST_TRIED]:
         try:
             found = read(path)
         except Damaged as error:
@@ -429,13 +430,7 @@ class Keeper:
         path = self._folder.checkpoint("last")
         if self._keep > 1 and self._path == path and self._updates < updates:
             kept = self._folder.checkpoint(f"last-{self._updates}")
-            kept.unlink(missing_ok=True)
-            try:
-                os.link(path, kept)
-            except FileNotFoundError:  # somebody has taken it away
-                pass
-            except OSError:  # a file system without links
-                shutil.copyfile(path, kept)
+            duplicate(path, kept, within=self._folder.path)
         write(path)
         self._path, self._updates = path, updates
         earlier = [(number, kept) for number, kept in self._folder.numbered("last")]
@@ -486,7 +481,8 @@ def _others(path: Path) -> str:
     names = sorted(p.name for p in path.parent.glob("*.safetensors") if p != path)
     if not names:
         return "the run has no other"
-    return f"the run has others: {', '.join(names)}"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"the run has others: {', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _free(name: str, tensor: Tensor) -> tuple[int, ...]:

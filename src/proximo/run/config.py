@@ -21,6 +21,7 @@ from proximo.algorithms.trpo import TRPO
 from proximo.envs.config import EnvConfig
 from proximo.functional.schedules import Schedule
 from proximo.nets.config import NetConfig
+from proximo.run.disk import read
 from proximo.types import UsageError, check_values, nearest
 
 if TYPE_CHECKING:
@@ -247,9 +248,7 @@ def read_config(path: Path) -> Config:
 def read_tables(path: Path) -> dict[str, Any]:
     """What a TOML file holds. Raises `UsageError`."""
     try:
-        if path.stat().st_size > LONGEST_FILE:
-            raise UsageError(f"the configuration {path} has more than {LONGEST_FILE:,} bytes")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read(path, LONGEST_FILE).decode())
     except OSError as error:
         raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

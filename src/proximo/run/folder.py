@@ -9,15 +9,25 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from proximo.run import disk
 from proximo.run.config import Config, read_config, to_toml
 from proximo.run.disk import replace, warn, writable
-from proximo.types import UsageError
+from proximo.types import UsageError, printable
+
+LONGEST_ROW = 2**16
+"""Bytes of a line of metrics.jsonl."""
+MOST_ROWS = 2**32
+"""Bytes of all of them."""
+KEPT_ROWS = 2**25
+"""Bytes of those that are held in memory: of more, evenly chosen ones are."""
+LONGEST_RESULT = 2**20
+"""Bytes of result.json."""
 
 
 class RunFolder:
@@ -77,7 +87,7 @@ class RunFolder:
 
     def numbered(self, *stems: str) -> list[tuple[int, Path]]:
         """Number and file of the checkpoints STEM-NUMBER, the newest first."""
-        pattern = re.compile(rf"({'|'.join(stems)})-(\d{{1,18}})\.safetensors")
+        pattern = re.compile(rf"({'|'.join(stems)})-([0-9]{{1,18}})\.safetensors")
         found = ((pattern.fullmatch(p.name), p) for p in self._checkpoints.glob("*-*"))
         return sorted(((int(match[2]), p) for match, p in found if match), reverse=True)
 
@@ -88,25 +98,36 @@ class RunFolder:
         _replace(self.config_file, to_toml(config))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every row of metrics.jsonl, without lines that are none, as one that was cut off."""
+        """Rows of metrics.jsonl, without lines that are none, as one that was cut off.
+
+        Of a long file every second, fourth, ... row and the last.
+        """
         try:
-            lines = self.metrics_file.read_bytes().splitlines()
+            return _thinned((line, row) for line, row in self._metrics() if row)
         except OSError:
             return []
-        return [row for row in map(_row, lines) if row]
 
     def cut_metrics(self, update: int, every: int) -> list[dict[str, Any]]:
         """Drop what was logged after this update, or only because the run had ended there.
 
-        Returns what remains.
+        Returns what remains, as `read_metrics` does.
         """
-        rows = [
-            row
-            for row in self.read_metrics()
-            if row["update"] <= update and row["update"] % every == 0
-        ]
-        _replace(self.metrics_file, "".join(f"{orjson.dumps(row).decode()}\n" for row in rows))
-        return rows
+
+        def kept() -> Iterator[tuple[bytes, dict[str, Any]]]:
+            for line, row in self._metrics():
+                if row and row["update"] <= update and row["update"] % every == 0:
+                    file.write(line.rstrip(b"\r\n") + b"\n")
+                    yield line, row
+
+        with disk.replacing(self.metrics_file) as file:
+            try:
+                return _thinned(kept())
+            except FileNotFoundError:
+                return []
+
+    def _metrics(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        for line in disk.lines(self.metrics_file, LONGEST_ROW, MOST_ROWS):
+            yield line, _row(line)
 
     def write_result(self, result: dict[str, Any]) -> None:
         _replace(self.result_file, json.dumps(result, indent=2) + "\n")
@@ -114,7 +135,7 @@ class RunFolder:
     def read_result(self) -> dict[str, Any]:
         """How the run ended; nothing if it has not, or if the file is damaged."""
         try:
-            result = json.loads(self.result_file.read_bytes())
+            result = json.loads(disk.read(self.result_file, LONGEST_RESULT))
         except (OSError, ValueError, RecursionError):
             return {}
         return result if isinstance(result, dict) else {}
@@ -122,12 +143,21 @@ class RunFolder:
     def note(self, text: str) -> None:
         """Add a line to the log; a disk that does not take it ends nothing, but is named once."""
         try:
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(text.rstrip() + "\n")
+            with disk.grow(self.log_file) as file:
+                file.write(f"{printable(text).rstrip()}\n".encode())
         except OSError as error:
             if not self._log_fails:
                 warn(f"{self.log_file} cannot be written ({error.strerror}): it will lack lines")
             self._log_fails = True
+
+    def enter(self) -> None:
+        """Before a run goes on here: no folder of it leads elsewhere, what a kill left is removed.
+
+        Raises `OSError`.
+        """
+        for folder in (self.path, self._checkpoints, self.nonfinite):
+            if folder.is_symlink() or folder.exists():
+                disk.sweep(folder, within=self.path)
 
     def remove(self) -> None:
         """Undo `create`: the folder, and those above it that were made for it and are empty."""
@@ -141,6 +171,20 @@ def _replace(path: Path, text: str) -> None:
     replace(path, text.encode())
 
 
+def _thinned(found: Iterable[tuple[bytes, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of at most `KEPT_ROWS` bytes: of longer files every second, fourth, ... and the last."""
+    kept, stride, size, last = list[tuple[int, dict[str, Any]]](), 1, 0, None
+    for number, (line, last) in enumerate(found):
+        if number % stride == 0:
+            kept.append((len(line), last))
+            size += len(line)
+        while size > KEPT_ROWS and len(kept) > 1:
+            kept, stride = kept[::2], 2 * stride
+            size = sum(length for length, _ in kept)
+    rows = [row for _, row in kept]
+    return [*rows, last] if last and rows[-1] is not last else rows
+
+
 def _row(line: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl, if it is one."""
     try:
@@ -149,7 +193,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or type(row.get("update")) is not int:
         return None
-    return row if type(row.get("seconds")) in (int, float) else None
+    if type(row.get("seconds")) not in (int, float):
+        return None
+    return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
 
 
 def free_path(config: Config, parent: str | Path = "runs") -> Path:

@@ -204,6 +204,7 @@ class Session:
         if folder:
             with writable(folder.path):
                 if resume:
+                    folder.enter()
                     rows = folder.cut_metrics(state.updates, self.config.run.log_every)
                 folder.write_config(self.config)
         return rows
