@@ -89,6 +89,12 @@ class Lines:
                 )
             self._error = error
 
+    def sync(self) -> None:
+        """Bring what the system has taken to the disk, where it can: a power cut spares that."""
+        self.write(b"")
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Raises `OSError` if lines are left that could not be written."""
         if self._file.closed:
