@@ -29,7 +29,7 @@ from proximo.types import TrainState, UsageError
 def learn(worlds: Worlds, state: TrainState, config: Config, callbacks: Sequence[Callback]) -> bool:
     """Schulman et al. 2017 (arXiv 1707.06347), Algorithm 1. Returns whether a callback ended it."""
     algorithm, steps, episodes = config.algorithm, config.rollout.steps, config.rollout.episodes
-    while state.steps < config.run.total_steps:
+    while not config.run.ended_by(vars(state)):
         rollout = collect(worlds, state, config.env, steps=steps, episodes=episodes)
         batch = algorithm.prepare(state, rollout)  # advantages and value targets, once
         metrics = algorithm.update(state, batch)  # K epochs of minibatches of size M <= NT

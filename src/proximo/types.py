@@ -263,6 +263,7 @@ class TrainState:
     smoothed: float | None = None  # moving average of the episodes' returns
     best: float | None = None  # the best score so far, by whichever measure the run keeps
     last_trial_steps: int | None = None  # when `stop_at` last asked for an evaluation
+    last_trial_return: float | None = None  # and what it came to
     obs_moments: Moments | None = None  # of all observations, for the policy to standardise by
     return_moments: Moments | None = None  # of all value targets, for the critic
     reward_moments: Moments | None = None  # of the running discounted return, for scaling rewards

@@ -253,7 +253,9 @@ def _resume(command: Resume, arguments: list[str]) -> int:
         if command.strict:
             raise
         done, finished = 0, False
-    if done >= config.run.updates and finished:
+    result = folder.read_result()  # of this state, or it was killed before that was written
+    written = (result.get("stopped_by"), result.get("updates")) == ("updates", done)
+    if done >= config.run.updates and finished and written:
         if not command.quiet:
             show(f"{command.run} is finished: {done:,} updates. To train further, give --updates")
         return 0

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import allow_code, parse, show
+
+if TYPE_CHECKING:
+    from proximo.run.checkpoint import Checkpoint
+    from proximo.run.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,10 @@ class Resume:
     """Go on with another device than so far; the bits then differ in the last places."""
     total_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Train to this many steps instead, whatever ended the run; schedules keep their horizon."""
+    total_episodes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """End after this many episodes instead."""
+    stop_at: Annotated[float | None, arg(metavar="R", help_behavior_hint="")] = None
+    """End early at this return instead."""
     env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
     """The world, which a run in code of your own (module:Class) needs to hear again."""
     wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
@@ -52,26 +60,43 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.running import go_on
     from proximo.run.checkpoint import newest
+    from proximo.run.config import success_threshold
     from proximo.run.folder import RunFolder
 
     folder = RunFolder.open(command.run)
     named = (command.env, command.wrappers, command.net)
     config = allow_code(folder.read_config(), *named, "resume", arguments)
-    given = {name: getattr(command, name) for name in ("total_steps", "engine", "device")}
-    changed = {name: value for name, value in given.items() if value is not None}
-    if command.total_steps is not None:
-        changed["total_episodes"] = None
+    settings = ("total_steps", "total_episodes", "stop_at", "engine", "device")
+    given = {name: getattr(command, name) for name in settings}
+    changed: dict[str, Any] = {name: x for name, x in given.items() if x is not None}
+    saved, result = newest(folder, strict=command.strict), folder.read_result()
+    if command.total_steps is not None:  # whatever ended the run does so no more
+        changed = {"total_episodes": None, **changed}
+        if _ended(config.run, saved, result) == "stop_at":
+            success_at = success_threshold(config)
+            changed = {"stop_at": None, "success_at": success_at, **changed}
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
-    last = folder.checkpoint("last")
-    saved = newest(folder, strict=command.strict)
-    ended = folder.read_result().get("stopped_by") if saved.path == last else None
-    reached = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(str(ended))
-    if saved.steps >= config.run.total_steps or (reached and command.total_steps is None):
-        if not command.quiet:
-            show(
-                f"{command.run} is finished: {saved.steps:,} of {config.run.total_steps:,} steps"
-                f"{f', ended early at its {reached}' if reached else ''}. "
-                "To train further, give --total-steps"
-            )
-        return 0
-    return go_on(config, folder, saved, quiet=command.quiet)
+    ended = _ended(config.run, saved, result)
+    if not ended:
+        return go_on(config, folder, saved, quiet=command.quiet)
+    if (result.get("stopped_by"), result.get("updates")) != (ended, saved.updates):
+        # Killed before its result was written, or that is of another state.
+        go_on(config, folder, saved, quiet=command.quiet)
+    if not command.quiet:
+        early = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(ended)
+        show(
+            f"{command.run} is finished: {saved.steps:,} of {config.run.total_steps:,} steps"
+            f"{f', ended early at its {early}' if early else ''}. "
+            "To train further, give --total-steps"
+        )
+    return 0
+
+
+def _ended(run: RunConfig, saved: Checkpoint, result: dict[str, Any]) -> str:
+    """The setting that has ended a run with this checkpoint, or "" if it continues."""
+    if saved.steps and (ended := run.ended_by(saved.record)):
+        return ended
+    # The first checkpoints do not hold what the goal was compared with: their result tells.
+    reached = (result.get("stopped_by"), result.get("updates")) == ("stop_at", saved.updates)
+    old = "last_trial_return" not in saved.record
+    return "stop_at" if old and reached and run.stop_at is not None else ""

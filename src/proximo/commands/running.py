@@ -55,9 +55,11 @@ def begin(
 def go_on(config: Config, folder: RunFolder, saved: Checkpoint, *, quiet: bool) -> int:
     """Train on, from a checkpoint."""
     task = f"{config.algorithm.name} on {config.env.id}"
-    lines = [f"{task}, going on in {folder.path} after update {saved.updates}"]
+    ended = config.run.ended_by(saved.record)
+    what = "writing the result of" if ended else "going on in"
+    lines = [f"{task}, {what} {folder.path} after update {saved.updates}"]
     horizon = int(saved.record["horizon"])
-    if config.run.total_steps > horizon:
+    if config.run.total_steps > horizon and not ended:
         rates = config.algorithm.rates(1.0, saved.record.get("rate_scale", 1.0))
         words = " and ".join(f"the {name.replace('_', ' ')} is {r:g}" for name, r in rates.items())
         lines.append(f"schedules ended at {horizon:,} steps; from there {words}")

@@ -32,7 +32,7 @@ from proximo.run.checkpoint import (
     write,
 )
 from proximo.run.disk import Lines, lines, replacing, warn, writable
-from proximo.run.folder import MOST_ROWS, RunFolder
+from proximo.run.folder import MOST_ROWS, RunFolder, lost_rows
 from proximo.types import Keep, Metrics, TrainingError, UsageError
 
 Row = dict[str, Any]
@@ -264,13 +264,17 @@ class _Kept:
         samples = folder.path / "samples.jsonl"
         with writable(folder.path):
             folder.enter()
-            self.rows = folder.cut_metrics(learner.updates, run.log_every)
+            self.rows, lost = folder.cut_metrics(learner.updates, run.log_every, ended=False)
             _cut_samples(samples, learner.updates)
+            folder.remove_result()
+            self._metrics = Lines(folder.metrics_file, self._warn)
+            self._samples = Lines(samples, self._warn)
             if not learner.updates:
                 learner.save(folder.checkpoint(0), digest, first=True)
                 self._keeper.last(0, self._save)
-            self._metrics = Lines(folder.metrics_file, self._warn)
-            self._samples = Lines(samples, self._warn)
+        tokens = learner.counters["tokens"]
+        if doubt := lost_rows(self.rows, lost, learner.updates, tokens=tokens):
+            self._warn(doubt)
 
     def _keep_skipped(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
         place = keep_first(self._folder.nonfinite, record["update"], tensors, record)
@@ -283,8 +287,12 @@ class _Kept:
         self._doubts.append(text)
         self._folder.note(text)
 
-    def _save(self, path: Path) -> None:
-        self._learner.save(path, self._digest)
+    def _save(self, path: Path, *, finished: bool = False) -> None:
+        """What was logged up to a checkpoint is on the disk before it."""
+        self._metrics.sync()
+        self._samples.sync()
+        self._folder.sync_log()
+        self._learner.save(path, self._digest, finished=finished)
 
     def _save_model(self, name: str) -> None:
         """The model in a folder that transformers reads. Raises `OSError`."""
@@ -324,7 +332,7 @@ class _Kept:
             "stopped_by": "updates" if finished else "callback",
             "updates": learner.updates,
             "tokens": learner.counters["tokens"],
-            "seconds": row.get("seconds", 0.0),
+            "seconds": (row or (self.rows[-1] if self.rows else {})).get("seconds", 0.0),
             **learner.final,
         }
         if self._doubts:
@@ -332,9 +340,7 @@ class _Kept:
         try:
             if finished and learner.stage != "reward":
                 self._save_model("model")
-            self._keeper.last(
-                learner.updates, partial(learner.save, digest=self._digest, finished=finished)
-            )
+            self._keeper.last(learner.updates, partial(self._save, finished=finished))
             self._folder.write_result(result)
             self.close()
         except OSError as error:

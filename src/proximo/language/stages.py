@@ -375,15 +375,21 @@ def _run(
     callbacks: Sequence[Callback],
     display: Display | None,
 ) -> Result:
-    start = newest(folder, read=partial(read_checkpoint, folder)) if folder else None
-    if folder and start:
-        learner.load(start, digest)
-        with writable(folder.path):
-            folder.write_config(config)
-    elif run_dir is not None:
-        folder = RunFolder.create(run_dir, config, "proximo lm resume")
-        learner.lm.save(folder.path / "model", weights=False, within=folder.path)
-    rows = train(learner, config.run, folder, digest, callbacks, display, start=start)
+    start = None
+    try:
+        if folder:
+            folder.claim()
+            start = newest(folder, read=partial(read_checkpoint, folder))
+            learner.load(start, digest)
+            with writable(folder.path):
+                folder.write_config(config)
+        elif run_dir is not None:
+            folder = RunFolder.create(run_dir, config, "proximo lm resume")
+            learner.lm.save(folder.path / "model", weights=False, within=folder.path)
+        rows = train(learner, config.run, folder, digest, callbacks, display, start=start)
+    finally:
+        if folder:
+            folder.release()
     return Result(learner, rows, config)
 
 

@@ -20,6 +20,7 @@ from proximo.envs.check import Bounds
 from proximo.evaluate import Player, Supervised, evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Keeper, Snapshot
+from proximo.run.config import RunConfig
 from proximo.run.disk import Lines
 from proximo.run.folder import RunFolder
 from proximo.types import Metrics, Rollout, TrainingError, TrainState
@@ -50,39 +51,25 @@ class Evaluate:
 
 
 class StopAt:
-    """End once the smoothed return and then an evaluation reach a return.
+    """Evaluate once the smoothed return reaches a goal: `RunConfig.ended_by` compares the result.
 
     An evaluation that falls short is not repeated at every update, but after 2% of the horizon.
     """
 
     def __init__(self, world: gym.Env | Supervised, goal: float, episodes: int) -> None:
         self._world, self._goal, self._episodes = world, goal, episodes
-        self.reached = False
 
-    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> bool:
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if state.smoothed is None or state.smoothed < self._goal:
-            return False
+            return
         if (
             state.last_trial_steps is not None
             and state.steps - state.last_trial_steps < state.horizon / 50
         ):
-            return False
+            return
         state.last_trial_steps = state.steps
         metrics["evaluation"] = evaluation(state, self._world, self._episodes)
-        self.reached = metrics["evaluation"] >= self._goal
-        return self.reached
-
-
-class StopAfter:
-    """End once so many episodes are complete."""
-
-    def __init__(self, episodes: int) -> None:
-        self._episodes = episodes
-        self.reached = False
-
-    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> bool:
-        self.reached = state.episodes >= self._episodes
-        return self.reached
+        state.last_trial_return = metrics["evaluation"]
 
 
 def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) -> float:
@@ -147,14 +134,14 @@ class KeepBest:
 
 
 class Record:
-    """One row per update: to the display, and every `every` updates to metrics.jsonl."""
+    """One row per update: to the display, and every `log_every` updates to metrics.jsonl."""
 
     def __init__(
         self,
         folder: RunFolder | None,
         display: Display | None,
         *,
-        every: int,
+        run: RunConfig,
         threshold: float | None,
         seconds: float,
         steps: int,
@@ -163,9 +150,9 @@ class Record:
         """say: told once when the disk or the display begins to fail. Raises `OSError`."""
         self._file = Lines(folder.metrics_file, say) if folder else None
         self._say = say
-        self._display, self._every, self._threshold = display, every, threshold
+        self._folder, self._run, self._display, self._threshold = folder, run, display, threshold
         self._clock = time.perf_counter()
-        self._seconds, self._steps = seconds, steps
+        self.seconds, self._steps = seconds, steps
         self.row: Row = {}
         self._recent: Row = {}
         self._written = True
@@ -173,7 +160,7 @@ class Record:
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         now = time.perf_counter()
         elapsed, self._clock = now - self._clock, now
-        self._seconds += elapsed
+        self.seconds += elapsed
         speed = (state.steps - self._steps) / elapsed
         self._steps = state.steps
         if rollout.episodes or not self._recent:
@@ -192,13 +179,13 @@ class Record:
             "best": state.best,
             **metrics,
             **({"skipped_steps": state.skipped} if state.skipped else {}),
-            "seconds": round(self._seconds, 3),
+            "seconds": round(self.seconds, 3),
             "steps_per_second": round(speed, 1),
         }
         self.row.pop("is_best", None)
         self._written = False
-        if state.updates % self._every == 0:
-            self._write()
+        if state.updates % self._run.log_every == 0 or self._run.ended_by(vars(state)):
+            self._write()  # the last row before the state in which the run has ended is saved
         try:
             if self._display:
                 self._display.show(self.row)
@@ -210,6 +197,12 @@ class Record:
         if self._file and not self._written:
             self._file.write(_line(self.row))
             self._written = True
+
+    def sync(self) -> None:
+        """Bring the rows and the log to the disk: what a checkpoint follows must outlive it."""
+        if self._file and self._folder:
+            self._file.sync()
+            self._folder.sync_log()
 
     def close(self) -> None:
         """Write the last row too, whether or not its turn had come. Raises `OSError`."""
@@ -250,9 +243,11 @@ class Save:
         every: int,
         keeper: Keeper,
         start: float | None,
+        sync: Callable[[], None],
     ) -> None:
-        """start: the score of the best policy that is kept already."""
+        """start: the score of the best policy that is kept already; sync: called before a save."""
         self._folder, self._spaces, self._every, self._keeper = folder, spaces, every, keeper
+        self._sync = sync
         self._best: tuple[Snapshot, float | None] | None = None  # to be written, and its score
         self._kept = start
 
@@ -261,7 +256,7 @@ class Save:
 
     def first(self, state: TrainState) -> None:
         """Raises `OSError`."""
-        snapshot = Snapshot(state, self._spaces)
+        snapshot = self._snapshot(state)
         snapshot.write(self._folder.checkpoint(0))
         self._keeper.last(0, snapshot.write)
 
@@ -269,8 +264,9 @@ class Save:
         if "is_best" in metrics:
             self._best = Snapshot(state, self._spaces, policy_only=True), state.best
         if self._every and state.updates % self._every == 0:
-            path, snapshot = self._folder.checkpoint(state.updates), Snapshot(state, self._spaces)
-            self._keeper.attempt("numbered", lambda: snapshot.write(path))
+            path = self._folder.checkpoint(state.updates)
+            self._keeper.attempt("best", self._write_best)
+            self._keeper.attempt("numbered", lambda: self._snapshot(state).write(path))
         self._keeper.now_and_then(lambda: self._write(state))
 
     def attempt(self, state: TrainState) -> bool:
@@ -295,6 +291,11 @@ class Save:
             self._best, self._kept = None, score
 
     def _write_last(self, state: TrainState) -> None:
-        if self._best:  # the last must not know of a best that could be lost
+        self._keeper.last(state.updates, self._snapshot(state).write)
+
+    def _snapshot(self, state: TrainState) -> Snapshot:
+        """The state to resume from: what was logged up to there is on the disk before it."""
+        self._sync()
+        if self._best:  # it must not know of a best that could be lost
             state = dataclasses.replace(state, best=self._kept)
-        self._keeper.last(state.updates, Snapshot(state, self._spaces).write)
+        return Snapshot(state, self._spaces)

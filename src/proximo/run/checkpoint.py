@@ -77,6 +77,7 @@ _COUNTERS = {
     "smoothed": _or_none(_number(-1e300)),
     "best": _or_none(_number(-1e300)),
     "last_trial_steps": _or_none(_whole(0)),
+    "last_trial_return": _or_none(_number(-1e300)),
     "beta": _or_none(_number(0)),
     "rate_scale": _number(0),
     "skipped": _whole(0),
@@ -94,7 +95,7 @@ _RECORD = _COUNTERS | {
     "finished": _kind(bool),
 }
 """What each part of a record must be."""
-_LATER = {"beta", "rate_scale", "skipped"}
+_LATER = {"beta", "rate_scale", "skipped", "last_trial_return"}
 """Counters that the first checkpoints did not have."""
 _CONTROL = {"policy_only", "recent", "spaces", *_COUNTERS} - _LATER
 _LANGUAGE = {"counters", "stage", "data", "finished"}
@@ -459,9 +460,9 @@ def _check(record: dict[str, Any]) -> None:
     """Refuse a record that Proximo has not written. Raises `ValueError`."""
     needed = set[str]()
     if "counters" in record:  # of a language model
-        needed = _LANGUAGE
-    elif "policy_only" in record:
-        needed = _CONTROL
+        needed |= _LANGUAGE
+    if "policy_only" in record:
+        needed |= _CONTROL
     if missing := needed - record.keys():
         raise ValueError(f"it has no {min(missing)}")
     for name, fits in _RECORD.items():

@@ -140,6 +140,19 @@ class RunConfig:
         if self.grace <= 0:
             raise UsageError(f"run.grace is {self.grace}: give seconds above 0")
 
+    def ended_by(self, counters: Mapping[str, Any]) -> str:
+        """The setting that ends a run with these counters, or "" if it continues.
+
+        Counters of a state or of its checkpoint: a run that was killed at its end knows of it.
+        """
+        tried = counters["last_trial_steps"] == counters["steps"]
+        score = counters.get("last_trial_return") if tried else None
+        if self.stop_at is not None and score is not None and score >= self.stop_at:
+            return "stop_at"
+        if self.total_episodes is not None and counters["episodes"] >= self.total_episodes:
+            return "total_episodes"
+        return "total_steps" if counters["steps"] >= self.total_steps else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -131,7 +131,9 @@ def filling(folder: Path, within: Path | None = None) -> Iterator[Path]:
         try:
             yield folder / name
             for file in sorted(os.listdir(folder / name)):
+                sync(folder / name / file)
                 os.replace(f"{name}/{file}", file, src_dir_fd=handle, dst_dir_fd=handle)
+            sync(folder)
         finally:
             shutil.rmtree(name, ignore_errors=True, dir_fd=handle)
 
@@ -205,6 +207,16 @@ def _entered(folder: Path, within: Path | None) -> Iterator[int]:
         os.close(handle)
 
 
+def sync(path: Path) -> None:
+    """A file, or the names in a folder, to the disk where the system can: power cuts spare it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | _NONBLOCK)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def warn(text: str) -> None:
     """Say on stderr what goes wrong; that may be a file on the same disk."""
     with contextlib.suppress(OSError):
@@ -244,6 +256,12 @@ class Lines:
                     "its lines wait until it can be"
                 )
             self._error = error
+
+    def sync(self) -> None:
+        """Bring what the system has taken to the disk, where it can: a power cut spares that."""
+        self.write(b"")
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Raises `OSError` if lines are left that could not be written."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from proximo.run import disk
 from proximo.run.config import Config, read_config, to_toml
-from proximo.run.disk import replace, warn, writable
+from proximo.run.disk import replace, sync, warn, writable
 from proximo.types import UsageError, printable
 
 LONGEST_ROW = 2**16
@@ -28,6 +30,27 @@ KEPT_ROWS = 2**25
 """Bytes of those that are held in memory: of more, evenly chosen ones are."""
 LONGEST_RESULT = 2**20
 """Bytes of result.json."""
+
+if sys.platform != "win32":
+    import fcntl
+
+LINES = ("metrics.jsonl", "samples.jsonl")
+"""Files that grow while a run trains."""
+
+
+class Lost(NamedTuple):
+    """Rows that a log should have and has not: how many, and the updates of the first and last."""
+
+    number: int
+    first: int
+    last: int
+
+    def more(self, begin: int, end: int, every: int) -> Lost:
+        """With those that are missing between the rows of two updates."""
+        first, last = (begin // every + 1) * every, (end - 1) // every * every
+        if first > last:
+            return self
+        return Lost(self.number + (last - first) // every + 1, self.first or first, last)
 
 
 class RunFolder:
@@ -43,34 +66,88 @@ class RunFolder:
         """What the first gradient step that was left out was not taken along."""
         self._versions_file = self.path / "versions.json"
         self._checkpoints = self.path / "checkpoints"
-        self._log_fails = False
+        self._log_fails = self._noted = False
         self._made: list[Path] = []
+        self._claim: int | None = None  # a descriptor of the folder, which holds the lock
 
     @classmethod
     def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
         """A new folder with its configuration, a dataclass of dataclasses.
 
-        Raises `UsageError` if something stands there; resume: how one goes on with such a run.
+        One in which a run was killed before its first checkpoint is taken over. Raises `UsageError`
+        if anything else stands there; resume: how one goes on with such a run.
         """
         folder = cls(path)
-        if folder.path.exists():
-            raise UsageError(
-                f"the run folder {path} exists: choose another with --run-dir, or go on with "
-                f"that run by: {resume} {path}"
-            )
+        exists = UsageError(
+            f"the run folder {path} exists: choose another with --run-dir, or go on with "
+            f"that run by: {resume} {path}"
+        )
+        if folder.path.exists() and not folder.is_vacant():
+            raise exists
         folder._made = [parent for parent in folder.path.parents if not parent.exists()]
         try:
-            folder._checkpoints.mkdir(parents=True)
+            folder._checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"the run folder {path} cannot be made: {error.strerror}") from error
+        folder.claim()
+        if not folder.is_vacant():  # another process was here before the claim
+            folder.release()
+            raise exists
         try:
             with writable(folder.path):
                 folder.write_config(config)
                 _replace(folder._versions_file, json.dumps(versions(), indent=2) + "\n")
+                for made in (folder.path, *folder._made):
+                    sync(made.parent)
         except BaseException:
             folder.remove()
             raise
         return folder
+
+    def is_vacant(self) -> bool:
+        """Nothing is here, or only what a run writes before its first checkpoint."""
+        if not self.path.is_dir():
+            return False
+        found = {
+            path.relative_to(self.path).as_posix()
+            for path in self.path.rglob("*")
+            if (path.is_symlink() or not path.is_dir()) and not path.match(".*.partial")
+        }
+        if found and not self._checkpoints.is_dir():
+            return False  # which `create` makes first: somebody has put a file of these names here
+        own = {self._versions_file.name, self.config_file.name, self.log_file.name}
+        own |= {name for name in found if name.startswith("model/") and "safetensors" not in name}
+        own |= {name for name in LINES if name in found and not (self.path / name).stat().st_size}
+        return found <= own and not any((self.path / name).is_symlink() for name in found)
+
+    def claim(self) -> None:
+        """Keep other processes from writing here until `release` or the end of this process.
+
+        Raises `UsageError` if one does already. Nothing is left behind, however the process ends.
+        """
+        if sys.platform == "win32" or self._claim is not None:
+            return
+        with contextlib.suppress(OSError):  # a file system without locks
+            handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(handle)
+                if isinstance(error, BlockingIOError):
+                    raise UsageError(
+                        f"another process is training in the run folder {self.path}: wait until "
+                        "it has ended, or stop it"
+                    ) from None
+                raise
+            self._claim = handle
+            # What an env forks must not hold it when this process is killed.
+            os.register_at_fork(after_in_child=self.release)
+
+    def release(self) -> None:
+        """Let other processes write here."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -107,23 +184,31 @@ class RunFolder:
         except OSError:
             return []
 
-    def cut_metrics(self, update: int, every: int) -> list[dict[str, Any]]:
-        """Drop what was logged after this update, or only because the run had ended there.
+    def cut_metrics(
+        self, update: int, every: int, *, ended: bool
+    ) -> tuple[list[dict[str, Any]], Lost]:
+        """Drop what was logged after this update, or only because a run that continues had ended.
 
-        Returns what remains, as `read_metrics` does.
+        Returns what remains, as `read_metrics` does, and what is missing between them. ended: the
+        run is over at this update.
         """
+        found, lost = 0, Lost(0, 0, 0)
 
         def kept() -> Iterator[tuple[bytes, dict[str, Any]]]:
+            nonlocal found, lost
             for line, row in self._metrics():
-                if row and row["update"] <= update and row["update"] % every == 0:
+                number = row["update"] if row else 0
+                if row and found < number <= update:
+                    if number % every and not (ended and number == update):
+                        continue
+                    lost, found = lost.more(found, number, every), number
                     file.write(line.rstrip(b"\r\n") + b"\n")
                     yield line, row
 
-        with disk.replacing(self.metrics_file) as file:
-            try:
-                return _thinned(kept())
-            except FileNotFoundError:
-                return []
+        rows = list[dict[str, Any]]()
+        with disk.replacing(self.metrics_file) as file, contextlib.suppress(FileNotFoundError):
+            rows = _thinned(kept())
+        return rows, lost.more(found, update + 1, every)
 
     def _metrics(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
         for line in disk.lines(self.metrics_file, LONGEST_ROW, MOST_ROWS):
@@ -140,11 +225,22 @@ class RunFolder:
             return {}
         return result if isinstance(result, dict) else {}
 
+    def remove_result(self) -> None:
+        """A run that continues has not ended. Raises `OSError`."""
+        self.result_file.unlink(missing_ok=True)
+
+    def sync_log(self) -> None:
+        """Bring the log to the disk, if there is more of it than before."""
+        if self._noted:
+            self._noted = False
+            sync(self.log_file)
+
     def note(self, text: str) -> None:
         """Add a line to the log; a disk that does not take it ends nothing, but is named once."""
         try:
             with disk.grow(self.log_file) as file:
                 file.write(f"{printable(text).rstrip()}\n".encode())
+            self._noted = True
         except OSError as error:
             if not self._log_fails:
                 warn(f"{self.log_file} cannot be written ({error.strerror}): it will lack lines")
@@ -161,6 +257,7 @@ class RunFolder:
 
     def remove(self) -> None:
         """Undo `create`: the folder, and those above it that were made for it and are empty."""
+        self.release()
         shutil.rmtree(self.path, ignore_errors=True)
         for parent in self._made:
             with contextlib.suppress(OSError):
@@ -198,6 +295,24 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
 
 
+def lost_rows(rows: list[dict[str, Any]], lost: Lost, updates: int, **counter: int) -> str:
+    """What the rows up to a state lack or contradict of it, in words; else nothing.
+
+    counter: what the state has counted until then, by its name in the rows.
+    """
+    if lost.number:
+        count = f"the rows of {lost.number} updates" if lost.number > 1 else "the row of one update"
+        span = f"from {lost.first} to {lost.last}" if lost.number > 1 else f"{lost.first}"
+        return f"metrics.jsonl lacks {count}, {span}: lost, as in a power cut; curves have a gap"
+    for name, value in counter.items() if rows and rows[-1]["update"] == updates else ():
+        if (logged := rows[-1].get(name)) != value:
+            return (
+                f"metrics.jsonl has {logged!r:.20} {name} at update {updates}, the checkpoint "
+                f"{value}: its rows are of another run"
+            )
+    return ""
+
+
 def free_path(config: Config, parent: str | Path = "runs") -> Path:
     """A folder that does not exist yet: runs/CartPole-v1-ppo-seed1, then with -2, -3, ..."""
     world = re.sub(r"[^A-Za-z0-9._-]+", "-", config.env.id or "world")
@@ -206,8 +321,20 @@ def free_path(config: Config, parent: str | Path = "runs") -> Path:
 
 
 def free(path: Path) -> Path:
-    """This path, or the first of path-2, path-3, ... where nothing stands yet."""
-    return next(p for p in _numbered(path) if not p.exists())
+    """This path, or the first of path-2, path-3, ... where nothing stands yet, or only begins."""
+    return next(p for p in _numbered(path) if not p.exists() or _is_abandoned(p))
+
+
+def _is_abandoned(path: Path) -> bool:
+    """A run was killed there before its first checkpoint."""
+    folder = RunFolder(path)
+    try:
+        folder.claim()
+    except UsageError:
+        return False
+    vacant = folder.is_vacant()
+    folder.release()
+    return vacant
 
 
 def _numbered(path: Path) -> Iterable[Path]:

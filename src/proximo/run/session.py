@@ -40,7 +40,6 @@ from proximo.run.callbacks import (
     LookAgain,
     Record,
     Save,
-    StopAfter,
     StopAt,
     recent_returns,
 )
@@ -48,7 +47,7 @@ from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
 from proximo.run.choices import choose_backend, choose_device, choose_threads, size
 from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
-from proximo.run.folder import RunFolder
+from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.types import TrainingError, TrainState, UsageError, explain
@@ -84,8 +83,6 @@ class Session:
         self._world: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
-        self._stop_at: StopAt | None = None
-        self._stop_after: StopAfter | None = None
         self._save: Save | None = None
         self.profile: Profile | None = None
         self.interruption = "callback"
@@ -96,6 +93,8 @@ class Session:
         self.notes: list[str] = []
         """What the user should know about how this run was set up."""
         try:
+            if folder:
+                folder.claim()
             backend, how = choose_backend(config.env, given=source is not None)
             env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
             config = dataclasses.replace(config, env=env)
@@ -108,8 +107,8 @@ class Session:
             try:
                 self.state = self._build(config)
                 self.state.keep = self._keep
-                rows = self._load(start, resume)
-                self.callbacks = self._attach(callbacks, rows, resume)
+                self._load(start, resume)
+                self.callbacks = self._attach(callbacks, resume)
                 self.running = self._timed() if config.run.profile else self.config
                 """What the loop runs by: the configuration, with its algorithm timed if asked."""
             except BaseException:
@@ -118,6 +117,8 @@ class Session:
         except BaseException:
             if self._is_new and folder:
                 folder.remove()
+            elif folder:
+                folder.release()
             raise
 
     def _build(self, config: Config) -> TrainState:
@@ -190,9 +191,9 @@ class Session:
         self.doubts = [f"the worlds: {note}" for note in self.checked.notes]
         self.notes += self.doubts
 
-    def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> list[dict[str, Any]]:
-        """What earlier runs hand on; returns the metrics that were logged up to there."""
-        state, folder, rows = self.state, self._folder, []
+    def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> None:
+        """What earlier runs hand on."""
+        state = self.state
         if start:
             start.load_policy(self.policy)
             start.load_moments(state)
@@ -201,48 +202,55 @@ class Session:
             if not self._restored(self.worlds, state):
                 state.reward_return = state.carry = None  # of the episodes that are gone
                 self.notes.append("these worlds cannot be brought back: new episodes begin in them")
-        if folder:
-            with writable(folder.path):
-                if resume:
-                    folder.enter()
-                    rows = folder.cut_metrics(state.updates, self.config.run.log_every)
-                folder.write_config(self.config)
+
+    def _cut(self, folder: RunFolder) -> list[dict[str, Any]]:
+        """Let the folder tell of this state and no other; returns the rows up to it.
+
+        Whatever it is killed between, the run continues from this state by what was written last.
+        """
+        state, run = self.state, self.config.run
+        ended = bool(run.ended_by(vars(state)))
+        with writable(folder.path):
+            folder.enter()
+            rows, lost = folder.cut_metrics(state.updates, run.log_every, ended=ended)
+            folder.write_config(self.config)
+            folder.remove_result()
+        if doubt := lost_rows(rows, lost, state.updates, steps=state.steps):
+            self.notes.append(doubt)
+            self.doubts.append(doubt)
         return rows
 
-    def _attach(
-        self, own: Sequence[Callback], rows: list[dict[str, Any]], resume: Checkpoint | None
-    ) -> list[Callback]:
+    def _attach(self, own: Sequence[Callback], resume: Checkpoint | None) -> list[Callback]:
         """The callbacks, in the order in which they are called."""
         run, state, folder = self.config.run, self.state, self._folder
         threshold = success_threshold(self.config)
         if threshold is not None:
             self.notes.append(f"counts as solved from a return of {threshold:g}")
         self._threshold = threshold
+        callbacks: list[Callback] = []
+        if run.eval_every:
+            callbacks.append(Evaluate(self.world, run.eval_every, run.eval_episodes))
+        if run.stop_at is not None:
+            callbacks.append(StopAt(self.world, run.stop_at, run.eval_episodes))
+        # What can be refused has been: from here on the folder is changed.
+        rows = self._cut(folder) if folder else []
         with writable(folder.metrics_file if folder else ""):
             self._record = Record(
                 folder,
                 self._display,
-                every=run.log_every,
+                run=run,
                 threshold=threshold,
                 seconds=rows[-1]["seconds"] if rows else 0.0,
                 steps=state.steps,
                 say=self._warn,
             )
-        callbacks: list[Callback] = []
-        if run.eval_every:
-            callbacks.append(Evaluate(self.world, run.eval_every, run.eval_episodes))
-        if run.stop_at is not None:
-            self._stop_at = StopAt(self.world, run.stop_at, run.eval_episodes)
-            callbacks.append(self._stop_at)
-        if run.total_episodes is not None:
-            self._stop_after = StopAfter(run.total_episodes)
-            callbacks.append(self._stop_after)
         if not (self.checked and not self.checked.within):
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             keeper = Keeper(folder, run.keep_last, self._warn, resume)
-            self._save = Save(folder, self.spaces, run.save_every, keeper, state.best)
+            sync = self._record.sync
+            self._save = Save(folder, self.spaces, run.save_every, keeper, state.best, sync)
             if not resume:
                 with writable(folder.path):
                     self._save.first(state)
@@ -379,20 +387,18 @@ class Session:
         if self._world is not None:
             self._world.close()
         torch.set_num_threads(self._threads)
+        if self._folder:
+            self._folder.release()
 
     def finish(self, *, stopped: bool) -> dict[str, Any]:
         """Save, and write down how it ended: by its steps, `stop_at`, a callback or a signal.
 
         Raises `TrainingError` if the disk does not take it.
         """
-        state, row = self.state, self._record.row if self._record else {}
-        reason = "total_steps"
-        if stopped:
+        state = self.state
+        reason = self.config.run.ended_by(vars(state))
+        if stopped and reason in ("", "total_steps"):
             reason = self.interruption
-            if self._stop_at and self._stop_at.reached:
-                reason = "stop_at"
-            elif self._stop_after and self._stop_after.reached:
-                reason = "total_episodes"
         result = {
             "stopped_by": reason,
             "updates": state.updates,
@@ -401,7 +407,7 @@ class Session:
             **recent_returns(state, self._threshold),
             "return_smoothed": state.smoothed,
             "best": state.best,
-            "seconds": row.get("seconds", 0.0),
+            "seconds": round(self._record.seconds, 3) if self._record else 0.0,
         }
         if self.doubts:
             result["doubts"] = self.doubts
