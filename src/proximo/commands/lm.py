@@ -230,6 +230,7 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
 
 def _resume(command: Resume, arguments: list[str]) -> int:
     folder = RunFolder.open(command.run)
+    folder.check_begun()
     config = read_stage(folder.config_file)
     if isinstance(config, PPOConfig):
         config = dataclasses.replace(config, score=_scored(config.score, command))

@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
     from proximo.run.folder import RunFolder
 
     folder = RunFolder.open(command.run)
+    folder.check_begun()
     named = (command.env, command.wrappers, command.net)
     config = allow_code(folder.read_config(), *named, "resume", arguments)
     settings = ("total_steps", "total_episodes", "stop_at", "engine", "device")

@@ -120,6 +120,14 @@ class RunFolder:
         own |= {name for name in LINES if name in found and not (self.path / name).stat().st_size}
         return found <= own and not any((self.path / name).is_symlink() for name in found)
 
+    def check_begun(self) -> None:
+        """Raises `UsageError` where a run was killed before its first checkpoint."""
+        if self.is_vacant():
+            raise UsageError(
+                f"the run folder {self.path} holds no checkpoint yet: its run was stopped while it "
+                "began. Type the same line again that began it"
+            )
+
     def claim(self) -> None:
         """Keep other processes from writing here until `release` or the end of this process.
 
