@@ -74,7 +74,7 @@ class Agents(gym.Env[ByAgent, ByAgent]):
     def step(self, action: ByAgent) -> tuple[ByAgent, Any, Any, Any, dict[str, Any]]:
         """One step of those who are present. At the time limit all of them are cut off."""
         seen, reward, terminated, truncated, infos = _parts(
-            self.parallel.step(action),
+            self.parallel.step(dict(action)),  # the env may change its own
             "step",
             "observations, rewards, terminated, truncated, infos",
         )
@@ -145,9 +145,9 @@ class AgentWorlds(Worlds):
         state.obs = obs
 
     def _acts(self, world: int, taken: np.ndarray) -> ByAgent:
-        env, nested = self._envs[world], self.actions.nested
+        env, given = self._envs[world], self.actions.given
         pairs = zip(self._rows(world), env.agents, strict=True)
-        return {agent: nested(taken[row]) for row, agent in pairs if agent in env.present}
+        return {agent: given(taken[row]) for row, agent in pairs if agent in env.present}
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         obs, reward = steps.obs[t + 1], steps.reward[t]

@@ -7,6 +7,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +55,10 @@ class Worlds(ABC):
     """What they are called, in the order of their rows, where they have names."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
-        self.count, self.obs_space, self.action_space = count, obs_space, action_space
-        self.observations, self.actions = Observations(obs_space), Actions(action_space)
+        # Copies: the envs may move the bounds of theirs.
+        self.count, self.obs_space, self.action_space = count, *deepcopy((obs_space, action_space))
+        self.observations = Observations(self.obs_space)
+        self.actions = Actions(self.action_space)
 
     def start(self, episode: int = 0) -> WorldState:
         """Every world at the beginning of the episode of this number."""
@@ -133,6 +136,8 @@ class SyncWorlds(Worlds):
                 raise UsageError(f"the world {envs[0]} has no {name}: set it in its __init__")
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
         self._envs, self._seed, self._first = envs, seed, first
+        # Rows of a vector of numbers are numbers: there is nothing in them that an env could change.
+        self._given = None if self.actions.shape == () else self.actions.given
         self._steps = [env.step for env in envs]
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
@@ -157,9 +162,9 @@ class SyncWorlds(Worlds):
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         obs, reward = steps.obs[t + 1], steps.reward[t]
-        plain, nested = self._plain, None if self.actions.simple else self.actions.nested
+        plain, given = self._plain, self._given
         for i, (world_step, action) in enumerate(zip(self._steps, steps.taken[t], strict=True)):
-            answer = world_step(nested(action) if nested else action)
+            answer = world_step(given(action) if given else action)
             try:
                 seen, reward[i], over, cut, _ = answer
                 if plain:
@@ -181,7 +186,7 @@ class SyncWorlds(Worlds):
         for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
             seen = self._reset(state, i)
             for action in (a for stretch in stretches for a in stretch):
-                seen = env.step(self.actions.nested(action))[0]
+                seen = env.step(self.actions.given(action))[0]
             obs[i] = self.observations.row(seen)
         return np.array_equal(obs, state.obs) or self._begin_anew(state)
 
@@ -254,15 +259,17 @@ class VectorWorlds(Worlds):
         return rows
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        action = self.actions.nested(steps.taken[t])
+        action = self.actions.given(steps.taken[t])
         obs, reward, terminated, truncated, info = self.envs.step(action)
-        ended = terminated | truncated
+        # NumPy's: arrays of other libraries would take our own over, with types of theirs.
+        terminated = np.asarray(terminated, bool)
+        ended = terminated | np.asarray(truncated, bool)
         if self.mode is AutoresetMode.NEXT_STEP:
             if state.resetting.any():
                 steps.real[t] = ~state.resetting
                 ended &= steps.real[t]
             state.resetting = ended
-        steps.reward[t] = reward
+        steps.reward[t] = np.asarray(reward)
         self.observations.write(obs, steps.obs[t + 1])
         if ended.any():
             steps.terminated[t], steps.ended[t] = terminated & ended, ended
@@ -294,7 +301,7 @@ def _pick(nested: Any, index: int) -> Any:
         return {key: _pick(part, index) for key, part in nested.items()}
     if isinstance(nested, tuple):
         return tuple(_pick(part, index) for part in nested)
-    return nested[index]
+    return (nested if isinstance(nested, list) else np.asarray(nested))[index]
 
 
 class Masked(gym.Wrapper[Any, Any, Any, Any]):
