@@ -175,7 +175,7 @@ class AgentWorlds(Worlds):
         behind = np.arange(1, len(steps) + 1)[:, None]
         return np.repeat((gone * behind).max(0), self.agents)
 
-    def restore(self, state: WorldState) -> bool:
+    def _bring_back(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
         taken = np.empty((self.count, *(self.actions.shape or ())), self.actions.dtype)
         for world, env in enumerate(self._envs):
@@ -186,7 +186,7 @@ class AgentWorlds(Worlds):
                 taken[rows.start : rows.stop] = [log[t] for log in logs]
                 seen = env.step(self._acts(world, taken))[0]
                 self._show(world, seen, obs)
-        return np.array_equal(obs, state.obs) or self._begin_anew(state)
+        return np.array_equal(obs, state.obs)
 
     def close(self) -> None:
         for env in self._envs:
