@@ -208,21 +208,29 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
 
 
 def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:
-    """Bring returns and lengths of the running episodes up to date; those that finished."""
-    world = state.worlds
-    total = np.cumsum(np.where(steps.real, steps.reward, 0), 0)
-    lengths = np.cumsum(steps.real, 0)
-    finished = []
-    for t, i, _ in steps.finals:
-        if mask[t, i]:
-            finished.append(
-                Episode(float(world.ret[i] + total[t, i]), int(world.length[i] + lengths[t, i]))
-            )
-        world.ret[i] = -total[t, i]
-        world.length[i] = -lengths[t, i]
-    world.ret += total[-1]
-    world.length += lengths[-1]
-    return tuple(finished)
+    """Bring returns and lengths of the running episodes up to date; those that finished.
+
+    Every return is added up from zero, step by step, whatever other episodes paid: equal episodes
+    have equal returns, wherever a rollout ends.
+    """
+    world, (length, count) = state.worlds, steps.reward.shape
+    t, i = np.array([(t, i) for t, i, _ in steps.finals], np.int64).reshape(-1, 2).T
+    number = np.zeros((length + 1, count), np.int64)
+    number[t + 1, i] = 1
+    number = number.cumsum(0) * count + np.arange(count)  # [T + 1, N] a number for each episode
+
+    def added(before: np.ndarray, values: np.ndarray) -> np.ndarray:
+        of = np.concatenate([number[:1], number[:-1]]).reshape(-1)
+        weights = np.concatenate([before[None], values]).reshape(-1)
+        return np.bincount(of, weights, int(number[-1].max()) + 1)  # one after the other, in order
+
+    returns = added(world.ret, np.where(steps.real, steps.reward, 0))
+    lengths = added(world.length, steps.real).astype(np.int64)
+    world.ret, world.length = returns[number[-1]], lengths[number[-1]]
+    counts = mask[t, i]
+    ended = number[t, i][counts]
+    pairs = zip(returns[ended].tolist(), lengths[ended].tolist(), strict=True)
+    return tuple(Episode(*pair) for pair in pairs)
 
 
 def _whose(worlds: Worlds, row: int) -> str:

@@ -36,12 +36,18 @@ class Scores:
     def returns(self) -> np.ndarray:
         return np.array([episode.ret for episode in self.episodes])
 
+    @property
+    def mean(self) -> float:
+        """Mean return, never beyond all returns: else a goal that all reach could be missed."""
+        returns = self.returns
+        return float(returns.mean().clip(returns.min(), returns.max()))
+
     def summary(self) -> dict[str, float | int | bool]:
         """What `proximo eval --json` prints; deviations are of the population."""
         returns = self.returns
         return {
             "episodes": len(self.episodes),
-            "return_mean": float(returns.mean()),
+            "return_mean": self.mean,
             "return_std": float(returns.std()),
             "return_min": float(returns.min()),
             "return_max": float(returns.max()),
@@ -154,7 +160,7 @@ class Player:
     def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
         """The world's action: the most likely one, or sampled by `generator`."""
         row = self.act(self._policy.observations.row(obs), generator)
-        return self._policy.actions.nested(row)
+        return self._policy.actions.given(row)
 
     @torch.no_grad()
     def act(self, seen: np.ndarray, generator: torch.Generator | None = None) -> Any:

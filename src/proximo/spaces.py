@@ -245,6 +245,13 @@ class Actions:
         self.shape = space.shape if self.simple else (begin,)
         self.dtype = np.dtype(space.dtype if self.simple else np.float64)
 
+    def given(self, row: Any) -> Any:
+        """The action, or the batch, that lies in an array, in memory of its own.
+
+        An env may keep it and change it.
+        """
+        return row.copy() if self.simple else self.nested(row)
+
     def nested(self, row: Any) -> Any:
         """The action, or the batch of actions, that lies in a row. row: [..., columns].
 

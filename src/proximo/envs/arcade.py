@@ -113,7 +113,7 @@ class ArcadeWorlds(Worlds):
             state.episode += over
             steps.obs[t + 1] = self._reset(state, over)
 
-    def restore(self, state: WorldState) -> bool:
+    def _bring_back(self, state: WorldState) -> bool:
         logs = [np.concatenate(log) if log else np.empty(0, np.int64) for log in state.actions]
         lengths = np.array([len(log) for log in logs])
         longest = int(lengths.max())
@@ -128,7 +128,7 @@ class ArcadeWorlds(Worlds):
             self._lives = info["lives"]
         if longest and (lengths == 0).any():
             obs = self._reset(state, lengths == 0)
-        return np.array_equal(obs, state.obs) or self._begin_anew(state)
+        return np.array_equal(obs, state.obs)
 
     def close(self) -> None:
         self._games.close()

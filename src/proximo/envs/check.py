@@ -7,6 +7,7 @@ vector world is reset after.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 import time
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from proximo.envs.agents import Agents
-from proximo.envs.make import SyncWorlds, VectorWorlds
+from proximo.envs.make import SyncWorlds, VectorWorlds, final_of
 from proximo.spaces import MASK, Actions, Leaf, Observations
 from proximo.types import UsageError, explain
 
@@ -33,6 +34,8 @@ EXACT = 2**24
 """Up to here a float32 holds every whole number."""
 ENDS = 4
 """Ends of episodes after which the mode of a vector world's resets is known."""
+FIRST = 4
+"""Steps that are repeated to see whether a vector world's reset leaves others due."""
 ENOUGH = 32
 """Different actions for the worlds of a step, without masks."""
 
@@ -190,7 +193,7 @@ class _Watch:
             )
 
     def reward(self, reward: Any, where: str) -> np.ndarray:
-        found = _array(reward)
+        found = _array(reward).copy()  # the world may use its own again
         if found.shape != self.lead or found.dtype.kind not in "biuf":
             what = f"numbers of shape {self.lead}" if self.lead else "one number"
             raise UsageError(f"its reward must be {what}, but it is {reward!r} at {where}")
@@ -560,6 +563,30 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
+def _written_over(world: gym.Env[Any, Any], clock: _Clock) -> str:
+    """The first leaf of an observation over whose array a later reset writes, or nothing."""
+    alone = SyncWorlds([world], 0)
+    observations, sampler = alone.observations, _Sampler(alone.actions)
+    for number in range(FIRST):
+        seen = _reset(world, SEED)
+        for step in range(number + 1):
+            where = f"step {step} of a world alone"
+            action = sampler.draw(_mask(observations, observations.row(seen)), where)
+            given = alone.actions.given(action)
+            seen, _, terminated, truncated, _ = _step(world, given, alone.action_space, where)
+            if terminated or truncated:
+                break
+        parts = [np.asarray(leaf.of(seen)) for leaf in observations.leaves]
+        before = [part.copy() for part in parts]
+        _reset(world, SEED + number)
+        for leaf, one, other in zip(observations.leaves, before, parts, strict=True):
+            if not np.array_equal(one, other):
+                return leaf.name
+        if clock.over:
+            break
+    return ""
+
+
 def check_vector(worlds: VectorWorlds, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
     """Step a vector world until some episodes have ended: how does it reset? Raises `UsageError`.
 
@@ -580,10 +607,15 @@ class _Vector:
         self._watch = _Watch(worlds.observations, (worlds.count,))
         self._sampler = _Sampler(worlds.actions)
         self._ends = self._resets = self._again = self._kept = 0
+        leaves = worlds.observations.leaves
+        self._alike = np.ones(len(leaves), bool)  # which were, at all ends, as after the reset
+        self._finals: list[list[np.ndarray]] = []  # as they were given, by leaf
 
     def play(self, clock: _Clock) -> Checked:
         worlds, watch = self._worlds, self._watch
         notes = []
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._single(clock)
         rows, again = (self._look(_reset(self._envs, SEED), "its reset") for _ in range(2))
         if not np.array_equal(rows, again):
             notes.append(
@@ -591,11 +623,14 @@ class _Vector:
                 "differs"
             )
         before = np.zeros(worlds.count, bool)  # whose step is the reset after an end
+        first: list[tuple[Any, np.ndarray]] = []
         while self._ends < ENDS and clock.step():
             where = f"step {clock.taken - 1}"
-            answer = self._step(rows, before, where)
-            obs, reward, terminated, truncated, info = watch.parts(answer, where)
+            action = self._draw(rows, before, where)
+            obs, reward, terminated, truncated, info = self._step(action, where)
             ended, rows = terminated | truncated, self._look(obs, where)
+            if len(first) < FIRST:
+                first.append((action, self._shown(rows, reward)))
             self._after(before, ended, reward)
             ended &= ~before
             if ended.any():
@@ -610,8 +645,12 @@ class _Vector:
             self._mismatch(
                 "in the step after an end it gives a reward, or ends again: it does not reset there"
             )
+        if before.any():
+            self._still_due(before, first)
         if self._mode is AutoresetMode.SAME_STEP and 1 < self._ends == self._kept:
             self._mismatch("where an episode ends its observation is final_obs: it is not reset")
+        if self._finals and self._alike.any():
+            self._written_over(rows)
         return Checked(
             [*notes, *watch.notes.values()], clock.taken, self._ends, False, watch.within
         )
@@ -619,24 +658,57 @@ class _Vector:
     def _look(self, seen: Any, where: str) -> np.ndarray:
         return self._watch.look(_arrays(seen), where)
 
-    def _step(self, rows: np.ndarray, before: np.ndarray, where: str) -> Any:
+    def _draw(self, rows: np.ndarray, before: np.ndarray, where: str) -> np.ndarray:
         worlds, masks = self._worlds, _mask(self._watch.observations, rows)
         if masks is None:
             few = [self._sampler.draw(None, where) for _ in range(min(worlds.count, ENOUGH))]
-            action = np.stack([few[i % ENOUGH] for i in range(worlds.count)])
-        else:  # those that are about to reset show their last state, where nothing need be legal
-            legal = [None if resets else mask for mask, resets in zip(masks, before, strict=True)]
-            draw = self._sampler.draw
-            action = np.stack([draw(m, f"{where} in world {i}") for i, m in enumerate(legal)])
-        return _step(self._envs, self._given(action), worlds.action_space, where)
+            return np.stack([few[i % ENOUGH] for i in range(worlds.count)])
+        # Those that are about to reset show their last state, where nothing need be legal.
+        legal = [None if resets else mask for mask, resets in zip(masks, before, strict=True)]
+        draw = self._sampler.draw
+        return np.stack([draw(m, f"{where} in world {i}") for i, m in enumerate(legal)])
+
+    def _step(self, action: np.ndarray, where: str) -> Any:
+        given, space = self._given(action), self._worlds.action_space
+        return self._watch.parts(_step(self._envs, given, space, where), where)
 
     def _given(self, action: np.ndarray) -> Any:
         actions, device = self._worlds.actions, self._worlds.device
         if device is None:
-            return actions.nested(action)
+            return actions.given(action)
         import torch
 
-        return actions.nested(torch.from_numpy(action).to(device))
+        return actions.nested(torch.from_numpy(action.copy()).to(device))
+
+    @staticmethod
+    def _shown(rows: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        """[N, numbers] what each of them showed and paid."""
+        return np.column_stack([rows.reshape(len(rows), -1), reward])
+
+    def _repeat(self, first: list[tuple[Any, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """The first steps from the first seed again, until they differ: [N] whose do, who ended."""
+        self._look(_reset(self._envs, SEED), "its reset")
+        for action, shown in first:
+            where = "the first steps, again"
+            obs, reward, terminated, truncated, _ = self._step(action, where)
+            other = (self._shown(self._look(obs, where), reward) != shown).any(-1)
+            if other.any():
+                break
+        return other, terminated | truncated
+
+    def _still_due(self, due: np.ndarray, first: list[tuple[Any, np.ndarray]]) -> None:
+        """Next-step mode: does a reset leave those that are due after an end?
+
+        Then only the worlds in which one was due begin otherwise, and no longer once it is done.
+        (Gymnasium's AsyncVectorEnv does so without shared memory.)
+        """
+        other, ended = self._repeat(first)
+        if not other.any() or (other & ~due).any():
+            return
+        again, last = self._repeat(first)
+        known = ~ended  # in these none is due
+        self._worlds.owes = bool((other & known).any() and not (again & known).any())
+        self._worlds.due = last
 
     def _at(self, ended: np.ndarray, rows: np.ndarray, info: Any, where: str) -> None:
         """What stands in info where episodes ended."""
@@ -651,9 +723,49 @@ class _Vector:
                 f"info has no final_obs at {where}, where an episode ended: in this mode it holds "
                 "what the last action led to"
             )
-        last = rows.copy()
-        self._worlds.write_finals(_arrays(info["final_obs"]), ended, last)
-        self._kept += int((last == rows).reshape(len(rows), -1).all(-1)[ended].sum())
+        last, final = rows.copy(), _arrays(info["final_obs"])
+        self._worlds.write_finals(final, ended, last)
+        alike = (last == rows).reshape(len(rows), -1)[ended]
+        self._kept += int(alike.all(-1).sum())
+        leaves = self._worlds.observations.leaves
+        self._alike &= [alike[:, leaf.begin : leaf.end].all() for leaf in leaves]
+        own = [final_of(final, int(i)) for i in np.flatnonzero(ended)]
+        self._finals += [[np.asarray(leaf.of(seen)) for leaf in leaves] for seen in own]
+
+    def _single(self, clock: _Clock) -> None:
+        """Same-step mode: a final_obs is what a step of a single world returned, before its reset.
+
+        Gymnasium keeps it as it is. Raises `UsageError` for a reset that writes over it.
+        """
+        made = self._envs.unwrapped
+        if isinstance(made, SyncVectorEnv):
+            self._refuse(_written_over(made.envs[0], clock))
+        elif isinstance(made, AsyncVectorEnv):  # its worlds live elsewhere: look at another one
+            found = ""
+            with contextlib.suppress(Exception), contextlib.closing(made.env_fns[0]()) as world:
+                found = _written_over(world, clock)
+            self._refuse(found)
+
+    def _written_over(self, rows: np.ndarray) -> None:
+        """Same-step mode: does a reset write over arrays that were given as final_obs?"""
+        leaves, nobody = self._worlds.observations.leaves, np.zeros(len(rows), bool)
+        for number in range(FIRST):
+            where = f"step {number} behind the last end"
+            self._step(self._draw(rows, nobody, where), where)
+            before = [[part.copy() for part in parts] for parts in self._finals]
+            rows = self._look(_reset(self._envs, SEED + number), "its reset")
+            for old, new in zip(before, self._finals, strict=True):
+                for leaf, one, other, alike in zip(leaves, old, new, self._alike, strict=True):
+                    if alike and not np.array_equal(one, other):
+                        self._refuse(leaf.name)
+
+    def _refuse(self, name: str) -> None:
+        if name:
+            raise UsageError(
+                f"a reset writes over the array that the last step returned for {name}, so that "
+                "in same-step mode final_obs shows the next episode: let reset and step return a "
+                "copy of it (array.copy()), or use AutoresetMode.NEXT_STEP"
+            )
 
     def _after(self, before: np.ndarray, ended: np.ndarray, reward: np.ndarray) -> None:
         resets = ~ended[before] & (reward[before] == 0)

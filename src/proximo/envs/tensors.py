@@ -101,7 +101,7 @@ class TensorWorlds(VectorWorlds):
         self._resetting = torch.from_numpy(state.resetting).to(self.device)
 
     def reset_some(self, which: np.ndarray | Tensor) -> Any:
-        mask = torch.as_tensor(which, device=self.device)
+        mask = torch.as_tensor(which, device=self.device).clone()
         return self.envs.reset(options={"reset_mask": mask})[0]
 
     def _rows(self, seen: Any) -> Any:
@@ -111,7 +111,7 @@ class TensorWorlds(VectorWorlds):
         return rows
 
     def step(self, state: WorldState, steps: TensorSteps, t: int) -> None:  # type: ignore[override]
-        action = self.actions.nested(steps.taken[t])
+        action = self.actions.nested(steps.taken[t].clone())  # the simulator may change its own
         obs, reward, terminated, truncated, info = self.envs.step(action)
         if t == 0:
             self._check(reward, terminated, truncated)
@@ -227,34 +227,28 @@ def account(
     mask: [T, N] the steps that count. choices: how much there is to choose from, choice by choice.
     Reads on the host how many episodes ended, and then all that it needs in one transfer.
     """
-    count, device = steps.reward.shape[1], steps.reward.device
-    total = torch.where(steps.real, steps.reward, 0).cumsum(0)
-    sums = torch.stack([total, steps.real.cumsum(0).to(total.dtype)])  # [2, T, N]: return, length
-    begin = torch.from_numpy(np.stack([world.ret, world.length])).to(total)  # [2, N]
+    count, exact = steps.reward.shape[1], steps.reward
+    values = torch.stack([torch.where(steps.real, exact, 0), steps.real.to(exact)], 1)  # [T, 2, N]
+    running = torch.from_numpy(np.stack([world.ret, world.length])).to(exact)  # [2, N]
+    sums, goes_on = torch.empty_like(values), (~steps.ended).to(exact)
+    keep = torch.ones_like(running[0])
+    # One after the other, from zero: a sum over all of them less another one is rounded otherwise.
+    for value, here, keeps in zip(values.unbind(), sums.unbind(), goes_on.unbind(), strict=True):
+        running, keep = torch.addcmul(value, running, keep, out=here), keeps
+    running = running * keep
 
     index = steps.ended.flatten().nonzero().squeeze(-1)  # [F], in order of time
-    by_world = (index % count * len(steps) + index // count).argsort()
-    own, at = (index % count)[by_world], sums.flatten(1)[:, index[by_world]]
-    first = torch.ones_like(own, dtype=torch.bool)
-    first[1:] = own[1:] != own[:-1]
-    episodes = torch.empty_like(at)  # [2, F]
-    episodes[:, by_world] = torch.where(first, begin[:, own], -at.roll(1, -1)) + at
-
-    number = torch.arange(1, len(steps) + 1, device=device).unsqueeze(-1)
-    last = (steps.ended * number).amax(0)  # [N] the step after which the running episode began
-    before = sums.gather(1, (last - 1).clamp(min=0).expand(2, 1, -1)).squeeze(1)
-    running = torch.where(last > 0, -before, begin) + sums[:, -1]  # [2, N]
-
+    episodes = sums.transpose(0, 1).flatten(1)[:, index]  # [2, F]
     final = _successors(steps, index)
     reward = steps.reward.to(steps.parameters.dtype)  # as the policy learns from it
     finite = torch.stack([x.isfinite().all() for x in (steps.obs, reward, final)]).all()
     faults = list(_faults(steps, observations, choices))
     found = (
         *(episodes.flatten(), mask.flatten()[index], running.flatten(), steps.ended.sum(0)),
-        torch.zeros_like(own[:0]) if steps.finals else steps.ended[-1],
+        torch.zeros_like(index[:0]) if steps.finals else steps.ended[-1],
         torch.stack([finite, *(where.any() for _, where in faults)]),
     )
-    numbers = torch.cat([x.to(total.dtype) for x in found]).cpu().numpy()
+    numbers = torch.cat([x.to(exact.dtype) for x in found]).cpu().numpy()
     pieces = np.split(numbers, [*accumulate(x.numel() for x in found)][:-1])
     pairs, counts, now, more, resetting, flags = pieces
     world.ret, length = now.reshape(2, -1).astype(np.float64)

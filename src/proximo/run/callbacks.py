@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -84,7 +84,7 @@ def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) ->
         return room.taken[0, 0]
 
     def choose(obs: Any, generator: object) -> Any:
-        return policy.actions.nested(taken(policy.observations.row(obs)))
+        return policy.actions.given(taken(policy.observations.row(obs)))
 
     engine, seed = not policy.carry_size, TRAINING_EVALUATION_SEED  # its actor has no episodes
     try:
@@ -99,7 +99,7 @@ def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) ->
     except Exception as error:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error
-    return float(scores.returns.mean())
+    return scores.mean
 
 
 class LookAgain:
@@ -165,6 +165,7 @@ class Record:
         self._steps = state.steps
         if rollout.episodes or not self._recent:
             self._recent = recent_returns(state, self._threshold)
+        latest = [episode.ret for episode in rollout.episodes]
         policy: ActorCritic = state.policy  # type: ignore[assignment]
         cut = policy.head.cut_off(rollout.action)
         if cut is not None:
@@ -173,7 +174,7 @@ class Record:
             "update": state.updates,
             "steps": state.steps,
             "episodes": state.episodes,
-            "return_latest": _mean([episode.ret for episode in rollout.episodes]),
+            "return_latest": _mean(latest) if latest else None,
             **self._recent,
             "return_smoothed": state.smoothed,
             "best": state.best,
@@ -216,8 +217,9 @@ def _line(row: Row) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: Sequence[float]) -> float:
+    """Never beyond all of them, as rounding alone would have it."""
+    return min(max(sum(values) / len(values), min(values)), max(values))
 
 
 def recent_returns(state: TrainState, threshold: float | None) -> Row:
@@ -227,7 +229,7 @@ def recent_returns(state: TrainState, threshold: float | None) -> Row:
     # Every update pays for this: a few calls over the whole window, none of them per episode.
     returns, lengths = zip(*state.recent, strict=True)
     count = len(returns)
-    row = {"return_mean": sum(returns) / count, "length_mean": sum(lengths) / count}
+    row = {"return_mean": _mean(returns), "length_mean": sum(lengths) / count}
     if threshold is not None:
         row["success_rate"] = sum(map(float(threshold).__le__, returns)) / count
     return row

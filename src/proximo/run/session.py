@@ -19,6 +19,7 @@ from proximo.envs.agents import AgentWorlds
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
 from proximo.envs.make import (
     NUMBERED,
+    REPLAYED,
     Maker,
     SyncWorlds,
     VectorWorlds,
@@ -199,9 +200,13 @@ class Session:
             start.load_moments(state)
         if resume:
             resume.load_state(state)
+            whole = not self.worlds.replayable or self.worlds.remembered(state.worlds).all()
             if not self._restored(self.worlds, state):
                 state.reward_return = state.carry = None  # of the episodes that are gone
-                self.notes.append("these worlds cannot be brought back: new episodes begin in them")
+                why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
+                self.notes.append(
+                    f"these worlds cannot be brought back{why}: new episodes begin in them"
+                )
 
     def _cut(self, folder: RunFolder) -> list[dict[str, Any]]:
         """Let the folder tell of this state and no other; returns the rows up to it.
