@@ -139,7 +139,7 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
 
     Returns `Steps`, or `TensorSteps` on the device of `obs`.
     """
-    head, count = policy.head, len(obs)
+    head, acts, count = policy.head, policy.actions, len(obs)
     device = obs.device if isinstance(obs, Tensor) else None
     number = torch.empty(0, dtype=policy.dtype).numpy().dtype
     exact = np.dtype(np.float32 if device and device.type == "mps" else np.float64)
@@ -163,7 +163,7 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
         obs=seen,
         action=empty(steps, count, *head.action_shape, kind=whole),
         parameters=empty(2, count, head.parameter_count, kind=number),
-        taken=empty(steps, count, *head.taken_shape, kind=head.taken_dtype),
+        taken=empty(steps, count, *(acts.shape or ()), kind=acts.dtype),
         reward=empty(steps, count, kind=exact),
         terminated=flags(False),
         ended=flags(False),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from proximo.functional.distributions import ILLEGAL
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK, Leaf, torch_dtype
+from proximo.spaces import MASK, Leaf, sizes, starts, torch_dtype
 from proximo.types import UsageError
 
 TOLERANCE = 1e-4
@@ -114,9 +114,7 @@ class _Acting(nn.Module):
         memory = self.policy.actor_memory
         self.carry_size = memory.carry_size if memory else 0
         leaves = policy.observations.leaves
-        self.hidden = {
-            leaf.path for leaf in leaves if leaf.path and str(leaf.path[0]) in hidden_from
-        }
+        self.hidden = {leaf.path for leaf in leaves if leaf.path and leaf.keys[0] in hidden_from}
         self.shown = [leaf for leaf in leaves if leaf.path not in self.hidden]
         self.inputs = [_input(leaf) for leaf in self.shown]
         self.outputs = [_output(leaf) for leaf in policy.actions.leaves] + ["distribution"]
@@ -141,7 +139,7 @@ class _Acting(nn.Module):
         parts = [leaf.of(nested) for leaf in policy.actions.leaves]
         return (*parts, distribution.parameters, *([] if moved is None else [moved]))
 
-    def _row(self, given: dict[tuple[str | int, ...], Tensor]) -> Tensor:
+    def _row(self, given: dict[tuple[Any, ...], Tensor]) -> Tensor:
         """What `Observations.write` lays out, and the policy's own type."""
         rows, kind = self.policy.observations, self.policy.dtype
         if rows.plain:
@@ -171,11 +169,10 @@ def _output(leaf: Leaf) -> str:
 
 def _one_hot(space: Any, chosen: Tensor) -> Tensor:
     """chosen: [N, K] of so many choices; returns [N, columns] bool, a column for each thing."""
-    sizes = np.atleast_1d(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)
-    sizes = sizes.reshape(-1)
-    starts = np.broadcast_to(space.start, space.shape).reshape(-1)
-    choice = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
-    thing = [start + np.arange(size) for start, size in zip(starts, sizes, strict=True)]
+    counts = sizes(space)
+    choice = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+    pairs = zip(starts(space), counts, strict=True)
+    thing = [start + np.arange(count) for start, count in pairs]
     return chosen.long()[:, choice] == torch.from_numpy(np.concatenate(thing))
 
 

@@ -192,7 +192,8 @@ def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
         ("action", world.action_space, agent.action_space),
     )
     for what, there, own in pairs:
-        if there.shape != own.shape or type(there) is not type(own) or there != own:
+        # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
+        if there.shape != own.shape or own != there:
             name = world.spec.id if world.spec else type(world.unwrapped).__name__
             raise UsageError(
                 f"the {what} space of {name} is {there}, but this policy was trained with {own}: "

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -20,7 +21,17 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from proximo.envs.agents import Agents
 from proximo.envs.make import SyncWorlds, VectorWorlds, final_of
-from proximo.spaces import MASK, Actions, Leaf, Observations
+from proximo.spaces import (
+    MASK,
+    Actions,
+    Leaf,
+    Observations,
+    check_masks,
+    misfit,
+    sizes,
+    starts,
+    strangers,
+)
 from proximo.types import UsageError, explain
 
 SECONDS = 0.1
@@ -133,6 +144,13 @@ class _Watch:
         """The observation as a row."""
         shape, kind = (*self.lead, *self.observations.shape), self.observations.dtype
         row = np.empty(shape, np.float64 if kind.kind == "f" else kind)
+        if unknown := strangers(self.observations.space, seen):
+            self.notes.setdefault(
+                "strangers",
+                f"the observation holds {', '.join(unknown)} at {where}, which its "
+                "observation_space lacks: nobody looks at that. Add it to the space, or leave it "
+                "out",
+            )
         for leaf in self.observations.leaves:
             self._leaf(leaf, seen, where)
         try:
@@ -157,6 +175,8 @@ class _Watch:
             return  # `Observations.write` says what is missing
         name, space = leaf.name, leaf.space
         if part.dtype.kind not in "biuf":
+            if isinstance(leaf.of(seen), tuple):
+                raise UsageError(f"{misfit(leaf, seen, part.shape)} (at {where})")
             raise UsageError(
                 f"{name} is {_short(part)} at {where}, of type {part.dtype}: give numbers, as "
                 f"{space} says"
@@ -281,7 +301,7 @@ def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes:
         ended += not rows
         if clock.over:
             break
-    notes = list(play.watch.notes.values())
+    notes = [*_rooms(play.actions), *play.watch.notes.values()]
     if not ended and clock.left == 0 and not _limited(world):
         notes.append(
             f"no episode ended in the first {steps} steps, and there is no time limit: where none "
@@ -321,9 +341,11 @@ class _Play:
 
     def __init__(self, world: gym.Env[Any, Any]) -> None:
         worlds = SyncWorlds([world], 0)
-        self._world, self._actions, self._space = world, worlds.actions, worlds.action_space
+        self._world, self.actions, self._space = world, worlds.actions, worlds.action_space
         self._agents = world if isinstance(world, Agents) else None
         self.watch, self._sampler = _Watch(worlds.observations), _Sampler(worlds.actions)
+        if (masks := worlds.observations.masks) is not None:
+            check_masks(masks, worlds.action_space)
 
     def reset(self, seed: int, where: str) -> ByAgent:
         """What those see who act first, as rows."""
@@ -346,7 +368,7 @@ class _Play:
         }
 
     def step(self, actions: ByAgent, where: str) -> _Answer:
-        given = {agent: self._actions.nested(action.copy()) for agent, action in actions.items()}
+        given = {agent: self.actions.nested(action.copy()) for agent, action in actions.items()}
         if self._agents:
             whole = _step(self._agents, given, self._space, where)
             parts, info = list(zip(whole, PARTS, strict=False)), whole[-1]
@@ -468,6 +490,15 @@ def _replay(
     return ""
 
 
+def _rooms(actions: Actions) -> Iterator[str]:
+    """Where there is nothing to choose."""
+    for leaf in actions.without_room:
+        yield (
+            f"the action space{leaf.place}, {_short(leaf.space)}, allows only one value of some "
+            "number: there is nothing to learn of it. Leave it out, or give it room"
+        )
+
+
 def _limited(world: gym.Env[Any, Any]) -> bool:
     """Whether a wrapper cuts episodes off."""
     if isinstance(world, Agents):
@@ -508,17 +539,12 @@ class _Sampler:
             if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
                 row[leaf.begin : leaf.end] = space.sample().reshape(-1)
                 continue
-            sizes = np.atleast_1d(
-                space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n
-            )
-            starts = np.broadcast_to(space.start, space.shape or ()).reshape(-1)
-            for column, size, start in zip(
-                range(leaf.begin, leaf.end), sizes.reshape(-1), starts, strict=True
-            ):
+            columns = range(leaf.begin, leaf.end)
+            for column, size, start in zip(columns, sizes(space), starts(space), strict=True):
                 allowed = np.arange(size)
                 if legal is not None:
                     allowed = np.flatnonzero(legal[begin : begin + size])
-                begin += int(size)
+                begin += size
                 if not len(allowed):
                     shown = _short(np.asarray(legal, int))
                     raise UsageError(
@@ -605,6 +631,8 @@ class _Vector:
     def __init__(self, worlds: VectorWorlds) -> None:
         self._worlds, self._envs, self._mode = worlds, worlds.envs, worlds.mode
         self._watch = _Watch(worlds.observations, (worlds.count,))
+        if (masks := worlds.observations.masks) is not None:
+            check_masks(masks, worlds.action_space)
         self._sampler = _Sampler(worlds.actions)
         self._ends = self._resets = self._again = self._kept = 0
         leaves = worlds.observations.leaves
@@ -613,7 +641,7 @@ class _Vector:
 
     def play(self, clock: _Clock) -> Checked:
         worlds, watch = self._worlds, self._watch
-        notes = []
+        notes = list(_rooms(worlds.actions))
         if self._mode is AutoresetMode.SAME_STEP:
             self._single(clock)
         rows, again = (self._look(_reset(self._envs, SEED), "its reset") for _ in range(2))

@@ -19,7 +19,7 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
 from proximo.named import find, import_module
-from proximo.spaces import MASK, Actions, Observations, choices, flat_mask
+from proximo.spaces import MASK, Actions, Observations, choices, flat_mask, misfit
 from proximo.types import Steps, UsageError, WorldState, explain, nearest
 
 if TYPE_CHECKING:
@@ -182,16 +182,32 @@ class SyncWorlds(Worlds):
                 if plain:
                     obs[i] = seen
             except (TypeError, ValueError) as error:
-                raise UsageError(_misanswer(answer, self._shape)) from error
+                raise UsageError(self._misanswer(answer)) from error
             if not plain:
                 self.observations.write(seen, obs[i])
             elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
-                raise UsageError(_misfit(seen, self._shape))
+                raise UsageError(misfit(self.observations.leaves[0], seen, np.shape(seen)))
             if over or cut:
                 steps.terminated[t, i], steps.ended[t, i] = over, True
                 steps.finals.append((t, i, obs[i].copy()))
                 state.episode[i] += 1
                 self.observations.write(self._reset(state, i), obs[i])
+
+    def _misanswer(self, answer: Any) -> str:
+        """What is wrong with what a world's step returned."""
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+            return (
+                "a world's step must return (observation, reward, terminated, truncated, info), "
+                f"but returned {found}"
+            )
+        if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
+            return f"a world's reward must be one number, but it is {answer[1]!r}"
+        try:
+            self.observations.row(answer[0])
+        except UsageError as error:
+            return str(error)
+        return f"a world returned an observation that cannot be: {answer[0]!r}"
 
     def _bring_back(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
@@ -205,26 +221,6 @@ class SyncWorlds(Worlds):
     def close(self) -> None:
         for env in self._envs:
             env.close()
-
-
-def _misanswer(answer: Any, shape: tuple[int, ...] | None) -> str:
-    """What is wrong with what a world's step returned."""
-    if not isinstance(answer, tuple) or len(answer) != 5:
-        found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
-        return (
-            "a world's step must return (observation, reward, terminated, truncated, info), "
-            f"but returned {found}"
-        )
-    if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
-        return f"a world's reward must be one number, but it is {answer[1]!r}"
-    return _misfit(answer[0], shape)
-
-
-def _misfit(seen: Any, shape: tuple[int, ...] | None) -> str:
-    return (
-        f"a world returned an observation of shape {np.shape(seen)}, but its observation_space "
-        f"says {shape}"
-    )
 
 
 class VectorWorlds(Worlds):

@@ -22,7 +22,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 
 from proximo.envs.config import EnvConfig
@@ -63,12 +62,11 @@ class Shared:
         seen, acts = Observations(spaces[0]), Actions(spaces[1])
         # Wide enough for whatever the trainer keeps them in.
         kind = np.uint8 if seen.dtype == np.uint8 else np.float64
-        whole = isinstance(spaces[1], gym.spaces.Discrete | gym.spaces.MultiDiscrete)
         rows = worlds * agents
         plan: list[tuple[str, tuple[int, ...], Any]] = [
             ("obs", (2, rows, *seen.shape), kind),
             ("final", (rows, *seen.shape), kind),
-            ("taken", (1, rows, *(acts.shape or ())), np.int64 if whole else acts.dtype),
+            ("taken", (1, rows, *(acts.shape or ())), acts.dtype),
             ("reward", (1, rows), np.float64),
             *((name, (1, rows), np.bool_) for name in ("terminated", "ended", "real")),
             ("episode", (rows,), np.int64),
@@ -197,11 +195,12 @@ def work() -> None:
 
     try:
         worlds = {i: _World(make(i), i) for i in range(first, last)}
+        records = [space_record(space) for space in worlds[first].spaces]
     except Exception as error:
         answer(error=str(error) if isinstance(error, UsageError) else explain(error))
         return
     one = worlds[first]
-    answer(agents=one.agents, names=one.names, spaces=[space_record(space) for space in one.spaces])
+    answer(agents=one.agents, names=one.names, spaces=records)
     if commands.read(1) != MAP:
         return
     me = order["process"]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -20,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from proximo.envs.make import VectorWorlds, episode_seed
-from proximo.spaces import MASK, Observations
+from proximo.spaces import MASK, Observations, misfit, sizes, starts
 from proximo.types import Episode, Steps, UsageError, WorldState
 
 
@@ -173,10 +172,7 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
         try:
             part = leaf.of(seen)
         except (KeyError, IndexError, TypeError) as error:
-            raise UsageError(
-                f"a world returned an observation without {leaf.name!r}, which its "
-                f"observation_space names: {seen!r}"
-            ) from error
+            raise UsageError(misfit(leaf, seen)) from error
         shape = leaf.space.shape or ()
         if not isinstance(part, Tensor) or part.device != rows.device:
             where = part.device if isinstance(part, Tensor) else type(part).__name__
@@ -197,20 +193,12 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
             rows[:, leaf.begin : leaf.end] = part.reshape(len(rows), -1)
 
 
-def _sizes(space: gym.Space[Any]) -> list[int]:
-    """How much there is to choose from, choice by choice."""
-    if isinstance(space, spaces.MultiDiscrete):
-        return [int(n) for n in space.nvec.reshape(-1)]
-    return [int(space.n)] if isinstance(space, spaces.Discrete) else []
-
-
 def _one_hot(space: Any, part: Tensor) -> Tensor:
     """[N, width] bool: where the choices stand."""
-    starts = np.broadcast_to(space.start, space.shape or ()).reshape(-1)
     chosen = part.reshape(len(part), -1)
     hot = [
-        chosen[:, k, None] - int(start) == torch.arange(size, device=part.device)
-        for k, (size, start) in enumerate(zip(_sizes(space), starts, strict=True))
+        chosen[:, k, None] - start == torch.arange(size, device=part.device)
+        for k, (size, start) in enumerate(zip(sizes(space), starts(space), strict=True))
     ]
     return torch.cat(hot, -1)
 
@@ -291,10 +279,10 @@ def _faults(
         words = "ended an episode, but info has no final_obs, which same-step mode needs"
         yield words, steps.ended & lacking.unsqueeze(-1)
     for leaf in observations.leaves:
-        if sizes := _sizes(leaf.space):
+        if counts := sizes(leaf.space):
             chosen = steps.obs[..., leaf.begin : leaf.end].sum(-1)
             words = f"returned {leaf.name} with a number that is not in {leaf.space}"
-            yield words, chosen != len(sizes)
+            yield words, chosen != len(counts)
     if observations.mask_begin < observations.width:
         legal = steps.obs[:-1, :, observations.mask_begin :] > 0.5
         some = torch.stack([own.any(-1) for own in torch.split(legal, list(choices), -1)]).all(0)

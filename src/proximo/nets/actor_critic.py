@@ -15,7 +15,7 @@ from proximo.nets.config import NetConfig
 from proximo.nets.heads import CategoricalHead, make_head
 from proximo.nets.memory import Memory
 from proximo.nets.own import Maker, OwnBody
-from proximo.spaces import MASK, Actions, Observations, check_masks
+from proximo.spaces import Actions, Observations, check_masks
 from proximo.types import Moments, Recall, UsageError
 
 
@@ -58,8 +58,8 @@ class ActorCritic(nn.Module):
         self.head = make_head(action_space, net, width)
         self.actor = actor
         self.masked, self.own = seen.mask_begin < seen.width, own is not None
-        if self.masked:
-            check_masks(obs_space[MASK], action_space)  # type: ignore[index]
+        if seen.masks is not None:
+            check_masks(seen.masks, action_space)
         self.action_values = action_values
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = action_values and isinstance(self.head, CategoricalHead)

@@ -103,6 +103,8 @@ _OPTIONAL = ("reward_return", "carry", "ahead")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
 _GENERATORS = ("collecting", "shuffling")
 _WORLD_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
+_LOGS = "worlds.actions."
+"""What the names of the replay logs begin with."""
 _NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
 """Tensors, by the last part of their names."""
 
@@ -278,6 +280,9 @@ class Checkpoint:
         obs, seen = own["worlds.obs"], self.tensors.get("worlds.obs")
         if seen is not None and seen.dtype is policy.dtype and obs.dtype is not torch.uint8:
             own["worlds.obs"] = obs.to(policy.dtype)
+        for name in later:  # choices were int64 once, whatever the space said
+            if name.startswith(_LOGS) and self.tensors[name].dtype is torch.int64:
+                own[name] = own[name].long()
         self._refuse_others(self.tensors.keys() - own.keys())
         saved = self.take(own)
         self.load_policy(state.policy)
@@ -293,8 +298,9 @@ class Checkpoint:
         world = state.worlds
         for name in _WORLD_ARRAYS:
             setattr(world, name, saved[f"worlds.{name}"].numpy().copy())
-        actions = (saved.get(f"worlds.actions.{i}") for i in range(len(world.episode)))
-        world.actions = [[] if taken is None else [taken.numpy()] for taken in actions]
+        kind = policy.actions.dtype
+        actions = (saved.get(f"{_LOGS}{i}") for i in range(len(world.episode)))
+        world.actions = [[] if log is None else [log.numpy().astype(kind)] for log in actions]
 
     def load_optimizer(self, optimizer: Any) -> None:
         """What a `FlatOptimizer` keeps of earlier gradients. Raises `UsageError`."""
@@ -488,7 +494,7 @@ def _others(path: Path) -> str:
 
 def _free(name: str, tensor: Tensor) -> tuple[int, ...]:
     """Its shape; a log of actions is as long as it is."""
-    return tuple(tensor.shape[1:] if name.startswith("worlds.actions.") else tensor.shape)
+    return tuple(tensor.shape[1:] if name.startswith(_LOGS) else tensor.shape)
 
 
 def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -521,7 +527,7 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
         tensors[f"worlds.{name}"] = torch.as_tensor(getattr(world, name))
     for i, stretches in enumerate(world.actions):
         if stretches:
-            tensors[f"worlds.actions.{i}"] = torch.from_numpy(np.concatenate(stretches))
+            tensors[f"{_LOGS}{i}"] = torch.from_numpy(np.concatenate(stretches))
     return tensors
 
 
@@ -536,8 +542,9 @@ def _later(state: TrainState) -> dict[str, Tensor]:
     }
     for name, shape in _moments(state).items():
         tensors |= _named(name, no_moments(shape)._asdict())
-    taken = torch.empty(0, *policy.head.taken_shape, dtype=torch_dtype(policy.head.taken_dtype))
-    return tensors | {f"worlds.actions.{i}": taken for i in range(count)}
+    acts = policy.actions
+    log = torch.empty(0, *(acts.shape or ()), dtype=torch_dtype(acts.dtype))
+    return tensors | {f"{_LOGS}{i}": log for i in range(count)}
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -44,13 +44,14 @@ from proximo.run.callbacks import (
     StopAt,
     recent_returns,
 )
-from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
+from proximo.run.checkpoint import Checkpoint, Damaged, Keeper, keep_first
 from proximo.run.choices import choose_backend, choose_device, choose_threads, size
 from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
+from proximo.spaces import check_columns, space_record
 from proximo.types import TrainingError, TrainState, UsageError, explain
 
 
@@ -106,6 +107,8 @@ class Session:
             if isinstance(self.worlds, WorkerWorlds):
                 self.worlds.report = self._restarted
             try:
+                if folder:
+                    list(map(space_record, self.spaces))  # refused before training
                 self.state = self._build(config)
                 self.state.keep = self._keep
                 self._load(start, resume)
@@ -195,6 +198,9 @@ class Session:
     def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> None:
         """What earlier runs hand on."""
         state = self.state
+        if saved := start or resume:
+            with contextlib.suppress(Damaged):  # as older versions wrote some
+                check_columns(saved.spaces, self.spaces)
         if start:
             start.load_policy(self.policy)
             start.load_moments(state)
