@@ -1313,7 +1313,7 @@ class Lane {
 
   void standardize(const ProximoUpdate& u, const ProximoBatch& b, const int64_t* order, int M) {
     for (int m = 0; m < M; m++) advantage_[m] = b.advantage[order[m]];
-    if (!u.standardize) return;
+    if (!u.standardize || M == 1) return;  // one sample is its own mean: it stays what it is
     double mean = 0, var = 0;
     for (int m = 0; m < M; m++) mean += advantage_[m];
     mean /= M;

@@ -20,6 +20,7 @@ from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.envs.config import EnvConfig
 from proximo.functional.schedules import Schedule
+from proximo.named import leads_to
 from proximo.nets.config import NetConfig
 from proximo.types import UsageError, check_values, nearest
 
@@ -175,17 +176,43 @@ class Config:
         samples = self.env.worlds * agents * rollout.steps
         if rollout.episodes:
             return
-        if algorithm.normalize_advantage != "none" and algorithm.action_values and samples == 1:
-            raise UsageError(
-                f"algorithm.normalize_advantage is {algorithm.normalize_advantage}, but an update "
-                "has one sample, whose deviation from its mean is 0: use none, or more samples"
-            )
         if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > samples:
             of_each = f" x {agents} agents" if agents > 1 else ""
             raise UsageError(
                 f"algorithm.minibatch_size is {algorithm.minibatch_size}, but a rollout has only "
                 f"{samples} samples (env.worlds {self.env.worlds}{of_each} x rollout.steps "
                 f"{rollout.steps}): lower the one or raise the others"
+            )
+
+
+    def check_new(self, agents: int) -> None:
+        """What a new run is refused, though one that began earlier may go on. Raises `UsageError`.
+
+        agents: in each of the worlds.
+        """
+        self._check_lone(agents)
+
+    def _check_lone(self, agents: int) -> None:
+        """Advantages standardised over one sample, whose deviation from its own mean is 0."""
+        algorithm, rollout = self.algorithm, self.rollout
+        over = algorithm.normalize_advantage
+        stretches = self.net.memory == "none" or self.net.memory_steps == 1
+        steps = 1 if self.env.max_episode_steps == 1 else rollout.steps if not rollout.episodes else 0
+        found = ""
+        if over != "none" and not rollout.episodes and self.env.worlds * agents * rollout.steps == 1:
+            found = "an update has one sample"
+        elif over == "episode" and steps == 1:
+            found = "an episode has one step in an update"
+        elif algorithm.standardizes_minibatches and algorithm.minibatches == "shuffled":
+            if algorithm.minibatch_size == 1 and stretches:
+                found = "algorithm.minibatch_size is 1"
+        elif algorithm.standardizes_minibatches and algorithm.minibatches == "episodes":
+            found = "an episode has one step" if steps == 1 else ""
+        if found:
+            raise UsageError(
+                f"algorithm.normalize_advantage is {over}, but {found}: the deviation of one "
+                "sample from its own mean is 0, so nothing would be learned. Use "
+                f"{'batch, ' if over == 'episode' else ''}none, or more samples"
             )
 
 
@@ -231,6 +258,43 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
             f.name: getattr(value, f.name) for f in dataclasses.fields(value)
         }
     return tables
+
+
+def check_storable(config: Config, own: Maker | None = None) -> None:
+    """Refuse what a file cannot name, and would give back as something else. Raises `UsageError`.
+
+    A subclass of an algorithm, of a schedule or of a section is code: its name in `config.toml`
+    would be that of the class it was made from. own: what makes the network that `net.module`
+    names.
+    """
+    remedy = "Train without a run folder (leave run_dir out)"
+    known = ALGORITHMS.values()
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        kind = type(part)
+        if kind not in known and kind is not SECTIONS.get(section.name):
+            stands = next((c.__name__ for c in kind.__mro__ if c in known), "")
+            stands = stands or getattr(SECTIONS.get(section.name), "__name__", "an algorithm")
+            raise UsageError(
+                f"{section.name} is {kind.__name__}, a class of your own, which a run folder "
+                f"cannot name: it would be loaded and resumed as {stands}. {remedy}, or give "
+                f"{stands} itself"
+            )
+        for setting in dataclasses.fields(part):
+            value = getattr(part, setting.name)
+            if isinstance(value, Schedule) and type(value) is not Schedule:
+                raise UsageError(
+                    f"{section.name}.{setting.name} is {type(value).__name__}, a class of your "
+                    f"own, which a run folder cannot name: it would be loaded as {value}. {remedy},"
+                    " or give a Schedule itself"
+                )
+    if own and not leads_to(config.net.module, own):
+        raise UsageError(
+            f"net is {config.net.module}, a name that does not lead to it again, as that of what "
+            "is defined within a function: define it as a class of a module or of the program, "
+            "and pass its arguments by NetConfig(module=..., kwargs=...). "
+            f"{remedy} if it need not be loaded again"
+        )
 
 
 def read_config(path: Path) -> Config:

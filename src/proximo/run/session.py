@@ -37,6 +37,7 @@ from proximo.run.callbacks import (
     Display,
     Evaluate,
     KeepBest,
+    LoneAdvantages,
     LookAgain,
     Record,
     Save,
@@ -125,6 +126,8 @@ class Session:
         net = self._net or (find(config.net.module) if config.net.module else None)
         agents = self.worlds.agents
         config.check_samples(agents)
+        if self._is_new:
+            config.check_new(agents)
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
@@ -238,6 +241,7 @@ class Session:
             callbacks.append(self._stop_after)
         if not (self.checked and not self.checked.within):
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
+        callbacks.append(LoneAdvantages(self._doubt))
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             keeper = Keeper(folder, run.keep_last, self._warn, resume)
