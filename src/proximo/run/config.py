@@ -51,6 +51,17 @@ ALIASES = {
 }
 """What else people call them."""
 
+OFF_POLICY = ("sac", "dqn", "td3", "ddpg", "qrdqn", "c51", "rainbow", "tqc", "crossq", "redq", "her")
+"""Algorithms that learn from the experience of other policies, of which there is none here."""
+OF_LANGUAGE = {
+    "grpo": "ppo --algorithm.advantage grpo --algorithm.normalize-advantage none",
+    "dr-grpo": "ppo --algorithm.advantage dr-grpo",
+    "rloo": "ppo --algorithm.advantage rloo",
+    "gspo": "ppo --algorithm.ratio sequence",
+    "sft": "sft",
+}
+"""Algorithms for language models, and what `proximo lm` calls them."""
+
 LONGEST_FILE = 2**16
 """Bytes of a configuration; TOML can take a time that grows by the square."""
 
@@ -332,9 +343,21 @@ def to_toml(config: Any) -> str:
 def algorithm_type(name: str) -> type[OnPolicy]:
     """The class behind an algorithm's name or alias, or `UsageError` with those that are near."""
     known = {**ALGORITHMS, **{alias: ALGORITHMS[name] for alias, name in ALIASES.items()}}
-    if not isinstance(name, str) or name not in known:
-        raise UsageError(f"there is no algorithm {name!r}. {nearest(str(name), known)}")
-    return known[name]
+    word = str(name).lower().replace("_", "-")
+    if word in OFF_POLICY:
+        raise UsageError(
+            f"{name} learns off-policy, from stored experience of older policies; here are "
+            f"on-policy algorithms only: {', '.join(ALGORITHMS)}"
+        )
+    if word in OF_LANGUAGE:
+        without = " --algorithm.no-critic" if "advantage" in OF_LANGUAGE[word] else ""
+        raise UsageError(
+            f"{name} is for language models: proximo lm {OF_LANGUAGE[word]}{without} "
+            "(see proximo lm --help)"
+        )
+    if word not in known:
+        raise UsageError(f"there is no algorithm {name!r}. {nearest(word, known)}")
+    return known[word]
 
 
 def success_threshold(config: Config) -> float | None:
