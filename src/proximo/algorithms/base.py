@@ -307,6 +307,11 @@ class OnPolicy(ABC):
         return readings
 
     @property
+    def notes(self) -> list[str]:
+        """What the user should know about these settings, though they can be meant."""
+        return []
+
+    @property
     def standardizes_minibatches(self) -> bool:
         """Advantages are standardised within each minibatch, and the policy learns from those."""
         return self.normalize_advantage == "minibatch" and not self.apart

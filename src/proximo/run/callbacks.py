@@ -151,6 +151,27 @@ class LoneAdvantages:
         )
 
 
+class LargeRewards:
+    """Says once, after the first update, that rewards are larger than a critic learns well."""
+
+    LIMIT = 1000.0
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note, self._done = note, False
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        if self._done:
+            return
+        self._done = True
+        largest = float(rollout.reward.abs().max())
+        if largest >= self.LIMIT:
+            self._note(
+                f"rewards reach {largest:g}, and the critic learns slowly what lies far from 1: "
+                "--algorithm.normalize-reward divides by their running deviation, "
+                "--env.reward-scale by a number of yours"
+            )
+
+
 class KeepBest:
     """Note the best score; `Save` writes the policy that had it."""
 

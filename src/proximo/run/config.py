@@ -196,12 +196,21 @@ class Config:
             )
 
 
-    def check_new(self, agents: int) -> None:
+    def check_new(self, agents: int, actions: gym.Space[Any]) -> None:
         """What a new run is refused, though one that began earlier may go on. Raises `UsageError`.
 
-        agents: in each of the worlds.
+        agents: in each of the worlds; actions: their space.
         """
+        from gymnasium.spaces import Box, Discrete
+
+        from proximo.spaces import Actions
+
         self._check_lone(agents)
+        self.net.check_used(
+            continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
+            q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
+            critic=self.algorithm.critic,
+        )
 
     def _check_lone(self, agents: int) -> None:
         """Advantages standardised over one sample, whose deviation from its own mean is 0."""

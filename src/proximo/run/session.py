@@ -37,6 +37,7 @@ from proximo.run.callbacks import (
     Display,
     Evaluate,
     KeepBest,
+    LargeRewards,
     LoneAdvantages,
     LookAgain,
     Record,
@@ -127,7 +128,7 @@ class Session:
         agents = self.worlds.agents
         config.check_samples(agents)
         if self._is_new:
-            config.check_new(agents)
+            config.check_new(agents, self.worlds.action_space)
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
@@ -154,6 +155,7 @@ class Session:
         torch.set_num_threads(1 if engine == "native" else threads)
         run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.config = dataclasses.replace(config, run=run)
+        self.notes += config.algorithm.notes
         if self._is_new and config.env.check:
             self._check()
         state = self._make_state(policy)
@@ -242,6 +244,8 @@ class Session:
         if not (self.checked and not self.checked.within):
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
         callbacks.append(LoneAdvantages(self._doubt))
+        if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
+            callbacks.append(LargeRewards(self._doubt))
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             keeper = Keeper(folder, run.keep_last, self._warn, resume)
