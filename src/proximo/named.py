@@ -41,5 +41,16 @@ def find(name: str) -> Any:
 
 
 def name_of(code: Any) -> str:
-    """The name by which `find` finds it, unless it was defined within a function."""
-    return f"{code.__module__}:{code.__qualname__}"
+    """The name by which `find` finds it, unless it was defined within a function, or is no class.
+
+    See `leads_to`.
+    """
+    return f"{code.__module__}:{getattr(code, '__qualname__', f'<{type(code).__name__}>')}"
+
+
+def leads_to(name: str, code: Any) -> bool:
+    """The name finds this very code."""
+    try:
+        return bool(find(name) is code)
+    except UsageError:
+        return False

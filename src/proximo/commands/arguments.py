@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import tyro
 
+from proximo.commands.mistyped import message
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, sayable
 from proximo.types import UsageError, printable
@@ -105,25 +106,39 @@ def _value(word: str) -> bool | int | float | str:
 
 
 def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
-    """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit."""
+    """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit.
+
+    Raises `UsageError` for words that the verb does not take, with those that are meant.
+    """
     # Help in one column: beside each other, its boxes are hard to read.
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
     try:
         with REGISTRY:
             kwargs: dict[str, Any] = {} if default is None else {"default": default}
-            parsed: T = tyro.cli(
+            parsed, unknown = tyro.cli(
                 command,
                 prog=f"proximo {verb}",
                 description=inspect.cleandoc(command.__doc__ or ""),
                 args=arguments,
+                return_unknown_args=True,
                 **kwargs,
             )
+            if unknown:
+                raise UsageError(message(verb, arguments, unknown, _flags(command, kwargs)))
     finally:
         del os.environ["COLUMNS"]
         if width is not None:
             os.environ["COLUMNS"] = width
-    return parsed
+    fits: T = parsed
+    return fits
+
+
+def _flags(command: type[Any], kwargs: dict[str, Any]) -> set[str]:
+    """Every flag of a command, without its dashes."""
+    parser = tyro.extras.get_parser(command, **kwargs)
+    words = (word for action in parser._actions for word in action.option_strings)
+    return {word.lstrip("-").replace("_", "-") for word in words}
 
 
 def show(text: str, file: TextIO | None = None) -> None:

@@ -170,7 +170,7 @@ class _Watch:
 
     def _leaf(self, leaf: Leaf, seen: Any, where: str) -> None:
         try:
-            part = np.asarray(leaf.of(seen))
+            part = _array(leaf.of(seen))
         except (KeyError, IndexError, TypeError, ValueError):
             return  # `Observations.write` says what is missing
         name, space = leaf.name, leaf.space
@@ -565,7 +565,14 @@ class _Sampler:
 
 def _array(value: Any) -> np.ndarray:
     """As a NumPy array, from wherever it lies."""
-    return np.asarray(value.cpu() if _is_tensor(value) else value)
+    if not _is_tensor(value):
+        return np.asarray(value)
+    if value.requires_grad:
+        raise UsageError(
+            f"it gave {value!r:.80}, a tensor that needs a gradient: give x.detach(), as nothing "
+            "is learned through the world"
+        )
+    return np.asarray(value.cpu())
 
 
 def _is_tensor(value: Any) -> bool:

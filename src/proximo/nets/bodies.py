@@ -25,14 +25,17 @@ def initialize(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """Fully connected layers, each with the activation. [..., inputs] -> [..., hidden[-1]]."""
+    """Fully connected layers, each with the activation. [..., inputs] -> [..., hidden[-1]].
+
+    Without any the inputs are the outputs.
+    """
 
     def __init__(
         self, inputs: int, hidden: tuple[int, ...], activation: str, orthogonal: bool
     ) -> None:
         super().__init__()
         widths = (inputs, *hidden)
-        self.outputs = hidden[-1]
+        self.outputs = widths[-1]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         if orthogonal:
             for layer in self.layers:

@@ -120,6 +120,45 @@ class LookAgain:
             self._done = True
 
 
+class LoneAdvantages:
+    """Says once that advantages stood alone where they are to be standardised."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note, self._done = note, False
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        count = metrics.get("lone_advantages")
+        if not count or self._done:
+            return
+        self._done = True
+        self._note(
+            f"algorithm.normalize_advantage: in update {state.updates}, {count:g} of the "
+            "minibatches or episodes had one sample, whose deviation from its own mean is 0; it "
+            "was standardised with others, or left as it is where there were none"
+        )
+
+
+class LargeRewards:
+    """Says once, after the first update, that rewards are larger than a critic learns well."""
+
+    LIMIT = 1000.0
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note, self._done = note, False
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        if self._done:
+            return
+        self._done = True
+        largest = float(rollout.reward.abs().max())
+        if largest >= self.LIMIT:
+            self._note(
+                f"rewards reach {largest:g}, and the critic learns slowly what lies far from 1: "
+                "--algorithm.normalize-reward divides by their running deviation, "
+                "--env.reward-scale by a number of yours"
+            )
+
+
 class KeepBest:
     """Note the best score; `Save` writes the policy that had it."""
 
@@ -156,6 +195,7 @@ class Record:
         self.row: Row = {}
         self._recent: Row = {}
         self._written = True
+        self._left_out: set[str] = set()
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         now = time.perf_counter()
@@ -170,6 +210,7 @@ class Record:
         cut = policy.head.cut_off(rollout.action)
         if cut is not None:
             metrics["action_clip_fraction"] = float(cut[rollout.mask].float().mean())
+        self._make_plain(metrics)
         self.row = {
             "update": state.updates,
             "steps": state.steps,
@@ -194,6 +235,22 @@ class Record:
             self._display = None
             self._say(f"progress cannot be shown any more ({error.strerror}): training goes on")
 
+    def _make_plain(self, metrics: Metrics) -> None:
+        """Let what callbacks have added be numbers; what is none is left out, and named once."""
+        for name, value in list(metrics.items()):
+            if type(value) is float:
+                continue
+            try:
+                metrics[name] = _number(value)
+            except (TypeError, ValueError, RuntimeError):
+                del metrics[name]
+                if name not in self._left_out:
+                    self._left_out.add(name)
+                    self._say(
+                        f"metrics[{name!r}] is {value!r:.80}, which is not one number: a callback "
+                        "has put it there, and it is not logged"
+                    )
+
     def _write(self) -> None:
         if self._file and not self._written:
             self._file.write(_line(self.row))
@@ -215,6 +272,15 @@ class Record:
 def _line(row: Row) -> bytes:
     """JSON, in which a reading that does not exist (NaN) is null."""
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _number(value: Any) -> Any:
+    """A reading as JSON can hold it: of a tensor or an array, its one number. Raises if not."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        value = value.item()
+    if not isinstance(value, str | int | float | None):
+        raise TypeError
+    return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 
 
 def _mean(values: Sequence[float]) -> float:

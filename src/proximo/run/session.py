@@ -38,6 +38,8 @@ from proximo.run.callbacks import (
     Display,
     Evaluate,
     KeepBest,
+    LargeRewards,
+    LoneAdvantages,
     LookAgain,
     Record,
     Save,
@@ -130,6 +132,8 @@ class Session:
         net = self._net or (find(config.net.module) if config.net.module else None)
         agents = self.worlds.agents
         config.check_samples(agents)
+        if self._is_new:
+            config.check_new(agents, self.worlds.action_space)
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
@@ -156,6 +160,7 @@ class Session:
         torch.set_num_threads(1 if engine == "native" else threads)
         run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.config = dataclasses.replace(config, run=run)
+        self.notes += config.algorithm.notes
         if self._is_new and config.env.check:
             self._check()
         state = self._make_state(policy)
@@ -257,6 +262,9 @@ class Session:
             )
         if not (self.checked and not self.checked.within):
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
+        callbacks.append(LoneAdvantages(self._doubt))
+        if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
+            callbacks.append(LargeRewards(self._doubt))
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             keeper = Keeper(folder, run.keep_last, self._warn, resume)
