@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
+    video = command.video and command.video.absolute()  # a world may change the current folder
 
     from proximo.agent import load
     from proximo.envs.make import make_world
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
     world = make_world(config.env, render_mode=mode)
     try:
         check_spaces(world, agent)
-        _play(command, agent, world)
+        _play(command, agent, world, video)
     finally:
         world.close()
     return 0
@@ -89,12 +90,12 @@ def _has_display() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
 
 
-def _play(command: Play, agent: Agent, world: gym.Env) -> None:
+def _play(command: Play, agent: Agent, world: gym.Env, path: Path | None) -> None:
     from proximo.commands.pictures import Video
     from proximo.evaluate import play_episode
 
     rate = float(world.metadata.get("render_fps", 30))
-    video = Video(command.video, rate, world) if command.video else None
+    video = Video(path, rate, world) if path else None
     for number in range(command.episodes):
         seed = command.seed + number
         watch = video.watch if video else _nothing

@@ -27,7 +27,7 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.make import Space, Worlds, make_world, make_worlds
 from proximo.envs.supervisor import GRACE, MEANT_FOR_TRAINER
 from proximo.spaces import Actions, Observations, space_record
-from proximo.types import Steps, UsageError, explain
+from proximo.types import Steps, UsageError, explain, faults
 
 MAP, BEGIN, STEP = b"m", b"b", b"s"
 """What a process is told: the memory stands; begin an episode in some worlds; step some of them."""
@@ -139,7 +139,7 @@ class _World:
             else:
                 self._worlds.step(self._state, steps, 0)
             self._look()
-        except Exception:
+        except faults():
             self._broken = True
             raise
         for _, i, obs in steps.finals:
@@ -195,7 +195,7 @@ def work() -> None:
 
     try:
         worlds = {i: _World(make(i), i) for i in range(first, last)}
-    except Exception as error:
+    except faults() as error:
         answer(error=str(error) if isinstance(error, UsageError) else explain(error))
         return
     one = worlds[first]
@@ -207,17 +207,17 @@ def work() -> None:
     for world in worlds.values():
         world.share(shared)
     while command := commands.read(1):
-        faults = {}
+        failed = {}
         for i in np.flatnonzero(shared.active[first:last]) + first:
             shared.beat[me] += 1
             shared.doing[me] = i
             try:
                 worlds[i].do(command)
-            except Exception as error:
+            except faults() as error:
                 what = str(error) if isinstance(error, UsageError) else explain(error)
-                faults[int(i)] = [what, traceback.format_exc()]
+                failed[int(i)] = [what, traceback.format_exc()]
         shared.doing[me] = -1
-        answer(**({"faults": faults} if faults else {}))
+        answer(**({"faults": failed} if failed else {}))
     for world in worlds.values():
         world.close()
 

@@ -51,7 +51,7 @@ from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
-from proximo.types import TrainingError, TrainState, UsageError, explain
+from proximo.types import TrainingError, TrainState, UsageError, explain, faults
 
 
 class Session:
@@ -326,7 +326,7 @@ class Session:
             return worlds.restore(state.worlds)
         except UsageError:
             raise
-        except Exception as error:
+        except faults() as error:
             raise UsageError(
                 f"a world failed while its episode was replayed: {explain(error)}"
             ) from error
@@ -336,7 +336,7 @@ class Session:
             worlds = self.worlds.start()
         except UsageError:
             raise
-        except Exception as error:
+        except faults() as error:
             raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
         run = self.config.run
         optimizer = self.config.algorithm.make_optimizer(policy)
