@@ -17,7 +17,7 @@ from proximo.envs.make import Worlds
 from proximo.envs.tensors import TensorSteps, account
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
-from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain
+from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain, faults
 
 BLOCK = 256
 """Steps for which room is made and noise drawn at once when episodes are counted."""
@@ -197,7 +197,7 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
                     tickets.pass_step(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
                     if not tickets.left:
                         break
-    except Exception as error:
+    except faults() as error:
         where = f"step {done + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
         raise state.fault(f"a world failed at {where}: {what}") from error

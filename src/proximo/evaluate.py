@@ -14,7 +14,7 @@ from proximo.envs.agents import Agents
 from proximo.envs.make import Worlds
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK
-from proximo.types import Episode, Steps, UsageError, explain
+from proximo.types import Episode, Steps, UsageError, explain, faults
 
 Choose = Callable[[Any, torch.Generator | None], Any]
 """The world's action for one observation: the most likely one, or drawn by the generator."""
@@ -98,7 +98,7 @@ def play_episode(
             _check_end(length + 1)
     except UsageError:
         raise
-    except Exception as error:
+    except faults() as error:
         length = max((part.length for part in parts.values()), default=0)
         raise UsageError(f"the world failed after {length} steps: {explain(error)}") from error
     return tuple(parts.values())

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from proximo.functional.distributions import ILLEGAL
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Leaf, sizes, starts, torch_dtype
-from proximo.types import UsageError
+from proximo.types import UsageError, faults
 
 TOLERANCE = 1e-4
 """Between the file's numbers and the policy's, in shares of the largest of them, or of 1."""
@@ -56,12 +56,13 @@ def export(
     Raises `UsageError` for a path that cannot be written, a package that is missing, or a file that
     would not act as the policy does.
     """
+    path = path.absolute()  # a network may change the current folder
     _check_path(path, overwrite)
     onnxruntime = [_extra(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
     acting = _Acting(policy, hidden_from)
     try:
         data = _graph(acting, about)
-    except Exception as error:
+    except faults() as error:
         if not policy.own:
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

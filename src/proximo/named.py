@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from proximo.types import UsageError, explain, nearest
+from proximo.types import UsageError, explain, faults, nearest
 
 
 def import_module(name: str) -> ModuleType:
@@ -22,7 +22,7 @@ def import_module(name: str) -> ModuleType:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
+    except faults() as error:  # whatever the user's module raises
         raise UsageError(
             f"{name}: importing the module {module_name!r} failed: {explain(error)}"
         ) from error

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import dis
 import itertools
 import math
+import sys
 import traceback
 import types
 import typing
@@ -136,6 +138,23 @@ def explain(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {error}{where}"
+
+
+def faults() -> tuple[type[BaseException], ...]:
+    """What to catch where code of others has run: all that it raises, but not the user's Ctrl-C.
+
+    For `except faults() as error:`. `SystemExit`, `GeneratorExit` and their like are faults of that
+    code, and so is a `KeyboardInterrupt` of its own. What a Ctrl-C raises comes out of a handler of
+    signals, between two instructions: not out of a `raise`.
+    """
+    error = sys.exception()
+    trace = error.__traceback__ if isinstance(error, KeyboardInterrupt) else None
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    if trace is None:
+        return (BaseException,)
+    raised = dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return (BaseException,) if raised else ()
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -121,11 +122,13 @@ def main(arguments: list[str]) -> int:
 
     # What would fail after hours, or in every run, is said now.
     pyplot()
+    folder, place = _free_folder(command), Path.cwd()
     env = EnvConfig(id=command.world)
     make_world(env).close()
     if command.threshold is None:
         command = dataclasses.replace(command, threshold=return_threshold(env))
-    folder = _make_folder(command)
+    os.chdir(place)  # where the world has left it, the runs would not find its module
+    _make_folder(folder)
     head = f"{', '.join(names)} on {command.world}"
     show(f"{head}, {command.seeds_in_words}, in {folder}")
     try:
@@ -173,15 +176,17 @@ def _check(command: Compare) -> list[str]:
     return names
 
 
-def _make_folder(command: Compare) -> Path:
+def _free_folder(command: Compare) -> Path:
     base = Path("runs") / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.world)}"
     others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
-    folder = command.dir or next(p for p in itertools.chain([base], others) if not p.exists())
+    return command.dir or next(p for p in itertools.chain([base], others) if not p.exists())
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from error
-    return folder
 
 
 class Children:
@@ -232,6 +237,8 @@ def _run_all(
     children = Children()
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interrupt, _stop)
+    if hasattr(signal, "SIGUSR1"):  # it is meant for those that train, which then save
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Seed by seed, so that a machine that is slower for a while is so for all the algorithms.
     tasks = [(name, seed) for seed in range(1, command.seeds + 1) for name in names]
     runs: list[Run] = []

@@ -42,9 +42,10 @@ def main(arguments: list[str]) -> int:
     # The world is not made, so it needs no word.
     named = dataclasses.replace(saved, env=EnvConfig(id="none"))
     allow_code(named, None, (), command.net, "export", arguments)
-    agent = load(command.run, command.checkpoint, net=command.net)
     out = command.out or command.run / "policy.onnx"
-    done = agent.export(out, overwrite=command.overwrite)
+    place = out.absolute()  # code of the user's own may change the current folder
+    agent = load(command.run, command.checkpoint, net=command.net)
+    done = agent.export(place, overwrite=command.overwrite)
     show(f"{command.checkpoint} policy of {command.run}, {agent.result['steps']:,} steps, in {out}")
     show(f"takes {', '.join(done.inputs)}")
     show(f"gives {', '.join(done.outputs)}")

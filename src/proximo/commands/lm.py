@@ -307,7 +307,7 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
                 folder.note(said := f"SIGUSR1: saving after update {learner.updates}")
                 if not quiet:
                     say(said)
-            return interrupt.signal is not None
+            return interrupt(learner, samples, metrics)
 
         keep["callbacks"] = [heed]
         try:

@@ -77,7 +77,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     runs = [folder.read_metrics() for folder in folders]
     for folder, rows in zip(folders, runs, strict=True):
         if not rows:
-            raise UsageError(f"{folder.path} has no metrics yet: nothing can be drawn")
+            raise UsageError(f"{folder.name} has no metrics yet: nothing can be drawn")
     configs = [folder.read_config() for folder in folders]
     worlds = sorted({config.env.id for config in configs})
     if len(worlds) > 1:

@@ -65,6 +65,7 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
+    video = command.video and command.video.absolute()  # a world may change the current folder
 
     from proximo.agent import load
     from proximo.envs.make import make_world
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
     world = make_world(config.env, render_mode=mode)
     try:
         check_spaces(world, agent)
-        _play(command, agent, world)
+        _play(command, agent, world, video)
     finally:
         world.close()
     return 0
@@ -90,30 +91,29 @@ def _has_display() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
 
 
-def _play(command: Play, agent: Agent, world: gym.Env) -> None:
+def _play(command: Play, agent: Agent, world: gym.Env, path: Path | None) -> None:
     from proximo.commands.pictures import Video
     from proximo.evaluate import play_episode
     from proximo.run.disk import filling, writable
 
     rate = float(world.metadata.get("render_fps", 30))
-    out = command.video
     with contextlib.ExitStack() as stack:
         video = None
-        if out:
-            with writable(out):
-                place = stack.enter_context(filling(out.parent))
-            video = Video(place / out.name, rate, world)
+        if path:
+            with writable(path):
+                place = stack.enter_context(filling(path.parent))
+            video = Video(place / path.name, rate, world)
         for number in range(command.episodes):
             seed = command.seed + number
             watch = video.watch if video else _nothing
             played = play_episode(agent.policy, world, seed, not command.stochastic, watch)
             returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
             show(f"episode {number + 1} (seed {seed}): return {returns}")
-        if video:
+        if video and path:
             video.close()
-            with writable(out):
+            with writable(path):
                 stack.close()
-            show(f"{video.frames} states in {out}")
+            show(f"{video.frames} states in {command.video}")
 
 
 def _nothing() -> None:

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Worlds, episode_seed
-from proximo.types import Steps, UsageError, WorldState, explain
+from proximo.types import Steps, UsageError, WorldState, explain, faults
 
 REFUSED = {
     "autoreset_mode": "the worlds are reset here",
@@ -51,7 +51,7 @@ def _make(env: EnvConfig, worlds: int, threads: int, **kwargs: Any) -> VectorEnv
             num_threads=min(threads, worlds),
             **own,
         )
-    except Exception as error:
+    except faults() as error:
         raise UsageError(f"{env.id} cannot be made: {explain(error)}") from error
     return made
 

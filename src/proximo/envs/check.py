@@ -32,7 +32,7 @@ from proximo.spaces import (
     starts,
     strangers,
 )
-from proximo.types import UsageError, explain
+from proximo.types import UsageError, explain, faults
 
 SECONDS = 0.1
 """What the check may take; a step that has begun is waited for."""
@@ -437,7 +437,7 @@ def _reset(world: Any, seed: int) -> Any:
                 f"its reset takes no seed ({error}), as Gym's did before 0.26: write {remedy}"
             ) from error
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
-    except Exception as error:
+    except faults() as error:
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], dict):
         raise UsageError(
@@ -452,7 +452,7 @@ def _step(world: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
         return world.step(action)
     except UsageError:
         raise
-    except Exception as error:
+    except faults() as error:
         what = f"action {_short(action)}, which is one"
         if isinstance(world, Agents):
             what = f"actions {_short(action)}, each of them one"

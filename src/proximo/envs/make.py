@@ -20,7 +20,7 @@ from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
 from proximo.named import find, import_module
 from proximo.spaces import MASK, Actions, Observations, choices, flat_mask, misfit
-from proximo.types import Steps, UsageError, WorldState, explain, nearest
+from proximo.types import Steps, UsageError, WorldState, explain, faults, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -395,7 +395,7 @@ def make_world(
             world = find(name)(world)
         except UsageError:
             raise
-        except Exception as error:
+        except faults() as error:
             raise UsageError(f"the wrapper {name} failed: {explain(error)}") from error
     if is_parallel(world):
         return Agents(world, env)
@@ -420,7 +420,7 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
         return maker(**kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
-    except Exception as error:
+    except faults() as error:
         what = f"{env.id or maker}" + (f" with the arguments {kwargs}" if kwargs else "")
         hint = "; to be shown, it must take render_mode" if "render_mode" in str(error) else ""
         raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from proximo.envs.make import VectorWorlds, episode_seed
 from proximo.spaces import MASK, Observations, misfit, sizes, starts
-from proximo.types import Episode, Steps, UsageError, WorldState
+from proximo.types import Episode, Steps, UsageError, WorldState, faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
     """
     try:
         answer = envs.reset(seed=episode_seed(seed, 0, 0))
-    except Exception:  # it is named where the worlds are checked, or reset for good
+    except faults():  # it is named where the worlds are checked, or reset for good
         return None
     seen = answer[0] if isinstance(answer, tuple) and answer else None
     while isinstance(seen, dict | tuple) and seen:

@@ -252,6 +252,8 @@ def run_ppo(
     display: Display | None = None,
 ) -> Result:
     """`ppo`, from a whole configuration. rewards, world: None takes those that it names."""
+    if run_dir is not None:  # a world or a reward may change the current folder
+        run_dir = Path(run_dir).absolute()
     if world and config.score.world:
         raise UsageError(
             f"there are two worlds, the one given and score.world {config.score.world}: leave one "

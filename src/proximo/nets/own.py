@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from proximo.nets.config import NetConfig
 from proximo.spaces import MASK, Leaf, Observations, plain_key
-from proximo.types import UsageError, explain
+from proximo.types import UsageError, explain, faults
 
 Maker = Callable[..., Any]
 """Makes the module, from the observation space and `net.kwargs`: as a rule, its class."""
@@ -53,7 +53,7 @@ class OwnBody(nn.Module):
         self._hidden_from = (MASK, *hidden_from)
         try:
             module = make(self._shown(row.space), **net.kwargs)
-        except Exception as error:
+        except faults() as error:
             raise self._fault(f"cannot be made: {explain(error)}") from error
         if not isinstance(module, nn.Module):
             raise self._fault(f"gave {module!r}: it must give a torch.nn.Module")
@@ -132,7 +132,7 @@ class OwnBody(nn.Module):
         examples = torch.from_numpy(self._row.examples(EXAMPLES)).to(torch.get_default_dtype())
         try:
             found = self.module(self._nested(self._row.space, examples))
-        except Exception as error:
+        except faults() as error:
             raise self._fault(
                 f"failed on {EXAMPLES} observations drawn from {self._row.space}: {explain(error)}"
             ) from error

@@ -23,7 +23,7 @@ from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.config import RunConfig
 from proximo.run.disk import Lines
 from proximo.run.folder import RunFolder
-from proximo.types import Metrics, Rollout, TrainingError, TrainState
+from proximo.types import Metrics, Rollout, TrainingError, TrainState, faults
 
 TRAINING_EVALUATION_SEED = 2_000_000
 """First seed of evaluations while training; `proximo eval` starts elsewhere, on unseen seeds."""
@@ -96,7 +96,7 @@ def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) ->
             else:
                 player = choose if engine else policy
                 scores = evaluate(player, world, episodes=episodes, seed=seed)
-    except Exception as error:
+    except faults() as error:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error
     return scores.mean

@@ -57,7 +57,9 @@ class RunFolder:
     """config.toml, metrics.jsonl, checkpoints/, log, versions.json and result.json of one run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.name = str(path)
+        """As the user gave it, for messages."""
+        self.path = Path(path).absolute()  # a world may change the current folder
         self.config_file = self.path / "config.toml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.log_file = self.path / "log"

@@ -54,7 +54,7 @@ from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.spaces import check_columns, space_record
-from proximo.types import TrainingError, TrainState, UsageError, explain
+from proximo.types import TrainingError, TrainState, UsageError, explain, faults
 
 
 class Session:
@@ -354,7 +354,7 @@ class Session:
             return worlds.restore(state.worlds)
         except UsageError:
             raise
-        except Exception as error:
+        except faults() as error:
             raise UsageError(
                 f"a world failed while its episode was replayed: {explain(error)}"
             ) from error
@@ -364,7 +364,7 @@ class Session:
             worlds = self.worlds.start()
         except UsageError:
             raise
-        except Exception as error:
+        except faults() as error:
             raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
         run = self.config.run
         optimizer = self.config.algorithm.make_optimizer(policy)
