@@ -30,6 +30,9 @@ END, UNKNOWN = "<end>", "<unknown>"
 """Tokens of a tiny model that are no symbol of the data."""
 
 
+ROW_METHODS = ("reorder_cache", "batch_select_indices")
+
+
 def _transformers() -> Any:
     try:
         import transformers
@@ -118,7 +121,7 @@ class Output(NamedTuple):
     """What a model says after the last token of each sequence."""
 
     logits: Tensor  # [N, V] float32
-    cache: Any  # keys and values so far, where they were asked for
+    cache: Any  # keys and values so far, where they were asked for and the model keeps them
 
 
 class LanguageModel(nn.Module):
@@ -189,7 +192,8 @@ class LanguageModel(nn.Module):
                 use_cache=cache is not None,
                 past_key_values=None if cache in (None, True) else cache,
             )
-        return Output(out.logits[:, -1].float(), out.past_key_values if cache is not None else None)
+        kept = None if cache is None else getattr(out, "past_key_values", None)
+        return Output(out.logits[:, -1].float(), kept)
 
     def read(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Logits [B, V] before each of the B tokens of the completions, and hidden [B, D].
@@ -250,6 +254,39 @@ class LanguageModel(nn.Module):
         finally:
             self._bfloat16 = rounds
         return bool((apart - together).abs().max() <= 1e-5 * (apart.max() - apart.min()))
+
+    @cached_property
+    def select(self) -> str:
+        """The method of a cache that keeps some of its rows, or "" where none does it right.
+
+        Tried out on three sequences: transformers has two methods for it, `reorder_cache` and
+        `batch_select_indices`, and some kinds of layer have only one of them, or do half of it.
+        """
+        known = self.net.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        if min(known, self.context or known) < 2:
+            return ""
+        three = Sequences.join([[0, 1], [1, 0], [1]], [[], [], []], self.device)
+        kept = torch.tensor([2, 0], device=self.device)
+        token, place = three.tokens[:, :1], three.positions[:, -1:] + 1
+        seen = torch.cat([three.mask, three.mask[:, -1:]], -1)
+        rounds, self._bfloat16 = self._bfloat16, False
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                begun = [self(*three[:2], three.positions, cache=True).cache for _ in range(3)]
+                if begun[0] is None:
+                    return ""
+                whole = self(token, seen, place, cache=begun[0]).logits[kept]
+                for cache, method in zip(begun[1:], ROW_METHODS, strict=True):
+                    try:
+                        getattr(cache, method)(kept)
+                        part = self(token[kept], seen[kept], place[kept], cache=cache).logits
+                    except Exception:  # whatever it is that this kind of cache lacks
+                        continue
+                    if (part - whole).abs().max() <= 1e-5 * (whole.max() - whole.min()):
+                        return method
+        finally:
+            self._bfloat16 = rounds
+        return ""
 
     @property
     def _window(self) -> float:
