@@ -35,16 +35,31 @@ def add_adapters(net: Any, settings: ModelConfig, seed: int) -> None:
         r=settings.lora_rank,
         lora_alpha=2 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha,
         target_modules=list(settings.lora_targets) or "all-linear",
+        exclude_modules=None if settings.lora_targets else _other_than_linear(net) or None,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)
         # GPT-2's layers hold W transposed, which peft sees for itself.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        # Of fused experts: peft gives them patterns of its own, and warns of those.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
         try:
             peft.inject_adapter_in_model(config, net)
         except ValueError as error:
             raise UsageError(f"model.lora_targets cannot have adapters: {error}") from error
     net.eval()
+
+
+def _other_than_linear(net: Any) -> list[str]:
+    """Layers that are linear by their class and do more than W x + b, such as a router's."""
+    # peft refuses these, as their state space layers may use the weight without its layer.
+    mixers = net.config.model_type in ("falcon_h1", "nemotron_h")
+    return [
+        name
+        for name, module in net.named_modules()
+        if (isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward)
+        or (mixers and name.endswith(".out_proj"))
+    ]
 
 
 def _check_target(net: Any, target: str) -> None:
@@ -76,7 +91,7 @@ def merged(net: nn.Module) -> nn.Module:
     """A copy on the CPU with W + (α/r) B A in W's place: a plain model again."""
     own = {id(p): nn.Parameter(p.detach().to("cpu", copy=True)) for p in net.parameters()}
     net = copy.deepcopy(net, own).cpu()
-    for name, layer in adapted(net):
+    for name, layer in reversed(adapted(net)):  # fused experts: a layer may stand in another one
         layer.merge()
         net.set_submodule(name, layer.get_base_layer())
     vars(net).pop("peft_config", None)

@@ -70,12 +70,12 @@ class Result:
 
     def generate(
         self,
-        prompts: Sequence[str | list[dict[str, str]]],
+        prompts: Source,
         sampling: Sampling | None = None,
         *,
         seed: int = 0,
     ) -> list[str]:
-        """One completion for each prompt; the same seed gives the same ones."""
+        """One completion for each prompt, text or chat; the same seed gives the same ones."""
         own = self.config.sampling if isinstance(self.config, PPOConfig) else Sampling()
         return complete(self.lm, prompts, sampling or own, seed=seed)
 
@@ -86,14 +86,14 @@ class Result:
 
 def complete(
     lm: LanguageModel,
-    prompts: Sequence[str | list[dict[str, str]]],
+    prompts: Source,
     sampling: Sampling,
     *,
     seed: int = 0,
 ) -> list[str]:
     """One completion for each prompt, as text."""
-    examples = Examples.read([{"prompt": prompt} for prompt in prompts], "prompt")
-    tokenizer = Tokenizer(lm.tokenizer, sampling.stop)
+    examples = Examples.read(prompts, "prompt")
+    tokenizer = Tokenizer(lm.tokenizer, sampling.stop, lm.ends)
     ids = examples.prompts(tokenizer)
     examples.check_lengths(sampling.max_tokens, lm.context, ids)
     generator = torch.Generator().manual_seed(seed)
@@ -226,13 +226,14 @@ def run_fit(
     device = _device(config.run)
     config, folder = _again(config, run_dir if resume else None)
     plan = _plan(config.model, model, examples.texts(), folder)
-    tokenizer = Tokenizer(plan.tokenizer)
+    tokenizer = Tokenizer(plan.tokenizer, ends=plan.ends)
     parts = [examples.prompts(tokenizer)]
     for column in columns:
         parts.append(examples.answers(tokenizer, column))
         examples.check_lengths(0, plan.context, parts[0], parts[-1])
     _set_threads(config.run)
     lm = plan.build(config.run.seed, random=folder is not None).set_up(config.model, config.run)
+    lm.end_by(tokenizer.ends)
     module = RewardModel(lm) if pairs else lm
     module.to(device)
     learner = Fit(module, lm, Preference() if pairs else Likelihood(), config, parts)
@@ -310,7 +311,7 @@ def _policy_fit(
     said = symbols(worlds[0]) if worlds else examples.texts()
     said += ptx.texts() if ptx else []
     plan = _plan(config.model, model, said, folder)
-    tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop)
+    tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop, plan.ends)
     if config.score.missing_eos_penalty and not tokenizer.stops:
         raise UsageError(
             "score.missing_eos_penalty is set, but the tokenizer has no end of sequence: name a "
@@ -339,6 +340,7 @@ def _policy_fit(
         raise UsageError("model.critic is reward, but no reward is a reward model")
     _set_threads(config.run)
     lm = plan.build(config.run.seed, random=folder is not None).set_up(config.model, config.run)
+    lm.end_by(tokenizer.ends)
     policy = _with_critic(lm, tokenizer.stops, config, critic_from)
     if folder and config.kl.reference in ("copy", "ema"):
         # The model that the run began as is in its first checkpoint.
