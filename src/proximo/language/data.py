@@ -133,7 +133,7 @@ def _each(source: Any, columns: Sequence[str]) -> Iterable[Any]:
     found: Iterable[Any] = source
     if hasattr(source, "columns"):  # a table of pandas, polars or arrow gives columns one by one
         found = next(
-            (getattr(source, name)(*how) for name, *how in TABLES if hasattr(source, name)), ()
+            (getattr(source, name)(*how) for name, *how in TABLES if hasattr(source, name)), source
         )
     elif isinstance(source, Mapping):
         found = _columns(source, columns)
