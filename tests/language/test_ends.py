@@ -136,15 +136,16 @@ def test_an_answer_ends_by_the_end_of_its_turn(lm, tmp_path, declared):
     assert tokenizer.answer("hello", "bye") == tokenizer.plain("bye<eos>")
 
 
-def test_numbers_that_only_a_class_has_are_no_ends(lm, tmp_path):
+def test_a_number_that_only_a_class_has_is_no_end(lm, tmp_path):
     """A LlamaConfig has eos_token_id 2 unless it is told another: here any letter."""
     import transformers
 
     folder = saved(lm, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     letter = lm.tokenizer("a")["input_ids"][-1]
-    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [letter, TURN]}))
-    assert read_blueprint(folder).ends == load_model(folder).ends == [TURN]
+    for own, ends in ((letter, []), ([letter, TURN], [letter, TURN])):
+        (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": own}))
+        assert read_blueprint(folder).ends == load_model(folder).ends == ends
     net = transformers.AutoModelForCausalLM.from_pretrained(folder)
     net.generation_config = transformers.GenerationConfig(eos_token_id=letter)
     assert LanguageModel(net, lm.tokenizer).ends == [letter]  # somebody's word

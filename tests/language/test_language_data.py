@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from proximo import UsageError
 from proximo.language import Sampling, tiny
-from proximo.language.data import Examples, Order, Sequences, by_length, pack, per_token
+from proximo.language.data import Examples, Limit, Order, Sequences, by_length, pack, per_token
 from proximo.language.model import LanguagePolicy, Tokenizer, before
 
 CHAT = [{"role": "user", "content": "ab"}]
@@ -224,9 +224,29 @@ def test_columns_that_no_stage_reads_may_be_anything(value):
 
 def test_a_prompt_longer_than_the_context_is_refused():
     examples = Examples.read(["ab", "abcabc"], "prompt")
-    examples.check_lengths(4, 10, [[1, 2], [1] * 6])
+    ids = [[1, 2], [1] * 6]
+    assert examples.check_lengths(4, Limit(10), ids) == (examples, [ids])
+    assert examples.check_lengths(400, Limit(None), ids) == (examples, [ids])
     with pytest.raises(UsageError, match=r"row 2 .* 6 tokens and 5 to be drawn, .* reads 10"):
-        examples.check_lengths(5, 10, [[1, 2], [1] * 6])
+        examples.check_lengths(5, Limit(10), ids)
+    with pytest.raises(
+        UsageError, match=r"row 1 of the data has 5 tokens, .* reads 4 at most"
+    ) as e:
+        examples.check_lengths(0, Limit(4, own=7), ids, [[1], [1]], [[1] * 3, [1]])
+    assert "sampling" not in str(e.value)
+
+
+def test_rows_that_are_too_long_may_be_left_out(capsys):
+    examples = Examples.read(["ab", "abcabc", "a"], "prompt")
+    ids, answers = [[1, 2], [1] * 6, [1]], [[3], [4], [5] * 2]
+    short, parts = examples.check_lengths(0, Limit(10, own=6, drop=True), ids, answers)
+    assert [row["prompt"] for row in short.rows] == ["ab", "a"]
+    assert parts == [[[1, 2], [1]], [[3], [5, 5]]]
+    assert (
+        "1 of the 3 rows of the data are left out: run.max_length is 6" in capsys.readouterr().err
+    )
+    with pytest.raises(UsageError, match="all 3 rows of the data are too long: the model reads 2"):
+        examples.check_lengths(2, Limit(2, own=6, drop=True), ids)
 
 
 def test_every_example_comes_once_in_each_epoch():

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.run.disk import warn
 from proximo.types import UsageError, explain
 
 if TYPE_CHECKING:
@@ -116,16 +117,58 @@ class Examples:
                 raise UsageError(f"row {number} of {self.name}: {why}") from error
         return found
 
-    def check_lengths(self, longest: int, limit: int | None, *parts: list[list[int]]) -> None:
-        """Refuse rows whose tokens, with `longest` to come, pass what the model can read."""
-        for number, row in enumerate(zip(*parts, strict=True), 1):
-            total = sum(map(len, row)) + longest
-            if limit is not None and total > limit:
+    def check_lengths(
+        self,
+        longest: int,
+        limit: Limit,
+        prompts: list[list[int]],
+        *answers: list[list[int]],
+    ) -> tuple[Examples, list[list[list[int]]]]:
+        """Refuse rows whose tokens, with `longest` to come, pass the limit, or leave them out.
+
+        Returns the rows that are left, and the tokens of each part of theirs. Raises `UsageError`.
+        """
+        parts = [prompts, *answers]
+        if limit.tokens is None:
+            return self, parts
+        kept = []
+        for i, prompt in enumerate(prompts):
+            total = len(prompt) + max((len(answer[i]) for answer in answers), default=0)
+            if total + longest <= limit.tokens:
+                kept.append(i)
+            elif not limit.drop:
                 more = f" and {longest} to be drawn" if longest else ""
+                lower = ", or lower sampling.max_tokens" if longest else ""
                 raise UsageError(
-                    f"row {number} of {self.name} has {total - longest} tokens{more}, but the "
-                    f"model reads {limit} at most: shorten it, or lower sampling.max_tokens"
+                    f"row {i + 1} of {self.name} has {total} tokens{more}, but {limit}: shorten "
+                    f"it{lower}{limit.remedy}"
                 )
+        count = len(self) - len(kept)
+        if not kept:
+            raise UsageError(f"all {count} rows of {self.name} are too long: {limit}")
+        if count:
+            warn(f"{count} of the {len(self)} rows of {self.name} are left out: {limit}")
+        rows = [self.rows[i] for i in kept]
+        return Examples(self.name, rows), [[part[i] for i in kept] for part in parts]
+
+
+class Limit(NamedTuple):
+    """How long a sequence may be, and what is done with a longer one."""
+
+    context: int | None  # what the model reads
+    own: int = 0  # `TrainingConfig.max_length`
+    drop: bool = False
+    remedy: str = ""
+
+    @property
+    def tokens(self) -> int | None:
+        found = [x for x in (self.context, self.own) if x]
+        return min(found, default=None)
+
+    def __str__(self) -> str:
+        if self.own and self.tokens == self.own:
+            return f"run.max_length is {self.own}"
+        return f"the model reads {self.context} at most"
 
 
 def _each(source: Any, columns: Sequence[str]) -> Iterable[Any]:

@@ -178,17 +178,16 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
     return [max(found)[1]] if behind and found else []
 
 
-def declared_ends(generation: Any, tokenizer: Any) -> list[int]:
+def declared_ends(generation: Any, known: int) -> list[int]:
     """The ids by which transformers ends what a model of these settings says.
 
-    Where they are made up from the model's configuration, only those that the tokenizer knows as
-    special: every class has a number there of its own.
+    One alone that was made up from the model's configuration is none: it may be its class's own.
+    known: how many tokens there are.
     """
     ends = getattr(generation, "eos_token_id", None)
-    found = [int(end) for end in ([] if ends is None else np.atleast_1d(ends))]
-    if getattr(generation, "_from_model_config", False):
-        found = [end for end in found if end in tokenizer.added_tokens_decoder]
-    return [end for end in found if 0 <= end < len(tokenizer)]
+    if ends is None or (getattr(generation, "_from_model_config", False) and np.ndim(ends) == 0):
+        return []
+    return [int(end) for end in np.atleast_1d(ends) if 0 <= end < known]
 
 
 class Output(NamedTuple):
@@ -259,7 +258,7 @@ class LanguageModel(nn.Module):
     @property
     def ends(self) -> list[int]:
         """Ids by which it ends what it says, besides what the tokenizer knows of."""
-        return declared_ends(self.generation, self.tokenizer)
+        return declared_ends(self.generation, len(self.tokenizer))
 
     def end_by(self, ends: Iterable[int]) -> Self:
         """Have other programs end its texts by these too: it learns to write no more then."""
@@ -569,7 +568,7 @@ class Blueprint:
     def ends(self) -> list[int]:
         """Ids by which the model ends what it says, besides what the tokenizer knows of."""
         found = self._generation or _transformers().GenerationConfig.from_model_config(self.config)
-        return declared_ends(found, self.tokenizer)
+        return declared_ends(found, len(self.tokenizer))
 
     @property
     def context(self) -> int | None:

@@ -26,7 +26,7 @@ from proximo.language.config import (
     TrainingConfig,
     read_stage,
 )
-from proximo.language.data import Examples, Source, split
+from proximo.language.data import Examples, Limit, Source, split
 from proximo.language.fitting import Fit, Likelihood, Preference
 from proximo.language.generate import generate
 from proximo.language.model import (
@@ -95,7 +95,7 @@ def complete(
     examples = Examples.read(prompts, "prompt")
     tokenizer = Tokenizer(lm.tokenizer, sampling.stop, lm.ends)
     ids = examples.prompts(tokenizer)
-    examples.check_lengths(sampling.max_tokens, lm.context, ids)
+    examples.check_lengths(sampling.max_tokens, Limit(lm.context), ids)
     generator = torch.Generator().manual_seed(seed)
     drawn = generate(lm, ids, sampling, tokenizer.stops, generator)
     return [tokenizer.text(own) for own in drawn.ids()]
@@ -227,10 +227,9 @@ def run_fit(
     config, folder = _again(config, run_dir if resume else None)
     plan = _plan(config.model, model, examples.texts(), folder)
     tokenizer = Tokenizer(plan.tokenizer, ends=plan.ends)
-    parts = [examples.prompts(tokenizer)]
-    for column in columns:
-        parts.append(examples.answers(tokenizer, column))
-        examples.check_lengths(0, plan.context, parts[0], parts[-1])
+    ids = examples.prompts(tokenizer)
+    answers = [examples.answers(tokenizer, column) for column in columns]
+    examples, parts = examples.check_lengths(0, _limit(plan, config.run), ids, *answers)
     _set_threads(config.run)
     lm = plan.build(config.run.seed, random=folder is not None).set_up(config.model, config.run)
     lm.end_by(tokenizer.ends)
@@ -274,8 +273,7 @@ def run_ppo(
     config, folder = _again(config, run_dir if resume else None)
     count = config.run.sequences if with_world else 0
     with text_worlds(config.score.world, world, count) as worlds:
-        learner = _policy_fit(config, examples, ptx, rewards, worlds, model, folder)
-        digest = examples.digest + (ptx.digest if ptx else "")
+        learner, digest = _policy_fit(config, examples, ptx, rewards, worlds, model, folder)
         return _run(learner, config, digest, folder, run_dir, callbacks, display)
 
 
@@ -283,6 +281,11 @@ def _check_world(config: PPOConfig, rewards: Sequence[Reward | RewardModel] | No
     """Refuse what has no meaning in a world. Raises `UsageError`."""
     if rewards or config.score.reward:
         raise UsageError("there are a world and a reward: a world gives its own, so leave one out")
+    if config.run.overlong != TrainingConfig.overlong and not config.ptx.coef:
+        raise UsageError(
+            f"run.overlong is {config.run.overlong}, but with a world there are no rows that could "
+            "be too long: an episode ends where the next reply would be; leave it out"
+        )
     if config.score.weights:
         raise UsageError("score.weights is set, but a world gives its own reward: leave it out")
     if config.score.normalize:
@@ -305,8 +308,8 @@ def _policy_fit(
     worlds: Sequence[World],
     model: LanguageModel | None,
     folder: RunFolder | None,
-) -> PolicyFit:
-    """Everything checked, then the model loaded."""
+) -> tuple[PolicyFit, str]:
+    """Everything checked, then the model loaded. With the digest of the data."""
     device = _device(config.run)
     said = symbols(worlds[0]) if worlds else examples.texts()
     said += ptx.texts() if ptx else []
@@ -317,20 +320,24 @@ def _policy_fit(
             "score.missing_eos_penalty is set, but the tokenizer has no end of sequence: name a "
             "token by sampling.stop"
         )
-    parts = split(len(examples), config.run.held_out, config.run.seed, "run.held_out")
-    ids = [] if worlds else examples.prompts(tokenizer)
+    limit = _limit(plan, config.run)
+    ids: list[list[int]] = []
     if not worlds:
-        examples.check_lengths(config.sampling.max_tokens, plan.context, ids)
+        examples, (ids,) = examples.check_lengths(
+            config.sampling.max_tokens, limit, examples.prompts(tokenizer)
+        )
+    parts = split(len(examples), config.run.held_out, config.run.seed, "run.held_out")
     texts = None
     if ptx:
-        texts = (ptx.prompts(tokenizer), ptx.answers(tokenizer, "completion"))
-        ptx.check_lengths(0, plan.context, *texts)
+        asked, answers = ptx.prompts(tokenizer), ptx.answers(tokenizer, "completion")
+        ptx, (asked, answers) = ptx.check_lengths(0, limit, asked, answers)
+        texts = (asked, answers)
     if rewards is None:
         rewards = [find_reward(name) for name in config.score.reward]
     judges: Judge | TextWorlds
     if worlds:
         judges = TextWorlds(
-            worlds, tokenizer, config.sampling, plan.context, config.run.seed, examples.rows
+            worlds, tokenizer, config.sampling, limit.tokens, config.run.seed, examples.rows
         )
     else:
         judges = Judge(rewards, config.score.weights, examples)
@@ -349,7 +356,13 @@ def _policy_fit(
     reference = make_reference(policy.lm, config.kl)
     if isinstance(judges, Judge):
         judges.to(device)
-    return PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
+    learner = PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
+    return learner, examples.digest + (ptx.digest if ptx else "")
+
+
+def _limit(plan: Blueprint, run: TrainingConfig) -> Limit:
+    remedy = ", or leave such rows out by run.overlong drop"
+    return Limit(plan.context, run.max_length, run.overlong == "drop", remedy)
 
 
 def _with_critic(
