@@ -248,4 +248,5 @@ class Supervised:
         return [Episode(r, n) for r, n in pairs if n] if steps.ended.any() else []
 
     def close(self) -> None:
+        """Close the env's process."""
         self._worlds.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -10,17 +11,19 @@ import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, sayable
+from proximo.run.disk import warn
 from proximo.types import UsageError
 
 if TYPE_CHECKING:
     import gymnasium as gym
+    from gymnasium.vector import VectorEnv
 
     from proximo.agent import Agent
 
@@ -118,6 +121,21 @@ def say(text: str) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it stays open
 
 
+@contextlib.contextmanager
+def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
+    """Close it in the end; a failure of that is said, and spoils nothing."""
+    from proximo.envs.make import close_all
+
+    well = False
+    try:
+        yield
+        well = True
+    finally:
+        for text in close_all([env]):
+            if well:
+                warn(text)
+
+
 def allow_code(
     config: Config,
     world: str | None,
@@ -166,14 +184,15 @@ def allow_code(
 
 def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
     """Refuse a world whose spaces are not those of the policy. Raises `UsageError`."""
+    from proximo.envs.make import title
+
     pairs = (
         ("observation", world.observation_space, agent.obs_space),
         ("action", world.action_space, agent.action_space),
     )
     for what, there, own in pairs:
         if there.shape != own.shape or type(there) is not type(own) or there != own:
-            name = world.spec.id if world.spec else type(world.unwrapped).__name__
             raise UsageError(
-                f"the {what} space of {name} is {there}, but this policy was trained with {own}: "
-                "name the world it was trained in, or one with the same spaces"
+                f"the {what} space of {title(world)} is {there}, but this policy was trained with "
+                f"{own}: name the world it was trained in, or one with the same spaces"
             )

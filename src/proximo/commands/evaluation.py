@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, check_spaces, parse
+from proximo.commands.arguments import allow_code, check_spaces, closing, parse
 from proximo.types import UsageError
 
 SEED = 1_000_000
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
     # Those of training may have been the native engine's.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
     world = make_world(config.env)
-    try:
+    with closing(world):
         check_spaces(world, agent)
         scores = evaluate(
             agent.policy,
@@ -74,8 +74,6 @@ def main(arguments: list[str]) -> int:
             seed=command.seed,
             deterministic=not command.stochastic,
         )
-    finally:
-        world.close()
     summary = {**scores.summary(), "checkpoint": command.checkpoint}
     if command.json:
         print(json.dumps(summary))

@@ -351,7 +351,7 @@ class WorkerWorlds(Worlds):
         shown = not lost and all(self._shows(world, state.obs) for world in worlds)
         return shown or self._begin_anew(state)
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         for process in self._processes:
             if process:
                 process.hang_up()
@@ -361,6 +361,7 @@ class WorkerWorlds(Worlds):
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1
+        return []
 
 
 def _by_step(state: WorldState, rows: slice) -> list[np.ndarray]:

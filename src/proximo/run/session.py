@@ -23,6 +23,7 @@ from proximo.envs.make import (
     SyncWorlds,
     VectorWorlds,
     Worlds,
+    close_all,
     make_world,
     make_worlds,
 )
@@ -45,7 +46,13 @@ from proximo.run.callbacks import (
     recent_returns,
 )
 from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
-from proximo.run.choices import choose_backend, choose_device, choose_threads, size
+from proximo.run.choices import (
+    check_backend,
+    choose_backend,
+    choose_device,
+    choose_threads,
+    size,
+)
 from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder
@@ -82,6 +89,8 @@ class Session:
         self._net = net
         self._is_new = resume is None
         self._world: gym.Env | Supervised | None = None
+        self._apart: gym.Env | None = None
+        """The env that was checked."""
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._stop_at: StopAt | None = None
@@ -101,6 +110,8 @@ class Session:
             config = dataclasses.replace(config, env=env)
             if backend != "sync":
                 self.notes.append(f"worlds: {backend} ({how})")
+            if self._is_new:
+                check_backend(config.env)
             check_sizes(config, made=isinstance(source, VectorEnv))
             self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
             if isinstance(self.worlds, WorkerWorlds):
@@ -170,16 +181,14 @@ class Session:
         config = self.config.env
         if type(self.worlds) in (SyncWorlds, AgentWorlds):
             try:
-                world = make_world(config, self._source)  # type: ignore[arg-type]
+                # Closed with the others: what envs share in a process may end with the first.
+                self._apart = make_world(config, self._source)  # type: ignore[arg-type]
             except UsageError as error:  # perhaps there can be no more of them
                 self.notes.append(
                     f"the worlds were not checked: one apart cannot be made ({error})"
                 )
                 return
-            try:
-                self.checked = check_world(world)
-            finally:
-                world.close()
+            self.checked = check_world(self._apart)
         elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
             assert isinstance(self.worlds, VectorWorlds)
             self.checked = check_vector(self.worlds)
@@ -363,20 +372,22 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        self._close(well=error is None)
         if error and self._folder:
             if self._is_new and not self.state.updates and not isinstance(error, TrainingError):
                 self._folder.remove()
             else:
                 self._folder.note("".join(traceback.format_exception(kind, error, trace)))
 
-    def _close(self) -> None:
+    def _close(self, *, well: bool = False) -> None:
+        """Close what is open. well: nothing worse is to be said than what fails here."""
         if self._record:
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
                 self._record.close()
-        self.worlds.close()
-        if self._world is not None:
-            self._world.close()
+        apart = [env for env in (self._apart, self._world) if env is not None]
+        failed = [*self.worlds.close(), *close_all(apart)]
+        for text in dict.fromkeys(failed if well else ()):
+            self._warn(text)
         torch.set_num_threads(self._threads)
 
     def finish(self, *, stopped: bool) -> dict[str, Any]:
