@@ -536,7 +536,9 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
     except Exception as error:
-        hint = "; to be shown, it must take render_mode" if "render_mode" in str(error) else ""
+        hint = ""
+        if "render_mode" in kwargs and isinstance(error, TypeError):
+            hint = "; to be shown, it must take the argument render_mode, and keep it"
         raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error
 
 
@@ -630,6 +632,11 @@ def has_vector_version(env: EnvConfig) -> bool:
 def return_threshold(env: EnvConfig) -> float | None:
     """The return at which Gymnasium calls this task solved, where it names one."""
     return gym.registry[env.id].reward_threshold if env.id in gym.registry else None
+
+
+def time_limit(env: EnvConfig) -> int | None:
+    """The steps after which an env cuts off its episodes, where its id has such a limit."""
+    return gym.registry[env.id].max_episode_steps if is_registered(env.id) else None
 
 
 def _maker(env: EnvConfig) -> Maker:

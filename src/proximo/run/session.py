@@ -29,7 +29,7 @@ from proximo.envs.make import (
 )
 from proximo.envs.tensors import TensorWorlds
 from proximo.envs.workers import WorkerWorlds
-from proximo.evaluate import Supervised
+from proximo.evaluate import Supervised, step_limit
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker as NetMaker
@@ -37,6 +37,7 @@ from proximo.run.callbacks import (
     Callback,
     Display,
     Evaluate,
+    Evaluation,
     KeepBest,
     LookAgain,
     Record,
@@ -237,10 +238,13 @@ class Session:
                 say=self._warn,
             )
         callbacks: list[Callback] = []
+        if run.eval_every or run.stop_at is not None:
+            limit = step_limit(self.config.env, run.eval_max_episode_steps)
+            evaluation = Evaluation(self.world, run.eval_episodes, limit, self._doubt)
         if run.eval_every:
-            callbacks.append(Evaluate(self.world, run.eval_every, run.eval_episodes))
+            callbacks.append(Evaluate(evaluation, run.eval_every))
         if run.stop_at is not None:
-            self._stop_at = StopAt(self.world, run.stop_at, run.eval_episodes)
+            self._stop_at = StopAt(evaluation, run.stop_at)
             callbacks.append(self._stop_at)
         if run.total_episodes is not None:
             self._stop_after = StopAfter(run.total_episodes)
