@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -10,7 +11,7 @@ import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import tyro
@@ -18,10 +19,12 @@ import tyro
 from proximo.commands.mistyped import message
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, sayable
+from proximo.run.disk import warn
 from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym
+    from gymnasium.vector import VectorEnv
 
     from proximo.agent import Agent
 
@@ -154,6 +157,21 @@ def say(text: str) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it stays open
 
 
+@contextlib.contextmanager
+def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
+    """Close it in the end; a failure of that is said, and spoils nothing."""
+    from proximo.envs.make import close_all
+
+    well = False
+    try:
+        yield
+        well = True
+    finally:
+        for text in close_all([env]):
+            if well:
+                warn(text)
+
+
 def allow_code(
     config: Config,
     world: str | None,
@@ -202,6 +220,8 @@ def allow_code(
 
 def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
     """Refuse a world whose spaces are not those of the policy. Raises `UsageError`."""
+    from proximo.envs.make import title
+
     pairs = (
         ("observation", world.observation_space, agent.obs_space),
         ("action", world.action_space, agent.action_space),
@@ -209,8 +229,7 @@ def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
     for what, there, own in pairs:
         # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
         if there.shape != own.shape or own != there:
-            name = world.spec.id if world.spec else type(world.unwrapped).__name__
             raise UsageError(
-                f"the {what} space of {name} is {there}, but this policy was trained with {own}: "
-                "name the world it was trained in, or one with the same spaces"
+                f"the {what} space of {title(world)} is {there}, but this policy was trained with "
+                f"{own}: name the world it was trained in, or one with the same spaces"
             )

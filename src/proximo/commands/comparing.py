@@ -117,14 +117,14 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.pictures import draw_comparison, pyplot
     from proximo.envs.config import EnvConfig
-    from proximo.envs.make import make_world, return_threshold
+    from proximo.envs.make import close_all, make_world, return_threshold
     from proximo.run.folder import RunFolder
 
     # What would fail after hours, or in every run, is said now.
     pyplot()
     folder, place = _free_folder(command), Path.cwd()
     env = EnvConfig(id=command.world)
-    make_world(env).close()
+    close_all([make_world(env)])
     if command.threshold is None:
         command = dataclasses.replace(command, threshold=return_threshold(env))
     os.chdir(place)  # where the world has left it, the runs would not find its module

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +16,13 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from proximo.envs.make import title
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, RunConfig, success_threshold, to_tables, to_toml
 from proximo.run.disk import replace as replace_file
 from proximo.run.disk import writable
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError, printable
+from proximo.types import UsageError, explain, faults, printable
 
 PANELS = (
     ("return", (("return_mean", "last 100 episodes"), ("return_smoothed", "smoothed"))),
@@ -38,6 +42,11 @@ PANELS = (
 
 MOST_IN_A_LABEL = 3
 """Settings by which a label tells runs of one algorithm apart."""
+PICTURE = (
+    "with the render_mode rgb_array, which its __init__ is given and must keep, it must return an "
+    "array [height, width, 3] of uint8"
+)
+"""What `render` must do to be filmed."""
 COLORS = ("#1f5fa8", "#d1690e", "#1b8a6b", "#9b3f8f", "#444444", "#a88a00")
 
 
@@ -328,17 +337,35 @@ def _thousands(value: float, _: object) -> str:
     return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
+RATE = 30.0
+"""Frames a second, where an env does not say."""
+RATES = 0.1, 1000.0
+"""The lowest and the highest that a file can show."""
+
+
+def frame_rate(metadata: Any) -> tuple[float, str]:
+    """The frames a second that an env's metadata ask for, and what is to be said of them."""
+    rate = metadata.get("render_fps", RATE) if isinstance(metadata, dict) else RATE
+    number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+    if number and RATES[0] <= rate <= RATES[1]:
+        return float(rate), ""
+    said = f"render_fps of its metadata is {rate!r}: shown at {RATE:g} frames a second"
+    return RATE, "" if rate is None else said
+
+
 class Video:
-    """Frames of a world, written to a .gif or .mp4 one by one as they come.
+    """Frames of an env, written to a .gif or .mp4 one by one as they come.
 
     A GIF shows at most 25 frames a second, leaving frames out evenly so that its time stays true:
-    browsers slow down what is faster, and the file is half as large.
+    browsers slow down what is faster, and the file is half as large. The file takes its place when
+    it is whole: a replay that fails leaves none behind, and an older one as it was.
     """
 
-    def __init__(self, path: Path, rate: float, world: gym.Env) -> None:
-        """`rate`: the world's frames per second."""
-        self._world, self._gif = world, path.suffix == ".gif"
+    def __init__(self, path: Path, rate: float, env: gym.Env) -> None:
+        """`rate`: the env's frames per second. Raises `UsageError`."""
+        self._path, self._env, self._gif = path, env, path.suffix == ".gif"
         self._stride = max(1, round(rate / 25)) if self._gif else 1
+        self._scale, self._shape = 255, (0, 0)
         self.frames = 0
         imageio = _extra("imageio.v2")
         if self._gif:
@@ -346,17 +373,95 @@ class Video:
             options: dict[str, Any] = {"duration": duration, "loop": 0, "subrectangles": True}
         else:
             _extra("imageio_ffmpeg")
-            options = {"fps": rate, "macro_block_size": 1}
-        self._writer = imageio.get_writer(path, **options)
+            # Its report would stand among ours; what it cannot write is seen in the end.
+            options = {"fps": rate, "macro_block_size": 1, "ffmpeg_log_level": "quiet"}
+        with self._written():
+            self._aside = tempfile.TemporaryDirectory(dir=path.parent, prefix=".proximo-")
+            self._file = Path(self._aside.name, path.name)
+            self._writer = imageio.get_writer(self._file, **options)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error).strip().splitlines()[0]
+            raise UsageError(f"the video {self._path} cannot be written: {reason}") from error
 
     def watch(self) -> None:
-        """Take a picture of the world as it stands now."""
+        """Take a picture of the env as it stands now. Raises `UsageError` if it gives none."""
         if self.frames % self._stride == 0:
-            frame = np.array(self._world.render())  # the world may draw over its own
-            height, width = (side // 2 * 2 for side in frame.shape[:2])  # mp4 wants even sides
-            self._writer.append_data(frame if self._gif else frame[:height, :width])
+            frame = self._fit(self._picture())
+            with self._written():
+                self._writer.append_data(frame)
         self.frames += 1
 
+    def _picture(self) -> np.ndarray:
+        """[height, width, 3] uint8, from a picture of bytes, or of fractions of one, or grey."""
+        name = title(self._env)
+        try:
+            drawn: Any = self._env.render()
+        except NotImplementedError as error:
+            raise UsageError(f"{name} has no method render: {PICTURE}") from error
+        except faults() as error:
+            raise UsageError(f"the method render of {name} failed: {explain(error)}") from error
+        try:
+            picture = np.asarray(drawn)
+        except Exception:
+            picture = np.empty(0, object)
+        if picture.dtype.kind not in "buif":
+            raise UsageError(f"the method render of {name} returned {_short(drawn)}: {PICTURE}")
+        if picture.ndim == 2:
+            picture = picture[..., None]
+        if picture.ndim != 3 or picture.shape[-1] not in (1, 3, 4) or not picture.size:
+            raise UsageError(
+                f"the method render of {name} returned an array of shape {np.shape(drawn)}: "
+                f"{PICTURE}"
+            )
+        if picture.dtype == bool:
+            picture = picture * np.uint8(255)
+        low, high = picture.min(), picture.max()
+        if not 0 <= low <= high <= 255:
+            raise UsageError(
+                f"the method render of {name} returned numbers from {low:g} to {high:g}: {PICTURE}"
+            )
+        if picture.dtype.kind == "f":
+            if high > 1:  # so those before were all but black
+                self._scale = 1
+            picture = np.rint(picture * self._scale)
+        picture = picture[..., :3]  # without transparency
+        return np.broadcast_to(picture, (*picture.shape[:2], 3)).astype(np.uint8)
+
+    def _fit(self, picture: np.ndarray) -> np.ndarray:
+        """The picture in the size of the first one: a video has one. An mp4 wants even sides."""
+        if not self.frames:
+            even = 1 if self._gif else 2
+            self._shape = tuple(-(-side // even) * even for side in picture.shape[:2])
+        if picture.shape[:2] == self._shape:
+            return picture
+        rows, columns = (
+            np.arange(size) * own // size
+            for size, own in zip(self._shape, picture.shape[:2], strict=True)
+        )
+        fitted: np.ndarray = picture[rows][:, columns]
+        return fitted
+
     def close(self) -> None:
-        """Finish the file."""
-        self._writer.close()
+        """Finish the file. Raises `UsageError` if there is none then."""
+        with self._written():
+            self._writer.close()
+            if not self._file.is_file() or not self._file.stat().st_size:
+                raise OSError("the encoder wrote nothing")
+            os.replace(self._file, self._path)
+        self._aside.cleanup()
+
+    def discard(self) -> None:
+        """Leave no file."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        self._aside.cleanup()
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Worlds, episode_seed
+from proximo.envs.make import Worlds, close_all, episode_seed
 from proximo.types import Steps, UsageError, WorldState, explain, faults
 
 REFUSED = {
@@ -130,8 +130,8 @@ class ArcadeWorlds(Worlds):
             obs = self._reset(state, lengths == 0)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> None:
-        self._games.close()
+    def close(self) -> list[str]:
+        return close_all([self._games])
 
 
 def _wide(which: np.ndarray) -> np.ndarray:

@@ -6,14 +6,15 @@ import dataclasses
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv, VectorWrapper
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
@@ -130,8 +131,8 @@ class Worlds(ABC):
         return False
 
     @abstractmethod
-    def close(self) -> None:
-        """Close the worlds."""
+    def close(self) -> list[str]:
+        """Close the envs. Returns what failed, in words: no result depends on it any more."""
 
 
 class SyncWorlds(Worlds):
@@ -143,9 +144,7 @@ class SyncWorlds(Worlds):
     replayable = True
 
     def __init__(self, envs: list[gym.Env[Any, Any]], seed: int, first: int = 0) -> None:
-        for name in ("observation_space", "action_space"):
-            if not isinstance(getattr(envs[0], name, None), gym.Space):
-                raise UsageError(f"the world {envs[0]} has no {name}: set it in its __init__")
+        check_spaces(envs[0])
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
         self._envs, self._seed, self._first = envs, seed, first
         # A choice is a number, in which there is nothing that an env could change.
@@ -218,9 +217,58 @@ class SyncWorlds(Worlds):
             obs[i] = self.observations.row(seen)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> None:
-        for env in self._envs:
+    def close(self) -> list[str]:
+        return close_all(self._envs)
+
+
+def layers(env: Any) -> list[Any]:
+    """An env and those that it wraps, from the outside in."""
+    found: list[Any] = []
+    while env is not None and not any(env is other for other in found):
+        found.append(env)
+        env = getattr(env, "__dict__", {}).get("env")  # runs no code of the env
+    return found
+
+
+def base(env: Any) -> Any:
+    """An env without its wrappers: as `unwrapped`, of which an env may make something else."""
+    while isinstance(env, gym.Wrapper | Bare | VectorWrapper):
+        env = env.env
+    return env
+
+
+def title(env: Any) -> str:
+    """The id with which an env is registered, or the name of its class."""
+    inner = base(env)
+    spec = getattr(inner, "spec", None)
+    return spec.id if isinstance(spec, EnvSpec) else type(inner).__name__
+
+
+def close_all(envs: Iterable[Any]) -> list[str]:
+    """Close every env, though another one fails. Returns what failed, in words."""
+    failed = []
+    for env in envs:
+        try:
             env.close()
+        except faults() as error:
+            failed.append(f"{title(env)} could not be closed: {explain(error)}")
+    return failed
+
+
+def check_spaces(env: Any) -> None:
+    """Raises `UsageError` for an env without spaces."""
+    for name in ("observation_space", "action_space"):
+        try:
+            space = getattr(env, name, None)
+        except faults() as error:
+            raise UsageError(f"{title(env)} failed at its {name}: {explain(error)}") from error
+        if space is None:
+            raise UsageError(f"the world {title(env)} has no {name}: set it in its __init__")
+        if not isinstance(space, gym.Space):
+            kind = f"{type(space).__module__}.{type(space).__name__}"
+            raise UsageError(
+                f"the {name} of {title(env)} is a {kind}: give one of gymnasium.spaces, such as Box"
+            )
 
 
 class VectorWorlds(Worlds):
@@ -231,10 +279,11 @@ class VectorWorlds(Worlds):
     def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int) -> None:
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self.envs, self._seed = envs, seed
-        mode = (envs.metadata or {}).get("autoreset_mode")
+        metadata = getattr(envs, "metadata", None)
+        mode = metadata.get("autoreset_mode") if isinstance(metadata, dict) else None
         if not isinstance(mode, AutoresetMode):
             raise UsageError(
-                f"{envs!r} declares metadata['autoreset_mode'] = {mode!r}: it must be one of "
+                f"{title(envs)} declares metadata['autoreset_mode'] = {mode!r}: it must be one of "
                 "gymnasium.vector.AutoresetMode, or its resets cannot be told from its steps"
             )
         self.mode = mode
@@ -257,7 +306,10 @@ class VectorWorlds(Worlds):
             # After a resume it is seeded anew, by how far it had come: not the same beginnings.
             first = episode_seed(self._seed, 0, int(state.episode.max()))
             seed = None if len(state.obs) else first
-            state.obs = self._rows(self.envs.reset(seed=seed)[0])
+            obs, info = self.envs.reset(seed=seed)
+            if not isinstance(info, dict):
+                raise UsageError(infos_of(info))
+            state.obs = self._rows(obs)
             begun[:] = True
             state.resetting = self.owes & (state.resetting if seed is None else self.due)
         state.ret[begun] = 0
@@ -304,8 +356,16 @@ class VectorWorlds(Worlds):
         state.obs = np.empty(0)
         return super().restore(state)
 
-    def close(self) -> None:
-        self.envs.close()
+    def close(self) -> list[str]:
+        return close_all([self.envs])
+
+
+def infos_of(info: Any) -> str:
+    """What is wrong with an info of a vector env that is no dict."""
+    return (
+        f"its info is a {type(info).__name__}, as the wrapper DictInfoToList makes it: a vector "
+        "env must give a dict, in which final_obs stands. Leave that wrapper out"
+    )
 
 
 def final_of(final: Any, index: int) -> Any:
@@ -334,8 +394,8 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
         if source == "method":
             if not world.has_wrapper_attr(f"{MASK}s"):
                 raise UsageError(
-                    f"env.action_masks is method, but {world} has no method {MASK}s(): give it "
-                    f"one, or an observation with the key {MASK}"
+                    f"env.action_masks is method, but {title(world)} has no method {MASK}s(): give "
+                    f"it one, or an observation with the key {MASK}"
                 )
             self._method = world.get_wrapper_attr(f"{MASK}s")
         count = choices(world.action_space)
@@ -349,8 +409,8 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
         shown = dict(seen.spaces) if isinstance(seen, gym.spaces.Dict) else {"observation": seen}
         if MASK in shown:
             raise UsageError(
-                f"env.action_masks is {source}, but the observations of {world} have the key "
-                f"{MASK} already: leave it out"
+                f"env.action_masks is {source}, but the observations of {title(world)} have the "
+                f"key {MASK} already: leave it out"
             )
         self.observation_space = gym.spaces.Dict({**shown, MASK: gym.spaces.MultiBinary(count)})
 
@@ -372,6 +432,29 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
         return self._shown(seen, info), reward, over, cut, info
 
 
+class Bare(gym.Env[Any, Any]):
+    """An env that is no subclass of `gym.Env`: two spaces, two methods, and perhaps more."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        # As fast as they are.
+        self.reset, self.step = env.reset, env.step  # type: ignore[method-assign]
+        self.metadata = getattr(env, "metadata", None) or {}
+        self.render_mode = getattr(env, "render_mode", None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__.get("env"), name)
+
+    def render(self) -> Any:
+        own = getattr(self.env, "render", super().render)
+        return own()
+
+    def close(self) -> None:
+        own = getattr(self.env, "close", super().close)
+        own()
+
+
 def make_world(
     env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None
 ) -> gym.Env:
@@ -386,21 +469,24 @@ def make_world(
     kwargs = dict(env.kwargs)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    if maker is None and env.id.startswith(ARCADE):
+    arcade = maker is None and env.id.startswith(ARCADE)
+    if arcade:
         world = _arcade(env, render_mode)
     else:
-        world = _call(maker or _maker(env), env, kwargs)
+        made_by = maker or _maker(env)
+        world = _single(_call(made_by, env, kwargs), _said(made_by, env))
     for name in env.wrappers:
         try:
-            world = find(name)(world)
+            wrapped = find(name)(world)
         except UsageError:
             raise
         except faults() as error:
             raise UsageError(f"the wrapper {name} failed: {explain(error)}") from error
+        world = _single(wrapped, f"the wrapper {name}")
     if is_parallel(world):
         return Agents(world, env)
-    if env.max_episode_steps is not None and world.spec is None:
-        world = gym.wrappers.TimeLimit(world, env.max_episode_steps)
+    if env.max_episode_steps is not None and not arcade:  # which counts frames
+        world = _limited(world, env.max_episode_steps)
     if maker is None:
         world = prepared(world, env.id, wrapped=bool(env.wrappers))
     return world if env.action_masks == "observation" else Masked(world, env.action_masks)
@@ -415,14 +501,69 @@ def _arcade(env: EnvConfig, render_mode: str | None) -> gym.Env[Any, Any]:
     return gym.wrappers.HumanRendering(Arcade(env, "rgb_array"))
 
 
+def _single(made: Any, maker: str) -> Any:
+    """What was made, as one env with Gymnasium's interface, or a PettingZoo parallel env.
+
+    Raises `UsageError` for anything else. maker: what made it, in words.
+    """
+    from proximo.envs.agents import is_parallel, is_turn_based
+
+    if is_parallel(made):
+        return made
+    if made is None:
+        raise UsageError(f"{maker} returned None: let it end with return, and the env")
+    if isinstance(made, type):
+        raise UsageError(f"{maker} returned the class {made.__name__}, not an env: return a call")
+    if isinstance(made, VectorEnv):
+        raise UsageError(
+            f"{maker} returned {type(made).__name__}, a vector env, where one env is expected: "
+            "return one, of which env.worlds says the number, or give the vector env itself to "
+            "proximo.train"
+        )
+    if is_turn_based(made):
+        raise UsageError(
+            f"{maker} returned {made}, a turn-based (AEC) env of PettingZoo: agents must act at "
+            "once. Return its parallel_env(), or, where agents cannot do that, a Gymnasium env in "
+            "which one of them acts and the others are part of it"
+        )
+    missing = [name for name in ("reset", "step") if not callable(getattr(made, name, None))]
+    if missing:
+        raise UsageError(
+            f"{maker} returned {made!r:.80}, of type {type(made).__name__}, which has no method "
+            f"{' and no method '.join(missing)}: an env has both"
+        )
+    check_spaces(made)
+    return made if isinstance(made, gym.Env) else Bare(made)
+
+
+def _limited(env: gym.Env[Any, Any], steps: int) -> gym.Env[Any, Any]:
+    """The env with this time limit, in place of that which it has from Gymnasium."""
+    found = [layer for layer in layers(env) if isinstance(layer, gym.wrappers.TimeLimit)]
+    for layer in found:
+        layer._max_episode_steps = steps
+    return env if found else gym.wrappers.TimeLimit(env, steps)
+
+
+def _said(maker: Any, env: EnvConfig) -> str:
+    """What makes an env, in words."""
+    return env.id or getattr(maker, "__qualname__", f"{maker!r:.80}")
+
+
 def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> Any:
+    what = _said(maker, env) + (f" with the arguments {kwargs}" if kwargs else "")
+    if not callable(maker):
+        raise UsageError(
+            f"{what} cannot be made: it is {maker!r:.80}, of type {type(maker).__name__}: name a "
+            "class, or a function that returns an env"
+        )
     try:
         return maker(**kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
     except faults() as error:
-        what = f"{env.id or maker}" + (f" with the arguments {kwargs}" if kwargs else "")
-        hint = "; to be shown, it must take render_mode" if "render_mode" in str(error) else ""
+        hint = ""
+        if "render_mode" in kwargs and isinstance(error, TypeError):
+            hint = "; to be shown, it must take the argument render_mode, and keep it"
         raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error
 
 
@@ -436,6 +577,21 @@ def make_worlds(
     from proximo.envs.agents import Agents, AgentWorlds
 
     many = env.backend in ("vector", "envpool") or isinstance(source, VectorEnv)
+    if isinstance(source, VectorEnv) and env.max_episode_steps is not None:
+        raise UsageError(
+            f"env.max_episode_steps is {env.max_episode_steps}, but a vector env ends its episodes "
+            "itself: leave it out, and give the limit to what makes it"
+        )
+    if isinstance(source, VectorEnv) and env.kwargs:
+        raise UsageError(
+            f"env.kwargs holds {', '.join(env.kwargs)}, but the vector env is made already: give "
+            "them to what makes it"
+        )
+    if source is not None and env.backend in ("vector", "envpool"):
+        raise UsageError(
+            f"env.backend is {env.backend}, which makes envs by their id, but {_said(source, env)} "
+            "is given: leave it out"
+        )
     if many and env.wrappers:
         raise UsageError(
             f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
@@ -465,11 +621,11 @@ def make_worlds(
 
         return WorkerWorlds(env, seed, source)
     made = [make_world(env, source) for _ in range(env.worlds)]
-    if len(set(map(id, made))) < len(made):
+    together = [world for world in made if isinstance(world, Agents)]
+    if len({id(w.parallel if isinstance(w, Agents) else base(w)) for w in made}) < len(made):
         raise UsageError(
             "the callable returned one and the same world twice: make a new one each time"
         )
-    together = [world for world in made if isinstance(world, Agents)]
     return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
 
 
@@ -489,7 +645,7 @@ def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
         world = make_world(dataclasses.replace(env, kwargs={}))
     except UsageError:  # a package that only Gymnasium's world needs
         return None
-    world.close()
+    close_all([world])
     return world.observation_space, world.action_space
 
 
@@ -501,6 +657,11 @@ def has_vector_version(env: EnvConfig) -> bool:
 def return_threshold(env: EnvConfig) -> float | None:
     """The return at which Gymnasium calls this task solved, where it names one."""
     return gym.registry[env.id].reward_threshold if env.id in gym.registry else None
+
+
+def time_limit(env: EnvConfig) -> int | None:
+    """The steps after which an env cuts off its episodes, where its id has such a limit."""
+    return gym.registry[env.id].max_episode_steps if is_registered(env.id) else None
 
 
 def _maker(env: EnvConfig) -> Maker:

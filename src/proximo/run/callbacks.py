@@ -17,7 +17,7 @@ import torch
 
 from proximo.collect import make_room
 from proximo.envs.check import Bounds
-from proximo.evaluate import Player, Supervised, evaluate
+from proximo.evaluate import Player, Scores, Supervised, evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.config import RunConfig
@@ -42,12 +42,12 @@ class Display(Protocol):
 class Evaluate:
     """Every so many updates, the mean return of deterministic episodes, as `evaluation`."""
 
-    def __init__(self, world: gym.Env | Supervised, every: int, episodes: int) -> None:
-        self._world, self._every, self._episodes = world, every, episodes
+    def __init__(self, evaluation: Evaluation, every: int) -> None:
+        self._evaluation, self._every = evaluation, every
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if state.updates % self._every == 0:
-            metrics["evaluation"] = evaluation(state, self._world, self._episodes)
+            self._evaluation(state, metrics)
 
 
 class StopAt:
@@ -56,8 +56,8 @@ class StopAt:
     An evaluation that falls short is not repeated at every update, but after 2% of the horizon.
     """
 
-    def __init__(self, world: gym.Env | Supervised, goal: float, episodes: int) -> None:
-        self._world, self._goal, self._episodes = world, goal, episodes
+    def __init__(self, evaluation: Evaluation, goal: float) -> None:
+        self._evaluation, self._goal = evaluation, goal
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if state.smoothed is None or state.smoothed < self._goal:
@@ -68,38 +68,58 @@ class StopAt:
         ):
             return
         state.last_trial_steps = state.steps
-        metrics["evaluation"] = evaluation(state, self._world, self._episodes)
-        state.last_trial_return = metrics["evaluation"]
+        state.last_trial_return = self._evaluation(state, metrics)
 
 
-def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) -> float:
-    """Mean return of deterministic episodes. Raises `TrainingError` if the world fails."""
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
-    room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
-    act = state.engine.actor(room, None)
+class Evaluation:
+    """Deterministic episodes in an env apart: their mean return, as `evaluation`."""
 
-    def taken(row: np.ndarray) -> Any:
-        room.obs[0, 0] = row
-        act(0)
-        return room.taken[0, 0]
+    def __init__(
+        self, env: gym.Env | Supervised, episodes: int, limit: int, note: Callable[[str], None]
+    ) -> None:
+        """limit: of steps, at which episodes are cut off; note: is told once if one was."""
+        self._env, self._episodes, self._limit, self._note = env, episodes, limit, note
+        self._noted = False
 
-    def choose(obs: Any, generator: object) -> Any:
-        return policy.actions.given(taken(policy.observations.row(obs)))
-
-    engine, seed = not policy.carry_size, TRAINING_EVALUATION_SEED  # its actor has no episodes
-    try:
-        with torch.no_grad():
-            if isinstance(world, Supervised):
-                scores = world.play(
-                    lambda: taken if engine else Player(policy).act, episodes=episodes, seed=seed
+    def __call__(self, state: TrainState, metrics: Metrics) -> float:
+        """Add it to the metrics, and return it. Raises `TrainingError` if the env fails."""
+        try:
+            scores = self._play(state)
+        except faults() as error:
+            what = f"the evaluation after update {state.updates} failed: {error}"
+            raise TrainingError(what) from error
+        metrics["evaluation"] = scores.mean
+        if scores.cut:
+            metrics["evaluation_episodes_cut"] = scores.cut
+            if not self._noted:
+                self._note(
+                    f"the evaluation after update {state.updates}: "
+                    f"{scores.said('--run.eval-max-episode-steps')}"
                 )
-            else:
-                player = choose if engine else policy
-                scores = evaluate(player, world, episodes=episodes, seed=seed)
-    except faults() as error:
-        what = f"the evaluation after update {state.updates} failed: {error}"
-        raise TrainingError(what) from error
-    return scores.mean
+            self._noted = True
+        return metrics["evaluation"]
+
+    @torch.no_grad()
+    def _play(self, state: TrainState) -> Scores:
+        policy: ActorCritic = state.policy  # type: ignore[assignment]
+        room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
+        act = state.engine.actor(room, None)
+
+        def taken(row: np.ndarray) -> Any:
+            room.obs[0, 0] = row
+            act(0)
+            return room.taken[0, 0]
+
+        def choose(obs: Any, generator: object) -> Any:
+            return policy.actions.given(taken(policy.observations.row(obs)))
+
+        engine = not policy.carry_size  # its actor has no episodes
+        episodes, seed, limit = self._episodes, TRAINING_EVALUATION_SEED, self._limit
+        if isinstance(self._env, Supervised):
+            begin = lambda: taken if engine else Player(policy).act  # noqa: E731
+            return self._env.play(begin, episodes=episodes, seed=seed, limit=limit)
+        player = choose if engine else policy
+        return evaluate(player, self._env, episodes=episodes, seed=seed, limit=limit)
 
 
 class LookAgain:

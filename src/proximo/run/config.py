@@ -131,6 +131,9 @@ class RunConfig:
     """Updates between evaluations while training; 0: none."""
     eval_episodes: int = 20
     """Episodes of an evaluation while training."""
+    eval_max_episode_steps: int | None = None
+    """Steps after which an episode of an evaluation is cut off; none: 10,000, or the time limit of
+    the env if it is longer."""
     save_every: int = 0
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
     keep_last: int = 2
@@ -145,7 +148,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_values("run", self)
-        for name in ("total_steps", "total_episodes", "eval_episodes", "keep_last", "log_every"):
+        for name in (
+            *("total_steps", "total_episodes", "eval_episodes", "eval_max_episode_steps"),
+            *("keep_last", "log_every"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"run.{name} is {value}: give at least 1")
