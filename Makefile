@@ -39,9 +39,10 @@ train: .venv/ready
 	$(BIN)/proximo play $$run --video $$run/replay.gif; \
 	$(BIN)/python -c "import json, sys; score = json.load(open('$$run/evaluation.json'))['return_mean']; print(f'score {score:.1f} of 500 (475 is solved), run folder $$run'); sys.exit(score < 475)"
 
+# A process for each core, each with one thread; a file's tests share what they have made.
 test: .venv/ready lint
 	@echo "Running the quick tests"
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n logical --dist loadfile
 
 lint: .venv/ready
 	@echo "Checking style and types"

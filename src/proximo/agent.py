@@ -17,6 +17,7 @@ from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, make_policy
+from proximo.run.disk import replace
 from proximo.run.folder import RunFolder
 from proximo.spaces import MASK
 from proximo.types import UsageError
@@ -78,7 +79,9 @@ class Agent:
             "action_space": str(self.action_space),
         }
         hidden = self.config.net.critic_only
-        return export(self.policy, Path(path), about, hidden_from=hidden, overwrite=overwrite)
+        return export(
+            self.policy, Path(path), about, write=replace, hidden_from=hidden, overwrite=overwrite
+        )
 
 
 def load(run: str | Path, checkpoint: str = "last", *, net: str | Maker | None = None) -> Agent:

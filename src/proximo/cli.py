@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 
+from proximo.commands.streams import standard_streams
 from proximo.types import TrainingError, UsageError, nearest
 
 VERBS = {
@@ -39,7 +40,12 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a verb. Exit codes: 0 done, 1 failed while training, 2 wrong input, 128 + n signal n."""
-    verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    with standard_streams():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(arguments: list[str]) -> int:
+    verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -65,9 +71,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        sys.stderr.close()
-        return 0
 
 
 if __name__ == "__main__":

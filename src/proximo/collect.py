@@ -17,7 +17,7 @@ from proximo.envs.make import Worlds
 from proximo.envs.tensors import TensorSteps, account
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
-from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain
+from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain, faults
 
 BLOCK = 256
 """Steps for which room is made and noise drawn at once when episodes are counted."""
@@ -139,7 +139,7 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
 
     Returns `Steps`, or `TensorSteps` on the device of `obs`.
     """
-    head, count = policy.head, len(obs)
+    head, acts, count = policy.head, policy.actions, len(obs)
     device = obs.device if isinstance(obs, Tensor) else None
     number = torch.empty(0, dtype=policy.dtype).numpy().dtype
     exact = np.dtype(np.float32 if device and device.type == "mps" else np.float64)
@@ -163,7 +163,7 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
         obs=seen,
         action=empty(steps, count, *head.action_shape, kind=whole),
         parameters=empty(2, count, head.parameter_count, kind=number),
-        taken=empty(steps, count, *head.taken_shape, kind=head.taken_dtype),
+        taken=empty(steps, count, *(acts.shape or ()), kind=acts.dtype),
         reward=empty(steps, count, kind=exact),
         terminated=flags(False),
         ended=flags(False),
@@ -197,7 +197,7 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
                     tickets.pass_step(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
                     if not tickets.left:
                         break
-    except Exception as error:
+    except faults() as error:
         where = f"step {done + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
         raise state.fault(f"a world failed at {where}: {what}") from error
@@ -208,21 +208,29 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
 
 
 def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:
-    """Bring returns and lengths of the running episodes up to date; those that finished."""
-    world = state.worlds
-    total = np.cumsum(np.where(steps.real, steps.reward, 0), 0)
-    lengths = np.cumsum(steps.real, 0)
-    finished = []
-    for t, i, _ in steps.finals:
-        if mask[t, i]:
-            finished.append(
-                Episode(float(world.ret[i] + total[t, i]), int(world.length[i] + lengths[t, i]))
-            )
-        world.ret[i] = -total[t, i]
-        world.length[i] = -lengths[t, i]
-    world.ret += total[-1]
-    world.length += lengths[-1]
-    return tuple(finished)
+    """Bring returns and lengths of the running episodes up to date; those that finished.
+
+    Every return is added up from zero, step by step, whatever other episodes paid: equal episodes
+    have equal returns, wherever a rollout ends.
+    """
+    world, (length, count) = state.worlds, steps.reward.shape
+    t, i = np.array([(t, i) for t, i, _ in steps.finals], np.int64).reshape(-1, 2).T
+    number = np.zeros((length + 1, count), np.int64)
+    number[t + 1, i] = 1
+    number = number.cumsum(0) * count + np.arange(count)  # [T + 1, N] a number for each episode
+
+    def added(before: np.ndarray, values: np.ndarray) -> np.ndarray:
+        of = np.concatenate([number[:1], number[:-1]]).reshape(-1)
+        weights = np.concatenate([before[None], values]).reshape(-1)
+        return np.bincount(of, weights, int(number[-1].max()) + 1)  # one after the other, in order
+
+    returns = added(world.ret, np.where(steps.real, steps.reward, 0))
+    lengths = added(world.length, steps.real).astype(np.int64)
+    world.ret, world.length = returns[number[-1]], lengths[number[-1]]
+    counts = mask[t, i]
+    ended = number[t, i][counts]
+    pairs = zip(returns[ended].tolist(), lengths[ended].tolist(), strict=True)
+    return tuple(Episode(*pair) for pair in pairs)
 
 
 def _whose(worlds: Worlds, row: int) -> str:

@@ -14,7 +14,7 @@ from proximo.envs.agents import Agents
 from proximo.envs.make import Worlds
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK
-from proximo.types import Episode, Steps, UsageError, explain
+from proximo.types import Episode, Steps, UsageError, explain, faults
 
 Choose = Callable[[Any, torch.Generator | None], Any]
 """The world's action for one observation: the most likely one, or drawn by the generator."""
@@ -36,12 +36,18 @@ class Scores:
     def returns(self) -> np.ndarray:
         return np.array([episode.ret for episode in self.episodes])
 
+    @property
+    def mean(self) -> float:
+        """Mean return, never beyond all returns: else a goal that all reach could be missed."""
+        returns = self.returns
+        return float(returns.mean().clip(returns.min(), returns.max()))
+
     def summary(self) -> dict[str, float | int | bool]:
         """What `proximo eval --json` prints; deviations are of the population."""
         returns = self.returns
         return {
             "episodes": len(self.episodes),
-            "return_mean": float(returns.mean()),
+            "return_mean": self.mean,
             "return_std": float(returns.std()),
             "return_min": float(returns.min()),
             "return_max": float(returns.max()),
@@ -92,7 +98,7 @@ def play_episode(
             _check_end(length + 1)
     except UsageError:
         raise
-    except Exception as error:
+    except faults() as error:
         length = max((part.length for part in parts.values()), default=0)
         raise UsageError(f"the world failed after {length} steps: {explain(error)}") from error
     return tuple(parts.values())
@@ -154,7 +160,7 @@ class Player:
     def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
         """The world's action: the most likely one, or sampled by `generator`."""
         row = self.act(self._policy.observations.row(obs), generator)
-        return self._policy.actions.nested(row)
+        return self._policy.actions.given(row)
 
     @torch.no_grad()
     def act(self, seen: np.ndarray, generator: torch.Generator | None = None) -> Any:

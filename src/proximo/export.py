@@ -11,9 +11,8 @@ import copy
 import importlib
 import io
 import logging
-import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 
 from proximo.functional.distributions import ILLEGAL
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK, Leaf, torch_dtype
-from proximo.types import UsageError
+from proximo.spaces import MASK, Leaf, sizes, starts, torch_dtype
+from proximo.types import UsageError, faults
 
 TOLERANCE = 1e-4
 """Between the file's numbers and the policy's, in shares of the largest of them, or of 1."""
@@ -47,21 +46,23 @@ def export(
     path: Path,
     about: dict[str, str],
     *,
+    write: Callable[[Path, bytes], None],
     hidden_from: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> Exported:
-    """Write the file, in one step, with `about` as its metadata.
+    """Write the file by `write`, with `about` as its metadata.
 
     hidden_from: first keys of what only the critic sees, which the file does not ask for.
     Raises `UsageError` for a path that cannot be written, a package that is missing, or a file that
     would not act as the policy does.
     """
+    path = path.absolute()  # a network may change the current folder
     _check_path(path, overwrite)
     onnxruntime = [_extra(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
     acting = _Acting(policy, hidden_from)
     try:
         data = _graph(acting, about)
-    except Exception as error:
+    except faults() as error:
         if not policy.own:
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -71,15 +72,9 @@ def export(
         ) from error
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     difference = _compare(session, policy, acting)
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write(path, data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}") from error
     ends = (session.get_inputs(), session.get_outputs())
     put, got = (tuple(map(_in_words, end)) for end in ends)
@@ -93,7 +88,7 @@ def _check_path(path: Path, overwrite: bool) -> None:
         raise UsageError(f"the file to write is {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UsageError(f"the file to write is {path}: that is a folder")
-    if path.exists() and not overwrite:
+    if (path.exists() or path.is_symlink()) and not overwrite:
         raise UsageError(f"{path} exists: choose another name, or say --overwrite (overwrite=True)")
 
 
@@ -120,9 +115,7 @@ class _Acting(nn.Module):
         memory = self.policy.actor_memory
         self.carry_size = memory.carry_size if memory else 0
         leaves = policy.observations.leaves
-        self.hidden = {
-            leaf.path for leaf in leaves if leaf.path and str(leaf.path[0]) in hidden_from
-        }
+        self.hidden = {leaf.path for leaf in leaves if leaf.path and leaf.keys[0] in hidden_from}
         self.shown = [leaf for leaf in leaves if leaf.path not in self.hidden]
         self.inputs = [_input(leaf) for leaf in self.shown]
         self.outputs = [_output(leaf) for leaf in policy.actions.leaves] + ["distribution"]
@@ -147,7 +140,7 @@ class _Acting(nn.Module):
         parts = [leaf.of(nested) for leaf in policy.actions.leaves]
         return (*parts, distribution.parameters, *([] if moved is None else [moved]))
 
-    def _row(self, given: dict[tuple[str | int, ...], Tensor]) -> Tensor:
+    def _row(self, given: dict[tuple[Any, ...], Tensor]) -> Tensor:
         """What `Observations.write` lays out, and the policy's own type."""
         rows, kind = self.policy.observations, self.policy.dtype
         if rows.plain:
@@ -177,11 +170,10 @@ def _output(leaf: Leaf) -> str:
 
 def _one_hot(space: Any, chosen: Tensor) -> Tensor:
     """chosen: [N, K] of so many choices; returns [N, columns] bool, a column for each thing."""
-    sizes = np.atleast_1d(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)
-    sizes = sizes.reshape(-1)
-    starts = np.broadcast_to(space.start, space.shape).reshape(-1)
-    choice = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
-    thing = [start + np.arange(size) for start, size in zip(starts, sizes, strict=True)]
+    counts = sizes(space)
+    choice = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
+    pairs = zip(starts(space), counts, strict=True)
+    thing = [start + np.arange(count) for start, count in pairs]
     return chosen.long()[:, choice] == torch.from_numpy(np.concatenate(thing))
 
 

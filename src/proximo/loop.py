@@ -19,7 +19,7 @@ from proximo.named import name_of
 from proximo.nets.config import NetConfig
 from proximo.nets.own import Maker as NetMaker
 from proximo.run.callbacks import Callback
-from proximo.run.config import Config, RolloutConfig, RunConfig, from_tables
+from proximo.run.config import Config, RolloutConfig, RunConfig, check_storable, from_tables
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
 from proximo.run.session import Session
@@ -81,6 +81,20 @@ def train(
         raise UsageError(f"algorithm is {algorithm!r}: give an instance, such as PPO()")
     if callable(callbacks):
         raise UsageError("callbacks is a function: give a list of them, [function]")
+    for index, callback in enumerate(callbacks):
+        if not callable(callback):
+            raise UsageError(f"callbacks[{index}] is {callback!r}: give functions")
+    for name, section, kind in (
+        ("rollout", rollout, RolloutConfig),
+        ("run_config", run_config, RunConfig),
+    ):
+        if section is not None and not isinstance(section, kind):
+            raise UsageError(f"{name} is {section!r}: give a {kind.__name__}")
+    if not (net is None or isinstance(net, NetConfig | torch.nn.Module) or callable(net)):
+        raise UsageError(
+            f"net is {net!r}: give a NetConfig (module='module:Class' names a network of your own)"
+            " or a class"
+        )
     if isinstance(net, torch.nn.Module):
         raise UsageError(
             f"net is a module, one {type(net).__name__}: give its class, or what makes it"
@@ -113,6 +127,8 @@ def train(
         ),
     )
     config.check()
+    if run_dir is not None:
+        check_storable(config, own)
     folder = RunFolder.create(run_dir, config) if run_dir is not None else None
     session = Session(config, folder=folder, source=source, net=own, callbacks=callbacks)
     return run_session(session)

@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from proximo.types import UsageError, explain, nearest
+from proximo.types import UsageError, explain, faults, nearest
 
 
 def import_module(name: str) -> ModuleType:
@@ -22,7 +22,7 @@ def import_module(name: str) -> ModuleType:
         sys.path.insert(0, os.getcwd())
     try:
         return importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
+    except faults() as error:  # whatever the user's module raises
         raise UsageError(
             f"{name}: importing the module {module_name!r} failed: {explain(error)}"
         ) from error
@@ -41,5 +41,16 @@ def find(name: str) -> Any:
 
 
 def name_of(code: Any) -> str:
-    """The name by which `find` finds it, unless it was defined within a function."""
-    return f"{code.__module__}:{code.__qualname__}"
+    """The name by which `find` finds it, unless it was defined within a function, or is no class.
+
+    See `leads_to`.
+    """
+    return f"{code.__module__}:{getattr(code, '__qualname__', f'<{type(code).__name__}>')}"
+
+
+def leads_to(name: str, code: Any) -> bool:
+    """The name finds this very code."""
+    try:
+        return bool(find(name) is code)
+    except UsageError:
+        return False

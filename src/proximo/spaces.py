@@ -7,7 +7,9 @@ What a policy chooses is a row as well, and is nested again for the world.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
@@ -29,6 +31,12 @@ SMALLEST_GREY = 36
 """The same for bytes with two axes: a board, say, is smaller, and no picture."""
 
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
+ACTIONS = "Discrete, MultiDiscrete, MultiBinary, Box of floats, Dict and Tuple of these"
+SIMPLE = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
+WIDEST = 2**24
+"""Choices of a simple space, at most: each of them is a column, for which memory is taken."""
+EXACT = 2**53
+"""Up to here a float64 holds every whole number."""
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -38,17 +46,67 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class EnumKey:
+    """A member of an `Enum` as the key of a space that was read from a file: by its names alone.
+
+    The class itself would be code. This equals the member and hashes as it does, so that either
+    finds what lies under the other in the dicts of the env.
+    """
+
+    enum: str
+    name: str
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, enum.Enum):
+            return (type(other).__name__, other.name) == (self.enum, self.name)
+        return isinstance(other, EnumKey) and (other.enum, other.name) == (self.enum, self.name)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"{self.enum}.{self.name}"
+
+
+def plain_key(key: Any) -> Any:
+    """An equal key of Python's own types, or an `EnumKey`; where there is neither, the key."""
+    plain = key
+    if isinstance(key, np.generic):
+        plain = key.item()
+    elif isinstance(key, tuple):
+        plain = tuple(map(plain_key, key))
+    elif isinstance(key, str):
+        plain = str.__str__(key)
+    elif isinstance(key, int) and not isinstance(key, bool):
+        plain = int.__int__(key)
+    elif isinstance(key, enum.Enum) and isinstance(key.name, str):
+        plain = EnumKey(type(key).__name__, key.name)
+    equal = plain == key and key == plain and hash(plain) == hash(key)
+    return plain if equal else key
+
+
 class Leaf(NamedTuple):
     """One simple space within a row: columns begin to end."""
 
-    path: tuple[str | int, ...]  # the keys that lead to it
+    path: tuple[Any, ...]  # the keys that lead to it
     space: Space
     begin: int
     end: int
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys in words, the same for a space that was read from a file."""
+        return tuple(str(plain_key(key)) for key in self.path)
+
+    @property
     def name(self) -> str:
-        return "/".join(map(str, self.path)) or "the observation"
+        return "/".join(self.keys) or "the observation"
+
+    @property
+    def place(self) -> str:
+        """Where it stands, behind the name of a space."""
+        return f" at {self.name}" if self.path else ""
 
     @property
     def image(self) -> tuple[int, ...] | None:
@@ -72,7 +130,7 @@ class Leaf(NamedTuple):
         return nested
 
 
-def _leaves(space: Space, path: tuple[str | int, ...] = ()) -> Iterator[tuple[Any, Space]]:
+def _leaves(space: Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Space]]:
     if isinstance(space, spaces.Dict):
         for key, inner in space.spaces.items():
             yield from _leaves(inner, (*path, key))
@@ -81,6 +139,56 @@ def _leaves(space: Space, path: tuple[str | int, ...] = ()) -> Iterator[tuple[An
             yield from _leaves(inner, (*path, index))
     else:
         yield path, space
+
+
+def _masks_last(space: Space) -> list[tuple[Any, Space]]:
+    return sorted(_leaves(space), key=lambda item: item[0][:1] == (MASK,))
+
+
+def sizes(space: Space) -> list[int]:
+    """How much there is to choose from in a simple space, choice by choice."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(n) for n in space.nvec.reshape(-1)]
+    return [int(space.n)] if isinstance(space, spaces.Discrete) else []
+
+
+def starts(space: Any) -> list[int]:
+    """The number of the first thing to choose, choice by choice."""
+    return [int(start) for start in np.broadcast_to(space.start, space.shape).reshape(-1)]
+
+
+def native(dtype: Any) -> np.dtype:
+    """The type in the byte order of this machine, the only one that PyTorch knows."""
+    kind: np.dtype = np.dtype(dtype).newbyteorder("=")
+    return kind
+
+
+def _columns(space: Space) -> int:
+    """How many numbers a row needs for what a simple space shows."""
+    return sum(sizes(space)) if sizes(space) else int(np.prod(space.shape or ()))
+
+
+def _check_leaf(what: str, leaf: Leaf) -> None:
+    """Refuse a supported simple space whose numbers no row can hold. Raises `UsageError`."""
+    space = leaf.space
+    where = f"the {what} space{leaf.place} is {space}"
+    count, dtype = sum(sizes(space)), np.dtype(space.dtype)
+    if count > WIDEST:
+        raise UsageError(
+            f"{where}: {count:,} things to choose from, each of which is a column of its own. At "
+            f"most {WIDEST:,} can be: split the number into digits (MultiDiscrete), or "
+            + ("show it as a Box" if what == "observation" else "choose it from a Box of floats")
+        )
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        raise UsageError(f"{where}, of {dtype}, which PyTorch does not have: use float64")
+    if count:
+        low, high = min(starts(space)), max(map(sum, zip(starts(space), sizes(space), strict=True)))
+        held = np.iinfo(dtype)
+        if high - 1 > min(held.max, 2**63 - 1) or low < held.min:
+            raise UsageError(
+                f"{where}, whose last choice is {high - 1}: its {dtype} holds "
+                f"{held.min}...{min(held.max, 2**63 - 1)}. Give it a wider dtype, or another start"
+            )
 
 
 class Observations:
@@ -92,12 +200,18 @@ class Observations:
 
     def __init__(self, space: Space) -> None:
         self.space, self.leaves = space, list[Leaf]()
-        found = sorted(_leaves(space), key=lambda item: item[0][:1] == (MASK,))  # the masks last
         begin = 0
-        for path, inner in found:
-            end = begin + _width(path, inner)
-            self.leaves.append(Leaf(path, inner, begin, end))
-            begin = end
+        for path, inner in _masks_last(space):
+            leaf = Leaf(path, inner, begin, begin + _columns(inner))
+            if not isinstance(inner, SIMPLE):
+                raise UsageError(
+                    f"the observation space{leaf.place} is {inner}: supported are {OBSERVATIONS}. "
+                    "A wrapper such as gymnasium.wrappers.TransformObservation can make one of "
+                    "these of it"
+                )
+            _check_leaf("observation", leaf)
+            self.leaves.append(leaf)
+            begin = leaf.end
         self.width = begin
         masks = [leaf for leaf in self.leaves if leaf.path[:1] == (MASK,)]
         self.mask_begin = masks[0].begin if masks else begin
@@ -110,7 +224,12 @@ class Observations:
         self.shape = alone.shape if alone is not None and self.plain else (begin,)
         # Only images stay bytes, which the network scales; other bytes are numbers.
         kind = np.float32 if alone is None else alone.dtype
-        self.dtype: np.dtype = np.dtype(np.float32 if kind == np.uint8 and not image else kind)
+        self.dtype: np.dtype = native(np.float32 if kind == np.uint8 and not image else kind)
+
+    @property
+    def masks(self) -> Space | None:
+        """The space of the action masks, or None without any."""
+        return self.space[MASK] if self.mask_begin < self.width else None  # type: ignore[index]
 
     def write(self, seen: Any, row: np.ndarray) -> None:
         """Lay an observation, or a batch of them, into its row. Raises `UsageError` for a misfit.
@@ -121,16 +240,10 @@ class Observations:
         for leaf in self.leaves:
             try:
                 part = np.asarray(leaf.of(seen))
-            except (KeyError, IndexError, TypeError) as error:
-                raise UsageError(
-                    f"a world returned an observation without {leaf.name!r}, which its "
-                    f"observation_space names: {seen!r}"
-                ) from error
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise UsageError(misfit(leaf, seen)) from error
             if part.shape != (*lead, *(leaf.space.shape or ())):
-                raise UsageError(
-                    f"a world returned {leaf.name} of shape {part.shape[len(lead) :]}, but its "
-                    f"observation_space says {leaf.space.shape}"
-                )
+                raise UsageError(misfit(leaf, seen, part.shape[len(lead) :]))
             self._lay(leaf, part, row, lead)
 
     def _lay(self, leaf: Leaf, part: np.ndarray, row: np.ndarray, lead: tuple[int, ...]) -> None:
@@ -197,31 +310,57 @@ class Observations:
         return columns
 
 
-def _width(path: tuple[str | int, ...], space: Space) -> int:
-    """How many columns a simple space takes."""
-    if isinstance(space, spaces.Discrete):
-        return int(space.n)
-    if isinstance(space, spaces.MultiDiscrete):
-        return int(space.nvec.sum())
-    if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return int(np.prod(space.shape))
-    where = f" at {'/'.join(map(str, path))}" if path else ""
-    raise UsageError(
-        f"the observation space{where} is {space}: supported are {OBSERVATIONS}. A wrapper such as "
-        "gymnasium.wrappers.TransformObservation can make one of these of it"
+def misfit(leaf: Leaf, seen: Any, shape: tuple[int, ...] | None = None) -> str:
+    """What is wrong with an observation that does not have this leaf, or has it in another shape.
+
+    shape: None where there is no array of that name.
+    """
+    if isinstance(seen, tuple) and not (leaf.path and type(leaf.path[0]) is int):
+        parts = ", ".join(type(part).__name__ for part in seen)
+        return (
+            f"a world returned a tuple ({parts}) as its observation, where its observation_space "
+            f"has {leaf.space} for {leaf.name}: give the observation alone. reset returns "
+            "(observation, info), and step (observation, reward, terminated, truncated, info)"
+        )
+    if shape is not None:
+        return (
+            f"a world returned {leaf.name} of shape {shape}, but its observation_space says "
+            f"{leaf.space.shape}"
+        )
+    if leaf.path:
+        return (
+            f"a world returned an observation without {leaf.name!r}, which its "
+            f"observation_space names: {seen!r}"
+        )
+    return (
+        f"a world returned an observation of {type(seen).__name__} that is no array of numbers of "
+        f"one shape, but its observation_space says {leaf.space}: {seen!r}"
     )
+
+
+def strangers(space: Space, seen: Any, where: str = "") -> list[str]:
+    """The keys of an observation that its space lacks: they are not looked at."""
+    found = list[str]()
+    if isinstance(space, spaces.Dict) and isinstance(seen, dict):
+        for key, part in seen.items():
+            name = f"{where}{plain_key(key)}"
+            inner = space.spaces.get(key)
+            found += [name] if inner is None else strangers(inner, part, f"{name}/")
+    elif isinstance(space, spaces.Tuple) and isinstance(seen, tuple):
+        for index, (inner, part) in enumerate(zip(space.spaces, seen, strict=False)):
+            found += strangers(inner, part, f"{where}{index}/")
+    return found
 
 
 def _one_hot(leaf: Leaf, part: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
     """[..., width]: a 1 for each choice."""
     space: Any = leaf.space
-    sizes = np.atleast_1d(space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n)
-    sizes = sizes.reshape(-1)
-    chosen = (part - space.start).reshape(*lead, len(sizes)).astype(np.int64)
-    if ((chosen < 0) | (chosen >= sizes)).any():
+    counts = np.array(sizes(space))
+    chosen = (part - space.start).reshape(*lead, len(counts)).astype(np.int64)
+    if ((chosen < 0) | (chosen >= counts)).any():
         raise UsageError(f"a world returned {leaf.name} = {part}, which is not in {space}")
     row = np.zeros((*lead, leaf.end - leaf.begin), np.float32)
-    first = np.concatenate([[0], sizes[:-1]]).cumsum()
+    first = np.concatenate([[0], counts[:-1]]).cumsum()
     np.put_along_axis(row, chosen + first, 1.0, -1)
     return row
 
@@ -235,15 +374,49 @@ class Actions:
 
     def __init__(self, space: Space) -> None:
         self.space, self.leaves = space, list[Leaf]()
-        begin = 0
-        for path, inner in _leaves(space):
-            end = begin + int(np.prod(inner.shape or ()))
-            self.leaves.append(Leaf(path, inner, begin, end))
-            begin = end
         self.simple = not isinstance(space, spaces.Dict | spaces.Tuple)
         """Whether what the worlds are given is the action already."""
+        begin = 0
+        for path, inner in _leaves(space):
+            leaf = Leaf(path, inner, begin, begin + int(np.prod(inner.shape or ())))
+            self._check(leaf)
+            self.leaves.append(leaf)
+            begin = leaf.end
+        if not self.leaves:
+            raise UsageError(f"the action space {space} is empty: supported are {ACTIONS}")
         self.shape = space.shape if self.simple else (begin,)
-        self.dtype = np.dtype(space.dtype if self.simple else np.float64)
+        self.dtype = native(space.dtype if self.simple else np.float64)
+
+    def _check(self, leaf: Leaf) -> None:
+        """Raises `UsageError` for a simple space in which a policy cannot act."""
+        space = leaf.space
+        floats = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)
+        if not floats and (isinstance(space, spaces.Box) or not isinstance(space, SIMPLE)):
+            raise UsageError(f"the action space{leaf.place} is {space}: supported are {ACTIONS}")
+        if leaf.begin == leaf.end:
+            raise UsageError(
+                f"the action space{leaf.place} is {space}, which has no numbers: leave it out, or "
+                "give it a shape without 0"
+            )
+        _check_leaf("action", leaf)
+        furthest = max((abs(x) for x in starts(space)), default=0) if sizes(space) else 0
+        if not self.simple and furthest > EXACT - WIDEST:
+            raise UsageError(
+                f"the action space{leaf.place} is {space}: in a Dict or Tuple choices are counted "
+                f"up to {EXACT:,}. Let it start at 0, and add the rest in the env"
+            )
+
+    @property
+    def without_room(self) -> list[Leaf]:
+        """The simple spaces that hold a number, or a choice, of which only one value is allowed."""
+        return [leaf for leaf in self.leaves if _fixed(leaf.space).any()]
+
+    def given(self, row: Any) -> Any:
+        """The action, or the batch, that lies in an array, in memory of its own.
+
+        An env may keep it and change it.
+        """
+        return row.copy() if self.simple else self.nested(row)
 
     def nested(self, row: Any) -> Any:
         """The action, or the batch of actions, that lies in a row. row: [..., columns].
@@ -268,13 +441,16 @@ class Actions:
         return part[()] if isinstance(space, spaces.Discrete) else part  # one choice is a number
 
 
+def _fixed(space: Any) -> np.ndarray:
+    """Where a simple space leaves no choice, number by number."""
+    if isinstance(space, spaces.Box):
+        return np.equal(space.low, space.high).reshape(-1)
+    return np.equal(sizes(space) or [2], 1)
+
+
 def choices(space: Space) -> int:
     """How much there is to choose from: the length of a mask."""
-    found = 0
-    for leaf in Actions(space).leaves:
-        if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-            found += _width(leaf.path, leaf.space)
-    return found
+    return sum(sum(sizes(inner)) for _, inner in _leaves(space))
 
 
 def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
@@ -332,9 +508,9 @@ def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
         chosen = {key: part for key, part in space.spaces.items() if choices(part)}
         if list(masks.spaces) != list(chosen):
             raise UsageError(
-                f"the {where} has the keys {', '.join(masks.spaces)}, but what there is to choose "
-                f"has {', '.join(chosen)}: give the same keys in the same order (Gymnasium sorts "
-                "those of a dict, but not those of an OrderedDict)"
+                f"the {where} has the keys {', '.join(map(str, masks.spaces))}, but what there is "
+                f"to choose has {', '.join(map(str, chosen))}: give the same keys in the same "
+                "order (Gymnasium sorts those of a dict, but not those of an OrderedDict)"
             )
         for key, part in chosen.items():
             check_masks(masks.spaces[key], part, f"{where}/{key}")
@@ -345,7 +521,7 @@ def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
             for k, (own, part) in enumerate(zip(masks.spaces, parts, strict=True)):
                 check_masks(own, part, f"{where}/{k}")
             return
-    entries = sum(_width(path, inner) for path, inner in _leaves(masks))
+    entries = sum(_columns(inner) for _, inner in _leaves(masks))
     if entries != choices(space):
         raise UsageError(
             f"the {where} has {entries} entries, but {space} has {choices(space)} things to choose "
@@ -354,28 +530,80 @@ def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
 
 
 def space_record(space: Space) -> dict[str, Any]:
-    """A supported space as JSON can hold it."""
-    if isinstance(space, spaces.Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, spaces.MultiDiscrete):
-        starts = np.broadcast_to(space.start, space.nvec.shape)
-        return {"kind": "MultiDiscrete", "n": space.nvec.tolist(), "start": starts.tolist()}
-    if isinstance(space, spaces.MultiBinary):
-        return {"kind": "MultiBinary", "shape": list(space.shape)}
+    """A supported space as JSON can hold it, exactly; what is usual is left out.
+
+    Raises `UsageError` for a key that a file cannot hold.
+    """
     if isinstance(space, spaces.Dict):
-        parts = [[key, space_record(inner)] for key, inner in space.spaces.items()]
+        keys = {plain_key(key) for key in space.spaces}
+        if len(keys) < len(space.spaces):
+            raise UsageError(
+                f"the keys of {space} cannot be told apart by their names, as a file has to: "
+                "rename one"
+            )
+        parts = [[_key_record(key), space_record(inner)] for key, inner in space.spaces.items()]
         return {"kind": "Dict", "parts": parts}
     if isinstance(space, spaces.Tuple):
         return {"kind": "Tuple", "parts": [space_record(inner) for inner in space.spaces]}
+    if isinstance(space, spaces.MultiBinary):
+        record = {"kind": "MultiBinary", "shape": list(space.shape)}
+        # MultiBinary(3) and MultiBinary([3]) are of one shape, and not equal.
+        return record | ({"n": list(space.n)} if space.n == space.shape[:1] != () else {})
+    dtype = str(space.dtype)
+    typed = {"dtype": dtype} if dtype != "int64" else {}
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start), **typed}
+    if isinstance(space, spaces.MultiDiscrete):
+        n, start = space.nvec.tolist(), space.start.tolist()
+        return {"kind": "MultiDiscrete", "n": n, "start": start, **typed}
     assert isinstance(space, spaces.Box)
     return {
         "kind": "Box",
-        "dtype": str(space.dtype),
-        # As text: JSON has no infinity.
-        "low": [repr(float(x)) for x in space.low.reshape(-1)],
-        "high": [repr(float(x)) for x in space.high.reshape(-1)],
+        "dtype": dtype,
+        "low": _in_words(space.low, space.bounded_below, "-inf"),
+        "high": _in_words(space.high, space.bounded_above, "inf"),
         "shape": list(space.shape),
     }
+
+
+def check_columns(saved: tuple[Space, Space], here: tuple[Space, Space]) -> None:
+    """That rows lie as those do from which a policy has learned. Raises `UsageError`.
+
+    The spaces before and now, of the observations and of the actions; bounds may differ.
+    """
+    for what, before, now in zip(("observation", "action"), saved, here, strict=True):
+        if _layout(before) != _layout(now):
+            raise UsageError(
+                f"the {what} space is {now}, but the policy was trained with {before}: its inputs "
+                "and outputs would be mistaken for others. Give the same keys in the same order, "
+                "and the same shapes"
+            )
+
+
+def _layout(space: Space) -> list[tuple[Any, ...]]:
+    """What each column of a row means, but for its bounds and type."""
+    return [(path, sizes(inner) or inner.shape) for path, inner in _masks_last(space)]
+
+
+def _key_record(key: Any) -> Any:
+    plain = plain_key(key)
+    if isinstance(plain, tuple):
+        return [_key_record(part) for part in plain]
+    if isinstance(plain, EnumKey):
+        return {"enum": plain.enum, "name": plain.name}
+    if plain is None or (type(plain) in (bool, int, float, str) and str(plain) != "nan"):
+        return plain
+    raise UsageError(
+        f"a space has the key {key!r}, of type {type(key).__name__}, which neither a run folder "
+        "nor another process can hold: use text, a number, a member of an Enum, or a tuple of "
+        "these"
+    )
+
+
+def _in_words(numbers: np.ndarray, bounded: np.ndarray, endless: str) -> list[str]:
+    """Bounds as text: JSON has no infinity, and a float not every whole number."""
+    pairs = zip(numbers.reshape(-1).tolist(), bounded.reshape(-1).tolist(), strict=True)
+    return [(repr(float(x)) if float(x) == x else str(x)) if is_ else endless for x, is_ in pairs]
 
 
 def recorded_space(record: dict[str, Any], most: int = 2**62) -> Space:
@@ -385,29 +613,52 @@ def recorded_space(record: dict[str, Any], most: int = 2**62) -> Space:
     """
     with np.errstate(all="ignore"):  # numbers too large for their type
         space = _recorded(record)
-    columns = sum(_width(path, inner) for path, inner in _leaves(space))
+    columns = sum(_columns(inner) for _, inner in _leaves(space))
     if not 0 < columns <= most or space_record(space) != record:
         raise ValueError(f"{record!r:.80} is no space of {most} columns at most")
     return space
 
 
 def _recorded(record: dict[str, Any]) -> Space:
-    if record["kind"] == "Discrete":
-        return spaces.Discrete(record["n"], start=record["start"])
-    if record["kind"] == "MultiDiscrete":
-        return spaces.MultiDiscrete(np.array(record["n"]), start=np.array(record["start"]))
-    if record["kind"] == "MultiBinary":
-        shape = record["shape"]
-        return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)
-    if record["kind"] == "Dict":
-        return spaces.Dict({key: _recorded(inner) for key, inner in record["parts"]})
-    if record["kind"] == "Tuple":
+    kind = record["kind"]
+    if kind == "Dict":  # of pairs, whose order is kept
+        return spaces.Dict([(_recorded_key(k), _recorded(inner)) for k, inner in record["parts"]])
+    if kind == "Tuple":
         return spaces.Tuple(_recorded(inner) for inner in record["parts"])
-    dtype = np.dtype(record["dtype"])
+    if kind == "MultiBinary":
+        shape = record["shape"]
+        return spaces.MultiBinary(shape[0] if len(shape) == 1 and "n" not in record else shape)
+    dtype = np.dtype(record.get("dtype", "int64"))
+    if kind == "Discrete":
+        return spaces.Discrete(record["n"], start=record["start"], dtype=dtype)
+    if kind == "MultiDiscrete":
+        n, start = (np.array(record[name], dtype) for name in ("n", "start"))
+        return spaces.MultiDiscrete(n, start=start, dtype=dtype)
     if dtype.kind not in "biuf":
         raise ValueError(f"{dtype} is no type of numbers")
     low, high = (
-        np.array([float(x) for x in record[side]], dtype).reshape(record["shape"])
+        np.array([_number(x, dtype) for x in record[side]], dtype).reshape(record["shape"])
         for side in ("low", "high")
     )
-    return spaces.Box(low, high, dtype=dtype.type)
+    space = spaces.Box(low, high, dtype=dtype)
+    if dtype.kind != "f":  # whose bounds are numbers even where there are none
+        for side, name in (("low", "bounded_below"), ("high", "bounded_above")):
+            bounded = np.array([x.strip("-") != "inf" for x in record[side]], bool)
+            setattr(space, name, bounded.reshape(record["shape"]))
+    return space
+
+
+def _recorded_key(key: Any) -> Any:
+    if isinstance(key, list):
+        return tuple(map(_recorded_key, key))
+    return EnumKey(key["enum"], key["name"]) if isinstance(key, dict) else key
+
+
+def _number(text: str, dtype: np.dtype) -> float:
+    """A bound as it was before `_in_words`."""
+    if dtype.kind == "f":
+        return float(text)
+    if text.strip("-") == "inf":
+        held = np.iinfo(dtype)
+        return held.min if text == "-inf" else held.max
+    return int(text) if text.strip("-").isdigit() else int(float(text))

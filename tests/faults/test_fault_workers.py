@@ -29,7 +29,7 @@ from proximo import (
     train,
 )
 from proximo.collect import collect
-from proximo.envs import processes, workers
+from proximo.envs import supervisor, workers
 from proximo.envs.make import episode_seed, make_worlds
 from proximo.loop import run_session
 from proximo.named import find, import_module
@@ -686,7 +686,7 @@ def test_closing_takes_no_longer_than_its_grace(trouble, here):
         os.kill(pids[0], signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
     begun = time.monotonic()
     worlds.close()
-    assert time.monotonic() - begun < processes.GRACE + 1
+    assert time.monotonic() - begun < supervisor.GRACE + 1
     assert gone(pids)
 
 
@@ -768,7 +768,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_world_that_hangs(training):
     os.killpg(popen.pid, signal.SIGINT)
     begun = time.monotonic()
     _, said = popen.communicate(timeout=20)
-    assert time.monotonic() - begun < processes.GRACE + 3
+    assert time.monotonic() - begun < supervisor.GRACE + 3
     assert popen.returncode == 130
     assert "stopped at once" in said
     assert gone(pids)

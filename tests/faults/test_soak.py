@@ -142,8 +142,8 @@ class Soak:
         return found
 
     def workers(self):
-        """The trainer's own, without what these have started."""
-        return [pid for pid in self.processes() if parent(pid) == self.trainer.pid]
+        """Those of worlds, each below its supervisor, without what the worlds have started."""
+        return [pid for pid in self.processes() if parent(parent(pid)) == self.trainer.pid]
 
     def wait(self, what, seconds=30.0):
         until = time.monotonic() + seconds

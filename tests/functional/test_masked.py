@@ -100,12 +100,22 @@ def test_standardizing_forgets_scale_and_shift(seed: int, scale: float, shift: f
     torch.testing.assert_close(standardize(scale * x + shift), standardize(x), rtol=0, atol=1e-5)
 
 
-def test_a_single_sample_becomes_0() -> None:
+def test_a_single_sample_stays_what_it_is() -> None:
     x = torch.tensor([3.7, -1.2])
     first = torch.tensor([True, False])
-    assert standardize(x[:1]).tolist() == [0]
-    assert standardize(x, first)[0] == 0
-    assert standardize_groups(x, torch.tensor([0, 1])).tolist() == [0, 0]
+    assert torch.equal(standardize(x[:1]), x[:1])
+    assert torch.equal(standardize(x, first), torch.tensor([3.7, 0]))
+    assert torch.equal(standardize(x, ~first), torch.tensor([0, -1.2]))
+    assert not standardize(x, first & False).any()
+
+
+def test_samples_that_are_groups_alone_are_standardized_among_all() -> None:
+    x = torch.tensor([1.0, 5.0, 3.0, 9.0])
+    assert torch.equal(standardize_groups(x, torch.tensor([0, 1, 2, 3])), standardize(x))
+    mixed = standardize_groups(x, torch.tensor([0, 0, 1, 2]))
+    torch.testing.assert_close(mixed[:2], torch.tensor([-1.0, 1.0]))
+    assert torch.equal(mixed[2:], standardize(x)[2:])
+    assert torch.equal(standardize_groups(x[:1], torch.tensor([0])), x[:1])
 
 
 @pytest.mark.parametrize("by", ["mask", "group"])
@@ -126,7 +136,8 @@ def test_groups_are_standardized_one_by_one(seed: int, groups: int, size: int) -
     group = torch.randint(groups, (size,), generator=torch.Generator().manual_seed(seed))
     expected = torch.zeros_like(x)
     for g in group.unique():
-        expected[group == g] = standardize(x[group == g])
+        own = group == g
+        expected[own] = standardize(x[own]) if own.sum() > 1 else standardize(x)[own]
     same(standardize_groups(x, group), expected)
 
 

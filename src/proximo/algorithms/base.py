@@ -8,11 +8,20 @@ from __future__ import annotations
 import math
 from abc import ABC
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import Batch, LossSpec, Metrics, Rollout, TrainState, UsageError, check_values
+from proximo.types import (
+    Batch,
+    LossSpec,
+    Metrics,
+    Rollout,
+    TrainState,
+    UsageError,
+    check_values,
+    refuse_unused,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +63,8 @@ class OnPolicy(ABC):
     """Learn values and judge actions against them; false: values count as 0, so that an advantage
     is the bare return (monte-carlo)."""
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "minibatch"
-    """Over which samples advantages are brought to mean 0 and deviation 1."""
+    """Over which samples advantages are brought to mean 0 and deviation 1. An episode of one step
+    takes part with the mean and the deviation of the batch."""
     normalize_reward: bool = False
     """Divide rewards by the running deviation of their discounted sum, then cut off at 10."""
     learning_rate: Coefficient = 3e-4
@@ -74,7 +84,8 @@ class OnPolicy(ABC):
     epochs: int = 10
     """K, passes over each rollout."""
     minibatch_size: int = 64
-    """M, samples per gradient step; at most worlds x steps."""
+    """M, samples per gradient step; at most worlds x steps. The last may be smaller, but one of a
+    single sample joins the one before it where advantages are standardised in each."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "shuffled"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
     max_grad_norm: float | None = 0.5
@@ -129,14 +140,7 @@ class OnPolicy(ABC):
         self._check("skip_budget", 0, float("inf"))
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
-        """Settings that would do nothing must have been left as they are."""
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            if setting.name in names and value != setting.default:
-                raise UsageError(
-                    f"algorithm.{setting.name} is {value}, but it does nothing where {why}: "
-                    "leave it out"
-                )
+        refuse_unused("algorithm", self, names, why)
 
     def _check(self, name: str, low: float, high: float, *, above: bool = False) -> None:
         value = getattr(self, name)
@@ -219,7 +223,10 @@ class OnPolicy(ABC):
         return policy_gradient(new.log_prob, advantage)
 
     def standardized(self, advantage: Tensor) -> Tensor:
-        """The advantages of a minibatch, brought to mean 0 and deviation 1 if that is done here."""
+        """The advantages of a minibatch, brought to mean 0 and deviation 1 if that is done here.
+
+        One alone stays what it is.
+        """
         from proximo.functional.masked import standardize
 
         per_minibatch = self.normalize_advantage == "minibatch"
@@ -298,6 +305,16 @@ class OnPolicy(ABC):
             old = policy.head.restore(batch.parameters)
             readings["kl"] = masked_mean(kl_divergence(old, new.distribution))
         return readings
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about these settings, though they can be meant."""
+        return []
+
+    @property
+    def standardizes_minibatches(self) -> bool:
+        """Advantages are standardised within each minibatch, and the policy learns from those."""
+        return self.normalize_advantage == "minibatch" and not self.apart
 
     @property
     def value_weight(self) -> float:

@@ -32,6 +32,7 @@ class Layout(NamedTuple):
 
     orders: Tensor  # [K, B] int64
     bounds: list[list[int]]  # [K][0, ..., B]
+    joined: int = 0  # minibatches of one sample that were put to another
 
     @property
     def steps(self) -> int:
@@ -41,7 +42,7 @@ class Layout(NamedTuple):
     def behind(self, epoch: int, number: int) -> Layout:
         """What is left from this minibatch on; both count from 0."""
         bounds = [self.bounds[epoch][number:], *self.bounds[epoch + 1 :]]
-        return Layout(self.orders[epoch:], bounds)
+        return Layout(self.orders[epoch:], bounds, self.joined)
 
 
 class Outcome(NamedTuple):
@@ -321,7 +322,7 @@ class NativeEngine(Engine):
         epoch = number = steps = skipped = 0
         while True:
             rest = layout.behind(epoch, number)
-            terms, done, taken, bad = self._native.update(batch, spec, *rest)
+            terms, done, taken, bad = self._native.update(batch, spec, rest.orders, rest.bounds)
             totals = {name: totals[name] + x for name, x in terms.items()} if totals else terms
             steps += taken
             if not bad:

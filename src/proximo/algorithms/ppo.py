@@ -50,6 +50,15 @@ class PPO(OnPolicy):
                 "algorithm.clip is none, but clip_high or dual_clip is set: they belong to a clip"
             )
 
+    @property
+    def notes(self) -> list[str]:
+        if self.clip is None or as_schedule(self.clip).highest < 1:
+            return []
+        return [
+            f"algorithm.clip is {self.clip}: a ratio is never below 0, so from 1 on the lower end "
+            "of [1 - clip, 1 + clip] holds nothing back; 0.1 to 0.3 is usual"
+        ]
+
     def coefficients(self, progress: float, beta: float | None = None) -> dict[str, float]:
         names = [name for name in ("clip", "clip_high") if getattr(self, name) is not None]
         clips = {name: as_schedule(getattr(self, name))(progress) for name in names}

@@ -18,7 +18,7 @@ from proximo.algorithms.engines import (
 )
 from proximo.algorithms.skips import REMEDIES, leave_out, not_finite
 from proximo.functional.kl import adapted_rate
-from proximo.functional.masked import explained_variance, masked_mean
+from proximo.functional.masked import alone, explained_variance, masked_mean
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import td_error
 from proximo.native.library import obstacle
@@ -33,20 +33,50 @@ if TYPE_CHECKING:
 def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> Layout:
     """The minibatches of an update: in a new random order every epoch, or whole episodes in turn.
 
-    The last of the shuffled ones may be smaller.
+    The last of the shuffled ones may be smaller. Where advantages are standardised in each, none
+    is of one sample.
     """
     count, epochs = len(batch), algorithm.epochs
     if algorithm.minibatches != "shuffled":
         bounds = [0, count]
         if algorithm.minibatches == "episodes":
             bounds = [0, *torch.bincount(batch.episode).cumsum(0).tolist()]
-        return Layout(torch.arange(count).expand(epochs, count), [bounds] * epochs)
-    if batch.recall:
+        orders, edges = torch.arange(count).expand(epochs, count), [bounds]
+    elif batch.recall:
         lengths = torch.bincount(batch.stretch).cpu()
         drawn = [_by_stretches(lengths, algorithm.minibatch_size, generator) for _ in range(epochs)]
-        return Layout(torch.stack([order for order, _ in drawn]), [bounds for _, bounds in drawn])
-    orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(epochs)])
-    return Layout(orders, [[*range(0, count, algorithm.minibatch_size), count]] * epochs)
+        orders = torch.stack([order for order, _ in drawn])
+        edges = [bounds for _, bounds in drawn]
+    else:
+        orders = torch.stack([torch.randperm(count, generator=generator) for _ in range(epochs)])
+        edges = [[*range(0, count, algorithm.minibatch_size), count]]
+    joined = 0
+    if algorithm.standardizes_minibatches:
+        before = sum(map(len, edges))
+        edges = [_without_single(bounds) for bounds in edges]
+        joined = before - sum(map(len, edges))
+    return Layout(orders, edges * (epochs // len(edges)), joined)
+
+
+def _without_single(bounds: list[int]) -> list[int]:
+    """Minibatches of one sample join the next, and the last one the one before it."""
+    kept = bounds[:1]
+    for end in bounds[1:]:
+        if end - kept[-1] > 1:
+            kept.append(end)
+    if len(kept) == 1:
+        return bounds[:1] + bounds[-1:]
+    return [*kept[:-1], bounds[-1]]
+
+
+def _lone(algorithm: OnPolicy, batch: Batch, joined: int) -> Metrics:
+    """How many advantages stood alone where they are standardised, if any did."""
+    count = joined
+    if algorithm.normalize_advantage == "episode":
+        count = int(alone(batch.episode).sum())
+    elif algorithm.normalize_advantage != "none":
+        count += len(batch) == 1
+    return {"lone_advantages": count} if count else {}
 
 
 def _by_stretches(
@@ -127,6 +157,7 @@ def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
         "epochs": done.epochs,
         "gradient_steps": done.steps,
         "gradient_steps_saved": layout.steps - done.steps - done.skipped,
+        **_lone(algorithm, batch, layout.joined),
     }
 
 
@@ -179,7 +210,12 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
         terms |= {"policy_loss": policy_loss.detach(), "grad_norm": norm}
     if critic_norm is not None:
         terms |= {"value_loss": value_loss.detach(), "critic_grad_norm": critic_norm}
-    return {**_read(algorithm, state, batch, coefficients, terms), **rates, **coefficients}
+    return {
+        **_read(algorithm, state, batch, coefficients, terms),
+        **rates,
+        **coefficients,
+        **_lone(algorithm, batch, joined=0),
+    }
 
 
 def _next_value(policy: ActorCritic, batch: Transitions) -> Tensor:

@@ -11,13 +11,14 @@ import sys
 import tomllib
 import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import tyro
 
+from proximo.commands.mistyped import message
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, sayable
-from proximo.types import UsageError
+from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -60,6 +61,20 @@ def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 
 @REGISTRY.primitive_rule
+def _text(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Text, whose defaults in the help may come out of a file."""
+    if info.type is not str:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [printable(value, keep="")],
+    )
+
+
+@REGISTRY.primitive_rule
 def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     """Arguments of a world: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
     if typing.get_origin(info.type) is not dict:
@@ -75,7 +90,9 @@ def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         metavar="KEY VALUE ...",
         instance_from_str=read,
         is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda pairs: [str(part) for pair in pairs.items() for part in pair],
+        str_from_instance=lambda pairs: [
+            printable(str(part), keep="") for pair in pairs.items() for part in pair
+        ],
     )
 
 
@@ -89,31 +106,50 @@ def _value(word: str) -> bool | int | float | str:
 
 
 def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
-    """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit."""
+    """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit.
+
+    Raises `UsageError` for words that the verb does not take, with those that are meant.
+    """
     # Help in one column: beside each other, its boxes are hard to read.
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
     try:
         with REGISTRY:
             kwargs: dict[str, Any] = {} if default is None else {"default": default}
-            parsed: T = tyro.cli(
+            parsed, unknown = tyro.cli(
                 command,
                 prog=f"proximo {verb}",
                 description=inspect.cleandoc(command.__doc__ or ""),
                 args=arguments,
+                return_unknown_args=True,
                 **kwargs,
             )
+            if unknown:
+                raise UsageError(message(verb, arguments, unknown, _flags(command, kwargs)))
     finally:
         del os.environ["COLUMNS"]
         if width is not None:
             os.environ["COLUMNS"] = width
-    return parsed
+    fits: T = parsed
+    return fits
+
+
+def _flags(command: type[Any], kwargs: dict[str, Any]) -> set[str]:
+    """Every flag of a command, without its dashes."""
+    parser = tyro.extras.get_parser(command, **kwargs)
+    words = (word for action in parser._actions for word in action.option_strings)
+    return {word.lstrip("-").replace("_", "-") for word in words}
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Print what may hold text out of a file: the one way from a command to the terminal."""
+    print(printable(text), file=file, flush=True)
 
 
 def say(text: str) -> None:
     """Print a line. Where its reader has gone, or the disk is full, the rest is not printed."""
     try:
-        print(text, flush=True)
+        show(text)
     except OSError:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it stays open
 
@@ -171,7 +207,8 @@ def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
         ("action", world.action_space, agent.action_space),
     )
     for what, there, own in pairs:
-        if there.shape != own.shape or type(there) is not type(own) or there != own:
+        # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
+        if there.shape != own.shape or own != there:
             name = world.spec.id if world.spec else type(world.unwrapped).__name__
             raise UsageError(
                 f"the {what} space of {name} is {there}, but this policy was trained with {own}: "

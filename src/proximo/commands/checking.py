@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse
+from proximo.commands.arguments import parse, show
 from proximo.envs.config import EnvConfig
 from proximo.types import UsageError
 
@@ -66,9 +66,9 @@ def main(arguments: list[str]) -> int:
     make_head(spaces[1], NetConfig(), features=1)
     shown, taken = (" ".join(str(space).split()) for space in spaces)
     if agents > 1:
-        print(f"agents        {agents} in each world, acting by one policy")
-    print(f"observations  {shown}, {Observations(spaces[0]).width} numbers to the network")
-    print(f"actions       {taken}")
-    print(f"played        {found.steps:,} steps, {found.episodes:,} episodes to their end")
-    print("\n".join(f"note          {note}" for note in found.notes) or "nothing is wrong with it")
+        show(f"agents        {agents} in each world, acting by one policy")
+    show(f"observations  {shown}, {Observations(spaces[0]).width} numbers to the network")
+    show(f"actions       {taken}")
+    show(f"played        {found.steps:,} steps, {found.episodes:,} episodes to their end")
+    show("\n".join(f"note          {note}" for note in found.notes) or "nothing is wrong with it")
     return 0

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse
+from proximo.commands.arguments import parse, show
 from proximo.run.config import algorithm_type
+from proximo.run.disk import replace
 from proximo.types import UsageError
 
 RESAMPLES = 2_000
@@ -120,17 +122,19 @@ def main(arguments: list[str]) -> int:
 
     # What would fail after hours, or in every run, is said now.
     pyplot()
+    folder, place = _free_folder(command), Path.cwd()
     env = EnvConfig(id=command.world)
     make_world(env).close()
     if command.threshold is None:
         command = dataclasses.replace(command, threshold=return_threshold(env))
-    folder = _make_folder(command)
+    os.chdir(place)  # where the world has left it, the runs would not find its module
+    _make_folder(folder)
     head = f"{', '.join(names)} on {command.world}"
-    print(f"{head}, {command.seeds_in_words}, in {folder}", flush=True)
+    show(f"{head}, {command.seeds_in_words}, in {folder}")
     try:
         runs, failures = _run_all(command, names, folder)
     except KeyboardInterrupt as stop:
-        print(f"stopped; the runs so far are in {folder}", file=sys.stderr)
+        show(f"stopped; the runs so far are in {folder}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
     own = {name: [run for run in runs if run.algorithm == name] for name in names}
@@ -144,8 +148,8 @@ def main(arguments: list[str]) -> int:
         groups = {name: [RunFolder(run.folder) for run in own[name]] for name in names}
         title = f"{command.world}: mean over seeds, band from the lowest to the highest"
         for note in draw_comparison(groups, folder / "compare.png", title, command.threshold):
-            print(note)
-    print(f"table{', curves' if runs else ''} and all numbers in {folder}")
+            show(note)
+    show(f"table{', curves' if runs else ''} and all numbers in {folder}")
     return 1 if failures else 0
 
 
@@ -172,15 +176,17 @@ def _check(command: Compare) -> list[str]:
     return names
 
 
-def _make_folder(command: Compare) -> Path:
+def _free_folder(command: Compare) -> Path:
     base = Path("runs") / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.world)}"
     others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
-    folder = command.dir or next(p for p in itertools.chain([base], others) if not p.exists())
+    return command.dir or next(p for p in itertools.chain([base], others) if not p.exists())
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from error
-    return folder
 
 
 class Children:
@@ -231,6 +237,8 @@ def _run_all(
     children = Children()
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interrupt, _stop)
+    if hasattr(signal, "SIGUSR1"):  # it is meant for those that train, which then save
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Seed by seed, so that a machine that is slower for a while is so for all the algorithms.
     tasks = [(name, seed) for seed in range(1, command.seeds + 1) for name in names]
     runs: list[Run] = []
@@ -245,14 +253,13 @@ def _run_all(
                 done = future.result()
                 if isinstance(done, Run):
                     runs.append(done)
-                    print(
+                    show(
                         f"{done.algorithm} seed {done.seed}: score {done.score:.2f} in "
-                        f"{done.seconds:.1f} s ({number} of {len(tasks)})",
-                        flush=True,
+                        f"{done.seconds:.1f} s ({number} of {len(tasks)})"
                     )
                 else:
                     failures.append(done)
-                    print(done, file=sys.stderr, flush=True)
+                    show(str(done), file=sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             children.end()
@@ -440,7 +447,7 @@ def _write_numbers(
         "versions": versions(),
     }
     # orjson knows dataclasses, and writes null for what does not exist (NaN).
-    path.write_bytes(orjson.dumps(numbers, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    replace(path, orjson.dumps(numbers, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def _write_page(
@@ -459,7 +466,7 @@ def _write_page(
         blocks.append("\n".join(["```", *map(str, failures), "```"]))
     if picture:
         blocks.append("![Learning curves](compare.png)")
-    path.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    replace(path, ("\n\n".join(blocks) + "\n").encode())
 
 
 def _show(rows: Sequence[Sequence[str]], how: str) -> None:
@@ -474,4 +481,4 @@ def _show(rows: Sequence[Sequence[str]], how: str) -> None:
         shown.add_row(*map(Text, row))
     # A file or a pipe has no width that a row would have to be broken to.
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
-    print(how)
+    show(how)

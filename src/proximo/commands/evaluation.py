@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, check_spaces, parse
+from proximo.commands.arguments import allow_code, check_spaces, parse, show
 from proximo.types import UsageError
 
 SEED = 1_000_000
@@ -78,10 +78,10 @@ def main(arguments: list[str]) -> int:
         world.close()
     summary = {**scores.summary(), "checkpoint": command.checkpoint}
     if command.json:
-        print(json.dumps(summary))
+        show(json.dumps(summary))
     else:
         how = "most likely actions" if scores.deterministic else "sampled actions"
-        print(
+        show(
             f"return {summary['return_mean']:.2f} ± {summary['return_std']:.2f} "
             f"(from {summary['return_min']:.2f} to {summary['return_max']:.2f}), "
             f"length {summary['length_mean']:.1f}\n"

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, parse
+from proximo.commands.arguments import allow_code, parse, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +42,14 @@ def main(arguments: list[str]) -> int:
     # The world is not made, so it needs no word.
     named = dataclasses.replace(saved, env=EnvConfig(id="none"))
     allow_code(named, None, (), command.net, "export", arguments)
-    agent = load(command.run, command.checkpoint, net=command.net)
     out = command.out or command.run / "policy.onnx"
-    done = agent.export(out, overwrite=command.overwrite)
-    print(
-        f"{command.checkpoint} policy of {command.run}, {agent.result['steps']:,} steps, in {out}"
-    )
-    print(f"takes {', '.join(done.inputs)}")
-    print(f"gives {', '.join(done.outputs)}")
-    print(
+    place = out.absolute()  # code of the user's own may change the current folder
+    agent = load(command.run, command.checkpoint, net=command.net)
+    done = agent.export(place, overwrite=command.overwrite)
+    show(f"{command.checkpoint} policy of {command.run}, {agent.result['steps']:,} steps, in {out}")
+    show(f"takes {', '.join(done.inputs)}")
+    show(f"gives {', '.join(done.outputs)}")
+    show(
         f"run on {done.observations} random observations, it acts as the policy does "
         f"(numbers within {done.difference:.1e})"
     )

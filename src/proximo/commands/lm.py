@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse, say
+from proximo.commands.arguments import parse, say, show
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -190,7 +190,7 @@ def usage() -> str:
 def main(arguments: list[str]) -> int:
     stage, *rest = arguments or ["--help"]
     if stage in ("-h", "--help", "help"):
-        print(usage())
+        show(usage())
         return 0
     if stage not in STAGES:
         raise UsageError(f"there is no stage {stage!r} of proximo lm. {nearest(stage, STAGES)}")
@@ -258,7 +258,7 @@ def _resume(command: Resume, arguments: list[str]) -> int:
     written = (result.get("stopped_by"), result.get("updates")) == ("updates", done)
     if done >= config.run.updates and finished and written:
         if not command.quiet:
-            print(f"{command.run} is finished: {done:,} updates. To train further, give --updates")
+            show(f"{command.run} is finished: {done:,} updates. To train further, give --updates")
         return 0
     return _train(config, command.run, resume=True, quiet=command.quiet)
 
@@ -307,7 +307,7 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
                 folder.note(said := f"SIGUSR1: saving after update {learner.updates}")
                 if not quiet:
                     say(said)
-            return interrupt.signal is not None
+            return interrupt(learner, samples, metrics)
 
         keep["callbacks"] = [heed]
         try:
@@ -316,12 +316,12 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
             else:
                 result = run_fit(config, config.lm.data, **keep)
         except KeyboardInterrupt:
-            print(interrupt.stopped_at_once(), file=sys.stderr)
+            show(interrupt.stopped_at_once(), file=sys.stderr)
             return 128 + (interrupt.signal or signal.SIGINT)
         except TrainingError as error:
             raise TrainingError(f"{error}\nThe run is kept; go on by: {again}") from error
     if interrupt.signal is not None:
-        print(f"stopped; go on by: {again}", file=sys.stderr)
+        show(f"stopped; go on by: {again}", file=sys.stderr)
         return 128 + interrupt.signal
     if display:
         display.end(result, path)
@@ -390,7 +390,7 @@ def _generate(command: Generate, arguments: list[str]) -> int:
     said = complete(load_model(command.model), prompts, command.sampling, seed=command.seed)
     for prompt, text in zip(prompts, said, strict=True):
         if command.json:
-            print(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
+            show(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
         else:
-            print(f"{prompt if isinstance(prompt, str) else prompt[-1]['content']} | {text}")
+            show(f"{prompt if isinstance(prompt, str) else prompt[-1]['content']} | {text}")
     return 0

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
-from proximo.run.config import Config, success_threshold, to_toml
+from proximo.functional.schedules import Schedule
+from proximo.run.config import Config, RunConfig, success_threshold, to_tables, to_toml
+from proximo.run.disk import replace as replace_file
+from proximo.run.disk import writable
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError
+from proximo.types import UsageError, printable
 
 PANELS = (
     ("return", (("return_mean", "last 100 episodes"), ("return_smoothed", "smoothed"))),
@@ -32,6 +36,8 @@ PANELS = (
 )
 """Title, and what is drawn: key of a row of metrics.jsonl, label."""
 
+MOST_IN_A_LABEL = 3
+"""Settings by which a label tells runs of one algorithm apart."""
 COLORS = ("#1f5fa8", "#d1690e", "#1b8a6b", "#9b3f8f", "#444444", "#a88a00")
 
 
@@ -44,14 +50,26 @@ def _extra(module: str) -> Any:
 
 def pyplot() -> Any:
     """matplotlib.pyplot, which draws into files. Raises `UsageError` where it is missing."""
-    _extra("matplotlib").use("Agg")
+    matplotlib = _extra("matplotlib")
+    matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # a name may have a $ in it
     return _extra("matplotlib.pyplot")
+
+
+def _save(figure: Any, out: Path) -> None:
+    """Raises `UsageError` if the disk does not take it."""
+    data = io.BytesIO()
+    figure.savefig(data, format=out.suffix[1:], dpi=110)
+    pyplot().close(figure)
+    with writable(out):
+        replace_file(out, data.getvalue())
 
 
 def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     """Every reading over the environment steps; several runs as their mean and deviation.
 
-    Returns what the reader of the picture should know besides.
+    Runs of other algorithms or settings are curves of their own. Returns what the reader of the
+    picture should know besides.
 
     Raises `UsageError` for a run without metrics, and for runs of different worlds.
     """
@@ -59,11 +77,17 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     runs = [folder.read_metrics() for folder in folders]
     for folder, rows in zip(folders, runs, strict=True):
         if not rows:
-            raise UsageError(f"{folder.path} has no metrics yet: nothing can be drawn")
+            raise UsageError(f"{folder.name} has no metrics yet: nothing can be drawn")
     configs = [folder.read_config() for folder in folders]
     worlds = sorted({config.env.id for config in configs})
     if len(worlds) > 1:
         raise UsageError(f"the runs are of different worlds ({', '.join(worlds)}): draw them apart")
+    groups = [
+        Group(label, [runs[i] for i in members], color)
+        for (label, members), color in zip(
+            group_runs(folders, configs).items(), itertools.cycle(COLORS), strict=False
+        )
+    ]
     panels = [
         (title, [c for c in curves if _has(runs, c[0])])
         for title, curves in PANELS
@@ -79,50 +103,105 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         title = name
         place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
         axes = figure.add_subplot(place)
-        for color, (key, label) in zip(COLORS, curves, strict=False):
-            _draw(axes, runs, key, label if len(curves) > 1 else "", color)
+        if len(groups) == 1:
+            for color, (key, label) in zip(COLORS, curves, strict=False):
+                _draw(axes, runs, key, label if len(curves) > 1 else "", color)
+        else:
+            for group in groups:
+                key = next((key for key, _ in curves if _has(group.runs, key)), "")
+                if key:
+                    count = f" ({len(group.runs)} runs)" if len(group.runs) > 1 else ""
+                    label = f"{group.label}{count}" if index == 0 else ""
+                    _draw(axes, group.runs, key, label, group.color)
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
             if threshold is not None:
                 title += f": share at {threshold:g} or more"
-        axes.set_title(title, fontsize=10, loc="left")
+        over = ", mean of the last 100 episodes" if index == 0 and len(groups) > 1 else ""
+        axes.set_title(title + over, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
         axes.set_xlabel("environment steps", fontsize=8)
         axes.tick_params(labelsize=8)
         if title == "return":
-            raw = [_curve(rows, "return_latest") for rows in runs]
-            x, y = (np.concatenate(values) for values in zip(*raw, strict=True))
-            axes.plot(x, y, ".", color="#86a8cf", markersize=4, zorder=1, label="raw, per update")
-            _draw_evaluations(axes, runs)
+            if len(groups) == 1:
+                raw = [_curve(rows, "return_latest") for rows in runs]
+                x, y = (np.concatenate(values) for values in zip(*raw, strict=True))
+                axes.plot(
+                    x, y, ".", color="#86a8cf", markersize=4, zorder=1, label="raw, per update"
+                )
+                _draw_evaluations(axes, runs)
             if threshold is not None:
                 axes.axhline(threshold, color="#888888", linestyle=":", label="solved")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-    many = (
-        f", mean of {len(runs)} runs ± one deviation"
-        if len(runs) > 1
-        else f", seed {configs[0].run.seed}"
-    )
-    figure.suptitle(
-        f"{configs[0].algorithm.name} on {worlds[0] or 'a world made by a program'}{many}",
-        fontsize=12,
-    )
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
-    return _caveats(runs, configs)
+    names = ", ".join(dict.fromkeys(config.algorithm.name for config in configs))
+    many = f", seed {configs[0].run.seed}" if len(runs) == 1 else ""
+    if len(runs) > len(groups):
+        mean = f"mean of {len(runs)} runs" if len(groups) == 1 else "means of runs"
+        many = f", {mean} ± one standard deviation"
+    world = printable(worlds[0], keep="") or "a world made by a program"
+    figure.suptitle(f"{names} on {world}{many}", fontsize=12)
+    _save(figure, out)
+    return [note for group in groups for note in _caveats(group, named=len(groups) > 1)]
 
 
-def _caveats(runs: Sequence[list[dict[str, Any]]], configs: Sequence[Config]) -> list[str]:
-    notes = []
-    ends = [rows[-1]["steps"] for rows in runs]
-    if min(ends) < max(ends):
-        notes.append(f"means end at {min(ends):,} steps, where the shortest of the runs ends")
-    alike = {to_toml(replace(c, run=replace(c.run, seed=0))) for c in configs}
-    if len(alike) > 1:
-        notes.append("the settings of these runs differ in more than the seed (see config.toml)")
-    return notes
+class Group(NamedTuple):
+    """Runs that differ in their seeds alone."""
+
+    label: str
+    runs: list[list[dict[str, Any]]]
+    color: str
+
+
+def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[str, list[int]]:
+    """Label -> which of the runs have one algorithm and settings.
+
+    What a run is called, how long it is and what it keeps tell no groups apart, unless a schedule
+    runs over its length. The label names the algorithm, and of several groups with the same one
+    what is set otherwise or, where that is much, the first run.
+    """
+    members: dict[str, list[int]] = {}
+    for i, config in enumerate(configs):
+        moves = any(isinstance(value, Schedule) for value in vars(config.algorithm).values())
+        run = RunConfig(total_steps=config.run.total_steps) if moves else RunConfig()
+        members.setdefault(to_toml(replace(config, run=run)), []).append(i)
+    groups = list(members.values())
+    tables = [_flat(configs[group[0]]) for group in groups]
+    labels: dict[str, list[int]] = {}
+    for group, own in zip(groups, tables, strict=True):
+        name = own["algorithm.name"]
+        rivals = [other for other in tables if other["algorithm.name"] == name]
+        differ = [key for key in own if any(other[key] != own[key] for other in rivals)]
+        if len(rivals) > 1:
+            if len(differ) > MOST_IN_A_LABEL:
+                name = f"{name}, {folders[group[0]].path.name}"
+            else:
+                settings = (f"{key.rpartition('.')[2]} {_shown(own[key])}" for key in differ)
+                name = f"{name}, {', '.join(settings)}"
+        # What is equal by its name alone still stands apart.
+        labels[name if name not in labels else f"{name} ({len(labels) + 1})"] = group
+    return labels
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    tables = to_tables(config)
+    kept = {name: table for name, table in tables.items() if name != "run"}
+    kept["run"] = {"total_steps": tables["run"]["total_steps"]}
+    return {f"{name}.{key}": value for name, table in kept.items() for key, value in table.items()}
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _caveats(group: Group, *, named: bool) -> list[str]:
+    ends = [rows[-1]["steps"] for rows in group.runs]
+    if min(ends) == max(ends):
+        return []
+    of = f" of {group.label}" if named else ""
+    return [f"the mean{of} ends at {min(ends):,} steps, where the shortest of its runs ends"]
 
 
 def _has(runs: Sequence[list[dict[str, Any]]], key: str) -> bool:
@@ -203,9 +282,8 @@ def draw_comparison(
     axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return, mean of the last 100 episodes")
-    axes.set_title(title, fontsize=11, loc="left")
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    axes.set_title(printable(title, keep=""), fontsize=11, loc="left")
+    _save(figure, out)
     return notes
 
 
@@ -274,7 +352,7 @@ class Video:
     def watch(self) -> None:
         """Take a picture of the world as it stands now."""
         if self.frames % self._stride == 0:
-            frame = np.asarray(self._world.render())
+            frame = np.array(self._world.render())  # the world may draw over its own
             height, width = (side // 2 * 2 for side in frame.shape[:2])  # mp4 wants even sides
             self._writer.append_data(frame if self._gif else frame[:height, :width])
         self.frames += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, check_spaces, parse
+from proximo.commands.arguments import allow_code, check_spaces, parse, show
 from proximo.types import UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
+    video = command.video and command.video.absolute()  # a world may change the current folder
 
     from proximo.agent import load
     from proximo.envs.make import make_world
@@ -79,7 +81,7 @@ def main(arguments: list[str]) -> int:
     world = make_world(config.env, render_mode=mode)
     try:
         check_spaces(world, agent)
-        _play(command, agent, world)
+        _play(command, agent, world, video)
     finally:
         world.close()
     return 0
@@ -89,21 +91,29 @@ def _has_display() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
 
 
-def _play(command: Play, agent: Agent, world: gym.Env) -> None:
+def _play(command: Play, agent: Agent, world: gym.Env, path: Path | None) -> None:
     from proximo.commands.pictures import Video
     from proximo.evaluate import play_episode
+    from proximo.run.disk import filling, writable
 
     rate = float(world.metadata.get("render_fps", 30))
-    video = Video(command.video, rate, world) if command.video else None
-    for number in range(command.episodes):
-        seed = command.seed + number
-        watch = video.watch if video else _nothing
-        played = play_episode(agent.policy, world, seed, not command.stochastic, watch)
-        returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
-        print(f"episode {number + 1} (seed {seed}): return {returns}", flush=True)
-    if video:
-        video.close()
-        print(f"{video.frames} states in {command.video}")
+    with contextlib.ExitStack() as stack:
+        video = None
+        if path:
+            with writable(path):
+                place = stack.enter_context(filling(path.parent))
+            video = Video(place / path.name, rate, world)
+        for number in range(command.episodes):
+            seed = command.seed + number
+            watch = video.watch if video else _nothing
+            played = play_episode(agent.policy, world, seed, not command.stochastic, watch)
+            returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
+            show(f"episode {number + 1} (seed {seed}): return {returns}")
+        if video and path:
+            video.close()
+            with writable(path):
+                stack.close()
+            show(f"{video.frames} states in {command.video}")
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse
+from proximo.commands.arguments import parse, show
 from proximo.types import UsageError
 
 
@@ -40,6 +40,6 @@ def main(arguments: list[str]) -> int:
     if not out.parent.is_dir():
         raise UsageError(f"--out is {out}: there is no folder {out.parent}")
     for note in draw_curves(folders, out):
-        print(note)
-    print(f"curves in {out}")
+        show(note)
+    show(f"curves in {out}")
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, parse
+from proximo.commands.arguments import allow_code, parse, show
 
 if TYPE_CHECKING:
     from proximo.run.checkpoint import Checkpoint
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
         go_on(config, folder, saved, quiet=command.quiet)
     if not command.quiet:
         early = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(ended)
-        print(
+        show(
             f"{command.run} is finished: {saved.steps:,} of {config.run.total_steps:,} steps"
             f"{f', ended early at its {early}' if early else ''}. "
             "To train further, give --total-steps"

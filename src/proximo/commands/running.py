@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from proximo.commands.arguments import say
+from proximo.commands.arguments import say, show
 from proximo.commands.display import LiveDisplay, PlainDisplay
 from proximo.commands.signals import Interrupt
 from proximo.loop import run_session
@@ -19,7 +19,7 @@ from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
 from proximo.run.session import Session
-from proximo.types import Metrics, Rollout, TrainingError, TrainState, UsageError
+from proximo.types import Metrics, Rollout, TrainingError, TrainState, UsageError, explain
 
 
 def begin(
@@ -48,7 +48,7 @@ def begin(
         config = dataclasses.replace(config, net=net)
         lines.append(f"policy and network: from {start}")
     folder = RunFolder.create(run_dir or free_path(config), config)
-    lines = [f"{task}, run folder {folder.path}", *lines]
+    lines = [f"{task}, run folder {folder.name}", *lines]
     return _train(config, folder, lines, quiet=quiet, start=policy)
 
 
@@ -57,7 +57,7 @@ def go_on(config: Config, folder: RunFolder, saved: Checkpoint, *, quiet: bool) 
     task = f"{config.algorithm.name} on {config.env.id}"
     ended = config.run.ended_by(saved.record)
     what = "writing the result of" if ended else "going on in"
-    lines = [f"{task}, {what} {folder.path} after update {saved.updates}"]
+    lines = [f"{task}, {what} {folder.name} after update {saved.updates}"]
     horizon = int(saved.record["horizon"])
     if config.run.total_steps > horizon and not ended:
         rates = config.algorithm.rates(1.0, saved.record.get("rate_scale", 1.0))
@@ -66,7 +66,7 @@ def go_on(config: Config, folder: RunFolder, saved: Checkpoint, *, quiet: bool) 
         if not any(rates.values()):
             lines.append(
                 "WARNING: at a learning rate of 0 nothing more is learned. To train this policy "
-                f"further, begin a new run with it: proximo train ... --from {folder.path}"
+                f"further, begin a new run with it: proximo train ... --from {folder.name}"
             )
     return _train(config, folder, lines, quiet=quiet, resume=saved)
 
@@ -94,6 +94,7 @@ def _train(
                 start=start,
                 resume=resume,
             )
+            interrupt.install()  # its worlds are there, and perhaps handlers of theirs
             _say([*lines, *session.notes], folder, quiet=quiet)
 
             def heed(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
@@ -108,18 +109,23 @@ def _train(
             with display or contextlib.nullcontext():
                 agent = run_session(session)
         except KeyboardInterrupt:
-            print(interrupt.stopped_at_once(), file=sys.stderr)
+            show(interrupt.stopped_at_once(), file=sys.stderr)
             return 128 + (interrupt.signal or signal.SIGINT)
-        except TrainingError as error:
+        except (TrainingError, SystemExit) as error:
+            what = str(error)
+            if isinstance(error, SystemExit):  # worlds name theirs: perhaps a network has
+                what = f"code of your own has ended the training: {explain(error)}"
+                if not folder.path.exists():  # nothing was learned yet
+                    raise UsageError(what) from error
             saved = newest(folder).updates
             raise TrainingError(
-                f"{error}\nThe run is kept, with its state after update {saved}; the traceback is "
-                f"in {folder.log_file}; go on by: proximo resume {folder.path}"
+                f"{what}\nThe run is kept, with its state after update {saved}; the traceback is "
+                f"in {folder.log_file}; go on by: proximo resume {folder.name}"
             ) from error
     result = agent.result
     if result["stopped_by"] == "interrupted" and interrupt.signal:
-        print(
-            f"stopped after update {result['updates']}; go on by: proximo resume {folder.path}",
+        show(
+            f"stopped after update {result['updates']}; go on by: proximo resume {folder.name}",
             file=sys.stderr,
         )
         return 128 + interrupt.signal
@@ -147,4 +153,4 @@ def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[s
     if mean is not None:
         score = f"return {mean:.1f} (last 100 episodes)"
     lines.append(f"{score} after {result['steps']:,} steps in {result['seconds']:.1f} s")
-    return [*lines, f"run folder: {folder.path}"]
+    return [*lines, f"run folder: {folder.name}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import typing
 from dataclasses import dataclass, field
@@ -36,8 +37,8 @@ SHORT = arg(help_behavior_hint="")
 class Train:
     """Train a policy and keep the run in a folder.
 
-    Tuned settings for the world are used where they exist; whatever is given here goes before them.
-    The defaults below are those without a preset.
+    Settings of a preset are used where there is one for the world; whatever is given here goes
+    before them.
     """
 
     method: Annotated[Positional[str | None], arg(metavar="ALGORITHM", help_behavior_hint="")] = (
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> int:
     chosen = parse(_command(_any_algorithm()), "train", words)
     base, preset = _base(chosen, asks=bool(asks))
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
-    command = _command(type(base.algorithm))
+    command = _command(type(base.algorithm), _defaults(chosen, preset))
     final = parse(command, "train", arguments, command(**sections))
     config = _config(final, chosen.net.module, arguments)
 
@@ -98,11 +99,20 @@ def main(arguments: list[str]) -> int:
     return begin(config, preset, run_dir=final.run_dir, start=final.start, quiet=final.quiet)
 
 
-def _command(algorithm: type[OnPolicy]) -> type[Train]:
-    """The command with the flags of this algorithm."""
+def _defaults(chosen: Train, preset: Preset | None) -> str:
+    """What the help says of the defaults that it shows."""
+    if chosen.config is not None:
+        return f"The defaults below are those of {chosen.config}."
+    if preset:
+        return f"The defaults below are those of the preset {preset.name} ({preset.source})."
+    return "The defaults below are those without a preset."
+
+
+def _command(algorithm: type[OnPolicy], defaults: str = "") -> type[Train]:
+    """The command with the flags of this algorithm; what its help says of their defaults."""
     own = ("algorithm", algorithm, field(default_factory=algorithm))
     made = dataclasses.make_dataclass("Train", [own], bases=(Train,), frozen=True, kw_only=True)
-    made.__doc__ = Train.__doc__
+    made.__doc__ = f"{inspect.cleandoc(Train.__doc__ or '')}\n{defaults}"
     return made
 
 
@@ -112,7 +122,8 @@ def _any_algorithm() -> type[OnPolicy]:
     for algorithm in ALGORITHMS.values():
         hints = typing.get_type_hints(algorithm)
         for f in dataclasses.fields(algorithm):
-            settings.setdefault(f.name, (f.name, hints[f.name], field(default=f.default)))
+            hint = Annotated[hints[f.name], SHORT]  # its default is not known yet
+            settings.setdefault(f.name, (f.name, hint, field(default=f.default)))
     return dataclasses.make_dataclass("AnyAlgorithm", settings.values(), frozen=True, kw_only=True)
 
 

@@ -74,7 +74,7 @@ class Agents(gym.Env[ByAgent, ByAgent]):
     def step(self, action: ByAgent) -> tuple[ByAgent, Any, Any, Any, dict[str, Any]]:
         """One step of those who are present. At the time limit all of them are cut off."""
         seen, reward, terminated, truncated, infos = _parts(
-            self.parallel.step(action),
+            self.parallel.step(dict(action)),  # the env may change its own
             "step",
             "observations, rewards, terminated, truncated, infos",
         )
@@ -145,9 +145,9 @@ class AgentWorlds(Worlds):
         state.obs = obs
 
     def _acts(self, world: int, taken: np.ndarray) -> ByAgent:
-        env, nested = self._envs[world], self.actions.nested
+        env, given = self._envs[world], self.actions.given
         pairs = zip(self._rows(world), env.agents, strict=True)
-        return {agent: nested(taken[row]) for row, agent in pairs if agent in env.present}
+        return {agent: given(taken[row]) for row, agent in pairs if agent in env.present}
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         obs, reward = steps.obs[t + 1], steps.reward[t]
@@ -175,7 +175,7 @@ class AgentWorlds(Worlds):
         behind = np.arange(1, len(steps) + 1)[:, None]
         return np.repeat((gone * behind).max(0), self.agents)
 
-    def restore(self, state: WorldState) -> bool:
+    def _bring_back(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
         taken = np.empty((self.count, *(self.actions.shape or ())), self.actions.dtype)
         for world, env in enumerate(self._envs):
@@ -186,7 +186,7 @@ class AgentWorlds(Worlds):
                 taken[rows.start : rows.stop] = [log[t] for log in logs]
                 seen = env.step(self._acts(world, taken))[0]
                 self._show(world, seen, obs)
-        return np.array_equal(obs, state.obs) or self._begin_anew(state)
+        return np.array_equal(obs, state.obs)
 
     def close(self) -> None:
         for env in self._envs:

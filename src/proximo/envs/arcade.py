@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Worlds, episode_seed
-from proximo.types import Steps, UsageError, WorldState, explain
+from proximo.types import Steps, UsageError, WorldState, explain, faults
 
 REFUSED = {
     "autoreset_mode": "the worlds are reset here",
@@ -51,7 +51,7 @@ def _make(env: EnvConfig, worlds: int, threads: int, **kwargs: Any) -> VectorEnv
             num_threads=min(threads, worlds),
             **own,
         )
-    except Exception as error:
+    except faults() as error:
         raise UsageError(f"{env.id} cannot be made: {explain(error)}") from error
     return made
 
@@ -113,7 +113,7 @@ class ArcadeWorlds(Worlds):
             state.episode += over
             steps.obs[t + 1] = self._reset(state, over)
 
-    def restore(self, state: WorldState) -> bool:
+    def _bring_back(self, state: WorldState) -> bool:
         logs = [np.concatenate(log) if log else np.empty(0, np.int64) for log in state.actions]
         lengths = np.array([len(log) for log in logs])
         longest = int(lengths.max())
@@ -128,7 +128,7 @@ class ArcadeWorlds(Worlds):
             self._lives = info["lives"]
         if longest and (lengths == 0).any():
             obs = self._reset(state, lengths == 0)
-        return np.array_equal(obs, state.obs) or self._begin_anew(state)
+        return np.array_equal(obs, state.obs)
 
     def close(self) -> None:
         self._games.close()

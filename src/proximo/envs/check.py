@@ -7,20 +7,32 @@ vector world is reset after.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from proximo.envs.agents import Agents
-from proximo.envs.make import SyncWorlds, VectorWorlds
-from proximo.spaces import MASK, Actions, Leaf, Observations
-from proximo.types import UsageError, explain
+from proximo.envs.make import SyncWorlds, VectorWorlds, final_of
+from proximo.spaces import (
+    MASK,
+    Actions,
+    Leaf,
+    Observations,
+    check_masks,
+    misfit,
+    sizes,
+    starts,
+    strangers,
+)
+from proximo.types import UsageError, explain, faults
 
 SECONDS = 0.1
 """What the check may take; a step that has begun is waited for."""
@@ -33,6 +45,8 @@ EXACT = 2**24
 """Up to here a float32 holds every whole number."""
 ENDS = 4
 """Ends of episodes after which the mode of a vector world's resets is known."""
+FIRST = 4
+"""Steps that are repeated to see whether a vector world's reset leaves others due."""
 ENOUGH = 32
 """Different actions for the worlds of a step, without masks."""
 
@@ -130,6 +144,13 @@ class _Watch:
         """The observation as a row."""
         shape, kind = (*self.lead, *self.observations.shape), self.observations.dtype
         row = np.empty(shape, np.float64 if kind.kind == "f" else kind)
+        if unknown := strangers(self.observations.space, seen):
+            self.notes.setdefault(
+                "strangers",
+                f"the observation holds {', '.join(unknown)} at {where}, which its "
+                "observation_space lacks: nobody looks at that. Add it to the space, or leave it "
+                "out",
+            )
         for leaf in self.observations.leaves:
             self._leaf(leaf, seen, where)
         try:
@@ -149,11 +170,13 @@ class _Watch:
 
     def _leaf(self, leaf: Leaf, seen: Any, where: str) -> None:
         try:
-            part = np.asarray(leaf.of(seen))
+            part = _array(leaf.of(seen))
         except (KeyError, IndexError, TypeError, ValueError):
             return  # `Observations.write` says what is missing
         name, space = leaf.name, leaf.space
         if part.dtype.kind not in "biuf":
+            if isinstance(leaf.of(seen), tuple):
+                raise UsageError(f"{misfit(leaf, seen, part.shape)} (at {where})")
             raise UsageError(
                 f"{name} is {_short(part)} at {where}, of type {part.dtype}: give numbers, as "
                 f"{space} says"
@@ -190,7 +213,7 @@ class _Watch:
             )
 
     def reward(self, reward: Any, where: str) -> np.ndarray:
-        found = _array(reward)
+        found = _array(reward).copy()  # the world may use its own again
         if found.shape != self.lead or found.dtype.kind not in "biuf":
             what = f"numbers of shape {self.lead}" if self.lead else "one number"
             raise UsageError(f"its reward must be {what}, but it is {reward!r} at {where}")
@@ -278,7 +301,7 @@ def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes:
         ended += not rows
         if clock.over:
             break
-    notes = list(play.watch.notes.values())
+    notes = [*_rooms(play.actions), *play.watch.notes.values()]
     if not ended and clock.left == 0 and not _limited(world):
         notes.append(
             f"no episode ended in the first {steps} steps, and there is no time limit: where none "
@@ -318,9 +341,11 @@ class _Play:
 
     def __init__(self, world: gym.Env[Any, Any]) -> None:
         worlds = SyncWorlds([world], 0)
-        self._world, self._actions, self._space = world, worlds.actions, worlds.action_space
+        self._world, self.actions, self._space = world, worlds.actions, worlds.action_space
         self._agents = world if isinstance(world, Agents) else None
         self.watch, self._sampler = _Watch(worlds.observations), _Sampler(worlds.actions)
+        if (masks := worlds.observations.masks) is not None:
+            check_masks(masks, worlds.action_space)
 
     def reset(self, seed: int, where: str) -> ByAgent:
         """What those see who act first, as rows."""
@@ -343,7 +368,7 @@ class _Play:
         }
 
     def step(self, actions: ByAgent, where: str) -> _Answer:
-        given = {agent: self._actions.nested(action.copy()) for agent, action in actions.items()}
+        given = {agent: self.actions.nested(action.copy()) for agent, action in actions.items()}
         if self._agents:
             whole = _step(self._agents, given, self._space, where)
             parts, info = list(zip(whole, PARTS, strict=False)), whole[-1]
@@ -412,7 +437,7 @@ def _reset(world: Any, seed: int) -> Any:
                 f"its reset takes no seed ({error}), as Gym's did before 0.26: write {remedy}"
             ) from error
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
-    except Exception as error:
+    except faults() as error:
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], dict):
         raise UsageError(
@@ -427,7 +452,7 @@ def _step(world: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
         return world.step(action)
     except UsageError:
         raise
-    except Exception as error:
+    except faults() as error:
         what = f"action {_short(action)}, which is one"
         if isinstance(world, Agents):
             what = f"actions {_short(action)}, each of them one"
@@ -463,6 +488,15 @@ def _replay(
                 f"{consequence}"
             )
     return ""
+
+
+def _rooms(actions: Actions) -> Iterator[str]:
+    """Where there is nothing to choose."""
+    for leaf in actions.without_room:
+        yield (
+            f"the action space{leaf.place}, {_short(leaf.space)}, allows only one value of some "
+            "number: there is nothing to learn of it. Leave it out, or give it room"
+        )
 
 
 def _limited(world: gym.Env[Any, Any]) -> bool:
@@ -505,17 +539,12 @@ class _Sampler:
             if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
                 row[leaf.begin : leaf.end] = space.sample().reshape(-1)
                 continue
-            sizes = np.atleast_1d(
-                space.nvec if isinstance(space, spaces.MultiDiscrete) else space.n
-            )
-            starts = np.broadcast_to(space.start, space.shape or ()).reshape(-1)
-            for column, size, start in zip(
-                range(leaf.begin, leaf.end), sizes.reshape(-1), starts, strict=True
-            ):
+            columns = range(leaf.begin, leaf.end)
+            for column, size, start in zip(columns, sizes(space), starts(space), strict=True):
                 allowed = np.arange(size)
                 if legal is not None:
                     allowed = np.flatnonzero(legal[begin : begin + size])
-                begin += int(size)
+                begin += size
                 if not len(allowed):
                     shown = _short(np.asarray(legal, int))
                     raise UsageError(
@@ -536,7 +565,14 @@ class _Sampler:
 
 def _array(value: Any) -> np.ndarray:
     """As a NumPy array, from wherever it lies."""
-    return np.asarray(value.cpu() if _is_tensor(value) else value)
+    if not _is_tensor(value):
+        return np.asarray(value)
+    if value.requires_grad:
+        raise UsageError(
+            f"it gave {value!r:.80}, a tensor that needs a gradient: give x.detach(), as nothing "
+            "is learned through the world"
+        )
+    return np.asarray(value.cpu())
 
 
 def _is_tensor(value: Any) -> bool:
@@ -560,6 +596,30 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
+def _written_over(world: gym.Env[Any, Any], clock: _Clock) -> str:
+    """The first leaf of an observation over whose array a later reset writes, or nothing."""
+    alone = SyncWorlds([world], 0)
+    observations, sampler = alone.observations, _Sampler(alone.actions)
+    for number in range(FIRST):
+        seen = _reset(world, SEED)
+        for step in range(number + 1):
+            where = f"step {step} of a world alone"
+            action = sampler.draw(_mask(observations, observations.row(seen)), where)
+            given = alone.actions.given(action)
+            seen, _, terminated, truncated, _ = _step(world, given, alone.action_space, where)
+            if terminated or truncated:
+                break
+        parts = [np.asarray(leaf.of(seen)) for leaf in observations.leaves]
+        before = [part.copy() for part in parts]
+        _reset(world, SEED + number)
+        for leaf, one, other in zip(observations.leaves, before, parts, strict=True):
+            if not np.array_equal(one, other):
+                return leaf.name
+        if clock.over:
+            break
+    return ""
+
+
 def check_vector(worlds: VectorWorlds, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
     """Step a vector world until some episodes have ended: how does it reset? Raises `UsageError`.
 
@@ -578,12 +638,19 @@ class _Vector:
     def __init__(self, worlds: VectorWorlds) -> None:
         self._worlds, self._envs, self._mode = worlds, worlds.envs, worlds.mode
         self._watch = _Watch(worlds.observations, (worlds.count,))
+        if (masks := worlds.observations.masks) is not None:
+            check_masks(masks, worlds.action_space)
         self._sampler = _Sampler(worlds.actions)
         self._ends = self._resets = self._again = self._kept = 0
+        leaves = worlds.observations.leaves
+        self._alike = np.ones(len(leaves), bool)  # which were, at all ends, as after the reset
+        self._finals: list[list[np.ndarray]] = []  # as they were given, by leaf
 
     def play(self, clock: _Clock) -> Checked:
         worlds, watch = self._worlds, self._watch
-        notes = []
+        notes = list(_rooms(worlds.actions))
+        if self._mode is AutoresetMode.SAME_STEP:
+            self._single(clock)
         rows, again = (self._look(_reset(self._envs, SEED), "its reset") for _ in range(2))
         if not np.array_equal(rows, again):
             notes.append(
@@ -591,11 +658,14 @@ class _Vector:
                 "differs"
             )
         before = np.zeros(worlds.count, bool)  # whose step is the reset after an end
+        first: list[tuple[Any, np.ndarray]] = []
         while self._ends < ENDS and clock.step():
             where = f"step {clock.taken - 1}"
-            answer = self._step(rows, before, where)
-            obs, reward, terminated, truncated, info = watch.parts(answer, where)
+            action = self._draw(rows, before, where)
+            obs, reward, terminated, truncated, info = self._step(action, where)
             ended, rows = terminated | truncated, self._look(obs, where)
+            if len(first) < FIRST:
+                first.append((action, self._shown(rows, reward)))
             self._after(before, ended, reward)
             ended &= ~before
             if ended.any():
@@ -610,8 +680,12 @@ class _Vector:
             self._mismatch(
                 "in the step after an end it gives a reward, or ends again: it does not reset there"
             )
+        if before.any():
+            self._still_due(before, first)
         if self._mode is AutoresetMode.SAME_STEP and 1 < self._ends == self._kept:
             self._mismatch("where an episode ends its observation is final_obs: it is not reset")
+        if self._finals and self._alike.any():
+            self._written_over(rows)
         return Checked(
             [*notes, *watch.notes.values()], clock.taken, self._ends, False, watch.within
         )
@@ -619,24 +693,57 @@ class _Vector:
     def _look(self, seen: Any, where: str) -> np.ndarray:
         return self._watch.look(_arrays(seen), where)
 
-    def _step(self, rows: np.ndarray, before: np.ndarray, where: str) -> Any:
+    def _draw(self, rows: np.ndarray, before: np.ndarray, where: str) -> np.ndarray:
         worlds, masks = self._worlds, _mask(self._watch.observations, rows)
         if masks is None:
             few = [self._sampler.draw(None, where) for _ in range(min(worlds.count, ENOUGH))]
-            action = np.stack([few[i % ENOUGH] for i in range(worlds.count)])
-        else:  # those that are about to reset show their last state, where nothing need be legal
-            legal = [None if resets else mask for mask, resets in zip(masks, before, strict=True)]
-            draw = self._sampler.draw
-            action = np.stack([draw(m, f"{where} in world {i}") for i, m in enumerate(legal)])
-        return _step(self._envs, self._given(action), worlds.action_space, where)
+            return np.stack([few[i % ENOUGH] for i in range(worlds.count)])
+        # Those that are about to reset show their last state, where nothing need be legal.
+        legal = [None if resets else mask for mask, resets in zip(masks, before, strict=True)]
+        draw = self._sampler.draw
+        return np.stack([draw(m, f"{where} in world {i}") for i, m in enumerate(legal)])
+
+    def _step(self, action: np.ndarray, where: str) -> Any:
+        given, space = self._given(action), self._worlds.action_space
+        return self._watch.parts(_step(self._envs, given, space, where), where)
 
     def _given(self, action: np.ndarray) -> Any:
         actions, device = self._worlds.actions, self._worlds.device
         if device is None:
-            return actions.nested(action)
+            return actions.given(action)
         import torch
 
-        return actions.nested(torch.from_numpy(action).to(device))
+        return actions.nested(torch.from_numpy(action.copy()).to(device))
+
+    @staticmethod
+    def _shown(rows: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        """[N, numbers] what each of them showed and paid."""
+        return np.column_stack([rows.reshape(len(rows), -1), reward])
+
+    def _repeat(self, first: list[tuple[Any, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+        """The first steps from the first seed again, until they differ: [N] whose do, who ended."""
+        self._look(_reset(self._envs, SEED), "its reset")
+        for action, shown in first:
+            where = "the first steps, again"
+            obs, reward, terminated, truncated, _ = self._step(action, where)
+            other = (self._shown(self._look(obs, where), reward) != shown).any(-1)
+            if other.any():
+                break
+        return other, terminated | truncated
+
+    def _still_due(self, due: np.ndarray, first: list[tuple[Any, np.ndarray]]) -> None:
+        """Next-step mode: does a reset leave those that are due after an end?
+
+        Then only the worlds in which one was due begin otherwise, and no longer once it is done.
+        (Gymnasium's AsyncVectorEnv does so without shared memory.)
+        """
+        other, ended = self._repeat(first)
+        if not other.any() or (other & ~due).any():
+            return
+        again, last = self._repeat(first)
+        known = ~ended  # in these none is due
+        self._worlds.owes = bool((other & known).any() and not (again & known).any())
+        self._worlds.due = last
 
     def _at(self, ended: np.ndarray, rows: np.ndarray, info: Any, where: str) -> None:
         """What stands in info where episodes ended."""
@@ -651,9 +758,49 @@ class _Vector:
                 f"info has no final_obs at {where}, where an episode ended: in this mode it holds "
                 "what the last action led to"
             )
-        last = rows.copy()
-        self._worlds.write_finals(_arrays(info["final_obs"]), ended, last)
-        self._kept += int((last == rows).reshape(len(rows), -1).all(-1)[ended].sum())
+        last, final = rows.copy(), _arrays(info["final_obs"])
+        self._worlds.write_finals(final, ended, last)
+        alike = (last == rows).reshape(len(rows), -1)[ended]
+        self._kept += int(alike.all(-1).sum())
+        leaves = self._worlds.observations.leaves
+        self._alike &= [alike[:, leaf.begin : leaf.end].all() for leaf in leaves]
+        own = [final_of(final, int(i)) for i in np.flatnonzero(ended)]
+        self._finals += [[np.asarray(leaf.of(seen)) for leaf in leaves] for seen in own]
+
+    def _single(self, clock: _Clock) -> None:
+        """Same-step mode: a final_obs is what a step of a single world returned, before its reset.
+
+        Gymnasium keeps it as it is. Raises `UsageError` for a reset that writes over it.
+        """
+        made = self._envs.unwrapped
+        if isinstance(made, SyncVectorEnv):
+            self._refuse(_written_over(made.envs[0], clock))
+        elif isinstance(made, AsyncVectorEnv):  # its worlds live elsewhere: look at another one
+            found = ""
+            with contextlib.suppress(Exception), contextlib.closing(made.env_fns[0]()) as world:
+                found = _written_over(world, clock)
+            self._refuse(found)
+
+    def _written_over(self, rows: np.ndarray) -> None:
+        """Same-step mode: does a reset write over arrays that were given as final_obs?"""
+        leaves, nobody = self._worlds.observations.leaves, np.zeros(len(rows), bool)
+        for number in range(FIRST):
+            where = f"step {number} behind the last end"
+            self._step(self._draw(rows, nobody, where), where)
+            before = [[part.copy() for part in parts] for parts in self._finals]
+            rows = self._look(_reset(self._envs, SEED + number), "its reset")
+            for old, new in zip(before, self._finals, strict=True):
+                for leaf, one, other, alike in zip(leaves, old, new, self._alike, strict=True):
+                    if alike and not np.array_equal(one, other):
+                        self._refuse(leaf.name)
+
+    def _refuse(self, name: str) -> None:
+        if name:
+            raise UsageError(
+                f"a reset writes over the array that the last step returned for {name}, so that "
+                "in same-step mode final_obs shows the next episode: let reset and step return a "
+                "copy of it (array.copy()), or use AutoresetMode.NEXT_STEP"
+            )
 
     def _after(self, before: np.ndarray, ended: np.ndarray, reward: np.ndarray) -> None:
         resets = ~ended[before] & (reward[before] == 0)

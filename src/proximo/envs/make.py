@@ -7,25 +7,28 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
 from proximo.named import find, import_module
-from proximo.spaces import MASK, Actions, Observations, choices, flat_mask
-from proximo.types import Steps, UsageError, WorldState, explain, nearest
+from proximo.spaces import MASK, Actions, Observations, choices, flat_mask, misfit
+from proximo.types import Steps, UsageError, WorldState, explain, faults, nearest
 
 if TYPE_CHECKING:
     import torch
 
 Maker = Callable[..., gym.Env[Any, Any]]
 Space = gym.Space[Any]
+REPLAYED = 100_000
+"""Steps of an episode up to which its actions are kept, so that it can be replayed."""
 NUMBERED = -1
 """The seed of worlds each of whose episodes begins from its own number."""
 
@@ -54,8 +57,10 @@ class Worlds(ABC):
     """What they are called, in the order of their rows, where they have names."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
-        self.count, self.obs_space, self.action_space = count, obs_space, action_space
-        self.observations, self.actions = Observations(obs_space), Actions(action_space)
+        # Copies: the envs may move the bounds of theirs.
+        self.count, self.obs_space, self.action_space = count, *deepcopy((obs_space, action_space))
+        self.observations = Observations(self.obs_space)
+        self.actions = Actions(self.action_space)
 
     def start(self, episode: int = 0) -> WorldState:
         """Every world at the beginning of the episode of this number."""
@@ -87,12 +92,20 @@ class Worlds(ABC):
             return
         begin = self._begins(steps)
         for i, log in enumerate(state.actions):
-            if begin[i]:
+            if begin[i] or state.length[i] > REPLAYED:
                 log.clear()
+            if state.length[i] > REPLAYED:
+                continue
             if begin[i] < len(steps):
                 log.append(steps.taken[begin[i] :, i].copy())
                 if len(log) > 64:  # an episode over many rollouts
                     log[:] = [np.concatenate(log)]
+
+    @staticmethod
+    def remembered(state: WorldState) -> np.ndarray:
+        """[N] whose actions since they began are all kept."""
+        logged = np.array([sum(map(len, log)) for log in state.actions])
+        return logged >= state.length
 
     def _begins(self, steps: Steps) -> np.ndarray:
         """[N] the row with which each world began for the last time; 0: before these steps."""
@@ -101,17 +114,19 @@ class Worlds(ABC):
             begin[i] = t + 1
         return begin
 
-    @abstractmethod
     def restore(self, state: WorldState) -> bool:
         """Bring every world back to where `state` says it stood.
 
         Where that cannot be done, let new episodes begin in all of them and return False.
         """
-
-    def _begin_anew(self, state: WorldState) -> bool:
-        """Let new episodes begin in all of them; False, as `restore` says it."""
+        if self.replayable and self.remembered(state).all() and self._bring_back(state):
+            return True
         state.length[:] = 1
         self.fresh(state)
+        return False
+
+    def _bring_back(self, state: WorldState) -> bool:
+        """Replay all actions; whether every world then shows what `state` says."""
         return False
 
     @abstractmethod
@@ -133,6 +148,8 @@ class SyncWorlds(Worlds):
                 raise UsageError(f"the world {envs[0]} has no {name}: set it in its __init__")
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
         self._envs, self._seed, self._first = envs, seed, first
+        # A choice is a number, in which there is nothing that an env could change.
+        self._given = None if self.actions.shape == () else self.actions.given
         self._steps = [env.step for env in envs]
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
@@ -157,57 +174,53 @@ class SyncWorlds(Worlds):
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         obs, reward = steps.obs[t + 1], steps.reward[t]
-        plain, nested = self._plain, None if self.actions.simple else self.actions.nested
+        plain, given = self._plain, self._given
         for i, (world_step, action) in enumerate(zip(self._steps, steps.taken[t], strict=True)):
-            answer = world_step(nested(action) if nested else action)
+            answer = world_step(given(action) if given else action)
             try:
                 seen, reward[i], over, cut, _ = answer
                 if plain:
                     obs[i] = seen
             except (TypeError, ValueError) as error:
-                raise UsageError(_misanswer(answer, self._shape)) from error
+                raise UsageError(self._misanswer(answer)) from error
             if not plain:
                 self.observations.write(seen, obs[i])
             elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
-                raise UsageError(_misfit(seen, self._shape))
+                raise UsageError(misfit(self.observations.leaves[0], seen, np.shape(seen)))
             if over or cut:
                 steps.terminated[t, i], steps.ended[t, i] = over, True
                 steps.finals.append((t, i, obs[i].copy()))
                 state.episode[i] += 1
                 self.observations.write(self._reset(state, i), obs[i])
 
-    def restore(self, state: WorldState) -> bool:
+    def _misanswer(self, answer: Any) -> str:
+        """What is wrong with what a world's step returned."""
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+            return (
+                "a world's step must return (observation, reward, terminated, truncated, info), "
+                f"but returned {found}"
+            )
+        if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
+            return f"a world's reward must be one number, but it is {answer[1]!r}"
+        try:
+            self.observations.row(answer[0])
+        except UsageError as error:
+            return str(error)
+        return f"a world returned an observation that cannot be: {answer[0]!r}"
+
+    def _bring_back(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
         for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
             seen = self._reset(state, i)
             for action in (a for stretch in stretches for a in stretch):
-                seen = env.step(self.actions.nested(action))[0]
+                seen = env.step(self.actions.given(action))[0]
             obs[i] = self.observations.row(seen)
-        return np.array_equal(obs, state.obs) or self._begin_anew(state)
+        return np.array_equal(obs, state.obs)
 
     def close(self) -> None:
         for env in self._envs:
             env.close()
-
-
-def _misanswer(answer: Any, shape: tuple[int, ...] | None) -> str:
-    """What is wrong with what a world's step returned."""
-    if not isinstance(answer, tuple) or len(answer) != 5:
-        found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
-        return (
-            "a world's step must return (observation, reward, terminated, truncated, info), "
-            f"but returned {found}"
-        )
-    if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
-        return f"a world's reward must be one number, but it is {answer[1]!r}"
-    return _misfit(answer[0], shape)
-
-
-def _misfit(seen: Any, shape: tuple[int, ...] | None) -> str:
-    return (
-        f"a world returned an observation of shape {np.shape(seen)}, but its observation_space "
-        f"says {shape}"
-    )
 
 
 class VectorWorlds(Worlds):
@@ -225,6 +238,12 @@ class VectorWorlds(Worlds):
                 "gymnasium.vector.AutoresetMode, or its resets cannot be told from its steps"
             )
         self.mode = mode
+        plain = envs.unwrapped
+        # So does Gymnasium's 1.4; `check_vector` looks at what others do.
+        self.owes = isinstance(plain, AsyncVectorEnv) and not plain.shared_memory
+        """Next-step mode: whether a reset leaves the one due after an end, which then follows."""
+        self.due = np.zeros(self.count, bool)
+        """In which envs one is due before the first reset, where `owes`."""
 
     def fresh(self, state: WorldState) -> None:
         begun = (state.length > 0) | state.resetting
@@ -240,9 +259,9 @@ class VectorWorlds(Worlds):
             seed = None if len(state.obs) else first
             state.obs = self._rows(self.envs.reset(seed=seed)[0])
             begun[:] = True
+            state.resetting = self.owes & (state.resetting if seed is None else self.due)
         state.ret[begun] = 0
         state.length[begun] = 0
-        state.resetting[:] = False
 
     def reset_some(self, which: np.ndarray) -> Any:
         return self.envs.reset(options={"reset_mask": which.copy()})[0]
@@ -254,15 +273,17 @@ class VectorWorlds(Worlds):
         return rows
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        action = self.actions.nested(steps.taken[t])
+        action = self.actions.given(steps.taken[t])
         obs, reward, terminated, truncated, info = self.envs.step(action)
-        ended = terminated | truncated
+        # NumPy's: arrays of other libraries would take our own over, with types of theirs.
+        terminated = np.asarray(terminated, bool)
+        ended = terminated | np.asarray(truncated, bool)
         if self.mode is AutoresetMode.NEXT_STEP:
             if state.resetting.any():
                 steps.real[t] = ~state.resetting
                 ended &= steps.real[t]
             state.resetting = ended
-        steps.reward[t] = reward
+        steps.reward[t] = np.asarray(reward)
         self.observations.write(obs, steps.obs[t + 1])
         if ended.any():
             steps.terminated[t], steps.ended[t] = terminated & ended, ended
@@ -277,15 +298,19 @@ class VectorWorlds(Worlds):
     def write_finals(self, final: Any, ended: np.ndarray, rows: np.ndarray) -> None:
         """True successors: one per world, or batched by leaf where observations are nested."""
         for i in np.flatnonzero(ended):
-            own = final[i] if isinstance(final, np.ndarray) else _pick(final, int(i))
-            self.observations.write(own, rows[i])
+            self.observations.write(final_of(final, int(i)), rows[i])
 
     def restore(self, state: WorldState) -> bool:
         state.obs = np.empty(0)
-        return self._begin_anew(state)
+        return super().restore(state)
 
     def close(self) -> None:
         self.envs.close()
+
+
+def final_of(final: Any, index: int) -> Any:
+    """One world's part of `final_obs`, the world's own array where it is one."""
+    return final[index] if isinstance(final, np.ndarray) else _pick(final, index)
 
 
 def _pick(nested: Any, index: int) -> Any:
@@ -294,7 +319,7 @@ def _pick(nested: Any, index: int) -> Any:
         return {key: _pick(part, index) for key, part in nested.items()}
     if isinstance(nested, tuple):
         return tuple(_pick(part, index) for part in nested)
-    return nested[index]
+    return (nested if isinstance(nested, list) else np.asarray(nested))[index]
 
 
 class Masked(gym.Wrapper[Any, Any, Any, Any]):
@@ -370,7 +395,7 @@ def make_world(
             world = find(name)(world)
         except UsageError:
             raise
-        except Exception as error:
+        except faults() as error:
             raise UsageError(f"the wrapper {name} failed: {explain(error)}") from error
     if is_parallel(world):
         return Agents(world, env)
@@ -395,7 +420,7 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
         return maker(**kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
-    except Exception as error:
+    except faults() as error:
         what = f"{env.id or maker}" + (f" with the arguments {kwargs}" if kwargs else "")
         hint = "; to be shown, it must take render_mode" if "render_mode" in str(error) else ""
         raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error

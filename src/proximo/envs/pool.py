@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.types import UsageError, explain, nearest
+from proximo.types import UsageError, explain, faults, nearest
 
 NEVER = 2**31 - 1
 """A time limit for EnvPool that is not reached: the real one is kept here."""
@@ -98,7 +98,7 @@ class Pool(VectorEnv[Any, Any, Any]):
                 pool = self._make(self._id, seed=seeds, **self._arguments)
                 _ = pool.single_observation_space, pool.single_action_space, pool.observation_space
                 return pool
-        except Exception as error:
+        except faults() as error:
             raise UsageError(f"EnvPool cannot make {self._id}: {explain(error)}") from error
 
     def reset(

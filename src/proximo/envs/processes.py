@@ -1,14 +1,13 @@
 """A process that steps some worlds: the worlds in it, and the trainer's end of its pipes.
 
 The trainer and its processes share one row of `Steps` in memory without a name. What goes through
-their pipes is one byte for a command, and a line of JSON for an answer.
+their pipes is one byte for a command, and a line of JSON for an answer; tracebacks have a pipe of
+their own, so that a signal at any moment leaves the answers whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import faulthandler
 import json
 import mmap
 import os
@@ -16,26 +15,29 @@ import select
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Space, Worlds, make_world, make_worlds
+from proximo.envs.supervisor import GRACE, MEANT_FOR_TRAINER
 from proximo.spaces import Actions, Observations, space_record
-from proximo.types import Steps, UsageError, explain
+from proximo.types import Steps, UsageError, explain, faults
 
-GRACE = 1.5
-"""Seconds in which the processes must have closed their worlds when the trainer ends."""
 MAP, BEGIN, STEP = b"m", b"b", b"s"
 """What a process is told: the memory stands; begin an episode in some worlds; step some of them."""
-CODE = "import sys; sys.path[:] = sys.argv[1:]; from proximo.envs.processes import work; work()"
-PR_SET_PDEATHSIG = 1
+CODE = """
+import sys
+words, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
+from proximo.envs.supervisor import supervise
+supervise(words)
+from proximo.envs.processes import work
+work()
+"""
 
 
 class Fault(NamedTuple):
@@ -63,12 +65,11 @@ class Shared:
         seen, acts = Observations(spaces[0]), Actions(spaces[1])
         # Wide enough for whatever the trainer keeps them in.
         kind = np.uint8 if seen.dtype == np.uint8 else np.float64
-        whole = isinstance(spaces[1], gym.spaces.Discrete | gym.spaces.MultiDiscrete)
         rows = worlds * agents
         plan: list[tuple[str, tuple[int, ...], Any]] = [
             ("obs", (2, rows, *seen.shape), kind),
             ("final", (rows, *seen.shape), kind),
-            ("taken", (1, rows, *(acts.shape or ())), np.int64 if whole else acts.dtype),
+            ("taken", (1, rows, *(acts.shape or ())), acts.dtype),
             ("reward", (1, rows), np.float64),
             *((name, (1, rows), np.bool_) for name in ("terminated", "ended", "real")),
             ("episode", (rows,), np.int64),
@@ -136,7 +137,7 @@ class _World:
             else:
                 self._worlds.step(self._state, steps, 0)
             self._look()
-        except Exception:
+        except faults():
             self._broken = True
             raise
         for _, i, obs in steps.finals:
@@ -171,15 +172,10 @@ class _World:
 
 def work() -> None:
     """The process of some worlds: make them, then do as told until the trainer is gone."""
-    _guard()
     commands, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # a world may print, and must not answer in our place
     order = json.loads(commands.readline())
-    _end_with(order["trainer"])
-    faulthandler.enable(answers)  # its last words
-    faulthandler.register(signal.SIGUSR1, answers)  # what it is busy with
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer says when to end
 
     def answer(**words: Any) -> None:
         text = json.dumps(words).encode() + b"\n"
@@ -197,11 +193,12 @@ def work() -> None:
 
     try:
         worlds = {i: _World(make(i), i) for i in range(first, last)}
-    except Exception as error:
+        records = [space_record(space) for space in worlds[first].spaces]
+    except faults() as error:
         answer(error=str(error) if isinstance(error, UsageError) else explain(error))
         return
     one = worlds[first]
-    answer(agents=one.agents, names=one.names, spaces=[space_record(space) for space in one.spaces])
+    answer(agents=one.agents, names=one.names, spaces=records)
     if commands.read(1) != MAP:
         return
     me = order["process"]
@@ -209,17 +206,17 @@ def work() -> None:
     for world in worlds.values():
         world.share(shared)
     while command := commands.read(1):
-        faults = {}
+        failed = {}
         for i in np.flatnonzero(shared.active[first:last]) + first:
             shared.beat[me] += 1
             shared.doing[me] = i
             try:
                 worlds[i].do(command)
-            except Exception as error:
+            except faults() as error:
                 what = str(error) if isinstance(error, UsageError) else explain(error)
-                faults[int(i)] = [what, traceback.format_exc()]
+                failed[int(i)] = [what, traceback.format_exc()]
         shared.doing[me] = -1
-        answer(**({"faults": faults} if faults else {}))
+        answer(**({"faults": failed} if failed else {}))
     for world in worlds.values():
         world.close()
 
@@ -239,57 +236,50 @@ def _check(env: EnvConfig) -> dict[str, Any]:
         return {"error": str(error)}
 
 
-def _guard() -> None:
-    """Let what the worlds start end with this process, even if that is killed: by another one."""
-    me = os.getpid()
-    if os.fork():
-        return
-    os.closerange(0, 256)  # the pipes are not its own
-    while os.getppid() == me:
-        time.sleep(0.5)
-    os.killpg(0, signal.SIGKILL)
-
-
-def _end_with(trainer: int) -> None:
-    """Let this process be killed when the trainer dies, whatever it is busy with."""
-    if sys.platform == "linux":
-        # Strictly, when the thread that started it ends: the one that steps the worlds.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-
-        def watch() -> None:
-            while os.getppid() == trainer:
-                time.sleep(0.5)
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
-    if os.getppid() != trainer:  # it was too late
-        os._exit(1)
-
-
 # In the trainer
 
 
 class Process:
-    """A process and the pipes to it. No call waits for longer than it is told."""
+    """A process, its supervisor and the pipes to it. No call waits for longer than it is told."""
 
     def __init__(self, order: dict[str, Any], path: list[str], folder: str) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-c", CODE, *path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            cwd=folder,
-            pass_fds=(order["memory"],),
-            start_new_session=True,  # what the worlds start is ended with them
-        )
+        heard, words = os.pipe()
+        for end in (heard, words):  # a full pipe holds nobody up, nor does an empty one
+            os.set_blocking(end, False)
+        self._words = open(heard, "rb", buffering=0)  # noqa: SIM115 it stays open
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, MEANT_FOR_TRAINER)
+        try:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-c", CODE, str(words), *path],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                cwd=folder,
+                pass_fds=(order["memory"], words),
+                start_new_session=True,  # a terminal's signals are not for it
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(words)
         assert self._popen.stdin
         assert self._popen.stdout
         self._commands, self._answers = self._popen.stdin, self._popen.stdout
         self._poll = select.poll()
         self._poll.register(self._answers, select.POLLIN)
-        self.pid = self._popen.pid
+        self._said = ""
         self.tell(json.dumps(order).encode() + b"\n")
+
+    @property
+    def pid(self) -> int:
+        """The process of the worlds, which its supervisor names first; 0 before it has."""
+        number, line, _ = self._heard().partition("\n")
+        return int(number) if line else 0
+
+    def _heard(self) -> str:
+        """All that came through the pipe of its words."""
+        while not self._words.closed and (part := self._words.read(1 << 16)):
+            self._said += part.decode(errors="replace")
+        return self._said
 
     def tell(self, words: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # the answer will be missed
@@ -298,22 +288,22 @@ class Process:
     def answer(self, seconds: float, beat: Callable[[], int] = lambda: 0) -> dict[str, Any]:
         """What it answers; every new beat gives it as many seconds again. Raises `Gone`."""
         until, last, text = time.monotonic() + seconds, beat(), b""
-        while not (text.startswith(b"{") and text.endswith(b"\n")):
+        while not text.endswith(b"\n"):
             if self._poll.poll(min(200.0, 1000 * seconds)):
                 part = os.read(self._answers.fileno(), 1 << 16)
                 if not part:
-                    raise self._dead(text)
+                    raise self._dead()
                 text += part
             elif beat() != last:
                 until, last = time.monotonic() + seconds, beat()
             elif self._popen.poll() is not None:  # what it had started holds its pipes
-                raise self._dead(text)
+                raise self._dead()
             elif time.monotonic() > until:
                 raise self._hung(seconds)
         found: dict[str, Any] = json.loads(text)
         return found
 
-    def _dead(self, text: bytes) -> Gone:
+    def _dead(self) -> Gone:
         self.end(GRACE)
         code = self._popen.returncode
         how = f"ended with exit code {code}"
@@ -321,28 +311,35 @@ class Process:
             how = "closed its pipes"
         elif code < 0:
             how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
-        return Gone(f"its process {how}", text.decode(errors="replace"))
+        return Gone(f"its process {how}", self._said.partition("\n")[2])
 
     def _hung(self, seconds: float) -> Gone:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGUSR1)
-        text = b""
-        while self._poll.poll(300) and (part := os.read(self._answers.fileno(), 1 << 16)):
-            text += part
+        size = before = len(self._heard())
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR1)  # what it is busy with
+            while select.select([self._words], [], [], 0.3)[0] and len(self._heard()) > size:
+                size = len(self._said)
         self.end(0)
-        return Gone(f"no answer in {seconds:g} s (env.timeout)", text.decode(errors="replace"))
+        return Gone(f"no answer in {seconds:g} s (env.timeout)", self._said[before:])
 
     def hang_up(self) -> None:
         """It ends by itself."""
         self._commands.close()
 
     def end(self, seconds: float) -> None:
-        """End it, by force after these seconds."""
+        """End it and all that it has started, by force after these seconds."""
+        if self._words.closed:
+            return
         self.hang_up()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(seconds)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(GRACE)
+        for force in (self._popen.terminate, self._popen.kill, self._popen.kill):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(seconds)
+                break
+            force()
+            seconds = GRACE
+        if pid := self.pid:  # where the supervisor itself was killed
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
         self._answers.close()
+        self._words.close()

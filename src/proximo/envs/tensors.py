@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -20,8 +19,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from proximo.envs.make import VectorWorlds, episode_seed
-from proximo.spaces import MASK, Observations
-from proximo.types import Episode, Steps, UsageError, WorldState
+from proximo.spaces import MASK, Observations, misfit, sizes, starts
+from proximo.types import Episode, Steps, UsageError, WorldState, faults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ class TensorWorlds(VectorWorlds):
         self._resetting = torch.from_numpy(state.resetting).to(self.device)
 
     def reset_some(self, which: np.ndarray | Tensor) -> Any:
-        mask = torch.as_tensor(which, device=self.device)
+        mask = torch.as_tensor(which, device=self.device).clone()
         return self.envs.reset(options={"reset_mask": mask})[0]
 
     def _rows(self, seen: Any) -> Any:
@@ -111,7 +110,7 @@ class TensorWorlds(VectorWorlds):
         return rows
 
     def step(self, state: WorldState, steps: TensorSteps, t: int) -> None:  # type: ignore[override]
-        action = self.actions.nested(steps.taken[t])
+        action = self.actions.nested(steps.taken[t].clone())  # the simulator may change its own
         obs, reward, terminated, truncated, info = self.envs.step(action)
         if t == 0:
             self._check(reward, terminated, truncated)
@@ -156,7 +155,7 @@ def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
     """
     try:
         answer = envs.reset(seed=episode_seed(seed, 0, 0))
-    except Exception:  # it is named where the worlds are checked, or reset for good
+    except faults():  # it is named where the worlds are checked, or reset for good
         return None
     seen = answer[0] if isinstance(answer, tuple) and answer else None
     while isinstance(seen, dict | tuple) and seen:
@@ -173,10 +172,7 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
         try:
             part = leaf.of(seen)
         except (KeyError, IndexError, TypeError) as error:
-            raise UsageError(
-                f"a world returned an observation without {leaf.name!r}, which its "
-                f"observation_space names: {seen!r}"
-            ) from error
+            raise UsageError(misfit(leaf, seen)) from error
         shape = leaf.space.shape or ()
         if not isinstance(part, Tensor) or part.device != rows.device:
             where = part.device if isinstance(part, Tensor) else type(part).__name__
@@ -197,20 +193,12 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
             rows[:, leaf.begin : leaf.end] = part.reshape(len(rows), -1)
 
 
-def _sizes(space: gym.Space[Any]) -> list[int]:
-    """How much there is to choose from, choice by choice."""
-    if isinstance(space, spaces.MultiDiscrete):
-        return [int(n) for n in space.nvec.reshape(-1)]
-    return [int(space.n)] if isinstance(space, spaces.Discrete) else []
-
-
 def _one_hot(space: Any, part: Tensor) -> Tensor:
     """[N, width] bool: where the choices stand."""
-    starts = np.broadcast_to(space.start, space.shape or ()).reshape(-1)
     chosen = part.reshape(len(part), -1)
     hot = [
-        chosen[:, k, None] - int(start) == torch.arange(size, device=part.device)
-        for k, (size, start) in enumerate(zip(_sizes(space), starts, strict=True))
+        chosen[:, k, None] - start == torch.arange(size, device=part.device)
+        for k, (size, start) in enumerate(zip(sizes(space), starts(space), strict=True))
     ]
     return torch.cat(hot, -1)
 
@@ -227,34 +215,28 @@ def account(
     mask: [T, N] the steps that count. choices: how much there is to choose from, choice by choice.
     Reads on the host how many episodes ended, and then all that it needs in one transfer.
     """
-    count, device = steps.reward.shape[1], steps.reward.device
-    total = torch.where(steps.real, steps.reward, 0).cumsum(0)
-    sums = torch.stack([total, steps.real.cumsum(0).to(total.dtype)])  # [2, T, N]: return, length
-    begin = torch.from_numpy(np.stack([world.ret, world.length])).to(total)  # [2, N]
+    count, exact = steps.reward.shape[1], steps.reward
+    values = torch.stack([torch.where(steps.real, exact, 0), steps.real.to(exact)], 1)  # [T, 2, N]
+    running = torch.from_numpy(np.stack([world.ret, world.length])).to(exact)  # [2, N]
+    sums, goes_on = torch.empty_like(values), (~steps.ended).to(exact)
+    keep = torch.ones_like(running[0])
+    # One after the other, from zero: a sum over all of them less another one is rounded otherwise.
+    for value, here, keeps in zip(values.unbind(), sums.unbind(), goes_on.unbind(), strict=True):
+        running, keep = torch.addcmul(value, running, keep, out=here), keeps
+    running = running * keep
 
     index = steps.ended.flatten().nonzero().squeeze(-1)  # [F], in order of time
-    by_world = (index % count * len(steps) + index // count).argsort()
-    own, at = (index % count)[by_world], sums.flatten(1)[:, index[by_world]]
-    first = torch.ones_like(own, dtype=torch.bool)
-    first[1:] = own[1:] != own[:-1]
-    episodes = torch.empty_like(at)  # [2, F]
-    episodes[:, by_world] = torch.where(first, begin[:, own], -at.roll(1, -1)) + at
-
-    number = torch.arange(1, len(steps) + 1, device=device).unsqueeze(-1)
-    last = (steps.ended * number).amax(0)  # [N] the step after which the running episode began
-    before = sums.gather(1, (last - 1).clamp(min=0).expand(2, 1, -1)).squeeze(1)
-    running = torch.where(last > 0, -before, begin) + sums[:, -1]  # [2, N]
-
+    episodes = sums.transpose(0, 1).flatten(1)[:, index]  # [2, F]
     final = _successors(steps, index)
     reward = steps.reward.to(steps.parameters.dtype)  # as the policy learns from it
     finite = torch.stack([x.isfinite().all() for x in (steps.obs, reward, final)]).all()
     faults = list(_faults(steps, observations, choices))
     found = (
         *(episodes.flatten(), mask.flatten()[index], running.flatten(), steps.ended.sum(0)),
-        torch.zeros_like(own[:0]) if steps.finals else steps.ended[-1],
+        torch.zeros_like(index[:0]) if steps.finals else steps.ended[-1],
         torch.stack([finite, *(where.any() for _, where in faults)]),
     )
-    numbers = torch.cat([x.to(total.dtype) for x in found]).cpu().numpy()
+    numbers = torch.cat([x.to(exact.dtype) for x in found]).cpu().numpy()
     pieces = np.split(numbers, [*accumulate(x.numel() for x in found)][:-1])
     pairs, counts, now, more, resetting, flags = pieces
     world.ret, length = now.reshape(2, -1).astype(np.float64)
@@ -297,10 +279,10 @@ def _faults(
         words = "ended an episode, but info has no final_obs, which same-step mode needs"
         yield words, steps.ended & lacking.unsqueeze(-1)
     for leaf in observations.leaves:
-        if sizes := _sizes(leaf.space):
+        if counts := sizes(leaf.space):
             chosen = steps.obs[..., leaf.begin : leaf.end].sum(-1)
             words = f"returned {leaf.name} with a number that is not in {leaf.space}"
-            yield words, chosen != len(sizes)
+            yield words, chosen != len(counts)
     if observations.mask_begin < observations.width:
         legal = steps.obs[:-1, :, observations.mask_begin :] > 0.5
         some = torch.stack([own.any(-1) for own in torch.split(legal, list(choices), -1)]).all(0)

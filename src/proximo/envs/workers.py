@@ -25,8 +25,9 @@ import numpy as np
 
 from proximo.envs.check import Checked
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, Worlds, cores, episode_seed
-from proximo.envs.processes import BEGIN, GRACE, MAP, STEP, Fault, Gone, Process, Shared
+from proximo.envs.make import REPLAYED, Maker, Worlds, cores, episode_seed
+from proximo.envs.processes import BEGIN, MAP, STEP, Fault, Gone, Process, Shared
+from proximo.envs.supervisor import GRACE
 from proximo.named import find, name_of
 from proximo.spaces import recorded_space
 from proximo.types import Steps, UsageError, WorldState
@@ -252,13 +253,13 @@ class WorkerWorlds(Worlds):
         lost: Lost,
         cut: set[int],
         state: WorldState,
-        log: Callable[[int], Sequence[np.ndarray]],
+        log: Callable[[int], Sequence[np.ndarray] | None],
         obs: np.ndarray | None = None,
     ) -> None:
         """Bring lost worlds back to where they stood; those at fault begin a new episode: `cut`.
 
-        log: what was done in a world since it began; obs: what was seen then, to compare. More
-        worlds may be lost on the way: they are added.
+        log: what was done in a world since it began, if all of it is known; obs: what was seen
+        then, to compare. More worlds may be lost on the way: they are added.
         """
         shared, todo = self._shared, dict(lost)
         while todo:
@@ -266,8 +267,10 @@ class WorkerWorlds(Worlds):
                 if fault:
                     episode = int(shared.episode[world * self.agents])  # perhaps it was the next
                     goes_on = world not in cut and episode == state.episode[world * self.agents]
-                    steps = len(log(world)) if goes_on else 0
-                    where = f"after {steps} steps of" if steps else "at the beginning of"
+                    done = log(world) if goes_on else ()
+                    where = f"after {len(done)} steps of" if done else "at the beginning of"
+                    if done is None:
+                        where = f"after more than {REPLAYED:,} steps of"
                     seed = episode_seed(self._seed, world, episode)
                     self._charge(
                         f"world {world}",
@@ -277,8 +280,16 @@ class WorkerWorlds(Worlds):
                     cut.add(world)
                     state.episode[self._rows(world)] = episode + 1
             for world in todo:
+                if world not in cut and log(world) is None:
+                    self.report(
+                        f"world {world} was lost with its process after more than {REPLAYED:,} "
+                        "steps of an episode, which are not replayed: it begins a new one",
+                        "",
+                    )
+                    cut.add(world)
+                    state.episode[self._rows(world)] += 1
                 shared.episode[self._rows(world)] = state.episode[self._rows(world)]
-            logs = {world: log(world) for world in todo if world not in cut}
+            logs = {world: log(world) or () for world in todo if world not in cut}
             if failed := self._do(BEGIN, list(todo)) or self._replay(logs):
                 todo = {**dict.fromkeys(todo), **failed}
                 lost |= todo
@@ -304,17 +315,20 @@ class WorkerWorlds(Worlds):
                 return lost
         return Lost()
 
-    def _log(self, state: WorldState, t: int, world: int) -> Sequence[np.ndarray]:
-        """[n][A, ...] the actions since a world began, up to row t of the latest steps."""
+    def _log(self, state: WorldState, t: int, world: int) -> Sequence[np.ndarray] | None:
+        """[n][A, ...] the actions since a world began, up to row t of the latest steps.
+
+        None where they are no longer kept.
+        """
         rows, first = self._rows(world), world * self.agents
-        log = _by_step(state, rows)
+        log, known = _by_step(state, rows), self.remembered(state)[first]
         for part in self._parts:
             begin = int(self._begins(part)[first])
             if begin:
-                log = []
+                log, known = [], True
             end = t if part is self._parts[-1] else len(part)
             log += list(part.taken[begin:end, rows])
-        return log
+        return log if known else None
 
     def _leave_out(self, world: int, t: int) -> None:
         """An episode was cut in row t: nothing of it in these steps counts."""
@@ -340,7 +354,7 @@ class WorkerWorlds(Worlds):
         behind = np.arange(1, len(steps) + 1)[:, None]
         return np.repeat((gone * behind).max(0), self.agents)
 
-    def restore(self, state: WorldState) -> bool:
+    def _bring_back(self, state: WorldState) -> bool:
         self._shared.episode[:] = state.episode
         worlds = range(self._env.worlds)
         lost = self._do(BEGIN, worlds)
@@ -348,8 +362,7 @@ class WorkerWorlds(Worlds):
         for world, fault in lost.items():
             if fault:
                 self._charge(f"world {world}", " failed while its episode was replayed", fault)
-        shown = not lost and all(self._shows(world, state.obs) for world in worlds)
-        return shown or self._begin_anew(state)
+        return not lost and all(self._shows(world, state.obs) for world in worlds)
 
     def close(self) -> None:
         for process in self._processes:

@@ -39,11 +39,17 @@ def masked_var(x: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """(x - x̄) / sqrt(var + 1e-8), with population moments: one sample gives 0, never NaN."""
+    """(x - x̄) / sqrt(var + 1e-8), with population moments. One sample alone stays what it is.
+
+    Its deviation from its own mean is 0, whatever it says: as an advantage it would teach nothing.
+    """
     if mask is None:
+        if x.numel() == 1:
+            return x
         var, mean = torch.var_mean(x, correction=0)
         return (x - mean) * torch.rsqrt(var + EPS)
-    return centred(x, mask) * torch.rsqrt(masked_var(x, mask) + EPS)
+    standard = centred(x, mask) * torch.rsqrt(masked_var(x, mask) + EPS)
+    return torch.where(mask.sum() > 1, standard, torch.where(mask, x, 0))
 
 
 def group_mean(x: Tensor, group: Tensor) -> Tensor:
@@ -57,10 +63,20 @@ def group_mean(x: Tensor, group: Tensor) -> Tensor:
 
 
 def standardize_groups(x: Tensor, group: Tensor) -> Tensor:
-    """`standardize` within each group. x: [B]; group: [B] int64 with values in 0..G-1."""
+    """`standardize` within each group; a sample that is a group alone, among all samples.
+
+    x: [B]; group: [B] int64 with values in 0..G-1.
+    """
+    centre = x
     for _ in range(2):  # as in `centred`
-        x = x - group_mean(x, group)
-    return x * torch.rsqrt(group_mean(x.square(), group) + EPS)
+        centre = centre - group_mean(centre, group)
+    standard = centre * torch.rsqrt(group_mean(centre.square(), group) + EPS)
+    return torch.where(alone(group), standardize(x), standard)
+
+
+def alone(group: Tensor) -> Tensor:
+    """[B] bool: the samples that are the only one of their group. group: [B] int64."""
+    return (torch.bincount(group) == 1)[group]
 
 
 def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

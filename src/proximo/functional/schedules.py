@@ -21,6 +21,12 @@ class Schedule:
     end: float
     floor: float = -math.inf
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("constant", "linear", "cosine"):
+            raise ValueError(f"there is no schedule {self.kind!r}: constant, linear or cosine")
+        for name in ("start", "end", "floor"):  # NumPy's numbers have another text form
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     @staticmethod
     def parse(text: str) -> Schedule:
         """Read the text form; `ValueError` gives the forms that exist."""

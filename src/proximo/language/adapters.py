@@ -6,16 +6,25 @@ Hu et al. 2021 (arXiv 2106.09685). The one module that knows peft.
 from __future__ import annotations
 
 import copy
+import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from proximo.language.config import ModelConfig
+from proximo.run.disk import check_regular, read
 from proximo.types import UsageError
+
+LONGEST_CONFIG = 2**20
+"""Bytes of an adapter's configuration."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,26 +34,32 @@ def add_adapters(net: Any, settings: ModelConfig, seed: int) -> None:
 
     B begins at 0, so that nothing changes at first. Raises `UsageError` for targets that it lacks.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise UsageError("model.lora_rank needs peft: pip install 'proximo[language]'") from error
     for target in settings.lora_targets:
         _check_target(net, target)
-    config = peft.LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=2 * settings.lora_rank if settings.lora_alpha is None else settings.lora_alpha,
-        target_modules=list(settings.lora_targets) or "all-linear",
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    rank = settings.lora_rank
+    config = {
+        "r": rank,
+        "lora_alpha": 2 * rank if settings.lora_alpha is None else settings.lora_alpha,
+        "target_modules": list(settings.lora_targets) or "all-linear",
+    }
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # GPT-2's layers hold W transposed, which peft sees for itself.
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
         try:
-            peft.inject_adapter_in_model(config, net)
+            _inject(net, config)
         except ValueError as error:
             raise UsageError(f"model.lora_targets cannot have adapters: {error}") from error
     net.eval()
+
+
+def _inject(net: nn.Module, settings: dict[str, Any]) -> None:
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError("adapters need peft: pip install 'proximo[language]'") from error
+    with warnings.catch_warnings():
+        # GPT-2's layers hold W transposed, which peft sees for itself.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        peft.inject_adapter_in_model(peft.LoraConfig(**settings), net)
 
 
 def _check_target(net: Any, target: str) -> None:
@@ -76,11 +91,112 @@ def merged(net: nn.Module) -> nn.Module:
     """A copy on the CPU with W + (α/r) B A in W's place: a plain model again."""
     own = {id(p): nn.Parameter(p.detach().to("cpu", copy=True)) for p in net.parameters()}
     net = copy.deepcopy(net, own).cpu()
+    _merge(net)
+    return net
+
+
+def _merge(net: nn.Module) -> None:
     for name, layer in adapted(net):
         layer.merge()
         net.set_submodule(name, layer.get_base_layer())
     vars(net).pop("peft_config", None)
-    return net
+
+
+class Adapter(NamedTuple):
+    """A LoRA adapter that lies beside a model."""
+
+    settings: dict[str, Any]  # of a `peft.LoraConfig`
+    weights: Path
+
+
+def _is_rank(x: Any) -> bool:
+    return type(x) is int and 0 < x <= 2**16
+
+
+def _is_scale(x: Any) -> bool:
+    return type(x) in (int, float) and 0 <= x <= 1e6
+
+
+def _of_layers(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda x: type(x) is dict and all(_is_name(k) and check(v) for k, v in x.items())
+
+
+SETTINGS: dict[str, Callable[[Any], bool]] = {
+    "r": _is_rank,
+    "lora_alpha": _is_scale,
+    "target_modules": lambda x: x == "all-linear" or (type(x) is list and all(map(_is_name, x))),
+    "fan_in_fan_out": lambda x: type(x) is bool,
+    "use_rslora": lambda x: type(x) is bool,
+    "rank_pattern": _of_layers(_is_rank),
+    "alpha_pattern": _of_layers(_is_scale),
+    "init_lora_weights": lambda x: x in (True, False, "gaussian"),  # others change the model itself
+}
+"""What an adapter's configuration may set. By others peft would import modules that it names."""
+WITHOUT_EFFECT = {
+    *("peft_type", "task_type", "bias", "inference_mode", "lora_dropout", "ensure_weight_tying"),
+    *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "runtime_config"),
+    *("megatron_core", "qalora_group_size"),
+}
+"""What merging does not depend on, alone."""
+
+
+def _is_name(x: Any) -> bool:
+    return isinstance(x, str) and re.fullmatch(r"[\w.]{1,200}", x) is not None
+
+
+def read_adapter(folder: Path) -> Adapter | None:
+    """The adapter that lies in a folder, if one does. Raises `UsageError` unless it is plain LoRA.
+
+    peft reads no configuration of a file: some of its settings are names of modules to import.
+    """
+    file = folder / "adapter_config.json"
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(read(file, LONGEST_CONFIG))
+        kind, bias = found.get("peft_type"), found.get("bias", "none")
+        settings = {name: found[name] for name in SETTINGS.keys() & found.keys()}
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise UsageError(f"the adapter {file} cannot be read: {error}") from error
+    if kind != "LORA" or bias != "none" or "target_modules" not in settings:
+        raise UsageError(
+            f"the adapter {file} has peft_type {kind!r:.80} and bias {bias!r:.80}: only LORA, "
+            "without bias and with target_modules, is read"
+        )
+    for name, value in found.items():
+        wrong = value if name not in SETTINGS else not SETTINGS[name](value)
+        if wrong and name not in WITHOUT_EFFECT:
+            raise UsageError(
+                f"the adapter {file} has {name} {value!r:.80}, which is not read: merge it into "
+                "its model by the program that wrote it"
+            )
+    return Adapter(settings, folder / "adapter_model.safetensors")
+
+
+def apply_adapter(net: nn.Module, adapter: Adapter) -> None:
+    """Merge an adapter into the weights of its model. Raises `UsageError` if it does not fit."""
+    try:
+        check_regular(adapter.weights)
+        saved = load_file(adapter.weights)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"the adapter {adapter.weights} cannot be read: {error}") from error
+    ranks = [adapter.settings.get("r", 8), *adapter.settings.get("rank_pattern", {}).values()]
+    if max(ranks) > max((min(x.shape) for x in saved.values() if x.ndim > 1), default=0):
+        raise UsageError(f"the adapter {adapter.weights} does not fit its configuration: see r")
+    _inject(net, adapter.settings)
+    own = {
+        name.replace(".default.", ".").removesuffix(".default"): x
+        for name, x in net.named_parameters()
+        if ".lora_" in name
+    }
+    saved = {name.removeprefix("base_model.model."): x for name, x in saved.items()}
+    for name in sorted(own.keys() | saved.keys()):
+        there, here = saved.get(name), own.get(name)
+        if there is None or here is None or there.shape != here.shape:
+            raise UsageError(f"the adapter {adapter.weights} does not fit its model: see {name!r}")
+        here.data.copy_(there)
+    _merge(net)
+    net.requires_grad_(True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.run.disk import opened
 from proximo.types import UsageError
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class Examples:
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with opened(path) as file:
+            lines = file.read().decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"the data {path} cannot be read: {what}") from error

@@ -5,9 +5,13 @@ The one module that knows transformers. Nothing is fetched: names are those it h
 
 from __future__ import annotations
 
+import errno
 import inspect
+import json
+import logging
 import math
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
@@ -19,12 +23,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from proximo.functional.distributions import Categorical
-from proximo.language.adapters import adapted, add_adapters, merged
+from proximo.language.adapters import (
+    Adapter,
+    adapted,
+    add_adapters,
+    apply_adapter,
+    merged,
+    read_adapter,
+)
 from proximo.language.config import ModelConfig, Sampling, TrainingConfig
 from proximo.language.data import Sequences, pack
 from proximo.nets.actor_critic import Evaluation
+from proximo.run.disk import check_regular, filling, read
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError
+from proximo.types import UsageError, printable
 
 END, UNKNOWN = "<end>", "<unknown>"
 """Tokens of a tiny model that are no symbol of the data."""
@@ -38,7 +50,15 @@ def _transformers() -> Any:
             "language models need transformers: pip install 'proximo[language]'"
         ) from error
     transformers.utils.logging.disable_progress_bar()
+    for handler in logging.getLogger("transformers").handlers:
+        handler.addFilter(_shown)
     return transformers
+
+
+def _shown(record: logging.LogRecord) -> bool:
+    """What transformers says may hold names out of a file."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 class Tokenizer:
@@ -292,11 +312,15 @@ class LanguageModel(nn.Module):
         """A copy on the CPU as a plain model: its adapters, if it has any, are in its weights."""
         return LanguageModel(merged(self.net), self.tokenizer)
 
-    def save(self, folder: Path, *, weights: bool = True) -> None:
-        """Write a folder that transformers reads; without weights, what the model is."""
+    def save(self, folder: Path, *, weights: bool = True, within: Path | None = None) -> None:
+        """Write a folder that transformers reads; without weights, what the model is.
+
+        within: as for `disk.replace`. Raises `OSError`.
+        """
         net = merged(self.net) if weights and adapted(self.net) else self.net
-        (net if weights else net.config).save_pretrained(folder)  # type: ignore[union-attr, operator]
-        self.tokenizer.save_pretrained(folder)
+        with filling(folder, within) as place:
+            (net if weights else net.config).save_pretrained(place)  # type: ignore[union-attr, operator]
+            self.tokenizer.save_pretrained(place)
 
 
 def _fuse(net: nn.Module) -> None:
@@ -420,9 +444,16 @@ class LanguagePolicy(nn.Module):
 class Blueprint:
     """A model before its weights are loaded: enough to check data against."""
 
-    def __init__(self, tokenizer: Any, config: Any, weights: Path | str | LanguageModel | None):
-        """weights: where they are; None: random ones."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: Any,
+        weights: Path | LanguageModel | None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        """weights: where they are; None: random ones. adapter: what is to be merged into them."""
         self.tokenizer, self.config, self._weights = tokenizer, config, weights
+        self._adapter = adapter
 
     @property
     def context(self) -> int | None:
@@ -436,16 +467,21 @@ class Blueprint:
         if self._weights is None or random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                net = library.AutoModelForCausalLM.from_config(self.config)
+                net = library.AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
             return LanguageModel(net.float(), self.tokenizer)
         try:
             net = library.AutoModelForCausalLM.from_pretrained(
                 self._weights,
-                local_files_only=True,
+                **UNTRUSTED,
                 use_safetensors=True,  # other files of weights run code when they are loaded
+                adapter_kwargs={"subfolder": secrets.token_hex()},  # peft would import what it says
                 dtype=torch.float32,
             )
-        except (OSError, ValueError) as error:
+            if self._adapter:
+                apply_adapter(net, self._adapter)
+        except UsageError:
+            raise
+        except Exception as error:  # a forged file may raise anything
             raise UsageError(f"the model {self._weights} cannot be loaded: {error}") from error
         return LanguageModel(net, self.tokenizer)
 
@@ -471,22 +507,72 @@ def blueprint(config: ModelConfig, texts: Iterable[str]) -> Blueprint:
     return read_blueprint(folder if folder.is_dir() else config.path)
 
 
+UNTRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Whose folder it is, nobody knows: nothing is fetched for it, and no code in it is run."""
+LONGEST = {"config.json": 2**20, ".json": 2**26, ".safetensors": 2**62}
+"""Bytes of a file of a model, by its name or the end of it; of others `LONGEST_OTHER`."""
+LONGEST_OTHER = 2**24
+READ = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".safetensors")
+"""Ends of the names of what is read; what else lies in a folder is not."""
+
+
 def read_blueprint(folder: Path | str) -> Blueprint:
     """A folder that transformers reads, or a name that it has stored. Raises `UsageError`."""
     library = _transformers()
     try:
-        settings = library.AutoConfig.from_pretrained(folder, local_files_only=True)
-        tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        place = Path(folder)
+        if not place.is_dir():  # the folder in which it is stored
+            place = Path(library.utils.cached_file(str(folder), "config.json", **UNTRUSTED)).parent
+        _check_files(place)
+        settings = library.AutoConfig.from_pretrained(place, **UNTRUSTED)
+        tokenizer = library.AutoTokenizer.from_pretrained(place, **UNTRUSTED)
+        check_fit(tokenizer, settings.get_text_config().vocab_size)
+    except UsageError:
+        raise
+    except Exception as error:  # a forged file may raise anything
         why = "no such folder, and nothing is stored by that name; nothing is fetched"
         if Path(folder).is_dir():
-            why = str(error).strip().splitlines()[0]
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"there is no model {str(folder)!r} ({why}): give a folder that transformers reads, a "
             "run of proximo lm, or tiny"
         ) from error
-    check_fit(tokenizer, settings.get_text_config().vocab_size)
-    return Blueprint(tokenizer, settings, folder)
+    return Blueprint(tokenizer, settings, place, read_adapter(place))
+
+
+def _check_files(folder: Path) -> None:
+    """Look at everything in it that transformers may read. Raises `OSError` and `UsageError`."""
+    for file in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        if file.is_dir():
+            continue
+        check_regular(file)
+        limits = (LONGEST.get(end) for end in (file.name, file.suffix))
+        most = next((limit for limit in limits if limit), LONGEST_OTHER)
+        if file.suffix in READ and file.stat().st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(file))
+    settings = json.loads(read(folder / "config.json", LONGEST["config.json"]))
+    for name, value in _settings(settings):
+        if name == "quantization_config" and value:
+            raise UsageError(
+                f"the model {folder} is quantized (quantization_config in its config.json): take "
+                "the one that is not"
+            )
+        if name.endswith("_implementation") and "/" in str(value):
+            raise UsageError(
+                f"config.json of the model {folder} names code to fetch ({name} {value!r:.80}): "
+                "take that out of it"
+            )
+
+
+def _settings(part: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting of a configuration, and of those within it."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _settings(inner)
+    elif isinstance(part, dict):
+        yield from part.items()
+        for inner in part.values():
+            yield from _settings(inner)
 
 
 def load_model(path: str | Path) -> LanguageModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from proximo.language.generate import Completions
 from proximo.language.model import LanguageModel, Tokenizer, read_blueprint
 from proximo.language.session import read_checkpoint
 from proximo.run.folder import RunFolder
-from proximo.types import TrainingError, UsageError, explain
+from proximo.types import TrainingError, UsageError, explain, faults
 
 Reward = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
 """Called with lists, by name: prompts, completions, prompt_ids, completion_ids and every column of
@@ -85,14 +86,14 @@ def find_reward(name: str) -> Reward | RewardModel:
     """A function by module:function, or the reward model of a run. Raises `UsageError`."""
     if Path(name).is_dir():
         return load_reward(name)
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise UsageError(f"the reward {name!r} is neither a run folder nor module:function")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:
+    except faults() as error:
         raise UsageError(f"the reward {name} cannot be imported: {explain(error)}") from error
     if not callable(found):
         raise UsageError(f"the reward {name} is {found!r}: it must be a function")
@@ -168,7 +169,7 @@ class Judge:
             }
             try:
                 found = list(reward(**arguments))
-            except Exception as error:
+            except faults() as error:
                 raise fault(f"the reward failed: {explain(error)}") from error
             if len(found) != len(rows):
                 raise fault(f"the reward returned {len(found)} numbers for {len(rows)} completions")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import shutil
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -32,11 +31,13 @@ from proximo.run.checkpoint import (
     own_copy,
     write,
 )
-from proximo.run.disk import Lines, replace, sync, warn, writable
-from proximo.run.folder import RunFolder, lost_rows
+from proximo.run.disk import Lines, lines, replacing, warn, writable
+from proximo.run.folder import MOST_ROWS, RunFolder, lost_rows
 from proximo.types import Keep, Metrics, TrainingError, UsageError
 
 Row = dict[str, Any]
+LONGEST_SAMPLE = 2**24
+"""Bytes of a line of samples.jsonl."""
 
 
 class Display(Protocol):
@@ -262,7 +263,8 @@ class _Kept:
         learner.keep = self._keep_skipped
         samples = folder.path / "samples.jsonl"
         with writable(folder.path):
-            self.rows = folder.cut_metrics(learner.updates, run.log_every, ended=False)
+            folder.enter()
+            self.rows, lost = folder.cut_metrics(learner.updates, run.log_every, ended=False)
             _cut_samples(samples, learner.updates)
             folder.remove_result()
             self._metrics = Lines(folder.metrics_file, self._warn)
@@ -271,7 +273,7 @@ class _Kept:
                 learner.save(folder.checkpoint(0), digest, first=True)
                 self._keeper.last(0, self._save)
         tokens = learner.counters["tokens"]
-        if doubt := lost_rows(self.rows, run.log_every, learner.updates, tokens=tokens):
+        if doubt := lost_rows(self.rows, lost, learner.updates, tokens=tokens):
             self._warn(doubt)
 
     def _keep_skipped(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
@@ -294,20 +296,12 @@ class _Kept:
 
     def _save_model(self, name: str) -> None:
         """The model in a folder that transformers reads. Raises `OSError`."""
-        fresh, place = self._folder.path / f"{name}.new", self._folder.path / name
-        shutil.rmtree(fresh, ignore_errors=True)  # of a save that was killed
+        place = self._folder.path / name
         try:
-            self._learner.lm.save(fresh)
-            place.mkdir(exist_ok=True)
-            for file in fresh.iterdir():  # one by one, so that at every moment each is whole
-                sync(file)
-                file.replace(place / file.name)
-            sync(place)
+            self._learner.lm.save(place, within=self._folder.path)
         except (OSError, SafetensorError) as error:
             why = getattr(error, "strerror", None) or str(error)
             raise OSError(errno.EIO, why, str(place)) from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
 
     def keep(self, row: Row | None, *, is_best: bool) -> None:
         """Log an update, if it is one to log, and save if it is time."""
@@ -362,16 +356,13 @@ def _line(row: Row) -> bytes:
 
 def _cut_samples(file: Path, update: int) -> None:
     """Drop the samples of updates that will be made again, and lines that are none."""
-    if not file.is_file():
-        return
-    kept = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        try:
-            if line.endswith(b"\n") and orjson.loads(line)["update"] <= update:
-                kept.append(line)
-        except (ValueError, TypeError, LookupError):
-            continue
-    replace(file, b"".join(kept))
+    with contextlib.suppress(FileNotFoundError), replacing(file) as kept:
+        for line in lines(file, LONGEST_SAMPLE, MOST_ROWS):
+            try:
+                if line.endswith(b"\n") and orjson.loads(line)["update"] <= update:
+                    kept.write(line)
+            except (ValueError, TypeError, LookupError):
+                continue
 
 
 def mean_of(values: Tensor) -> float:

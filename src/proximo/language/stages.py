@@ -252,6 +252,8 @@ def run_ppo(
     display: Display | None = None,
 ) -> Result:
     """`ppo`, from a whole configuration. rewards, world: None takes those that it names."""
+    if run_dir is not None:  # a world or a reward may change the current folder
+        run_dir = Path(run_dir).absolute()
     if world and config.score.world:
         raise UsageError(
             f"there are two worlds, the one given and score.world {config.score.world}: leave one "
@@ -385,7 +387,7 @@ def _run(
                 folder.write_config(config)
         elif run_dir is not None:
             folder = RunFolder.create(run_dir, config, "proximo lm resume")
-            learner.lm.save(folder.path / "model", weights=False)
+            learner.lm.save(folder.path / "model", weights=False, within=folder.path)
         rows = train(learner, config.run, folder, digest, callbacks, display, start=start)
     finally:
         if folder:

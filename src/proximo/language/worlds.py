@@ -19,7 +19,7 @@ from proximo.language.config import Sampling
 from proximo.language.data import Sequences
 from proximo.language.generate import Completions, Drawn, draw
 from proximo.language.model import LanguageModel, Tokenizer
-from proximo.types import Metrics, TrainingError, UsageError, explain
+from proximo.types import Metrics, TrainingError, UsageError, explain, faults
 
 World = Env[str, str]
 Row = Mapping[str, Any]
@@ -269,7 +269,7 @@ def _answer(
     """What a world's reset or step returns."""
     try:
         answer = act()
-    except Exception as error:
+    except faults() as error:
         raise fault(f"{where} failed: {explain(error)}") from error
     if not isinstance(answer, tuple) or len(answer) != count:
         what = "(text, info)" if count == 2 else "(text, reward, terminated, truncated, info)"

@@ -510,7 +510,9 @@ struct ProximoHead {  // of a simple action space: n choices, K bits or A dimens
 // dimension; a row of parameters has log p, the logits of the bits, or means and then log deviations.
 struct ProximoPolicy {
   int32_t inputs, columns;  // of an observation: what is legal stands behind the inputs, if there are masks
-  int32_t hidden_count, hidden[MAX_LAYERS], activation, shared, head_count;
+  int32_t hidden_count, hidden[MAX_LAYERS];  // of the actor
+  int32_t critic_count, critic_hidden[MAX_LAYERS];
+  int32_t activation, shared, head_count;
   int32_t memory, memory_size, carry_size;  // what remembers, and the numbers of a row of carries
   float obs_clip;
   const ProximoHead* heads;
@@ -1089,9 +1091,10 @@ class Lane {
         advantage_(acts ? most : 0) {
     int64_t offset = 0;
     int width = p.inputs;
-    for (int n = 0; n < p.hidden_count; n++) {
-      trunk_.add(width, p.hidden[n], offset);
-      width = p.hidden[n];
+    const int32_t* hidden = acts ? p.hidden : p.critic_hidden;
+    for (int n = 0; n < (acts ? p.hidden_count : p.critic_count); n++) {
+      trunk_.add(width, hidden[n], offset);
+      width = hidden[n];
     }
     if (p.memory) {
       const int own = p.memory == LSTM ? 2 * p.memory_size : p.memory_size;
@@ -1191,24 +1194,24 @@ class Lane {
       const int rows = std::min(CHUNK, M - begin);
       infer(b, order, begin, rows, false);
       const bool more = begin > 0;
-      const int width = memory_ ? memory_->width() : trunk_.width();
-      const float* top = memory_ ? memory_->out(begin) : trunk_.out();
-      float* top_gradient = memory_ ? memory_->gradient(begin) : trunk_.gradient();
+      const int width = memory_ ? memory_->width() : trunk_width();
+      const float* top = memory_ ? memory_->out(begin) : trunk_out();
+      float* top_gradient = memory_ ? memory_->gradient(begin) : trunk_.empty() ? nullptr : trunk_.gradient();
       if (acts_) {
         for (int m = 0; m < rows; m++) policy_row(u, b, order[begin + m], m, advantage_[begin + m]);
         logits_.backward(top, width, rows, more, top_gradient);
       }
       if (values_) {
         for (int m = 0; m < rows; m++) value_row(u, b, order[begin + m], m);
-        baseline_.backward(top, width, rows, more, acts_ ? below_.get() : top_gradient);
-        if (acts_)
+        baseline_.backward(top, width, rows, more, acts_ && top_gradient ? below_.get() : top_gradient);
+        if (acts_ && top_gradient)
           for (int64_t i = 0; i < (int64_t)rows * width; i++) top_gradient[i] += below_[i];
       }
-      if (!memory_) trunk_.backward(x_.get(), wide_, rows, more, nullptr);
+      if (!memory_ && !trunk_.empty()) trunk_.backward(x_.get(), wide_, rows, more, nullptr);
     }
     if (memory_) {
       memory_->backward(packing_);
-      for (int begin = 0; begin < M; begin += CHUNK) {  // what the trunk put out is made again
+      for (int begin = 0; begin < M && !trunk_.empty(); begin += CHUNK) {  // what the trunk put out is made again
         const int rows = std::min(CHUNK, M - begin);
         take(b.obs, order, begin, rows, false);
         trunk_.forward(x_.get(), wide_, rows);
@@ -1233,6 +1236,10 @@ class Lane {
   }
 
  private:
+  // What the hidden layers put out; of none, what they are given.
+  const float* trunk_out() const { return trunk_.empty() ? x_.get() : trunk_.out(); }
+  int trunk_width() const { return trunk_.empty() ? wide_ : trunk_.width(); }
+
   // Samples order[begin], ... through all of the network; with a memory, `remember` has done its part before.
   void infer(const ProximoBatch& b, const int64_t* order, int64_t begin, int rows, bool raw) {
     if (!memory_) {
@@ -1243,8 +1250,8 @@ class Lane {
   }
 
   void judge(int rows, int64_t begin) {
-    const float* top = memory_ ? memory_->out(begin) : trunk_.out();
-    const int width = memory_ ? memory_->width() : trunk_.width();
+    const float* top = memory_ ? memory_->out(begin) : trunk_out();
+    const int width = memory_ ? memory_->width() : trunk_width();
     if (acts_) logits_.forward(top, width, rows);
     if (values_) baseline_.forward(top, width, rows);
   }
@@ -1259,7 +1266,7 @@ class Lane {
       const int rows = (int)std::min<int64_t>(CHUNK, M - begin);
       take(b.obs, packing_.order.data(), begin, rows, raw);
       trunk_.forward(x_.get(), wide_, rows);
-      std::memcpy(memory_->inputs(begin), trunk_.out(), (int64_t)rows * trunk_.width() * sizeof(float));
+      std::memcpy(memory_->inputs(begin), trunk_out(), (int64_t)rows * trunk_width() * sizeof(float));
     }
     memory_->forward(packing_, b.carry);
     return packing_.order.data();
@@ -1273,7 +1280,7 @@ class Lane {
       if (r.ended[last] || !r.real[last]) std::fill_n(carry + m * p_.carry_size, p_.carry_size, 0.0f);
     }
     memory_->room(CHUNK, CHUNK);
-    std::memcpy(memory_->inputs(0), trunk_.out(), (int64_t)rows * trunk_.width() * sizeof(float));
+    std::memcpy(memory_->inputs(0), trunk_out(), (int64_t)rows * trunk_width() * sizeof(float));
     memory_->step(rows, carry);
   }
 
@@ -1313,7 +1320,7 @@ class Lane {
 
   void standardize(const ProximoUpdate& u, const ProximoBatch& b, const int64_t* order, int M) {
     for (int m = 0; m < M; m++) advantage_[m] = b.advantage[order[m]];
-    if (!u.standardize) return;
+    if (!u.standardize || M == 1) return;  // one sample is its own mean: it stays what it is
     double mean = 0, var = 0;
     for (int m = 0; m < M; m++) mean += advantage_[m];
     mean /= M;

@@ -59,6 +59,8 @@ class _Policy(ctypes.Structure):
     _fields_ = (
         *_fields(i="inputs columns hidden_count"),
         ("hidden", _int * MAX_LAYERS),
+        *_fields(i="critic_count"),
+        ("critic_hidden", _int * MAX_LAYERS),
         *_fields(
             i="activation shared head_count memory memory_size carry_size",
             f="obs_clip",
@@ -149,7 +151,8 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     foreign = next((type(head) for head in heads if type(head) not in _HEADS), None)
     if foreign:
         return f"it does not know a {foreign.__name__}"
-    widths = [layer.out_features for layer in actor.linears()]
+    layers = [actor.linears(), critic.linears() if critic else []]
+    widths = [layer.out_features for part in layers for layer in part]
     remembered = policy.actor_memory.size if policy.actor_memory else 0
     squashed = any(isinstance(head, GaussianHead) and head.squash for head in heads)
     reasons = {
@@ -158,8 +161,8 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
         "some parameters are frozen": not all(p.requires_grad for p in policy.parameters()),
-        f"the network has more than {MAX_LAYERS} layers": len(widths) > MAX_LAYERS,
-        f"a layer is wider than {WIDEST}": max(*widths, remembered) > WIDEST,
+        f"the network has more than {MAX_LAYERS} layers": max(map(len, layers)) > MAX_LAYERS,
+        f"a layer is wider than {WIDEST}": max([*widths, remembered]) > WIDEST,
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -210,7 +213,7 @@ class NativePolicy:
         flats, actor, own = optimizer.flats, policy.actor, policy.critic
         assert isinstance(actor, MLP)
         assert isinstance(own, MLP | None)
-        first, last = actor.linears()[0].weight, policy.baseline.bias
+        first, last = policy.actor_parameters()[0], policy.baseline.bias
         assert first.data_ptr() == flats[0].data_ptr(), "the weights are not one flat vector"
         end = flats[-1].data_ptr() + flats[-1].nbytes
         assert last.data_ptr() + last.nbytes == end, "the weights are not one flat vector"
@@ -225,12 +228,15 @@ class NativePolicy:
         ]
         linears, seen, memory = actor.linears(), policy.observations, policy.actor_memory
         shown, valued = policy.normalize_obs, policy.normalize_returns
-        critic = own.linears()[0].weight if own else None
+        critic = policy.critic_parameters()[0] if own else None
+        widths_of_critic = [layer.out_features for layer in own.linears()] if own else []
         self._struct = _Policy(
             inputs=seen.mask_begin,
             columns=seen.width,
             hidden_count=len(linears),
             hidden=(_int * MAX_LAYERS)(*(layer.out_features for layer in linears)),
+            critic_count=len(widths_of_critic),
+            critic_hidden=(_int * MAX_LAYERS)(*widths_of_critic),
             activation=_ACTIVATIONS[actor.activation],
             shared=policy.critic is None,
             head_count=len(heads),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from proximo.nets.config import NetConfig
 from proximo.nets.heads import CategoricalHead, make_head
 from proximo.nets.memory import Memory
 from proximo.nets.own import Maker, OwnBody
-from proximo.spaces import MASK, Actions, Observations, check_masks
+from proximo.spaces import Actions, Observations, check_masks
 from proximo.types import Moments, Recall, UsageError
 
 
@@ -58,13 +59,16 @@ class ActorCritic(nn.Module):
         self.head = make_head(action_space, net, width)
         self.actor = actor
         self.masked, self.own = seen.mask_begin < seen.width, own is not None
-        if self.masked:
-            check_masks(obs_space[MASK], action_space)  # type: ignore[index]
+        if seen.masks is not None:
+            check_masks(seen.masks, action_space)
         self.action_values = action_values
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = action_values and isinstance(self.head, CategoricalHead)
         judged = self.head.feature_count if action_values and not self._indexed else 0
-        self.critic = make_body(seen, net, own, beside=judged) if net.trunk != "shared" else None
+        widths = net.hidden if net.critic_hidden is None else net.critic_hidden
+        of_critic = dataclasses.replace(net, hidden=widths)
+        apart = net.trunk != "shared"
+        self.critic = make_body(seen, of_critic, own, beside=judged) if apart else None
         judging = (self.critic or self.actor).outputs
         self.actor_memory = self.critic_memory = None
         if net.memory != "none":

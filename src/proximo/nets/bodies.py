@@ -25,14 +25,17 @@ def initialize(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """Fully connected layers, each with the activation. [..., inputs] -> [..., hidden[-1]]."""
+    """Fully connected layers, each with the activation. [..., inputs] -> [..., hidden[-1]].
+
+    Without any the inputs are the outputs.
+    """
 
     def __init__(
         self, inputs: int, hidden: tuple[int, ...], activation: str, orthogonal: bool
     ) -> None:
         super().__init__()
         widths = (inputs, *hidden)
-        self.outputs = hidden[-1]
+        self.outputs = widths[-1]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         if orthogonal:
             for layer in self.layers:
@@ -154,7 +157,7 @@ def make_body(
     beside: int = 0,
 ) -> MLP | Encoder | OwnBody | Judge:
     """Hidden layers for such observations, without those keys, and with more numbers beside."""
-    first = {str(leaf.path[0]) for leaf in row.leaves if leaf.path}
+    first = {leaf.keys[0] for leaf in row.leaves if leaf.path}
     for key in hidden_from:
         if key not in first:
             raise UsageError(
@@ -166,7 +169,7 @@ def make_body(
                 f"net.critic_only names {key!r}, which is never shown to the networks: leave it out"
             )
     seen = [leaf for leaf in row.leaves if leaf.begin < row.mask_begin]
-    shown = [leaf for leaf in seen if not leaf.path or str(leaf.path[0]) not in hidden_from]
+    shown = [leaf for leaf in seen if not leaf.path or leaf.keys[0] not in hidden_from]
     if not shown:
         raise UsageError(f"net.critic_only is {hidden_from}: that leaves the policy nothing to see")
     if own:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from proximo.types import UsageError, check_values
+from proximo.types import UsageError, check_values, refuse_unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,9 @@ class NetConfig:
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments for the module's constructor, as KEY VALUE pairs."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
+    """Widths of the hidden layers; of none, the policy is linear."""
+    critic_hidden: tuple[int, ...] | None = None
+    """Widths of the critic's hidden layers (separate trunks only); none: those of the policy."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Nonlinearity after every hidden layer."""
     trunk: Literal["separate", "shared"] = "separate"
@@ -57,10 +59,11 @@ class NetConfig:
     def __post_init__(self) -> None:
         check_values("net", self)
         self._check_module()
-        if not self.hidden or min(self.hidden) < 1:
-            raise UsageError(
-                f"net.hidden is {self.hidden}: give one or more widths, each at least 1"
-            )
+        for name in ("hidden", "critic_hidden"):
+            if min(getattr(self, name) or (1,)) < 1:
+                raise UsageError(
+                    f"net.{name} is {getattr(self, name)}: give widths, each at least 1"
+                )
         for name in ("memory_size", "memory_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"net.{name} is {getattr(self, name)}: give at least 1")
@@ -83,6 +86,37 @@ class NetConfig:
         for name in ("policy_gain", "obs_clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"net.{name} is {getattr(self, name)}: it must be above 0")
+
+    def check_used(self, *, continuous: bool, q_of_numbers: bool, critic: bool) -> None:
+        """Refuse settings that would do nothing in a new run. Raises `UsageError`.
+
+        continuous: there is a Box among the actions. q_of_numbers: the critic takes actions beside
+        the features. critic: one is learned.
+        """
+        box = ("action", "mean", "deviation", "log_std", "gsde_steps")
+        unused = [
+            (not continuous, box, "no action is a Box"),
+            (self.action == "beta", ("deviation", "log_std"), "net.action is beta"),
+            (self.deviation != "gsde", ("gsde_steps",), f"net.deviation is {self.deviation}"),
+            (self.memory == "none", ("memory_size", "memory_steps"), "net.memory is none"),
+            (not self.normalize_obs, ("obs_clip",), "net.normalize_obs is off"),
+            (not self.orthogonal, ("policy_gain",), "net.orthogonal is off"),
+            (self.trunk == "shared", ("critic_hidden",), "net.trunk is shared"),
+            (not critic, ("critic_hidden", "normalize_returns"), "algorithm.critic is off"),
+            (not self._layers, ("activation",), "net.hidden is empty"),
+        ]
+        if self.module:
+            layers = ("critic_hidden", "hidden", "activation")
+            used = layers if q_of_numbers else ()
+            unused.append((not used, layers, "net.module stands for the hidden layers"))
+        for without, names, why in unused:
+            if without:
+                refuse_unused("net", self, names, why)
+
+    @property
+    def _layers(self) -> bool:
+        """There are hidden layers, in the policy or in the critic."""
+        return bool(self.hidden or self.critic_hidden)
 
     def _check_module(self) -> None:
         if self.module and ":" not in self.module:

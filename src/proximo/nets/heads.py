@@ -26,10 +26,8 @@ from proximo.functional.distributions import (
     gsde_noise,
 )
 from proximo.nets.config import NetConfig
-from proximo.spaces import Actions, Leaf, torch_dtype
+from proximo.spaces import Actions, Leaf, native, sizes, starts, torch_dtype
 from proximo.types import UsageError
-
-SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary, Box of floats, Dict and Tuple of these"
 
 
 class Head(nn.Module, ABC):
@@ -124,8 +122,9 @@ class CategoricalHead(Head):
         self.outputs = self.parameter_count = int(space.n)
         self.choices = (self.outputs,)
         self.noise_shape = self.action_shape = self.taken_shape = ()
-        self.taken_dtype = np.dtype(np.int64)
+        self.taken_dtype = native(space.dtype)
         self.start = int(space.start)
+        self._kind = torch_dtype(self.taken_dtype)
 
     def distribution(
         self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
@@ -146,8 +145,8 @@ class CategoricalHead(Head):
         return torch.rand(shape, generator=generator)
 
     def taken(self, action: Tensor) -> Tensor:
-        """Counted from the start of its space."""
-        return action + self.start if self.start else action
+        """Counted from the start of its space, in its type."""
+        return (action + self.start if self.start else action).to(self._kind)
 
 
 class BernoulliHead(Head):
@@ -159,7 +158,7 @@ class BernoulliHead(Head):
         super().__init__()
         self.outputs = self.parameter_count = int(np.prod(space.shape))
         self.noise_shape = self.action_shape = (self.outputs,)
-        self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
+        self.taken_shape, self.taken_dtype = space.shape, native(space.dtype)
 
     def distribution(
         self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
@@ -185,12 +184,12 @@ class BoxHead(Head):
         self.size = int(np.prod(space.shape))
         self.parameter_count = 2 * self.size
         self.action_shape = (self.size,)
-        self.taken_shape, self.taken_dtype = space.shape, np.dtype(space.dtype)
-        self.low, self.high = space.low, space.high
+        self.taken_shape, self.taken_dtype = space.shape, native(space.dtype)
+        self.low, self.high = (b.astype(self.taken_dtype) for b in (space.low, space.high))
         # No buffers: those are cast with the network, and not every device has double precision.
-        self._ends = torch.from_numpy(space.low), torch.from_numpy(space.high)
+        self._ends = torch.from_numpy(self.low), torch.from_numpy(self.high)
         # Halved first: the width of a Box may be more than its type holds.
-        low, high = (torch.from_numpy(b.reshape(-1)).double() for b in (space.low, space.high))
+        low, high = (torch.from_numpy(b.reshape(-1)).double() for b in (self.low, self.high))
         self.register_buffer("middle", (low / 2 + high / 2).float(), persistent=False)
         self.register_buffer("reach", (high / 2 - low / 2).float(), persistent=False)
         self.middle: Tensor
@@ -462,29 +461,35 @@ def make_head(space: gym.Space[Any], net: NetConfig, features: int) -> Head:
 
 
 def _simple(leaf: Leaf, net: NetConfig, features: int) -> Head:
-    space = leaf.space
-    where = f" at {leaf.name}" if leaf.path else ""
+    space: Any = leaf.space
     if isinstance(space, spaces.Discrete):
         return CategoricalHead(space)
     if isinstance(space, spaces.MultiDiscrete):
-        sizes, starts = space.nvec.reshape(-1), np.asarray(space.start).reshape(-1)
         parts: list[Head] = [
-            CategoricalHead(spaces.Discrete(int(n), start=int(start)))
-            for n, start in zip(sizes, starts, strict=True)
+            CategoricalHead(spaces.Discrete(n, start=start))
+            for n, start in zip(sizes(space), starts(space), strict=True)
         ]
-        return JointHead(parts, space.nvec.shape, np.dtype(space.dtype))
+        return JointHead(parts, space.nvec.shape, native(space.dtype))
     if isinstance(space, spaces.MultiBinary):
         return BernoulliHead(space)
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        lack = "no room within its bounds" if (space.low >= space.high).any() else ""
-        lack = lack if space.is_bounded() else "no bounds"
-        for name, value in (("action", net.action), ("mean", net.mean)):
-            if value in ("squash", "beta", "tanh") and lack:
-                raise UsageError(
-                    f"net.{name} is {value}, but the action space{where}, {space}, has {lack}: "
-                    f"use {'clip' if name == 'action' else 'linear'}"
-                )
-        if net.deviation == "gsde":
-            return GSDEHead(space, net, features)
-        return BetaHead(space) if net.action == "beta" else GaussianHead(space, net)
-    raise UsageError(f"the action space{where} is {space}: supported are {SUPPORTED_ACTIONS}")
+    lack = _lack(space)
+    for name, value in (("action", net.action), ("mean", net.mean)):
+        if value in ("squash", "beta", "tanh") and lack:
+            raise UsageError(
+                f"net.{name} is {value}, but the action space{leaf.place}, {space}, has {lack}: "
+                f"use {'clip' if name == 'action' else 'linear'}"
+            )
+    if net.deviation == "gsde":
+        return GSDEHead(space, net, features)
+    return BetaHead(space) if net.action == "beta" else GaussianHead(space, net)
+
+
+def _lack(space: spaces.Box) -> str:
+    """What keeps a policy from acting within the bounds of a Box; nothing if it can."""
+    if not space.is_bounded():
+        return "no bounds"
+    with np.errstate(over="ignore"):
+        width = (space.high - space.low).astype(np.float32)  # as the network computes with it
+    if not np.isfinite(width).all():
+        return "bounds further apart than its type or float32 can hold"
+    return "" if (width > 0).all() else "no room within its bounds"

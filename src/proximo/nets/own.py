@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from proximo.nets.config import NetConfig
-from proximo.spaces import MASK, Leaf, Observations
-from proximo.types import UsageError, explain
+from proximo.spaces import MASK, Leaf, Observations, plain_key
+from proximo.types import UsageError, explain, faults
 
 Maker = Callable[..., Any]
 """Makes the module, from the observation space and `net.kwargs`: as a rule, its class."""
@@ -48,12 +48,12 @@ class OwnBody(nn.Module):
         self._leaves = {
             leaf.path: leaf
             for leaf in row.leaves
-            if leaf.begin < row.mask_begin and not (leaf.path and str(leaf.path[0]) in hidden_from)
+            if leaf.begin < row.mask_begin and not (leaf.path and leaf.keys[0] in hidden_from)
         }
         self._hidden_from = (MASK, *hidden_from)
         try:
             module = make(self._shown(row.space), **net.kwargs)
-        except Exception as error:
+        except faults() as error:
             raise self._fault(f"cannot be made: {explain(error)}") from error
         if not isinstance(module, nn.Module):
             raise self._fault(f"gave {module!r}: it must give a torch.nn.Module")
@@ -77,21 +77,22 @@ class OwnBody(nn.Module):
     def _shown(self, space: gym.Space[Any]) -> gym.Space[Any]:
         """The space of what the module is called with."""
         if isinstance(space, spaces.Dict):
-            kept = {k: s for k, s in space.spaces.items() if str(k) not in self._hidden_from}
-            return spaces.Dict(kept)
+            parts = space.spaces.items()
+            hidden = self._hidden_from
+            return spaces.Dict({k: s for k, s in parts if str(plain_key(k)) not in hidden})
         if isinstance(space, spaces.Tuple):
-            parts = enumerate(space.spaces)
-            return spaces.Tuple(s for i, s in parts if str(i) not in self._hidden_from)
+            shown = enumerate(space.spaces)
+            return spaces.Tuple(s for i, s in shown if str(i) not in self._hidden_from)
         return space
 
-    def _nested(self, space: gym.Space[Any], row: Tensor, path: tuple[str | int, ...] = ()) -> Any:
+    def _nested(self, space: gym.Space[Any], row: Tensor, path: tuple[Any, ...] = ()) -> Any:
         """Rows of a batch as the world would give it."""
         hidden = () if path else self._hidden_from
         if isinstance(space, spaces.Dict):
             return {
                 key: self._nested(inner, row, (*path, key))
                 for key, inner in space.spaces.items()
-                if str(key) not in hidden
+                if str(plain_key(key)) not in hidden
             }
         if isinstance(space, spaces.Tuple):
             return tuple(
@@ -131,7 +132,7 @@ class OwnBody(nn.Module):
         examples = torch.from_numpy(self._row.examples(EXAMPLES)).to(torch.get_default_dtype())
         try:
             found = self.module(self._nested(self._row.space, examples))
-        except Exception as error:
+        except faults() as error:
             raise self._fault(
                 f"failed on {EXAMPLES} observations drawn from {self._row.space}: {explain(error)}"
             ) from error

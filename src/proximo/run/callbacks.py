@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -23,7 +23,7 @@ from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.config import RunConfig
 from proximo.run.disk import Lines
 from proximo.run.folder import RunFolder
-from proximo.types import Metrics, Rollout, TrainingError, TrainState
+from proximo.types import Metrics, Rollout, TrainingError, TrainState, faults
 
 TRAINING_EVALUATION_SEED = 2_000_000
 """First seed of evaluations while training; `proximo eval` starts elsewhere, on unseen seeds."""
@@ -84,7 +84,7 @@ def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) ->
         return room.taken[0, 0]
 
     def choose(obs: Any, generator: object) -> Any:
-        return policy.actions.nested(taken(policy.observations.row(obs)))
+        return policy.actions.given(taken(policy.observations.row(obs)))
 
     engine, seed = not policy.carry_size, TRAINING_EVALUATION_SEED  # its actor has no episodes
     try:
@@ -96,10 +96,10 @@ def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) ->
             else:
                 player = choose if engine else policy
                 scores = evaluate(player, world, episodes=episodes, seed=seed)
-    except Exception as error:
+    except faults() as error:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error
-    return float(scores.returns.mean())
+    return scores.mean
 
 
 class LookAgain:
@@ -118,6 +118,45 @@ class LookAgain:
         if outside := self._bounds.outside(seen.cpu().numpy()):
             self._note(f"the worlds: after update {state.updates}, {outside}")
             self._done = True
+
+
+class LoneAdvantages:
+    """Says once that advantages stood alone where they are to be standardised."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note, self._done = note, False
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        count = metrics.get("lone_advantages")
+        if not count or self._done:
+            return
+        self._done = True
+        self._note(
+            f"algorithm.normalize_advantage: in update {state.updates}, {count:g} of the "
+            "minibatches or episodes had one sample, whose deviation from its own mean is 0; it "
+            "was standardised with others, or left as it is where there were none"
+        )
+
+
+class LargeRewards:
+    """Says once, after the first update, that rewards are larger than a critic learns well."""
+
+    LIMIT = 1000.0
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note, self._done = note, False
+
+    def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        if self._done:
+            return
+        self._done = True
+        largest = float(rollout.reward.abs().max())
+        if largest >= self.LIMIT:
+            self._note(
+                f"rewards reach {largest:g}, and the critic learns slowly what lies far from 1: "
+                "--algorithm.normalize-reward divides by their running deviation, "
+                "--env.reward-scale by a number of yours"
+            )
 
 
 class KeepBest:
@@ -156,6 +195,7 @@ class Record:
         self.row: Row = {}
         self._recent: Row = {}
         self._written = True
+        self._left_out: set[str] = set()
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         now = time.perf_counter()
@@ -165,15 +205,17 @@ class Record:
         self._steps = state.steps
         if rollout.episodes or not self._recent:
             self._recent = recent_returns(state, self._threshold)
+        latest = [episode.ret for episode in rollout.episodes]
         policy: ActorCritic = state.policy  # type: ignore[assignment]
         cut = policy.head.cut_off(rollout.action)
         if cut is not None:
             metrics["action_clip_fraction"] = float(cut[rollout.mask].float().mean())
+        self._make_plain(metrics)
         self.row = {
             "update": state.updates,
             "steps": state.steps,
             "episodes": state.episodes,
-            "return_latest": _mean([episode.ret for episode in rollout.episodes]),
+            "return_latest": _mean(latest) if latest else None,
             **self._recent,
             "return_smoothed": state.smoothed,
             "best": state.best,
@@ -192,6 +234,22 @@ class Record:
         except OSError as error:  # what reads it has gone, or a full disk
             self._display = None
             self._say(f"progress cannot be shown any more ({error.strerror}): training goes on")
+
+    def _make_plain(self, metrics: Metrics) -> None:
+        """Let what callbacks have added be numbers; what is none is left out, and named once."""
+        for name, value in list(metrics.items()):
+            if type(value) is float:
+                continue
+            try:
+                metrics[name] = _number(value)
+            except (TypeError, ValueError, RuntimeError):
+                del metrics[name]
+                if name not in self._left_out:
+                    self._left_out.add(name)
+                    self._say(
+                        f"metrics[{name!r}] is {value!r:.80}, which is not one number: a callback "
+                        "has put it there, and it is not logged"
+                    )
 
     def _write(self) -> None:
         if self._file and not self._written:
@@ -216,8 +274,18 @@ def _line(row: Row) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _number(value: Any) -> Any:
+    """A reading as JSON can hold it: of a tensor or an array, its one number. Raises if not."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        value = value.item()
+    if not isinstance(value, str | int | float | None):
+        raise TypeError
+    return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Never beyond all of them, as rounding alone would have it."""
+    return min(max(sum(values) / len(values), min(values)), max(values))
 
 
 def recent_returns(state: TrainState, threshold: float | None) -> Row:
@@ -227,7 +295,7 @@ def recent_returns(state: TrainState, threshold: float | None) -> Row:
     # Every update pays for this: a few calls over the whole window, none of them per episode.
     returns, lengths = zip(*state.recent, strict=True)
     count = len(returns)
-    row = {"return_mean": sum(returns) / count, "length_mean": sum(lengths) / count}
+    row = {"return_mean": _mean(returns), "length_mean": sum(lengths) / count}
     if threshold is not None:
         row["success_rate"] = sum(map(float(threshold).__le__, returns)) / count
     return row

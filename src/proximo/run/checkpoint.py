@@ -14,8 +14,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
@@ -30,7 +28,7 @@ import torch
 from torch import Tensor
 
 from proximo.functional.moments import no_moments
-from proximo.run.disk import replace, warn
+from proximo.run.disk import check_regular, duplicate, replace, warn
 from proximo.run.folder import RunFolder
 from proximo.spaces import recorded_space, space_record, torch_dtype
 from proximo.types import Episode, Moments, TrainState, UsageError
@@ -38,6 +36,8 @@ from proximo.types import Episode, Moments, TrainState, UsageError
 SCHEMA = 1
 LONGEST_HEADER = 100_000_000
 """Bytes of a header that safetensors reads; it would write a longer one."""
+MOST_NAMED, MOST_TRIED = 8, 64
+"""Other checkpoints that an error names, and that are tried where the last is damaged."""
 SAVE_INTERVAL = 2.0
 """Seconds between saves of the last and best policy; more where they would take over SAVE_SHARE."""
 SAVE_SHARE = 0.01
@@ -103,6 +103,8 @@ _OPTIONAL = ("reward_return", "carry", "ahead")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
 _GENERATORS = ("collecting", "shuffling")
 _WORLD_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
+_LOGS = "worlds.actions."
+"""What the names of the replay logs begin with."""
 _NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
 """Tensors, by the last part of their names."""
 
@@ -159,7 +161,7 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str
             "the world's spaces have too many numbers for a checkpoint: let it show smaller "
             "observations, or train without a run folder"
         )
-    replace(path, data)
+    replace(path, data, within=path.parent.parent)  # both of the run folder and what it is in
     return header["sha256"]
 
 
@@ -189,6 +191,7 @@ class Checkpoint:
         if not path.is_file():
             raise Damaged(f"there is no checkpoint {path}: {_others(path)}")
         try:
+            check_regular(path)
             with safetensors.safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["proximo"])
                 # Cloned into memory of PyTorch's own: where a tensor begins within the file, its
@@ -277,6 +280,9 @@ class Checkpoint:
         obs, seen = own["worlds.obs"], self.tensors.get("worlds.obs")
         if seen is not None and seen.dtype is policy.dtype and obs.dtype is not torch.uint8:
             own["worlds.obs"] = obs.to(policy.dtype)
+        for name in later:  # choices were int64 once, whatever the space said
+            if name.startswith(_LOGS) and self.tensors[name].dtype is torch.int64:
+                own[name] = own[name].long()
         self._refuse_others(self.tensors.keys() - own.keys())
         saved = self.take(own)
         self.load_policy(state.policy)
@@ -292,8 +298,9 @@ class Checkpoint:
         world = state.worlds
         for name in _WORLD_ARRAYS:
             setattr(world, name, saved[f"worlds.{name}"].numpy().copy())
-        actions = (saved.get(f"worlds.actions.{i}") for i in range(len(world.episode)))
-        world.actions = [[] if taken is None else [taken.numpy()] for taken in actions]
+        kind = policy.actions.dtype
+        actions = (saved.get(f"{_LOGS}{i}") for i in range(len(world.episode)))
+        world.actions = [[] if log is None else [log.numpy().astype(kind)] for log in actions]
 
     def load_optimizer(self, optimizer: Any) -> None:
         """What a `FlatOptimizer` keeps of earlier gradients. Raises `UsageError`."""
@@ -360,7 +367,7 @@ def newest(
         if strict:
             raise
         faults = [str(error)]
-    for _, path in folder.numbered("last", "update"):
+    for _, path in folder.numbered("last", "update")[:MOST_TRIED]:
         try:
             found = read(path)
         except Damaged as error:
@@ -430,13 +437,7 @@ class Keeper:
         path = self._folder.checkpoint("last")
         if self._keep > 1 and self._path == path and self._updates < updates:
             kept = self._folder.checkpoint(f"last-{self._updates}")
-            kept.unlink(missing_ok=True)
-            try:
-                os.link(path, kept)
-            except FileNotFoundError:  # somebody has taken it away
-                pass
-            except OSError:  # a file system without links
-                shutil.copyfile(path, kept)
+            duplicate(path, kept, within=self._folder.path)
         write(path)
         self._path, self._updates = path, updates
         earlier = [(number, kept) for number, kept in self._folder.numbered("last")]
@@ -487,12 +488,13 @@ def _others(path: Path) -> str:
     names = sorted(p.name for p in path.parent.glob("*.safetensors") if p != path)
     if not names:
         return "the run has no other"
-    return f"the run has others: {', '.join(names)}"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"the run has others: {', '.join(names[:MOST_NAMED])}{more}"
 
 
 def _free(name: str, tensor: Tensor) -> tuple[int, ...]:
     """Its shape; a log of actions is as long as it is."""
-    return tuple(tensor.shape[1:] if name.startswith("worlds.actions.") else tensor.shape)
+    return tuple(tensor.shape[1:] if name.startswith(_LOGS) else tensor.shape)
 
 
 def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -525,7 +527,7 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
         tensors[f"worlds.{name}"] = torch.as_tensor(getattr(world, name))
     for i, stretches in enumerate(world.actions):
         if stretches:
-            tensors[f"worlds.actions.{i}"] = torch.from_numpy(np.concatenate(stretches))
+            tensors[f"{_LOGS}{i}"] = torch.from_numpy(np.concatenate(stretches))
     return tensors
 
 
@@ -540,8 +542,9 @@ def _later(state: TrainState) -> dict[str, Tensor]:
     }
     for name, shape in _moments(state).items():
         tensors |= _named(name, no_moments(shape)._asdict())
-    taken = torch.empty(0, *policy.head.taken_shape, dtype=torch_dtype(policy.head.taken_dtype))
-    return tensors | {f"worlds.actions.{i}": taken for i in range(count)}
+    acts = policy.actions
+    log = torch.empty(0, *(acts.shape or ()), dtype=torch_dtype(acts.dtype))
+    return tensors | {f"{_LOGS}{i}": log for i in range(count)}
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

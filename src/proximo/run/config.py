@@ -20,7 +20,9 @@ from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.envs.config import EnvConfig
 from proximo.functional.schedules import Schedule
+from proximo.named import leads_to
 from proximo.nets.config import NetConfig
+from proximo.run.disk import read
 from proximo.types import UsageError, check_values, nearest
 
 if TYPE_CHECKING:
@@ -49,6 +51,29 @@ ALIASES = {
     "ppo-clip": "ppo",
 }
 """What else people call them."""
+
+OFF_POLICY = (
+    "sac",
+    "dqn",
+    "td3",
+    "ddpg",
+    "qrdqn",
+    "c51",
+    "rainbow",
+    "tqc",
+    "crossq",
+    "redq",
+    "her",
+)
+"""Algorithms that learn from the experience of other policies, of which there is none here."""
+OF_LANGUAGE = {
+    "grpo": "ppo --algorithm.advantage grpo --algorithm.normalize-advantage none",
+    "dr-grpo": "ppo --algorithm.advantage dr-grpo",
+    "rloo": "ppo --algorithm.advantage rloo",
+    "gspo": "ppo --algorithm.ratio sequence",
+    "sft": "sft",
+}
+"""Algorithms for language models, and what `proximo lm` calls them."""
 
 LONGEST_FILE = 2**16
 """Bytes of a configuration; TOML can take a time that grows by the square."""
@@ -188,17 +213,57 @@ class Config:
         samples = self.env.worlds * agents * rollout.steps
         if rollout.episodes:
             return
-        if algorithm.normalize_advantage != "none" and algorithm.action_values and samples == 1:
-            raise UsageError(
-                f"algorithm.normalize_advantage is {algorithm.normalize_advantage}, but an update "
-                "has one sample, whose deviation from its mean is 0: use none, or more samples"
-            )
         if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > samples:
             of_each = f" x {agents} agents" if agents > 1 else ""
             raise UsageError(
                 f"algorithm.minibatch_size is {algorithm.minibatch_size}, but a rollout has only "
                 f"{samples} samples (env.worlds {self.env.worlds}{of_each} x rollout.steps "
                 f"{rollout.steps}): lower the one or raise the others"
+            )
+
+    def check_new(self, agents: int, actions: gym.Space[Any]) -> None:
+        """What a new run is refused, though one that began earlier may go on. Raises `UsageError`.
+
+        agents: in each of the worlds; actions: their space.
+        """
+        from gymnasium.spaces import Box, Discrete
+
+        from proximo.spaces import Actions
+
+        self._check_lone(agents)
+        self.net.check_used(
+            continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
+            q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
+            critic=self.algorithm.critic,
+        )
+
+    def _check_lone(self, agents: int) -> None:
+        """Advantages standardised over one sample, whose deviation from its own mean is 0."""
+        algorithm, rollout = self.algorithm, self.rollout
+        over = algorithm.normalize_advantage
+        stretches = self.net.memory == "none" or self.net.memory_steps == 1
+        steps = (
+            1 if self.env.max_episode_steps == 1 else rollout.steps if not rollout.episodes else 0
+        )
+        found = ""
+        if (
+            over != "none"
+            and not rollout.episodes
+            and self.env.worlds * agents * rollout.steps == 1
+        ):
+            found = "an update has one sample"
+        elif over == "episode" and steps == 1:
+            found = "an episode has one step in an update"
+        elif algorithm.standardizes_minibatches and algorithm.minibatches == "shuffled":
+            if algorithm.minibatch_size == 1 and stretches:
+                found = "algorithm.minibatch_size is 1"
+        elif algorithm.standardizes_minibatches and algorithm.minibatches == "episodes":
+            found = "an episode has one step" if steps == 1 else ""
+        if found:
+            raise UsageError(
+                f"algorithm.normalize_advantage is {over}, but {found}: the deviation of one "
+                "sample from its own mean is 0, so nothing would be learned. Use "
+                f"{'batch, ' if over == 'episode' else ''}none, or more samples"
             )
 
 
@@ -246,6 +311,43 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
     return tables
 
 
+def check_storable(config: Config, own: Maker | None = None) -> None:
+    """Refuse what a file cannot name, and would give back as something else. Raises `UsageError`.
+
+    A subclass of an algorithm, of a schedule or of a section is code: its name in `config.toml`
+    would be that of the class it was made from. own: what makes the network that `net.module`
+    names.
+    """
+    remedy = "Train without a run folder (leave run_dir out)"
+    known = ALGORITHMS.values()
+    for section in dataclasses.fields(config):
+        part = getattr(config, section.name)
+        kind = type(part)
+        if kind not in known and kind is not SECTIONS.get(section.name):
+            stands = next((c.__name__ for c in kind.__mro__ if c in known), "")
+            stands = stands or getattr(SECTIONS.get(section.name), "__name__", "an algorithm")
+            raise UsageError(
+                f"{section.name} is {kind.__name__}, a class of your own, which a run folder "
+                f"cannot name: it would be loaded and resumed as {stands}. {remedy}, or give "
+                f"{stands} itself"
+            )
+        for setting in dataclasses.fields(part):
+            value = getattr(part, setting.name)
+            if isinstance(value, Schedule) and type(value) is not Schedule:
+                raise UsageError(
+                    f"{section.name}.{setting.name} is {type(value).__name__}, a class of your "
+                    f"own, which a run folder cannot name: it would be loaded as {value}. {remedy},"
+                    " or give a Schedule itself"
+                )
+    if own and not leads_to(config.net.module, own):
+        raise UsageError(
+            f"net is {config.net.module}, a name that does not lead to it again, as that of what "
+            "is defined within a function: define it as a class of a module or of the program, "
+            "and pass its arguments by NetConfig(module=..., kwargs=...). "
+            f"{remedy} if it need not be loaded again"
+        )
+
+
 def read_config(path: Path) -> Config:
     """A configuration file -> Config. Raises `UsageError`."""
     tables = read_tables(path)
@@ -260,9 +362,7 @@ def read_config(path: Path) -> Config:
 def read_tables(path: Path) -> dict[str, Any]:
     """What a TOML file holds. Raises `UsageError`."""
     try:
-        if path.stat().st_size > LONGEST_FILE:
-            raise UsageError(f"the configuration {path} has more than {LONGEST_FILE:,} bytes")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read(path, LONGEST_FILE).decode())
     except OSError as error:
         raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -281,9 +381,21 @@ def to_toml(config: Any) -> str:
 def algorithm_type(name: str) -> type[OnPolicy]:
     """The class behind an algorithm's name or alias, or `UsageError` with those that are near."""
     known = {**ALGORITHMS, **{alias: ALGORITHMS[name] for alias, name in ALIASES.items()}}
-    if not isinstance(name, str) or name not in known:
-        raise UsageError(f"there is no algorithm {name!r}. {nearest(str(name), known)}")
-    return known[name]
+    word = str(name).lower().replace("_", "-")
+    if word in OFF_POLICY:
+        raise UsageError(
+            f"{name} learns off-policy, from stored experience of older policies; here are "
+            f"on-policy algorithms only: {', '.join(ALGORITHMS)}"
+        )
+    if word in OF_LANGUAGE:
+        without = " --algorithm.no-critic" if "advantage" in OF_LANGUAGE[word] else ""
+        raise UsageError(
+            f"{name} is for language models: proximo lm {OF_LANGUAGE[word]}{without} "
+            "(see proximo lm --help)"
+        )
+    if word not in known:
+        raise UsageError(f"there is no algorithm {name!r}. {nearest(word, known)}")
+    return known[word]
 
 
 def success_threshold(config: Config) -> float | None:

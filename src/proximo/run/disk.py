@@ -1,48 +1,216 @@
-"""Files on a disk that may be full, fail or lose its power."""
+"""Files on a disk that may be full, fail or lose its power, in folders that anybody may have made.
+
+Nothing is written through a link: a folder is entered by its descriptor, a file is written under a
+new name that nobody knows before, and what grows is a plain file with one name. Nothing is read but
+regular files, and of each no more than its kind may hold.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
+import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
-from proximo.types import UsageError
+from proximo.types import UsageError, printable
 
 LONGEST_WAIT = 2**26
 """Bytes of lines that wait for a full disk; what comes after them is left out."""
+HOLLOW = 2**26
+"""Bytes from which a file is refused that is nearly all holes: it takes no disk, but memory."""
+
+# Not every system has all of them.
+_NOFOLLOW, _NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
+_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NONBLOCK
+_READ = os.O_RDONLY | _NONBLOCK | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | getattr(os, "O_BINARY", 0)
+_GROW = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NOFOLLOW | _NONBLOCK
 
 
-def replace(path: Path, data: bytes) -> None:
+def opened(path: Path) -> IO[bytes]:
+    """A regular file, to be read. Raises `OSError` for what is none: a pipe or a device has no end.
+
+    So does a file that is nearly all holes, which costs its author nothing and its reader memory.
+    """
+    handle = os.open(path, _READ)
+    try:
+        check_regular(path, os.fstat(handle))
+    except OSError:
+        os.close(handle)
+        raise
+    return open(handle, "rb")
+
+
+def check_regular(path: Path, found: os.stat_result | None = None) -> None:
+    """What `opened` asks of a file, for a library that opens it by itself. Raises `OSError`."""
+    found = found or path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    held = 512 * getattr(found, "st_blocks", 0)  # 0: the system does not say
+    if found.st_size > HOLLOW and 0 < held < found.st_size / 64:
+        said = f"of its {found.st_size:,} bytes only {held:,} are on the disk"
+        raise OSError(errno.EFBIG, said, str(path))
+
+
+def read(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes. Raises `OSError`."""
+    with opened(path) as file:
+        data = b""
+        if os.fstat(file.fileno()).st_size <= most:
+            data = file.read(most + 1)
+        if len(data) > most or (not data and file.read(1)):
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return data
+
+
+def lines(path: Path, longest: int, most: int) -> Iterator[bytes]:
+    """The lines of a regular file, one by one; longer ones are left out. Raises `OSError`."""
+    with opened(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+        whole = True
+        while line := file.readline(longest):
+            ends = line.endswith(b"\n")
+            if whole and (ends or len(line) < longest):
+                yield line
+            whole = ends
+
+
+def replace(path: Path, data: bytes, within: Path | None = None) -> None:
     """Write a file in one step: a reader finds the old one or the new one, never half of one.
 
-    Aside and to the disk, then under its name, then that to the disk. Raises `OSError`, which names
-    the file and leaves no other behind.
+    Aside and to the disk, then under its name, then that to the disk. A link that stands there is
+    replaced, not followed. within: the folder that the user has named, below which no folder may be
+    a link; None: the file's own. Raises `OSError`, which names the file and leaves no other behind.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    free = shutil.disk_usage(path.parent).free
+    if len(data) > free:
+        said = f"it takes {len(data):,} bytes, of which {free:,} are free"
+        raise OSError(errno.ENOSPC, said, str(path))
+    with replacing(path, within) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, within: Path | None = None) -> Iterator[IO[bytes]]:
+    """`replace`, for what is written bit by bit."""
+    temporary = _partial()
+    with _entered(path.parent, within) as folder:
+        try:
+            with open(os.open(temporary, _NEW, 0o666, dir_fd=folder), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=folder)
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        with contextlib.suppress(OSError):  # where the system cannot, the file alone is safe
+            os.fsync(folder)
+
+
+@contextlib.contextmanager
+def filling(folder: Path, within: Path | None = None) -> Iterator[Path]:
+    """A new folder for a library that writes by itself; at the end its files move to `folder`.
+
+    That is made if it is not there. Each file replaces the one of its name in one step, so that at
+    every moment each is whole. within: as for `replace`. Raises `OSError`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _entered(folder, within) as handle:
+        name = _partial()
+        os.mkdir(name, 0o700, dir_fd=handle)
+        try:
+            yield folder / name
+            for file in sorted(os.listdir(folder / name)):
+                sync(folder / name / file)
+                os.replace(f"{name}/{file}", file, src_dir_fd=handle, dst_dir_fd=handle)
+            sync(folder)
+        finally:
+            shutil.rmtree(name, ignore_errors=True, dir_fd=handle)
+
+
+def grow(path: Path, within: Path | None = None) -> io.FileIO:
+    """A file to add to: a plain one that has no other name. Raises `OSError`."""
+    with _entered(path.parent, within) as folder:
+        try:
+            handle = os.open(path.name, _GROW, 0o666, dir_fd=folder)
+        except OSError as error:
+            said = "it is a link" if path.is_symlink() else error.strerror
+            raise OSError(error.errno, said, str(path)) from error
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(handle)
+        said = "it is no regular file, or has other names, by which other files would change"
+        raise OSError(errno.EMLINK, said, str(path))
+    return io.FileIO(handle, "ab")
+
+
+def duplicate(path: Path, other: Path, within: Path | None = None) -> None:
+    """Give a file another name in its folder, in place of what has it. A file may be gone.
+
+    On a file system without links it becomes a copy. Raises `OSError`.
+    """
+    with _entered(path.parent, within) as folder:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(other.name, dir_fd=folder)
+        try:
+            ends = {"src_dir_fd": folder, "dst_dir_fd": folder}
+            os.link(path.name, other.name, **ends, follow_symlinks=False)
+            return
+        except FileNotFoundError:  # somebody has taken it away
+            return
+        except OSError:
+            pass
+    with opened(path) as file, replacing(other, within) as copy:
+        shutil.copyfileobj(file, copy)
+
+
+def sweep(folder: Path, within: Path | None = None) -> None:
+    """Remove what a process that was killed has left half written. Raises `OSError`."""
+    with _entered(folder, within) as handle:
+        for name in os.listdir(handle):
+            if name.startswith(".") and name.endswith(".partial"):
+                try:
+                    os.unlink(name, dir_fd=handle)
+                except OSError:  # a folder
+                    shutil.rmtree(name, ignore_errors=True, dir_fd=handle)
+
+
+def _partial() -> str:
+    return f".{secrets.token_hex(8)}.partial"
+
+
+@contextlib.contextmanager
+def _entered(folder: Path, within: Path | None) -> Iterator[int]:
+    """The descriptor of a folder. From `within` on, which may be a link itself, none is one."""
+    handle = os.open(within or folder, _FOLDER)
     try:
-        free = shutil.disk_usage(path.parent).free
-        if len(data) > free:
-            raise OSError(errno.ENOSPC, f"it takes {len(data):,} bytes, of which {free:,} are free")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    sync(path.parent)
+        for part in folder.relative_to(within or folder).parts:
+            try:
+                inner = os.open(part, _FOLDER | _NOFOLLOW, dir_fd=handle)
+            except OSError as error:
+                said = f"{folder} is a link or no folder" if folder.exists() else error.strerror
+                raise OSError(error.errno, said, str(folder)) from error
+            os.close(handle)
+            handle = inner
+        yield handle
+    finally:
+        os.close(handle)
 
 
-def sync(folder: Path) -> None:
-    """The names in a folder to the disk, where the system can: else the file alone is safe."""
+def sync(path: Path) -> None:
+    """A file, or the names in a folder, to the disk where the system can: power cuts spare it."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY | _NONBLOCK)
         try:
             os.fsync(handle)
         finally:
@@ -52,7 +220,7 @@ def sync(folder: Path) -> None:
 def warn(text: str) -> None:
     """Say on stderr what goes wrong; that may be a file on the same disk."""
     with contextlib.suppress(OSError):
-        print(f"proximo: {text}", file=sys.stderr)
+        print(f"proximo: {printable(text)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -70,7 +238,7 @@ class Lines:
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         """say: told once when the disk begins to fail. Raises `OSError`."""
         self._path, self._say = path, say
-        self._file = path.open("ab", buffering=0)
+        self._file = grow(path)
         self._waiting = bytearray()
         self._error: OSError | None = None
 

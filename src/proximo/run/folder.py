@@ -11,15 +11,25 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
+from proximo.run import disk
 from proximo.run.config import Config, read_config, to_toml
 from proximo.run.disk import replace, sync, warn, writable
-from proximo.types import UsageError
+from proximo.types import UsageError, printable
+
+LONGEST_ROW = 2**16
+"""Bytes of a line of metrics.jsonl."""
+MOST_ROWS = 2**32
+"""Bytes of all of them."""
+KEPT_ROWS = 2**25
+"""Bytes of those that are held in memory: of more, evenly chosen ones are."""
+LONGEST_RESULT = 2**20
+"""Bytes of result.json."""
 
 if sys.platform != "win32":
     import fcntl
@@ -28,11 +38,28 @@ LINES = ("metrics.jsonl", "samples.jsonl")
 """Files that grow while a run trains."""
 
 
+class Lost(NamedTuple):
+    """Rows that a log should have and has not: how many, and the updates of the first and last."""
+
+    number: int
+    first: int
+    last: int
+
+    def more(self, begin: int, end: int, every: int) -> Lost:
+        """With those that are missing between the rows of two updates."""
+        first, last = (begin // every + 1) * every, (end - 1) // every * every
+        if first > last:
+            return self
+        return Lost(self.number + (last - first) // every + 1, self.first or first, last)
+
+
 class RunFolder:
     """config.toml, metrics.jsonl, checkpoints/, log, versions.json and result.json of one run."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.name = str(path)
+        """As the user gave it, for messages."""
+        self.path = Path(path).absolute()  # a world may change the current folder
         self.config_file = self.path / "config.toml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.log_file = self.path / "log"
@@ -81,19 +108,26 @@ class RunFolder:
 
     def is_vacant(self) -> bool:
         """Nothing is here, or only what a run writes before its first checkpoint."""
-        if not self.path.is_dir():
+        try:
+            begun = self._checkpoints.is_dir()  # which `create` makes first
+            return all(begun and self._is_of_a_beginning(path) for path in self.path.iterdir())
+        except OSError:
             return False
-        found = {
-            path.relative_to(self.path).as_posix()
-            for path in self.path.rglob("*")
-            if (path.is_symlink() or not path.is_dir()) and not path.match(".*.partial")
-        }
-        if found and not self._checkpoints.is_dir():
-            return False  # which `create` makes first: somebody has put a file of these names here
-        own = {self._versions_file.name, self.config_file.name, self.log_file.name}
-        own |= {name for name in found if name.startswith("model/") and "safetensors" not in name}
-        own |= {name for name in LINES if name in found and not (self.path / name).stat().st_size}
-        return found <= own and not any((self.path / name).is_symlink() for name in found)
+
+    def _is_of_a_beginning(self, path: Path) -> bool:
+        if path.is_symlink():
+            return False
+        if path.match(".*.partial"):
+            return True
+        if path == self._checkpoints:
+            return all(inner.match(".*.partial") for inner in path.iterdir())
+        if path.name == "model":  # of a language model: what it is, without its weights
+            return not any(
+                inner.is_symlink() or inner.match("*.safetensors*") for inner in path.iterdir()
+            )
+        if path.name in LINES:
+            return not path.stat().st_size
+        return path in (self._versions_file, self.config_file, self.log_file) and path.is_file()
 
     def check_begun(self) -> None:
         """Raises `UsageError` where a run was killed before its first checkpoint."""
@@ -147,7 +181,7 @@ class RunFolder:
 
     def numbered(self, *stems: str) -> list[tuple[int, Path]]:
         """Number and file of the checkpoints STEM-NUMBER, the newest first."""
-        pattern = re.compile(rf"({'|'.join(stems)})-(\d{{1,18}})\.safetensors")
+        pattern = re.compile(rf"({'|'.join(stems)})-([0-9]{{1,18}})\.safetensors")
         found = ((pattern.fullmatch(p.name), p) for p in self._checkpoints.glob("*-*"))
         return sorted(((int(match[2]), p) for match, p in found if match), reverse=True)
 
@@ -158,24 +192,44 @@ class RunFolder:
         _replace(self.config_file, to_toml(config))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every row of metrics.jsonl, without lines that are none, as one that was cut off."""
+        """Rows of metrics.jsonl, without lines that are none, as one that was cut off.
+
+        Of a long file every second, fourth, ... row and the last.
+        """
         try:
-            lines = self.metrics_file.read_bytes().splitlines()
+            return _thinned((line, row) for line, row in self._metrics() if row)
         except OSError:
             return []
-        return [row for row in map(_row, lines) if row]
 
-    def cut_metrics(self, update: int, every: int, *, ended: bool) -> list[dict[str, Any]]:
+    def cut_metrics(
+        self, update: int, every: int, *, ended: bool
+    ) -> tuple[list[dict[str, Any]], Lost]:
         """Drop what was logged after this update, or only because a run that continues had ended.
 
-        Returns what remains, in order; ended: the run is over at this update.
+        Returns what remains, as `read_metrics` does, and what is missing between them. ended: the
+        run is over at this update.
         """
-        found = {row["update"]: row for row in self.read_metrics() if 0 < row["update"] <= update}
-        rows = [found[number] for number in sorted(found)]
-        if rows and rows[-1]["update"] % every and not (ended and rows[-1]["update"] == update):
-            rows.pop()
-        _replace(self.metrics_file, "".join(f"{orjson.dumps(row).decode()}\n" for row in rows))
-        return rows
+        found, lost = 0, Lost(0, 0, 0)
+
+        def kept() -> Iterator[tuple[bytes, dict[str, Any]]]:
+            nonlocal found, lost
+            for line, row in self._metrics():
+                number = row["update"] if row else 0
+                if row and found < number <= update:
+                    if number % every and not (ended and number == update):
+                        continue
+                    lost, found = lost.more(found, number, every), number
+                    file.write(line.rstrip(b"\r\n") + b"\n")
+                    yield line, row
+
+        rows = list[dict[str, Any]]()
+        with disk.replacing(self.metrics_file) as file, contextlib.suppress(FileNotFoundError):
+            rows = _thinned(kept())
+        return rows, lost.more(found, update + 1, every)
+
+    def _metrics(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+        for line in disk.lines(self.metrics_file, LONGEST_ROW, MOST_ROWS):
+            yield line, _row(line)
 
     def write_result(self, result: dict[str, Any]) -> None:
         _replace(self.result_file, json.dumps(result, indent=2) + "\n")
@@ -183,7 +237,7 @@ class RunFolder:
     def read_result(self) -> dict[str, Any]:
         """How the run ended; nothing if it has not, or if the file is damaged."""
         try:
-            result = json.loads(self.result_file.read_bytes())
+            result = json.loads(disk.read(self.result_file, LONGEST_RESULT))
         except (OSError, ValueError, RecursionError):
             return {}
         return result if isinstance(result, dict) else {}
@@ -201,13 +255,22 @@ class RunFolder:
     def note(self, text: str) -> None:
         """Add a line to the log; a disk that does not take it ends nothing, but is named once."""
         try:
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(text.rstrip() + "\n")
+            with disk.grow(self.log_file) as file:
+                file.write(f"{printable(text).rstrip()}\n".encode())
             self._noted = True
         except OSError as error:
             if not self._log_fails:
                 warn(f"{self.log_file} cannot be written ({error.strerror}): it will lack lines")
             self._log_fails = True
+
+    def enter(self) -> None:
+        """Before a run goes on here: no folder of it leads elsewhere, what a kill left is removed.
+
+        Raises `OSError`.
+        """
+        for folder in (self.path, self._checkpoints, self.nonfinite):
+            if folder.is_symlink() or folder.exists():
+                disk.sweep(folder, within=self.path)
 
     def remove(self) -> None:
         """Undo `create`: the folder, and those above it that were made for it and are empty."""
@@ -222,6 +285,20 @@ def _replace(path: Path, text: str) -> None:
     replace(path, text.encode())
 
 
+def _thinned(found: Iterable[tuple[bytes, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of at most `KEPT_ROWS` bytes: of longer files every second, fourth, ... and the last."""
+    kept, stride, size, last = list[tuple[int, dict[str, Any]]](), 1, 0, None
+    for number, (line, last) in enumerate(found):
+        if number % stride == 0:
+            kept.append((len(line), last))
+            size += len(line)
+        while size > KEPT_ROWS and len(kept) > 1:
+            kept, stride = kept[::2], 2 * stride
+            size = sum(length for length, _ in kept)
+    rows = [row for _, row in kept]
+    return [*rows, last] if last and rows[-1] is not last else rows
+
+
 def _row(line: bytes) -> dict[str, Any] | None:
     """A line of metrics.jsonl, if it is one."""
     try:
@@ -230,18 +307,19 @@ def _row(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or type(row.get("update")) is not int:
         return None
-    return row if type(row.get("seconds")) in (int, float) else None
+    if type(row.get("seconds")) not in (int, float):
+        return None
+    return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
 
 
-def lost_rows(rows: list[dict[str, Any]], every: int, updates: int, **counter: int) -> str:
+def lost_rows(rows: list[dict[str, Any]], lost: Lost, updates: int, **counter: int) -> str:
     """What the rows up to a state lack or contradict of it, in words; else nothing.
 
     counter: what the state has counted until then, by its name in the rows.
     """
-    lost = sorted(set(range(every, updates + 1, every)) - {row["update"] for row in rows})
-    if lost:
-        count = f"the rows of {len(lost)} updates" if len(lost) > 1 else "the row of one update"
-        span = f"from {lost[0]} to {lost[-1]}" if len(lost) > 1 else f"{lost[0]}"
+    if lost.number:
+        count = f"the rows of {lost.number} updates" if lost.number > 1 else "the row of one update"
+        span = f"from {lost.first} to {lost.last}" if lost.number > 1 else f"{lost.first}"
         return f"metrics.jsonl lacks {count}, {span}: lost, as in a power cut; curves have a gap"
     for name, value in counter.items() if rows and rows[-1]["update"] == updates else ():
         if (logged := rows[-1].get(name)) != value:

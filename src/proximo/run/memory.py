@@ -48,7 +48,7 @@ def check_sizes(config: Config, *, made: bool) -> None:
     """
     env, net = config.env, config.net
     if not net.module:
-        layers = net.hidden[0] + sum(a * b for a, b in pairwise(net.hidden))
+        layers = sum(net.hidden[:1]) + sum(a * b for a, b in pairwise(net.hidden))
         _check_network(config, layers + (net.memory != "none") * net.memory_size**2)
     if made:
         return

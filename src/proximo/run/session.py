@@ -19,6 +19,7 @@ from proximo.envs.agents import AgentWorlds
 from proximo.envs.check import Bounds, Checked, check_vector, check_world
 from proximo.envs.make import (
     NUMBERED,
+    REPLAYED,
     Maker,
     SyncWorlds,
     VectorWorlds,
@@ -37,20 +38,23 @@ from proximo.run.callbacks import (
     Display,
     Evaluate,
     KeepBest,
+    LargeRewards,
+    LoneAdvantages,
     LookAgain,
     Record,
     Save,
     StopAt,
     recent_returns,
 )
-from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
+from proximo.run.checkpoint import Checkpoint, Damaged, Keeper, keep_first
 from proximo.run.choices import choose_backend, choose_device, choose_threads, size
 from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
-from proximo.types import TrainingError, TrainState, UsageError, explain
+from proximo.spaces import check_columns, space_record
+from proximo.types import TrainingError, TrainState, UsageError, explain, faults
 
 
 class Session:
@@ -105,6 +109,8 @@ class Session:
             if isinstance(self.worlds, WorkerWorlds):
                 self.worlds.report = self._restarted
             try:
+                if folder:
+                    list(map(space_record, self.spaces))  # refused before training
                 self.state = self._build(config)
                 self.state.keep = self._keep
                 self._load(start, resume)
@@ -127,6 +133,8 @@ class Session:
         net = self._net or (find(config.net.module) if config.net.module else None)
         agents = self.worlds.agents
         config.check_samples(agents)
+        if self._is_new:
+            config.check_new(agents, self.worlds.action_space)
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
@@ -153,6 +161,7 @@ class Session:
         torch.set_num_threads(1 if engine == "native" else threads)
         run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.config = dataclasses.replace(config, run=run)
+        self.notes += config.algorithm.notes
         if self._is_new and config.env.check:
             self._check()
         state = self._make_state(policy)
@@ -195,14 +204,21 @@ class Session:
     def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> None:
         """What earlier runs hand on."""
         state = self.state
+        if saved := start or resume:
+            with contextlib.suppress(Damaged):  # as older versions wrote some
+                check_columns(saved.spaces, self.spaces)
         if start:
             start.load_policy(self.policy)
             start.load_moments(state)
         if resume:
             resume.load_state(state)
+            whole = not self.worlds.replayable or self.worlds.remembered(state.worlds).all()
             if not self._restored(self.worlds, state):
                 state.reward_return = state.carry = None  # of the episodes that are gone
-                self.notes.append("these worlds cannot be brought back: new episodes begin in them")
+                why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
+                self.notes.append(
+                    f"these worlds cannot be brought back{why}: new episodes begin in them"
+                )
 
     def _cut(self, folder: RunFolder) -> list[dict[str, Any]]:
         """Let the folder tell of this state and no other; returns the rows up to it.
@@ -212,10 +228,11 @@ class Session:
         state, run = self.state, self.config.run
         ended = bool(run.ended_by(vars(state)))
         with writable(folder.path):
+            folder.enter()
             folder.write_config(self.config)  # first: it says whether the run has ended here
-            rows = folder.cut_metrics(state.updates, run.log_every, ended=ended)
+            rows, lost = folder.cut_metrics(state.updates, run.log_every, ended=ended)
             folder.remove_result()
-        if doubt := lost_rows(rows, run.log_every, state.updates, steps=state.steps):
+        if doubt := lost_rows(rows, lost, state.updates, steps=state.steps):
             self.notes.append(doubt)
             self.doubts.append(doubt)
         return rows
@@ -246,6 +263,9 @@ class Session:
             )
         if not (self.checked and not self.checked.within):
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
+        callbacks.append(LoneAdvantages(self._doubt))
+        if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
+            callbacks.append(LargeRewards(self._doubt))
         callbacks += [KeepBest(run.keep_best), *own, self._record]
         if folder:
             keeper = Keeper(folder, run.keep_last, self._warn, resume)
@@ -335,7 +355,7 @@ class Session:
             return worlds.restore(state.worlds)
         except UsageError:
             raise
-        except Exception as error:
+        except faults() as error:
             raise UsageError(
                 f"a world failed while its episode was replayed: {explain(error)}"
             ) from error
@@ -345,7 +365,7 @@ class Session:
             worlds = self.worlds.start()
         except UsageError:
             raise
-        except Exception as error:
+        except faults() as error:
             raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
         run = self.config.run
         optimizer = self.config.algorithm.make_optimizer(policy)
