@@ -46,8 +46,9 @@ ENDS = {
 
 
 def outcome(run):
-    """All that a run comes to, but for the time that it took."""
-    ended = {name: value for name, value in result(run).items() if name != "seconds"}
+    """All that a run comes to, but for the time that it took, and what each process had to say."""
+    apart = ("seconds", "doubts")
+    ended = {name: value for name, value in result(run).items() if name not in apart}
     names = [f"checkpoints/{name}.safetensors" for name in ("last", "best", "update-0")]
     files = [Path(run) / name for name in ("config.toml", *names)]
     return ended, timeless(run), [file.read_bytes() for file in files if file.exists()]
@@ -243,8 +244,8 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_follows_them(here, monk
         safe[about.st_ino] = about.st_size
         sync(handle)
 
-    def replaced(source, target):
-        replace(source, target)
+    def replaced(source, target, **folders):
+        replace(source, target, **folders)
         name = Path(target).name
         if name.startswith(("last", "update-")):
             file = here / "r/metrics.jsonl"

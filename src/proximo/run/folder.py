@@ -108,19 +108,26 @@ class RunFolder:
 
     def is_vacant(self) -> bool:
         """Nothing is here, or only what a run writes before its first checkpoint."""
-        if not self.path.is_dir():
+        try:
+            begun = self._checkpoints.is_dir()  # which `create` makes first
+            return all(begun and self._is_of_a_beginning(path) for path in self.path.iterdir())
+        except OSError:
             return False
-        found = {
-            path.relative_to(self.path).as_posix()
-            for path in self.path.rglob("*")
-            if (path.is_symlink() or not path.is_dir()) and not path.match(".*.partial")
-        }
-        if found and not self._checkpoints.is_dir():
-            return False  # which `create` makes first: somebody has put a file of these names here
-        own = {self._versions_file.name, self.config_file.name, self.log_file.name}
-        own |= {name for name in found if name.startswith("model/") and "safetensors" not in name}
-        own |= {name for name in LINES if name in found and not (self.path / name).stat().st_size}
-        return found <= own and not any((self.path / name).is_symlink() for name in found)
+
+    def _is_of_a_beginning(self, path: Path) -> bool:
+        if path.is_symlink():
+            return False
+        if path.match(".*.partial"):
+            return True
+        if path == self._checkpoints:
+            return all(inner.match(".*.partial") for inner in path.iterdir())
+        if path.name == "model":  # of a language model: what it is, without its weights
+            return not any(
+                inner.is_symlink() or inner.match("*.safetensors*") for inner in path.iterdir()
+            )
+        if path.name in LINES:
+            return not path.stat().st_size
+        return path in (self._versions_file, self.config_file, self.log_file) and path.is_file()
 
     def check_begun(self) -> None:
         """Raises `UsageError` where a run was killed before its first checkpoint."""

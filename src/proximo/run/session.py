@@ -127,7 +127,8 @@ class Session:
                 self.state.keep = self._keep
                 self._load(start, resume)
                 self.callbacks = self._attach(callbacks, resume)
-                self.running = self._timed() if config.run.profile else self.config
+                ended = config.run.ended_by(vars(self.state))  # then there is no time to measure
+                self.running = self._timed() if config.run.profile and not ended else self.config
                 """What the loop runs by: the configuration, with its algorithm timed if asked."""
             except BaseException:
                 self._close()
@@ -238,8 +239,8 @@ class Session:
         ended = bool(run.ended_by(vars(state)))
         with writable(folder.path):
             folder.enter()
+            folder.write_config(self.config)  # first: it says whether the run has ended here
             rows, lost = folder.cut_metrics(state.updates, run.log_every, ended=ended)
-            folder.write_config(self.config)
             folder.remove_result()
         if doubt := lost_rows(rows, lost, state.updates, steps=state.steps):
             self.notes.append(doubt)
