@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,16 +89,8 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         title = name
         place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
         axes = figure.add_subplot(place)
-        if len(groups) == 1:
-            for color, (key, label) in zip(COLORS, curves, strict=False):
-                _draw(axes, runs, key, label if len(curves) > 1 else "", color)
-        else:
-            for group in groups:
-                key = next((key for key, _ in curves if _has(group.runs, key)), "")
-                if key:
-                    count = f" ({len(group.runs)} runs)" if len(group.runs) > 1 else ""
-                    label = f"{group.label}{count}" if index == 0 else ""
-                    _draw(axes, group.runs, key, label, group.color)
+        for members, key, label, color in _lines(groups, curves, labelled=index == 0):
+            _draw(axes, members, key, label, color)
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
             if threshold is not None:
@@ -114,18 +106,15 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
             if len(groups) == 1:
                 raw = [_curve(rows, "return_latest") for rows in runs]
                 x, y = (np.concatenate(values) for values in zip(*raw, strict=True))
-                axes.plot(x, y, ".", color="#86a8cf", markersize=4, zorder=1, label="raw, per update")
+                axes.plot(
+                    x, y, ".", color="#86a8cf", markersize=4, zorder=1, label="raw, per update"
+                )
                 _draw_evaluations(axes, runs)
             if threshold is not None:
                 axes.axhline(threshold, color="#888888", linestyle=":", label="solved")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-    names = ", ".join(dict.fromkeys(config.algorithm.name for config in configs))
-    many = f", seed {configs[0].run.seed}" if len(runs) == 1 else ""
-    if len(runs) > len(groups):
-        mean = f"mean of {len(runs)} runs" if len(groups) == 1 else "means of runs"
-        many = f", {mean} ± one standard deviation"
-    figure.suptitle(f"{names} on {worlds[0] or 'a world made by a program'}{many}", fontsize=12)
+    figure.suptitle(_title(configs, len(groups)), fontsize=12)
     figure.savefig(out, dpi=110)
     plt.close(figure)
     return [note for group in groups for note in _caveats(group, named=len(groups) > 1)]
@@ -137,6 +126,32 @@ class Group(NamedTuple):
     label: str
     runs: list[list[dict[str, Any]]]
     color: str
+
+
+def _lines(
+    groups: Sequence[Group], curves: Sequence[tuple[str, str]], *, labelled: bool
+) -> Iterator[tuple[list[list[dict[str, Any]]], str, str, str]]:
+    """Runs, key, label and color of what a panel shows.
+
+    All readings of a group alone; of several groups the first that each of them has.
+    """
+    if len(groups) == 1:
+        for color, (key, label) in zip(COLORS, curves, strict=False):
+            yield groups[0].runs, key, label if len(curves) > 1 else "", color
+        return
+    for label, runs, color in groups:
+        count = f" ({len(runs)} runs)" if len(runs) > 1 else ""
+        for key in [key for key, _ in curves if _has(runs, key)][:1]:
+            yield runs, key, f"{label}{count}" if labelled else "", color
+
+
+def _title(configs: Sequence[Config], groups: int) -> str:
+    names = ", ".join(dict.fromkeys(config.algorithm.name for config in configs))
+    many = f", seed {configs[0].run.seed}" if len(configs) == 1 else ""
+    if len(configs) > groups:
+        mean = f"mean of {len(configs)} runs" if groups == 1 else "means of runs"
+        many = f", {mean} ± one standard deviation"
+    return f"{names} on {configs[0].env.id or 'a world made by a program'}{many}"
 
 
 def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[str, list[int]]:
@@ -227,21 +242,29 @@ def _together(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
 
 
 def draw_comparison(
-    groups: Mapping[str, Sequence[RunFolder]], out: Path, title: str, threshold: float | None
-) -> list[str]:
-    """Returns over the environment steps, each group of runs as its mean in its range.
+    groups: Mapping[str, Sequence[RunFolder]],
+    scores: Mapping[str, float],
+    out: Path,
+    title: str,
+    threshold: float | None,
+) -> None:
+    """Evaluations over the environment steps, each group of runs as its mean in its range.
 
-    Returns what the reader of the picture should know besides.
+    scores: folder -> what its last policy scored, where its curve ends.
     """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    notes, ends = [], []
+    ends = []
     for color, (name, folders) in zip(itertools.cycle(COLORS), groups.items(), strict=False):
-        curves = [_curve(folder.read_metrics(), "return_mean") for folder in folders]
-        curves = [curve for curve in curves if len(curve[0])]
-        if not curves:
-            notes.append(f"{name} has no curve: no episode ended in its runs")
+        if not folders:
             continue
+        curves = []
+        for folder in folders:
+            rows = folder.read_metrics()
+            end = {"steps": rows[-1]["steps"], "evaluation": scores[str(folder.path)]}
+            curves.append(
+                _curve([row for row in rows if row["steps"] < end["steps"]] + [end], "evaluation")
+            )
         steps, values = _together(curves)
         mean = values.mean(0)
         axes.plot(steps, mean, color=color, linewidth=1.5)
@@ -265,11 +288,10 @@ def draw_comparison(
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("return, mean of the last 100 episodes")
+    axes.set_ylabel("return of an evaluation")
     axes.set_title(title, fontsize=11, loc="left")
     figure.savefig(out, dpi=110)
     plt.close(figure)
-    return notes
 
 
 def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:

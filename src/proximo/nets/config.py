@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from proximo.types import UsageError, check_values, refuse_unused
@@ -112,6 +112,11 @@ class NetConfig:
         for without, names, why in unused:
             if without:
                 refuse_unused("net", self, names, why)
+
+    @property
+    def of_critic(self) -> NetConfig:
+        """The same settings with the critic's widths for the hidden layers."""
+        return self if self.critic_hidden is None else replace(self, hidden=self.critic_hidden)
 
     @property
     def _layers(self) -> bool:

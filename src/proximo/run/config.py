@@ -51,7 +51,19 @@ ALIASES = {
 }
 """What else people call them."""
 
-OFF_POLICY = ("sac", "dqn", "td3", "ddpg", "qrdqn", "c51", "rainbow", "tqc", "crossq", "redq", "her")
+OFF_POLICY = (
+    "sac",
+    "dqn",
+    "td3",
+    "ddpg",
+    "qrdqn",
+    "c51",
+    "rainbow",
+    "tqc",
+    "crossq",
+    "redq",
+    "her",
+)
 """Algorithms that learn from the experience of other policies, of which there is none here."""
 OF_LANGUAGE = {
     "grpo": "ppo --algorithm.advantage grpo --algorithm.normalize-advantage none",
@@ -195,31 +207,38 @@ class Config:
                 f"{rollout.steps}): lower the one or raise the others"
             )
 
+    def check_net(self, actions: gym.Space[Any]) -> None:
+        """Refuse settings of a new net that would do nothing. Raises `UsageError`.
 
-    def check_new(self, agents: int, actions: gym.Space[Any]) -> None:
-        """What a new run is refused, though one that began earlier may go on. Raises `UsageError`.
-
-        agents: in each of the worlds; actions: their space.
+        actions: their space.
         """
         from gymnasium.spaces import Box, Discrete
 
         from proximo.spaces import Actions
 
-        self._check_lone(agents)
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
             q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
             critic=self.algorithm.critic,
         )
 
-    def _check_lone(self, agents: int) -> None:
-        """Advantages standardised over one sample, whose deviation from its own mean is 0."""
+    def check_lone(self, agents: int) -> None:
+        """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
+
+        The deviation of one sample from its own mean is 0. agents: in each of the worlds.
+        """
         algorithm, rollout = self.algorithm, self.rollout
         over = algorithm.normalize_advantage
         stretches = self.net.memory == "none" or self.net.memory_steps == 1
-        steps = 1 if self.env.max_episode_steps == 1 else rollout.steps if not rollout.episodes else 0
+        steps = (
+            1 if self.env.max_episode_steps == 1 else rollout.steps if not rollout.episodes else 0
+        )
         found = ""
-        if over != "none" and not rollout.episodes and self.env.worlds * agents * rollout.steps == 1:
+        if (
+            over != "none"
+            and not rollout.episodes
+            and self.env.worlds * agents * rollout.steps == 1
+        ):
             found = "an update has one sample"
         elif over == "episode" and steps == 1:
             found = "an episode has one step in an update"

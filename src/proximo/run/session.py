@@ -82,7 +82,7 @@ class Session:
         """
         self._folder, self._source, self._display = folder, source, display
         self._net = net
-        self._is_new = resume is None
+        self._is_new, self._start = resume is None, start
         self._world: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
@@ -128,7 +128,10 @@ class Session:
         agents = self.worlds.agents
         config.check_samples(agents)
         if self._is_new:
-            config.check_new(agents, self.worlds.action_space)
+            # One that began earlier may go on as it was, and so may the network of such a run.
+            config.check_lone(agents)
+            if not self._start:
+                config.check_net(self.worlds.action_space)
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
@@ -410,6 +413,8 @@ class Session:
             "best": state.best,
             "seconds": row.get("seconds", 0.0),
         }
+        if "evaluation" in row:  # of the policy as it is now, not of those that came before it
+            result["evaluation"] = row["evaluation"]
         if self.doubts:
             result["doubts"] = self.doubts
         if self.profile:
