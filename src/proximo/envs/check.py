@@ -183,7 +183,7 @@ class _Watch:
             self.notes.setdefault(
                 f"image {name}",
                 f"{name} has the shape of an image, {space.shape}, but is {space.dtype}: it goes "
-                f"through layers of numbers, {np.prod(space.shape):,} of them. As bytes, "
+                f"through layers of numbers, {np.prod(space.shape or ()):,} of them. As bytes, "
                 "Box(0, 255, dtype=np.uint8), it would go through convolutions",
             )
         largest = np.abs(part.astype(np.float64)).max()
