@@ -1,4 +1,4 @@
-"""Advantages that would be standardised alone, and so be 0, still move the policy or are refused."""
+"""Advantages that would be standardised alone, and be 0, move the policy or are refused."""
 
 import gymnasium as gym
 import numpy as np

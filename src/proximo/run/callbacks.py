@@ -250,17 +250,17 @@ class Record:
     def _make_plain(self, metrics: Metrics) -> None:
         """Let what callbacks have added be numbers; what is none is left out, and named once."""
         for name, value in list(metrics.items()):
-            if type(value) is float:
+            if type(name) is str and type(value) is float:
                 continue
             try:
-                metrics[name] = _number(value)
+                metrics[name] = _number(name, value)
             except (TypeError, ValueError, RuntimeError):
                 del metrics[name]
                 if name not in self._left_out:
                     self._left_out.add(name)
                     self._say(
-                        f"metrics[{name!r}] is {value!r:.80}, which is not one number: a callback "
-                        "has put it there, and it is not logged"
+                        f"metrics[{name!r}] is {value!r:.80}, which is not one number with a "
+                        "name: a callback has put it there, and it is not logged"
                     )
 
     def _write(self) -> None:
@@ -280,11 +280,11 @@ def _line(row: Row) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _number(value: Any) -> Any:
+def _number(name: Any, value: Any) -> Any:
     """A reading as JSON can hold it: of a tensor or an array, its one number. Raises if not."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         value = value.item()
-    if not isinstance(value, str | int | float | None):
+    if not (isinstance(name, str) and isinstance(value, str | int | float | None)):
         raise TypeError
     return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 

@@ -207,17 +207,20 @@ class Config:
                 f"{rollout.steps}): lower the one or raise the others"
             )
 
-    def check_net(self, actions: gym.Space[Any]) -> None:
+    def check_net(self, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
         """Refuse settings of a new net that would do nothing. Raises `UsageError`.
 
-        actions: their space.
+        spaces: of observations and actions.
         """
         from gymnasium.spaces import Box, Discrete
 
-        from proximo.spaces import Actions
+        from proximo.spaces import Actions, Observations
+
+        seen, actions = spaces
 
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
+            images=any(leaf.image for leaf in Observations(seen).leaves),
             q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
             critic=self.algorithm.critic,
         )

@@ -131,7 +131,7 @@ class Session:
             # One that began earlier may go on as it was, and so may the network of such a run.
             config.check_lone(agents)
             if not self._start:
-                config.check_net(self.worlds.action_space)
+                config.check_net(self.spaces)
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
