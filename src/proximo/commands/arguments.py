@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
@@ -74,6 +75,22 @@ def _text(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         instance_from_str=lambda words: words[0],
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [printable(value, keep="")],
+    )
+
+
+@REGISTRY.primitive_rule
+def _whole_numbers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Several whole numbers, as many as there are, or `none`."""
+    if set(typing.get_args(info.type)) != {tuple[int, ...], type(None)}:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="INT ...|none",
+        instance_from_str=lambda words: (
+            None if [word.lower() for word in words] == ["none"] else tuple(map(int, words))
+        ),
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["none"] if value is None else list(map(str, value)),
     )
 
 
@@ -128,7 +145,7 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
                 **kwargs,
             )
             if unknown:
-                raise UsageError(message(verb, arguments, unknown, _flags(command, kwargs)))
+                raise UsageError(message(verb, arguments, unknown, _flags(command)))
     finally:
         del os.environ["COLUMNS"]
         if width is not None:
@@ -137,11 +154,21 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
     return fits
 
 
-def _flags(command: type[Any], kwargs: dict[str, Any]) -> set[str]:
+def _flags(command: type[Any], prefix: str = "") -> set[str]:
     """Every flag of a command, without its dashes."""
-    parser = tyro.extras.get_parser(command, **kwargs)
-    words = (word for action in parser._actions for word in action.option_strings)
-    return {word.lstrip("-").replace("_", "-") for word in words}
+    found = set()
+    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+        kind, *marks = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+        if typing.get_origin(hint) is typing.ClassVar or _POSITIONAL in marks:
+            continue
+        if dataclasses.is_dataclass(kind):
+            found |= _flags(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+            continue
+        called = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+        found.add(f"{prefix}{called}".replace("_", "-"))
+        if kind is bool:
+            found.add(f"{prefix}no-{called}".replace("_", "-"))
+    return found
 
 
 def show(text: str, file: TextIO | None = None) -> None:

@@ -112,16 +112,8 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         title = name
         place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
         axes = figure.add_subplot(place)
-        if len(groups) == 1:
-            for color, (key, label) in zip(COLORS, curves, strict=False):
-                _draw(axes, runs, key, label if len(curves) > 1 else "", color)
-        else:
-            for group in groups:
-                key = next((key for key, _ in curves if _has(group.runs, key)), "")
-                if key:
-                    count = f" ({len(group.runs)} runs)" if len(group.runs) > 1 else ""
-                    label = f"{group.label}{count}" if index == 0 else ""
-                    _draw(axes, group.runs, key, label, group.color)
+        for members, key, label, color in _lines(groups, curves, labelled=index == 0):
+            _draw(axes, members, key, label, color)
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
             if threshold is not None:
@@ -145,13 +137,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
                 axes.axhline(threshold, color="#888888", linestyle=":", label="solved")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-    names = ", ".join(dict.fromkeys(config.algorithm.name for config in configs))
-    many = f", seed {configs[0].run.seed}" if len(runs) == 1 else ""
-    if len(runs) > len(groups):
-        mean = f"mean of {len(runs)} runs" if len(groups) == 1 else "means of runs"
-        many = f", {mean} ± one standard deviation"
-    world = printable(worlds[0], keep="") or "a world made by a program"
-    figure.suptitle(f"{names} on {world}{many}", fontsize=12)
+    figure.suptitle(_title(configs, len(groups)), fontsize=12)
     _save(figure, out)
     return [note for group in groups for note in _caveats(group, named=len(groups) > 1)]
 
@@ -162,6 +148,33 @@ class Group(NamedTuple):
     label: str
     runs: list[list[dict[str, Any]]]
     color: str
+
+
+def _lines(
+    groups: Sequence[Group], curves: Sequence[tuple[str, str]], *, labelled: bool
+) -> Iterator[tuple[list[list[dict[str, Any]]], str, str, str]]:
+    """Runs, key, label and color of what a panel shows.
+
+    All readings of a group alone; of several groups the first that each of them has.
+    """
+    if len(groups) == 1:
+        for color, (key, label) in zip(COLORS, curves, strict=False):
+            yield groups[0].runs, key, label if len(curves) > 1 else "", color
+        return
+    for label, runs, color in groups:
+        count = f" ({len(runs)} runs)" if len(runs) > 1 else ""
+        for key in [key for key, _ in curves if _has(runs, key)][:1]:
+            yield runs, key, f"{label}{count}" if labelled else "", color
+
+
+def _title(configs: Sequence[Config], groups: int) -> str:
+    names = ", ".join(dict.fromkeys(config.algorithm.name for config in configs))
+    many = f", seed {configs[0].run.seed}" if len(configs) == 1 else ""
+    if len(configs) > groups:
+        mean = f"mean of {len(configs)} runs" if groups == 1 else "means of runs"
+        many = f", {mean} ± one standard deviation"
+    env = printable(configs[0].env.id, keep="") or "a world made by a program"
+    return f"{names} on {env}{many}"
 
 
 def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[str, list[int]]:
@@ -252,21 +265,29 @@ def _together(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
 
 
 def draw_comparison(
-    groups: Mapping[str, Sequence[RunFolder]], out: Path, title: str, threshold: float | None
-) -> list[str]:
-    """Returns over the environment steps, each group of runs as its mean in its range.
+    groups: Mapping[str, Sequence[RunFolder]],
+    scores: Mapping[str, float],
+    out: Path,
+    title: str,
+    threshold: float | None,
+) -> None:
+    """Evaluations over the environment steps, each group of runs as its mean in its range.
 
-    Returns what the reader of the picture should know besides.
+    scores: folder -> what its last policy scored, where its curve ends.
     """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    notes, ends = [], []
+    ends = []
     for color, (name, folders) in zip(itertools.cycle(COLORS), groups.items(), strict=False):
-        curves = [_curve(folder.read_metrics(), "return_mean") for folder in folders]
-        curves = [curve for curve in curves if len(curve[0])]
-        if not curves:
-            notes.append(f"{name} has no curve: no episode ended in its runs")
+        if not folders:
             continue
+        curves = []
+        for folder in folders:
+            rows = folder.read_metrics()
+            end = {"steps": rows[-1]["steps"], "evaluation": scores[str(folder.path)]}
+            curves.append(
+                _curve([row for row in rows if row["steps"] < end["steps"]] + [end], "evaluation")
+            )
         steps, values = _together(curves)
         mean = values.mean(0)
         axes.plot(steps, mean, color=color, linewidth=1.5)
@@ -290,10 +311,9 @@ def draw_comparison(
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("return, mean of the last 100 episodes")
-    axes.set_title(printable(title, keep=""), fontsize=11, loc="left")
+    axes.set_ylabel("return of an evaluation")
+    axes.set_title(printable(title, keep="\n"), fontsize=11, loc="left")
     _save(figure, out)
-    return notes
 
 
 def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:

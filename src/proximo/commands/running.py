@@ -30,7 +30,9 @@ def begin(
     lines = []
     if preset:
         lines.append(
-            f"settings: preset {preset.name} ({preset.source}); --preset none for defaults"
+            f"settings: preset {preset.name} ({preset.source}"
+            f"{'' if preset.measured(config.env.id) else f'; not measured in {config.env.id}'}); "
+            "--preset none for defaults"
         )
     policy = None
     if start:
@@ -146,11 +148,16 @@ def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[s
     """What the user reads last."""
     lines = in_words(result["profile"]) if "profile" in result else []
     if result["stopped_by"] == "stop_at":
-        goal = f"{config.run.stop_at:g}"
-        lines.append(f"ended early: the smoothed return and an evaluation reached {goal}")
+        lines.append(
+            f"ended early: the smoothed return, {result['return_smoothed']:.1f}, and an evaluation "
+            f"of {config.run.eval_episodes} episodes, {result['evaluation']:.1f}, reached "
+            f"{config.run.stop_at:g}"
+        )
+    elif "evaluation" in result:
+        lines.append(f"evaluation of the last policy: {result['evaluation']:.1f}")
     mean = result["return_mean"]
     score = "no episode ended (does the world have a time limit? see --env.max-episode-steps)"
     if mean is not None:
-        score = f"return {mean:.1f} (last 100 episodes)"
+        score = f"return {mean:.1f} (last 100 episodes of training, with the policies before)"
     lines.append(f"{score} after {result['steps']:,} steps in {result['seconds']:.1f} s")
     return [*lines, f"run folder: {folder.name}"]

@@ -43,6 +43,10 @@ SEED = 3_000_000
 """Of the first episode; training and evaluations begin elsewhere."""
 EXACT = 2**24
 """Up to here a float32 holds every whole number."""
+SMALLEST_SIDE = 8
+"""Of three axes of floats, what a side has that are taken for an image,"""
+MOST_CHANNELS = 16
+"""and what its channels are at most."""
 ENDS = 4
 """Ends of episodes after which the mode of a vector world's resets is known."""
 FIRST = 4
@@ -198,6 +202,13 @@ class _Watch:
                 )
         if isinstance(space, spaces.MultiBinary) and not np.isin(part, (0, 1)).all():
             self.notes.setdefault(name, f"{name} is {_short(part)} at {where}: bits are 0 and 1")
+        if _pictures(space):
+            self.notes.setdefault(
+                f"image {name}",
+                f"{name} has the shape of an image, {space.shape}, but is {space.dtype}: it goes "
+                f"through layers of numbers, {np.prod(space.shape or ()):,} of them. As bytes, "
+                "Box(0, 255, dtype=np.uint8), it would go through convolutions",
+            )
         largest = np.abs(part.astype(np.float64)).max()
         if largest > np.finfo(np.float32).max:
             raise UsageError(
@@ -613,6 +624,15 @@ class _Sampler:
         if not actions.simple:
             return row
         return row.reshape(actions.shape or ()).astype(actions.dtype)[()]
+
+
+def _pictures(space: gym.Space[Any]) -> bool:
+    """Three axes of numbers that are no bytes: two of them sides, the first or last channels."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype == np.uint8:
+        return False
+    channels, side = sorted(space.shape)[:2]
+    outer = min(space.shape[0], space.shape[-1])
+    return channels <= MOST_CHANNELS and channels == outer and side >= SMALLEST_SIDE
 
 
 def _array(value: Any) -> np.ndarray:

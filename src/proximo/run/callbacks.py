@@ -202,17 +202,20 @@ class Record:
         *,
         run: RunConfig,
         threshold: float | None,
-        seconds: float,
+        last: Row,
         steps: int,
         say: Callable[[str], None],
     ) -> None:
-        """say: told once when the disk or the display begins to fail. Raises `OSError`."""
+        """last: the row that was logged last, if there was one; steps: taken so far.
+
+        say: told once when the disk or the display begins to fail. Raises `OSError`.
+        """
         self._file = Lines(folder.metrics_file, say) if folder else None
         self._say = say
         self._folder, self._run, self._display, self._threshold = folder, run, display, threshold
         self._clock = time.perf_counter()
-        self.seconds, self._steps = seconds, steps
-        self.row: Row = {}
+        self.seconds, self._steps = last.get("seconds", 0.0), steps
+        self.row = last if last.get("steps") == steps else {}
         self._recent: Row = {}
         self._written = True
         self._left_out: set[str] = set()
@@ -258,17 +261,17 @@ class Record:
     def _make_plain(self, metrics: Metrics) -> None:
         """Let what callbacks have added be numbers; what is none is left out, and named once."""
         for name, value in list(metrics.items()):
-            if type(value) is float:
+            if type(name) is str and type(value) is float:
                 continue
             try:
-                metrics[name] = _number(value)
+                metrics[name] = _number(name, value)
             except (TypeError, ValueError, RuntimeError):
                 del metrics[name]
                 if name not in self._left_out:
                     self._left_out.add(name)
                     self._say(
-                        f"metrics[{name!r}] is {value!r:.80}, which is not one number: a callback "
-                        "has put it there, and it is not logged"
+                        f"metrics[{name!r}] is {value!r:.80}, which is not one number with a "
+                        "name: a callback has put it there, and it is not logged"
                     )
 
     def _write(self) -> None:
@@ -294,11 +297,11 @@ def _line(row: Row) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _number(value: Any) -> Any:
+def _number(name: Any, value: Any) -> Any:
     """A reading as JSON can hold it: of a tensor or an array, its one number. Raises if not."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         value = value.item()
-    if not isinstance(value, str | int | float | None):
+    if not (isinstance(name, str) and isinstance(value, str | int | float | None)):
         raise TypeError
     return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 

@@ -227,24 +227,29 @@ class Config:
                 f"{rollout.steps}): lower the one or raise the others"
             )
 
-    def check_new(self, agents: int, actions: gym.Space[Any]) -> None:
-        """What a new run is refused, though one that began earlier may go on. Raises `UsageError`.
+    def check_net(self, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
+        """Refuse settings of a new net that would do nothing. Raises `UsageError`.
 
-        agents: in each of the worlds; actions: their space.
+        spaces: of observations and actions.
         """
         from gymnasium.spaces import Box, Discrete
 
-        from proximo.spaces import Actions
+        from proximo.spaces import Actions, Observations
 
-        self._check_lone(agents)
+        seen, actions = spaces
+
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
+            images=any(leaf.image for leaf in Observations(seen).leaves),
             q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
             critic=self.algorithm.critic,
         )
 
-    def _check_lone(self, agents: int) -> None:
-        """Advantages standardised over one sample, whose deviation from its own mean is 0."""
+    def check_lone(self, agents: int) -> None:
+        """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
+
+        The deviation of one sample from its own mean is 0. agents: in each of the worlds.
+        """
         algorithm, rollout = self.algorithm, self.rollout
         over = algorithm.normalize_advantage
         stretches = self.net.memory == "none" or self.net.memory_steps == 1

@@ -89,9 +89,8 @@ class Session:
         source and net stand for the world and the network that the configuration names; what is
         not given is imported by its name.
         """
-        self._folder, self._source, self._display = folder, source, display
-        self._net = net
-        self._is_new = resume is None
+        self._folder, self._source, self._net = folder, source, net
+        self._is_new, self._start, self._display = resume is None, start, display
         self._world: gym.Env | Supervised | None = None
         self._apart: gym.Env | None = None
         """The env that was checked."""
@@ -146,7 +145,10 @@ class Session:
         agents = self.worlds.agents
         config.check_samples(agents)
         if self._is_new:
-            config.check_new(agents, self.worlds.action_space)
+            # One that began earlier may go on as it was, and so may the network of such a run.
+            config.check_lone(agents)
+            if not self._start:
+                config.check_net(self.spaces)
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
@@ -270,7 +272,7 @@ class Session:
                 self._display,
                 run=run,
                 threshold=threshold,
-                seconds=rows[-1]["seconds"] if rows else 0.0,
+                last=rows[-1] if rows else {},
                 steps=state.steps,
                 say=self._warn,
             )
@@ -430,7 +432,7 @@ class Session:
 
         Raises `TrainingError` if the disk does not take it.
         """
-        state = self.state
+        state, row = self.state, self._record.row if self._record else {}
         reason = self.config.run.ended_by(vars(state))
         if stopped and reason in ("", "total_steps"):
             reason = self.interruption
@@ -444,6 +446,8 @@ class Session:
             "best": state.best,
             "seconds": round(self._record.seconds, 3) if self._record else 0.0,
         }
+        if "evaluation" in row:  # of the policy as it is now, not of those that came before it
+            result["evaluation"] = row["evaluation"]
         if self.doubts:
             result["doubts"] = self.doubts
         if self.profile:
