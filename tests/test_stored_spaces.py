@@ -2,6 +2,7 @@
 
 import enum
 import json
+import sys
 from collections import OrderedDict
 
 import gymnasium as gym
@@ -12,9 +13,12 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proximo import NetConfig, UsageError
+from commands.command_line import here, proximo, refusal, succeeded, train_in
+from proximo import PPO, NetConfig, UsageError, load, train
 from proximo.envs.check import _Sampler
+from proximo.named import import_module
 from proximo.nets.heads import make_head
+from proximo.run.checkpoint import Checkpoint, write
 from proximo.spaces import (
     EXACT,
     MASK,
@@ -28,6 +32,8 @@ from proximo.spaces import (
     space_record,
     strangers,
 )
+
+__all__ = ["here"]
 
 
 class Side(enum.Enum):
@@ -420,3 +426,184 @@ def test_numbers_without_room_are_named():
 def test_gymnasium_makes_what_these_tests_rely_on():
     assert list(spaces.Dict(b=spaces.Discrete(2), a=spaces.Discrete(2)).spaces) == ["b", "a"]
     assert gym.spaces.Box(-np.inf, np.inf, (1,), np.int64).bounded_below.tolist() == [False]
+
+
+ENV = '''
+import copy
+import enum
+from collections import OrderedDict
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+
+
+class Side(enum.Enum):
+    LEFT = 1
+    RIGHT = 2
+
+
+class MyBox(spaces.Box):
+    pass
+
+
+def exactly_in(space, action):
+    if isinstance(space, spaces.Dict):
+        same = list(action) == list(space.spaces)
+        return same and all(exactly_in(inner, action[key]) for key, inner in space.spaces.items())
+    if isinstance(space, spaces.Tuple):
+        return len(action) == len(space) and all(map(exactly_in, space.spaces, action))
+    return action.dtype == space.dtype and space.contains(action)
+
+
+class Strict(gym.Env):
+    """Takes actions of its space alone, in its very types and order of keys."""
+
+    observation_space, action_space = BOX, spaces.Discrete(3, start=-2, dtype=np.int8)
+
+    def __init__(self):
+        # With a generator of its own.
+        self.observation_space = copy.deepcopy(self.observation_space)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.time = 0
+        return self.see(), {}
+
+    def see(self):
+        return self.observation_space.sample()
+
+    def step(self, action):
+        assert exactly_in(self.action_space, action), f"{action!r} is not in {self.action_space}"
+        self.time += 1
+        return self.see(), 1.0, self.time == 5, False, {}
+
+
+MASKS = spaces.Dict(OrderedDict(gear=spaces.MultiBinary(3), buttons=spaces.MultiBinary(5)))
+
+
+class Ordered(Strict):
+    """Keys out of the alphabet's order, nested, and a mask by the same keys."""
+
+    action_space = spaces.Dict(
+        OrderedDict(
+            steer=MyBox(-1, 1, (2,), np.float16),
+            gear=spaces.Discrete(3, start=5, dtype=np.uint16),
+            buttons=spaces.Tuple([spaces.MultiBinary([2]), spaces.MultiDiscrete([2, 3], np.uint8)]),
+        )
+    )
+    observation_space = spaces.Dict(
+        velocity=BOX,
+        position=spaces.Box(-np.inf, np.inf, (2,), np.int64),
+        action_mask=MASKS,
+    )
+
+    def see(self):
+        mask = {"gear": np.array([0, 1, 1], np.int8), "buttons": np.ones(5, np.int8)}
+        return super().see() | {"action_mask": mask}
+
+    def step(self, action):
+        assert action["gear"] in (6, 7)
+        return super().step(action)
+
+
+class OddKeys(Strict):
+    """Keys that are no text."""
+
+    observation_space = spaces.Dict(
+        {Side.LEFT: BOX, Side.RIGHT: spaces.Box(0, 2**64 - 1, (1,), np.uint64), (0, 1): BOX, 3: BOX}
+    )
+    action_space = spaces.Dict({Side.LEFT: spaces.Discrete(2, dtype=np.int32), (0, "a/b"): BOX})
+
+
+class Key:
+    pass
+
+
+class Unheard(Strict):
+    observation_space = spaces.Dict({Key(): BOX})
+
+
+class Swapped(Ordered):
+    observation_space = spaces.Dict(
+        [(key, Ordered.observation_space[key]) for key in ("position", "velocity", "action_mask")]
+    )
+'''
+
+
+@pytest.fixture
+def strict(here):
+    (here / "strict.py").write_text(ENV)
+    yield import_module("strict:Strict")
+    del sys.modules["strict"]
+
+
+@pytest.mark.parametrize("name", ["Strict", "Ordered", "OddKeys"])
+def test_every_verb_and_every_process_sees_the_same_space(strict, here, name):
+    env, made = f"strict:{name}", getattr(strict, name)
+    evaluated = ["--run.eval-every", "2", "--run.eval-episodes", "1", "--quiet"]
+    succeeded(train_in(env, *evaluated, "--run-dir", "s", "--run.engine", "torch", steps=128))
+    agent = load("s")
+    assert in_full(agent.obs_space) == in_full(made.observation_space)
+    assert in_full(agent.action_space) == in_full(made.action_space)
+    assert exactly_in(made.action_space, agent.act(made().reset(seed=1)[0]))
+    processes = ["--env.backend", "workers", "--env.processes", "1", *evaluated]
+    succeeded(train_in(env, *processes, "--run-dir", "w", "--run.engine", "torch", steps=128))
+    ours, theirs = (Checkpoint(here / run / "checkpoints/last.safetensors") for run in "sw")
+    assert theirs.record["spaces"] == ours.record["spaces"]
+    assert theirs.tensors.keys() == ours.tensors.keys()
+    for key, tensor in ours.tensors.items():
+        torch.testing.assert_close(theirs.tensors[key], tensor, rtol=0, atol=0)
+    succeeded(train_in(env, "--run-dir", "n", "--run.engine", "native", "--quiet", steps=64))
+    succeeded(proximo("resume", "n", "--env", env, "--total-steps", "128", "--quiet"))
+    succeeded(proximo("eval", "n", "--env", env, "--episodes", "1"))
+    succeeded(proximo("check", env, "--steps", "20"))
+
+
+def test_an_exported_policy_has_the_keys_in_their_order(strict, here):
+    pytest.importorskip("onnxscript", reason="export is an extra")
+    made = strict.OddKeys
+    train(made, PPO(minibatch_size=32, epochs=1), worlds=2, total_steps=64, run_dir="r")
+    found = load("r").export(here / "policy.onnx")
+    names = [put.rsplit(" [")[0].rsplit(" ", 1)[0] for put in found.inputs]
+    assert names == ["obs/Side.LEFT", "obs/Side.RIGHT", "obs/(0, 1)", "obs/3"]
+    assert [put.rsplit(" [")[0].rsplit(" ", 1)[0] for put in found.outputs[:-1]] == [
+        "action/Side.LEFT",
+        "action/(0, 'a/b')",
+    ]
+
+
+def test_what_no_file_can_hold_is_refused_before_training_and_nothing_is_left(strict, here):
+    for backend in (["--run-dir", "r"], ["--env.backend", "workers"]):
+        message = refusal(train_in("strict:Unheard", "--quiet", *backend))
+        assert "has the key <strict.Key object" in message
+        assert "use text, a number, a member of an Enum" in message
+    assert not (here / "r").exists()
+    train(strict.Unheard, PPO(minibatch_size=32, epochs=1), worlds=2, total_steps=64)
+
+
+def test_a_run_goes_on_only_where_its_columns_mean_the_same(strict):
+    succeeded(train_in("strict:Ordered", "--run-dir", "r", "--quiet"))
+    message = refusal(proximo("resume", "r", "--env", "strict:Swapped", "--total-steps", "1024"))
+    assert "the same keys in the same order" in message
+    refusal(train_in("strict:Swapped", "--from", "r", "--run-dir", "new", "--quiet"))
+    succeeded(proximo("eval", "r", "--env", "strict:Swapped", "--episodes", "2"))  # by its keys
+
+
+def test_a_run_that_logged_its_choices_as_int64_goes_on(strict, here):
+    """As older versions did, whatever the space said; its type was not stored either."""
+    path = here / "r/checkpoints/last.safetensors"
+    succeeded(train_in("strict:Strict", "--run-dir", "r", "--quiet"))
+    saved = Checkpoint(path)
+    logs = [name for name in saved.tensors if name.startswith("worlds.actions.")]
+    assert logs
+    assert all(saved.tensors[name].dtype is torch.int8 for name in logs)
+    record = {key: part for key, part in saved.record.items() if key != "schema"}
+    del record["spaces"][1]["dtype"]
+    write(path, saved.tensors | {name: saved.tensors[name].long() for name in logs}, record)
+    words = ("resume", "r", "--env", "strict:Strict", "--quiet", "--total-steps")
+    assert "new episodes" not in succeeded(proximo(*words, "1024")).out
+    assert load("r").action_space == strict.Strict.action_space

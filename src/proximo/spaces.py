@@ -279,7 +279,7 @@ class Observations:
                 part = drawn.integers(256, size=shape)
             else:  # of moderate size, for where there are no bounds
                 part = np.clip(drawn.standard_normal(shape), space.low, space.high)
-            parts.append(part.astype(space.dtype))
+            parts.append(part.astype(native(space.dtype)))
         return parts
 
     def rows(self, parts: list[np.ndarray]) -> np.ndarray:
