@@ -595,7 +595,7 @@ class _Sampler:
         legal: [choices] bool.
         """
         actions = self._actions
-        row = np.empty(sum(leaf.end - leaf.begin for leaf in actions.leaves))
+        row = np.empty(actions.leaves[-1].end, actions.dtype)
         begin = 0
         for leaf, own in zip(actions.leaves, self._spaces, strict=True):
             space: Any = own
@@ -615,15 +615,15 @@ class _Sampler:
                         "until the episode has ended, and there is one entry for each choice of "
                         f"{actions.space}"
                     )
-                row[column] = start + self._drawn.choice(allowed)
+                row[column] = start + int(self._drawn.choice(allowed))
         if legal is not None and begin != len(legal):
             raise UsageError(
                 f"its {MASK} has {len(legal)} entries, but {actions.space} has {begin} things to "
                 "choose from: it needs one entry for each"
             )
-        if not actions.simple:
+        if not actions.single:
             return row
-        return row.reshape(actions.shape or ()).astype(actions.dtype)[()]
+        return row.reshape(actions.shape or ())[()]
 
 
 def _pictures(space: gym.Space[Any]) -> bool:
