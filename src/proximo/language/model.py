@@ -27,7 +27,7 @@ from proximo.language.config import ModelConfig, Sampling, TrainingConfig
 from proximo.language.data import Sequences, content, pack
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError
+from proximo.types import UsageError, explain
 
 END, UNKNOWN = "<end>", "<unknown>"
 """Tokens of a tiny model that are no symbol of the data."""
@@ -323,6 +323,21 @@ class LanguageModel(nn.Module):
             )
         return out.logits.float(), hidden.float()
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token knows nothing of the next one, as one of BERT does: tried out."""
+        tokens = torch.zeros(2, 2, dtype=torch.int64, device=self.device)
+        tokens[1, 1] = 1
+        with torch.no_grad():
+            out = self.net(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                position_ids=torch.arange(2, device=self.device).expand(2, 2),
+                use_cache=False,
+            )
+        first = out.logits[:, 0].float()
+        return bool((first[0] - first[1]).abs().max() <= 1e-5 * (first.max() - first.min()))
+
     @cached_property
     def packs(self) -> bool:
         """Whether sequences that share a row do not see each other: tried out on two.
@@ -595,7 +610,13 @@ class Blueprint:
             )
         except (OSError, ValueError) as error:
             raise UsageError(f"the model {self._weights} cannot be loaded: {error}") from error
-        return LanguageModel(net, self.tokenizer)
+        found = LanguageModel(net, self.tokenizer)
+        if not found.causal:
+            raise UsageError(
+                f"the model {self._weights} is a {type(net).__name__} that reads what comes later "
+                "too: give a causal language model"
+            )
+        return found
 
 
 def context(config: Any) -> int | None:
@@ -634,10 +655,20 @@ def read_blueprint(folder: Path | str) -> Blueprint:
             "run of proximo lm, or tiny"
         ) from error
     check_fit(tokenizer, settings.get_text_config().vocab_size)
-    generation = None
-    with contextlib.suppress(OSError):  # not every model has them
-        generation = library.GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return Blueprint(tokenizer, settings, folder, generation)
+    return Blueprint(tokenizer, settings, folder, _generation(folder, len(tokenizer)))
+
+
+def _generation(folder: Path | str, known: int) -> Any:
+    """Of generation_config.json, which not every model has. Raises `UsageError`."""
+    try:
+        found = _transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
+        declared_ends(found, known)
+    except Exception as error:
+        file = Path(folder) / "generation_config.json"
+        if isinstance(error, OSError) and not file.is_file():
+            return None
+        raise UsageError(f"{file} cannot be read: {explain(error)}") from error
+    return found
 
 
 def load_model(path: str | Path) -> LanguageModel:
