@@ -88,13 +88,15 @@ class Tokenizer:
         if not isinstance(prompt, str):
             return self.plain(self._chat(prompt, options, reply=True))
         ids: list[int] = self.inner(prompt)["input_ids"]
-        text = self.plain(prompt)
-        # Some tokenizers close every text; a prompt goes on.
-        if ids[-1:] == [self.end] and text[-1:] != [self.end]:
-            ids = ids[:-1]
-        # What the tokenizer puts before every text may be there: a chat template wrote it.
-        begun = len(ids) - len(text)
-        return text if ids[:begun] == text[:begun] else ids
+        if ids[-1:] == [self.end]:  # some tokenizers close every text; a prompt goes on
+            text = self.plain(prompt)
+            ids = ids[:-1] if ids[len(ids) - 1 - len(text) : -1] == text else ids
+        # A text that a chat template wrote begins by itself with what is put before every text.
+        if any(ids[:n] == ids[n : 2 * n] for n in (1, 2, 3)):
+            text = self.plain(prompt)
+            added = len(ids) - len(text)
+            ids = text if ids[:added] == text[:added] else ids
+        return ids
 
     def answer(
         self, prompt: str | Chat, answer: str | Chat, options: Mapping[str, Any] = NOTHING
@@ -438,12 +440,16 @@ class LanguageModel(nn.Module):
     def save(self, folder: Path, *, weights: bool = True) -> None:
         """Write a folder that transformers reads; without weights, what the model is."""
         net: Any = merged(self.net) if weights and adapted(self.net) else self.net
-        if weights:
-            net.save_pretrained(folder)
-        else:
-            net.config.save_pretrained(folder)
-            if self.generation is not None:
-                self.generation.save_pretrained(folder)
+        own = self.generation
+        try:
+            if own is not None:  # transformers loads settings that it then refuses to write
+                net.generation_config = type(own)()
+            (net if weights else net.config).save_pretrained(folder)
+        finally:
+            if own is not None:
+                net.generation_config = own
+        if own is not None:
+            own.to_json_file(folder / "generation_config.json")
         self.tokenizer.save_pretrained(folder)
 
 
