@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from proximo.language import LanguageModel, Sampling, tiny
+from proximo.language import LanguageModel, Sampling, load_model, tiny
 from proximo.language.data import Sequences
 from proximo.language.experience import check_drawn, judge
 from proximo.language.generate import generate
@@ -236,6 +236,13 @@ def test_other_architectures_agree_too(lm, kind, more):
     drawn = draw(other, sampling)
     old = judged(other, drawn, sampling, 2)
     torch.testing.assert_close(drawn.log_prob, old.log_prob, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_reads_what_comes_later_is_refused(lm, tmp_path):
+    """The folder of a masked model: transformers takes it for a causal one, with a warning."""
+    make("Bert", lm).save(tmp_path)
+    with pytest.raises(UsageError, match="is a BertLMHeadModel that reads what comes later too"):
+        load_model(tmp_path)
 
 
 def test_a_model_that_takes_no_positions_is_refused(lm):

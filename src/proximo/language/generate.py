@@ -102,18 +102,17 @@ def _draw(
         if not left or t + 1 == sampling.max_tokens:
             break
         cache = out.cache
-        read = torch.cat([read, token.unsqueeze(-1)], -1)
-        positions = torch.cat([positions, positions[:, -1:] + 1], -1)
+        token, place = token.unsqueeze(-1), positions[:, -1:] + 1
+        if cache is None:  # a model that keeps nothing reads everything again
+            token, place = torch.cat([read, token], -1), torch.cat([positions, place], -1)
+        read, positions = token, place
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], -1)
         if left <= LEFT * len(rows) and (cache is None or lm.select):
             kept = (~over).nonzero().squeeze(-1)
             rows, read, positions, mask = rows[kept], read[kept], positions[kept], mask[kept]
             if cache is not None:
                 getattr(cache, lm.select)(kept)
-        if cache is None:  # a model that keeps nothing reads everything again
-            out = lm(read, mask, positions)
-        else:
-            out = lm(read[:, -1:], mask, positions[:, -1:], cache=cache)
+        out = lm(read, mask, positions, cache=cache)
     found = zip(tokens.tolist(), log_probs.tolist(), lengths.tolist(), strict=True)
     drawn = [list(zip(ids, lps, strict=True))[:count] for ids, lps, count in found]
     return drawn, stopped

@@ -39,7 +39,7 @@ from proximo.language.data import Sequences, content, pack
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.disk import check_regular, filling, read
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError, printable
+from proximo.types import UsageError, explain, printable
 
 END, UNKNOWN = "<end>", "<unknown>"
 """Tokens of a tiny model that are no symbol of the data."""
@@ -108,13 +108,15 @@ class Tokenizer:
         if not isinstance(prompt, str):
             return self.plain(self._chat(prompt, options, reply=True))
         ids: list[int] = self.inner(prompt)["input_ids"]
-        text = self.plain(prompt)
-        # Some tokenizers close every text; a prompt goes on.
-        if ids[-1:] == [self.end] and text[-1:] != [self.end]:
-            ids = ids[:-1]
-        # What the tokenizer puts before every text may be there: a chat template wrote it.
-        begun = len(ids) - len(text)
-        return text if ids[:begun] == text[:begun] else ids
+        if ids[-1:] == [self.end]:  # some tokenizers close every text; a prompt goes on
+            text = self.plain(prompt)
+            ids = ids[:-1] if ids[len(ids) - 1 - len(text) : -1] == text else ids
+        # A text that a chat template wrote begins by itself with what is put before every text.
+        if any(ids[:n] == ids[n : 2 * n] for n in (1, 2, 3)):
+            text = self.plain(prompt)
+            added = len(ids) - len(text)
+            ids = text if ids[:added] == text[:added] else ids
+        return ids
 
     def answer(
         self, prompt: str | Chat, answer: str | Chat, options: Mapping[str, Any] = NOTHING
@@ -343,6 +345,21 @@ class LanguageModel(nn.Module):
             )
         return out.logits.float(), hidden.float()
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token knows nothing of the next one, as one of BERT does: tried out."""
+        tokens = torch.zeros(2, 2, dtype=torch.int64, device=self.device)
+        tokens[1, 1] = 1
+        with torch.no_grad():
+            out = self.net(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                position_ids=torch.arange(2, device=self.device).expand(2, 2),
+                use_cache=False,
+            )
+        first = out.logits[:, 0].float()
+        return bool((first[0] - first[1]).abs().max() <= 1e-5 * (first.max() - first.min()))
+
     @cached_property
     def packs(self) -> bool:
         """Whether sequences that share a row do not see each other: tried out on two.
@@ -446,13 +463,17 @@ class LanguageModel(nn.Module):
         within: as for `disk.replace`. Raises `OSError`.
         """
         net: Any = merged(self.net) if weights and adapted(self.net) else self.net
+        own = self.generation
         with filling(folder, within) as place:
-            if weights:
-                net.save_pretrained(place)
-            else:
-                net.config.save_pretrained(place)
-                if self.generation is not None:
-                    self.generation.save_pretrained(place)
+            try:
+                if own is not None:  # transformers loads settings that it then refuses to write
+                    net.generation_config = type(own)()
+                (net if weights else net.config).save_pretrained(place)
+            finally:
+                if own is not None:
+                    net.generation_config = own
+            if own is not None:
+                own.to_json_file(place / "generation_config.json")
             self.tokenizer.save_pretrained(place)
 
 
@@ -629,7 +650,13 @@ class Blueprint:
             raise
         except Exception as error:  # a forged file may raise anything
             raise UsageError(f"the model {self._weights} cannot be loaded: {error}") from error
-        return LanguageModel(net, self.tokenizer)
+        found = LanguageModel(net, self.tokenizer)
+        if not found.causal:
+            raise UsageError(
+                f"the model {self._weights} is a {type(net).__name__} that reads what comes later "
+                "too: give a causal language model"
+            )
+        return found
 
 
 def context(config: Any) -> int | None:
@@ -673,9 +700,6 @@ def read_blueprint(folder: Path | str) -> Blueprint:
         settings = library.AutoConfig.from_pretrained(place, **UNTRUSTED)
         tokenizer = library.AutoTokenizer.from_pretrained(place, **UNTRUSTED)
         check_fit(tokenizer, settings.get_text_config().vocab_size)
-        generation = None
-        with contextlib.suppress(OSError):  # not every model has them
-            generation = library.GenerationConfig.from_pretrained(place, local_files_only=True)
     except UsageError:
         raise
     except Exception as error:  # a forged file may raise anything
@@ -686,7 +710,21 @@ def read_blueprint(folder: Path | str) -> Blueprint:
             f"there is no model {str(folder)!r} ({why}): give a folder that transformers reads, a "
             "run of proximo lm, or tiny"
         ) from error
-    return Blueprint(tokenizer, settings, place, generation=generation, adapter=read_adapter(place))
+    found = _generation(place, len(tokenizer))
+    return Blueprint(tokenizer, settings, place, generation=found, adapter=read_adapter(place))
+
+
+def _generation(folder: Path, known: int) -> Any:
+    """Of generation_config.json, which not every model has. Raises `UsageError`."""
+    file = folder / "generation_config.json"
+    try:
+        found = _transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
+        declared_ends(found, known)
+    except Exception as error:
+        if isinstance(error, OSError) and not file.is_file():
+            return None
+        raise UsageError(f"{file} cannot be read: {explain(error)}") from error
+    return found
 
 
 def _check_files(folder: Path) -> None:

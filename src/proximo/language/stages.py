@@ -80,7 +80,12 @@ class Result:
         return complete(self.lm, prompts, sampling or own, seed=seed)
 
     def save(self, folder: str | Path) -> None:
-        """Write the language model as a folder that transformers reads."""
+        """Write the language model as a folder that transformers reads. Raises `UsageError`."""
+        if self.reward is not None:
+            raise UsageError(
+                "a reward model is no language model that transformers reads: give fit_reward a "
+                "run_dir, and read it from there by load_reward"
+            )
         self.lm.save(Path(folder))
 
 
