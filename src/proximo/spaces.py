@@ -246,10 +246,7 @@ class Actions:
         self.dtype = np.dtype(space.dtype if self.simple else np.float64)
 
     def given(self, row: Any) -> Any:
-        """The action, or the batch, that lies in an array, in memory of its own.
-
-        An env may keep it and change it.
-        """
+        """The action, or the batch, that lies in an array, for an env to keep and to change."""
         return row.copy() if self.simple else self.nested(row)
 
     def nested(self, row: Any) -> Any:
