@@ -8,9 +8,9 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from commands.command_line import SMALL, here, proximo, succeeded
-from proximo import PPO, NetConfig, RolloutConfig, UsageError, train
+from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, train
 from proximo.envs.check import check_vector
-from proximo.envs.make import VectorWorlds
+from proximo.envs.make import VectorWorlds, make_worlds
 from proximo.run.checkpoint import Checkpoint
 
 __all__ = ["here"]
@@ -148,11 +148,11 @@ def test_final_observations_that_a_reset_writes_over_are_refused_leaf_by_leaf(ki
 class Batch(VectorEnv):
     """Three counters; final_obs is the batch itself, over which the reset then writes.
 
-    leaf: whether that is so of the time; it is never of the place.
+    leaf: whether that is so of the time; it is never of the place. of: makes the arrays' kind.
     """
 
-    def __init__(self, leaf):
-        self.num_envs, self.leaf, self.metadata = 3, leaf, {"autoreset_mode": SAME}
+    def __init__(self, leaf, of=np.asarray):
+        self.of, self.num_envs, self.leaf, self.metadata = of, 3, leaf, {"autoreset_mode": SAME}
         self.single_action_space = spaces.Discrete(2)
         box = spaces.Box(0, 99, (1,), np.float32)
         self.single_observation_space = spaces.Dict(place=box, time=box)
@@ -161,7 +161,11 @@ class Batch(VectorEnv):
     def reset(self, *, seed=None, options=None):
         for part in self.seen.values():
             part[:] = 0
-        return self.seen, {}
+        return self.give(self.seen), {}
+
+    def give(self, parts):
+        """The same memory, as an array or a tensor."""
+        return {key: self.of(part) for key, part in parts.items()}
 
     def step(self, actions):
         self.seen["time"] += 1
@@ -171,14 +175,19 @@ class Batch(VectorEnv):
         final["place"] = self.seen["place"].copy()
         for part in self.seen.values():
             part[over] = 0
-        info = {"final_obs": final} if over.any() else {}
-        return self.seen, np.ones(3), over, np.zeros(3, bool), info
+        info = {"final_obs": self.give(final)} if over.any() else {}
+        numbers = (self.of(x) for x in (np.ones(3), over, np.zeros(3, bool)))
+        return self.give(self.seen), *numbers, info
 
 
-def test_so_are_those_of_a_vector_env_of_ones_own():
+@pytest.mark.parametrize("of", [np.asarray, torch.from_numpy])
+def test_so_are_those_of_a_vector_env_of_ones_own(of):
+    def check(leaf):
+        check_vector(make_worlds(EnvConfig(), 0, Batch(leaf, of)))
+
     with pytest.raises(UsageError, match="returned for time, so that"):
-        check_vector(VectorWorlds(Batch(leaf=True), 0))
-    check_vector(VectorWorlds(Batch(leaf=False), 0))
+        check(leaf=True)
+    check(leaf=False)
 
 
 class Foreign:
