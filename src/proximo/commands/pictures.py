@@ -274,7 +274,7 @@ class Video:
     def watch(self) -> None:
         """Take a picture of the world as it stands now."""
         if self.frames % self._stride == 0:
-            frame = np.array(self._world.render())  # the world may draw over its own
+            frame = np.asarray(self._world.render())
             height, width = (side // 2 * 2 for side in frame.shape[:2])  # mp4 wants even sides
             self._writer.append_data(frame if self._gif else frame[:height, :width])
         self.frames += 1
