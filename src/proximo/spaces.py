@@ -414,10 +414,7 @@ class Actions:
         return [leaf for leaf in self.leaves if _fixed(leaf.space).any()]
 
     def given(self, row: Any) -> Any:
-        """The action, or the batch, that lies in an array, in memory of its own.
-
-        An env may keep it and change it.
-        """
+        """The action, or the batch, that lies in an array, for an env to keep and to change."""
         return row.copy() if self.simple else self.nested(row)
 
     def nested(self, row: Any) -> Any:

@@ -2,9 +2,11 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from commands.command_line import proximo, refusal, succeeded, train_in
+from proximo.commands.pictures import Video
 
 imageio = pytest.importorskip("imageio.v3", reason="pictures are an extra")
 ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="pictures are an extra")
@@ -89,3 +91,19 @@ def test_play_refuses(here, trained, words, parts):
     message = refusal(proximo("play", trained, "--video", "replay.gif", *words))
     for part in parts:
         assert part in message
+
+
+def test_a_world_may_draw_every_picture_in_one_and_the_same_array(tmp_path):
+    class Canvas:
+        picture = np.zeros((16, 16, 3), np.uint8)
+
+        def render(self):
+            self.picture += 60
+            return self.picture
+
+    video = Video(tmp_path / "r.gif", 10.0, Canvas())
+    for _ in range(3):
+        video.watch()
+    video.close()
+    shown = imageio.imread(tmp_path / "r.gif", index=None)
+    assert [int(picture.max()) for picture in shown] == pytest.approx([60, 120, 180], abs=2)

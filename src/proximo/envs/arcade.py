@@ -98,14 +98,14 @@ class ArcadeWorlds(Worlds):
             options={"reset_mask": which},
         )
         self._lives = np.where(which, info["lives"], self._lives)
-        return np.asarray(obs)
+        return np.array(obs)
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        obs, steps.reward[t], terminated, truncated, info = self._games.step(steps.taken[t])
+        obs, steps.reward[t], terminated, truncated, info = self._games.step(steps.taken[t].copy())
         lives = info["lives"]
         lost = terminated & (lives > 0) & (lives < self._lives) & self._goes_on
         over = (terminated & ~lost) | truncated
-        self._lives = lives
+        self._lives = lives.copy()
         steps.obs[t + 1] = obs
         steps.terminated[t], steps.ended[t] = terminated, over | lost
         if over.any():

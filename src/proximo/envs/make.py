@@ -147,8 +147,6 @@ class SyncWorlds(Worlds):
         check_spaces(envs[0])
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
         self._envs, self._seed, self._first = envs, seed, first
-        # A choice is a number, in which there is nothing that an env could change.
-        self._given = None if self.actions.shape == () else self.actions.given
         self._steps = [env.step for env in envs]
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
@@ -173,9 +171,11 @@ class SyncWorlds(Worlds):
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         obs, reward = steps.obs[t + 1], steps.reward[t]
-        plain, given = self._plain, self._given
-        for i, (world_step, action) in enumerate(zip(self._steps, steps.taken[t], strict=True)):
-            answer = world_step(given(action) if given else action)
+        plain, taken = self._plain, steps.taken[t]
+        # One copy for all of them: an env may keep its part of it, and change it.
+        given = taken.copy() if self.actions.simple else map(self.actions.nested, taken)
+        for i, (world_step, action) in enumerate(zip(self._steps, given, strict=True)):
+            answer = world_step(action)
             try:
                 seen, reward[i], over, cut, _ = answer
                 if plain:
