@@ -53,11 +53,19 @@ def check_values(section: str, settings: object) -> None:
             raise UsageError(f"{section}.{name} is {value!r}: {wrong}")
 
 
+def check_utf8(name: str) -> None:
+    """Refuse a name with bytes that are not UTF-8, which no file of ours can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name!a} is not UTF-8: rename it, or give another name") from error
+
+
 def explain(error: BaseException) -> str:
     """An exception of the user's code in one line: type, message, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{': '.join(filter(None, (type(error).__name__, str(error))))}{where}"
 
 
 def faults() -> tuple[type[BaseException], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,10 +43,15 @@ def _extra(module: str) -> Any:
         raise UsageError(f'pictures need {error.name}: pip install "proximo[pictures]"') from error
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, which draws into files. Raises `UsageError` where it is missing."""
-    _extra("matplotlib").use("Agg")
-    return _extra("matplotlib.pyplot")
+def figure(**settings: Any) -> Any:
+    """A figure for a file, which needs no backend. Raises `UsageError` without matplotlib."""
+    # As a notebook sets it, for a backend that may not be installed here: it is read on import.
+    chosen = os.environ.pop("MPLBACKEND", None)
+    try:
+        return _extra("matplotlib.figure").Figure(**settings, layout="constrained")
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
 
 
 def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
@@ -55,7 +61,6 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
 
     Raises `UsageError` for a run without metrics, and for runs of different worlds.
     """
-    plt = pyplot()
     runs = [folder.read_metrics() for folder in folders]
     for folder, rows in zip(folders, runs, strict=True):
         if not rows:
@@ -71,14 +76,14 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     ]
     thresholds = {success_threshold(config) for config in configs}
     threshold = thresholds.pop() if len(thresholds) == 1 else None
-    figure = plt.figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)), layout="constrained")
-    grid = figure.add_gridspec(
+    drawn = figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)))
+    grid = drawn.add_gridspec(
         1 + -(-(len(panels) - 1) // 3), 3, height_ratios=[1.7] + [1] * (-(-(len(panels) - 1) // 3))
     )
     for index, (name, curves) in enumerate(panels):
         title = name
         place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
-        axes = figure.add_subplot(place)
+        axes = drawn.add_subplot(place)
         for color, (key, label) in zip(COLORS, curves, strict=False):
             _draw(axes, runs, key, label if len(curves) > 1 else "", color)
         if title == "success rate":
@@ -88,7 +93,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
+        axes.xaxis.set_major_formatter(_thousands)
         axes.set_xlabel("environment steps", fontsize=8)
         axes.tick_params(labelsize=8)
         if title == "return":
@@ -105,12 +110,11 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         if len(runs) > 1
         else f", seed {configs[0].run.seed}"
     )
-    figure.suptitle(
+    drawn.suptitle(
         f"{configs[0].algorithm.name} on {worlds[0] or 'a world made by a program'}{many}",
         fontsize=12,
     )
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    drawn.savefig(out, dpi=110)
     return _caveats(runs, configs)
 
 
@@ -170,8 +174,8 @@ def draw_comparison(
 
     Returns what the reader of the picture should know besides.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    drawn = figure(figsize=(9, 5))
+    axes = drawn.subplots()
     notes, ends = [], []
     for color, (name, folders) in zip(itertools.cycle(COLORS), groups.items(), strict=False):
         curves = [_curve(folder.read_metrics(), "return_mean") for folder in folders]
@@ -200,12 +204,11 @@ def draw_comparison(
     _name_ends(axes, ends)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
+    axes.xaxis.set_major_formatter(_thousands)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return, mean of the last 100 episodes")
     axes.set_title(title, fontsize=11, loc="left")
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    drawn.savefig(out, dpi=110)
     return notes
 
 

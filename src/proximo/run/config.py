@@ -249,11 +249,17 @@ def read_tables(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LONGEST_FILE:
             raise UsageError(f"the configuration {path} has more than {LONGEST_FILE:,} bytes")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the configuration {path} is not TOML: {error}") from error
+    if not tables:
+        raise UsageError(
+            f"the configuration {path} is empty, so nothing says what was trained: bring back a "
+            "copy of it, or begin a new run"
+        )
+    return tables
 
 
 def to_toml(config: Any) -> str:
