@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -58,15 +59,19 @@ def evaluate(
     episodes: int,
     seed: int,
     deterministic: bool = True,
+    watch: Callable[[int], None] = lambda episode: None,
 ) -> Scores:
     """Play episodes 0..episodes-1, number i from seed + i.
 
     One world, one row per forward: an episode's result depends on its seed and on nothing else.
     In a world of several agents each one's part of an episode counts as one, as in training.
-    The policy and its moments are not changed. Raises `UsageError` if the world fails.
+    The policy and its moments are not changed. watch: called in every state, with i. Raises
+    `UsageError` if the world fails.
     """
     played = [
-        one for i in range(episodes) for one in play_episode(policy, world, seed + i, deterministic)
+        one
+        for i in range(episodes)
+        for one in play_episode(policy, world, seed + i, deterministic, partial(watch, i))
     ]
     return Scores(tuple(played), seed, deterministic)
 
@@ -212,8 +217,17 @@ class Supervised:
             finals=[],
         )
 
-    def play(self, begin: Callable[[], Act], *, episodes: int, seed: int) -> Scores:
+    def play(
+        self,
+        begin: Callable[[], Act],
+        *,
+        episodes: int,
+        seed: int,
+        watch: Callable[[int], None] = lambda episode: None,
+    ) -> Scores:
         """Episodes from these seeds; `begin` gives what acts for an agent in one of them.
+
+        watch: called at every step, with the number of episodes before this one.
 
         Raises `UsageError` if the world has failed once too often.
         """
@@ -221,13 +235,15 @@ class Supervised:
         self._worlds.fresh(self._state)
         self._steps.obs[0] = self._state.obs
         played: list[Episode] = []
-        while episodes:
-            parts = self._play([begin() for _ in range(self._worlds.count)])
+        done = 0
+        while done < episodes:
+            acts = [begin() for _ in range(self._worlds.count)]
+            parts = self._play(acts, partial(watch, done))
             played += parts
-            episodes -= bool(parts)
+            done += bool(parts)
         return Scores(tuple(played), seed, True)
 
-    def _play(self, acts: list[Act]) -> list[Episode]:
+    def _play(self, acts: list[Act], watch: Callable[[], None]) -> list[Episode]:
         """One episode, of every agent; nothing if the world fails in it."""
         worlds, state, steps = self._worlds, self._state, self._steps
         ret, length = np.zeros(worlds.count), np.zeros(worlds.count, np.int64)
@@ -237,6 +253,7 @@ class Supervised:
                 steps.taken[0, i] = acts[i](steps.obs[0, i])
             steps.ended[:], steps.real[:] = False, True
             worlds.step(state, steps, 0)
+            watch()
             worlds.remember(state, steps)
             steps.finals.clear()
             steps.obs[0] = steps.obs[1]

@@ -25,6 +25,9 @@ Metrics = dict[str, float]
 Keep = Callable[[str, "dict[str, Tensor]", dict[str, Any]], str]
 """Told of a gradient step that is left out: why, its tensors and its record; says where the first
 of them is kept, or nothing."""
+Watch = Callable[[int, str], None]
+"""Told now and then how many environment steps there are by now, and what is being done if it is
+no rollout."""
 
 
 class UsageError(Exception):
@@ -271,6 +274,7 @@ class TrainState:
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
     skipped: int = 0  # gradient steps that were left out, for what was not finite
     keep: Keep | None = None  # of the run, not of its state: where the first of those is written
+    watch: Watch | None = None  # of the run, likewise: what shows its progress
 
     @property
     def fault(self) -> type[Exception]:

@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from proximo.agent import load
+    from proximo.commands.display import Patience
     from proximo.envs.make import make_world
     from proximo.evaluate import evaluate
     from proximo.run.choices import choose_threads
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
     agent = load(command.run, command.checkpoint, net=command.net)
     # Those of training may have been the native engine's.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
-    world = make_world(config.env)
+    world, patience = make_world(config.env), Patience()
     try:
         check_spaces(world, agent)
         scores = evaluate(
@@ -73,6 +74,7 @@ def main(arguments: list[str]) -> int:
             episodes=command.episodes,
             seed=command.seed,
             deterministic=not command.stochastic,
+            watch=lambda episode: patience(episode, command.episodes),
         )
     finally:
         world.close()

@@ -37,6 +37,9 @@ class Display(Protocol):
     def show(self, row: Row) -> None:
         """Take in the row of the update that has just ended."""
 
+    def move(self, steps: int, doing: str) -> None:
+        """Take in how many steps there are by now, between updates, or what is being done."""
+
 
 class Evaluate:
     """Every so many updates, the mean return of deterministic episodes, as `evaluation`."""
@@ -99,16 +102,19 @@ def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) ->
     def choose(obs: Any, generator: object) -> Any:
         return policy.actions.nested(taken(policy.observations.row(obs)))
 
+    def watch(episode: int) -> None:
+        if state.watch:
+            state.watch(state.steps, f"evaluating: episode {episode + 1} of {episodes}")
+
     engine, seed = not policy.carry_size, TRAINING_EVALUATION_SEED  # its actor has no episodes
     try:
         with torch.no_grad():
             if isinstance(world, Supervised):
-                scores = world.play(
-                    lambda: taken if engine else Player(policy).act, episodes=episodes, seed=seed
-                )
+                begin = lambda: taken if engine else Player(policy).act  # noqa: E731
+                scores = world.play(begin, episodes=episodes, seed=seed, watch=watch)
             else:
                 player = choose if engine else policy
-                scores = evaluate(player, world, episodes=episodes, seed=seed)
+                scores = evaluate(player, world, episodes=episodes, seed=seed, watch=watch)
     except faults() as error:
         what = f"the evaluation after update {state.updates} failed: {error}"
         raise TrainingError(what) from error
@@ -199,9 +205,16 @@ class Record:
         self._written = False
         if state.updates % self._every == 0:
             self._write()
+        self._show(lambda display: display.show(self.row))
+
+    def watch(self, steps: int, doing: str) -> None:
+        """Show what happens between two rows."""
+        self._show(lambda display: display.move(steps, doing))
+
+    def _show(self, show: Callable[[Display], None]) -> None:
         try:
             if self._display:
-                self._display.show(self.row)
+                show(self._display)
         except OSError as error:  # what reads it has gone, or a full disk
             self._display = None
             self._say(f"progress cannot be shown any more ({error.strerror}): training goes on")

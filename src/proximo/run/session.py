@@ -227,6 +227,8 @@ class Session:
                 steps=state.steps,
                 say=self._warn,
             )
+        if self._display:
+            state.watch = self._record.watch
         callbacks: list[Callback] = []
         if run.eval_every:
             callbacks.append(Evaluate(self.world, run.eval_every, run.eval_episodes))
