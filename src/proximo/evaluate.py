@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -106,16 +107,19 @@ def evaluate(
     seed: int,
     deterministic: bool = True,
     limit: int = EPISODE_STEPS,
+    watch: Callable[[int], None] = lambda episode: None,
 ) -> Scores:
     """Play episodes 0..episodes-1, number i from seed + i, each to its end or to `limit` steps.
 
     One world, one row per forward: an episode's result depends on its seed and on nothing else.
     In a world of several agents each one's part of an episode counts as one, as in training.
-    The policy and its moments are not changed. Raises `UsageError` if the world fails.
+    The policy and its moments are not changed. watch: called in every state, with i. Raises
+    `UsageError` if the world fails.
     """
     played, cut = [], 0
     for i in range(episodes):
-        parts, cut_off = play_episode(policy, world, seed + i, deterministic, limit)
+        watched = partial(watch, i)
+        parts, cut_off = play_episode(policy, world, seed + i, deterministic, limit, watched)
         played += parts
         cut += cut_off
     return Scores(tuple(played), seed, deterministic, limit, cut)
@@ -260,20 +264,29 @@ class Supervised:
         )
 
     def play(
-        self, begin: Callable[[], Act], *, episodes: int, seed: int, limit: int = EPISODE_STEPS
+        self,
+        begin: Callable[[], Act],
+        *,
+        episodes: int,
+        seed: int,
+        limit: int = EPISODE_STEPS,
+        watch: Callable[[int], None] = lambda episode: None,
     ) -> Scores:
         """Episodes from these seeds; `begin` gives what acts for an agent in one of them.
+
+        watch: called at every step, with the number of episodes before this one.
 
         Raises `UsageError` if the world has failed once too often.
         """
         self._state.episode[:] = seed - 1
         self._begin()
-        played, cut = list[Episode](), 0
-        while episodes:
-            parts, there = self._play([begin() for _ in range(self._worlds.count)], limit)
+        played, cut, done = list[Episode](), 0, 0
+        while done < episodes:
+            acts = [begin() for _ in range(self._worlds.count)]
+            parts, there = self._play(acts, limit, partial(watch, done))
             played += parts
             cut += there
-            episodes -= bool(parts)
+            done += bool(parts)
             if there:
                 self._begin()
         return Scores(tuple(played), seed, True, limit, cut)
@@ -284,7 +297,9 @@ class Supervised:
         self._worlds.fresh(self._state)
         self._steps.obs[0] = self._state.obs
 
-    def _play(self, acts: list[Act], limit: int) -> tuple[list[Episode], int]:
+    def _play(
+        self, acts: list[Act], limit: int, watch: Callable[[], None]
+    ) -> tuple[list[Episode], int]:
         """One episode, of every agent, and how many of them had not ended at the limit.
 
         Nothing if the env fails in it.
@@ -297,6 +312,7 @@ class Supervised:
                 steps.taken[0, i] = acts[i](steps.obs[0, i])
             steps.ended[:], steps.real[:] = False, True
             worlds.step(state, steps, 0)
+            watch()
             worlds.remember(state, steps)
             steps.finals.clear()
             steps.obs[0] = steps.obs[1]

@@ -37,6 +37,13 @@ def main(arguments: list[str]) -> int:
         if not getattr(command, name) > 0:
             raise UsageError(f"--{name} is {getattr(command, name)}: give more than 0")
 
+    from proximo.commands.display import said_if_slow
+
+    with said_if_slow(f"playing {command.world}: it takes long, still at it"):
+        return _check(command)
+
+
+def _check(command: Check) -> int:
     from proximo.envs.agents import Agents
     from proximo.envs.check import check_vector, check_world
     from proximo.envs.make import VectorWorlds, make_world, make_worlds

@@ -120,13 +120,13 @@ def main(arguments: list[str]) -> int:
     command = parse(Compare, "compare", arguments)
     names = _check(command)
 
-    from proximo.commands.pictures import draw_comparison, pyplot
+    from proximo.commands.pictures import draw_comparison, figure
     from proximo.envs.config import EnvConfig
     from proximo.envs.make import close_all, make_world, return_threshold
     from proximo.run.folder import RunFolder
 
     # What would fail after hours, or in every run, is said now.
-    pyplot()
+    figure()
     folder, place = _free_folder(command), Path.cwd()
     env = EnvConfig(id=command.world)
     close_all([make_world(env)])

@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from proximo.agent import load
+    from proximo.commands.display import Patience
     from proximo.envs.check import running_statistics
     from proximo.envs.make import make_world
     from proximo.evaluate import evaluate, step_limit
@@ -72,7 +73,7 @@ def main(arguments: list[str]) -> int:
     agent = load(command.run, command.checkpoint, net=command.net)
     # Those of training may have been the native engine's.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
-    world = make_world(config.env)
+    world, patience = make_world(config.env), Patience()
     with closing(world):
         check_spaces(world, agent)
         if found := running_statistics(world):
@@ -84,6 +85,7 @@ def main(arguments: list[str]) -> int:
             seed=command.seed,
             deterministic=not command.stochastic,
             limit=step_limit(config.env, limit or config.run.eval_max_episode_steps),
+            watch=lambda episode: patience(episode, command.episodes),
         )
     summary = {**scores.summary(), "checkpoint": command.checkpoint}
     if command.json:

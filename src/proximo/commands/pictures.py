@@ -57,19 +57,23 @@ def _extra(module: str) -> Any:
         raise UsageError(f'pictures need {error.name}: pip install "proximo[pictures]"') from error
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, which draws into files. Raises `UsageError` where it is missing."""
-    matplotlib = _extra("matplotlib")
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a name may have a $ in it
-    return _extra("matplotlib.pyplot")
+def figure(**settings: Any) -> Any:
+    """A figure for a file, which needs no backend. Raises `UsageError` without matplotlib."""
+    # As a notebook sets it, for a backend that may not be installed here: it is read on import.
+    chosen = os.environ.pop("MPLBACKEND", None)
+    try:
+        made = _extra("matplotlib.figure").Figure(**settings, layout="constrained")
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    _extra("matplotlib").rcParams["text.parse_math"] = False  # a name may have a $ in it
+    return made
 
 
-def _save(figure: Any, out: Path) -> None:
+def _save(drawn: Any, out: Path) -> None:
     """Raises `UsageError` if the disk does not take it."""
     data = io.BytesIO()
-    figure.savefig(data, format=out.suffix[1:], dpi=110)
-    pyplot().close(figure)
+    drawn.savefig(data, format=out.suffix[1:], dpi=110)
     with writable(out):
         replace_file(out, data.getvalue())
 
@@ -82,7 +86,6 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
 
     Raises `UsageError` for a run without metrics, and for runs of different worlds.
     """
-    plt = pyplot()
     runs = [folder.read_metrics() for folder in folders]
     for folder, rows in zip(folders, runs, strict=True):
         if not rows:
@@ -104,14 +107,14 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     ]
     thresholds = {success_threshold(config) for config in configs}
     threshold = thresholds.pop() if len(thresholds) == 1 else None
-    figure = plt.figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)), layout="constrained")
-    grid = figure.add_gridspec(
+    drawn = figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)))
+    grid = drawn.add_gridspec(
         1 + -(-(len(panels) - 1) // 3), 3, height_ratios=[1.7] + [1] * (-(-(len(panels) - 1) // 3))
     )
     for index, (name, curves) in enumerate(panels):
         title = name
         place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
-        axes = figure.add_subplot(place)
+        axes = drawn.add_subplot(place)
         for members, key, label, color in _lines(groups, curves, labelled=index == 0):
             _draw(axes, members, key, label, color)
         if title == "success rate":
@@ -122,7 +125,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         axes.set_title(title + over, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
+        axes.xaxis.set_major_formatter(_thousands)
         axes.set_xlabel("environment steps", fontsize=8)
         axes.tick_params(labelsize=8)
         if title == "return":
@@ -137,8 +140,8 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
                 axes.axhline(threshold, color="#888888", linestyle=":", label="solved")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-    figure.suptitle(_title(configs, len(groups)), fontsize=12)
-    _save(figure, out)
+    drawn.suptitle(_title(configs, len(groups)), fontsize=12)
+    _save(drawn, out)
     return [note for group in groups for note in _caveats(group, named=len(groups) > 1)]
 
 
@@ -275,8 +278,8 @@ def draw_comparison(
 
     scores: folder -> what its last policy scored, where its curve ends.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    drawn = figure(figsize=(9, 5))
+    axes = drawn.subplots()
     ends = []
     for color, (name, folders) in zip(itertools.cycle(COLORS), groups.items(), strict=False):
         if not folders:
@@ -309,11 +312,11 @@ def draw_comparison(
     _name_ends(axes, ends)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
+    axes.xaxis.set_major_formatter(_thousands)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("return of an evaluation")
     axes.set_title(printable(title, keep="\n"), fontsize=11, loc="left")
-    _save(figure, out)
+    _save(drawn, out)
 
 
 def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from proximo.commands.arguments import say, show
-from proximo.commands.display import LiveDisplay, PlainDisplay
+from proximo.commands.display import LiveDisplay, PlainDisplay, said_if_slow
 from proximo.commands.signals import Interrupt
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint, newest
@@ -88,14 +88,16 @@ def _train(
         display = kind(config.run.total_steps, folder.note)
     with Interrupt(folder, config.run.grace, "proximo resume") as interrupt:
         try:
-            session = Session(
-                config,
-                folder=folder,
-                callbacks=[interrupt],
-                display=display,
-                start=start,
-                resume=resume,
-            )
+            slow = f"making {config.env.worlds} worlds and trying one takes long: still at it"
+            with contextlib.nullcontext() if quiet else said_if_slow(slow):
+                session = Session(
+                    config,
+                    folder=folder,
+                    callbacks=[interrupt],
+                    display=display,
+                    start=start,
+                    resume=resume,
+                )
             interrupt.install()  # its worlds are there, and perhaps handlers of theirs
             _say([*lines, *session.notes], folder, quiet=quiet)
 

@@ -38,6 +38,9 @@ class Display(Protocol):
     def show(self, row: Row) -> None:
         """Take in the row of the update that has just ended."""
 
+    def move(self, steps: int, doing: str) -> None:
+        """Take in how many steps there are by now, between updates, or what is being done."""
+
 
 class Evaluate:
     """Every so many updates, the mean return of deterministic episodes, as `evaluation`."""
@@ -113,13 +116,21 @@ class Evaluation:
         def choose(obs: Any, generator: object) -> Any:
             return policy.actions.given(taken(policy.observations.row(obs)))
 
+        def watch(episode: int) -> None:
+            if state.watch:
+                doing = f"evaluating: episode {episode + 1} of {self._episodes}"
+                state.watch(state.steps, doing)
+
         engine = not policy.carry_size  # its actor has no episodes
-        episodes, seed, limit = self._episodes, TRAINING_EVALUATION_SEED, self._limit
+        how: dict[str, Any] = {
+            "episodes": self._episodes,
+            "seed": TRAINING_EVALUATION_SEED,
+            "limit": self._limit,
+            "watch": watch,
+        }
         if isinstance(self._env, Supervised):
-            begin = lambda: taken if engine else Player(policy).act  # noqa: E731
-            return self._env.play(begin, episodes=episodes, seed=seed, limit=limit)
-        player = choose if engine else policy
-        return evaluate(player, self._env, episodes=episodes, seed=seed, limit=limit)
+            return self._env.play(lambda: taken if engine else Player(policy).act, **how)
+        return evaluate(choose if engine else policy, self._env, **how)
 
 
 class LookAgain:
@@ -251,9 +262,16 @@ class Record:
         self._written = False
         if state.updates % self._run.log_every == 0 or self._run.ended_by(vars(state)):
             self._write()  # the last row before the state in which the run has ended is saved
+        self._show(lambda display: display.show(self.row))
+
+    def watch(self, steps: int, doing: str) -> None:
+        """Show what happens between two rows."""
+        self._show(lambda display: display.move(steps, doing))
+
+    def _show(self, show: Callable[[Display], None]) -> None:
         try:
             if self._display:
-                self._display.show(self.row)
+                show(self._display)
         except OSError as error:  # what reads it has gone, or a full disk
             self._display = None
             self._say(f"progress cannot be shown any more ({error.strerror}): training goes on")

@@ -373,11 +373,17 @@ def read_config(path: Path) -> Config:
 def read_tables(path: Path) -> dict[str, Any]:
     """What a TOML file holds. Raises `UsageError`."""
     try:
-        return tomllib.loads(read(path, LONGEST_FILE).decode())
+        tables = tomllib.loads(read(path, LONGEST_FILE).decode())
     except OSError as error:
         raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the configuration {path} is not TOML: {error}") from error
+    if not tables:
+        raise UsageError(
+            f"the configuration {path} is empty, so nothing says what was trained: bring back a "
+            "copy of it, or begin a new run"
+        )
+    return tables
 
 
 def to_toml(config: Any) -> str:

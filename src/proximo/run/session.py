@@ -276,6 +276,8 @@ class Session:
                 steps=state.steps,
                 say=self._warn,
             )
+        if self._display:
+            state.watch = self._record.watch
         if not (self.checked and not self.checked.within):
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
         callbacks.append(LoneAdvantages(self._doubt))
