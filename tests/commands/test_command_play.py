@@ -1,7 +1,9 @@
 """`proximo play`: replays, written without a display."""
 
+import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from commands.command_line import proximo, refusal, succeeded, train_in
@@ -127,7 +129,7 @@ Bytes = of()
 Floats = of(lambda s: s.picture() / 255)
 FloatBytes = of(lambda s: s.picture().astype(float))
 Integers = of(lambda s: s.picture().astype(int))
-Bits = of(lambda s: s.picture() > 100)
+Bits = of(lambda s: s.picture() % 80 > 0)
 Grey = of(lambda s: s.picture()[..., :1])
 Flat = of(lambda s: s.picture()[..., 0])
 Transparent = of(lambda s: np.concatenate([s.picture(), s.picture()[..., :1]], -1))
@@ -168,6 +170,13 @@ def show(tmp_path_factory):
     return place
 
 
+def pictures(path):
+    """Of an mp4, as bytes: the package that reads them leaves files open."""
+    words = [ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", path]
+    words += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-fps_mode", "passthrough", "-"]
+    return np.frombuffer(subprocess.run(words, capture_output=True, check=True).stdout, np.uint8)
+
+
 RATE = "of its metadata is"
 WELL = {
     **dict.fromkeys(("Bytes", "Floats", "FloatBytes", "Integers", "Bits", "Grey", "Flat"), ""),
@@ -185,13 +194,14 @@ def test_whatever_is_a_picture_is_written(show, monkeypatch, name):
         assert f"6 states in {file}" in played.out
         assert (RATE in played.out) == bool(WELL[name])
         assert frames(file) == 6
-        shown = imageio.imread(file, index=None if kind == "gif" else 5)
-        last = shown[5] if kind == "gif" else shown
-        sides = {"Tiny": (1, 1)}.get(name, (17, 21))
-        even = tuple(side + side % 2 for side in sides)
-        assert last.shape[:2] == (sides if kind == "gif" else even)
-        bright = 255 if name == "Bits" else 200
-        assert abs(int(last[..., :3].mean()) - bright) <= 5
+        height, width = {"Tiny": (1, 1)}.get(name, (17, 21))
+        if kind == "mp4":  # which has even sides
+            height, width = height + height % 2, width + width % 2
+            last = pictures(file).reshape(6, height, width, 3)[5]
+        else:
+            last = imageio.imread(file, index=None)[5]
+            assert last.shape[:2] == (height, width)
+        assert abs(int(last[..., :3].mean()) - (255 if name == "Bits" else 200)) <= 5
     assert not list(show.glob(".proximo-*"))
 
 

@@ -563,21 +563,8 @@ def make_worlds(
     from proximo.envs.agents import Agents, AgentWorlds
 
     many = env.backend in ("vector", "envpool") or isinstance(source, VectorEnv)
-    if isinstance(source, VectorEnv) and env.max_episode_steps is not None:
-        raise UsageError(
-            f"env.max_episode_steps is {env.max_episode_steps}, but a vector env ends its episodes "
-            "itself: leave it out, and give the limit to what makes it"
-        )
-    if isinstance(source, VectorEnv) and env.kwargs:
-        raise UsageError(
-            f"env.kwargs holds {', '.join(env.kwargs)}, but the vector env is made already: give "
-            "them to what makes it"
-        )
-    if source is not None and env.backend in ("vector", "envpool"):
-        raise UsageError(
-            f"env.backend is {env.backend}, which makes envs by their id, but {_said(source, env)} "
-            "is given: leave it out"
-        )
+    if source is not None:
+        _check_given(env, source)
     if many and env.wrappers:
         raise UsageError(
             f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
@@ -606,13 +593,48 @@ def make_worlds(
         from proximo.envs.workers import WorkerWorlds
 
         return WorkerWorlds(env, seed, source)
-    made = [make_world(env, source) for _ in range(env.worlds)]
+    made = _several(env, source)
     together = [world for world in made if isinstance(world, Agents)]
+    return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
+
+
+def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
+    """Refuse settings that cannot act on what the caller gives. Raises `UsageError`."""
+    if env.backend in ("vector", "envpool"):
+        raise UsageError(
+            f"env.backend is {env.backend}, which makes envs by their id, but {_said(source, env)} "
+            "is given: leave it out"
+        )
+    if not isinstance(source, VectorEnv):
+        return
+    if env.max_episode_steps is not None:
+        raise UsageError(
+            f"env.max_episode_steps is {env.max_episode_steps}, but a vector env ends its episodes "
+            "itself: leave it out, and give the limit to what makes it"
+        )
+    if env.kwargs:
+        raise UsageError(
+            f"env.kwargs holds {', '.join(env.kwargs)}, but the vector env is made already: give "
+            "them to what makes it"
+        )
+
+
+def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
+    """Single envs, each of them another one. Raises `UsageError`, and then leaves none open."""
+    from proximo.envs.agents import Agents
+
+    made: list[gym.Env[Any, Any]] = []
+    try:
+        for _ in range(env.worlds):
+            made.append(make_world(env, source))
+    except BaseException:
+        close_all(made)
+        raise
     if len({id(w.parallel if isinstance(w, Agents) else base(w)) for w in made}) < len(made):
         raise UsageError(
             "the callable returned one and the same world twice: make a new one each time"
         )
-    return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
+    return made
 
 
 def cores() -> int:
