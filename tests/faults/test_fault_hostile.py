@@ -267,7 +267,7 @@ def test_every_character_that_controls_a_terminal_is_shown_as_text():
         shown = printable(f"a{chr(code)}b", keep="")
         assert shown.isascii()
         assert json.loads(f'"{shown}"') == f"a{chr(code)}b"
-    assert str(UsageError("one\ntwo")) == r"one\u000atwo"
+    assert str(UsageError("one\ntwo")) == r"one\ntwo"
     assert printable("\udcff") == r"\udcff"
 
 
