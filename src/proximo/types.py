@@ -32,6 +32,9 @@ Watch = Callable[[int, str], None]
 no rollout."""
 
 
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
 def printable(text: str, *, keep: str = "\n\t") -> str:
     """Text for a terminal, a log or a figure: characters that control it are written as escapes.
 
@@ -49,6 +52,8 @@ def _is_shown(character: str) -> bool:
 
 
 def _escaped(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
     units = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 

@@ -629,14 +629,16 @@ class Blueprint:
         if isinstance(self._weights, LanguageModel):
             return self._weights.merged()
         library = _transformers()
-        if self._weights is None or random:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                net = library.AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
-            if self._generation is not None:
-                net.generation_config = self._generation
-            return LanguageModel(net.float(), self.tokenizer)
         try:
+            if self._weights is None or random:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    net = library.AutoModelForCausalLM.from_config(
+                        self.config, trust_remote_code=False
+                    )
+                if self._generation is not None:
+                    net.generation_config = self._generation
+                return LanguageModel(net.float(), self.tokenizer)
             net = library.AutoModelForCausalLM.from_pretrained(
                 self._weights,
                 **UNTRUSTED,
@@ -649,7 +651,8 @@ class Blueprint:
         except UsageError:
             raise
         except Exception as error:  # a forged file may raise anything
-            raise UsageError(f"the model {self._weights} cannot be loaded: {error}") from error
+            name = self._weights or "that is asked for"
+            raise UsageError(f"the model {name} cannot be loaded: {error}") from error
         found = LanguageModel(net, self.tokenizer)
         if not found.causal:
             raise UsageError(
