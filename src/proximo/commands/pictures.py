@@ -40,6 +40,7 @@ PANELS = (
 )
 """Title, and what is drawn: key of a row of metrics.jsonl, label."""
 
+LENGTH = "run.total_steps"
 MOST_IN_A_LABEL = 3
 """Settings by which a label tells runs of one algorithm apart."""
 PICTURE = (
@@ -199,6 +200,7 @@ def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[
         name = own["algorithm.name"]
         rivals = [other for other in tables if other["algorithm.name"] == name]
         differ = [key for key in own if any(other[key] != own[key] for other in rivals)]
+        differ = [key for key in differ if key != LENGTH] or differ
         if len(rivals) > 1:
             if len(differ) > MOST_IN_A_LABEL:
                 name = f"{name}, {folders[group[0]].path.name}"
@@ -212,9 +214,8 @@ def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[
 
 def _flat(config: Config) -> dict[str, Any]:
     tables = to_tables(config)
-    kept = {name: table for name, table in tables.items() if name != "run"}
-    kept["run"] = {"total_steps": tables["run"]["total_steps"]}
-    return {f"{name}.{key}": value for name, table in kept.items() for key, value in table.items()}
+    shown = {f"{name}.{key}": x for name, table in tables.items() for key, x in table.items()}
+    return {key: x for key, x in shown.items() if key == LENGTH or not key.startswith("run.")}
 
 
 def _shown(value: Any) -> str:
