@@ -1,9 +1,11 @@
 """Data: columns, prompts, chats, order, padding; what is refused, with the row that did it."""
 
+import contextlib
 import itertools
 import json
 import math
 import re
+import sqlite3
 
 import numpy as np
 import pytest
@@ -163,6 +165,13 @@ COLUMNS = {"prompt": ["a", "b"], "level": np.array([3, 4])}
 )
 def test_tables_and_iterators_are_read_by_rows(source):
     assert Examples.read(source, "prompt").rows == ROWS
+
+
+def test_rows_of_a_data_base_are_read():
+    with contextlib.closing(sqlite3.connect(":memory:")) as base:
+        base.row_factory = sqlite3.Row
+        found = base.execute("select 'a' as prompt, 3 as level union all values ('b', 4)")
+        assert Examples.read(found, "prompt").rows == ROWS
 
 
 def test_chats_are_prompts():

@@ -224,14 +224,15 @@ def _row(row: Any, number: int) -> dict[str, Any]:
     """A row; a text or a chat is a prompt. Raises `UsageError`."""
     if isinstance(row, str | list | tuple | np.ndarray):
         row = {"prompt": row}
-    if not isinstance(row, Mapping) or not all(isinstance(name, str) for name in row):
+    names = row.keys() if hasattr(row, "keys") else (None,)  # rows of SQL iterate over values
+    if not all(isinstance(name, str) for name in names):
         raise UsageError(
             f"row {number} of the data is {row!r:.80}: give a dict of columns by name, or a prompt "
             "as text or as chat"
         )
     return {  # chats of a table from parquet are arrays
         name: list(value) if name in TEXTS and isinstance(value, tuple | np.ndarray) else value
-        for name, value in row.items()
+        for name, value in dict(row).items()
     }
 
 
