@@ -3,9 +3,9 @@
 import importlib.metadata
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,7 +14,7 @@ from commands.command_line import proximo, refusal
 from proximo.cli import VERBS
 
 LIMIT = 1.5
-"""Seconds in which help must answer."""
+"""Seconds of a processor within which help must answer, however busy the machine is."""
 WITHOUT_TORCH = """
 import sys
 from proximo.cli import main
@@ -29,20 +29,26 @@ sys.exit(code)
 
 
 def ask(*words):
-    """Run in a process of its own; returns what it printed and its best time of at most three."""
+    """Run in a process of its own; returns what it printed and its least time of at most three."""
     times = []
     while not times or (min(times) >= LIMIT and len(times) < 3):
-        begin = time.perf_counter()
+        begin = _spent()
         done = subprocess.run(
             [sys.executable, "-c", WITHOUT_TORCH, *words],
             capture_output=True,
             text=True,
             env={**os.environ, "COLUMNS": "100"},
         )
-        times.append(time.perf_counter() - begin)
+        times.append(_spent() - begin)
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
     return done.stdout, min(times)
+
+
+def _spent():
+    """Seconds of the processor that processes of this one have taken."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.fixture(scope="module")

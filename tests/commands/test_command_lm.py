@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from commands.command_line import proximo, refusal, succeeded
-from commands.test_command_help import ask
+from commands.test_command_help import LIMIT, ask
 from proximo.commands.lm import STAGES
 
 TINY = [
@@ -86,7 +86,7 @@ def rows(run):
 def test_help_of_every_stage_is_quick_and_needs_no_torch(stage):
     text, seconds = ask("lm", stage, "--help")
     assert f"usage: proximo lm {stage}" in text
-    assert seconds < 1.5
+    assert seconds < LIMIT
     assert "None" not in text
     assert "<class" not in text
 

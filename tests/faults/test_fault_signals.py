@@ -186,9 +186,9 @@ def test_sigterm_while_a_world_hangs(start, how):
     popen = start("--run.grace", 2, how=how)
     begun = time.monotonic()
     popen.terminate()
-    code, said = ended(popen, 20)
+    code, said = ended(popen, 40)
     assert code == 143
-    assert 0.5 < time.monotonic() - begun < 2 + 5  # a busy machine is slow to end a process
+    assert 0.5 < time.monotonic() - begun < 2 + 20  # and not the 60 s that the world takes
     assert "stopped at once; go on from its last checkpoint by: proximo resume r" in said
     goes_on_as_if_nothing_had_been()
 
@@ -201,9 +201,9 @@ def test_a_second_ctrl_c_while_a_world_hangs(start, how):
     assert popen.poll() is None
     begun = time.monotonic()
     popen.send_signal(signal.SIGINT)
-    code, said = ended(popen, 20)
+    code, said = ended(popen, 40)
     assert code == 130
-    assert time.monotonic() - begun < AT_ONCE + 5  # and not the 60 s that the world takes
+    assert time.monotonic() - begun < AT_ONCE + 20  # and not the 60 s that the world takes
     assert "stopped at once" in said
     goes_on_as_if_nothing_had_been()
 

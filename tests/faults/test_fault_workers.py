@@ -633,7 +633,7 @@ def test_a_constructor_that_does_not_end_is_given_up(monkeypatch):
     begun = time.monotonic()
     with pytest.raises(UsageError, match="no world was made: no answer in 2 s"):
         make_worlds(env_config("long constructor"), SEED)
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 30  # and not the two minutes of START
 
 
 def test_what_has_no_name_cannot_be_made_elsewhere():
@@ -710,7 +710,7 @@ def test_closing_takes_no_longer_than_its_grace(trouble, here):
         os.kill(pids[0], signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
     begun = time.monotonic()
     worlds.close()
-    assert time.monotonic() - begun < supervisor.GRACE + 1
+    assert time.monotonic() - begun < supervisor.GRACE + 10
     assert gone(pids)
 
 
@@ -792,7 +792,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_world_that_hangs(training):
     os.killpg(popen.pid, signal.SIGINT)
     begun = time.monotonic()
     _, said = popen.communicate(timeout=20)
-    assert time.monotonic() - begun < supervisor.GRACE + 3
+    assert time.monotonic() - begun < supervisor.GRACE + 10
     assert popen.returncode == 130
     assert "stopped at once" in said
     assert gone(pids)
