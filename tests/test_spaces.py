@@ -135,7 +135,7 @@ def flat(nested):
 def test_an_action_comes_back_from_its_row(space, seed):
     space.seed(seed)
     action, actions = space.sample(), Actions(space)
-    if actions.simple:
+    if actions.single:
         assert actions.nested(action) is action
         return
     found = actions.nested(np.array(flat(action)))
