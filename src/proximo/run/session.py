@@ -51,7 +51,7 @@ from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
-from proximo.types import TrainingError, TrainState, UsageError, explain, faults
+from proximo.types import TrainingError, TrainState, UsageError, Watch, explain, faults
 
 
 class Session:
@@ -70,13 +70,14 @@ class Session:
         net: NetMaker | None = None,
         callbacks: Sequence[Callback] = (),
         display: Display | None = None,
+        watch: Watch | None = None,
         start: Checkpoint | None = None,
         resume: Checkpoint | None = None,
     ) -> None:
         """`start`: begin with this policy. `resume`: go on from this state. Raises `UsageError`.
 
         source and net stand for the world and the network that the configuration names; what is
-        not given is imported by its name.
+        not given is imported by its name. watch: told what happens between updates.
         """
         self._folder, self._source, self._display = folder, source, display
         self._net = net
@@ -107,7 +108,7 @@ class Session:
                 self.worlds.report = self._restarted
             try:
                 self.state = self._build(config)
-                self.state.keep = self._keep
+                self.state.keep, self.state.watch = self._keep, watch
                 rows = self._load(start, resume)
                 self.callbacks = self._attach(callbacks, rows, resume)
                 self.running = self._timed() if config.run.profile else self.config
@@ -227,8 +228,6 @@ class Session:
                 steps=state.steps,
                 say=self._warn,
             )
-        if self._display:
-            state.watch = self._record.watch
         callbacks: list[Callback] = []
         if run.eval_every:
             callbacks.append(Evaluate(self.world, run.eval_every, run.eval_episodes))
