@@ -27,18 +27,48 @@ class RunFolder:
         """Raises `UsageError` for a path that is not UTF-8, which safetensors cannot open."""
         self.name = str(path)
         """As the user gave it, for messages."""
-        self.path = Path(path).absolute()  # a world may change the current folder
-        check_utf8(str(self.path))
-        self.config_file = self.path / "config.toml"
-        self.metrics_file = self.path / "metrics.jsonl"
-        self.log_file = self.path / "log"
-        self.result_file = self.path / "result.json"
-        self.nonfinite = self.path / "nonfinite"
-        """What the first gradient step that was left out was not taken along."""
-        self._versions_file = self.path / "versions.json"
-        self._checkpoints = self.path / "checkpoints"
+        self._given, self._absolute = Path(path), Path(path).absolute()
+        self._start = None if self._given.is_absolute() else Path.cwd()
+        check_utf8(str(self._absolute))
         self._log_fails = False
         self._made: list[Path] = []
+
+    @property
+    def path(self) -> Path:
+        """As it was given, while that leads there: a world may change the current folder."""
+        with contextlib.suppress(OSError):  # or remove it
+            if self._start is None or Path.cwd() == self._start:
+                return self._given
+        return self._absolute
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def nonfinite(self) -> Path:
+        """What the first gradient step that was left out was not taken along."""
+        return self.path / "nonfinite"
+
+    @property
+    def _versions_file(self) -> Path:
+        return self.path / "versions.json"
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
     @classmethod
     def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
@@ -52,7 +82,7 @@ class RunFolder:
                 f"the run folder {path} exists: choose another with --run-dir, or go on with "
                 f"that run by: {resume} {path}"
             )
-        folder._made = [parent for parent in folder.path.parents if not parent.exists()]
+        folder._made = [parent for parent in folder._absolute.parents if not parent.exists()]
         try:
             folder._checkpoints.mkdir(parents=True)
         except OSError as error:
