@@ -184,16 +184,14 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
         state.ahead = None
     carry = state.carry
     act, step, world = state.engine.actor(steps, noise, carry), worlds.step, state.worlds
-    glance = (
-        _Glance(state.watch, state.steps + done * worlds.count, worlds.count)
-        if state.watch
-        else None
-    )
+    glance = _Glance(state.watch, state.steps, steps, tickets) if state.watch else None
     following = 0 if glance else -1
     t, looks = 0, policy.masked and isinstance(steps, Steps)  # tensors are looked at afterwards
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for t in range(len(steps)):
+                if t == following and glance:
+                    following = glance(t)
                 if looks and (stuck := policy.stuck(steps.obs[t]) & ~world.resetting).any():
                     raise UsageError(
                         f"the {MASK} of {_whose(worlds, int(stuck.argmax()))} allows no action: "
@@ -201,8 +199,6 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
                     )
                 act(t)
                 step(world, steps, t)
-                if t == following and glance:
-                    following = glance(t)
                 if tickets:
                     ended = steps.ended[t]
                     tickets.pass_step(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
@@ -221,18 +217,24 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
 class _Glance:
     """Tells how far a rollout is, and looks at the clock as seldom as its worlds allow."""
 
-    def __init__(self, watch: Watch, before: int, worlds: int) -> None:
-        """before: environment steps until here."""
-        self._watch, self._before, self._worlds = watch, before, worlds
+    def __init__(self, watch: Watch, before: int, steps: Any, tickets: Tickets | None) -> None:
+        """before: environment steps of earlier rollouts."""
+        self._watch, self._before, self._steps, self._tickets = watch, before, steps, tickets
         self._gap, self._then = 1, time.perf_counter()
 
     def __call__(self, t: int) -> int:
-        """Step t has been taken; returns the one after which to come back."""
+        """Step t is about to be taken; returns the one before which to come back."""
         now = time.perf_counter()
-        self._gap = 2 * self._gap if now - self._then < GLANCE else max(1, self._gap // 2)
-        self._then = now
-        self._watch(self._before + (t + 1) * self._worlds, "")
+        wanted = self._gap * GLANCE / max(now - self._then, 1e-9)
+        self._gap, self._then = max(1, int(min(wanted, 2 * self._gap))), now
+        self._watch(self._before + self._taken(t), "")
         return t + self._gap
+
+    def _taken(self, t: int) -> int:
+        if self._tickets:
+            return int(np.sum(self._tickets.rows))
+        real = self._steps.real  # of tensors, to ask would cost a wait
+        return int(real[:t].sum()) if isinstance(real, np.ndarray) else t * real.shape[1]
 
 
 def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:

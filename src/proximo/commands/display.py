@@ -241,10 +241,14 @@ class Patience:
         )
 
 
+SLOW = 5.0
+"""Seconds after which it is said what is going on."""
+
+
 @contextlib.contextmanager
-def said_if_slow(text: str, seconds: float = 5.0) -> Iterator[None]:
-    """Say what is going on if it is still going on after so many seconds."""
-    timer = threading.Timer(seconds, say, (text,))
+def said_if_slow(text: str) -> Iterator[None]:
+    """Say what is going on if it is still going on after a while."""
+    timer = threading.Timer(SLOW, say, (text,))
     timer.daemon = True
     timer.start()
     try:

@@ -95,6 +95,7 @@ def _train(
                     folder=folder,
                     callbacks=[interrupt],
                     display=display,
+                    watch=display.move if display else None,
                     start=start,
                     resume=resume,
                 )

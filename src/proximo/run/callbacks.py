@@ -38,9 +38,6 @@ class Display(Protocol):
     def show(self, row: Row) -> None:
         """Take in the row of the update that has just ended."""
 
-    def move(self, steps: int, doing: str) -> None:
-        """Take in how many steps there are by now, between updates, or what is being done."""
-
 
 class Evaluate:
     """Every so many updates, the mean return of deterministic episodes, as `evaluation`."""
@@ -262,16 +259,9 @@ class Record:
         self._written = False
         if state.updates % self._run.log_every == 0 or self._run.ended_by(vars(state)):
             self._write()  # the last row before the state in which the run has ended is saved
-        self._show(lambda display: display.show(self.row))
-
-    def watch(self, steps: int, doing: str) -> None:
-        """Show what happens between two rows."""
-        self._show(lambda display: display.move(steps, doing))
-
-    def _show(self, show: Callable[[Display], None]) -> None:
         try:
             if self._display:
-                show(self._display)
+                self._display.show(self.row)
         except OSError as error:  # what reads it has gone, or a full disk
             self._display = None
             self._say(f"progress cannot be shown any more ({error.strerror}): training goes on")

@@ -62,7 +62,7 @@ from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
 from proximo.spaces import check_columns, space_record
-from proximo.types import TrainingError, TrainState, UsageError, explain, faults
+from proximo.types import TrainingError, TrainState, UsageError, Watch, explain, faults
 
 
 class Session:
@@ -81,13 +81,14 @@ class Session:
         net: NetMaker | None = None,
         callbacks: Sequence[Callback] = (),
         display: Display | None = None,
+        watch: Watch | None = None,
         start: Checkpoint | None = None,
         resume: Checkpoint | None = None,
     ) -> None:
         """`start`: begin with this policy. `resume`: go on from this state. Raises `UsageError`.
 
         source and net stand for the world and the network that the configuration names; what is
-        not given is imported by its name.
+        not given is imported by its name. watch: told what happens between updates.
         """
         self._folder, self._source, self._net = folder, source, net
         self._is_new, self._start, self._display = resume is None, start, display
@@ -123,7 +124,7 @@ class Session:
                 if folder:
                     list(map(space_record, self.spaces))  # refused before training
                 self.state = self._build(config)
-                self.state.keep = self._keep
+                self.state.keep, self.state.watch = self._keep, watch
                 self._load(start, resume)
                 self.callbacks = self._attach(callbacks, resume)
                 ended = config.run.ended_by(vars(self.state))  # then there is no time to measure
@@ -276,8 +277,6 @@ class Session:
                 steps=state.steps,
                 say=self._warn,
             )
-        if self._display:
-            state.watch = self._record.watch
         if not (self.checked and not self.checked.within):
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
         callbacks.append(LoneAdvantages(self._doubt))
