@@ -14,7 +14,7 @@ from proximo.envs import probes
 from proximo.types import Transitions
 
 KINDS = pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
-NET = NetConfig(hidden=(8,), policy_gain=1.0, log_std=-0.5)
+NET = NetConfig(hidden=(8,), policy_gain=1.0)
 
 
 class Walk(gym.Env):

@@ -105,28 +105,28 @@ def test_masks_hold_for_each_agent_and_none_is_asked_of_those_who_left():
     assert scores.episodes == ((2.0, 2), (50.0, 5))
 
 
-@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("memory", [{}, {"memory": "gru", "memory_size": 8}], ids=["none", "gru"])
 def test_shared_parameters_learn_what_each_agent_sees(memory):
     agent = train(
         Sides,
         PPO(gamma=0.5, learning_rate=1e-2, epochs=4, minibatch_size=64),
         total_steps=6_000,
         rollout=RolloutConfig(steps=32),
-        net=NetConfig(hidden=(16,), memory=memory, memory_size=8),
+        net=NetConfig(hidden=(16,), **memory),
     )
     scores = evaluate(agent.policy, make_world(EnvConfig(), Sides), episodes=20, seed=5)
     assert scores.returns.tolist() == [4.0] * 40
     assert scores.episodes[0] == (4.0, 4)
 
 
-@pytest.mark.parametrize("memory", ["none", "lstm"])
+@pytest.mark.parametrize("memory", [{}, {"memory": "lstm", "memory_size": 8}], ids=["none", "lstm"])
 def test_a_resumed_run_goes_on_to_the_bit(tmp_path, memory):
     def go(folder, stop):
         train(
             EnvConfig(id="envs.parallel_worlds:Sides", worlds=3),
             PPO(epochs=2, minibatch_size=16),
             rollout=RolloutConfig(steps=7),
-            net=NetConfig(memory=memory, memory_size=8),
+            net=NetConfig(**memory),
             total_steps=300,
             seed=3,
             run_dir=folder,

@@ -136,9 +136,9 @@ def test_a_setting_out_of_range(here, flag, value, remedy):
     assert nothing_left(here)
 
 
-def test_a_network_without_hidden_layers(here):
-    message = refusal(train("--net.hidden", steps=64))
-    assert message.startswith("proximo: net.hidden is ()")
+def test_a_layer_without_width(here):
+    message = refusal(train("--net.hidden", "8", "0", steps=64))
+    assert message.startswith("proximo: net.hidden is (8, 0): give widths")
     assert nothing_left(here)
 
 
@@ -416,7 +416,7 @@ def test_resuming_in_another_world(here, trained):
         ('[algorithm]\ngamma = "none"\n', ["algorithm.gamma is 'none'"]),
         ("[algorithm]\nname = 3\n", ["3", "ppo"]),
         ("[algorithm]\nname = []\n", ["[]", "ppo"]),
-        ("[net]\nhidden = []\n", ["net.hidden"]),
+        ("[net]\nhidden = [0]\n", ["net.hidden"]),
         ('[net]\nhidden = "64"\n', ["net.hidden is '64'"]),
         ('[net]\nhidden = [64, "x"]\n', ["net.hidden", "'x'"]),
         ("[env]\nkwargs = 3\n", ["env.kwargs is 3"]),
@@ -464,7 +464,7 @@ def test_a_configuration_file_and_a_preset_at_once(here, trained):
 
 def test_settings_in_range_are_not_refused(here):
     edges = (
-        "--algorithm.gamma 1 --algorithm.lam 0 --algorithm.learning-rate 0 --net.log-std -10 "
+        "--algorithm.gamma 1 --algorithm.lam 0 --algorithm.learning-rate 0 "
         "--algorithm.minibatch-size 64 --run.smoothing 1 --net.hidden 1"
     )
     succeeded(train("--run-dir", "r", *edges.split(), steps=64))

@@ -26,7 +26,7 @@ def learn(
     rows=64,
     **net,
 ):
-    net = {"hidden": (32, 32), "log_std": -0.5} | net
+    net = {"hidden": (32, 32), "log_std": -0.5 * (done in ("box", "hybrid"))} | net
     return train(
         lambda: Match(seen, done, masks, later),
         algorithm,

@@ -45,7 +45,7 @@ EACH = pytest.mark.parametrize("name", ALGORITHMS)
 
 def learn(probe, name, continuous, **kwargs):
     algorithm, rollout = ALGORITHMS[name]
-    net = NetConfig(hidden=(32, 32), log_std=-0.5)
+    net = NetConfig(hidden=(32, 32), log_std=-0.5 * continuous)
     return train(
         lambda: probe(continuous),
         algorithm,

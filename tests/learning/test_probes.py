@@ -27,7 +27,7 @@ def learn(probe, continuous, algorithm=QUICK, steps=8_000, **kwargs):
         total_steps=steps,
         worlds=4,
         rollout=RolloutConfig(steps=64),
-        net=kwargs.pop("net", NetConfig(hidden=(32, 32), log_std=-0.5)),
+        net=NetConfig(**{"hidden": (32, 32), "log_std": -0.5 * continuous} | kwargs.pop("net", {})),
         seed=1,
         **kwargs,
     )
@@ -96,10 +96,10 @@ def test_the_best_action_given_the_observation_is_found(continuous, change):
 @pytest.mark.parametrize(
     "net",
     [
-        NetConfig(hidden=(32,), log_std=-0.5, trunk="shared"),
-        NetConfig(hidden=(32, 32), log_std=-0.5, activation="relu", normalize_obs=True),
-        NetConfig(hidden=(32, 32), log_std=-0.5, activation="elu", normalize_returns=True),
-        NetConfig(hidden=(32, 32), log_std=-0.5, orthogonal=False, action="clip"),
+        {"hidden": (32,), "trunk": "shared"},
+        {"activation": "relu", "normalize_obs": True},
+        {"activation": "elu", "normalize_returns": True},
+        {"orthogonal": False},
     ],
     ids=["shared", "normalized-obs", "normalized-returns", "default-init"],
 )
@@ -112,8 +112,7 @@ def test_every_kind_of_network_finds_it(continuous, net):
 
 
 def test_a_squashed_action_finds_it():
-    net = NetConfig(hidden=(32, 32), log_std=-0.5, action="squash")
-    agent = learn(probes.BestActionGivenObservation, True, net=net)
+    agent = learn(probes.BestActionGivenObservation, True, net={"action": "squash"})
     for obs in (-1.0, 1.0):
         within(agent.act(np.array([obs], np.float32)), obs / 2)
 
