@@ -79,6 +79,7 @@ TRICKS = {
     "folder": lambda path: path.mkdir(),
     "pipe": os.mkfifo,
     "link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "link to a file without end": lambda path: path.symlink_to("/proc/self/pagemap"),
     "sparse": sparse,
     "hollow": hollow,
 }
@@ -280,6 +281,9 @@ def test_the_log_holds_text_alone(here):
 def test_lines_are_read_one_by_one_and_long_ones_left_out(here):
     (here / "file").write_bytes(b"a\n" + b"x" * 100 + b"\nb\n\nlast")
     assert list(disk.lines(here / "file", 8, 1000)) == [b"a\n", b"b\n", b"\n", b"last"]
+    sparse(here / "holes")
+    with pytest.raises(OSError, match="only 0 are on the disk"):
+        disk.read(here / "holes", 2**50)
     with pytest.raises(OSError, match="more than 50 bytes"):
         list(disk.lines(here / "file", 8, 50))
     assert disk.read(here / "file", 110) == (here / "file").read_bytes()

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.run.disk import opened
+from proximo.run.disk import read
 from proximo.types import UsageError
 
 if TYPE_CHECKING:
     from proximo.language.model import Tokenizer
 
+LONGEST_FILE = 2**40
+"""Bytes of a file of data, which may be named by a run of somebody else."""
 Source = str | Path | Iterable[Mapping[str, Any] | str]
 """A JSONL file, rows (of a list, or of `datasets`), or plain texts, which count as prompts."""
 
@@ -109,8 +111,7 @@ class Examples:
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
-        with opened(path) as file:
-            lines = file.read().decode().splitlines()
+        lines = read(path, LONGEST_FILE).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"the data {path} cannot be read: {what}") from error
