@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.run.disk import opened, warn
+from proximo.run.disk import read, warn
 from proximo.types import UsageError, explain
 
 if TYPE_CHECKING:
     from proximo.language.model import Tokenizer
 
+LONGEST_FILE = 2**40
+"""Bytes of a file of data, which may be named by a run of somebody else."""
 Source = str | Path | Iterable[Mapping[str, Any] | str | Sequence[Mapping[str, Any]]]
 """A JSONL file, rows (of a list, of `datasets`, of a table of pandas), or plain texts or chats,
 which count as prompts."""
@@ -239,8 +241,7 @@ def _row(row: Any, number: int) -> dict[str, Any]:
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     """Lines end by a newline alone: JSON may hold whatever else Unicode counts as one."""
     try:
-        with opened(path) as file:
-            lines = file.read().decode("utf-8").split("\n")
+        lines = read(path, LONGEST_FILE).decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else f"{error}: save it as UTF-8"
         raise UsageError(f"the data {path} cannot be read: {what}") from error

@@ -41,46 +41,62 @@ def opened(path: Path) -> IO[bytes]:
     """
     handle = os.open(path, _READ)
     try:
-        check_regular(path, os.fstat(handle))
+        _check(path, handle)
     except OSError:
         os.close(handle)
         raise
     return open(handle, "rb")
 
 
-def check_regular(path: Path, found: os.stat_result | None = None) -> None:
+def check_regular(path: Path) -> None:
     """What `opened` asks of a file, for a library that opens it by itself. Raises `OSError`."""
-    found = found or path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    opened(path).close()
+
+
+def _check(path: Path, handle: int) -> None:
+    found = os.fstat(handle)
+    # Files that the kernel writes as they are read say that they are empty.
+    if not stat.S_ISREG(found.st_mode) or (not found.st_size and os.read(handle, 4096)):
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    held = 512 * getattr(found, "st_blocks", 0)  # 0: the system does not say
-    if found.st_size > HOLLOW and 0 < held < found.st_size / 64:
+    held = 512 * getattr(found, "st_blocks", 0)
+    if found.st_size > HOLLOW and held < found.st_size / 64 and (held or _is_hole(handle)):
         said = f"of its {found.st_size:,} bytes only {held:,} are on the disk"
         raise OSError(errno.EFBIG, said, str(path))
+
+
+def _is_hole(handle: int) -> bool:
+    """Of a file whose system does not say how much of it there is, or which has nothing."""
+    try:
+        os.lseek(handle, 0, getattr(os, "SEEK_DATA", os.SEEK_SET))
+    except OSError as error:
+        return error.errno == errno.ENXIO
+    os.lseek(handle, 0, os.SEEK_SET)
+    return False
 
 
 def read(path: Path, most: int) -> bytes:
     """The content of a regular file of at most so many bytes. Raises `OSError`."""
     with opened(path) as file:
-        data = b""
-        if os.fstat(file.fileno()).st_size <= most:
-            data = file.read(most + 1)
-        if len(data) > most or (not data and file.read(1)):
-            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
-    return data
+        return file.read(_size(path, file, most))
 
 
 def lines(path: Path, longest: int, most: int) -> Iterator[bytes]:
     """The lines of a regular file, one by one; longer ones are left out. Raises `OSError`."""
     with opened(path) as file:
-        if os.fstat(file.fileno()).st_size > most:
-            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
-        whole = True
-        while line := file.readline(longest):
+        left, whole = _size(path, file, most), True
+        while line := file.readline(min(longest, left)):
+            left -= len(line)
             ends = line.endswith(b"\n")
             if whole and (ends or len(line) < longest):
                 yield line
             whole = ends
+
+
+def _size(path: Path, file: IO[bytes], most: int) -> int:
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return size
 
 
 def replace(path: Path, data: bytes, within: Path | None = None) -> None:
