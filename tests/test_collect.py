@@ -2,14 +2,27 @@
 
 import copy
 import dataclasses
+import functools
 import json
+import operator
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from proximo import PPO, EnvConfig, NetConfig, TrainingError, UsageError, train
+from proximo import (
+    PPO,
+    EnvConfig,
+    NetConfig,
+    RolloutConfig,
+    RunConfig,
+    TrainingError,
+    UsageError,
+    train,
+)
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.collect import collect
 from proximo.envs.make import make_worlds
@@ -398,3 +411,64 @@ def test_worlds_that_answer_wrongly_are_told_how(world, message):
 
     with pytest.raises(UsageError, match=message):
         go()
+
+
+class Scripted(Countdown):
+    """Pays what is written down, in episodes of drawn lengths; `paid`: of every episode."""
+
+    def __init__(self, rewards, ends, paid):
+        self.pay, self.paid = iter(zip(rewards, ends, strict=True)), paid
+
+    def reset(self, *, seed=None, options=None):
+        self.paid.append([])
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        reward, over = next(self.pay)
+        self.paid[-1].append(reward)
+        return np.zeros(1, np.float32), reward, bool(over), False, {}
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.sampled_from([0.01, 0.1, 0.6]))
+@settings(max_examples=15)
+def test_a_return_is_the_sum_of_its_rewards_from_zero_wherever_a_rollout_ends(seed, steps, often):
+    drawn = np.random.default_rng(seed)
+    size = (3, 3 * 60 + 3)
+    rewards = drawn.choice([0.7, 0.1, -1e17, 1e-9, 3.3], size, p=[0.5, 0.2, 0.02, 0.18, 0.1])
+    ends, paid, made = drawn.random(size) < often, [[] for _ in range(3)], iter(range(3))
+
+    def make():
+        i = next(made)
+        return Scripted(rewards[i].tolist(), ends[i].tolist(), paid[i])
+
+    worlds, state, _, config = start("", NetConfig(), source=make)
+    found = []
+    for _ in range(3 * 60 // steps):
+        found += collect(worlds, state, config, steps=steps).episodes
+    expected, running = [], []
+    for own in paid:
+        *finished, last = [(functools.reduce(operator.add, r, 0.0), len(r)) for r in own]
+        expected += finished
+        running.append(last)
+    assert sorted(found) == sorted(expected)
+    assert list(zip(state.worlds.ret, state.worlds.length, strict=True)) == running
+
+
+def test_equal_returns_have_that_mean_and_reach_a_goal_of_that_size(tmp_path):
+    class Pays(Countdown):
+        def __init__(self):
+            self.number, self.episode = 0, 0
+
+        def step(self, action):
+            return np.zeros(1, np.float32), 0.7, True, False, {}
+
+    agent = train(
+        Pays,
+        PPO(epochs=1, minibatch_size=64),
+        total_steps=4096,
+        rollout=RolloutConfig(steps=64),
+        run_config=RunConfig(stop_at=0.7, success_at=0.7, eval_episodes=3),
+    )
+    assert agent.result["stopped_by"] == "stop_at"
+    assert agent.result["success_rate"] == 1
+    assert agent.result["return_mean"] == 0.7

@@ -214,3 +214,34 @@ def test_a_vector_world_resumes_in_new_episodes_and_says_so(tmp_path):
     assert not np.array_equal(session.state.worlds.obs, begun)
     agent = run_session(session)
     assert agent.result["steps"] >= 1024
+
+
+@pytest.mark.parametrize(("stop", "whole"), [(1, True), (3, False)])
+def test_an_episode_that_is_too_long_to_be_replayed_is_not_kept_and_the_resumed_run_says_so(
+    stop, whole, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("proximo.envs.make.REPLAYED", 40)
+    most = []
+
+    def look(state, rollout, metrics):
+        most.append(max(sum(map(len, log)) for log in state.worlds.actions))
+        return state.updates == stop
+
+    train(
+        EnvConfig(id="Pendulum-v1", worlds=2, max_episode_steps=100),
+        PPO(epochs=1, minibatch_size=32),
+        rollout=RolloutConfig(steps=32),
+        total_steps=2 * 32 * 4,
+        run_dir=tmp_path / "r",
+        callbacks=[look],
+    )
+    assert max(most) <= 40
+    folder = RunFolder.open(tmp_path / "r")
+    saved = Checkpoint(folder.checkpoint("last"))
+    session = Session(folder.read_config(), folder=folder, resume=saved)
+    said = "these worlds cannot be brought back (episodes of more than 100,000 steps are not)"
+    assert any(said in note for note in session.notes) == (not whole)
+    assert session.state.worlds.length.tolist() == [32 if whole else 0] * 2
+    # It is kept again from the next beginning on.
+    run_session(session)
+    assert session.state.worlds.actions[0] or session.state.worlds.length[0] > 40

@@ -7,7 +7,7 @@ import os
 import sys
 
 from proximo.commands.streams import standard_streams
-from proximo.types import TrainingError, UsageError, nearest
+from proximo.types import TrainingError, UsageError, check_utf8, nearest
 
 VERBS = {
     "train": ("training", "Train a policy in a world."),
@@ -55,6 +55,7 @@ def _run(arguments: list[str]) -> int:
         print(__version__)
         return 0
     try:
+        _check_place(arguments)
         if verb not in VERBS:
             raise UsageError(f"there is no verb {verb!r}. {nearest(verb, VERBS)}")
         if "OMP_WAIT_POLICY" not in os.environ:
@@ -71,6 +72,16 @@ def _run(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _check_place(arguments: list[str]) -> None:
+    """Refuse names that no file of ours can hold, and a folder that is gone."""
+    for word in arguments:
+        check_utf8(word)
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError("the current folder has been removed: change to another one") from error
 
 
 if __name__ == "__main__":

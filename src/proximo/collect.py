@@ -6,6 +6,7 @@ afterwards, through the same `evaluate` that the update uses.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from proximo.envs.make import Worlds
 from proximo.envs.tensors import TensorSteps, account
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
-from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, explain, faults
+from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, Watch, explain, faults
 
 BLOCK = 256
 """Steps for which room is made and noise drawn at once when episodes are counted."""
+GLANCE = 0.1
+"""Seconds after which progress may be told again."""
 
 
 class Tickets:
@@ -181,6 +184,12 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
         state.ahead = None
     carry = state.carry
     act, step, world = state.engine.actor(steps, noise, carry), worlds.step, state.worlds
+    glance = (
+        _Glance(state.watch, state.steps + done * worlds.count, worlds.count)
+        if state.watch
+        else None
+    )
+    following = 0 if glance else -1
     t, looks = 0, policy.masked and isinstance(steps, Steps)  # tensors are looked at afterwards
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
@@ -192,6 +201,8 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
                     )
                 act(t)
                 step(world, steps, t)
+                if t == following and glance:
+                    following = glance(t)
                 if tickets:
                     ended = steps.ended[t]
                     tickets.pass_step(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
@@ -205,6 +216,23 @@ def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None
         begins = torch.as_tensor(steps.ended[t] | ~steps.real[t], device=carry.device)
         carry.masked_fill_(begins.unsqueeze(-1), 0)
     return t + 1
+
+
+class _Glance:
+    """Tells how far a rollout is, and looks at the clock as seldom as its worlds allow."""
+
+    def __init__(self, watch: Watch, before: int, worlds: int) -> None:
+        """before: environment steps until here."""
+        self._watch, self._before, self._worlds = watch, before, worlds
+        self._gap, self._then = 1, time.perf_counter()
+
+    def __call__(self, t: int) -> int:
+        """Step t has been taken; returns the one after which to come back."""
+        now = time.perf_counter()
+        self._gap = 2 * self._gap if now - self._then < GLANCE else max(1, self._gap // 2)
+        self._then = now
+        self._watch(self._before + (t + 1) * self._worlds, "")
+        return t + self._gap
 
 
 def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -11,17 +13,36 @@ import numpy as np
 import torch
 
 from proximo.envs.agents import Agents
-from proximo.envs.make import Worlds
+from proximo.envs.config import EnvConfig
+from proximo.envs.known import ARCADE
+from proximo.envs.make import RESET, Worlds, misanswer, time_limit
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK
+from proximo.spaces import MASK, Observations
 from proximo.types import Episode, Steps, UsageError, explain, faults
 
 Choose = Callable[[Any, torch.Generator | None], Any]
 """The world's action for one observation: the most likely one, or drawn by the generator."""
 Act = Callable[[np.ndarray], Any]
 """The same as rows: the most likely action."""
-ENDLESS = 100_000
-"""Steps after which an episode counts as one that never ends."""
+Rewards = dict[Any, float]
+"""By agent; the one of a single env is None."""
+EPISODE_STEPS = 10_000
+"""Steps after which an episode of an evaluation is cut off, unless a setting says otherwise."""
+GAME_STEPS = 108_000
+"""The same for Atari and EnvPool, which have limits of their own: that of Atari, in frames."""
+
+
+def step_limit(env: EnvConfig, given: int | None) -> int:
+    """Steps after which an evaluation cuts off an episode: `given`, or a default.
+
+    That is 10,000, or the time limit of the env if it is longer. It depends on the configuration
+    alone, so that the same policy has the same score wherever it is evaluated.
+    """
+    if given is not None:
+        return given
+    if env.backend == "envpool" or env.id.startswith(ARCADE):
+        return GAME_STEPS
+    return max(EPISODE_STEPS, env.max_episode_steps or time_limit(env) or 0)
 
 
 @dataclass(frozen=True)
@@ -31,6 +52,10 @@ class Scores:
     episodes: tuple[Episode, ...]
     seed: int
     deterministic: bool
+    limit: int
+    """Steps after which an episode was cut off: what it had earned by then counts."""
+    cut: int
+    """Episodes that were cut off there."""
 
     @property
     def returns(self) -> np.ndarray:
@@ -43,7 +68,10 @@ class Scores:
         return float(returns.mean().clip(returns.min(), returns.max()))
 
     def summary(self) -> dict[str, float | int | bool]:
-        """What `proximo eval --json` prints; deviations are of the population."""
+        """What `proximo eval --json` prints; deviations are of the population.
+
+        `episodes_cut` and `max_episode_steps` stand there only where episodes were cut off.
+        """
         returns = self.returns
         return {
             "episodes": len(self.episodes),
@@ -54,7 +82,21 @@ class Scores:
             "length_mean": float(np.mean([episode.length for episode in self.episodes])),
             "seed": self.seed,
             "deterministic": self.deterministic,
+            **({"episodes_cut": self.cut, "max_episode_steps": self.limit} if self.cut else {}),
         }
+
+    def said(self, setting: str) -> str:
+        """What the reader of the scores should know of episodes that were cut off, or nothing.
+
+        setting: the name of the limit, as one gives it.
+        """
+        if not self.cut:
+            return ""
+        return (
+            f"{self.cut} of {len(self.episodes)} episodes did not end within {self.limit:,} steps "
+            f"and were cut off there, with what they had earned ({setting}; a time limit of the "
+            "env is --env.max-episode-steps)"
+        )
 
 
 def evaluate(
@@ -64,17 +106,23 @@ def evaluate(
     episodes: int,
     seed: int,
     deterministic: bool = True,
+    limit: int = EPISODE_STEPS,
+    watch: Callable[[int], None] = lambda episode: None,
 ) -> Scores:
-    """Play episodes 0..episodes-1, number i from seed + i.
+    """Play episodes 0..episodes-1, number i from seed + i, each to its end or to `limit` steps.
 
     One world, one row per forward: an episode's result depends on its seed and on nothing else.
     In a world of several agents each one's part of an episode counts as one, as in training.
-    The policy and its moments are not changed. Raises `UsageError` if the world fails.
+    The policy and its moments are not changed. watch: called in every state, with i. Raises
+    `UsageError` if the world fails.
     """
-    played = [
-        one for i in range(episodes) for one in play_episode(policy, world, seed + i, deterministic)
-    ]
-    return Scores(tuple(played), seed, deterministic)
+    played, cut = [], 0
+    for i in range(episodes):
+        watched = partial(watch, i)
+        parts, cut_off = play_episode(policy, world, seed + i, deterministic, limit, watched)
+        played += parts
+        cut += cut_off
+    return Scores(tuple(played), seed, deterministic, limit, cut)
 
 
 def play_episode(
@@ -82,33 +130,30 @@ def play_episode(
     world: gym.Env,
     seed: int,
     deterministic: bool,
+    limit: int,
     watch: Callable[[], None] = lambda: None,
-) -> tuple[Episode, ...]:
+) -> tuple[list[Episode], int]:
     """One episode from this seed, with noise from it as well; `watch` is called in every state.
 
-    It is one `Episode`, or one for every agent of the world.
+    It is one `Episode`, or one for every agent of the world; and how many of them had not ended
+    after `limit` steps.
     """
     noise = None if deterministic else torch.Generator().manual_seed(seed)
     play = _play_agents if isinstance(world, Agents) else _play
     parts: dict[Any, Episode] = {}
+    there: Collection[Any] = ()
     try:
-        for agent, reward in play(policy, world, seed, noise, watch):  # type: ignore[arg-type]
-            ret, length = parts.get(agent, (0.0, 0))
-            parts[agent] = Episode(ret + reward, length + 1)
-            _check_end(length + 1)
+        game = play(policy, world, seed, noise, watch)  # type: ignore[arg-type]
+        for rewards, there in itertools.islice(game, limit):  # noqa: B007 read behind it
+            for agent, reward in rewards.items():
+                ret, length = parts.get(agent, (0.0, 0))
+                parts[agent] = Episode(ret + reward, length + 1)
     except UsageError:
         raise
     except faults() as error:
         length = max((part.length for part in parts.values()), default=0)
         raise UsageError(f"the world failed after {length} steps: {explain(error)}") from error
-    return tuple(parts.values())
-
-
-def _check_end(length: int) -> None:
-    if length >= ENDLESS:
-        raise UsageError(
-            f"an episode did not end in {ENDLESS:,} steps: give its world a time limit"
-        )
+    return list(parts.values()), sum(agent in parts for agent in there)
 
 
 def _play(
@@ -117,18 +162,23 @@ def _play(
     seed: int,
     noise: torch.Generator | None,
     watch: Callable[[], None],
-) -> Iterator[tuple[None, float]]:
-    """The rewards of an episode."""
+) -> Iterator[tuple[Rewards, Collection[Any]]]:
+    """The rewards of every step of an episode, and who goes on."""
     act = Player(policy) if isinstance(policy, ActorCritic) else policy
-    obs, _ = world.reset(seed=seed)
+    begun = world.reset(seed=seed)
+    if not isinstance(begun, tuple) or len(begun) != 2:
+        raise UsageError(RESET)
+    obs = begun[0]
     watch()
     over = False
     while not over:
         answer = world.step(act(obs, noise))
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            raise UsageError(misanswer(answer, Observations(world.observation_space)))
         obs, reward, terminated, truncated, _ = answer
         watch()
-        yield None, float(reward)
         over = terminated or truncated
+        yield {None: float(reward)}, () if over else (None,)
 
 
 def _play_agents(
@@ -137,8 +187,8 @@ def _play_agents(
     seed: int,
     noise: torch.Generator | None,
     watch: Callable[[], None],
-) -> Iterator[tuple[Any, float]]:
-    """The same with the agent whose reward it is; each of them remembers for itself."""
+) -> Iterator[tuple[Rewards, Collection[Any]]]:
+    """The same of several agents, each of which remembers for itself."""
     act = {a: Player(policy) if isinstance(policy, ActorCritic) else policy for a in world.agents}
     seen, _ = world.reset(seed=seed)
     watch()
@@ -146,7 +196,7 @@ def _play_agents(
         actions = {agent: act[agent](seen[agent], noise) for agent in world.present}
         seen, rewards, *_ = world.step(actions)
         watch()
-        yield from ((agent, float(rewards[agent])) for agent in actions)
+        yield {agent: float(rewards[agent]) for agent in actions}, world.present
 
 
 class Player:
@@ -218,40 +268,70 @@ class Supervised:
             finals=[],
         )
 
-    def play(self, begin: Callable[[], Act], *, episodes: int, seed: int) -> Scores:
+    def play(
+        self,
+        begin: Callable[[], Act],
+        *,
+        episodes: int,
+        seed: int,
+        limit: int = EPISODE_STEPS,
+        watch: Callable[[int], None] = lambda episode: None,
+    ) -> Scores:
         """Episodes from these seeds; `begin` gives what acts for an agent in one of them.
+
+        watch: called at every step, with the number of episodes before this one.
 
         Raises `UsageError` if the world has failed once too often.
         """
-        self._state.episode[:], self._state.length[:] = seed - 1, 1
+        self._state.episode[:] = seed - 1
+        self._begin()
+        played, cut, done = list[Episode](), 0, 0
+        while done < episodes:
+            acts = [begin() for _ in range(self._worlds.count)]
+            parts, there = self._play(acts, limit, partial(watch, done))
+            played += parts
+            cut += there
+            done += bool(parts)
+            if there:
+                self._begin()
+        return Scores(tuple(played), seed, True, limit, cut)
+
+    def _begin(self) -> None:
+        """The next episode, where the last one has not ended by itself."""
+        self._state.length[:] = 1
         self._worlds.fresh(self._state)
         self._steps.obs[0] = self._state.obs
-        played: list[Episode] = []
-        while episodes:
-            parts = self._play([begin() for _ in range(self._worlds.count)])
-            played += parts
-            episodes -= bool(parts)
-        return Scores(tuple(played), seed, True)
 
-    def _play(self, acts: list[Act]) -> list[Episode]:
-        """One episode, of every agent; nothing if the world fails in it."""
+    def _play(
+        self, acts: list[Act], limit: int, watch: Callable[[], None]
+    ) -> tuple[list[Episode], int]:
+        """One episode, of every agent, and how many of them had not ended at the limit.
+
+        Nothing if the env fails in it.
+        """
         worlds, state, steps = self._worlds, self._state, self._steps
         ret, length = np.zeros(worlds.count), np.zeros(worlds.count, np.int64)
         over = np.zeros(worlds.count, bool)
-        while not over.all():
+        for _ in range(limit):
             for i in np.flatnonzero(~over):  # an agent that has left shows nothing
                 steps.taken[0, i] = acts[i](steps.obs[0, i])
             steps.ended[:], steps.real[:] = False, True
             worlds.step(state, steps, 0)
+            watch()
             worlds.remember(state, steps)
             steps.finals.clear()
             steps.obs[0] = steps.obs[1]
             ret += np.where(steps.real[0], steps.reward[0], 0)
             length += steps.real[0]
-            _check_end(int(length.max()))
             over = (steps.ended | ~steps.real)[0]
+            if over.all():
+                break
+        there = int((~over).sum())
+        if not there and not steps.ended.any():
+            return [], 0
         pairs = zip(ret.tolist(), length.tolist(), strict=True)
-        return [Episode(r, n) for r, n in pairs if n] if steps.ended.any() else []
+        return [Episode(r, n) for r, n in pairs if n], there
 
     def close(self) -> None:
+        """Close the env's process."""
         self._worlds.close()

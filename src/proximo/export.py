@@ -265,7 +265,8 @@ def _apart(name: str, found: np.ndarray, expected: np.ndarray) -> float:
     if found.shape == np.shape(expected):
         apart = float(np.abs(found.astype(float) - expected).max())
         if found.dtype.kind == "f":
-            size = np.abs(expected[expected > ILLEGAL / 2]).max(initial=1.0)
+            usual = np.asarray(expected, np.float64)  # float16 cannot be compared with ILLEGAL
+            size = np.abs(usual[usual > ILLEGAL / 2]).max(initial=1.0)
             apart, bound = apart / float(size), max(TOLERANCE, float(np.finfo(found.dtype).eps))
     if not apart <= bound:
         raise UsageError(

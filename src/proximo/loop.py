@@ -47,6 +47,26 @@ def run_session(session: Session) -> Agent:
         return Agent(session.policy, session.config, session.spaces, result)
 
 
+def _check_kinds(net: object, rollout: object, run_config: object, callbacks: object) -> None:
+    """Arguments of another kind than `train` takes. Raises `UsageError`."""
+    if not isinstance(callbacks, Sequence):
+        found = "a function" if callable(callbacks) else repr(callbacks)
+        raise UsageError(f"callbacks is {found}: give a list of them, [function]")
+    for index, callback in enumerate(callbacks):
+        if not callable(callback):
+            raise UsageError(f"callbacks[{index}] is {callback!r}: give a function")
+    sections = (("rollout", rollout, RolloutConfig), ("run_config", run_config, RunConfig))
+    for name, section, kind in sections:
+        if not isinstance(section, kind | None):
+            raise UsageError(f"{name} is {section!r}: give a {kind.__name__}")
+    if isinstance(net, torch.nn.Module):
+        raise UsageError(
+            f"net is a module, one {type(net).__name__}: give its class, or what makes it"
+        )
+    if not (isinstance(net, NetConfig | None) or callable(net)):
+        raise UsageError(f"net is {net!r}: give a class, or NetConfig(module='module:Class')")
+
+
 def train(
     env: str | EnvConfig | Maker | VectorEnv,
     algorithm: OnPolicy | None = None,
@@ -64,7 +84,7 @@ def train(
 
     env: a Gymnasium id, `module:Class`, an `EnvConfig`, a callable that makes one world (or a
     PettingZoo `ParallelEnv`, whose agents share the policy), or a Gymnasium `VectorEnv`. algorithm:
-    what to train with; where it is left out, the tuned preset of the world if there is one, else
+    what to train with; where it is left out, the preset of the world if there is one, else
     PPO's defaults. total_steps, seed, worlds: shorthands for `RunConfig.total_steps`,
     `RunConfig.seed`, `EnvConfig.worlds`. net: settings of the networks, or the class of a
     `torch.nn.Module` of your own (docs/networks.md). run_dir: a new folder to keep the run in; None
@@ -79,26 +99,7 @@ def train(
         raise UsageError(f"env is one world, {source}: pass a callable that makes it, lambda: ...")
     if algorithm is not None and not isinstance(algorithm, OnPolicy):
         raise UsageError(f"algorithm is {algorithm!r}: give an instance, such as PPO()")
-    if callable(callbacks):
-        raise UsageError("callbacks is a function: give a list of them, [function]")
-    for index, callback in enumerate(callbacks):
-        if not callable(callback):
-            raise UsageError(f"callbacks[{index}] is {callback!r}: give functions")
-    for name, section, kind in (
-        ("rollout", rollout, RolloutConfig),
-        ("run_config", run_config, RunConfig),
-    ):
-        if section is not None and not isinstance(section, kind):
-            raise UsageError(f"{name} is {section!r}: give a {kind.__name__}")
-    if not (net is None or isinstance(net, NetConfig | torch.nn.Module) or callable(net)):
-        raise UsageError(
-            f"net is {net!r}: give a NetConfig (module='module:Class' names a network of your own)"
-            " or a class"
-        )
-    if isinstance(net, torch.nn.Module):
-        raise UsageError(
-            f"net is a module, one {type(net).__name__}: give its class, or what makes it"
-        )
+    _check_kinds(net, rollout, run_config, callbacks)
     preset = find_preset("ppo", named) if algorithm is None and isinstance(env, str) else None
     config = from_tables(preset.tables if preset else {})
     steps = config.rollout if algorithm is None else RolloutConfig(steps=algorithm.rollout_steps)
@@ -107,6 +108,10 @@ def train(
         raise UsageError(
             f"worlds={worlds} changes the preset of {named}, which fits its own number of worlds: "
             "give an algorithm too, such as PPO()"
+        )
+    if isinstance(source, VectorEnv) and worlds not in (None, source.num_envs):
+        raise UsageError(
+            f"worlds is {worlds}, but the vector env has {source.num_envs}: leave worlds out"
         )
     count = source.num_envs if isinstance(source, VectorEnv) else worlds
     if count is not None:

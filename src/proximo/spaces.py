@@ -279,7 +279,7 @@ class Observations:
                 part = drawn.integers(256, size=shape)
             else:  # of moderate size, for where there are no bounds
                 part = np.clip(drawn.standard_normal(shape), space.low, space.high)
-            parts.append(part.astype(space.dtype))
+            parts.append(part.astype(native(space.dtype)))
         return parts
 
     def rows(self, parts: list[np.ndarray]) -> np.ndarray:
@@ -374,7 +374,9 @@ class Actions:
 
     def __init__(self, space: Space) -> None:
         self.space, self.leaves = space, list[Leaf]()
-        self.simple = not isinstance(space, spaces.Dict | spaces.Tuple)
+        self.single = not isinstance(space, spaces.Dict | spaces.Tuple)
+        """Whether it is a simple space itself."""
+        self.simple = self.single and (space.shape != () or isinstance(space, spaces.Discrete))
         """Whether what the worlds are given is the action already."""
         begin = 0
         for path, inner in _leaves(space):
@@ -384,8 +386,8 @@ class Actions:
             begin = leaf.end
         if not self.leaves:
             raise UsageError(f"the action space {space} is empty: supported are {ACTIONS}")
-        self.shape = space.shape if self.simple else (begin,)
-        self.dtype = native(space.dtype if self.simple else np.float64)
+        self.shape = space.shape if self.single else (begin,)
+        self.dtype = native(space.dtype if self.single else np.float64)
 
     def _check(self, leaf: Leaf) -> None:
         """Raises `UsageError` for a simple space in which a policy cannot act."""
@@ -400,7 +402,7 @@ class Actions:
             )
         _check_leaf("action", leaf)
         furthest = max((abs(x) for x in starts(space)), default=0) if sizes(space) else 0
-        if not self.simple and furthest > EXACT - WIDEST:
+        if not self.single and furthest > EXACT - WIDEST:
             raise UsageError(
                 f"the action space{leaf.place} is {space}: in a Dict or Tuple choices are counted "
                 f"up to {EXACT:,}. Let it start at 0, and add the rest in the env"
@@ -412,10 +414,7 @@ class Actions:
         return [leaf for leaf in self.leaves if _fixed(leaf.space).any()]
 
     def given(self, row: Any) -> Any:
-        """The action, or the batch, that lies in an array, in memory of its own.
-
-        An env may keep it and change it.
-        """
+        """The action, or the batch, that lies in an array, for an env to keep and to change."""
         return row.copy() if self.simple else self.nested(row)
 
     def nested(self, row: Any) -> Any:
@@ -423,8 +422,8 @@ class Actions:
 
         Of an array they are arrays, of a tensor tensors.
         """
-        if self.simple:
-            return row
+        if self.single:  # arrays without axes become numbers as soon as they are taken from a batch
+            return np.asarray(row) if isinstance(row, np.generic) and not self.simple else row
         return self._nested(self.space, row, iter(self.leaves))
 
     def _nested(self, space: Space, row: Any, leaves: Iterator[Leaf]) -> Any:
@@ -434,7 +433,7 @@ class Actions:
             return tuple(self._nested(s, row, leaves) for s in space.spaces)
         leaf = next(leaves)
         shape = (*row.shape[:-1], *(space.shape or ()))
-        part, kind = row[..., leaf.begin : leaf.end].reshape(shape), np.dtype(space.dtype)
+        part, kind = row[..., leaf.begin : leaf.end].reshape(shape), native(space.dtype)
         if not isinstance(part, np.ndarray):  # a tensor
             return part.to(torch_dtype(kind))
         part = part.astype(kind)

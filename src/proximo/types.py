@@ -27,6 +27,12 @@ Metrics = dict[str, float]
 Keep = Callable[[str, "dict[str, Tensor]", dict[str, Any]], str]
 """Told of a gradient step that is left out: why, its tensors and its record; says where the first
 of them is kept, or nothing."""
+Watch = Callable[[int, str], None]
+"""Told now and then how many environment steps there are by now, and what is being done if it is
+no rollout."""
+
+
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def printable(text: str, *, keep: str = "\n\t") -> str:
@@ -46,6 +52,8 @@ def _is_shown(character: str) -> bool:
 
 
 def _escaped(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
     units = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
 
@@ -133,11 +141,19 @@ def refuse_unused(section: str, settings: object, names: Iterable[str], why: str
             )
 
 
+def check_utf8(name: str) -> None:
+    """Refuse a name with bytes that are not UTF-8, which no file of ours can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name!a} is not UTF-8: rename it, or give another name") from error
+
+
 def explain(error: BaseException) -> str:
     """An exception of the user's code in one line: type, message, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{': '.join(filter(None, (type(error).__name__, str(error))))}{where}"
 
 
 def faults() -> tuple[type[BaseException], ...]:
@@ -344,6 +360,7 @@ class TrainState:
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
     skipped: int = 0  # gradient steps that were left out, for what was not finite
     keep: Keep | None = None  # of the run, not of its state: where the first of those is written
+    watch: Watch | None = None  # of the run, likewise: what shows its progress
 
     @property
     def fault(self) -> type[Exception]:

@@ -43,6 +43,7 @@ def test_every_function_of_functional_that_computes_something_is_listed():
         "batch_moments",
         "as_schedule",
         "standardize_groups",
+        "alone",
         "flat_gradient",
     }
     for module in pkgutil.iter_modules(proximo.functional.__path__, "proximo.functional."):

@@ -95,6 +95,19 @@ def test_no_module_has_the_name_of_a_public_function():
         assert not (SOURCE / name).exists()
 
 
+PRINTS = {"cli": 4, "commands.arguments": 1, "run.disk": 1}
+"""Calls of print in a module: all else goes by `show`, which lets no control character pass."""
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=[name for name, _ in modules()])
+def test_what_is_printed_goes_one_way(name, path):
+    calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+    printing = [call for call in calls if ast.unparse(call.func) == "print"]
+    writing = [call for call in calls if ast.unparse(call.func).startswith("sys.std")]
+    writing = [call for call in writing if ast.unparse(call.func).endswith(".write")]
+    assert len(printing + writing) <= PRINTS.get(name, 0)
+
+
 def test_every_public_name_is_there():
     for name in proximo.__all__:
         assert getattr(proximo, name).__doc__

@@ -87,7 +87,8 @@ def test_the_bootstrap_interval_of_two_scores_is_their_range():
 
 def test_steps_to_the_threshold_are_those_of_the_first_row_that_reaches_it():
     means = [None, -5.0, 0.0, 8.0, 7.0, 9.0]
-    rows = [{"steps": 64 * (i + 1), "return_mean": mean} for i, mean in enumerate(means)]
+    rows = [{"steps": 64 * (i + 1), "evaluation": mean} for i, mean in enumerate(means)]
+    rows[2:2] = [{"steps": 150}]
     assert steps_to(rows, 8) == 256
     assert steps_to(rows, 0) == 192
     assert steps_to(rows, 9.5) is None

@@ -5,6 +5,8 @@ import shutil
 import pytest
 
 from commands.command_line import proximo, refusal, succeeded, train, train_in
+from proximo.commands.pictures import group_runs
+from proximo.run.folder import RunFolder
 
 pytest.importorskip("matplotlib", reason="pictures are an extra")
 
@@ -40,6 +42,37 @@ def test_the_curves_of_a_run_where_they_were_asked_for(here, trained):
 def test_several_runs_of_one_task_make_one_picture(here, trained, others):
     succeeded(proximo("plot", trained, *others, "--out", "all.png"))
     assert is_picture(here / "all.png")
+
+
+def test_runs_of_other_algorithms_and_settings_are_curves_of_their_own(here, others):
+    succeeded(train("--run-dir", "clip", "--algorithm.clip", "0.1"))
+    settings = ["--preset", "none", "--total-steps", "64", "--rollout.steps", "32"]
+    for name in ("a2c", "reinforce"):
+        succeeded(proximo("train", name, "CartPole-v1", "--run-dir", name, *settings))
+    runs = [others[0], "clip", "a2c", "reinforce", others[1]]
+    folders = [RunFolder.open(run) for run in runs]
+    configs = [folder.read_config() for folder in folders]
+    assert group_runs(folders, configs) == {
+        "ppo, clip 0.2": [0, 4],
+        "ppo, clip 0.1": [1],
+        "a2c": [2],
+        "reinforce": [3],
+    }
+    assert group_runs(folders[2:4], configs[2:4]) == {"a2c": [0], "reinforce": [1]}
+    assert group_runs(folders[::4], configs[::4]) == {"ppo": [0, 1]}
+    said = succeeded(proximo("plot", *runs, "--out", "all.svg")).out
+    assert "the mean of ppo, clip 0.2 ends at 512 steps" in said
+    text = (here / "all.svg").read_text()
+    for label in ("ppo, clip 0.2 (2 runs)", "ppo, clip 0.1", "a2c", "ppo, a2c, reinforce on"):
+        assert f"<!-- {label}" in text
+
+
+def test_runs_that_differ_in_much_are_told_apart_by_their_folders(here, trained):
+    words = ["--rollout.steps", "16", "--env.worlds", "4", "--algorithm.gamma", "0.9"]
+    succeeded(train("--run-dir", "other", *words, "--net.hidden", "8"))
+    folders = [RunFolder.open(trained), RunFolder.open("other")]
+    labels = group_runs(folders, [folder.read_config() for folder in folders])
+    assert labels == {f"ppo, {trained.name}": [0], "ppo, other": [1]}
 
 
 def test_a_run_of_one_update_can_be_drawn(here):

@@ -300,8 +300,11 @@ def test_it_ends_early_at_a_return(here):
     ended = result("r")
     assert ended["stopped_by"] == "stop_at"
     assert ended["steps"] < 64_000
-    assert rows("r")[-1]["evaluation"] >= 5
+    assert rows("r")[-1]["evaluation"] == ended["evaluation"] >= 5
     assert "64,000 steps" in said
+    smoothed = f"the smoothed return, {ended['return_smoothed']:.1f}"
+    assert f"{smoothed}, and an evaluation of 20 episodes, {ended['evaluation']:.1f}, re" in said
+    assert f"return {ended['return_mean']:.1f} (last 100 episodes of training" in said
 
 
 def test_a_return_out_of_reach_ends_nothing(here):

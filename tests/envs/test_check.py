@@ -159,6 +159,10 @@ WRONG = {
         ["terminated", "array([False])", "True or False"],
     ),
     "old step": (answering(lambda o, r, a, b, i: (o, r, a, i)), ["4 things", "0.26", "truncated"]),
+    "a tuple": (
+        answering(lambda o, *rest: ((o, {}), *rest)),
+        ["a tuple (dict, dict)", "give the observation alone", "step 2 of episode 0"],
+    ),
     "step of three": (answering(lambda *answer: answer[:3]), ["3 things", "terminated, truncated"]),
     "old reset": (OldReset, ["reset", "(observation, info)", "return observation, {}"]),
     "no seed": (NoSeed, ["reset takes no seed", "super().reset(seed=seed)"]),
@@ -199,6 +203,10 @@ class Outlives(Right):
         return super().see() | ({"place": late} if self.time == 1 else {})
 
 
+class Roomless(Right):
+    action_space = gym.spaces.Box(1, 1, (2,), np.float32)
+
+
 class Endless(Right):
     def step(self, action):
         obs, reward, *_ = super().step(action)
@@ -211,6 +219,11 @@ DOUBTFUL = {
     "bits": (seeing(bits=np.array([0, 2])), ["bits", "0 and 1"]),
     "flag as a number": (answering(lambda o, r, a, b, i: (o, r, a, 0, i)), ["truncated is 0"]),
     "info none": (answering(lambda o, r, a, b, i: (o, r, a, b, None)), ["info is None", "dict"]),
+    "a key that the space lacks": (
+        answering(lambda o, *rest: (o | {"speed": 3.0}, *rest)),
+        ["the observation holds speed at step 2", "observation_space lacks"],
+    ),
+    "without room": (Roomless, ["the action space", "allows only one value"]),
     "unseeded": (Unseeded, ["reset with the same seed", "self.np_random"]),
     "not reset": (Outlives, ["another step 0 of the episode", "outlive"]),
     "endless": (Endless, ["no episode ended in the first 300 steps", "env.max_episode_steps"]),

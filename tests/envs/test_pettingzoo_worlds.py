@@ -44,7 +44,7 @@ def rollouts(world, *, worlds=None, steps=8, updates=1, **settings):
     seen = []
     agent = train(
         world,
-        PPO(minibatch_size=1, epochs=1),
+        PPO(minibatch_size=1, epochs=1, normalize_advantage="none"),
         worlds=worlds,
         total_steps=10_000,
         callbacks=[lambda state, rollout, _: seen.append(rollout) or state.updates == updates],

@@ -145,9 +145,12 @@ def unharmed(here, victim, evil):
 
 @pytest.mark.parametrize("trick", TRICKS)
 def test_nothing_is_written_out_of_the_folder(here, trained, unharmed, trick):
-    for words in [*VERBS[:4], *([EXPORT] if trick in ("link", "hard link") else [])]:
+    # Some of them end a verb at its beginning, so that it does not come to the others.
+    most = [name for name in WRITTEN if name not in ("nonfinite", "metrics.jsonl")]
+    verbs = [(words, most) for words in VERBS[:4]] + [(VERBS[1], WRITTEN)]
+    for words, names in verbs + [(EXPORT, most)] * (trick in ("link", "hard link")):
         shutil.copytree(trained, here / "r")
-        plant(here / "r", WRITTEN, trick)
+        plant(here / "r", names, trick)
         unharmed(proximo(*words))
         shutil.rmtree(here / "r")
 
@@ -264,7 +267,7 @@ def test_every_character_that_controls_a_terminal_is_shown_as_text():
         shown = printable(f"a{chr(code)}b", keep="")
         assert shown.isascii()
         assert json.loads(f'"{shown}"') == f"a{chr(code)}b"
-    assert str(UsageError("one\ntwo")) == r"one\u000atwo"
+    assert str(UsageError("one\ntwo")) == r"one\ntwo"
     assert printable("\udcff") == r"\udcff"
 
 

@@ -26,6 +26,8 @@ WRITTEN = [
     *("samples.jsonl", "log", "metrics.jsonl", "result.json", "model.new", "nonfinite"),
     *(".samples.jsonl.partial", "model/generation_config.json", "checkpoints/last-2.safetensors"),
 ]
+REFUSED = {"nonfinite", "samples.jsonl", "metrics.jsonl"}
+"""Those that may end it at its beginning, so that it does not come to the others."""
 RESUME = ("lm", "resume", "r", "--updates", "3", "--quiet")
 GENERATE = ("lm", "generate", "r", "--prompt", "a", "--sampling.max-tokens", "2")
 FILES = ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja", "x.json"]
@@ -47,9 +49,11 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("trick", TRICKS)
 def test_a_run_writes_nothing_out_of_its_folder(here, made, unharmed, trick):
-    shutil.copytree(made, here / "r")
-    plant(here / "r", WRITTEN, trick)
-    unharmed(proximo(*RESUME))
+    for names in (WRITTEN, [name for name in WRITTEN if name not in REFUSED]):
+        shutil.copytree(made, here / "r")
+        plant(here / "r", names, trick)
+        unharmed(proximo(*RESUME))
+        shutil.rmtree(here / "r")
 
 
 @pytest.mark.parametrize("trick", ["link", "dangling link", "link to a folder", "pipe"])

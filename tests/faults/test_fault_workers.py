@@ -473,6 +473,27 @@ def test_a_process_that_is_killed_while_it_idles_changes_nothing():
         assert torch.equal(getattr(rollout, name), getattr(clean, name)), name
 
 
+def test_an_episode_that_is_too_long_to_be_replayed_ends_with_its_process(monkeypatch):
+    monkeypatch.setattr("proximo.envs.make.REPLAYED", 20)
+    env = EnvConfig(id="Pendulum-v1", worlds=2, backend="workers", processes=1)
+    with session(env, rollout=RolloutConfig(steps=16)) as begun:
+        worlds = begun.worlds
+        for _ in range(2):
+            collect(worlds, begun.state, env, steps=16)
+        assert begun.state.worlds.actions == [[], []]
+        os.kill(worlds._processes[0].pid, signal.SIGKILL)
+        rollout = collect(worlds, begun.state, env, steps=16)
+        killed, *lost = begun.doubts
+        assert "signal 9 (Killed)" in killed
+        assert len(lost) == 2
+        assert all("which are not replayed: it begins a new one" in doubt for doubt in lost)
+        assert (~rollout.mask[0]).all()
+        assert rollout.boundary[0].all()
+        assert rollout.mask[1:].all()
+        assert begun.state.worlds.length.tolist() == [15, 15]
+        assert begun.state.worlds.episode.tolist() == [1, 1]
+
+
 def test_worlds_that_cannot_be_brought_back_begin_anew_with_the_one_that_failed():
     rollout, faults = gather(
         env_config("kill", id="troubled:Drawn", world=2, at=3, kwargs={"at": 3}), net=NetConfig()
@@ -525,7 +546,10 @@ def test_evaluations_in_processes_give_the_bits_of_those_in_the_trainer(name, ne
         pytest.importorskip("pettingzoo")
     run = RunConfig(eval_every=3, eval_episodes=3, keep_best="evaluation")
     for backend in ("sync", "workers"):
-        env = EnvConfig(id=name, worlds=2, processes=1, max_episode_steps=37, backend=backend)
+        processes = int(backend == "workers")
+        env = EnvConfig(
+            id=name, worlds=2, processes=processes, max_episode_steps=37, backend=backend
+        )
         go(env, backend, run_config=run, net=net)
     found, expected = (
         [row.get("evaluation") for row in rows(folder)] for folder in ("workers", "sync")

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
+from language.test_generation import make
 from language.test_stages import (
     FEW,
     QUICK,
@@ -173,6 +174,44 @@ def test_a_finished_run_is_a_plain_model(tmp_path):
     torch.testing.assert_close(
         logits(load_model(tmp_path / "run")), logits(result.lm), rtol=1e-5, atol=1e-5
     )
+
+
+KINDS = {
+    "Mixtral": {"num_local_experts": 2, "num_key_value_heads": 2},
+    "Qwen3Moe": {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    | {"num_key_value_heads": 2, "head_dim": 8},
+    "Llama4Text": {"num_local_experts": 2, "num_key_value_heads": 2, "head_dim": 8}
+    | {"intermediate_size_mlp": 32},  # its router is a linear layer that returns two things
+    "FalconH1": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_d_ssm": 64}
+    | {"mamba_n_groups": 1, "num_key_value_heads": 2, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_with_experts_are_plain_models_at_the_end(tmp_path, kind):
+    """Fused experts have two tensors, and an adapter of one stands in the adapter of the other."""
+    import transformers
+
+    pytest.importorskip("transformers", "5")  # earlier ones keep a module for each expert
+    pytest.importorskip("peft", "0.19")
+    start = make(kind, tiny(["abcdefgh"], **SMALL), **KINDS[kind])
+
+    def fit(name, **more):
+        more |= {"algorithm": FAST, "run": FEW, "lora_rank": 2}
+        return sft(start, DATA, run_dir=tmp_path / name, **more)
+
+    result = fit("run")
+    fit("broken", callbacks=[stop_after(3)])
+    assert rows_without_time(fit("broken", resume=True)) == rows_without_time(result)
+    read, resumed = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name / "model")
+        for name in ("run", "broken")
+    )
+    assert same_weights(read, resumed)
+    assert read.state_dict().keys() == start.net.state_dict().keys()
+    whole = logits(result.lm)
+    assert (whole - logits(start)).abs().max() > 0.01
+    torch.testing.assert_close(logits(load_model(tmp_path / "run")), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_a_reward_model_of_adapters_scores_the_same_from_its_folder(tmp_path):

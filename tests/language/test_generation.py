@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from proximo.language import LanguageModel, Sampling, tiny
+from proximo.language import LanguageModel, Sampling, load_model, tiny
 from proximo.language.data import Sequences
 from proximo.language.experience import check_drawn, judge
 from proximo.language.generate import generate
@@ -238,6 +238,116 @@ def test_other_architectures_agree_too(lm, kind, more):
     torch.testing.assert_close(drawn.log_prob, old.log_prob, rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_that_reads_what_comes_later_is_refused(lm, tmp_path):
+    """The folder of a masked model: transformers takes it for a causal one, with a warning."""
+    make("Bert", lm).save(tmp_path)
+    with pytest.raises(UsageError, match="is a BertLMHeadModel that reads what comes later too"):
+        load_model(tmp_path)
+
+
 def test_a_model_that_takes_no_positions_is_refused(lm):
     with pytest.raises(UsageError, match="BloomForCausalLM takes no position_ids"):
         make("Bloom", lm)
+
+
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_d_ssm": 64,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
+HYBRIDS = [
+    ("Qwen3Next", {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16}),
+    ("Qwen3_5Text", LINEAR),
+    ("Lfm2", {"layer_types": ["conv", "full_attention"], "num_key_value_heads": 2}),
+    (
+        "Lfm2Moe",
+        {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1, **EXPERTS}
+        | {"num_key_value_heads": 2},
+    ),
+    ("FalconH1", {**MAMBA, "num_key_value_heads": 2, "head_dim": 8}),
+    ("Bamba", {**MAMBA, "num_key_value_heads": 2, "attn_layer_indices": [1]}),
+    (
+        "GraniteMoeHybrid",
+        {
+            **MAMBA,
+            "layer_types": ["mamba", "attention"],
+            "layers_block_type": ["mamba", "attention"],
+        },
+    ),
+    (
+        "Jamba",
+        {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4}
+        | {"num_key_value_heads": 2},
+    ),
+    (
+        "Gemma3Text",
+        {
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "head_dim": 8,
+        },
+    ),
+    ("OpenAIGPT", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),  # keeps no cache
+]
+
+
+def ends_apart(lm, select):
+    """Completions that end at different times are those that a plain pass gives, each alone."""
+    with torch.no_grad():  # far from uniform
+        for name, parameter in lm.net.named_parameters():
+            parameter.mul_(20.0 if "embed" in name else 3.0 if parameter.dim() > 1 else 1.0)
+    assert lm.select == select
+    heat = 40.0 if lm.net.config.tie_word_embeddings else 1.0  # which says the same word again
+    stops, generator = (1, 3, 5), torch.Generator().manual_seed(3)
+    sampling = Sampling(max_tokens=16, temperature=heat)
+    drawn = generate(lm, PROMPTS * 2, sampling, stops, generator)
+    lengths = [len(ids) for ids in drawn.ids()]
+    assert len(set(lengths)) > 2
+    found = []
+    for prompt, ids in zip(PROMPTS * 2, drawn.ids(), strict=True):
+        with torch.no_grad():
+            logits = lm.net(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0]
+        log_p = (logits[len(prompt) - 1 : -1] / heat).log_softmax(-1)
+        found.append(log_p.gather(-1, torch.tensor(ids)[:, None])[:, 0])
+    torch.testing.assert_close(drawn.log_prob, torch.cat(found), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "more"), HYBRIDS)
+def test_completions_of_hybrid_models_may_end_at_different_times(lm, kind, more):
+    pytest.importorskip("transformers", "5")  # earlier ones lack some of these kinds
+    ends_apart(make(kind, lm, **more), "" if kind == "OpenAIGPT" else "reorder_cache")
+
+
+@pytest.mark.parametrize("fault", ["missing", "half", "all"])
+def test_rows_stay_where_a_cache_cannot_select_them(lm, fault, monkeypatch):
+    """As in transformers 5.23, whose layers of two kinds select half of what they hold."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    def half(self, rows):
+        self.keys = self.keys[rows]
+
+    def wrong(self, rows):
+        self.keys, self.values = self.keys[rows], self.values[rows.flip(0)]
+
+    other = make("Llama", lm)
+    if fault == "missing":
+        monkeypatch.delattr(DynamicCache.__mro__[1], "reorder_cache")
+    if fault == "half":
+        monkeypatch.setattr(DynamicLayer, "reorder_cache", half)
+    if fault == "all":
+        monkeypatch.setattr(DynamicLayer, "reorder_cache", half)
+        monkeypatch.setattr(DynamicLayer, "batch_select_indices", wrong)
+    ends_apart(other, "" if fault == "all" else "batch_select_indices")

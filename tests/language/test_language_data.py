@@ -1,9 +1,13 @@
 """Data: columns, prompts, chats, order, padding; what is refused, with the row that did it."""
 
+import contextlib
 import itertools
 import json
 import math
+import re
+import sqlite3
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +15,7 @@ pytest.importorskip("transformers")
 
 from proximo import UsageError
 from proximo.language import Sampling, tiny
-from proximo.language.data import Examples, Order, Sequences, by_length, pack, per_token
+from proximo.language.data import Examples, Limit, Order, Sequences, by_length, pack, per_token
 from proximo.language.model import LanguagePolicy, Tokenizer, before
 
 CHAT = [{"role": "user", "content": "ab"}]
@@ -91,6 +95,129 @@ def test_what_is_no_prompt_is_refused_with_its_row(tmp_path, line, said):
         Examples.read(file, "prompt")
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("inside", list("\u2028\u2029\x85\x0b\x0c\x1c\x1e\ufeff"))
+def test_lines_end_by_a_newline_alone(tmp_path, inside, ending, mark):
+    rows = [{"prompt": f"a{inside}b"}, {"prompt": "c"}]
+    file = tmp_path / "data.jsonl"
+    lines = [mark + json.dumps(row, ensure_ascii=False) for row in rows]  # files one behind another
+    file.write_bytes((ending.join(lines) + ending).encode())
+    assert Examples.read(file, "prompt").rows == rows
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": ' + "1" * 5000 + "}", "{'prompt': 1}"])
+def test_what_no_reader_of_json_takes_is_refused(tmp_path, line):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "a"}\n' + line)
+    with pytest.raises(UsageError, match=r"line 2 of .* is not JSON"):
+        Examples.read(file, "prompt")
+
+
+class Frame:
+    """As a table of pandas: gives the names of its columns where it is iterated over."""
+
+    columns = ("prompt", "level")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return ROWS
+
+
+class Table(Frame):
+    """As one of polars or arrow."""
+
+    def to_dicts(self):
+        return ROWS
+
+
+class Data:
+    """As a `datasets.Dataset`: rows by their numbers."""
+
+    column_names = ("prompt", "level")
+
+    def __getitem__(self, i):
+        return ROWS[i]
+
+
+ROWS = [{"prompt": "a", "level": 3}, {"prompt": "b", "level": 4}]
+COLUMNS = {"prompt": ["a", "b"], "level": np.array([3, 4])}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        ROWS,
+        tuple(ROWS),
+        iter(ROWS),
+        map(dict, ROWS),
+        dict(enumerate(ROWS)).values(),
+        np.array(ROWS),
+        COLUMNS,
+        Frame(),
+        Table(),
+        Data(),
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_tables_and_iterators_are_read_by_rows(source):
+    assert Examples.read(source, "prompt").rows == ROWS
+
+
+def test_rows_of_a_data_base_are_read():
+    with contextlib.closing(sqlite3.connect(":memory:")) as base:
+        base.row_factory = sqlite3.Row
+        found = base.execute("select 'a' as prompt, 3 as level union all values ('b', 4)")
+        assert Examples.read(found, "prompt").rows == ROWS
+
+
+def test_chats_are_prompts():
+    other = [{"role": "user", "content": "c", "name": "me"}, *CHAT]
+    for source in ([CHAT, other], (tuple(CHAT), np.array(other)), [{"prompt": CHAT}, other]):
+        assert Examples.read(source, "prompt").rows == [{"prompt": CHAT}, {"prompt": other}]
+    assert Examples.read({"prompt": [CHAT, other]}, "prompt").rows[1] == {"prompt": other}
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"train": ROWS, "test": ROWS}, "dict of train, test: give one of its parts"),
+        ({"train": Data(), "test": Data()}, "dict of train, test"),
+        ({}, "dict of nothing"),
+        (ROWS[0], "dict of prompt, level: give one of its parts"),
+        ({"prompt": ["a"], "level": [1, 2]}, "prompt, level, which are not of one length: 1, 2"),
+        ({"prompt": CHAT}, "row 1 of the data has a 'prompt' that is neither text nor a chat"),
+        ({"a", "b"}, "a set, whose order"),
+        (b"a", "the data are b'a': give"),
+        (5, "the data are 5: give"),
+        (None, "the data are None: give"),
+        ([1, 2], "row 1 of the data is 1: give a dict"),
+        (["a", None], "row 2 of the data is None: give a dict"),
+        ([{"prompt": "a"}, {1: "a"}], "row 2 of the data is {1: 'a'}: give a dict"),
+        (["a", ""], "row 2 of the data has an empty prompt"),
+        (["a", []], "row 2 of the data .* neither text nor a chat"),
+        ([["a", "b"]], "row 1 of the data has a chat whose messages lack a role"),
+        ([CHAT[0]], "row 1 of the data has no 'prompt'; it has: role, content"),
+    ],
+)
+def test_what_is_no_rows_is_refused(source, said):
+    with pytest.raises(UsageError, match=re.escape(said).replace(r"\.\*", ".*")):
+        Examples.read(source, "prompt")
+
+
+def test_splits_and_open_files_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="dict of train, test"):  # rows for a world have any column
+        Examples.read({"train": ROWS, "test": ROWS})
+    assert Examples.read(COLUMNS).rows == ROWS
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "a"}')
+    with file.open() as opened, pytest.raises(UsageError, match="open file: give its path"):
+        Examples.read(opened, "prompt")
+
+
 def test_no_rows_and_no_file(tmp_path):
     with pytest.raises(UsageError, match="has no rows"):
         Examples.read([], "prompt")
@@ -106,9 +233,29 @@ def test_columns_that_no_stage_reads_may_be_anything(value):
 
 def test_a_prompt_longer_than_the_context_is_refused():
     examples = Examples.read(["ab", "abcabc"], "prompt")
-    examples.check_lengths(4, 10, [[1, 2], [1] * 6])
+    ids = [[1, 2], [1] * 6]
+    assert examples.check_lengths(4, Limit(10), ids) == (examples, [ids])
+    assert examples.check_lengths(400, Limit(None), ids) == (examples, [ids])
     with pytest.raises(UsageError, match=r"row 2 .* 6 tokens and 5 to be drawn, .* reads 10"):
-        examples.check_lengths(5, 10, [[1, 2], [1] * 6])
+        examples.check_lengths(5, Limit(10), ids)
+    with pytest.raises(
+        UsageError, match=r"row 1 of the data has 5 tokens, .* reads 4 at most"
+    ) as e:
+        examples.check_lengths(0, Limit(4, own=7), ids, [[1], [1]], [[1] * 3, [1]])
+    assert "sampling" not in str(e.value)
+
+
+def test_rows_that_are_too_long_may_be_left_out(capsys):
+    examples = Examples.read(["ab", "abcabc", "a"], "prompt")
+    ids, answers = [[1, 2], [1] * 6, [1]], [[3], [4], [5] * 2]
+    short, parts = examples.check_lengths(0, Limit(10, own=6, drop=True), ids, answers)
+    assert [row["prompt"] for row in short.rows] == ["ab", "a"]
+    assert parts == [[[1, 2], [1]], [[3], [5, 5]]]
+    assert (
+        "1 of the 3 rows of the data are left out: run.max_length is 6" in capsys.readouterr().err
+    )
+    with pytest.raises(UsageError, match="all 3 rows of the data are too long: the model reads 2"):
+        examples.check_lengths(2, Limit(2, own=6, drop=True), ids)
 
 
 def test_every_example_comes_once_in_each_epoch():

@@ -92,6 +92,7 @@ def test_sampling_computes_nothing_again(lm):
     sampling = Sampling(max_tokens=10)
     own = set_up(lm, AGAIN)
     drawn, calls = draw(lm, sampling), []
+    assert own.select  # tried out before the count
     hook = own.net.transformer.h[0].ln_1.register_forward_hook(lambda *_: calls.append(1))
     again = draw(own, sampling)
     hook.remove()

@@ -51,6 +51,28 @@ def test_a_reward_is_handed_texts_ids_and_columns(lm):
     assert not dense.any()
 
 
+def test_a_reward_may_use_up_what_it_is_handed(lm):
+    def spoils(prompts, prompt_ids, completion_ids, tags):
+        for given in (*prompt_ids, *completion_ids, *tags, prompts, completion_ids):
+            given.clear()
+        return [0, 0]
+
+    def looks(prompt_ids, completion_ids, tags):
+        return [float(len(ids) + len(tag)) for ids, tag in zip(completion_ids, tags, strict=True)]
+
+    rows = [{**row, "tags": ["x"]} for row in ROWS]
+    tokenizer = Tokenizer(lm.tokenizer)
+    examples = Examples.read(rows, "prompt")
+    prompts = examples.prompts(tokenizer)
+    drawn = Completions(
+        Sequences.join(prompts, [[4, 5, 0], [3]]), torch.zeros(4), torch.tensor([True, False])
+    )
+    score, _ = Judge([spoils, looks], (), examples)(rows, prompts, drawn, tokenizer, 1)
+    assert score.tolist() == [4.0, 2.0]
+    assert prompts == examples.prompts(tokenizer) == [[2], [3, 3]]
+    assert [row["tags"] for row in rows] == [["x"], ["x"]]
+
+
 def test_a_reward_takes_what_it_names(lm):
     score, _ = weigh(lm, lambda completions, goal, other=3: [g * other for g in goal])
     assert score.tolist() == [3.0, 6.0]

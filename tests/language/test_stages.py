@@ -588,3 +588,36 @@ def test_a_warmup_moves_the_critic_alone(critic):
     assert not torch.equal(heads[0], heads[1])
     assert torch.equal(models[0], models[1])
     assert not torch.equal(models[1], models[2])
+
+
+def test_rows_over_the_limit_are_left_out_and_stay_out(tmp_path, capsys):
+    texts = [{"prompt": "a", "completion": "b" * n} for n in (1, 2, 9, 3, 40)]
+    run = TrainingConfig(updates=4, max_length=8, overlong="drop", seed=3)
+    options = {"algorithm": Fitting(batch_size=2), "run": run}
+    model = ModelConfig(**SMALL)
+    straight = sft(model, texts, run_dir=tmp_path / "straight", **options)
+    assert "2 of the 5 rows" in capsys.readouterr().err
+    short = [text for text in texts if len(text["completion"]) < 7]
+    assert same_weights(straight.lm, sft(model, short, **options).lm)
+    broken = {"run_dir": tmp_path / "broken", **options}
+    sft(model, texts, callbacks=[stop_after(2)], **broken)
+    for other in (4, 0):  # other rows would be left out
+        changed = dataclasses.replace(run, max_length=other)
+        with pytest.raises(UsageError, match="not those that this run began with"):
+            sft(model, texts, resume=True, **broken | {"run": changed})
+    assert same_weights(sft(model, texts, resume=True, **broken).lm, straight.lm)
+    with pytest.raises(
+        UsageError, match=r"row 3 .* has 11 tokens, but run.max_length is 8: .* drop"
+    ):
+        sft(model, texts, run=TrainingConfig(max_length=8))
+    prompts = ["a" * n for n in (1, 9, 3, 40)]
+    found = ppo(
+        model,
+        prompts,
+        count_a,
+        sampling=SHORT,
+        algorithm=QUICK,
+        run=dataclasses.replace(FEW, updates=2, overlong="drop"),
+        callbacks=[lambda learner, samples, metrics: len(learner._prompts) != 3],
+    )
+    assert len(found.rows) == 2

@@ -70,7 +70,7 @@ def learn(algorithm=QUICK, continuous=False, steps=16_000, **net):
         total_steps=steps,
         worlds=4,
         rollout=RolloutConfig(steps=64),
-        net=NetConfig(**{"hidden": (16,), "log_std": -0.5} | net),
+        net=NetConfig(hidden=(16,), log_std=-0.5 * continuous, **net),
         seed=1,
     )
 

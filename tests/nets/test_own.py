@@ -1,5 +1,6 @@
 """Modules of the user's own: what they are shown, what is refused, what goes on working."""
 
+import functools
 import sys
 from pathlib import Path
 
@@ -181,8 +182,10 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_learn_is_refused_before_training(case, tmp_path):
     make, message = REFUSED[case]
+    # What has no name is refused a run folder.
+    folder = tmp_path / "run" if make is Counting else None
     with pytest.raises(UsageError, match=f"net.module is .*{message}"):
-        quick(lambda: Match("vector", "discrete"), make, run_dir=tmp_path / "run")
+        quick(lambda: Match("vector", "discrete"), make, run_dir=folder)
     assert not (tmp_path / "run").exists()
 
 
@@ -345,14 +348,34 @@ def test_a_run_without_such_a_network_needs_none(tmp_path):
         load(tmp_path / "run", net=Layers)
 
 
-def test_a_class_of_a_program_is_asked_for_by_another_name(tmp_path):
-    class Local(Layers):
-        pass
-
-    quick(net=Local, run_dir=tmp_path / "run")
-    with pytest.raises(UsageError, match=r"<locals>.Local, is code.*net='module:Class'"):
+def test_a_class_of_a_program_is_asked_for_by_another_name(tmp_path, monkeypatch):
+    program = type("Program", (Layers,), {"__module__": "__main__"})
+    monkeypatch.setattr(sys.modules["__main__"], "Program", program, raising=False)
+    quick(net=program, run_dir=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"__main__:Program, is code.*net='module:Class'"):
         load(tmp_path / "run")
-    assert load(tmp_path / "run", net=Local).policy.actor.outputs == 16
+    assert load(tmp_path / "run", net=program).policy.actor.outputs == 16
+
+
+class Named(Layers):
+    pass
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda space: Layers(space, 16),
+        functools.partial(Layers, width=16),
+        type("Named", (Layers,), {}),  # another one than its name leads to
+        type("Local", (Layers,), {"__qualname__": "of.<locals>.Local"}),
+    ],
+    ids=["lambda", "partial", "another", "local"],
+)
+def test_what_no_name_leads_to_is_refused_a_run_folder_and_trains_without(make, tmp_path):
+    with pytest.raises(UsageError, match=r"does not lead to it again.*leave run_dir out"):
+        quick(net=make, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert quick(net=make).result["updates"]
 
 
 # The example of docs/networks.md

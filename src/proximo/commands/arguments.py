@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -10,7 +11,7 @@ import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import tyro
@@ -18,15 +19,18 @@ import tyro
 from proximo.commands.mistyped import message
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, sayable
+from proximo.run.disk import warn
 from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym
+    from gymnasium.vector import VectorEnv
 
     from proximo.agent import Agent
 
 T = TypeVar("T")
 
+_POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
@@ -71,6 +75,22 @@ def _text(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         instance_from_str=lambda words: words[0],
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda value: [printable(value, keep="")],
+    )
+
+
+@REGISTRY.primitive_rule
+def _whole_numbers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Several whole numbers, as many as there are, or `none`."""
+    if set(typing.get_args(info.type)) != {tuple[int, ...], type(None)}:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="INT ...|none",
+        instance_from_str=lambda words: (
+            None if [word.lower() for word in words] == ["none"] else tuple(map(int, words))
+        ),
+        is_instance=lambda value: value is None or isinstance(value, tuple),
+        str_from_instance=lambda value: ["none"] if value is None else list(map(str, value)),
     )
 
 
@@ -125,7 +145,7 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
                 **kwargs,
             )
             if unknown:
-                raise UsageError(message(verb, arguments, unknown, _flags(command, kwargs)))
+                raise UsageError(message(verb, arguments, unknown, _flags(command)))
     finally:
         del os.environ["COLUMNS"]
         if width is not None:
@@ -134,11 +154,21 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
     return fits
 
 
-def _flags(command: type[Any], kwargs: dict[str, Any]) -> set[str]:
+def _flags(command: type[Any], prefix: str = "") -> set[str]:
     """Every flag of a command, without its dashes."""
-    parser = tyro.extras.get_parser(command, **kwargs)
-    words = (word for action in parser._actions for word in action.option_strings)
-    return {word.lstrip("-").replace("_", "-") for word in words}
+    found = set()
+    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+        kind, *marks = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+        if typing.get_origin(hint) is typing.ClassVar or _POSITIONAL in marks:
+            continue
+        if dataclasses.is_dataclass(kind):
+            found |= _flags(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+            continue
+        called = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+        found.add(f"{prefix}{called}".replace("_", "-"))
+        if kind is bool:
+            found.add(f"{prefix}no-{called}".replace("_", "-"))
+    return found
 
 
 def show(text: str, file: TextIO | None = None) -> None:
@@ -152,6 +182,21 @@ def say(text: str) -> None:
         show(text)
     except OSError:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 it stays open
+
+
+@contextlib.contextmanager
+def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
+    """Close it in the end; a failure of that is said, and spoils nothing."""
+    from proximo.envs.make import close_all
+
+    well = False
+    try:
+        yield
+        well = True
+    finally:
+        for text in close_all([env]):
+            if well:
+                warn(text)
 
 
 def allow_code(
@@ -202,6 +247,8 @@ def allow_code(
 
 def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
     """Refuse a world whose spaces are not those of the policy. Raises `UsageError`."""
+    from proximo.envs.make import title
+
     pairs = (
         ("observation", world.observation_space, agent.obs_space),
         ("action", world.action_space, agent.action_space),
@@ -209,8 +256,7 @@ def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
     for what, there, own in pairs:
         # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
         if there.shape != own.shape or own != there:
-            name = world.spec.id if world.spec else type(world.unwrapped).__name__
             raise UsageError(
-                f"the {what} space of {name} is {there}, but this policy was trained with {own}: "
-                "name the world it was trained in, or one with the same spaces"
+                f"the {what} space of {title(world)} is {there}, but this policy was trained with "
+                f"{own}: name the world it was trained in, or one with the same spaces"
             )

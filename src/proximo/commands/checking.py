@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse, show
+from proximo.commands.arguments import closing, parse, show
 from proximo.envs.config import EnvConfig
 from proximo.types import UsageError
 
@@ -37,32 +37,38 @@ def main(arguments: list[str]) -> int:
         if not getattr(command, name) > 0:
             raise UsageError(f"--{name} is {getattr(command, name)}: give more than 0")
 
+    from proximo.commands.display import said_if_slow
+
+    with said_if_slow(f"playing {command.world}: it takes long, still at it"):
+        return _check(command)
+
+
+def _check(command: Check) -> int:
     from proximo.envs.agents import Agents
     from proximo.envs.check import check_vector, check_world
     from proximo.envs.make import VectorWorlds, make_world, make_worlds
     from proximo.nets.config import NetConfig
     from proximo.nets.heads import make_head
+    from proximo.run.choices import check_backend, choose_backend
     from proximo.spaces import Observations
 
     agents = 1
     env = dataclasses.replace(command.env, id=command.world)
+    check_backend(dataclasses.replace(env, backend=choose_backend(env, given=False)[0]))  # type: ignore[arg-type]
     limits: dict[str, Any] = {"seconds": command.seconds, "steps": command.steps}
     if env.backend in ("vector", "envpool"):
         worlds = make_worlds(env, 0)
-        try:
-            if not isinstance(worlds, VectorWorlds):
-                raise UsageError(f"env.backend is {env.backend}, which is not checked: use sync")
-            spaces, found = (worlds.obs_space, worlds.action_space), check_vector(worlds, **limits)
-        finally:
+        if not isinstance(worlds, VectorWorlds):
             worlds.close()
+            raise UsageError(f"env.backend is {env.backend}, which is not checked: use sync")
+        with closing(worlds.envs):
+            spaces, found = (worlds.obs_space, worlds.action_space), check_vector(worlds, **limits)
     else:
         world = make_world(env)
-        try:
+        with closing(world):
             found = check_world(world, episodes=command.episodes, **limits)
             spaces = world.observation_space, world.action_space
             agents = len(world.agents) if isinstance(world, Agents) else 1
-        finally:
-            world.close()
     make_head(spaces[1], NetConfig(), features=1)
     shown, taken = (" ".join(str(space).split()) for space in spaces)
     if agents > 1:

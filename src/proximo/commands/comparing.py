@@ -23,10 +23,14 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import parse, show
-from proximo.run.config import algorithm_type
+from proximo.run.config import algorithm_type, from_tables
 from proximo.run.disk import replace
 from proximo.types import UsageError
 
+EVALUATIONS = 20
+"""Along each run, about evenly apart, for its curve and its steps to the threshold."""
+EPISODES = 10
+"""Of each of them."""
 RESAMPLES = 2_000
 """Of the seeds, for the interval of the interquartile mean."""
 PATIENCE = 10.0
@@ -38,7 +42,8 @@ class Compare:
     """Train several algorithms in one world with the same seeds, and lay their scores side by side.
 
     Every run is what `proximo train ALGORITHM ENV` and `proximo eval` make of it by themselves:
-    tuned settings where there are some for this algorithm in this world, else plain defaults.
+    the settings of a preset where there is one for this algorithm in this world, else plain
+    defaults. Besides, the policy is evaluated along the way, which changes nothing that is learned.
     DIR keeps the table, the learning curves, all numbers and the run folders.
     """
 
@@ -53,7 +58,7 @@ class Compare:
     total_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Environment steps of every run; by default what its settings say."""
     episodes: int = 100
-    """Episodes of the evaluation of every run."""
+    """Episodes of the evaluation of every run at its end."""
     threshold: Annotated[float | None, arg(metavar="R", help_behavior_hint="")] = None
     """Return to reach; by default the one at which Gymnasium calls ENV solved, if it names one."""
     dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -115,16 +120,16 @@ def main(arguments: list[str]) -> int:
     command = parse(Compare, "compare", arguments)
     names = _check(command)
 
-    from proximo.commands.pictures import draw_comparison, pyplot
+    from proximo.commands.pictures import draw_comparison, figure
     from proximo.envs.config import EnvConfig
-    from proximo.envs.make import make_world, return_threshold
+    from proximo.envs.make import close_all, make_world, return_threshold
     from proximo.run.folder import RunFolder
 
     # What would fail after hours, or in every run, is said now.
-    pyplot()
+    figure()
     folder, place = _free_folder(command), Path.cwd()
     env = EnvConfig(id=command.world)
-    make_world(env).close()
+    close_all([make_world(env)])
     if command.threshold is None:
         command = dataclasses.replace(command, threshold=return_threshold(env))
     os.chdir(place)  # where the world has left it, the runs would not find its module
@@ -146,9 +151,12 @@ def main(arguments: list[str]) -> int:
     _show(rows, how)
     if runs:
         groups = {name: [RunFolder(run.folder) for run in own[name]] for name in names}
-        title = f"{command.world}: mean over seeds, band from the lowest to the highest"
-        for note in draw_comparison(groups, folder / "compare.png", title, command.threshold):
-            show(note)
+        title = (
+            f"{command.world}: evaluations of {EPISODES} deterministic episodes, the last (the "
+            f"score) of {command.episodes}\nmean over seeds, band from the lowest to the highest"
+        )
+        ends = {run.folder: run.score for run in runs}
+        draw_comparison(groups, ends, folder / "compare.png", title, command.threshold)
     show(f"table{', curves' if runs else ''} and all numbers in {folder}")
     return 1 if failures else 0
 
@@ -277,7 +285,7 @@ def _run(
     from proximo.run.folder import RunFolder
 
     train = ["train", algorithm, command.world, "--seed", str(seed), "--run-dir", str(place)]
-    train.append("--quiet")
+    train += ["--quiet", *_evaluating(command, algorithm)]
     if command.total_steps is not None:
         train += ["--total-steps", str(command.total_steps)]
     score = ["eval", str(place), "--episodes", str(command.episodes), "--json"]
@@ -306,15 +314,30 @@ def _run(
         evaluation=scores,
         total_steps=run.read_config().run.total_steps,
         steps=result["steps"],
-        steps_to_threshold=steps_to(run.read_metrics(), command.threshold),
+        steps_to_threshold=steps_to(
+            [*run.read_metrics(), {"steps": result["steps"], "evaluation": scores["return_mean"]}],
+            command.threshold,
+        ),
         seconds=result["seconds"],
     )
 
 
+def _evaluating(command: Compare, algorithm: str) -> list[str]:
+    """What `train` is told besides, to evaluate the policy along the way."""
+    from proximo.run.presets import find_preset
+
+    preset = find_preset(algorithm, command.world)
+    config = from_tables(preset.tables if preset else {"algorithm": {"name": algorithm}})
+    steps = config.env.worlds * config.rollout.steps
+    updates = -(-(command.total_steps or config.run.total_steps) // steps)
+    every = ["--run.eval-every", str(max(1, updates // EVALUATIONS))]
+    return [*every, "--run.eval-episodes", str(EPISODES)]
+
+
 def steps_to(rows: Iterable[dict[str, Any]], threshold: float | None) -> int | None:
-    """The steps after which the mean return of the last 100 episodes first was this high."""
+    """The steps after which an evaluation first was this high."""
     for row in rows:
-        mean = row["return_mean"]
+        mean = row.get("evaluation")
         if threshold is not None and mean is not None and mean >= threshold:
             return int(row["steps"])
     return None
@@ -415,11 +438,16 @@ def measured(command: Compare, own: Mapping[str, Sequence[Run]]) -> str:
     ]
     if command.threshold is not None:
         lines.append(
-            f"Steps to {command.threshold:g}: until the mean return of the last 100 episodes of "
-            "training was that high; median over the seeds that got there, and how many did."
+            f"Steps to {command.threshold:g}: until an evaluation was that high, of {EPISODES} "
+            f"deterministic episodes about {EVALUATIONS} times along a run or of "
+            f"{command.episodes} at its end (the score); median over the seeds that got there, and "
+            "how many did."
         )
     at_a_time = f"{command.processes} runs" if command.processes > 1 else "one run"
-    lines.append(f"Seconds: of training, median over seeds, {at_a_time} at a time.")
+    lines.append(
+        "Seconds: of training and the evaluations along the way, median over seeds, "
+        f"{at_a_time} at a time."
+    )
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, check_spaces, parse, show
+from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
+from proximo.run.disk import warn
 from proximo.types import UsageError
 
 SEED = 1_000_000
@@ -31,6 +32,9 @@ class Eval:
     """Number of episodes."""
     seed: int = SEED
     """S, the seed of the first episode."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is cut off, and what it has earned by then counts; by default as
+    in the run's own evaluations."""
     stochastic: bool = False
     """Draw actions from the policy instead of taking the most likely one."""
     json: bool = False
@@ -49,12 +53,17 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--episodes is {command.episodes}: give at least 1")
     if command.seed < 0:
         raise UsageError(f"--seed is {command.seed}: give 0 or more")
+    limit = command.max_episode_steps
+    if limit is not None and limit < 1:
+        raise UsageError(f"--max-episode-steps is {limit}: give at least 1")
 
     import torch
 
     from proximo.agent import load
+    from proximo.commands.display import Patience
+    from proximo.envs.check import running_statistics
     from proximo.envs.make import make_world
-    from proximo.evaluate import evaluate
+    from proximo.evaluate import evaluate, step_limit
     from proximo.run.choices import choose_threads
     from proximo.run.folder import RunFolder
 
@@ -64,18 +73,20 @@ def main(arguments: list[str]) -> int:
     agent = load(command.run, command.checkpoint, net=command.net)
     # Those of training may have been the native engine's.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
-    world = make_world(config.env)
-    try:
+    world, patience = make_world(config.env), Patience()
+    with closing(world):
         check_spaces(world, agent)
+        if found := running_statistics(world):
+            warn(f"what is scored is not what was trained: {found}")
         scores = evaluate(
             agent.policy,
             world,
             episodes=command.episodes,
             seed=command.seed,
             deterministic=not command.stochastic,
+            limit=step_limit(config.env, limit or config.run.eval_max_episode_steps),
+            watch=lambda episode: patience(episode, command.episodes),
         )
-    finally:
-        world.close()
     summary = {**scores.summary(), "checkpoint": command.checkpoint}
     if command.json:
         show(json.dumps(summary))
@@ -88,4 +99,6 @@ def main(arguments: list[str]) -> int:
             f"{command.episodes} episodes from seed {command.seed}, {how}, "
             f"{command.checkpoint} policy of {command.run}"
         )
+        if said := scores.said("--max-episode-steps"):
+            print(said)
     return 0

@@ -380,17 +380,15 @@ def _generate(command: Generate, arguments: list[str]) -> int:
     if bool(command.prompt) == bool(command.prompts):
         raise UsageError("give prompts as text, by --prompt, or as a file, by --prompts")
 
-    from proximo.language.data import Examples
+    from proximo.language.data import Examples, content
     from proximo.language.model import load_model
     from proximo.language.stages import complete
 
-    prompts: list[Any] = list(command.prompt)
-    if command.prompts:
-        prompts = [row["prompt"] for row in Examples.read(command.prompts, "prompt").rows]
-    said = complete(load_model(command.model), prompts, command.sampling, seed=command.seed)
-    for prompt, text in zip(prompts, said, strict=True):
+    rows = Examples.read(command.prompts or command.prompt, "prompt").rows
+    said = complete(load_model(command.model), rows, command.sampling, seed=command.seed)
+    for prompt, text in zip([row["prompt"] for row in rows], said, strict=True):
         if command.json:
             show(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
         else:
-            show(f"{prompt if isinstance(prompt, str) else prompt[-1]['content']} | {text}")
+            show(f"{prompt if isinstance(prompt, str) else content(prompt[-1])} | {text}")
     return 0

@@ -43,6 +43,8 @@ USUAL = {
     "env": ("env-id", "env-name", "environment"),
 }
 """Our flag -> what other libraries call it."""
+SURE = 0.9
+"""Likeness from which a name is not asked about."""
 
 
 def message(verb: str, arguments: Sequence[str], unknown: Sequence[str], known: set[str]) -> str:
@@ -89,4 +91,6 @@ def _meant(name: str, known: set[str]) -> list[str]:
     others = {other: ours for ours, words in USUAL.items() for other in words if ours in known}
     words = {**others, **lasts, **{flag: flag for flag in known}}
     near = difflib.get_close_matches(name, words, n=3, cutoff=0.7)
+    if near and difflib.SequenceMatcher(None, name, near[0]).ratio() > SURE:
+        near = near[:1]
     return list(dict.fromkeys(words[word] for word in near))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +16,13 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from proximo.envs.make import title
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, RunConfig, success_threshold, to_tables, to_toml
 from proximo.run.disk import replace as replace_file
 from proximo.run.disk import writable
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError, printable
+from proximo.types import UsageError, explain, faults, printable
 
 PANELS = (
     ("return", (("return_mean", "last 100 episodes"), ("return_smoothed", "smoothed"))),
@@ -36,8 +40,14 @@ PANELS = (
 )
 """Title, and what is drawn: key of a row of metrics.jsonl, label."""
 
+LENGTH = "run.total_steps"
 MOST_IN_A_LABEL = 3
 """Settings by which a label tells runs of one algorithm apart."""
+PICTURE = (
+    "with the render_mode rgb_array, which its __init__ is given and must keep, it must return an "
+    "array [height, width, 3] of uint8"
+)
+"""What `render` must do to be filmed."""
 COLORS = ("#1f5fa8", "#d1690e", "#1b8a6b", "#9b3f8f", "#444444", "#a88a00")
 
 
@@ -48,19 +58,23 @@ def _extra(module: str) -> Any:
         raise UsageError(f'pictures need {error.name}: pip install "proximo[pictures]"') from error
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, which draws into files. Raises `UsageError` where it is missing."""
-    matplotlib = _extra("matplotlib")
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False  # a name may have a $ in it
-    return _extra("matplotlib.pyplot")
+def figure(**settings: Any) -> Any:
+    """A figure for a file, which needs no backend. Raises `UsageError` without matplotlib."""
+    # As a notebook sets it, for a backend that may not be installed here: it is read on import.
+    chosen = os.environ.pop("MPLBACKEND", None)
+    try:
+        made = _extra("matplotlib.figure").Figure(**settings, layout="constrained")
+    finally:
+        if chosen is not None:
+            os.environ["MPLBACKEND"] = chosen
+    _extra("matplotlib").rcParams["text.parse_math"] = False  # a name may have a $ in it
+    return made
 
 
-def _save(figure: Any, out: Path) -> None:
+def _save(drawn: Any, out: Path) -> None:
     """Raises `UsageError` if the disk does not take it."""
     data = io.BytesIO()
-    figure.savefig(data, format=out.suffix[1:], dpi=110)
-    pyplot().close(figure)
+    drawn.savefig(data, format=out.suffix[1:], dpi=110)
     with writable(out):
         replace_file(out, data.getvalue())
 
@@ -73,7 +87,6 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
 
     Raises `UsageError` for a run without metrics, and for runs of different worlds.
     """
-    plt = pyplot()
     runs = [folder.read_metrics() for folder in folders]
     for folder, rows in zip(folders, runs, strict=True):
         if not rows:
@@ -95,24 +108,16 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     ]
     thresholds = {success_threshold(config) for config in configs}
     threshold = thresholds.pop() if len(thresholds) == 1 else None
-    figure = plt.figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)), layout="constrained")
-    grid = figure.add_gridspec(
+    drawn = figure(figsize=(12, 3.4 + 2.1 * -(-(len(panels) - 1) // 3)))
+    grid = drawn.add_gridspec(
         1 + -(-(len(panels) - 1) // 3), 3, height_ratios=[1.7] + [1] * (-(-(len(panels) - 1) // 3))
     )
     for index, (name, curves) in enumerate(panels):
         title = name
         place = grid[0, :] if index == 0 else grid[1 + (index - 1) // 3, (index - 1) % 3]
-        axes = figure.add_subplot(place)
-        if len(groups) == 1:
-            for color, (key, label) in zip(COLORS, curves, strict=False):
-                _draw(axes, runs, key, label if len(curves) > 1 else "", color)
-        else:
-            for group in groups:
-                key = next((key for key, _ in curves if _has(group.runs, key)), "")
-                if key:
-                    count = f" ({len(group.runs)} runs)" if len(group.runs) > 1 else ""
-                    label = f"{group.label}{count}" if index == 0 else ""
-                    _draw(axes, group.runs, key, label, group.color)
+        axes = drawn.add_subplot(place)
+        for members, key, label, color in _lines(groups, curves, labelled=index == 0):
+            _draw(axes, members, key, label, color)
         if title == "success rate":
             axes.set_ylim(-0.03, 1.03)
             if threshold is not None:
@@ -121,7 +126,7 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
         axes.set_title(title + over, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
+        axes.xaxis.set_major_formatter(_thousands)
         axes.set_xlabel("environment steps", fontsize=8)
         axes.tick_params(labelsize=8)
         if title == "return":
@@ -136,14 +141,8 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
                 axes.axhline(threshold, color="#888888", linestyle=":", label="solved")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8, frameon=False)
-    names = ", ".join(dict.fromkeys(config.algorithm.name for config in configs))
-    many = f", seed {configs[0].run.seed}" if len(runs) == 1 else ""
-    if len(runs) > len(groups):
-        mean = f"mean of {len(runs)} runs" if len(groups) == 1 else "means of runs"
-        many = f", {mean} ± one standard deviation"
-    world = printable(worlds[0], keep="") or "a world made by a program"
-    figure.suptitle(f"{names} on {world}{many}", fontsize=12)
-    _save(figure, out)
+    drawn.suptitle(_title(configs, len(groups)), fontsize=12)
+    _save(drawn, out)
     return [note for group in groups for note in _caveats(group, named=len(groups) > 1)]
 
 
@@ -153,6 +152,33 @@ class Group(NamedTuple):
     label: str
     runs: list[list[dict[str, Any]]]
     color: str
+
+
+def _lines(
+    groups: Sequence[Group], curves: Sequence[tuple[str, str]], *, labelled: bool
+) -> Iterator[tuple[list[list[dict[str, Any]]], str, str, str]]:
+    """Runs, key, label and color of what a panel shows.
+
+    All readings of a group alone; of several groups the first that each of them has.
+    """
+    if len(groups) == 1:
+        for color, (key, label) in zip(COLORS, curves, strict=False):
+            yield groups[0].runs, key, label if len(curves) > 1 else "", color
+        return
+    for label, runs, color in groups:
+        count = f" ({len(runs)} runs)" if len(runs) > 1 else ""
+        for key in [key for key, _ in curves if _has(runs, key)][:1]:
+            yield runs, key, f"{label}{count}" if labelled else "", color
+
+
+def _title(configs: Sequence[Config], groups: int) -> str:
+    names = ", ".join(dict.fromkeys(config.algorithm.name for config in configs))
+    many = f", seed {configs[0].run.seed}" if len(configs) == 1 else ""
+    if len(configs) > groups:
+        mean = f"mean of {len(configs)} runs" if groups == 1 else "means of runs"
+        many = f", {mean} ± one standard deviation"
+    env = printable(configs[0].env.id, keep="") or "a world made by a program"
+    return f"{names} on {env}{many}"
 
 
 def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[str, list[int]]:
@@ -174,6 +200,7 @@ def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[
         name = own["algorithm.name"]
         rivals = [other for other in tables if other["algorithm.name"] == name]
         differ = [key for key in own if any(other[key] != own[key] for other in rivals)]
+        differ = [key for key in differ if key != LENGTH] or differ
         if len(rivals) > 1:
             if len(differ) > MOST_IN_A_LABEL:
                 name = f"{name}, {folders[group[0]].path.name}"
@@ -187,9 +214,8 @@ def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[
 
 def _flat(config: Config) -> dict[str, Any]:
     tables = to_tables(config)
-    kept = {name: table for name, table in tables.items() if name != "run"}
-    kept["run"] = {"total_steps": tables["run"]["total_steps"]}
-    return {f"{name}.{key}": value for name, table in kept.items() for key, value in table.items()}
+    shown = {f"{name}.{key}": x for name, table in tables.items() for key, x in table.items()}
+    return {key: x for key, x in shown.items() if key == LENGTH or not key.startswith("run.")}
 
 
 def _shown(value: Any) -> str:
@@ -243,21 +269,29 @@ def _together(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
 
 
 def draw_comparison(
-    groups: Mapping[str, Sequence[RunFolder]], out: Path, title: str, threshold: float | None
-) -> list[str]:
-    """Returns over the environment steps, each group of runs as its mean in its range.
+    groups: Mapping[str, Sequence[RunFolder]],
+    scores: Mapping[str, float],
+    out: Path,
+    title: str,
+    threshold: float | None,
+) -> None:
+    """Evaluations over the environment steps, each group of runs as its mean in its range.
 
-    Returns what the reader of the picture should know besides.
+    scores: folder -> what its last policy scored, where its curve ends.
     """
-    plt = pyplot()
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    notes, ends = [], []
+    drawn = figure(figsize=(9, 5))
+    axes = drawn.subplots()
+    ends = []
     for color, (name, folders) in zip(itertools.cycle(COLORS), groups.items(), strict=False):
-        curves = [_curve(folder.read_metrics(), "return_mean") for folder in folders]
-        curves = [curve for curve in curves if len(curve[0])]
-        if not curves:
-            notes.append(f"{name} has no curve: no episode ended in its runs")
+        if not folders:
             continue
+        curves = []
+        for folder in folders:
+            rows = folder.read_metrics()
+            end = {"steps": rows[-1]["steps"], "evaluation": scores[str(folder.path)]}
+            curves.append(
+                _curve([row for row in rows if row["steps"] < end["steps"]] + [end], "evaluation")
+            )
         steps, values = _together(curves)
         mean = values.mean(0)
         axes.plot(steps, mean, color=color, linewidth=1.5)
@@ -279,12 +313,11 @@ def draw_comparison(
     _name_ends(axes, ends)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_formatter(plt.FuncFormatter(_thousands))
+    axes.xaxis.set_major_formatter(_thousands)
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("return, mean of the last 100 episodes")
-    axes.set_title(printable(title, keep=""), fontsize=11, loc="left")
-    _save(figure, out)
-    return notes
+    axes.set_ylabel("return of an evaluation")
+    axes.set_title(printable(title, keep="\n"), fontsize=11, loc="left")
+    _save(drawn, out)
 
 
 def _name_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
@@ -328,17 +361,35 @@ def _thousands(value: float, _: object) -> str:
     return f"{value / 1e3:g}k" if value >= 1e3 else f"{value:g}"
 
 
+RATE = 30.0
+"""Frames a second, where an env does not say."""
+RATES = 0.1, 1000.0
+"""The lowest and the highest that a file can show."""
+
+
+def frame_rate(metadata: Any) -> tuple[float, str]:
+    """The frames a second that an env's metadata ask for, and what is to be said of them."""
+    rate = metadata.get("render_fps", RATE) if isinstance(metadata, dict) else RATE
+    number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+    if number and RATES[0] <= rate <= RATES[1]:
+        return float(rate), ""
+    said = f"render_fps of its metadata is {rate!r}: shown at {RATE:g} frames a second"
+    return RATE, "" if rate is None else said
+
+
 class Video:
-    """Frames of a world, written to a .gif or .mp4 one by one as they come.
+    """Frames of an env, written to a .gif or .mp4 one by one as they come.
 
     A GIF shows at most 25 frames a second, leaving frames out evenly so that its time stays true:
-    browsers slow down what is faster, and the file is half as large.
+    browsers slow down what is faster, and the file is half as large. The file takes its place when
+    it is whole: a replay that fails leaves none behind, and an older one as it was.
     """
 
-    def __init__(self, path: Path, rate: float, world: gym.Env) -> None:
-        """`rate`: the world's frames per second."""
-        self._world, self._gif = world, path.suffix == ".gif"
+    def __init__(self, path: Path, rate: float, env: gym.Env) -> None:
+        """`rate`: the env's frames per second. Raises `UsageError`."""
+        self._path, self._env, self._gif = path, env, path.suffix == ".gif"
         self._stride = max(1, round(rate / 25)) if self._gif else 1
+        self._scale, self._shape = 255, (0, 0)
         self.frames = 0
         imageio = _extra("imageio.v2")
         if self._gif:
@@ -346,17 +397,95 @@ class Video:
             options: dict[str, Any] = {"duration": duration, "loop": 0, "subrectangles": True}
         else:
             _extra("imageio_ffmpeg")
-            options = {"fps": rate, "macro_block_size": 1}
-        self._writer = imageio.get_writer(path, **options)
+            # Its report would stand among ours; what it cannot write is seen in the end.
+            options = {"fps": rate, "macro_block_size": 1, "ffmpeg_log_level": "quiet"}
+        with self._written():
+            self._aside = tempfile.TemporaryDirectory(dir=path.parent, prefix=".proximo-")
+            self._file = Path(self._aside.name, path.name)
+            self._writer = imageio.get_writer(self._file, **options)
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error).strip().splitlines()[0]
+            raise UsageError(f"the video {self._path} cannot be written: {reason}") from error
 
     def watch(self) -> None:
-        """Take a picture of the world as it stands now."""
+        """Take a picture of the env as it stands now. Raises `UsageError` if it gives none."""
         if self.frames % self._stride == 0:
-            frame = np.array(self._world.render())  # the world may draw over its own
-            height, width = (side // 2 * 2 for side in frame.shape[:2])  # mp4 wants even sides
-            self._writer.append_data(frame if self._gif else frame[:height, :width])
+            frame = self._fit(self._picture())
+            with self._written():
+                self._writer.append_data(frame)
         self.frames += 1
 
+    def _picture(self) -> np.ndarray:
+        """[height, width, 3] uint8, from a picture of bytes, or of fractions of one, or grey."""
+        name = title(self._env)
+        try:
+            drawn: Any = self._env.render()
+        except NotImplementedError as error:
+            raise UsageError(f"{name} has no method render: {PICTURE}") from error
+        except faults() as error:
+            raise UsageError(f"the method render of {name} failed: {explain(error)}") from error
+        try:
+            picture = np.asarray(drawn)
+        except Exception:
+            picture = np.empty(0, object)
+        if picture.dtype.kind not in "buif":
+            raise UsageError(f"the method render of {name} returned {_short(drawn)}: {PICTURE}")
+        if picture.ndim == 2:
+            picture = picture[..., None]
+        if picture.ndim != 3 or picture.shape[-1] not in (1, 3, 4) or not picture.size:
+            raise UsageError(
+                f"the method render of {name} returned an array of shape {np.shape(drawn)}: "
+                f"{PICTURE}"
+            )
+        if picture.dtype == bool:
+            picture = picture * np.uint8(255)
+        low, high = picture.min(), picture.max()
+        if not 0 <= low <= high <= 255:
+            raise UsageError(
+                f"the method render of {name} returned numbers from {low:g} to {high:g}: {PICTURE}"
+            )
+        if picture.dtype.kind == "f":
+            if high > 1:  # so those before were all but black
+                self._scale = 1
+            picture = np.rint(picture * self._scale)
+        picture = picture[..., :3]  # without transparency
+        return np.broadcast_to(picture, (*picture.shape[:2], 3)).astype(np.uint8)
+
+    def _fit(self, picture: np.ndarray) -> np.ndarray:
+        """The picture in the size of the first one: a video has one. An mp4 wants even sides."""
+        if not self.frames:
+            even = 1 if self._gif else 2
+            self._shape = tuple(-(-side // even) * even for side in picture.shape[:2])
+        if picture.shape[:2] == self._shape:
+            return picture
+        rows, columns = (
+            np.arange(size) * own // size
+            for size, own in zip(self._shape, picture.shape[:2], strict=True)
+        )
+        fitted: np.ndarray = picture[rows][:, columns]
+        return fitted
+
     def close(self) -> None:
-        """Finish the file."""
-        self._writer.close()
+        """Finish the file. Raises `UsageError` if there is none then."""
+        with self._written():
+            self._writer.close()
+            if not self._file.is_file() or not self._file.stat().st_size:
+                raise OSError("the encoder wrote nothing")
+            os.replace(self._file, self._path)
+        self._aside.cleanup()
+
+    def discard(self) -> None:
+        """Leave no file."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        self._aside.cleanup()
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from dataclasses import dataclass
@@ -11,13 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, check_spaces, parse, show
+from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
+from proximo.run.disk import warn
 from proximo.types import UsageError
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from proximo.agent import Agent
+    from proximo.run.config import Config
 
 SEED = 1_000_000
 """The first episode of `proximo eval` too: what is shown is what was scored."""
@@ -38,6 +39,8 @@ class Play:
     """Number of episodes."""
     seed: int = SEED
     """Seed of the first episode; each further one counts up by one."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is cut off; by default as in `proximo eval`."""
     checkpoint: Literal["last", "best"] = "last"
     """Which policy."""
     stochastic: bool = False
@@ -56,6 +59,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--episodes is {command.episodes}: give at least 1")
     if command.seed < 0:
         raise UsageError(f"--seed is {command.seed}: give 0 or more")
+    if command.max_episode_steps is not None and command.max_episode_steps < 1:
+        raise UsageError(f"--max-episode-steps is {command.max_episode_steps}: give at least 1")
     if command.video and command.video.suffix not in (".gif", ".mp4"):
         raise UsageError(f"--video is {command.video}: its name must end in .gif or .mp4")
     if command.video and not command.video.parent.is_dir():
@@ -68,6 +73,7 @@ def main(arguments: list[str]) -> int:
     video = command.video and command.video.absolute()  # a world may change the current folder
 
     from proximo.agent import load
+    from proximo.envs.check import running_statistics
     from proximo.envs.make import make_world
     from proximo.run.folder import RunFolder
 
@@ -79,41 +85,64 @@ def main(arguments: list[str]) -> int:
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
     world = make_world(config.env, render_mode=mode)
-    try:
+    with closing(world):
         check_spaces(world, agent)
-        _play(command, agent, world, video)
-    finally:
-        world.close()
+        _check_mode(world, mode)
+        if found := running_statistics(world):
+            warn(f"what is shown is not what was trained: {found}")
+        _play(command, agent, world, config, video)
     return 0
+
+
+def _check_mode(world: gym.Env, mode: str) -> None:
+    """Raises `UsageError` for an env that says that it cannot be shown so."""
+    from gymnasium.wrappers import HumanRendering
+
+    from proximo.envs.make import layers, title
+
+    metadata = world.metadata if isinstance(world.metadata, dict) else {}
+    modes = metadata.get("render_modes")
+    drawn = any(isinstance(layer, HumanRendering) for layer in layers(world))
+    if isinstance(modes, list | tuple) and modes and mode not in modes and not drawn:
+        remedy = "give it one that draws, and name it there"
+        if mode == "human" and "rgb_array" in modes:
+            remedy = "write a video instead, with --video FILE.gif"
+        raise UsageError(
+            f"{title(world)} cannot be shown by render_mode {mode}: the render_modes of its "
+            f"metadata are {', '.join(map(str, modes))}; {remedy}"
+        )
 
 
 def _has_display() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
 
 
-def _play(command: Play, agent: Agent, world: gym.Env, path: Path | None) -> None:
-    from proximo.commands.pictures import Video
-    from proximo.evaluate import play_episode
-    from proximo.run.disk import filling, writable
+def _play(command: Play, agent: Agent, world: gym.Env, config: Config, path: Path | None) -> None:
+    """path: where a video is to be written."""
+    from proximo.commands.pictures import Video, frame_rate
+    from proximo.evaluate import play_episode, step_limit
 
-    rate = float(world.metadata.get("render_fps", 30))
-    with contextlib.ExitStack() as stack:
-        video = None
-        if path:
-            with writable(path):
-                place = stack.enter_context(filling(path.parent))
-            video = Video(place / path.name, rate, world)
+    limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
+    rate, said = frame_rate(world.metadata)
+    video = Video(path, rate, world) if path else None
+    try:
         for number in range(command.episodes):
             seed = command.seed + number
             watch = video.watch if video else _nothing
-            played = play_episode(agent.policy, world, seed, not command.stochastic, watch)
+            played, cut = play_episode(
+                agent.policy, world, seed, not command.stochastic, limit, watch
+            )
             returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
-            show(f"episode {number + 1} (seed {seed}): return {returns}")
-        if video and path:
+            end = f", cut off after {limit:,} steps (--max-episode-steps)" if cut else ""
+            show(f"episode {number + 1} (seed {seed}): return {returns}{end}")
+        if video:
             video.close()
-            with writable(path):
-                stack.close()
-            show(f"{video.frames} states in {command.video}")
+    except BaseException:
+        if video:
+            video.discard()
+        raise
+    if video:
+        show(f"{video.frames} states in {command.video}{said and f'; {said}'}")
 
 
 def _nothing() -> None:

@@ -16,7 +16,8 @@ from proximo.types import UsageError
 class Plot:
     """Draw the learning curves of a run; of several runs of one task, their mean with a band.
 
-    The band is one standard deviation over runs to each side.
+    The band is one standard deviation over runs to each side. Runs of other algorithms or settings
+    are curves of their own, with a label.
     """
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]

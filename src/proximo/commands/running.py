@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from proximo.commands.arguments import say, show
-from proximo.commands.display import LiveDisplay, PlainDisplay
+from proximo.commands.display import LiveDisplay, PlainDisplay, said_if_slow
 from proximo.commands.signals import Interrupt
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint, newest
@@ -30,7 +30,9 @@ def begin(
     lines = []
     if preset:
         lines.append(
-            f"settings: preset {preset.name} ({preset.source}); --preset none for defaults"
+            f"settings: preset {preset.name} ({preset.source}"
+            f"{'' if preset.measured(config.env.id) else f'; not measured in {config.env.id}'}); "
+            "--preset none for defaults"
         )
     policy = None
     if start:
@@ -86,14 +88,16 @@ def _train(
         display = kind(config.run.total_steps, folder.note)
     with Interrupt(folder, config.run.grace, "proximo resume") as interrupt:
         try:
-            session = Session(
-                config,
-                folder=folder,
-                callbacks=[interrupt],
-                display=display,
-                start=start,
-                resume=resume,
-            )
+            slow = f"making {config.env.worlds} worlds and trying one takes long: still at it"
+            with contextlib.nullcontext() if quiet else said_if_slow(slow):
+                session = Session(
+                    config,
+                    folder=folder,
+                    callbacks=[interrupt],
+                    display=display,
+                    start=start,
+                    resume=resume,
+                )
             interrupt.install()  # its worlds are there, and perhaps handlers of theirs
             _say([*lines, *session.notes], folder, quiet=quiet)
 
@@ -146,11 +150,16 @@ def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[s
     """What the user reads last."""
     lines = in_words(result["profile"]) if "profile" in result else []
     if result["stopped_by"] == "stop_at":
-        goal = f"{config.run.stop_at:g}"
-        lines.append(f"ended early: the smoothed return and an evaluation reached {goal}")
+        lines.append(
+            f"ended early: the smoothed return, {result['return_smoothed']:.1f}, and an evaluation "
+            f"of {config.run.eval_episodes} episodes, {result['evaluation']:.1f}, reached "
+            f"{config.run.stop_at:g}"
+        )
+    elif "evaluation" in result:
+        lines.append(f"evaluation of the last policy: {result['evaluation']:.1f}")
     mean = result["return_mean"]
     score = "no episode ended (does the world have a time limit? see --env.max-episode-steps)"
     if mean is not None:
-        score = f"return {mean:.1f} (last 100 episodes)"
+        score = f"return {mean:.1f} (last 100 episodes of training, with the policies before)"
     lines.append(f"{score} after {result['steps']:,} steps in {result['seconds']:.1f} s")
     return [*lines, f"run folder: {folder.name}"]

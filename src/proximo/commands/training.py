@@ -61,7 +61,7 @@ class Train:
     run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """A new folder for the run; by default runs/ENV-ALGORITHM-seedS."""
     preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Tuned settings by name; none: the plain defaults. By default those of ENV, if there are."""
+    """Settings by name; none: the plain defaults. By default those of ENV, if there are."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from this TOML file, such as a run folder's config.toml."""
     env_name: Annotated[str | None, arg(name="env", metavar="ENV", help_behavior_hint="")] = None
@@ -122,8 +122,9 @@ def _any_algorithm() -> type[OnPolicy]:
     for algorithm in ALGORITHMS.values():
         hints = typing.get_type_hints(algorithm)
         for f in dataclasses.fields(algorithm):
-            hint = Annotated[hints[f.name], SHORT]  # its default is not known yet
-            settings.setdefault(f.name, (f.name, hint, field(default=f.default)))
+            # Its default is not known yet, and so is not shown.
+            setting = (f.name, Annotated[hints[f.name], SHORT], field(default=f.default))
+            settings.setdefault(f.name, setting)
     return dataclasses.make_dataclass("AnyAlgorithm", settings.values(), frozen=True, kw_only=True)
 
 

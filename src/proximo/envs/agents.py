@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Worlds, episode_seed
+from proximo.envs.make import Worlds, close_all, episode_seed
 from proximo.types import Steps, UsageError, WorldState
 
 ByAgent = dict[Any, Any]
@@ -24,6 +24,12 @@ def is_parallel(world: Any) -> bool:
     """Whether this is a PettingZoo `ParallelEnv`; there is none where that was never imported."""
     pettingzoo = sys.modules.get("pettingzoo")
     return pettingzoo is not None and isinstance(world, pettingzoo.ParallelEnv)
+
+
+def is_turn_based(world: Any) -> bool:
+    """Whether this is a PettingZoo `AECEnv`, in which agents act one after the other."""
+    pettingzoo = sys.modules.get("pettingzoo")
+    return pettingzoo is not None and isinstance(world, pettingzoo.AECEnv)
 
 
 class Agents(gym.Env[ByAgent, ByAgent]):
@@ -188,9 +194,8 @@ class AgentWorlds(Worlds):
                 self._show(world, seen, obs)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> None:
-        for env in self._envs:
-            env.close()
+    def close(self) -> list[str]:
+        return close_all(self._envs)
 
 
 def _parts(answer: Any, method: str, names: str) -> Any:

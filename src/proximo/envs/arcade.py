@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Worlds, episode_seed
+from proximo.envs.make import Worlds, close_all, episode_seed
 from proximo.types import Steps, UsageError, WorldState, explain, faults
 
 REFUSED = {
@@ -98,14 +98,14 @@ class ArcadeWorlds(Worlds):
             options={"reset_mask": which},
         )
         self._lives = np.where(which, info["lives"], self._lives)
-        return np.asarray(obs)
+        return np.array(obs)
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        obs, steps.reward[t], terminated, truncated, info = self._games.step(steps.taken[t])
+        obs, steps.reward[t], terminated, truncated, info = self._games.step(steps.taken[t].copy())
         lives = info["lives"]
         lost = terminated & (lives > 0) & (lives < self._lives) & self._goes_on
         over = (terminated & ~lost) | truncated
-        self._lives = lives
+        self._lives = lives.copy()
         steps.obs[t + 1] = obs
         steps.terminated[t], steps.ended[t] = terminated, over | lost
         if over.any():
@@ -130,8 +130,8 @@ class ArcadeWorlds(Worlds):
             obs = self._reset(state, lengths == 0)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> None:
-        self._games.close()
+    def close(self) -> list[str]:
+        return close_all([self._games])
 
 
 def _wide(which: np.ndarray) -> np.ndarray:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from proximo.envs.agents import Agents
-from proximo.envs.make import SyncWorlds, VectorWorlds, final_of
+from proximo.envs.make import SyncWorlds, VectorWorlds, final_of, infos_of, layers, title
 from proximo.spaces import (
     MASK,
     Actions,
@@ -43,6 +43,10 @@ SEED = 3_000_000
 """Of the first episode; training and evaluations begin elsewhere."""
 EXACT = 2**24
 """Up to here a float32 holds every whole number."""
+SMALLEST_SIDE = 8
+"""Of three axes of floats, what a side has that are taken for an image,"""
+MOST_CHANNELS = 16
+"""and what its channels are at most."""
 ENDS = 4
 """Ends of episodes after which the mode of a vector world's resets is known."""
 FIRST = 4
@@ -198,6 +202,13 @@ class _Watch:
                 )
         if isinstance(space, spaces.MultiBinary) and not np.isin(part, (0, 1)).all():
             self.notes.setdefault(name, f"{name} is {_short(part)} at {where}: bits are 0 and 1")
+        if _pictures(space):
+            self.notes.setdefault(
+                f"image {name}",
+                f"{name} has the shape of an image, {space.shape}, but is {space.dtype}: it goes "
+                f"through layers of numbers, {np.prod(space.shape or ()):,} of them. As bytes, "
+                "Box(0, 255, dtype=np.uint8), it would go through convolutions",
+            )
         largest = np.abs(part.astype(np.float64)).max()
         if largest > np.finfo(np.float32).max:
             raise UsageError(
@@ -251,6 +262,8 @@ class _Watch:
                 f"returned {found}"
             )
         obs, reward, terminated, truncated, info = answer
+        if not isinstance(info, dict) and self.lead:
+            raise UsageError(infos_of(info))
         if not isinstance(info, dict):
             self.notes.setdefault(
                 "info", f"info is {info!r} at {where}: give a dict, {{}} if empty"
@@ -272,10 +285,7 @@ def check_world(
     episodes: int = EPISODES,
 ) -> Checked:
     """Play the first episodes of a world, and the first one again. Raises `UsageError`."""
-    spec = getattr(world, "spec", None)
-    name = spec.id if spec else type(getattr(world, "unwrapped", world)).__name__
-    if isinstance(world, Agents):
-        name = str(world.parallel)
+    name = str(world.parallel) if isinstance(world, Agents) else title(world)
     try:
         return _check_world(world, seconds, steps, episodes)
     except UsageError as error:
@@ -283,6 +293,7 @@ def check_world(
 
 
 def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes: int) -> Checked:
+    _refuse_statistics(world)
     play = _Play(world)
     clock, ended = _Clock(0.7 * seconds, steps), 0
     first: list[tuple[ByAgent, _Answer]] = []
@@ -439,6 +450,8 @@ def _reset(world: Any, seed: int) -> Any:
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
     except faults() as error:
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
+    if isinstance(world, VectorEnv) and isinstance(answer, tuple) and isinstance(answer[-1], list):
+        raise UsageError(infos_of(answer[-1]))
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], dict):
         raise UsageError(
             "its reset must return two things, (observation, info), but returned "
@@ -472,8 +485,9 @@ def _replay(
     if isinstance(world, Agents):
         source = "a generator that reset makes anew from its seed"
     consequence = (
-        "so that a run of the same seed differs, and a resumed one may begin new episodes. Draw "
-        f"only from {source}, and let nothing outlive reset"
+        "so that a run of the same seed differs, a resumed one may begin new episodes, and an "
+        f"evaluation may show something else. Draw only from {source}, and let nothing outlive "
+        "reset, neither in the env nor in a wrapper of it"
     )
     play = _Play(world)
     if not _same(play.reset(SEED, "its reset"), beginning):
@@ -503,11 +517,61 @@ def _limited(world: gym.Env[Any, Any]) -> bool:
     """Whether a wrapper cuts episodes off."""
     if isinstance(world, Agents):
         return world.limit is not None
-    while isinstance(world, gym.Wrapper):
-        if isinstance(world, gym.wrappers.TimeLimit):
-            return True
-        world = world.env
-    return False
+    return any(isinstance(layer, gym.wrappers.TimeLimit) for layer in layers(world))
+
+
+def running_statistics(env: Any) -> str:
+    """What is wrong with running statistics that an env or a wrapper keeps; empty if none does.
+
+    They are no part of the policy and no checkpoint holds them; each env has its own, and they
+    begin anew in an evaluation. Known by what they are: an object with a mean and a variance that
+    is updated. Those that are frozen (`update_running_mean` is False) change nothing, and are fine.
+    """
+    seen = layers(env.parallel if isinstance(env, Agents) else env)
+    for vector in [layer for layer in seen if isinstance(layer, SyncVectorEnv)]:
+        seen += [layer for one in vector.envs for layer in layers(one)]
+    for layer in seen:
+        if getattr(layer, "update_running_mean", True):
+            for name, value in getattr(layer, "__dict__", {}).items():
+                parts = value.values() if isinstance(value, dict) else [value]
+                if any(map(_is_statistics, parts)):
+                    return _statistics_of(type(layer).__name__, name)
+        if isinstance(layer, AsyncVectorEnv) and (name := _in_processes(layer)):
+            return _statistics_of("a wrapper of its envs", name)
+    return ""
+
+
+def _in_processes(vector: AsyncVectorEnv) -> str:
+    """The name of running statistics of envs in other processes, which are asked by name."""
+    frozen = "update_running_mean"
+    if all(vector.call("has_wrapper_attr", frozen)) and not any(
+        vector.call("get_wrapper_attr", frozen)
+    ):
+        return ""
+    names = ("obs_rms", "return_rms", "ret_rms", "reward_rms")
+    return next((name for name in names if any(vector.call("has_wrapper_attr", name))), "")
+
+
+def _refuse_statistics(env: Any) -> None:
+    if found := running_statistics(env):
+        raise UsageError(f"{found}. If they change nothing that is shown, use --env.no-check")
+
+
+def _is_statistics(value: Any) -> bool:
+    kind, own = type(value), getattr(value, "__dict__", {})
+    mean = "mean" in own or isinstance(getattr(kind, "mean", None), property)
+    spread = any(name in own or hasattr(kind, name) for name in ("var", "std"))
+    return mean and spread and any(hasattr(kind, name) for name in ("update", "push"))
+
+
+def _statistics_of(keeper: str, name: str) -> str:
+    ours = {"obs": "--net.normalize-obs", "re": "--algorithm.normalize-reward"}
+    remedy = next((flag for word, flag in ours.items() if name.startswith(word)), "")
+    return (
+        f"{keeper} keeps running statistics ({name}), which no checkpoint holds and which begin "
+        "anew in every env and evaluation, so that what is scored is not what was trained: leave "
+        f"it out and use {remedy or ' or '.join(ours.values())}, which are saved with the policy"
+    )
 
 
 def _mask(observations: Observations, row: np.ndarray) -> np.ndarray | None:
@@ -532,7 +596,7 @@ class _Sampler:
         legal: [choices] bool.
         """
         actions = self._actions
-        row = np.empty(sum(leaf.end - leaf.begin for leaf in actions.leaves))
+        row = np.empty(actions.leaves[-1].end, actions.dtype)
         begin = 0
         for leaf, own in zip(actions.leaves, self._spaces, strict=True):
             space: Any = own
@@ -552,15 +616,24 @@ class _Sampler:
                         "until the episode has ended, and there is one entry for each choice of "
                         f"{actions.space}"
                     )
-                row[column] = start + self._drawn.choice(allowed)
+                row[column] = start + int(self._drawn.choice(allowed))
         if legal is not None and begin != len(legal):
             raise UsageError(
                 f"its {MASK} has {len(legal)} entries, but {actions.space} has {begin} things to "
                 "choose from: it needs one entry for each"
             )
-        if not actions.simple:
+        if not actions.single:
             return row
-        return row.reshape(actions.shape or ()).astype(actions.dtype)[()]
+        return row.reshape(actions.shape or ())[()]
+
+
+def _pictures(space: gym.Space[Any]) -> bool:
+    """Three axes of numbers that are no bytes: two of them sides, the first or last channels."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype == np.uint8:
+        return False
+    channels, side = sorted(space.shape)[:2]
+    outer = min(space.shape[0], space.shape[-1])
+    return channels <= MOST_CHANNELS and channels == outer and side >= SMALLEST_SIDE
 
 
 def _array(value: Any) -> np.ndarray:
@@ -625,8 +698,9 @@ def check_vector(worlds: VectorWorlds, *, seconds: float = SECONDS, steps: int =
 
     It is left somewhere: reset it with a seed before anything else.
     """
-    name = type(worlds.envs.unwrapped).__name__
+    name = title(worlds.envs)
     try:
+        _refuse_statistics(worlds.envs)
         return _Vector(worlds).play(_Clock(seconds, steps))
     except UsageError as error:
         raise UsageError(f"{name} cannot be trained in: {error}") from error

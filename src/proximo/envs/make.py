@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv, VectorWrapper
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
@@ -42,6 +45,10 @@ def episode_seed(seed: int, world: int, episode: int) -> int:
         return episode
     digest = hashlib.blake2b(f"{seed}/{world}/{episode}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
+
+
+RESET = "a world's reset must return two things, (observation, info)"
+"""Said of one that returns something else."""
 
 
 class Worlds(ABC):
@@ -130,8 +137,8 @@ class Worlds(ABC):
         return False
 
     @abstractmethod
-    def close(self) -> None:
-        """Close the worlds."""
+    def close(self) -> list[str]:
+        """Close the envs. Returns what failed, in words: no result depends on it any more."""
 
 
 class SyncWorlds(Worlds):
@@ -143,13 +150,9 @@ class SyncWorlds(Worlds):
     replayable = True
 
     def __init__(self, envs: list[gym.Env[Any, Any]], seed: int, first: int = 0) -> None:
-        for name in ("observation_space", "action_space"):
-            if not isinstance(getattr(envs[0], name, None), gym.Space):
-                raise UsageError(f"the world {envs[0]} has no {name}: set it in its __init__")
+        check_spaces(envs[0])
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
         self._envs, self._seed, self._first = envs, seed, first
-        # A choice is a number, in which there is nothing that an env could change.
-        self._given = None if self.actions.shape == () else self.actions.given
         self._steps = [env.step for env in envs]
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
@@ -158,7 +161,7 @@ class SyncWorlds(Worlds):
         seed = episode_seed(self._seed, self._first + world, int(state.episode[world]))
         answer = self._envs[world].reset(seed=seed)
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise UsageError("a world's reset must return two things, (observation, info)")
+            raise UsageError(RESET)
         return answer[0]
 
     def fresh(self, state: WorldState) -> None:
@@ -174,15 +177,17 @@ class SyncWorlds(Worlds):
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         obs, reward = steps.obs[t + 1], steps.reward[t]
-        plain, given = self._plain, self._given
-        for i, (world_step, action) in enumerate(zip(self._steps, steps.taken[t], strict=True)):
-            answer = world_step(given(action) if given else action)
+        plain, taken = self._plain, steps.taken[t]
+        # One copy for all of them: an env may keep its part of it, and change it.
+        given = taken.copy() if self.actions.simple else map(self.actions.nested, taken)
+        for i, (world_step, action) in enumerate(zip(self._steps, given, strict=True)):
+            answer = world_step(action)
             try:
                 seen, reward[i], over, cut, _ = answer
                 if plain:
                     obs[i] = seen
             except (TypeError, ValueError) as error:
-                raise UsageError(self._misanswer(answer)) from error
+                raise UsageError(misanswer(answer, self.observations)) from error
             if not plain:
                 self.observations.write(seen, obs[i])
             elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
@@ -193,22 +198,6 @@ class SyncWorlds(Worlds):
                 state.episode[i] += 1
                 self.observations.write(self._reset(state, i), obs[i])
 
-    def _misanswer(self, answer: Any) -> str:
-        """What is wrong with what a world's step returned."""
-        if not isinstance(answer, tuple) or len(answer) != 5:
-            found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
-            return (
-                "a world's step must return (observation, reward, terminated, truncated, info), "
-                f"but returned {found}"
-            )
-        if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
-            return f"a world's reward must be one number, but it is {answer[1]!r}"
-        try:
-            self.observations.row(answer[0])
-        except UsageError as error:
-            return str(error)
-        return f"a world returned an observation that cannot be: {answer[0]!r}"
-
     def _bring_back(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
         for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
@@ -218,9 +207,79 @@ class SyncWorlds(Worlds):
             obs[i] = self.observations.row(seen)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> None:
-        for env in self._envs:
+    def close(self) -> list[str]:
+        return close_all(self._envs)
+
+
+def layers(env: Any) -> list[Any]:
+    """An env and those that it wraps, from the outside in."""
+    found: list[Any] = []
+    while env is not None and not any(env is other for other in found):
+        found.append(env)
+        env = getattr(env, "__dict__", {}).get("env")  # runs no code of the env
+    return found
+
+
+def base(env: Any) -> Any:
+    """An env without its wrappers: as `unwrapped`, of which an env may make something else."""
+    while isinstance(env, gym.Wrapper | Bare | VectorWrapper) and "env" in vars(env):
+        env = env.env
+    return env
+
+
+def title(env: Any) -> str:
+    """The id with which an env is registered, or the name of its class."""
+    inner = base(env)
+    spec = getattr(inner, "spec", None)
+    return spec.id if isinstance(spec, EnvSpec) else type(inner).__name__
+
+
+def close_all(envs: Iterable[Any]) -> list[str]:
+    """Close every env, though another one fails. Returns what failed, in words."""
+    failed = []
+    for env in envs:
+        try:
             env.close()
+        except faults() as error:
+            failed.append(f"{title(env)} could not be closed: {explain(error)}")
+    return failed
+
+
+def check_spaces(env: Any) -> None:
+    """Raises `UsageError` for an env without spaces."""
+    if isinstance(env, gym.Wrapper) and "env" not in vars(env):
+        name = type(env).__name__
+        raise UsageError(f"the wrapper {name} wraps nothing: let it call super().__init__(env)")
+    for name in ("observation_space", "action_space"):
+        try:
+            space = getattr(env, name, None)
+        except faults() as error:
+            raise UsageError(f"{title(env)} failed at its {name}: {explain(error)}") from error
+        if space is None:
+            raise UsageError(f"the world {title(env)} has no {name}: set it in its __init__")
+        if not isinstance(space, gym.Space):
+            kind = f"{type(space).__module__}.{type(space).__name__}"
+            raise UsageError(
+                f"the {name} of {title(env)} is of type {kind}: give it one of gymnasium.spaces, "
+                "such as Box"
+            )
+
+
+def misanswer(answer: Any, observations: Observations) -> str:
+    """What is wrong with what a world's step returned."""
+    if not isinstance(answer, tuple) or len(answer) != 5:
+        found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+        return (
+            "a world's step must return (observation, reward, terminated, truncated, info), "
+            f"but returned {found}"
+        )
+    if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
+        return f"a world's reward must be one number, but it is {answer[1]!r}"
+    try:
+        observations.row(answer[0])
+    except UsageError as error:
+        return str(error)
+    return f"a world returned an observation that cannot be: {answer[0]!r}"
 
 
 class VectorWorlds(Worlds):
@@ -231,10 +290,11 @@ class VectorWorlds(Worlds):
     def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int) -> None:
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self.envs, self._seed = envs, seed
-        mode = (envs.metadata or {}).get("autoreset_mode")
+        metadata = getattr(envs, "metadata", None)
+        mode = metadata.get("autoreset_mode") if isinstance(metadata, dict) else None
         if not isinstance(mode, AutoresetMode):
             raise UsageError(
-                f"{envs!r} declares metadata['autoreset_mode'] = {mode!r}: it must be one of "
+                f"{title(envs)} declares metadata['autoreset_mode'] = {mode!r}: it must be one of "
                 "gymnasium.vector.AutoresetMode, or its resets cannot be told from its steps"
             )
         self.mode = mode
@@ -257,7 +317,10 @@ class VectorWorlds(Worlds):
             # After a resume it is seeded anew, by how far it had come: not the same beginnings.
             first = episode_seed(self._seed, 0, int(state.episode.max()))
             seed = None if len(state.obs) else first
-            state.obs = self._rows(self.envs.reset(seed=seed)[0])
+            obs, info = self.envs.reset(seed=seed)
+            if not isinstance(info, dict):
+                raise UsageError(infos_of(info))
+            state.obs = self._rows(obs)
             begun[:] = True
             state.resetting = self.owes & (state.resetting if seed is None else self.due)
         state.ret[begun] = 0
@@ -304,8 +367,16 @@ class VectorWorlds(Worlds):
         state.obs = np.empty(0)
         return super().restore(state)
 
-    def close(self) -> None:
-        self.envs.close()
+    def close(self) -> list[str]:
+        return close_all([self.envs])
+
+
+def infos_of(info: Any) -> str:
+    """What is wrong with an info of a vector env that is no dict."""
+    return (
+        f"its info is a {type(info).__name__}, as the wrapper DictInfoToList makes it: a vector "
+        "env must give a dict, in which final_obs stands. Leave that wrapper out"
+    )
 
 
 def final_of(final: Any, index: int) -> Any:
@@ -334,8 +405,8 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
         if source == "method":
             if not world.has_wrapper_attr(f"{MASK}s"):
                 raise UsageError(
-                    f"env.action_masks is method, but {world} has no method {MASK}s(): give it "
-                    f"one, or an observation with the key {MASK}"
+                    f"env.action_masks is method, but {title(world)} has no method {MASK}s(): give "
+                    f"it one, or an observation with the key {MASK}"
                 )
             self._method = world.get_wrapper_attr(f"{MASK}s")
         count = choices(world.action_space)
@@ -349,8 +420,8 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
         shown = dict(seen.spaces) if isinstance(seen, gym.spaces.Dict) else {"observation": seen}
         if MASK in shown:
             raise UsageError(
-                f"env.action_masks is {source}, but the observations of {world} have the key "
-                f"{MASK} already: leave it out"
+                f"env.action_masks is {source}, but the observations of {title(world)} have the "
+                f"key {MASK} already: leave it out"
             )
         self.observation_space = gym.spaces.Dict({**shown, MASK: gym.spaces.MultiBinary(count)})
 
@@ -372,6 +443,29 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
         return self._shown(seen, info), reward, over, cut, info
 
 
+class Bare(gym.Env[Any, Any]):
+    """An env that is no subclass of `gym.Env`: two spaces, two methods, and perhaps more."""
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        # As fast as they are.
+        self.reset, self.step = env.reset, env.step  # type: ignore[method-assign]
+        self.metadata = getattr(env, "metadata", None) or {}
+        self.render_mode = getattr(env, "render_mode", None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__.get("env"), name)
+
+    def render(self) -> Any:
+        own = getattr(self.env, "render", super().render)
+        return own()
+
+    def close(self) -> None:
+        own = getattr(self.env, "close", super().close)
+        own()
+
+
 def make_world(
     env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None
 ) -> gym.Env:
@@ -386,21 +480,24 @@ def make_world(
     kwargs = dict(env.kwargs)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    if maker is None and env.id.startswith(ARCADE):
+    arcade = maker is None and env.id.startswith(ARCADE)
+    if arcade:
         world = _arcade(env, render_mode)
     else:
-        world = _call(maker or _maker(env), env, kwargs)
+        made_by = maker or _maker(env)
+        world = _single(_call(made_by, env, kwargs), _said(made_by, env))
     for name in env.wrappers:
         try:
-            world = find(name)(world)
+            wrapped = find(name)(world)
         except UsageError:
             raise
         except faults() as error:
             raise UsageError(f"the wrapper {name} failed: {explain(error)}") from error
+        world = _single(wrapped, f"the wrapper {name}")
     if is_parallel(world):
         return Agents(world, env)
-    if env.max_episode_steps is not None and world.spec is None:
-        world = gym.wrappers.TimeLimit(world, env.max_episode_steps)
+    if env.max_episode_steps is not None and not arcade:  # which counts frames
+        world = _limited(world, env.max_episode_steps)
     if maker is None:
         world = prepared(world, env.id, wrapped=bool(env.wrappers))
     return world if env.action_masks == "observation" else Masked(world, env.action_masks)
@@ -415,14 +512,70 @@ def _arcade(env: EnvConfig, render_mode: str | None) -> gym.Env[Any, Any]:
     return gym.wrappers.HumanRendering(Arcade(env, "rgb_array"))
 
 
+def _single(made: Any, maker: str) -> Any:
+    """What was made, as one env with Gymnasium's interface, or a PettingZoo parallel env.
+
+    Raises `UsageError` for anything else. maker: what made it, in words.
+    """
+    from proximo.envs.agents import is_parallel, is_turn_based
+
+    if is_parallel(made):
+        return made
+    if made is None:
+        raise UsageError(f"{maker} returned None: let it end with return, and the env")
+    if isinstance(made, type):
+        name = made.__name__
+        raise UsageError(f"{maker} returned {name}, a class: let it return an env, {name}(...)")
+    if isinstance(made, VectorEnv):
+        raise UsageError(
+            f"{maker} returned {type(made).__name__}, a vector env, where one env is expected: "
+            "return one, of which env.worlds says the number, or give the vector env itself to "
+            "proximo.train"
+        )
+    if is_turn_based(made):
+        raise UsageError(
+            f"{maker} returned {made}, a turn-based (AEC) env of PettingZoo: agents must act at "
+            "once. Return its parallel_env(), or, where agents cannot do that, a Gymnasium env in "
+            "which one of them acts and the others are part of it"
+        )
+    missing = [name for name in ("reset", "step") if not callable(getattr(made, name, None))]
+    if missing:
+        raise UsageError(
+            f"{maker} returned {made!r:.80}, of type {type(made).__name__}, which has no method "
+            f"{' and no method '.join(missing)}: an env has both"
+        )
+    check_spaces(made)
+    return made if isinstance(made, gym.Env) else Bare(made)
+
+
+def _limited(env: gym.Env[Any, Any], steps: int) -> gym.Env[Any, Any]:
+    """The env with this time limit, in place of that which it has from Gymnasium."""
+    found = [layer for layer in layers(env) if isinstance(layer, gym.wrappers.TimeLimit)]
+    for layer in found:
+        layer._max_episode_steps = steps
+    return env if found else gym.wrappers.TimeLimit(env, steps)
+
+
+def _said(maker: Any, env: EnvConfig) -> str:
+    """What makes an env, in words."""
+    return env.id or getattr(maker, "__qualname__", f"{maker!r:.80}")
+
+
 def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> Any:
+    what = _said(maker, env) + (f" with the arguments {kwargs}" if kwargs else "")
+    if not callable(maker):
+        raise UsageError(
+            f"{what} cannot be made: it is {maker!r:.80}, of type {type(maker).__name__}: name a "
+            "class, or a function that returns an env"
+        )
     try:
         return maker(**kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
     except faults() as error:
-        what = f"{env.id or maker}" + (f" with the arguments {kwargs}" if kwargs else "")
-        hint = "; to be shown, it must take render_mode" if "render_mode" in str(error) else ""
+        hint = ""
+        if "render_mode" in kwargs and isinstance(error, TypeError):
+            hint = "; to be shown, it must take the argument render_mode, and keep it"
         raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error
 
 
@@ -436,6 +589,8 @@ def make_worlds(
     from proximo.envs.agents import Agents, AgentWorlds
 
     many = env.backend in ("vector", "envpool") or isinstance(source, VectorEnv)
+    if source is not None:
+        _check_given(env, source)
     if many and env.wrappers:
         raise UsageError(
             f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
@@ -464,13 +619,48 @@ def make_worlds(
         from proximo.envs.workers import WorkerWorlds
 
         return WorkerWorlds(env, seed, source)
-    made = [make_world(env, source) for _ in range(env.worlds)]
-    if len(set(map(id, made))) < len(made):
+    made = _several(env, source)
+    together = [world for world in made if isinstance(world, Agents)]
+    return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
+
+
+def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
+    """Refuse settings that cannot act on what the caller gives. Raises `UsageError`."""
+    if env.backend in ("vector", "envpool"):
+        raise UsageError(
+            f"env.backend is {env.backend}, which makes envs by their id, but {_said(source, env)} "
+            "is given: leave it out"
+        )
+    if not isinstance(source, VectorEnv):
+        return
+    if env.max_episode_steps is not None:
+        raise UsageError(
+            f"env.max_episode_steps is {env.max_episode_steps}, but a vector env ends its episodes "
+            "itself: leave it out, and give the limit to what makes it"
+        )
+    if env.kwargs:
+        raise UsageError(
+            f"env.kwargs holds {', '.join(env.kwargs)}, but the vector env is made already: give "
+            "them to what makes it"
+        )
+
+
+def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
+    """Single envs, each of them another one. Raises `UsageError`, and then leaves none open."""
+    from proximo.envs.agents import Agents
+
+    made: list[gym.Env[Any, Any]] = []
+    try:
+        for _ in range(env.worlds):
+            made.append(make_world(env, source))
+    except BaseException:
+        close_all(made)
+        raise
+    if len({id(w.parallel if isinstance(w, Agents) else base(w)) for w in made}) < len(made):
         raise UsageError(
             "the callable returned one and the same world twice: make a new one each time"
         )
-    together = [world for world in made if isinstance(world, Agents)]
-    return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
+    return made
 
 
 def cores() -> int:
@@ -489,7 +679,7 @@ def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
         world = make_world(dataclasses.replace(env, kwargs={}))
     except UsageError:  # a package that only Gymnasium's world needs
         return None
-    world.close()
+    close_all([world])
     return world.observation_space, world.action_space
 
 
@@ -503,6 +693,11 @@ def return_threshold(env: EnvConfig) -> float | None:
     return gym.registry[env.id].reward_threshold if env.id in gym.registry else None
 
 
+def time_limit(env: EnvConfig) -> int | None:
+    """The steps after which an env cuts off its episodes, where its id has such a limit."""
+    return gym.registry[env.id].max_episode_steps if is_registered(env.id) else None
+
+
 def _maker(env: EnvConfig) -> Maker:
     if not env.id:
         raise UsageError("no world is named: give a Gymnasium id or module:Class")
@@ -514,6 +709,8 @@ def _maker(env: EnvConfig) -> Maker:
         known = nearest(env.id, gym.registry)
         if is_pooled(env.id):
             known = "EnvPool has it: use --env.backend envpool"
+        elif not known.startswith("Did"):
+            known = f"An env that a module registers is named with it, as in module:{env.id}"
         raise UsageError(f"there is no world {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
@@ -529,8 +726,32 @@ def _user_maker(env: EnvConfig) -> Maker:
     module, attribute = import_module(env.id), env.id.partition(":")[2]
     if attribute in gym.registry and not hasattr(module, attribute):
         return partial(_registered, attribute, env)  # importing it registered it, as for gym.make
+    if not all(part.isidentifier() for part in attribute.split(".")):
+        raise UsageError(_unregistered(module, attribute))
     maker: Maker = find(env.id)
     return maker
+
+
+def _unregistered(module: ModuleType, name: str) -> str:
+    """What is wrong with `module:ID` where importing the module does not register that id."""
+    place, others = module.__name__, [*gym.registry]
+    within = [m for key, m in list(sys.modules.items()) if f"{key}.".startswith(f"{place}.")]
+    calls = sorted(
+        {
+            f"{each.__module__}.{key}()"
+            for part in within
+            for key, each in vars(part).items()
+            if "register" in key and getattr(each, "__module__", "").split(".")[0] == place
+        }
+    )
+    near = nearest(name, others)
+    call = " or ".join(calls) or "the function of it that does"
+    return (
+        f"importing {place} registers no env {name!r} in Gymnasium. "
+        + (f"{near} " if near.startswith("Did") else "")
+        + f"If it must be told to, write a module of your own, my_envs.py say, that imports "
+        f"{place} and calls {call}, and name the env my_envs:{name}"
+    )
 
 
 def _native_vector(env: EnvConfig) -> VectorEnv:

@@ -364,7 +364,7 @@ class WorkerWorlds(Worlds):
                 self._charge(f"world {world}", " failed while its episode was replayed", fault)
         return not lost and all(self._shows(world, state.obs) for world in worlds)
 
-    def close(self) -> None:
+    def close(self) -> list[str]:
         for process in self._processes:
             if process:
                 process.hang_up()
@@ -374,6 +374,7 @@ class WorkerWorlds(Worlds):
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1
+        return []
 
 
 def _by_step(state: WorldState, rows: slice) -> list[np.ndarray]:

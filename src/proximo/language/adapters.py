@@ -41,6 +41,7 @@ def add_adapters(net: Any, settings: ModelConfig, seed: int) -> None:
         "r": rank,
         "lora_alpha": 2 * rank if settings.lora_alpha is None else settings.lora_alpha,
         "target_modules": list(settings.lora_targets) or "all-linear",
+        "exclude_modules": None if settings.lora_targets else _other_than_linear(net) or None,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -59,7 +60,21 @@ def _inject(net: nn.Module, settings: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         # GPT-2's layers hold W transposed, which peft sees for itself.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        # Of fused experts: peft gives them patterns of its own, and warns of those.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
         peft.inject_adapter_in_model(peft.LoraConfig(**settings), net)
+
+
+def _other_than_linear(net: Any) -> list[str]:
+    """Layers that are linear by their class and do more than W x + b, such as a router's."""
+    # peft refuses these, as their state space layers may use the weight without its layer.
+    mixers = net.config.model_type in ("falcon_h1", "nemotron_h")
+    return [
+        name
+        for name, module in net.named_modules()
+        if (isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward)
+        or (mixers and name.endswith(".out_proj"))
+    ]
 
 
 def _check_target(net: Any, target: str) -> None:
@@ -96,7 +111,7 @@ def merged(net: nn.Module) -> nn.Module:
 
 
 def _merge(net: nn.Module) -> None:
-    for name, layer in adapted(net):
+    for name, layer in reversed(adapted(net)):  # fused experts: a layer may stand in another one
         layer.merge()
         net.set_submodule(name, layer.get_base_layer())
     vars(net).pop("peft_config", None)

@@ -88,7 +88,8 @@ class Sampling:
     """Draw from the fewest tokens whose probabilities reach this sum; 1: from all. Not in
     training."""
     stop: tuple[str, ...] = ()
-    """Tokens that end a completion besides the tokenizer's own end of sequence."""
+    """Tokens that end a completion besides the model's own ends: the tokenizer's end of sequence,
+    those of generation_config.json, and the end of a turn in the chat template."""
     max_turns: int = 8
     """Completions in one episode of a world at most."""
 
@@ -238,6 +239,12 @@ class TrainingConfig:
     that scored best is kept in RUN/best."""
     held_out: float = 0.0
     """Share of the prompts that is kept for them."""
+    max_length: int = 0
+    """Tokens of a sequence at most, prompt and answer (or sampling.max_tokens) together; 0: as many
+    as the model reads."""
+    overlong: Literal["refuse", "drop"] = "refuse"
+    """What is done with rows of the data that are longer: the command ends with their number, or
+    they are left out."""
     grace: float = 8.0
     """Seconds after SIGTERM in which the run has ended: saved after its update, or else at once."""
 
@@ -245,7 +252,7 @@ class TrainingConfig:
         check_values("run", self)
         _at_least("run", self, 1, "updates", "sequences", "micro_batch", "log_every")
         _at_least("run", self, 1, "completions_per_prompt", "keep_last")
-        _at_least("run", self, 0, "seed", "threads", "save_every", "eval_every")
+        _at_least("run", self, 0, "seed", "threads", "save_every", "eval_every", "max_length")
         if self.sequences % self.completions_per_prompt:
             raise UsageError(
                 f"run.sequences is {self.sequences}, no multiple of run.completions_per_prompt, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.run.disk import opened
-from proximo.types import UsageError
+from proximo.run.disk import opened, warn
+from proximo.types import UsageError, explain
 
 if TYPE_CHECKING:
     from proximo.language.model import Tokenizer
 
-Source = str | Path | Iterable[Mapping[str, Any] | str]
-"""A JSONL file, rows (of a list, or of `datasets`), or plain texts, which count as prompts."""
+Source = str | Path | Iterable[Mapping[str, Any] | str | Sequence[Mapping[str, Any]]]
+"""A JSONL file, rows (of a list, of `datasets`, of a table of pandas), or plain texts or chats,
+which count as prompts."""
+
+TEXTS = ("prompt", "completion", "chosen", "rejected")
+"""The columns that are text or a chat."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Examples:
         if isinstance(source, str | Path):
             examples = Examples(str(source), _read_jsonl(Path(source)))
         else:
-            rows = [{"prompt": row} if isinstance(row, str) else dict(row) for row in source]
+            rows = [_row(row, number) for number, row in enumerate(_each(source, columns), 1)]
             examples = Examples("the data", rows)
         if not examples.rows:
             raise UsageError(f"{examples.name} has no rows")
@@ -70,57 +75,183 @@ class Examples:
         """Every text in them, for the symbols of a tiny model."""
         found: list[str] = []
         for row in self.rows:
-            for column in ("prompt", "completion", "chosen", "rejected"):
+            for column in TEXTS:
                 if _problem(row, column):  # what a stage does not read may be anything
                     continue
                 value = row[column]
-                found += [value] if isinstance(value, str) else [m["content"] for m in value]
+                found += [value] if isinstance(value, str) else map(content, value)
         return found
 
     def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
         """Token ids of the prompts. Raises `UsageError` for one without any."""
-        found = [tokenizer.prompt(row["prompt"]) for row in self.rows]
+        found = self._tokens(lambda row: tokenizer.prompt(row["prompt"], _options(row)))
         for number, ids in enumerate(found, 1):
             if not ids:
                 raise UsageError(f"row {number} of {self.name} has a prompt without tokens")
         return found
 
     def answers(self, tokenizer: Tokenizer, column: str) -> list[list[int]]:
-        """Token ids of what follows the prompts, with the end of sequence."""
+        """Token ids of what follows the prompts, with the end of sequence. Raises `UsageError`."""
+
+        def answer(row: dict[str, Any]) -> list[int]:
+            others = {m["role"] for m in row[column] if not isinstance(m, str)} - {"assistant"}
+            if column == "completion" and others:
+                raise ValueError(
+                    f"its completion has a message of the role {min(others)!r}, but every word of "
+                    "it would be learned: put what comes before the last answer into the prompt"
+                )
+            return tokenizer.answer(row["prompt"], row[column], _options(row))
+
+        return self._tokens(answer)
+
+    def _tokens(self, tokenize: Callable[[dict[str, Any]], list[int]]) -> list[list[int]]:
+        """Of each row. Raises `UsageError` for one that cannot be written as tokens."""
         found = []
         for number, row in enumerate(self.rows, 1):
             try:
-                found.append(tokenizer.answer(row["prompt"], row[column]))
-            except ValueError as error:
-                raise UsageError(f"row {number} of {self.name}: {error}") from error
+                found.append(tokenize(row))
+            except UsageError:
+                raise
+            except Exception as error:  # a chat template is a program: it raises what it likes
+                why = str(error) if isinstance(error, ValueError) else explain(error)
+                raise UsageError(f"row {number} of {self.name}: {why}") from error
         return found
 
-    def check_lengths(self, longest: int, limit: int | None, *parts: list[list[int]]) -> None:
-        """Refuse rows whose tokens, with `longest` to come, pass what the model can read."""
-        for number, row in enumerate(zip(*parts, strict=True), 1):
-            total = sum(map(len, row)) + longest
-            if limit is not None and total > limit:
+    def check_lengths(
+        self,
+        longest: int,
+        limit: Limit,
+        prompts: list[list[int]],
+        *answers: list[list[int]],
+    ) -> tuple[Examples, list[list[list[int]]]]:
+        """Refuse rows whose tokens, with `longest` to come, pass the limit, or leave them out.
+
+        Returns the rows that are left, and the tokens of each part of theirs. Raises `UsageError`.
+        """
+        parts = [prompts, *answers]
+        if limit.tokens is None:
+            return self, parts
+        kept = []
+        for i, prompt in enumerate(prompts):
+            total = len(prompt) + max((len(answer[i]) for answer in answers), default=0)
+            if total + longest <= limit.tokens:
+                kept.append(i)
+            elif not limit.drop:
                 more = f" and {longest} to be drawn" if longest else ""
+                lower = ", or lower sampling.max_tokens" if longest else ""
                 raise UsageError(
-                    f"row {number} of {self.name} has {total - longest} tokens{more}, but the "
-                    f"model reads {limit} at most: shorten it, or lower sampling.max_tokens"
+                    f"row {i + 1} of {self.name} has {total} tokens{more}, but {limit}: shorten "
+                    f"it{lower}{limit.remedy}"
                 )
+        count = len(self) - len(kept)
+        if not kept:
+            raise UsageError(f"all {count} rows of {self.name} are too long: {limit}")
+        if count:
+            warn(f"{count} of the {len(self)} rows of {self.name} are left out: {limit}")
+        rows = [self.rows[i] for i in kept]
+        return Examples(self.name, rows), [[part[i] for i in kept] for part in parts]
+
+
+class Limit(NamedTuple):
+    """How long a sequence may be, and what is done with a longer one."""
+
+    context: int | None  # what the model reads
+    own: int = 0  # `TrainingConfig.max_length`
+    drop: bool = False
+    remedy: str = ""
+
+    @property
+    def tokens(self) -> int | None:
+        found = [x for x in (self.context, self.own) if x]
+        return min(found, default=None)
+
+    def __str__(self) -> str:
+        if self.own and self.tokens == self.own:
+            return f"run.max_length is {self.own}"
+        return f"the model reads {self.context} at most"
+
+
+def _each(source: Any, columns: Sequence[str]) -> Iterable[Any]:
+    """The rows of a table or of whatever gives them one by one. Raises `UsageError`."""
+    found: Iterable[Any] = source
+    if hasattr(source, "columns"):  # a table of pandas, polars or arrow gives columns one by one
+        found = next(
+            (getattr(source, name)(*how) for name, *how in TABLES if hasattr(source, name)), source
+        )
+    elif isinstance(source, Mapping):
+        found = _columns(source, columns)
+    elif isinstance(source, io.IOBase):
+        raise UsageError("the data are an open file: give its path")
+    elif isinstance(source, set | frozenset):
+        raise UsageError("the data are a set, whose order is another one in each run: give a list")
+    elif isinstance(source, bytes) or not (
+        hasattr(source, "__iter__") or hasattr(source, "__getitem__")
+    ):
+        raise UsageError(
+            f"the data are {source!r:.80}: give a JSONL file, rows, or texts as prompts"
+        )
+    return found
+
+
+TABLES = (("to_dicts",), ("to_pylist",), ("to_dict", "records"))
+"""How polars, arrow and pandas give the rows of a table."""
+
+
+def _columns(table: Mapping[str, Any], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a dict of columns. Raises `UsageError` for any other dict."""
+    names = ", ".join(map(str, table))
+    values = [
+        value
+        for value in table.values()
+        if hasattr(value, "__len__")
+        and not isinstance(value, str | Mapping)
+        and (columns or not any(isinstance(x, Mapping) for x in value))  # rows of a split
+    ]
+    if not set(columns) <= set(table) or len(values) < len(table):
+        raise UsageError(
+            f"the data are a dict of {names or 'nothing'}: give one of its parts, such as "
+            "data['train'], a list of rows, or a dict of columns that are lists"
+        )
+    if len(lengths := {len(x) for x in values}) > 1:
+        raise UsageError(
+            f"the data are a dict of the columns {names}, which are not of one length: "
+            f"{', '.join(map(str, sorted(lengths)))}"
+        )
+    return [dict(zip(table, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _row(row: Any, number: int) -> dict[str, Any]:
+    """A row; a text or a chat is a prompt. Raises `UsageError`."""
+    if isinstance(row, str | list | tuple | np.ndarray):
+        row = {"prompt": row}
+    names = row.keys() if hasattr(row, "keys") else (None,)  # rows of SQL iterate over values
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(
+            f"row {number} of the data is {row!r:.80}: give a dict of columns by name, or a prompt "
+            "as text or as chat"
+        )
+    return {  # chats of a table from parquet are arrays
+        name: list(value) if name in TEXTS and isinstance(value, tuple | np.ndarray) else value
+        for name, value in dict(row).items()
+    }
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Lines end by a newline alone: JSON may hold whatever else Unicode counts as one."""
     try:
         with opened(path) as file:
-            lines = file.read().decode().splitlines()
+            lines = file.read().decode("utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        what = error.strerror if isinstance(error, OSError) else error
+        what = error.strerror if isinstance(error, OSError) else f"{error}: save it as UTF-8"
         raise UsageError(f"the data {path} cannot be read: {what}") from error
     rows = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        text = line.removeprefix("\ufeff")  # the mark that some programs begin a file by
+        if not text.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"line {number} of {path} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise UsageError(f"line {number} of {path} is no JSON object: {line[:40]}")
@@ -133,13 +264,59 @@ def _problem(row: Mapping[str, Any], column: str) -> str:
         return f"has no {column!r}; it has: {', '.join(map(str, row)) or 'nothing'}"
     value = row[column]
     if isinstance(value, str):
+        if not _is_text(value):
+            return (
+                f"has a {column!r} with half of a surrogate pair, which is no text: {value!r:.80}"
+            )
         return "" if value or column != "prompt" else "has an empty prompt"
     if not isinstance(value, list) or not value:
         return f"has a {column!r} that is neither text nor a chat: {value!r}"
     for message in value:
-        if not (isinstance(message, dict) and {"role", "content"} <= set(message)):
+        if not (isinstance(message, dict) and "role" in message and "content" in _filled(message)):
             return f"has a chat whose messages lack a role or content: {message!r}"
+        try:
+            said = content(message)
+        except ValueError as error:
+            return f"has a chat with {error}"
+        if not _is_text(said):
+            return f"has a chat with half of a surrogate pair, which is no text: {said!r:.80}"
     return ""
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return bool(value.encode()) or True
+    except UnicodeEncodeError:
+        return False
+
+
+def _filled(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call of tools may come without words."""
+    return {"content": "", **message} if message.get("tool_calls") else message
+
+
+def content(message: Mapping[str, Any]) -> str:
+    """What a message says, which may be in parts. Raises `ValueError` for what is no text."""
+    found = _filled(message)["content"]
+    if found is None and message.get("tool_calls"):
+        return ""
+    texts: list[str] = []
+    for part in found if isinstance(found, list) else [found]:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if not isinstance(text, str):
+            raise ValueError(
+                f"a message whose content is neither text nor parts of text: {found!r:.80}"
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
+def _options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a chat template is given besides the messages: columns that go by TRL's names."""
+    found = dict(row.get("chat_template_kwargs") or {})
+    if tools := row.get("tools"):
+        found["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+    return found
 
 
 class Sequences(NamedTuple):

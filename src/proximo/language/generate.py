@@ -83,14 +83,13 @@ def _draw(
 ) -> tuple[list[Drawn], Tensor]:
     """A micro-batch of them."""
     start = Sequences.join(prompts, [[] for _ in prompts], lm.device)
-    mask, positions = start.mask, start.positions
+    read, mask, positions = start.tokens, start.mask, start.positions
     stop_ids = torch.tensor(stops, dtype=torch.long, device=lm.device)
     tokens = torch.zeros_like(noise, dtype=torch.long)
     log_probs, lengths = torch.zeros_like(noise), torch.zeros_like(tokens[:, 0])
     stopped = torch.zeros_like(lengths, dtype=torch.bool)
     rows = torch.arange(len(prompts), device=lm.device)  # those that are read on
-    out = lm(start.tokens, mask, positions, cache=True)
-    place = positions[:, -1:]
+    out = lm(read, mask, positions, cache=True)
     for t in range(sampling.max_tokens):
         choice = distribution(out.logits, sampling, stops, torch.full_like(rows, t))
         token = choice.sample(noise[rows, t])
@@ -103,13 +102,17 @@ def _draw(
         if not left or t + 1 == sampling.max_tokens:
             break
         cache = out.cache
-        if left <= LEFT * len(rows):
-            kept = (~over).nonzero().squeeze(-1)
-            rows, token, place, mask = rows[kept], token[kept], place[kept], mask[kept]
-            cache.batch_select_indices(kept)
-        place = place + 1
+        token, place = token.unsqueeze(-1), positions[:, -1:] + 1
+        if cache is None:  # a model that keeps nothing reads everything again
+            token, place = torch.cat([read, token], -1), torch.cat([positions, place], -1)
+        read, positions = token, place
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], -1)
-        out = lm(token.unsqueeze(-1), mask, place, cache=cache)
+        if left <= LEFT * len(rows) and (cache is None or lm.select):
+            kept = (~over).nonzero().squeeze(-1)
+            rows, read, positions, mask = rows[kept], read[kept], positions[kept], mask[kept]
+            if cache is not None:
+                getattr(cache, lm.select)(kept)
+        out = lm(read, mask, positions, cache=cache)
     found = zip(tokens.tolist(), log_probs.tolist(), lengths.tolist(), strict=True)
     drawn = [list(zip(ids, lps, strict=True))[:count] for ids, lps, count in found]
     return drawn, stopped

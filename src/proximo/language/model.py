@@ -5,6 +5,7 @@ The one module that knows transformers. Nothing is fetched: names are those it h
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import inspect
 import json
@@ -12,12 +13,14 @@ import logging
 import math
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -32,14 +35,20 @@ from proximo.language.adapters import (
     read_adapter,
 )
 from proximo.language.config import ModelConfig, Sampling, TrainingConfig
-from proximo.language.data import Sequences, pack
+from proximo.language.data import Sequences, content, pack
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.disk import check_regular, filling, read
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError, printable
+from proximo.types import UsageError, explain, printable
 
 END, UNKNOWN = "<end>", "<unknown>"
 """Tokens of a tiny model that are no symbol of the data."""
+
+
+Chat = list[dict[str, Any]]
+"""Messages with role and content."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+ROW_METHODS = ("reorder_cache", "batch_select_indices")
 
 
 def _transformers() -> Any:
@@ -66,79 +75,148 @@ class Tokenizer:
     sampling, where the one is there before the other.
     """
 
-    def __init__(self, of_transformers: Any, stop: Sequence[str] = ()) -> None:
-        """stop: tokens that end a completion besides the end of sequence."""
+    def __init__(
+        self, of_transformers: Any, stop: Sequence[str] = (), ends: Iterable[int] = ()
+    ) -> None:
+        """stop: tokens that end a completion besides the model's own; ends: those of the model,
+        besides the end of sequence and the end of a turn that the tokenizer knows of.
+        """
         self.inner = of_transformers
-        self.end: int | None = of_transformers.eos_token_id
         known = of_transformers.get_vocab()
         for token in stop:
             if token not in known:
                 raise UsageError(
                     f"sampling.stop has {token!r}, which is no single token of this tokenizer"
                 )
-        ends = [known[token] for token in stop]
-        self.stops = tuple(sorted({*ends, *([] if self.end is None else [self.end])}))
+        eos: int | None = of_transformers.eos_token_id
+        own = [] if eos is None else [eos]
+        self.ends = tuple(sorted({*own, *ends, *_end_of_turn(of_transformers)}))
+        """Ids by which the model itself ends what it says."""
+        self.stops = tuple(sorted({*self.ends, *(known[token] for token in stop)}))
         """Ids that end a completion."""
+        self.end = eos if eos is not None else next(iter(self.ends), None)
+        """The one that is put behind an answer that has none."""
 
     def __len__(self) -> int:
         return len(self.inner)
 
-    def prompt(self, prompt: str | list[dict[str, str]]) -> list[int]:
-        """Ids of a prompt: plain, or a chat whose next message is the model's."""
+    def prompt(self, prompt: str | Chat, options: Mapping[str, Any] = NOTHING) -> list[int]:
+        """Ids of a prompt: plain, or a chat whose next message is the model's.
+
+        options: what else a chat template is given, its tools for example.
+        """
         if not isinstance(prompt, str):
-            return self.plain(self._chat(prompt, reply=True))
+            return self.plain(self._chat(prompt, options, reply=True))
         ids: list[int] = self.inner(prompt)["input_ids"]
-        # Some tokenizers close every text; a prompt goes on.
-        closed = ids[-1:] == [self.end] and self.plain(prompt)[-1:] != [self.end]
-        return ids[:-1] if closed else ids
+        if ids[-1:] == [self.end]:  # some tokenizers close every text; a prompt goes on
+            text = self.plain(prompt)
+            ids = ids[:-1] if ids[len(ids) - 1 - len(text) : -1] == text else ids
+        # A text that a chat template wrote begins by itself with what is put before every text.
+        if any(ids[:n] == ids[n : 2 * n] for n in (1, 2, 3)):
+            text = self.plain(prompt)
+            added = len(ids) - len(text)
+            ids = text if ids[:added] == text[:added] else ids
+        return ids
 
     def answer(
-        self, prompt: str | list[dict[str, str]], answer: str | list[dict[str, str]]
+        self, prompt: str | Chat, answer: str | Chat, options: Mapping[str, Any] = NOTHING
     ) -> list[int]:
         """Ids of what follows a prompt, up to and including the end. Raises `ValueError`."""
         if isinstance(prompt, str) != isinstance(answer, str):
             raise ValueError("the prompt is text and what follows a chat, or the other way round")
         if isinstance(prompt, str):
-            if self.end is None:
-                raise ValueError("the tokenizer has no end of sequence, by which answers end")
             assert isinstance(answer, str)
-            return [*self.plain(answer), self.end]
+            return self._ended(answer)
         assert not isinstance(answer, str)
-        before = self._chat(prompt, reply=True)
-        whole = self._chat([*prompt, *answer], reply=False)
-        if not whole.startswith(before):
+        before = self._chat(prompt, options, reply=True)
+        if _begins_answer(prompt) and answer[0]["role"] == "assistant":  # which goes on with it
+            *prompt, begun = prompt
+            whole = {**answer[0], "content": content(begun) + content(answer[0])}
+            answer = [whole, *answer[1:]]
+        said = self._chat([*prompt, *answer], options, reply=False)
+        if not said.startswith(before):
             raise ValueError("the chat template writes the prompt differently with an answer")
-        ids = self.plain(whole[len(before) :].rstrip("\n"))
-        if not ids or ids[-1] not in self.stops:
-            if self.end is None:
-                raise ValueError("the tokenizer has no end of sequence, by which answers end")
-            ids.append(self.end)
-        return ids
+        return self._ended(said[len(before) :])
+
+    def _ended(self, text: str) -> list[int]:
+        """Ids of an answer, up to the end that is written behind it, or with one put there."""
+        ids = self.plain(text)
+        said = len(ids)
+        while said and (
+            ids[said - 1] in self.stops or not self.inner.decode(ids[said - 1]).strip()
+        ):
+            said -= 1
+        for place in range(said, len(ids)):
+            if ids[place] in self.stops:
+                return ids[: place + 1]
+        if self.end is None:
+            raise ValueError("the tokenizer has no end of sequence, by which answers end")
+        return [*ids, self.end]
 
     def text(self, ids: Sequence[int]) -> str:
-        """What these ids say, without special tokens."""
-        return str(self.inner.decode(list(ids), skip_special_tokens=True))
+        """What these ids say, without special tokens and the model's own end."""
+        said = ids[:-1] if ids and ids[-1] in self.ends else ids
+        return str(self.inner.decode(list(said), skip_special_tokens=True))
 
     def plain(self, text: str) -> list[int]:
         """Ids of a text as it is, with nothing put before or behind it."""
         ids: list[int] = self.inner(text, add_special_tokens=False)["input_ids"]
         return ids
 
-    def _chat(self, messages: list[dict[str, str]], *, reply: bool) -> str:
+    def _chat(self, messages: Chat, options: Mapping[str, Any], *, reply: bool) -> str:
+        """reply: what follows is the model's: a message, or the rest of the last one."""
         if not self.inner.chat_template:
             raise UsageError(
                 "the data are chats, but this tokenizer has no chat template: give plain text"
             )
+        going_on = reply and _begins_answer(messages)
         return str(
-            self.inner.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+            self.inner.apply_chat_template(
+                [{**message, "content": content(message)} for message in messages],
+                tokenize=False,
+                add_generation_prompt=reply and not going_on,
+                continue_final_message=going_on,
+                **options,
+            )
         )
+
+
+def _begins_answer(chat: Chat) -> bool:
+    return bool(chat) and chat[-1]["role"] == "assistant"
+
+
+def _end_of_turn(tokenizer: Any) -> list[int]:
+    """The special token that the chat template writes behind an answer, if it does."""
+    if not tokenizer.chat_template:
+        return []
+    said = "Yes"
+    chat = [{"role": "user", "content": "Ready?"}, {"role": "assistant", "content": said}]
+    try:
+        behind = tokenizer.apply_chat_template(chat, tokenize=False).rpartition(said)[2].lstrip()
+    except Exception:  # a template is a program: it may want what this chat has not
+        return []
+    special = tokenizer.added_tokens_decoder.items()
+    found = [(len(token.content), id) for id, token in special if behind.startswith(token.content)]
+    return [max(found)[1]] if behind and found else []
+
+
+def declared_ends(generation: Any, known: int) -> list[int]:
+    """The ids by which transformers ends what a model of these settings says.
+
+    One alone that was made up from the model's configuration is none: it may be its class's own.
+    known: how many tokens there are.
+    """
+    ends = getattr(generation, "eos_token_id", None)
+    if ends is None or (getattr(generation, "_from_model_config", False) and np.ndim(ends) == 0):
+        return []
+    return [int(end) for end in np.atleast_1d(ends) if 0 <= end < known]
 
 
 class Output(NamedTuple):
     """What a model says after the last token of each sequence."""
 
     logits: Tensor  # [N, V] float32
-    cache: Any  # keys and values so far, where they were asked for
+    cache: Any  # keys and values so far, where they were asked for and the model keeps them
 
 
 class LanguageModel(nn.Module):
@@ -195,6 +273,25 @@ class LanguageModel(nn.Module):
         return context(self.net.config)
 
     @property
+    def generation(self) -> Any:
+        """Settings of transformers for drawing texts, which are kept and saved with the model."""
+        return getattr(self.net, "generation_config", None)
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids by which it ends what it says, besides what the tokenizer knows of."""
+        return declared_ends(self.generation, len(self.tokenizer))
+
+    def end_by(self, ends: Iterable[int]) -> Self:
+        """Have other programs end its texts by these too: it learns to write no more then."""
+        if self.generation is not None:
+            own = self.generation.eos_token_id
+            known = [] if own is None else np.atleast_1d(own).tolist()
+            if missing := sorted(set(ends) - set(known)):
+                self.generation.eos_token_id = [*known, *missing]
+        return self
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -209,7 +306,8 @@ class LanguageModel(nn.Module):
                 use_cache=cache is not None,
                 past_key_values=None if cache in (None, True) else cache,
             )
-        return Output(out.logits[:, -1].float(), out.past_key_values if cache is not None else None)
+        kept = None if cache is None else getattr(out, "past_key_values", None)
+        return Output(out.logits[:, -1].float(), kept)
 
     def read(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Logits [B, V] before each of the B tokens of the completions, and hidden [B, D].
@@ -247,6 +345,21 @@ class LanguageModel(nn.Module):
             )
         return out.logits.float(), hidden.float()
 
+    @property
+    def causal(self) -> bool:
+        """Whether a token knows nothing of the next one, as one of BERT does: tried out."""
+        tokens = torch.zeros(2, 2, dtype=torch.int64, device=self.device)
+        tokens[1, 1] = 1
+        with torch.no_grad():
+            out = self.net(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                position_ids=torch.arange(2, device=self.device).expand(2, 2),
+                use_cache=False,
+            )
+        first = out.logits[:, 0].float()
+        return bool((first[0] - first[1]).abs().max() <= 1e-5 * (first.max() - first.min()))
+
     @cached_property
     def packs(self) -> bool:
         """Whether sequences that share a row do not see each other: tried out on two.
@@ -270,6 +383,38 @@ class LanguageModel(nn.Module):
         finally:
             self._bfloat16 = rounds
         return bool((apart - together).abs().max() <= 1e-5 * (apart.max() - apart.min()))
+
+    @cached_property
+    def select(self) -> str:
+        """The method of a cache that keeps some of its rows, or "" where none does it right.
+
+        Tried out on three sequences: transformers has two methods for it, `reorder_cache` and
+        `batch_select_indices`, and some kinds of layer have only one of them, or do half of it.
+        """
+        known = self.net.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        if min(known, self.context or known) < 2:
+            return ""
+        three = Sequences.join([[0, 1], [1, 0], [1]], [[], [], []], self.device)
+        kept = torch.tensor([2, 0], device=self.device)
+        token, place = three.tokens[:, :1], three.positions[:, -1:] + 1
+        seen = torch.cat([three.mask, three.mask[:, -1:]], -1)
+        rounds, self._bfloat16 = self._bfloat16, False
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                begun = [self(*three[:2], three.positions, cache=True).cache for _ in range(3)]
+                if begun[0] is None:
+                    return ""
+                whole = self(token, seen, place, cache=begun[0]).logits[kept]
+                for cache, method in zip(begun[1:], ROW_METHODS, strict=True):
+                    # Whatever it is that this kind of cache lacks, it is then not the one.
+                    with contextlib.suppress(Exception):
+                        getattr(cache, method)(kept)
+                        part = self(token[kept], seen[kept], place[kept], cache=cache).logits
+                        if (part - whole).abs().max() <= 1e-5 * (whole.max() - whole.min()):
+                            return method
+        finally:
+            self._bfloat16 = rounds
+        return ""
 
     @property
     def _window(self) -> float:
@@ -317,9 +462,18 @@ class LanguageModel(nn.Module):
 
         within: as for `disk.replace`. Raises `OSError`.
         """
-        net = merged(self.net) if weights and adapted(self.net) else self.net
+        net: Any = merged(self.net) if weights and adapted(self.net) else self.net
+        own = self.generation
         with filling(folder, within) as place:
-            (net if weights else net.config).save_pretrained(place)  # type: ignore[union-attr, operator]
+            try:
+                if own is not None:  # transformers loads settings that it then refuses to write
+                    net.generation_config = type(own)()
+                (net if weights else net.config).save_pretrained(place)
+            finally:
+                if own is not None:
+                    net.generation_config = own
+            if own is not None:
+                own.to_json_file(place / "generation_config.json")
             self.tokenizer.save_pretrained(place)
 
 
@@ -449,11 +603,22 @@ class Blueprint:
         tokenizer: Any,
         config: Any,
         weights: Path | LanguageModel | None,
+        *,
+        generation: Any = None,
         adapter: Adapter | None = None,
     ) -> None:
-        """weights: where they are; None: random ones. adapter: what is to be merged into them."""
+        """weights: where they are; None: random ones. generation: None: made up from config.
+
+        adapter: what is to be merged into the weights.
+        """
         self.tokenizer, self.config, self._weights = tokenizer, config, weights
-        self._adapter = adapter
+        self._generation, self._adapter = generation, adapter
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids by which the model ends what it says, besides what the tokenizer knows of."""
+        found = self._generation or _transformers().GenerationConfig.from_model_config(self.config)
+        return declared_ends(found, len(self.tokenizer))
 
     @property
     def context(self) -> int | None:
@@ -464,12 +629,16 @@ class Blueprint:
         if isinstance(self._weights, LanguageModel):
             return self._weights.merged()
         library = _transformers()
-        if self._weights is None or random:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                net = library.AutoModelForCausalLM.from_config(self.config, trust_remote_code=False)
-            return LanguageModel(net.float(), self.tokenizer)
         try:
+            if self._weights is None or random:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    net = library.AutoModelForCausalLM.from_config(
+                        self.config, trust_remote_code=False
+                    )
+                if self._generation is not None:
+                    net.generation_config = self._generation
+                return LanguageModel(net.float(), self.tokenizer)
             net = library.AutoModelForCausalLM.from_pretrained(
                 self._weights,
                 **UNTRUSTED,
@@ -482,8 +651,15 @@ class Blueprint:
         except UsageError:
             raise
         except Exception as error:  # a forged file may raise anything
-            raise UsageError(f"the model {self._weights} cannot be loaded: {error}") from error
-        return LanguageModel(net, self.tokenizer)
+            name = self._weights or "that is asked for"
+            raise UsageError(f"the model {name} cannot be loaded: {error}") from error
+        found = LanguageModel(net, self.tokenizer)
+        if not found.causal:
+            raise UsageError(
+                f"the model {self._weights} is a {type(net).__name__} that reads what comes later "
+                "too: give a causal language model"
+            )
+        return found
 
 
 def context(config: Any) -> int | None:
@@ -537,7 +713,21 @@ def read_blueprint(folder: Path | str) -> Blueprint:
             f"there is no model {str(folder)!r} ({why}): give a folder that transformers reads, a "
             "run of proximo lm, or tiny"
         ) from error
-    return Blueprint(tokenizer, settings, place, read_adapter(place))
+    found = _generation(place, len(tokenizer))
+    return Blueprint(tokenizer, settings, place, generation=found, adapter=read_adapter(place))
+
+
+def _generation(folder: Path, known: int) -> Any:
+    """Of generation_config.json, which not every model has. Raises `UsageError`."""
+    file = folder / "generation_config.json"
+    try:
+        found = _transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
+        declared_ends(found, known)
+    except Exception as error:
+        if isinstance(error, OSError) and not file.is_file():
+            return None
+        raise UsageError(f"{file} cannot be read: {explain(error)}") from error
+    return found
 
 
 def _check_files(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import math
@@ -167,8 +168,8 @@ class Judge:
                 name: given[name] if name in given else [row[name] for row in rows]
                 for name in wanted
             }
-            try:
-                found = list(reward(**arguments))
+            try:  # a reward may use up what is its own
+                found = list(reward(**copy.deepcopy(arguments)))
             except faults() as error:
                 raise fault(f"the reward failed: {explain(error)}") from error
             if len(found) != len(rows):

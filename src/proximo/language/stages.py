@@ -26,7 +26,7 @@ from proximo.language.config import (
     TrainingConfig,
     read_stage,
 )
-from proximo.language.data import Examples, Source, split
+from proximo.language.data import Examples, Limit, Source, split
 from proximo.language.fitting import Fit, Likelihood, Preference
 from proximo.language.generate import generate
 from proximo.language.model import (
@@ -70,32 +70,37 @@ class Result:
 
     def generate(
         self,
-        prompts: Sequence[str | list[dict[str, str]]],
+        prompts: Source,
         sampling: Sampling | None = None,
         *,
         seed: int = 0,
     ) -> list[str]:
-        """One completion for each prompt; the same seed gives the same ones."""
+        """One completion for each prompt, text or chat; the same seed gives the same ones."""
         own = self.config.sampling if isinstance(self.config, PPOConfig) else Sampling()
         return complete(self.lm, prompts, sampling or own, seed=seed)
 
     def save(self, folder: str | Path) -> None:
-        """Write the language model as a folder that transformers reads."""
+        """Write the language model as a folder that transformers reads. Raises `UsageError`."""
+        if self.reward is not None:
+            raise UsageError(
+                "a reward model is no language model that transformers reads: give fit_reward a "
+                "run_dir, and read it from there by load_reward"
+            )
         self.lm.save(Path(folder))
 
 
 def complete(
     lm: LanguageModel,
-    prompts: Sequence[str | list[dict[str, str]]],
+    prompts: Source,
     sampling: Sampling,
     *,
     seed: int = 0,
 ) -> list[str]:
     """One completion for each prompt, as text."""
-    examples = Examples.read([{"prompt": prompt} for prompt in prompts], "prompt")
-    tokenizer = Tokenizer(lm.tokenizer, sampling.stop)
+    examples = Examples.read(prompts, "prompt")
+    tokenizer = Tokenizer(lm.tokenizer, sampling.stop, lm.ends)
     ids = examples.prompts(tokenizer)
-    examples.check_lengths(sampling.max_tokens, lm.context, ids)
+    examples.check_lengths(sampling.max_tokens, Limit(lm.context), ids)
     generator = torch.Generator().manual_seed(seed)
     drawn = generate(lm, ids, sampling, tokenizer.stops, generator)
     return [tokenizer.text(own) for own in drawn.ids()]
@@ -226,13 +231,13 @@ def run_fit(
     device = _device(config.run)
     config, folder = _again(config, run_dir if resume else None)
     plan = _plan(config.model, model, examples.texts(), folder)
-    tokenizer = Tokenizer(plan.tokenizer)
-    parts = [examples.prompts(tokenizer)]
-    for column in columns:
-        parts.append(examples.answers(tokenizer, column))
-        examples.check_lengths(0, plan.context, parts[0], parts[-1])
+    tokenizer = Tokenizer(plan.tokenizer, ends=plan.ends)
+    ids = examples.prompts(tokenizer)
+    answers = [examples.answers(tokenizer, column) for column in columns]
+    examples, parts = examples.check_lengths(0, _limit(plan, config.run), ids, *answers)
     _set_threads(config.run)
     lm = plan.build(config.run.seed, random=folder is not None).set_up(config.model, config.run)
+    lm.end_by(tokenizer.ends)
     module = RewardModel(lm) if pairs else lm
     module.to(device)
     learner = Fit(module, lm, Preference() if pairs else Likelihood(), config, parts)
@@ -275,8 +280,7 @@ def run_ppo(
     config, folder = _again(config, run_dir if resume else None)
     count = config.run.sequences if with_world else 0
     with text_worlds(config.score.world, world, count) as worlds:
-        learner = _policy_fit(config, examples, ptx, rewards, worlds, model, folder)
-        digest = examples.digest + (ptx.digest if ptx else "")
+        learner, digest = _policy_fit(config, examples, ptx, rewards, worlds, model, folder)
         return _run(learner, config, digest, folder, run_dir, callbacks, display)
 
 
@@ -284,6 +288,11 @@ def _check_world(config: PPOConfig, rewards: Sequence[Reward | RewardModel] | No
     """Refuse what has no meaning in a world. Raises `UsageError`."""
     if rewards or config.score.reward:
         raise UsageError("there are a world and a reward: a world gives its own, so leave one out")
+    if config.run.overlong != TrainingConfig.overlong and not config.ptx.coef:
+        raise UsageError(
+            f"run.overlong is {config.run.overlong}, but with a world there are no rows that could "
+            "be too long: an episode ends where the next reply would be; leave it out"
+        )
     if config.score.weights:
         raise UsageError("score.weights is set, but a world gives its own reward: leave it out")
     if config.score.normalize:
@@ -306,32 +315,36 @@ def _policy_fit(
     worlds: Sequence[World],
     model: LanguageModel | None,
     folder: RunFolder | None,
-) -> PolicyFit:
-    """Everything checked, then the model loaded."""
+) -> tuple[PolicyFit, str]:
+    """Everything checked, then the model loaded. With the digest of the data."""
     device = _device(config.run)
     said = symbols(worlds[0]) if worlds else examples.texts()
     said += ptx.texts() if ptx else []
     plan = _plan(config.model, model, said, folder)
-    tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop)
+    tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop, plan.ends)
     if config.score.missing_eos_penalty and not tokenizer.stops:
         raise UsageError(
             "score.missing_eos_penalty is set, but the tokenizer has no end of sequence: name a "
             "token by sampling.stop"
         )
-    parts = split(len(examples), config.run.held_out, config.run.seed, "run.held_out")
-    ids = [] if worlds else examples.prompts(tokenizer)
+    limit = _limit(plan, config.run)
+    ids: list[list[int]] = []
     if not worlds:
-        examples.check_lengths(config.sampling.max_tokens, plan.context, ids)
+        examples, (ids,) = examples.check_lengths(
+            config.sampling.max_tokens, limit, examples.prompts(tokenizer)
+        )
+    parts = split(len(examples), config.run.held_out, config.run.seed, "run.held_out")
     texts = None
     if ptx:
-        texts = (ptx.prompts(tokenizer), ptx.answers(tokenizer, "completion"))
-        ptx.check_lengths(0, plan.context, *texts)
+        asked, answers = ptx.prompts(tokenizer), ptx.answers(tokenizer, "completion")
+        ptx, (asked, answers) = ptx.check_lengths(0, limit, asked, answers)
+        texts = (asked, answers)
     if rewards is None:
         rewards = [find_reward(name) for name in config.score.reward]
     judges: Judge | TextWorlds
     if worlds:
         judges = TextWorlds(
-            worlds, tokenizer, config.sampling, plan.context, config.run.seed, examples.rows
+            worlds, tokenizer, config.sampling, limit.tokens, config.run.seed, examples.rows
         )
     else:
         judges = Judge(rewards, config.score.weights, examples)
@@ -341,6 +354,7 @@ def _policy_fit(
         raise UsageError("model.critic is reward, but no reward is a reward model")
     _set_threads(config.run)
     lm = plan.build(config.run.seed, random=folder is not None).set_up(config.model, config.run)
+    lm.end_by(tokenizer.ends)
     policy = _with_critic(lm, tokenizer.stops, config, critic_from)
     if folder and config.kl.reference in ("copy", "ema"):
         # The model that the run began as is in its first checkpoint.
@@ -349,7 +363,13 @@ def _policy_fit(
     reference = make_reference(policy.lm, config.kl)
     if isinstance(judges, Judge):
         judges.to(device)
-    return PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
+    learner = PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
+    return learner, examples.digest + (ptx.digest if ptx else "")
+
+
+def _limit(plan: Blueprint, run: TrainingConfig) -> Limit:
+    remedy = ", or leave such rows out by run.overlong drop"
+    return Limit(plan.context, run.max_length, run.overlong == "drop", remedy)
 
 
 def _with_critic(

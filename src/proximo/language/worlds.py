@@ -14,7 +14,7 @@ from gymnasium import Env
 from gymnasium.spaces import Text
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, episode_seed, make_world
+from proximo.envs.make import Maker, base, close_all, episode_seed, make_world, title
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences
 from proximo.language.generate import Completions, Drawn, draw
@@ -36,14 +36,13 @@ def text_worlds(name: str, maker: Maker | None, count: int) -> Iterator[list[Wor
         for _ in range(count):
             worlds.append(make_world(EnvConfig(id=name), maker))
             _check_spaces(worlds[-1])
-        if len(set(map(id, worlds))) < count:
+        if len({id(base(world)) for world in worlds}) < count:
             raise UsageError(
                 "the callable returned one and the same world twice: make a new one each time"
             )
         yield worlds
     finally:
-        for world in worlds:
-            world.close()
+        close_all(worlds)
 
 
 def _check_spaces(world: World) -> None:
@@ -51,8 +50,8 @@ def _check_spaces(world: World) -> None:
         space = getattr(world, what, None)
         if not isinstance(space, Text):
             raise UsageError(
-                f"the world {world} has the {what} {space}: a language model talks with worlds of "
-                "which both spaces are gymnasium.spaces.Text"
+                f"the world {title(world)} has the {what} {space}: a language model talks with "
+                "worlds of which both spaces are gymnasium.spaces.Text"
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -65,10 +64,9 @@ class ActorCritic(nn.Module):
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = action_values and isinstance(self.head, CategoricalHead)
         judged = self.head.feature_count if action_values and not self._indexed else 0
-        widths = net.hidden if net.critic_hidden is None else net.critic_hidden
-        of_critic = dataclasses.replace(net, hidden=widths)
-        apart = net.trunk != "shared"
-        self.critic = make_body(seen, of_critic, own, beside=judged) if apart else None
+        self.critic = (
+            make_body(seen, net.of_critic, own, beside=judged) if net.trunk != "shared" else None
+        )
         judging = (self.critic or self.actor).outputs
         self.actor_memory = self.critic_memory = None
         if net.memory != "none":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from proximo.types import UsageError, check_values, refuse_unused
@@ -87,11 +87,13 @@ class NetConfig:
             if not getattr(self, name) > 0:
                 raise UsageError(f"net.{name} is {getattr(self, name)}: it must be above 0")
 
-    def check_used(self, *, continuous: bool, q_of_numbers: bool, critic: bool) -> None:
+    def check_used(
+        self, *, continuous: bool, images: bool, q_of_numbers: bool, critic: bool
+    ) -> None:
         """Refuse settings that would do nothing in a new run. Raises `UsageError`.
 
-        continuous: there is a Box among the actions. q_of_numbers: the critic takes actions beside
-        the features. critic: one is learned.
+        continuous: there is a Box among the actions. images: there is one to see. q_of_numbers: the
+        critic takes actions beside the features. critic: one is learned.
         """
         box = ("action", "mean", "deviation", "log_std", "gsde_steps")
         unused = [
@@ -105,6 +107,8 @@ class NetConfig:
             (not critic, ("critic_hidden", "normalize_returns"), "algorithm.critic is off"),
             (not self._layers, ("activation",), "net.hidden is empty"),
         ]
+        if not (self.hidden or self.module or images or self.memory != "none"):
+            unused.append((True, ("trunk",), "there is no layer to share"))
         if self.module:
             layers = ("critic_hidden", "hidden", "activation")
             used = layers if q_of_numbers else ()
@@ -112,6 +116,11 @@ class NetConfig:
         for without, names, why in unused:
             if without:
                 refuse_unused("net", self, names, why)
+
+    @property
+    def of_critic(self) -> NetConfig:
+        """The same settings with the critic's widths for the hidden layers."""
+        return self if self.critic_hidden is None else replace(self, hidden=self.critic_hidden)
 
     @property
     def _layers(self) -> bool:

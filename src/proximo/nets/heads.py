@@ -455,7 +455,7 @@ def make_head(space: gym.Space[Any], net: NetConfig, features: int) -> Head:
     """The head for an action space, on so many features. Raises `UsageError` for other spaces."""
     actions = Actions(space)
     heads = [_simple(leaf, net, features) for leaf in actions.leaves]
-    if actions.simple and len(heads) == 1:
+    if actions.single:
         return heads[0]
     return JointHead(heads, actions.shape or (), actions.dtype)
 

@@ -17,7 +17,7 @@ import torch
 
 from proximo.collect import make_room
 from proximo.envs.check import Bounds
-from proximo.evaluate import Player, Supervised, evaluate
+from proximo.evaluate import Player, Scores, Supervised, evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.config import RunConfig
@@ -38,16 +38,19 @@ class Display(Protocol):
     def show(self, row: Row) -> None:
         """Take in the row of the update that has just ended."""
 
+    def move(self, steps: int, doing: str) -> None:
+        """Take in how many steps there are by now, between updates, or what is being done."""
+
 
 class Evaluate:
     """Every so many updates, the mean return of deterministic episodes, as `evaluation`."""
 
-    def __init__(self, world: gym.Env | Supervised, every: int, episodes: int) -> None:
-        self._world, self._every, self._episodes = world, every, episodes
+    def __init__(self, evaluation: Evaluation, every: int) -> None:
+        self._evaluation, self._every = evaluation, every
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if state.updates % self._every == 0:
-            metrics["evaluation"] = evaluation(state, self._world, self._episodes)
+            self._evaluation(state, metrics)
 
 
 class StopAt:
@@ -56,8 +59,8 @@ class StopAt:
     An evaluation that falls short is not repeated at every update, but after 2% of the horizon.
     """
 
-    def __init__(self, world: gym.Env | Supervised, goal: float, episodes: int) -> None:
-        self._world, self._goal, self._episodes = world, goal, episodes
+    def __init__(self, evaluation: Evaluation, goal: float) -> None:
+        self._evaluation, self._goal = evaluation, goal
 
     def __call__(self, state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
         if state.smoothed is None or state.smoothed < self._goal:
@@ -68,38 +71,66 @@ class StopAt:
         ):
             return
         state.last_trial_steps = state.steps
-        metrics["evaluation"] = evaluation(state, self._world, self._episodes)
-        state.last_trial_return = metrics["evaluation"]
+        state.last_trial_return = self._evaluation(state, metrics)
 
 
-def evaluation(state: TrainState, world: gym.Env | Supervised, episodes: int) -> float:
-    """Mean return of deterministic episodes. Raises `TrainingError` if the world fails."""
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
-    room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
-    act = state.engine.actor(room, None)
+class Evaluation:
+    """Deterministic episodes in an env apart: their mean return, as `evaluation`."""
 
-    def taken(row: np.ndarray) -> Any:
-        room.obs[0, 0] = row
-        act(0)
-        return room.taken[0, 0]
+    def __init__(
+        self, env: gym.Env | Supervised, episodes: int, limit: int, note: Callable[[str], None]
+    ) -> None:
+        """limit: of steps, at which episodes are cut off; note: is told once if one was."""
+        self._env, self._episodes, self._limit, self._note = env, episodes, limit, note
+        self._noted = False
 
-    def choose(obs: Any, generator: object) -> Any:
-        return policy.actions.given(taken(policy.observations.row(obs)))
-
-    engine, seed = not policy.carry_size, TRAINING_EVALUATION_SEED  # its actor has no episodes
-    try:
-        with torch.no_grad():
-            if isinstance(world, Supervised):
-                scores = world.play(
-                    lambda: taken if engine else Player(policy).act, episodes=episodes, seed=seed
+    def __call__(self, state: TrainState, metrics: Metrics) -> float:
+        """Add it to the metrics, and return it. Raises `TrainingError` if the env fails."""
+        try:
+            scores = self._play(state)
+        except faults() as error:
+            what = f"the evaluation after update {state.updates} failed: {error}"
+            raise TrainingError(what) from error
+        metrics["evaluation"] = scores.mean
+        if scores.cut:
+            metrics["evaluation_episodes_cut"] = scores.cut
+            if not self._noted:
+                self._note(
+                    f"the evaluation after update {state.updates}: "
+                    f"{scores.said('--run.eval-max-episode-steps')}"
                 )
-            else:
-                player = choose if engine else policy
-                scores = evaluate(player, world, episodes=episodes, seed=seed)
-    except faults() as error:
-        what = f"the evaluation after update {state.updates} failed: {error}"
-        raise TrainingError(what) from error
-    return scores.mean
+            self._noted = True
+        return metrics["evaluation"]
+
+    @torch.no_grad()
+    def _play(self, state: TrainState) -> Scores:
+        policy: ActorCritic = state.policy  # type: ignore[assignment]
+        room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
+        act = state.engine.actor(room, None)
+
+        def taken(row: np.ndarray) -> Any:
+            room.obs[0, 0] = row
+            act(0)
+            return room.taken[0, 0]
+
+        def choose(obs: Any, generator: object) -> Any:
+            return policy.actions.given(taken(policy.observations.row(obs)))
+
+        def watch(episode: int) -> None:
+            if state.watch:
+                doing = f"evaluating: episode {episode + 1} of {self._episodes}"
+                state.watch(state.steps, doing)
+
+        engine = not policy.carry_size  # its actor has no episodes
+        how: dict[str, Any] = {
+            "episodes": self._episodes,
+            "seed": TRAINING_EVALUATION_SEED,
+            "limit": self._limit,
+            "watch": watch,
+        }
+        if isinstance(self._env, Supervised):
+            return self._env.play(lambda: taken if engine else Player(policy).act, **how)
+        return evaluate(choose if engine else policy, self._env, **how)
 
 
 class LookAgain:
@@ -182,17 +213,20 @@ class Record:
         *,
         run: RunConfig,
         threshold: float | None,
-        seconds: float,
+        last: Row,
         steps: int,
         say: Callable[[str], None],
     ) -> None:
-        """say: told once when the disk or the display begins to fail. Raises `OSError`."""
+        """last: the row that was logged last, if there was one; steps: taken so far.
+
+        say: told once when the disk or the display begins to fail. Raises `OSError`.
+        """
         self._file = Lines(folder.metrics_file, say) if folder else None
         self._say = say
         self._folder, self._run, self._display, self._threshold = folder, run, display, threshold
         self._clock = time.perf_counter()
-        self.seconds, self._steps = seconds, steps
-        self.row: Row = {}
+        self.seconds, self._steps = last.get("seconds", 0.0), steps
+        self.row = last if last.get("steps") == steps else {}
         self._recent: Row = {}
         self._written = True
         self._left_out: set[str] = set()
@@ -228,9 +262,16 @@ class Record:
         self._written = False
         if state.updates % self._run.log_every == 0 or self._run.ended_by(vars(state)):
             self._write()  # the last row before the state in which the run has ended is saved
+        self._show(lambda display: display.show(self.row))
+
+    def watch(self, steps: int, doing: str) -> None:
+        """Show what happens between two rows."""
+        self._show(lambda display: display.move(steps, doing))
+
+    def _show(self, show: Callable[[Display], None]) -> None:
         try:
             if self._display:
-                self._display.show(self.row)
+                show(self._display)
         except OSError as error:  # what reads it has gone, or a full disk
             self._display = None
             self._say(f"progress cannot be shown any more ({error.strerror}): training goes on")
@@ -238,17 +279,17 @@ class Record:
     def _make_plain(self, metrics: Metrics) -> None:
         """Let what callbacks have added be numbers; what is none is left out, and named once."""
         for name, value in list(metrics.items()):
-            if type(value) is float:
+            if type(name) is str and type(value) is float:
                 continue
             try:
-                metrics[name] = _number(value)
+                metrics[name] = _number(name, value)
             except (TypeError, ValueError, RuntimeError):
                 del metrics[name]
                 if name not in self._left_out:
                     self._left_out.add(name)
                     self._say(
-                        f"metrics[{name!r}] is {value!r:.80}, which is not one number: a callback "
-                        "has put it there, and it is not logged"
+                        f"metrics[{name!r}] is {value!r:.80}, which is not one number with a "
+                        "name: a callback has put it there, and it is not logged"
                     )
 
     def _write(self) -> None:
@@ -274,11 +315,11 @@ def _line(row: Row) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _number(value: Any) -> Any:
+def _number(name: Any, value: Any) -> Any:
     """A reading as JSON can hold it: of a tensor or an array, its one number. Raises if not."""
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         value = value.item()
-    if not isinstance(value, str | int | float | None):
+    if not (isinstance(name, str) and isinstance(value, str | int | float | None)):
         raise TypeError
     return float(value) if isinstance(value, int) and abs(value) >= 2**63 else value
 

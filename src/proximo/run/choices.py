@@ -40,6 +40,22 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     return "vector", f"{env.worlds} worlds in one; a resumed run begins new episodes"
 
 
+def check_backend(env: EnvConfig) -> None:
+    """Refuse settings of the backend that have no effect with this one. Raises `UsageError`."""
+    threads = env.backend == "envpool" or (env.backend == "vector" and env.id.startswith(ARCADE))
+    unused = [] if threads else [("threads", "for Atari and EnvPool's envs")]
+    if env.backend != "workers":
+        names = ("processes", "timeout", "restarts")
+        unused += [(name, "for --env.backend workers") for name in names]
+    for name, what in unused:
+        value = getattr(env, name)
+        if value != getattr(EnvConfig, name):
+            raise UsageError(
+                f"env.{name} is {value}, which is {what} only, and the backend is {env.backend}: "
+                "leave it out"
+            )
+
+
 def choose_device(
     wish: str, policy: ActorCritic, worlds: torch.device | None = None
 ) -> tuple[str, str]:

@@ -131,6 +131,9 @@ class RunConfig:
     """Updates between evaluations while training; 0: none."""
     eval_episodes: int = 20
     """Episodes of an evaluation while training."""
+    eval_max_episode_steps: int | None = None
+    """Steps after which an episode of an evaluation is cut off; none: 10,000, or the time limit of
+    the env if it is longer."""
     save_every: int = 0
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
     keep_last: int = 2
@@ -145,7 +148,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_values("run", self)
-        for name in ("total_steps", "total_episodes", "eval_episodes", "keep_last", "log_every"):
+        for name in (
+            *("total_steps", "total_episodes", "eval_episodes", "eval_max_episode_steps"),
+            *("keep_last", "log_every"),
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"run.{name} is {value}: give at least 1")
@@ -221,24 +227,29 @@ class Config:
                 f"{rollout.steps}): lower the one or raise the others"
             )
 
-    def check_new(self, agents: int, actions: gym.Space[Any]) -> None:
-        """What a new run is refused, though one that began earlier may go on. Raises `UsageError`.
+    def check_net(self, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
+        """Refuse settings of a new net that would do nothing. Raises `UsageError`.
 
-        agents: in each of the worlds; actions: their space.
+        spaces: of observations and actions.
         """
         from gymnasium.spaces import Box, Discrete
 
-        from proximo.spaces import Actions
+        from proximo.spaces import Actions, Observations
 
-        self._check_lone(agents)
+        seen, actions = spaces
+
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
+            images=any(leaf.image for leaf in Observations(seen).leaves),
             q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
             critic=self.algorithm.critic,
         )
 
-    def _check_lone(self, agents: int) -> None:
-        """Advantages standardised over one sample, whose deviation from its own mean is 0."""
+    def check_lone(self, agents: int) -> None:
+        """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
+
+        The deviation of one sample from its own mean is 0. agents: in each of the worlds.
+        """
         algorithm, rollout = self.algorithm, self.rollout
         over = algorithm.normalize_advantage
         stretches = self.net.memory == "none" or self.net.memory_steps == 1
@@ -362,11 +373,17 @@ def read_config(path: Path) -> Config:
 def read_tables(path: Path) -> dict[str, Any]:
     """What a TOML file holds. Raises `UsageError`."""
     try:
-        return tomllib.loads(read(path, LONGEST_FILE).decode())
+        tables = tomllib.loads(read(path, LONGEST_FILE).decode())
     except OSError as error:
         raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the configuration {path} is not TOML: {error}") from error
+    if not tables:
+        raise UsageError(
+            f"the configuration {path} is empty, so nothing says what was trained: bring back a "
+            "copy of it, or begin a new run"
+        )
+    return tables
 
 
 def to_toml(config: Any) -> str:

@@ -20,7 +20,7 @@ import orjson
 from proximo.run import disk
 from proximo.run.config import Config, read_config, to_toml
 from proximo.run.disk import replace, sync, warn, writable
-from proximo.types import UsageError, printable
+from proximo.types import UsageError, check_utf8, printable
 
 LONGEST_ROW = 2**16
 """Bytes of a line of metrics.jsonl."""
@@ -57,9 +57,11 @@ class RunFolder:
     """config.toml, metrics.jsonl, checkpoints/, log, versions.json and result.json of one run."""
 
     def __init__(self, path: str | Path) -> None:
+        """Raises `UsageError` for a path that is not UTF-8, which safetensors cannot open."""
         self.name = str(path)
         """As the user gave it, for messages."""
         self.path = Path(path).absolute()  # a world may change the current folder
+        check_utf8(str(self.path))
         self.config_file = self.path / "config.toml"
         self.metrics_file = self.path / "metrics.jsonl"
         self.log_file = self.path / "log"

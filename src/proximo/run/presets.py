@@ -1,4 +1,4 @@
-"""Tuned settings per (algorithm, task), each with its source and its measured result."""
+"""Settings per (algorithm, task), each with its source and, where there is one, its result."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class Preset:
     source: str
     result: str
     by_name: bool = False  # used only where it is asked for
+
+    def measured(self, env: str) -> bool:
+        """There is a result in this world, not only in another one of `envs`."""
+        return env in self.result.split()
 
     @property
     def tables(self) -> Tables:

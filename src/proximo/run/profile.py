@@ -121,8 +121,8 @@ class TimedWorlds(Worlds):
     def restore(self, state: WorldState) -> bool:
         return self._worlds.restore(state)
 
-    def close(self) -> None:
-        self._worlds.close()
+    def close(self) -> list[str]:
+        return self._worlds.close()
 
 
 class TimedEngine(Engine):

@@ -24,12 +24,13 @@ from proximo.envs.make import (
     SyncWorlds,
     VectorWorlds,
     Worlds,
+    close_all,
     make_world,
     make_worlds,
 )
 from proximo.envs.tensors import TensorWorlds
 from proximo.envs.workers import WorkerWorlds
-from proximo.evaluate import Supervised
+from proximo.evaluate import Supervised, step_limit
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker as NetMaker
@@ -37,6 +38,7 @@ from proximo.run.callbacks import (
     Callback,
     Display,
     Evaluate,
+    Evaluation,
     KeepBest,
     LargeRewards,
     LoneAdvantages,
@@ -47,7 +49,13 @@ from proximo.run.callbacks import (
     recent_returns,
 )
 from proximo.run.checkpoint import Checkpoint, Damaged, Keeper, keep_first
-from proximo.run.choices import choose_backend, choose_device, choose_threads, size
+from proximo.run.choices import (
+    check_backend,
+    choose_backend,
+    choose_device,
+    choose_threads,
+    size,
+)
 from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
@@ -81,10 +89,11 @@ class Session:
         source and net stand for the world and the network that the configuration names; what is
         not given is imported by its name.
         """
-        self._folder, self._source, self._display = folder, source, display
-        self._net = net
-        self._is_new = resume is None
+        self._folder, self._source, self._net = folder, source, net
+        self._is_new, self._start, self._display = resume is None, start, display
         self._world: gym.Env | Supervised | None = None
+        self._apart: gym.Env | None = None
+        """The env that was checked."""
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._save: Save | None = None
@@ -104,6 +113,8 @@ class Session:
             config = dataclasses.replace(config, env=env)
             if backend != "sync":
                 self.notes.append(f"worlds: {backend} ({how})")
+            if self._is_new:
+                check_backend(config.env)
             check_sizes(config, made=isinstance(source, VectorEnv))
             self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
             if isinstance(self.worlds, WorkerWorlds):
@@ -134,7 +145,10 @@ class Session:
         agents = self.worlds.agents
         config.check_samples(agents)
         if self._is_new:
-            config.check_new(agents, self.worlds.action_space)
+            # One that began earlier may go on as it was, and so may the network of such a run.
+            config.check_lone(agents)
+            if not self._start:
+                config.check_net(self.spaces)
         if agents > 1:
             self.notes.append(f"agents: {agents} in each world, acting by one policy")
         with torch.random.fork_rng(devices=[]):
@@ -181,16 +195,14 @@ class Session:
         config = self.config.env
         if type(self.worlds) in (SyncWorlds, AgentWorlds):
             try:
-                world = make_world(config, self._source)  # type: ignore[arg-type]
+                # Closed with the others: what envs share in a process may end with the first.
+                self._apart = make_world(config, self._source)  # type: ignore[arg-type]
             except UsageError as error:  # perhaps there can be no more of them
                 self.notes.append(
                     f"the worlds were not checked: one apart cannot be made ({error})"
                 )
                 return
-            try:
-                self.checked = check_world(world)
-            finally:
-                world.close()
+            self.checked = check_world(self._apart)
         elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
             assert isinstance(self.worlds, VectorWorlds)
             self.checked = check_vector(self.worlds)
@@ -245,10 +257,13 @@ class Session:
             self.notes.append(f"counts as solved from a return of {threshold:g}")
         self._threshold = threshold
         callbacks: list[Callback] = []
+        if run.eval_every or run.stop_at is not None:
+            limit = step_limit(self.config.env, run.eval_max_episode_steps)
+            evaluation = Evaluation(self.world, run.eval_episodes, limit, self._doubt)
         if run.eval_every:
-            callbacks.append(Evaluate(self.world, run.eval_every, run.eval_episodes))
+            callbacks.append(Evaluate(evaluation, run.eval_every))
         if run.stop_at is not None:
-            callbacks.append(StopAt(self.world, run.stop_at, run.eval_episodes))
+            callbacks.append(StopAt(evaluation, run.stop_at))
         # What can be refused has been: from here on the folder is changed.
         rows = self._cut(folder) if folder else []
         with writable(folder.metrics_file if folder else ""):
@@ -257,10 +272,12 @@ class Session:
                 self._display,
                 run=run,
                 threshold=threshold,
-                seconds=rows[-1]["seconds"] if rows else 0.0,
+                last=rows[-1] if rows else {},
                 steps=state.steps,
                 say=self._warn,
             )
+        if self._display:
+            state.watch = self._record.watch
         if not (self.checked and not self.checked.within):
             callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
         callbacks.append(LoneAdvantages(self._doubt))
@@ -392,20 +409,22 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
+        self._close(well=error is None)
         if error and self._folder:
             if self._is_new and not self.state.updates and not isinstance(error, TrainingError):
                 self._folder.remove()
             else:
                 self._folder.note("".join(traceback.format_exception(kind, error, trace)))
 
-    def _close(self) -> None:
+    def _close(self, *, well: bool = False) -> None:
+        """Close what is open. well: nothing worse is to be said than what fails here."""
         if self._record:
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
                 self._record.close()
-        self.worlds.close()
-        if self._world is not None:
-            self._world.close()
+        apart = [env for env in (self._apart, self._world) if env is not None]
+        failed = [*self.worlds.close(), *close_all(apart)]
+        for text in dict.fromkeys(failed if well else ()):
+            self._warn(text)
         torch.set_num_threads(self._threads)
         if self._folder:
             self._folder.release()
@@ -415,7 +434,7 @@ class Session:
 
         Raises `TrainingError` if the disk does not take it.
         """
-        state = self.state
+        state, row = self.state, self._record.row if self._record else {}
         reason = self.config.run.ended_by(vars(state))
         if stopped and reason in ("", "total_steps"):
             reason = self.interruption
@@ -429,6 +448,8 @@ class Session:
             "best": state.best,
             "seconds": round(self._record.seconds, 3) if self._record else 0.0,
         }
+        if "evaluation" in row:  # of the policy as it is now, not of those that came before it
+            result["evaluation"] = row["evaluation"]
         if self.doubts:
             result["doubts"] = self.doubts
         if self.profile:
