@@ -211,8 +211,10 @@ def test_a_stage_that_is_killed_at_its_end_or_its_beginning_ends_as_if_it_never_
 def test_rows_of_a_stage_that_a_power_cut_took_are_named(tmp_path, capsys):
     run = tmp_path / "r"
     small_stage(run)
-    (run / "metrics.jsonl").write_bytes(b"")
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (run / name).write_bytes(b"")
     small_stage(run, resume=True, updates=3)
-    words = "metrics.jsonl lacks the rows of 2 updates, from 1 to 2"
-    assert words in capsys.readouterr().err
-    assert words in "".join(json.loads((run / "result.json").read_text())["doubts"])
+    said, doubts = capsys.readouterr().err, json.loads((run / "result.json").read_text())["doubts"]
+    for words in ("metrics.jsonl lacks the rows of 2 updates, from 1 to 2", "samples.jsonl lacks"):
+        assert words in said
+        assert words in "".join(doubts)
