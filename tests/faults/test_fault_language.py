@@ -14,6 +14,7 @@ from proximo import UsageError
 from proximo.language import Sampling, ScoreConfig, TokenPPO, TrainingConfig, load_model, ppo, tiny
 from proximo.run import checkpoint
 from proximo.run.checkpoint import Checkpoint
+from proximo.run.folder import RunFolder
 
 TINY = ["--model", "tiny", "--model.layers", "1", "--model.width", "16", "--model.heads", "2"]
 TINY += ["--model.context", "16", "--data", "texts.jsonl", "--algorithm.batch-size", "2"]
@@ -157,3 +158,63 @@ def test_completions_that_hold_nothing_or_never_end_are_learned_from(sampling, l
     assert seen == lengths
     assert all(x.isfinite().all() for x in tuned.lm.state_dict().values())
     assert all("skipped_steps" not in row for row in tuned.rows)
+
+
+def score_a(completions):
+    return [float(text.count("a")) for text in completions]
+
+
+def small_stage(run_dir, *, resume=False, updates=2):
+    run = TrainingConfig(updates=updates, sequences=16)
+    sampling = Sampling(max_tokens=2)
+    return ppo(
+        tiny(["a", "b"], layers=1, width=16, heads=2, context=8),
+        ["a", "b"],
+        score_a,
+        sampling=sampling,
+        run=run,
+        run_dir=run_dir,
+        resume=resume,
+    )
+
+
+def left_by(run):
+    """All that a stage comes to, but for the time that it took."""
+    ended = json.loads((run / "result.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for timed in (ended, *rows):
+        del timed["seconds"]
+    files = "checkpoints/last.safetensors", "model/model.safetensors", "samples.jsonl"
+    return ended, rows, [(run / name).read_bytes() for name in files]
+
+
+def test_a_stage_that_is_killed_at_its_end_or_its_beginning_ends_as_if_it_never_was(tmp_path):
+    run = tmp_path / "r"
+    small_stage(run)
+    whole = left_by(run)
+    (run / "result.json").unlink()  # killed before it was written
+    small_stage(run, resume=True)
+    assert left_by(run) == whole
+    (run / "result.json").unlink()  # killed before its first checkpoint
+    for file in [*run.glob("checkpoints/*"), run / "model/model.safetensors"]:
+        file.unlink()
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (run / name).write_bytes(b"")
+    with pytest.raises(UsageError, match="holds no checkpoint yet"):
+        RunFolder.open(run).check_begun()
+    small_stage(run)  # the same line again
+    assert left_by(run) == whole
+    with pytest.raises(UsageError, match="exists"):
+        small_stage(run)
+
+
+def test_rows_of_a_stage_that_a_power_cut_took_are_named(tmp_path, capsys):
+    run = tmp_path / "r"
+    small_stage(run)
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        (run / name).write_bytes(b"")
+    small_stage(run, resume=True, updates=3)
+    said, doubts = capsys.readouterr().err, json.loads((run / "result.json").read_text())["doubts"]
+    for words in ("metrics.jsonl lacks the rows of 2 updates, from 1 to 2", "samples.jsonl lacks"):
+        assert words in said
+        assert words in "".join(doubts)

@@ -265,7 +265,7 @@ class _Kept:
         with writable(folder.path):
             folder.enter()
             self.rows, lost = folder.cut_metrics(learner.updates, run.log_every, ended=False)
-            _cut_samples(samples, learner.updates)
+            sampled = _cut_samples(samples, learner.updates)
             folder.remove_result()
             self._metrics = Lines(folder.metrics_file, self._warn)
             self._samples = Lines(samples, self._warn)
@@ -275,6 +275,9 @@ class _Kept:
         tokens = learner.counters["tokens"]
         if doubt := lost_rows(self.rows, lost, learner.updates, tokens=tokens):
             self._warn(doubt)
+        unsampled = learner.updates // run.log_every - sampled
+        if learner.stage == "ppo" and unsampled > 0:
+            self._warn(f"samples.jsonl lacks those of {unsampled} updates: lost, as in a power cut")
 
     def _keep_skipped(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
         place = keep_first(self._folder.nonfinite, record["update"], tensors, record)
@@ -354,15 +357,22 @@ def _line(row: Row) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _cut_samples(file: Path, update: int) -> None:
-    """Drop the samples of updates that will be made again, and lines that are none."""
+def _cut_samples(file: Path, update: int) -> int:
+    """Drop the samples of updates that will be made again, and lines that are none.
+
+    Returns of how many updates there are some.
+    """
+    sampled = set[int]()
     with contextlib.suppress(FileNotFoundError), replacing(file) as kept:
         for line in lines(file, LONGEST_SAMPLE, MOST_ROWS):
             try:
-                if line.endswith(b"\n") and orjson.loads(line)["update"] <= update:
+                number = orjson.loads(line)["update"]
+                if line.endswith(b"\n") and number <= update:
+                    sampled.add(number)
                     kept.write(line)
             except (ValueError, TypeError, LookupError):
                 continue
+    return len(sampled)
 
 
 def mean_of(values: Tensor) -> float:
