@@ -14,7 +14,7 @@ import torch
 from proximo.envs.agents import Agents
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE
-from proximo.envs.make import Worlds, time_limit
+from proximo.envs.make import RESET, Worlds, misanswer, time_limit
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK
 from proximo.types import Episode, Steps, UsageError, explain
@@ -155,11 +155,16 @@ def _play(
 ) -> Iterator[tuple[Rewards, Collection[Any]]]:
     """The rewards of every step of an episode, and who goes on."""
     act = Player(policy) if isinstance(policy, ActorCritic) else policy
-    obs, _ = world.reset(seed=seed)
+    begun = world.reset(seed=seed)
+    if not isinstance(begun, tuple) or len(begun) != 2:
+        raise UsageError(RESET)
+    obs = begun[0]
     watch()
     over = False
     while not over:
         answer = world.step(act(obs, noise))
+        if not isinstance(answer, tuple) or len(answer) != 5:
+            raise UsageError(misanswer(answer, world.observation_space.shape))
         obs, reward, terminated, truncated, _ = answer
         watch()
         over = terminated or truncated

@@ -94,6 +94,10 @@ def train(
             f"worlds={worlds} changes the preset of {named}, which fits its own number of worlds: "
             "give an algorithm too, such as PPO()"
         )
+    if isinstance(source, VectorEnv) and worlds not in (None, source.num_envs):
+        raise UsageError(
+            f"worlds is {worlds}, but the vector env has {source.num_envs}: leave worlds out"
+        )
     count = source.num_envs if isinstance(source, VectorEnv) else worlds
     if count is not None:
         env_config = dataclasses.replace(env_config, worlds=count)

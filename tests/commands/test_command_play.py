@@ -1,7 +1,9 @@
 """`proximo play`: replays, written without a display."""
 
+import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from commands.command_line import proximo, refusal, succeeded, train_in
@@ -89,3 +91,158 @@ def test_play_refuses(here, trained, words, parts):
     message = refusal(proximo("play", trained, "--video", "replay.gif", *words))
     for part in parts:
         assert part in message
+
+
+# What envs draw
+
+SHOWS = """
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Show(gym.Env):
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    observation_space, action_space = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, np.float32), 1.0, self.t >= 5, False, {}
+
+    def picture(self):
+        return np.full((17, 21, 3), 40 * self.t, np.uint8)
+
+
+def of(draw=Show.picture, **attributes):
+    return type("Drawn", (Show,), {"render": draw, **attributes})
+
+
+Bytes = of()
+Floats = of(lambda s: s.picture() / 255)
+FloatBytes = of(lambda s: s.picture().astype(float))
+Integers = of(lambda s: s.picture().astype(int))
+Bits = of(lambda s: s.picture() % 80 > 0)
+Grey = of(lambda s: s.picture()[..., :1])
+Flat = of(lambda s: s.picture()[..., 0])
+Transparent = of(lambda s: np.concatenate([s.picture(), s.picture()[..., :1]], -1))
+Grows = of(lambda s: np.full((17 + 2 * s.t, 21 + s.t, 3), 40 * s.t, np.uint8))
+Tiny = of(lambda s: np.full((1, 1, 3), 40 * s.t, np.uint8))
+NoMetadata = of(metadata=None)
+NoRate = of(metadata={"render_fps": None})
+RateZero = of(metadata={"render_fps": 0})
+RateBelow = of(metadata={"render_fps": -5})
+RateWord = of(metadata={"render_fps": "fast"})
+RateHuge = of(metadata={"render_fps": 1e9})
+Nothing = of(lambda s: None)
+Words = of(lambda s: "a board")
+Frames = of(lambda s: [s.picture(), s.picture()])
+First = of(lambda s: np.moveaxis(s.picture(), -1, 0))
+NotFinite = of(lambda s: np.full((4, 4, 3), np.nan))
+Beyond = of(lambda s: s.picture().astype(int) + 300)
+Empty = of(lambda s: np.zeros((0, 4, 3), np.uint8))
+Fails = of(lambda s: 1 // 0)
+FailsLate = of(lambda s: s.picture() if s.t < 4 else None)
+Ansi = of(metadata={"render_modes": ["ansi"]})
+
+
+class NoMode(Show):
+    def __init__(self):
+        pass
+"""
+
+
+@pytest.fixture(scope="module")
+def show(tmp_path_factory):
+    """A run in an env whose episodes are five steps long, and the module of envs to show."""
+    place = tmp_path_factory.mktemp("shows")
+    (place / "shows.py").write_text(SHOWS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        succeeded(train_in("shows:Show", "--run-dir", place / "run", "--quiet", steps=128))
+    return place
+
+
+def pictures(path):
+    """Of an mp4, as bytes: the package that reads them leaves files open."""
+    words = [ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", path]
+    words += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-fps_mode", "passthrough", "-"]
+    return np.frombuffer(subprocess.run(words, capture_output=True, check=True).stdout, np.uint8)
+
+
+RATE = "of its metadata is"
+WELL = {
+    **dict.fromkeys(("Bytes", "Floats", "FloatBytes", "Integers", "Bits", "Grey", "Flat"), ""),
+    **dict.fromkeys(("Transparent", "Grows", "Tiny", "NoMetadata", "NoRate"), ""),
+    **dict.fromkeys(("RateZero", "RateBelow", "RateWord", "RateHuge"), RATE),
+}
+
+
+@pytest.mark.parametrize("name", WELL)
+def test_whatever_is_a_picture_is_written(show, monkeypatch, name):
+    monkeypatch.chdir(show)
+    for kind in ("gif", "mp4"):
+        file = show / f"{name}.{kind}"
+        played = succeeded(proximo("play", "run", "--env", f"shows:{name}", "--video", file))
+        assert f"6 states in {file}" in played.out
+        assert (RATE in played.out) == bool(WELL[name])
+        assert frames(file) == 6
+        height, width = {"Tiny": (1, 1)}.get(name, (17, 21))
+        if kind == "mp4":  # which has even sides
+            height, width = height + height % 2, width + width % 2
+            last = pictures(file).reshape(6, height, width, 3)[5]
+        else:
+            last = imageio.imread(file, index=None)[5]
+            assert last.shape[:2] == (height, width)
+        assert abs(int(last[..., :3].mean()) - (255 if name == "Bits" else 200)) <= 5
+    assert not list(show.glob(".proximo-*"))
+
+
+REFUSED = {
+    "Nothing": "render of Drawn returned None: with the render_mode rgb_array",
+    "Words": "render of Drawn returned 'a board': ",
+    "Frames": "an array of shape (2, 17, 21, 3): ",
+    "First": "an array of shape (3, 17, 21): ",
+    "NotFinite": "returned numbers from nan to nan: ",
+    "Beyond": "returned numbers from 300 to ",
+    "Empty": "an array of shape (0, 4, 3): ",
+    "Fails": "the method render of Drawn failed: ZeroDivisionError",
+    "FailsLate": "returned None",
+    "Ansi": "cannot be shown by render_mode rgb_array: the render_modes of its metadata are ansi",
+    "Show": "Show has no method render: with the render_mode rgb_array",
+    "NoMode": "to be shown, it must take the argument render_mode, and keep it",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_none_is_refused_in_one_line_and_leaves_no_file(show, monkeypatch, name):
+    monkeypatch.chdir(show)
+    for kind in ("gif", "mp4"):
+        file = show / f"refused.{kind}"
+        message = refusal(proximo("play", "run", "--env", f"shows:{name}", "--video", file))
+        assert REFUSED[name] in message
+        assert not file.exists()
+    assert not list(show.glob(".proximo-*"))
+
+
+def test_an_older_video_stays_where_the_new_one_fails(show, monkeypatch):
+    monkeypatch.chdir(show)
+    (show / "old.gif").write_bytes(b"a video")
+    refusal(proximo("play", "run", "--env", "shows:FailsLate", "--video", "old.gif"))
+    assert (show / "old.gif").read_bytes() == b"a video"
+
+
+def test_a_window_for_an_env_that_opens_none_is_refused(show, monkeypatch):
+    monkeypatch.chdir(show)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    message = refusal(proximo("play", "run", "--env", "shows:Bytes"))
+    assert (
+        "render_mode human: the render_modes of its metadata are rgb_array; write a vid" in message
+    )

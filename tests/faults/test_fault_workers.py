@@ -525,7 +525,10 @@ def test_evaluations_in_processes_give_the_bits_of_those_in_the_trainer(name, ne
         pytest.importorskip("pettingzoo")
     run = RunConfig(eval_every=3, eval_episodes=3, keep_best="evaluation")
     for backend in ("sync", "workers"):
-        env = EnvConfig(id=name, worlds=2, processes=1, max_episode_steps=37, backend=backend)
+        processes = int(backend == "workers")
+        env = EnvConfig(
+            id=name, worlds=2, processes=processes, max_episode_steps=37, backend=backend
+        )
         go(env, backend, run_config=run, net=net)
     found, expected = (
         [row.get("evaluation") for row in rows(folder)] for folder in ("workers", "sync")

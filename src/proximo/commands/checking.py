@@ -42,10 +42,12 @@ def main(arguments: list[str]) -> int:
     from proximo.envs.make import VectorWorlds, make_world, make_worlds
     from proximo.nets.config import NetConfig
     from proximo.nets.heads import make_head
+    from proximo.run.choices import check_backend, choose_backend
     from proximo.spaces import Observations
 
     agents = 1
     env = dataclasses.replace(command.env, id=command.world)
+    check_backend(dataclasses.replace(env, backend=choose_backend(env, given=False)[0]))  # type: ignore[arg-type]
     limits: dict[str, Any] = {"seconds": command.seconds, "steps": command.steps}
     if env.backend in ("vector", "envpool"):
         worlds = make_worlds(env, 0)

@@ -449,8 +449,9 @@ def _replay(
     if isinstance(world, Agents):
         source = "a generator that reset makes anew from its seed"
     consequence = (
-        "so that a run of the same seed differs, and a resumed one may begin new episodes. Draw "
-        f"only from {source}, and let nothing outlive reset"
+        "so that a run of the same seed differs, a resumed one may begin new episodes, and an "
+        f"evaluation may show something else. Draw only from {source}, and let nothing outlive "
+        "reset, neither in the env nor in a wrapper of it"
     )
     play = _Play(world)
     if not _same(play.reset(SEED, "its reset"), beginning):

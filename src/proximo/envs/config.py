@@ -25,7 +25,8 @@ class EnvConfig:
     wrappers: tuple[str, ...] = ()
     """What each single world is wrapped in, in this order: module:Class, called with the world."""
     max_episode_steps: int | None = None
-    """Time limit in steps; by default the world's own."""
+    """Time limit in steps; by default the env's own. It replaces a limit of Gymnasium's, and cannot
+    lengthen what an env ends by itself."""
     backend: Literal["auto", "sync", "workers", "vector", "envpool"] = "auto"
     """sync: single worlds in turn. workers: in processes of their own, for those that are slow or
     crash. vector: the version of many that the world registers (auto: from 32 worlds, and for

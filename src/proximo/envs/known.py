@@ -65,6 +65,11 @@ def parallel_maker(name: str) -> Callable[..., Any] | None:
         return None
     import pettingzoo
 
+    if name in pettingzoo.aec_registry.keys() - pettingzoo.parallel_registry.keys():
+        raise UsageError(
+            f"{name} is a turn-based (AEC) env of PettingZoo: agents must act at once. A Gymnasium "
+            "env in which one of them acts, and the others are part of it, can be trained in"
+        )
     if name not in pettingzoo.parallel_registry:
         known = nearest(name, pettingzoo.parallel_registry)
         raise UsageError(f"there is no parallel world {name!r} in PettingZoo. {known}")

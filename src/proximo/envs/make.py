@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -40,6 +42,10 @@ def episode_seed(seed: int, world: int, episode: int) -> int:
         return episode
     digest = hashlib.blake2b(f"{seed}/{world}/{episode}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
+
+
+RESET = "a world's reset must return two things, (observation, info)"
+"""Said of one that returns something else."""
 
 
 class Worlds(ABC):
@@ -140,7 +146,7 @@ class SyncWorlds(Worlds):
         seed = episode_seed(self._seed, self._first + world, int(state.episode[world]))
         answer = self._envs[world].reset(seed=seed)
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise UsageError("a world's reset must return two things, (observation, info)")
+            raise UsageError(RESET)
         return answer[0]
 
     def fresh(self, state: WorldState) -> None:
@@ -164,7 +170,7 @@ class SyncWorlds(Worlds):
                 if plain:
                     obs[i] = seen
             except (TypeError, ValueError) as error:
-                raise UsageError(_misanswer(answer, self._shape)) from error
+                raise UsageError(misanswer(answer, self._shape)) from error
             if not plain:
                 self.observations.write(seen, obs[i])
             elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
@@ -199,7 +205,7 @@ def layers(env: Any) -> list[Any]:
 
 def base(env: Any) -> Any:
     """An env without its wrappers: as `unwrapped`, of which an env may make something else."""
-    while isinstance(env, gym.Wrapper | Bare | VectorWrapper):
+    while isinstance(env, gym.Wrapper | Bare | VectorWrapper) and "env" in vars(env):
         env = env.env
     return env
 
@@ -224,6 +230,9 @@ def close_all(envs: Iterable[Any]) -> list[str]:
 
 def check_spaces(env: Any) -> None:
     """Raises `UsageError` for an env without spaces."""
+    if isinstance(env, gym.Wrapper) and "env" not in vars(env):
+        name = type(env).__name__
+        raise UsageError(f"the wrapper {name} wraps nothing: let it call super().__init__(env)")
     for name in ("observation_space", "action_space"):
         try:
             space = getattr(env, name, None)
@@ -234,11 +243,12 @@ def check_spaces(env: Any) -> None:
         if not isinstance(space, gym.Space):
             kind = f"{type(space).__module__}.{type(space).__name__}"
             raise UsageError(
-                f"the {name} of {title(env)} is a {kind}: give one of gymnasium.spaces, such as Box"
+                f"the {name} of {title(env)} is of type {kind}: give it one of gymnasium.spaces, "
+                "such as Box"
             )
 
 
-def _misanswer(answer: Any, shape: tuple[int, ...] | None) -> str:
+def misanswer(answer: Any, shape: tuple[int, ...] | None) -> str:
     """What is wrong with what a world's step returned."""
     if not isinstance(answer, tuple) or len(answer) != 5:
         found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
@@ -488,7 +498,8 @@ def _single(made: Any, maker: str) -> Any:
     if made is None:
         raise UsageError(f"{maker} returned None: let it end with return, and the env")
     if isinstance(made, type):
-        raise UsageError(f"{maker} returned the class {made.__name__}, not an env: return a call")
+        name = made.__name__
+        raise UsageError(f"{maker} returned {name}, a class: let it return an env, {name}(...)")
     if isinstance(made, VectorEnv):
         raise UsageError(
             f"{maker} returned {type(made).__name__}, a vector env, where one env is expected: "
@@ -552,21 +563,8 @@ def make_worlds(
     from proximo.envs.agents import Agents, AgentWorlds
 
     many = env.backend in ("vector", "envpool") or isinstance(source, VectorEnv)
-    if isinstance(source, VectorEnv) and env.max_episode_steps is not None:
-        raise UsageError(
-            f"env.max_episode_steps is {env.max_episode_steps}, but a vector env ends its episodes "
-            "itself: leave it out, and give the limit to what makes it"
-        )
-    if isinstance(source, VectorEnv) and env.kwargs:
-        raise UsageError(
-            f"env.kwargs holds {', '.join(env.kwargs)}, but the vector env is made already: give "
-            "them to what makes it"
-        )
-    if source is not None and env.backend in ("vector", "envpool"):
-        raise UsageError(
-            f"env.backend is {env.backend}, which makes envs by their id, but {_said(source, env)} "
-            "is given: leave it out"
-        )
+    if source is not None:
+        _check_given(env, source)
     if many and env.wrappers:
         raise UsageError(
             f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
@@ -595,13 +593,48 @@ def make_worlds(
         from proximo.envs.workers import WorkerWorlds
 
         return WorkerWorlds(env, seed, source)
-    made = [make_world(env, source) for _ in range(env.worlds)]
+    made = _several(env, source)
     together = [world for world in made if isinstance(world, Agents)]
+    return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
+
+
+def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
+    """Refuse settings that cannot act on what the caller gives. Raises `UsageError`."""
+    if env.backend in ("vector", "envpool"):
+        raise UsageError(
+            f"env.backend is {env.backend}, which makes envs by their id, but {_said(source, env)} "
+            "is given: leave it out"
+        )
+    if not isinstance(source, VectorEnv):
+        return
+    if env.max_episode_steps is not None:
+        raise UsageError(
+            f"env.max_episode_steps is {env.max_episode_steps}, but a vector env ends its episodes "
+            "itself: leave it out, and give the limit to what makes it"
+        )
+    if env.kwargs:
+        raise UsageError(
+            f"env.kwargs holds {', '.join(env.kwargs)}, but the vector env is made already: give "
+            "them to what makes it"
+        )
+
+
+def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
+    """Single envs, each of them another one. Raises `UsageError`, and then leaves none open."""
+    from proximo.envs.agents import Agents
+
+    made: list[gym.Env[Any, Any]] = []
+    try:
+        for _ in range(env.worlds):
+            made.append(make_world(env, source))
+    except BaseException:
+        close_all(made)
+        raise
     if len({id(w.parallel if isinstance(w, Agents) else base(w)) for w in made}) < len(made):
         raise UsageError(
             "the callable returned one and the same world twice: make a new one each time"
         )
-    return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
+    return made
 
 
 def cores() -> int:
@@ -650,6 +683,8 @@ def _maker(env: EnvConfig) -> Maker:
         known = nearest(env.id, gym.registry)
         if is_pooled(env.id):
             known = "EnvPool has it: use --env.backend envpool"
+        elif not known.startswith("Did"):
+            known = f"An env that a module registers is named with it, as in module:{env.id}"
         raise UsageError(f"there is no world {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
@@ -665,8 +700,32 @@ def _user_maker(env: EnvConfig) -> Maker:
     module, attribute = import_module(env.id), env.id.partition(":")[2]
     if attribute in gym.registry and not hasattr(module, attribute):
         return partial(_registered, attribute, env)  # importing it registered it, as for gym.make
+    if not all(part.isidentifier() for part in attribute.split(".")):
+        raise UsageError(_unregistered(module, attribute))
     maker: Maker = find(env.id)
     return maker
+
+
+def _unregistered(module: ModuleType, name: str) -> str:
+    """What is wrong with `module:ID` where importing the module does not register that id."""
+    place, others = module.__name__, [*gym.registry]
+    within = [m for key, m in list(sys.modules.items()) if f"{key}.".startswith(f"{place}.")]
+    calls = sorted(
+        {
+            f"{each.__module__}.{key}()"
+            for part in within
+            for key, each in vars(part).items()
+            if "register" in key and getattr(each, "__module__", "").split(".")[0] == place
+        }
+    )
+    near = nearest(name, others)
+    call = " or ".join(calls) or "the function of it that does"
+    return (
+        f"importing {place} registers no env {name!r} in Gymnasium. "
+        + (f"{near} " if near.startswith("Did") else "")
+        + f"If it must be told to, write a module of your own, my_envs.py say, that imports "
+        f"{place} and calls {call}, and name the env my_envs:{name}"
+    )
 
 
 def _native_vector(env: EnvConfig) -> VectorEnv:
