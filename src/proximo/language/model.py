@@ -141,13 +141,9 @@ class Tokenizer:
     def _ended(self, text: str) -> list[int]:
         """Ids of an answer, up to the end that is written behind it, or with one put there."""
         ids = self.plain(text)
-        said = len(ids)
-        while said and (
-            ids[said - 1] in self.stops or not self.inner.decode(ids[said - 1]).strip()
-        ):
-            said -= 1
-        for place in range(said, len(ids)):
-            if ids[place] in self.stops:
+        for place in [i for i, token in enumerate(ids) if token in self.stops]:
+            behind = [token for token in ids[place:] if token not in self.stops]
+            if not self.inner.decode(behind).strip():
                 return ids[: place + 1]
         if self.end is None:
             raise ValueError("the tokenizer has no end of sequence, by which answers end")
