@@ -45,6 +45,10 @@ def step_limit(env: EnvConfig, given: int | None) -> int:
     return max(EPISODE_STEPS, env.max_episode_steps or time_limit(env) or 0)
 
 
+def unwatched(episode: int) -> None:
+    """Told of every state of an evaluation, with the number of its episode."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """Episodes of an evaluation, in the world's own units."""
@@ -107,7 +111,7 @@ def evaluate(
     seed: int,
     deterministic: bool = True,
     limit: int = EPISODE_STEPS,
-    watch: Callable[[int], None] = lambda episode: None,
+    watch: Callable[[int], None] = unwatched,
 ) -> Scores:
     """Play episodes 0..episodes-1, number i from seed + i, each to its end or to `limit` steps.
 
@@ -275,7 +279,7 @@ class Supervised:
         episodes: int,
         seed: int,
         limit: int = EPISODE_STEPS,
-        watch: Callable[[int], None] = lambda episode: None,
+        watch: Callable[[int], None] = unwatched,
     ) -> Scores:
         """Episodes from these seeds; `begin` gives what acts for an agent in one of them.
 

@@ -26,7 +26,8 @@ def learn(
     rows=64,
     **net,
 ):
-    net = {"hidden": (32, 32), "log_std": -0.5 * (done in ("box", "hybrid"))} | net
+    gaussian = done in ("box", "hybrid") and net.get("action") != "beta"
+    net = {"hidden": (32, 32), "log_std": -0.5 * gaussian} | net
     return train(
         lambda: Match(seen, done, masks, later),
         algorithm,
