@@ -438,7 +438,7 @@ def _plan(
     if folder:
         return read_blueprint(folder.path / "model")
     if model is not None:
-        return Blueprint(model.tokenizer, model.net.config, model)
+        return Blueprint(model.tokenizer, model.net.config, model, generation=model.generation)
     return blueprint(config, texts)
 
 
