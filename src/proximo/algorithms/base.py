@@ -105,6 +105,8 @@ class OnPolicy(ABC):
     more ends it."""
 
     def __post_init__(self) -> None:
+        if not hasattr(self, "name"):
+            raise UsageError(f"the algorithm {type(self).__name__} has no name: give its class one")
         check_values("algorithm", self)
         self._refuse(self.without, f"the algorithm is {self.name}")
         if not self.critic:
