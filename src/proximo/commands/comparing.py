@@ -150,9 +150,7 @@ def main(arguments: list[str]) -> int:
     _write_page(folder / "compare.md", head, rows, how, failures, picture=bool(runs))
     _show(rows, how)
     if runs:
-        groups = {
-            name: [(RunFolder(run.folder), run.score) for run in own[name]] for name in names
-        }
+        groups = {name: [(RunFolder(run.folder), run.score) for run in own[name]] for name in names}
         title = (
             f"{command.world}: evaluations of {EPISODES} deterministic episodes, the last (the "
             f"score) of {command.episodes}\nmean over seeds, band from the lowest to the highest"

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,7 +323,9 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     found = dict(_option(row, "chat_template_kwargs", Mapping) or {})
     if own := found.keys() & OWN_OPTIONS:
-        raise ValueError(f"its 'chat_template_kwargs' have {min(own)!r}, which follows from the row")
+        raise ValueError(
+            f"its 'chat_template_kwargs' have {min(own)!r}, which follows from the row"
+        )
     if tools := _option(row, "tools", list):
         found["tools"] = tools
     return found
@@ -340,7 +343,7 @@ def _option(row: Mapping[str, Any], column: str, kind: type) -> Any:
     elif isinstance(value, str) and value:
         with contextlib.suppress(ValueError):
             found = json.loads(value)
-    if found is None or found == "" or found != found:
+    if found in (None, "") or (isinstance(found, float) and math.isnan(found)):
         return None
     if not isinstance(found, kind):
         what = "a list" if kind is list else "a dict"
