@@ -234,7 +234,7 @@ def test_tools_and_settings_of_a_row_reach_the_template(lm):
         ({"tools": "hammer"}, "its 'tools' is 'hammer': give a list"),
         ({"tools": {"name": "clock"}}, "its 'tools' is .*: give a list"),
         ({"chat_template_kwargs": [1]}, "its 'chat_template_kwargs' is .*: give a dict"),
-        ({"chat_template_kwargs": {"tokenize": True}}, "its .* have 'tokenize', which is settled"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "its .* have 'tokenize', which is"),
     ],
 )
 def test_what_no_template_can_be_given_is_refused_with_its_row(lm, options, said):

@@ -323,9 +323,7 @@ def _options(row: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     found = dict(_option(row, "chat_template_kwargs", Mapping) or {})
     if own := found.keys() & OWN_OPTIONS:
-        raise ValueError(
-            f"its 'chat_template_kwargs' have {min(own)!r}, which follows from the row"
-        )
+        raise ValueError(f"its 'chat_template_kwargs' have {min(own)!r}, which is settled already")
     if tools := _option(row, "tools", list):
         found["tools"] = tools
     return found
