@@ -110,6 +110,28 @@ def test_what_cannot_be_meant_is_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"value_clip": 0.1}, "algorithm.value_loss is mse"),
+        ({"huber_delta": 2.0}, "algorithm.value_loss is mse"),
+        ({"n": 3}, "neither algorithm.advantage nor algorithm.value_target is n-step"),
+        ({"optimizer": "sgd", "optimizer_eps": 1e-3}, "algorithm.optimizer is sgd"),
+    ],
+)
+def test_what_does_nothing_is_refused_in_a_new_run(setting, why):
+    algorithm = PPO(**setting)  # as a file of before may have it
+    name = list(setting)[-1]
+    with pytest.raises(UsageError, match=rf"{name} is .* where {why}: .* set it back to") as told:
+        train("CartPole-v1", algorithm)
+    assert str(getattr(PPO(), name)) in str(told.value)
+
+
+def test_a_note_on_a_setting_is_kept_with_the_result():
+    agent = train("CartPole-v1", PPO(clip=1.0), rollout=RolloutConfig(steps=64), total_steps=64)
+    assert any("algorithm.clip is 1.0" in doubt for doubt in agent.result["doubts"])
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
 def test_presets_are_configurations_with_a_source_and_a_result(preset):
     for env in preset.envs:

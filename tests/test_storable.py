@@ -17,6 +17,7 @@ from proximo import (
     load,
     train,
 )
+from proximo.algorithms.base import OnPolicy
 from proximo.run.config import Config, from_tables, read_config, to_tables, to_toml
 from proximo.run.folder import RunFolder
 
@@ -87,6 +88,11 @@ def test_a_class_of_ones_own_is_refused_a_run_folder_and_trains_without(case, tm
         quick(**OWN[case], run_dir=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
     assert quick(**OWN[case]).result["updates"] == 1
+
+
+def test_an_algorithm_needs_a_name():
+    with pytest.raises(UsageError, match="the algorithm Bare has no name: give its class one"):
+        type("Bare", (OnPolicy,), {})()
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def refuse_unused(section: str, settings: object, names: Iterable[str], why: str
         if setting.name in names and value != setting.default:
             raise UsageError(
                 f"{section}.{setting.name} is {value}, but it does nothing where {why}: leave it "
-                "out"
+                f"out, or set it back to {setting.default} where a preset or a file has it"
             )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -111,17 +112,19 @@ def test_a_model_ends_where_transformers_ends_it(lm, tmp_path):
     assert len(found) <= 4
     assert stopped == [True]
     assert set(read_blueprint(folder).ends) == set(ended.ends) == set(ends)
-    learners = []
-    ppo(
-        str(folder),
-        ["hello"],
-        lambda completions: [0.0] * len(completions),
-        updates=1,
-        sampling=Sampling(max_tokens=4, stop=("a",)),
-        run=TrainingConfig(sequences=16),
-        callbacks=[lambda learner, *_: learners.append(learner)],
-    )
-    assert set(learners[0].policy.stops) == {EOS, TURN, *ends, lm.tokenizer("a")["input_ids"][-1]}
+    for model in (str(folder), ended):  # by its name, or as it is
+        learners = []
+        ppo(
+            model,
+            ["hello"],
+            lambda completions: [0.0] * len(completions),
+            updates=1,
+            sampling=Sampling(max_tokens=4, stop=("a",)),
+            run=TrainingConfig(sequences=16),
+            callbacks=[lambda learner, *_, to=learners: to.append(learner)],
+        )
+        stops = {EOS, TURN, *ends, lm.tokenizer("a")["input_ids"][-1]}
+        assert set(learners[0].policy.stops) == stops
 
 
 @pytest.mark.parametrize("declared", [None, EOS, [EOS], [TURN, EOS], [EOS, TURN, 999]])
@@ -210,15 +213,33 @@ def test_tools_and_settings_of_a_row_reach_the_template(lm):
         {"prompt": HELLO},
         {"prompt": HELLO, "tools": [{"name": "clock"}], "chat_template_kwargs": {"mood": "gay"}},
         {"prompt": HELLO, "tools": '[{"name": "clock"}]', "chat_template_kwargs": None},
-        {"prompt": HELLO, "tools": None},
+        {"prompt": HELLO, "tools": None, "chat_template_kwargs": '{"mood": "sad"}'},
+        {"prompt": HELLO, "tools": math.nan, "chat_template_kwargs": math.nan},  # of a table
+        {"prompt": "calm", "tools": "hammer", "chat_template_kwargs": 3},  # columns of a reward
     ]
     found = [tokenizer.text(ids) for ids in Examples.read(rows, "prompt").prompts(tokenizer)]
     assert [text.partition("user")[0] for text in found] == [
         "calm",
         "clock.gay",
         "clock.calm",
+        "sad",
+        "calm",
         "calm",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tools": "hammer"}, "its 'tools' is 'hammer': give a list"),
+        ({"tools": {"name": "clock"}}, "its 'tools' is .*: give a list"),
+        ({"chat_template_kwargs": [1]}, "its 'chat_template_kwargs' is .*: give a dict"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "its .* have 'tokenize', which is"),
+    ],
+)
+def test_what_no_template_can_be_given_is_refused_with_its_row(lm, options, said):
+    with pytest.raises(UsageError, match=f"^row 1 of the data: {said}"):
+        Examples.read([{"prompt": HELLO, **options}], "prompt").prompts(Tokenizer(lm.tokenizer))
 
 
 CHATS = [{"prompt": HELLO, "completion": BYE, "chosen": BYE, "rejected": HELLO}] * 4

@@ -16,6 +16,7 @@ from proximo.language import (
     KLConfig,
     ModelConfig,
     PTXConfig,
+    Sampling,
     TokenPPO,
     TrainingConfig,
     load_model,
@@ -209,6 +210,39 @@ def test_held_out_prompts_are_never_trained_on_and_the_best_model_is_kept(tmp_pa
 def test_algorithms_that_cannot_be(settings, said):
     with pytest.raises(UsageError, match=said):
         TokenPPO(**settings)
+
+
+@pytest.mark.parametrize("section", ["algorithm", "kl", "sampling", "run"])
+def test_a_class_of_ones_own_is_refused_a_run_folder(section, tmp_path):
+    """It would be resumed as the class it was made from."""
+    given = {"algorithm": QUICK, "sampling": SHORT, "kl": KLConfig(), "run": TrainingConfig()}
+    kind = type(given[section])
+    given[section] = type("Mine", (kind,), {})()
+    with pytest.raises(UsageError, match=f"{section} is Mine, .* resumed as {kind.__name__}"):
+        ppo("tiny", ["ab"], count_a, run_dir=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens", "count", "said"),
+    [
+        ({"normalize_advantage": "batch", "minibatch_size": 1}, 1, 1, "an update has one token"),
+        ({"normalize_advantage": "episode", "minibatch_size": 8}, 1, 8, "a completion has one"),
+        ({"normalize_advantage": "minibatch", "minibatch_size": 1}, 1, 8, "a minibatch has one"),
+        (
+            {**METHODS["rloo"], "normalize_advantage": "minibatch", "minibatch_size": 7},
+            *(4, 8, "the last minibatch has one"),
+        ),
+    ],
+)
+def test_an_advantage_that_is_standardised_alone_is_refused(settings, tokens, count, said):
+    how = {
+        "algorithm": TokenPPO(**settings),
+        "sampling": Sampling(max_tokens=tokens),
+        "run": TrainingConfig(sequences=count, completions_per_prompt=min(count, 2), updates=1),
+    }
+    with pytest.raises(UsageError, match=rf"{said}.* Use (batch, )?none, or more of them$"):
+        ppo("tiny", ["ab", "ba"], lambda completions: [0.0] * len(completions), **how)
 
 
 @pytest.mark.parametrize(

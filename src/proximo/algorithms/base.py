@@ -105,6 +105,8 @@ class OnPolicy(ABC):
     more ends it."""
 
     def __post_init__(self) -> None:
+        if not hasattr(self, "name"):
+            raise UsageError(f"the algorithm {type(self).__name__} has no name: give its class one")
         check_values("algorithm", self)
         self._refuse(self.without, f"the algorithm is {self.name}")
         if not self.critic:
@@ -138,6 +140,17 @@ class OnPolicy(ABC):
         for field_name in ("n", "epochs", "minibatch_size"):
             self._check(field_name, 1, float("inf"))
         self._check("skip_budget", 0, float("inf"))
+
+    def check_used(self) -> None:
+        """Refuse further settings that would do nothing in a new run. Raises `UsageError`."""
+        if self.value_loss != "clipped":
+            self._refuse(("value_clip",), f"algorithm.value_loss is {self.value_loss}")
+        if self.value_loss != "huber":
+            self._refuse(("huber_delta",), f"algorithm.value_loss is {self.value_loss}")
+        if "n-step" not in (self.advantage, self.value_target):
+            self._refuse(("n",), "neither algorithm.advantage nor algorithm.value_target is n-step")
+        if self.optimizer == "sgd":
+            self._refuse(("optimizer_eps",), "algorithm.optimizer is sgd")
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
         refuse_unused("algorithm", self, names, why)

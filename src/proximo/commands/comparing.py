@@ -150,13 +150,12 @@ def main(arguments: list[str]) -> int:
     _write_page(folder / "compare.md", head, rows, how, failures, picture=bool(runs))
     _show(rows, how)
     if runs:
-        groups = {name: [RunFolder(run.folder) for run in own[name]] for name in names}
+        groups = {name: [(RunFolder(run.folder), run.score) for run in own[name]] for name in names}
         title = (
             f"{command.world}: evaluations of {EPISODES} deterministic episodes, the last (the "
             f"score) of {command.episodes}\nmean over seeds, band from the lowest to the highest"
         )
-        ends = {run.folder: run.score for run in runs}
-        draw_comparison(groups, ends, folder / "compare.png", title, command.threshold)
+        draw_comparison(groups, folder / "compare.png", title, command.threshold)
     show(f"table{', curves' if runs else ''} and all numbers in {folder}")
     return 1 if failures else 0
 

@@ -269,26 +269,25 @@ def _together(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarr
 
 
 def draw_comparison(
-    groups: Mapping[str, Sequence[RunFolder]],
-    scores: Mapping[str, float],
+    groups: Mapping[str, Sequence[tuple[RunFolder, float]]],
     out: Path,
     title: str,
     threshold: float | None,
 ) -> None:
     """Evaluations over the environment steps, each group of runs as its mean in its range.
 
-    scores: folder -> what its last policy scored, where its curve ends.
+    groups: name -> runs, each with what its last policy scored, where its curve ends.
     """
     drawn = figure(figsize=(9, 5))
     axes = drawn.subplots()
     ends = []
-    for color, (name, folders) in zip(itertools.cycle(COLORS), groups.items(), strict=False):
-        if not folders:
+    for color, (name, runs) in zip(itertools.cycle(COLORS), groups.items(), strict=False):
+        if not runs:
             continue
         curves = []
-        for folder in folders:
+        for folder, score in runs:
             rows = folder.read_metrics()
-            end = {"steps": rows[-1]["steps"], "evaluation": scores[folder.name]}
+            end = {"steps": rows[-1]["steps"], "evaluation": score}
             curves.append(
                 _curve([row for row in rows if row["steps"] < end["steps"]] + [end], "evaluation")
             )

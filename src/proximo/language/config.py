@@ -411,6 +411,31 @@ class PPOConfig:
                 "give one for each"
             )
 
+    def check_lone(self, *, with_world: bool) -> None:
+        """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
+
+        See `proximo.run.config.Config.check_lone`.
+        """
+        algorithm, count = self.algorithm, self.run.sequences
+        tokens = self.sampling.max_tokens * (self.sampling.max_turns if with_world else 1)
+        sizes = {"shuffled": algorithm.minibatch_size, "episodes": 1, "whole": count}
+        size, over = sizes[algorithm.minibatches], algorithm.normalize_advantage
+        found = ""
+        if over != "none" and count * tokens == 1:
+            found = "an update has one token"
+        elif over == "episode" and tokens == 1:
+            found = "a completion has one token"
+        elif over == "minibatch" and tokens == size == 1:
+            found = "a minibatch has one token"
+        elif over == "minibatch" and algorithm.grouped and count % size == 1:
+            found = "all tokens of a completion have one advantage, and the last minibatch has one"
+        if found:
+            raise UsageError(
+                f"algorithm.normalize_advantage is {over}, but {found}: the deviation of one "
+                "advantage from its own mean is 0, so nothing would be learned from it. Use "
+                f"{'' if count * tokens == 1 else 'batch, '}none, or more of them"
+            )
+
 
 StageConfig = FitConfig | PPOConfig
 

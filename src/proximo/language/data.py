@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -313,10 +315,37 @@ def content(message: Mapping[str, Any]) -> str:
 
 
 def _options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a chat template is given besides the messages: columns that go by TRL's names."""
-    found = dict(row.get("chat_template_kwargs") or {})
-    if tools := row.get("tools"):
-        found["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+    """What a chat template is given besides the messages: columns that go by TRL's names.
+
+    Raises `ValueError` for what they cannot be.
+    """
+    if isinstance(row["prompt"], str):  # no template writes it: such columns are the reward's
+        return {}
+    found = dict(_option(row, "chat_template_kwargs", Mapping) or {})
+    if own := found.keys() & OWN_OPTIONS:
+        raise ValueError(f"its 'chat_template_kwargs' have {min(own)!r}, which is settled already")
+    if tools := _option(row, "tools", list):
+        found["tools"] = tools
+    return found
+
+
+OWN_OPTIONS = {"tokenize", "add_generation_prompt", "continue_final_message", "tools"}
+"""What a chat template is told by us."""
+
+
+def _option(row: Mapping[str, Any], column: str, kind: type) -> Any:
+    """May be written as JSON. None where a row has nothing, for which tables have NaN."""
+    value = found = row.get(column)
+    if isinstance(value, np.ndarray):  # of a table from parquet
+        found = value.tolist()
+    elif isinstance(value, str) and value:
+        with contextlib.suppress(ValueError):
+            found = json.loads(value)
+    if found in (None, "") or (isinstance(found, float) and math.isnan(found)):
+        return None
+    if not isinstance(found, kind):
+        what = "a list" if kind is list else "a dict"
+        raise ValueError(f"its {column!r} is {value!r:.80}: give {what}, or leave it out")
     return found
 
 

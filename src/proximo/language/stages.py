@@ -44,6 +44,7 @@ from proximo.language.session import Callback, Display, Learner, Row, read_check
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.language.worlds import TextWorlds, World, symbols, text_worlds
 from proximo.run.checkpoint import Checkpoint, newest
+from proximo.run.config import check_storable
 from proximo.run.disk import writable
 from proximo.run.folder import RunFolder
 from proximo.types import UsageError
@@ -229,7 +230,7 @@ def run_fit(
     columns = ("chosen", "rejected") if pairs else ("completion",)
     examples = Examples.read(data, "prompt", *columns)
     device = _device(config.run)
-    config, folder = _again(config, run_dir if resume else None)
+    config, folder = _again(config, run_dir, resume=resume)
     plan = _plan(config.model, model, examples.texts(), folder)
     tokenizer = Tokenizer(plan.tokenizer, ends=plan.ends)
     ids = examples.prompts(tokenizer)
@@ -274,10 +275,12 @@ def run_ppo(
             f"sampling.max_turns is {config.sampling.max_turns}, but without a world every prompt "
             "is completed once: leave it out"
         )
+    if not resume:
+        config.check_lone(with_world=with_world)
     columns = () if with_world else ("prompt",)
     examples = Examples.read([{}] if prompts is None else prompts, *columns)
     ptx = Examples.read(config.ptx.data, "prompt", "completion") if config.ptx.coef else None
-    config, folder = _again(config, run_dir if resume else None)
+    config, folder = _again(config, run_dir, resume=resume)
     count = config.run.sequences if with_world else 0
     with text_worlds(config.score.world, world, count) as worlds:
         learner, digest = _policy_fit(config, examples, ptx, rewards, worlds, model, folder)
@@ -415,9 +418,14 @@ def _run(
     return Result(learner, rows, config)
 
 
-def _again(config: Config, run_dir: str | Path | None) -> tuple[Config, RunFolder | None]:
+def _again(
+    config: Config, run_dir: str | Path | None, *, resume: bool
+) -> tuple[Config, RunFolder | None]:
     """The folder of a run to go on with, and the settings with the model that the run has."""
     if run_dir is None:
+        return config, None
+    if not resume:
+        check_storable(config)
         return config, None
     folder = RunFolder.open(run_dir)
     before = read_stage(folder.config_file)
@@ -438,7 +446,7 @@ def _plan(
     if folder:
         return read_blueprint(folder.path / "model")
     if model is not None:
-        return Blueprint(model.tokenizer, model.net.config, model)
+        return Blueprint(model.tokenizer, model.net.config, model, generation=model.generation)
     return blueprint(config, texts)
 
 

@@ -322,21 +322,20 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def check_storable(config: Config, own: Maker | None = None) -> None:
+def check_storable(config: Any, own: Maker | None = None) -> None:
     """Refuse what a file cannot name, and would give back as something else. Raises `UsageError`.
 
     A subclass of an algorithm, of a schedule or of a section is code: its name in `config.toml`
-    would be that of the class it was made from. own: what makes the network that `net.module`
-    names.
+    would be that of the class it was made from. config: a dataclass of dataclasses. own: what makes
+    the network that `net.module` names.
     """
     remedy = "Train without a run folder (leave run_dir out)"
-    known = ALGORITHMS.values()
+    known = {*ALGORITHMS.values(), *typing.get_type_hints(type(config)).values()}
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
         kind = type(part)
-        if kind not in known and kind is not SECTIONS.get(section.name):
-            stands = next((c.__name__ for c in kind.__mro__ if c in known), "")
-            stands = stands or getattr(SECTIONS.get(section.name), "__name__", "an algorithm")
+        if kind not in known:
+            stands = next(c.__name__ for c in kind.__mro__ if c in known)
             raise UsageError(
                 f"{section.name} is {kind.__name__}, a class of your own, which a run folder "
                 f"cannot name: it would be loaded and resumed as {stands}. {remedy}, or give "

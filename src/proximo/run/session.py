@@ -103,7 +103,7 @@ class Session:
         """What `stopped_by` says when a callback has ended the run."""
         self.checked: Checked | None = None
         self.doubts: list[str] = []
-        """What may be wrong with the worlds, seen before training or in it."""
+        """What may be wrong with the run, seen before training or in it."""
         self.notes: list[str] = []
         """What the user should know about how this run was set up."""
         try:
@@ -148,6 +148,7 @@ class Session:
         if self._is_new:
             # One that began earlier may go on as it was, and so may the network of such a run.
             config.check_lone(agents)
+            config.algorithm.check_used()
             if not self._start:
                 config.check_net(self.spaces)
         if agents > 1:
@@ -176,6 +177,7 @@ class Session:
         torch.set_num_threads(1 if engine == "native" else threads)
         run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         self.config = dataclasses.replace(config, run=run)
+        self.doubts += config.algorithm.notes
         self.notes += config.algorithm.notes
         if self._is_new and config.env.check:
             self._check()
@@ -211,8 +213,9 @@ class Session:
             self.checked = self.worlds.check()
         if not self.checked:  # known: with a backend of ours
             return
-        self.doubts = [f"the worlds: {note}" for note in self.checked.notes]
-        self.notes += self.doubts
+        found = [f"the worlds: {note}" for note in self.checked.notes]
+        self.doubts += found
+        self.notes += found
 
     def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> None:
         """What earlier runs hand on."""
