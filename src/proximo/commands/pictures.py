@@ -288,7 +288,7 @@ def draw_comparison(
         curves = []
         for folder in folders:
             rows = folder.read_metrics()
-            end = {"steps": rows[-1]["steps"], "evaluation": scores[str(folder.path)]}
+            end = {"steps": rows[-1]["steps"], "evaluation": scores[folder.name]}
             curves.append(
                 _curve([row for row in rows if row["steps"] < end["steps"]] + [end], "evaluation")
             )

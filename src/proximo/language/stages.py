@@ -451,7 +451,9 @@ def _plan(
     config: ModelConfig, model: LanguageModel | None, texts: Iterable[str], folder: RunFolder | None
 ) -> Blueprint:
     if folder:
-        return read_blueprint(folder.path / "model")
+        plan = read_blueprint(folder.path / "model")
+        plan.check_size(folder.checkpoint_bytes())
+        return plan
     if model is not None:
         return Blueprint(model.tokenizer, model.net.config, model)
     return blueprint(config, texts)
