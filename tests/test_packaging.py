@@ -60,6 +60,12 @@ def train_with(wheel, folder, change=lambda package: None):
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A wheel without the native engine."""
+    return build(tmp_path_factory.mktemp("bare"), PROXIMO_NATIVE="0")
+
+
 @needs_compiler
 def test_with_a_compiler_one_wheel_serves_all_pythons_of_a_platform(tmp_path):
     wheel = build(tmp_path)
@@ -70,12 +76,12 @@ def test_with_a_compiler_one_wheel_serves_all_pythons_of_a_platform(tmp_path):
 
 
 @pytest.mark.parametrize("way", ["turned off", "no compiler", "one that fails"])
-def test_without_one_everything_works_and_says_why_it_is_slower(tmp_path, way):
-    environment = {"turned off": {"PROXIMO_NATIVE": "0"}, "no compiler": {"PATH": str(tmp_path)}}
+def test_without_one_everything_works_and_says_why_it_is_slower(tmp_path, bare, way):
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    wheel = build(tmp_path, **environment.get(way, {"CXX": str(broken)}))
+    without = {"no compiler": {"PATH": str(tmp_path)}, "one that fails": {"CXX": str(broken)}}
+    wheel = bare if way == "turned off" else build(tmp_path, **without[way])
     assert wheel.stem.endswith("py3-none-any")
     assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
     printed = train_with(wheel, tmp_path)
@@ -92,9 +98,7 @@ def test_without_one_everything_works_and_says_why_it_is_slower(tmp_path, way):
     ],
     ids=["text", "another library", "another version"],
 )
-def test_a_library_that_is_not_ours_is_not_used(tmp_path, content, message):
-    wheel = build(tmp_path, PROXIMO_NATIVE="0")
-
+def test_a_library_that_is_not_ours_is_not_used(tmp_path, bare, content, message):
     def replace(package):
         library = package / "native" / "engine.so"
         if content is None:
@@ -105,6 +109,6 @@ def test_a_library_that_is_not_ours_is_not_used(tmp_path, content, message):
         words = [COMPILER, "-shared", "-fPIC", str(source), "-o", str(library)]
         subprocess.run(words, check=True)
 
-    printed = train_with(wheel, tmp_path, replace)
+    printed = train_with(bare, tmp_path, replace)
     assert "engine: torch (not native:" in printed
     assert message in printed

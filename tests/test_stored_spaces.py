@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands.command_line import here, proximo, refusal, succeeded, train_in
-from proximo import PPO, NetConfig, UsageError, load, train
+from proximo import PPO, NetConfig, RolloutConfig, UsageError, load, train
 from proximo.envs.check import _Sampler
 from proximo.named import import_module
 from proximo.nets.heads import make_head
@@ -582,7 +582,9 @@ def test_what_no_file_can_hold_is_refused_before_training_and_nothing_is_left(st
         assert "has the key <strict.Key object" in message
         assert "use text, a number, a member of an Enum" in message
     assert not (here / "r").exists()
-    train(strict.Unheard, PPO(minibatch_size=32, epochs=1), worlds=2, total_steps=64)
+    # Each env has keys of its own, as it copies its space.
+    algorithm = PPO(minibatch_size=32, epochs=1)
+    train(strict.Unheard, algorithm, worlds=1, total_steps=64, rollout=RolloutConfig(steps=64))
 
 
 def test_a_run_goes_on_only_where_its_columns_mean_the_same(strict):

@@ -26,7 +26,7 @@ Act = Callable[[np.ndarray], Any]
 """The same as rows: the most likely action."""
 Rewards = dict[Any, float]
 """By agent; the one of a single env is None."""
-EPISODE_STEPS = 10_000
+EPISODE_STEPS = 100_000
 """Steps after which an episode of an evaluation is cut off, unless a setting says otherwise."""
 GAME_STEPS = 108_000
 """The same for Atari and EnvPool, which have limits of their own: that of Atari, in frames."""
@@ -35,7 +35,7 @@ GAME_STEPS = 108_000
 def step_limit(env: EnvConfig, given: int | None) -> int:
     """Steps after which an evaluation cuts off an episode: `given`, or a default.
 
-    That is 10,000, or the time limit of the env if it is longer. It depends on the configuration
+    That is 100,000, or the time limit of the env if it is longer. It depends on the configuration
     alone, so that the same policy has the same score wherever it is evaluated.
     """
     if given is not None:
@@ -43,6 +43,10 @@ def step_limit(env: EnvConfig, given: int | None) -> int:
     if env.backend == "envpool" or env.id.startswith(ARCADE):
         return GAME_STEPS
     return max(EPISODE_STEPS, env.max_episode_steps or time_limit(env) or 0)
+
+
+def unwatched(episode: int) -> None:
+    """Told of every state of an evaluation, with the number of its episode."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def evaluate(
     seed: int,
     deterministic: bool = True,
     limit: int = EPISODE_STEPS,
-    watch: Callable[[int], None] = lambda episode: None,
+    watch: Callable[[int], None] = unwatched,
 ) -> Scores:
     """Play episodes 0..episodes-1, number i from seed + i, each to its end or to `limit` steps.
 
@@ -275,7 +279,7 @@ class Supervised:
         episodes: int,
         seed: int,
         limit: int = EPISODE_STEPS,
-        watch: Callable[[int], None] = lambda episode: None,
+        watch: Callable[[int], None] = unwatched,
     ) -> Scores:
         """Episodes from these seeds; `begin` gives what acts for an agent in one of them.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -189,6 +190,19 @@ def _check_leaf(what: str, leaf: Leaf) -> None:
                 f"{where}, whose last choice is {high - 1}: its {dtype} holds "
                 f"{held.min}...{min(held.max, 2**63 - 1)}. Give it a wider dtype, or another start"
             )
+
+
+def own_copy(space: Space) -> Space:
+    """A space whose bounds are its own, with the very keys of the other one."""
+    if isinstance(space, spaces.Dict):
+        keyed = copy(space)
+        keyed.spaces = {key: own_copy(inner) for key, inner in space.spaces.items()}
+        return keyed
+    if isinstance(space, spaces.Tuple):
+        row = copy(space)
+        row.spaces = tuple(own_copy(inner) for inner in space.spaces)
+        return row
+    return deepcopy(space)
 
 
 class Observations:

@@ -167,7 +167,9 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(stopped, bad, go
     went = proximo("resume", "r", "--quiet")
     assert went.code == 0
     assert went.err.count("\n") == len([n for n in bad if n == "last" or how is damage]) + 1
-    assert f"going on from r/checkpoints/{good}.safetensors, after update {update}" in went.err
+    assert (
+        f"going on from {stopped}/checkpoints/{good}.safetensors, after update {update}" in went.err
+    )
     assert went.err.splitlines()[0].removeprefix("proximo: ") in (stopped / "log").read_text()
     assert (stopped / LAST).read_bytes() == whole
     assert [row["update"] for row in rows("r")] == list(range(1, 9))
@@ -218,7 +220,7 @@ def test_a_run_in_which_no_episode_ended_has_no_best_policy(here):
     succeeded(train("--run-dir", "r", "--rollout.steps", "4", "--algorithm.minibatch-size", "8"))
     (here / "r/checkpoints/best.safetensors").unlink(missing_ok=True)
     message = refusal(proximo("eval", "r", "--checkpoint", "best"))
-    assert "there is no checkpoint r/checkpoints/best.safetensors" in message
+    assert f"there is no checkpoint {here}/r/checkpoints/best.safetensors" in message
     assert "last" in message
 
 

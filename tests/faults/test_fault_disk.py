@@ -91,7 +91,7 @@ def test_a_disk_that_was_full_for_a_while_costs_nothing(here, limit, capsys):
     assert len(said) == 4  # of the numbered, the best, the last and the metrics: each once
     assert all("File too large" in line and "training goes on" in line for line in said)
     assert sum("metrics.jsonl" in line for line in said) == 1
-    good = "the last good checkpoint is r/checkpoints/last.safetensors, after update 2"
+    good = f"the last good checkpoint is {here}/r/checkpoints/last.safetensors, after update 2"
     assert sum(good in line for line in said) == 3
     assert [f"proximo: {doubt}" for doubt in agent.result["doubts"]] == said
     assert result("r")["doubts"] == agent.result["doubts"]
@@ -114,7 +114,10 @@ def test_an_end_that_cannot_be_saved_ends_badly_and_names_the_last_good_checkpoi
     limit(None)
     message = str(found.value)
     assert "r/checkpoints/last.safetensors could not be written (File too large)" in message
-    assert "the last good checkpoint is r/checkpoints/last.safetensors, after update 4" in message
+    assert (
+        f"the last good checkpoint is {here}/r/checkpoints/last.safetensors, after update 4"
+        in message
+    )
     assert Checkpoint(RunFolder("r").checkpoint("last")).updates == 4
     assert no_leftovers(here / "r")
     go("whole")
@@ -190,7 +193,9 @@ def test_the_command_ends_with_1_and_says_how_to_go_on(here, limit):
     assert "Traceback" not in ended.err
     first, *_, last, advice = ended.err.splitlines()
     assert "training goes on" in first
-    assert last.startswith("proximo: training has ended, but r/checkpoints/last.safetensors")
+    assert last.startswith(
+        f"proximo: training has ended, but {here}/r/checkpoints/last.safetensors"
+    )
     assert "proximo resume r" in advice
 
 

@@ -158,7 +158,7 @@ TENSORS = [
     ("worlds.episode", lambda x: x - 10**6),
     ("worlds.ret", nan),
     ("worlds.length", lambda x: -x - 1),
-    ("worlds.actions.0", lambda x: torch.full((3,), 99)),
+    ("worlds.actions.0", lambda x: torch.full_like(x, 99)),
     ("worlds.actions.0", lambda x: torch.zeros(3, 2, dtype=torch.int64)),
     ("worlds.actions.7", lambda x: torch.zeros(3, dtype=torch.int64)),
     ("carry", lambda x: torch.zeros(5, 5)),

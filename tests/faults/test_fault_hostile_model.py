@@ -68,7 +68,8 @@ def test_a_model_is_written_into_no_other_folder(here, made, unharmed, trick):
     ended = proximo(*RESUME)
     unharmed(ended)
     assert ended.code == 1
-    assert "r/model could not be written (r/model is a link or no folder)" in ended.err
+    model = here / "r/model"
+    assert f"{model} could not be written ({model} is a link or no folder)" in ended.err
 
 
 @pytest.mark.parametrize("trick", TRICKS)

@@ -41,7 +41,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(run):
     assert "last.safetensors is damaged" in refusal(proximo("lm", "resume", "r", "--strict"))
     went = proximo("lm", "resume", "r", "--quiet")
     assert went.code == 0
-    assert "going on from r/checkpoints/last-5.safetensors, after update 5" in went.err
+    assert f"going on from {run}/checkpoints/last-5.safetensors, after update 5" in went.err
     assert (run / LAST).read_bytes() == whole
     assert [row["update"] for row in rows("r")] == list(range(1, 7))
     assert (run / "samples.jsonl").read_bytes() == samples
@@ -94,7 +94,7 @@ def test_a_run_of_control_is_no_run_of_a_language_model(run, trained):
 def test_an_end_that_cannot_be_saved_ends_badly(run):
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    ended = "training has ended, but r/model could not be written"
+    ended = f"training has ended, but {run}/model could not be written"
     size = (run / "metrics.jsonl").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * size, hard))
     try:
@@ -106,9 +106,8 @@ def test_an_end_that_cannot_be_saved_ends_badly(run):
     assert "Traceback" not in failed.err
     assert failed.err.count("training goes on") == 2  # of the metrics, and of the last
     assert ended in failed.err
-    assert (
-        "the last good checkpoint is r/checkpoints/last.safetensors, after update 6" in failed.err
-    )
+    good = f"the last good checkpoint is {run}/checkpoints/last.safetensors, after update 6"
+    assert good in failed.err
     succeeded(proximo("lm", "resume", "r", "--quiet"))
     assert result("r")["updates"] == 20
     assert [row["update"] for row in rows("r")] == list(range(1, 21))

@@ -330,17 +330,20 @@ def test_one_process_trains_in_a_folder(run):
     assert f"another process is training in the run folder {run}" in message
     assert (run / "metrics.jsonl").read_bytes() == before
     reader, writer = os.pipe()
+    there, begun = os.pipe()
     if (child := os.fork()) == 0:  # an env's own process, which outlives the trainer
+        os.write(begun, b"x")
         os.read(reader, 1)
         os._exit(0)
+    os.read(there, 1)
     first.release()
     try:
         succeeded(command("resume", run, "--total-steps", "640", "--quiet"))
     finally:
         os.write(writer, b"x")
         os.waitpid(child, 0)
-        os.close(reader)
-        os.close(writer)
+        for end in (reader, writer, there, begun):
+            os.close(end)
 
 
 def test_a_beginning_run_is_not_taken_over_while_its_process_lives(here):

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from proximo.commands.arguments import say
+from proximo.commands.arguments import say, show
 from proximo.run.callbacks import Row
 
 READINGS = (
@@ -234,11 +234,7 @@ class Patience:
             return
         self._said, spent = now, now - self._begun
         left = f", {_time(spent / done * (total - done))} left" if done else ""
-        print(
-            f"episode {done + 1} of {total}, {_time(spent)} so far{left}",
-            file=sys.stderr,
-            flush=True,
-        )
+        show(f"episode {done + 1} of {total}, {_time(spent)} so far{left}", file=sys.stderr)
 
 
 SLOW = 5.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,7 +65,7 @@ def main(arguments: list[str]) -> int:
     from proximo.commands.display import Patience
     from proximo.envs.check import running_statistics
     from proximo.envs.make import make_world
-    from proximo.evaluate import evaluate, step_limit
+    from proximo.evaluate import evaluate, step_limit, unwatched
     from proximo.run.choices import choose_threads
     from proximo.run.folder import RunFolder
 
@@ -74,6 +76,7 @@ def main(arguments: list[str]) -> int:
     # Those of training may have been the native engine's.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
     world, patience = make_world(config.env), Patience()
+    watched = sys.stderr is not None and sys.stderr.isatty()
     with closing(world):
         check_spaces(world, agent)
         if found := running_statistics(world):
@@ -85,7 +88,7 @@ def main(arguments: list[str]) -> int:
             seed=command.seed,
             deterministic=not command.stochastic,
             limit=step_limit(config.env, limit or config.run.eval_max_episode_steps),
-            watch=lambda episode: patience(episode, command.episodes),
+            watch=partial(patience, total=command.episodes) if watched else unwatched,
         )
     summary = {**scores.summary(), "checkpoint": command.checkpoint}
     if command.json:
@@ -100,5 +103,5 @@ def main(arguments: list[str]) -> int:
             f"{command.checkpoint} policy of {command.run}"
         )
         if said := scores.said("--max-episode-steps"):
-            print(said)
+            show(said)
     return 0

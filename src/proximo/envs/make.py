@@ -8,7 +8,6 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from copy import deepcopy
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
 from proximo.named import find, import_module
-from proximo.spaces import MASK, Actions, Observations, choices, flat_mask, misfit
+from proximo.spaces import MASK, Actions, Observations, choices, flat_mask, misfit, own_copy
 from proximo.types import Steps, UsageError, WorldState, explain, faults, nearest
 
 if TYPE_CHECKING:
@@ -64,8 +63,9 @@ class Worlds(ABC):
     """What they are called, in the order of their rows, where they have names."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
+        self.count = count
         # Copies: the envs may move the bounds of theirs.
-        self.count, self.obs_space, self.action_space = count, *deepcopy((obs_space, action_space))
+        self.obs_space, self.action_space = own_copy(obs_space), own_copy(action_space)
         self.observations = Observations(self.obs_space)
         self.actions = Actions(self.action_space)
 
