@@ -244,3 +244,25 @@ def test_a_run_goes_on_as_before(here, made):
     assert result("r")["updates"] == 3
     assert not list((here / "r").rglob("*.partial"))
     assert "a | " in succeeded(proximo(*GENERATE)).out
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"n_layer": 10**6},
+        {"n_layer": 10**30},
+        {"num_labels": 10**9},
+        {"n_layer": -1},
+        {"n_head": 0},
+        {"n_embd": 2**20},
+        {"vocab_size": 2**30},
+        {"n_positions": 2**30},
+    ],
+)
+def test_sizes_that_a_model_claims_take_neither_time_nor_memory(here, made, unharmed, claims):
+    shutil.copytree(made, here / "r")
+    change(here / "r/model", "config.json", **claims)
+    for words in (GENERATE, RESUME):
+        ended = proximo(*words)
+        unharmed(ended)
+        refusal(ended)

@@ -1,9 +1,12 @@
 """Checkpoints of language models: passed over where they are damaged, and disks that fail."""
 
 import json
+import os
 import resource
 import shutil
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -217,3 +220,29 @@ def test_rows_of_a_stage_that_a_power_cut_took_are_named(tmp_path, capsys):
     for words in ("metrics.jsonl lacks the rows of 2 updates, from 1 to 2", "samples.jsonl lacks"):
         assert words in said
         assert words in "".join(doubts)
+
+
+def test_a_reward_may_change_the_current_folder(run):
+    """When it is imported and whenever it is asked: what else the command names is found."""
+    pairs = [{"prompt": "a", "chosen": "bc", "rejected": "e"}] * 2
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    judge = ("--data", "pairs.jsonl", "--updates", "1", "--algorithm.batch-size", "2", "--quiet")
+    succeeded(proximo("lm", "reward", "--model", "r", *judge, "--run-dir", "judge"))
+    Path("leaving_reward.py").write_text(
+        "import os\nos.chdir('/')\n"
+        "def score(completions):\n    os.chdir('/usr')\n    return [1.0] * len(completions)\n"
+    )
+    few = ("--sampling.max-tokens", "2", "--run.sequences", "2", "--algorithm.minibatch-size", "2")
+    few += ("--ptx.coef", "0.1", "--ptx.data", "texts.jsonl", "--prompts", "texts.jsonl", "--quiet")
+    for rewards in (("leaving_reward:score", "judge"), ("judge", "leaving_reward:score")):
+        sys.modules.pop("leaving_reward", None)
+        begin = ("lm", "ppo", "--model", "r", *few, "--updates", "1", "--run-dir", "p")
+        for words in (begin, ("lm", "resume", "p", "--updates", "2", "--quiet")):
+            try:
+                succeeded(proximo(*words, "--reward", *rewards))
+                assert os.getcwd() == "/usr"
+            finally:
+                os.chdir(run.parent)
+        assert result("p")["updates"] == 2
+        assert 'path = "r"' in Path("p/config.toml").read_text()
+        shutil.rmtree("p")

@@ -175,6 +175,19 @@ def make(**kwargs):
     )
 
 
+def test_no_process_hangs_because_the_whole_job_was_stopped(start):
+    """By a scheduler or a container: that a process did not answer then is no fault of its env."""
+    popen = start("--env.timeout", "0.5")
+    for _ in range(3):
+        to_all(popen, signal.SIGSTOP)
+        time.sleep(0.7)
+        to_all(popen, signal.SIGCONT)  # the trainer first
+        time.sleep(0.05)
+    to_all(popen, signal.SIGTERM)
+    assert popen.wait(20) == 143
+    assert "no answer" not in Path("r/log").read_text()
+
+
 def test_signals_for_the_trainer_come_before_a_process_can_ignore_them():
     """From its first moment on, when Python has not begun in it."""
     trainer = os.getpid()

@@ -286,19 +286,25 @@ class Process:
             self._commands.write(words)
 
     def answer(self, seconds: float, beat: Callable[[], int] = lambda: 0) -> dict[str, Any]:
-        """What it answers; every new beat gives it as many seconds again. Raises `Gone`."""
-        until, last, text = time.monotonic() + seconds, beat(), b""
+        """What it answers; every new beat gives it as many seconds again. Raises `Gone`.
+
+        Time in which this process was stopped itself, as by a scheduler, does not count.
+        """
+        left, last, text = seconds, beat(), b""
         while not text.endswith(b"\n"):
-            if self._poll.poll(min(200.0, 1000 * seconds)):
+            wait, begin = min(0.2, seconds), time.monotonic()
+            if self._poll.poll(1000 * wait):
                 part = os.read(self._answers.fileno(), 1 << 16)
                 if not part:
                     raise self._dead()
                 text += part
-            elif beat() != last:
-                until, last = time.monotonic() + seconds, beat()
+                continue
+            left -= min(time.monotonic() - begin, 2 * wait)
+            if beat() != last:
+                left, last = seconds, beat()
             elif self._popen.poll() is not None:  # what it had started holds its pipes
                 raise self._dead()
-            elif time.monotonic() > until:
+            elif left < 0:
                 raise self._hung(seconds)
         found: dict[str, Any] = json.loads(text)
         return found

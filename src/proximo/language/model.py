@@ -625,13 +625,11 @@ class Blueprint:
         if isinstance(self._weights, LanguageModel):
             return self._weights.merged()
         library = _transformers()
-        try:
+        with self._loading():
             if self._weights is None or random:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    net = library.AutoModelForCausalLM.from_config(
-                        self.config, trust_remote_code=False
-                    )
+                    net = self._random()
                 if self._generation is not None:
                     net.generation_config = self._generation
                 return LanguageModel(net.float(), self.tokenizer)
@@ -644,18 +642,38 @@ class Blueprint:
             )
             if self._adapter:
                 apply_adapter(net, self._adapter)
+            found = LanguageModel(net, self.tokenizer)
+            if not found.causal:
+                raise UsageError(
+                    f"the model {self._weights} is a {type(net).__name__} that reads what comes "
+                    "later too: give a causal language model"
+                )
+        return found
+
+    def _random(self) -> Any:
+        made = _transformers().AutoModelForCausalLM
+        return made.from_config(self.config, trust_remote_code=False)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """A forged file may raise anything: raises `UsageError` in its place."""
+        try:
+            yield
         except UsageError:
             raise
-        except Exception as error:  # a forged file may raise anything
+        except Exception as error:
             name = self._weights or "that is asked for"
             raise UsageError(f"the model {name} cannot be loaded: {error}") from error
-        found = LanguageModel(net, self.tokenizer)
-        if not found.causal:
+
+    def check_size(self, most: int) -> None:
+        """Refuse, before memory is taken, a model whose numbers have more bytes than these."""
+        with self._loading(), torch.device("meta"):
+            net = self._random()
+        if (needed := 4 * sum(x.numel() for x in net.parameters())) > most:
             raise UsageError(
-                f"the model {self._weights} is a {type(net).__name__} that reads what comes later "
-                "too: give a causal language model"
+                f"the model {self._weights} takes {needed:,} bytes by its config.json, but the "
+                f"checkpoints of its run have {most:,}"
             )
-        return found
 
 
 def context(config: Any) -> int | None:
@@ -684,6 +702,8 @@ UNTRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": Fals
 LONGEST = {"config.json": 2**20, ".json": 2**26, ".safetensors": 2**62}
 """Bytes of a file of a model, by its name or the end of it; of others `LONGEST_OTHER`."""
 LONGEST_OTHER = 2**24
+REPEATED, MOST_REPEATED = re.compile("^n_layer$|(layers|experts|labels|depth)$"), 2**12
+"""Settings of how many parts a model is made of, each of which takes time, and their bound."""
 READ = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".safetensors")
 """Ends of the names of what is read; what else lies in a folder is not."""
 
@@ -699,6 +719,8 @@ def read_blueprint(folder: Path | str) -> Blueprint:
         settings = library.AutoConfig.from_pretrained(place, **UNTRUSTED)
         tokenizer = library.AutoTokenizer.from_pretrained(place, **UNTRUSTED)
         check_fit(tokenizer, settings.get_text_config().vocab_size)
+        if getattr(settings.get_text_config(), "num_hidden_layers", 1) < 1:
+            raise ValueError("it has no layers")
     except UsageError:
         raise
     except Exception as error:  # a forged file may raise anything
@@ -747,6 +769,11 @@ def _check_files(folder: Path) -> None:
             raise UsageError(
                 f"config.json of the model {folder} names code to fetch ({name} {value!r:.80}): "
                 "take that out of it"
+            )
+        if type(value) is int and REPEATED.search(name) and value > MOST_REPEATED:
+            raise UsageError(
+                f"config.json of the model {folder} has {name} {value!r:.40}: at most "
+                f"{MOST_REPEATED:,} are made"
             )
 
 

@@ -258,8 +258,9 @@ def run_ppo(
     display: Display | None = None,
 ) -> Result:
     """`ppo`, from a whole configuration. rewards, world: None takes those that it names."""
-    if run_dir is not None:  # a world or a reward may change the current folder
-        run_dir = Path(run_dir).absolute()
+    here = Path.cwd()  # a world or a reward may change the current folder
+    if run_dir is not None:
+        run_dir = here / run_dir
     if world and config.score.world:
         raise UsageError(
             f"there are two worlds, the one given and score.world {config.score.world}: leave one "
@@ -283,8 +284,22 @@ def run_ppo(
     config, folder = _again(config, run_dir, resume=resume)
     count = config.run.sequences if with_world else 0
     with text_worlds(config.score.world, world, count) as worlds:
-        learner, digest = _policy_fit(config, examples, ptx, rewards, worlds, model, folder)
+        found = _within(here, config)
+        learner, digest = _policy_fit(found, examples, ptx, rewards, worlds, model, folder)
         return _run(learner, config, digest, folder, run_dir, callbacks, display)
+
+
+def _within(here: Path, config: PPOConfig) -> PPOConfig:
+    """With the whole path of each folder that it names from `here`."""
+
+    def whole(name: str) -> str:
+        return str(here / name) if name != "tiny" and (here / name).is_dir() else name
+
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, path=whole(config.model.path)),
+        score=dataclasses.replace(config.score, reward=tuple(map(whole, config.score.reward))),
+    )
 
 
 def _check_world(config: PPOConfig, rewards: Sequence[Reward | RewardModel] | None) -> None:
@@ -444,7 +459,9 @@ def _plan(
     config: ModelConfig, model: LanguageModel | None, texts: Iterable[str], folder: RunFolder | None
 ) -> Blueprint:
     if folder:
-        return read_blueprint(folder.path / "model")
+        plan = read_blueprint(folder.path / "model")
+        plan.check_size(folder.checkpoint_bytes())
+        return plan
     if model is not None:
         return Blueprint(model.tokenizer, model.net.config, model, generation=model.generation)
     return blueprint(config, texts)

@@ -187,6 +187,10 @@ class RunFolder:
         found = ((pattern.fullmatch(p.name), p) for p in self._checkpoints.glob("*-*"))
         return sorted(((int(match[2]), p) for match, p in found if match), reverse=True)
 
+    def checkpoint_bytes(self) -> int:
+        """Of all checkpoints together."""
+        return sum(path.stat().st_size for path in self._checkpoints.glob("*.safetensors"))
+
     def read_config(self) -> Config:
         return read_config(self.config_file)
 
