@@ -156,6 +156,8 @@ def env_config(
 ):
     kwargs = {"how": how, "target": seed_of(world, episode), "at": at} | own.pop("kwargs", {})
     settings = {"worlds": 3, "processes": 2, "timeout": 1.0} | own
+    if backend != "workers":
+        settings = {"worlds": settings["worlds"]}
     return EnvConfig(id=id, kwargs=kwargs, backend=backend, check=False, **settings)
 
 
@@ -302,7 +304,7 @@ FAULTS = {
     "hang": "no answer in 1 s",
     "kill": "killed by signal 9 (Killed)",
     "exit": "ended with exit code 7",
-    "leave": "ended with exit code 1",
+    "leave": "SystemExit: I have had enough",
     "crash": "killed by signal 11 (Segmentation fault)",
     "nan": "the observation[0] = nan",
     "shape": "an observation of shape (3,)|the observation of shape (3,)",
@@ -450,7 +452,7 @@ def test_a_memory_begins_anew_with_the_episode():
     for how in ("raise", "kill"):
         with session(env_config(how), net=NetConfig(memory="gru", memory_size=8)) as begun:
             run_session(begun)  # what acted is compared with what is evaluated
-            assert len(begun.doubts) == 1
+            assert sum("world 1 failed" in doubt for doubt in begun.doubts) == 1
 
 
 def test_a_process_that_is_killed_while_it_idles_changes_nothing():
@@ -647,6 +649,18 @@ def test_what_has_no_name_cannot_be_made_elsewhere():
             make_worlds(env_config(), SEED, source)
 
 
+def test_a_script_that_trains_when_it_is_imported_starts_no_processes_without_end(here):
+    (here / "script.py").write_text(
+        "from proximo import EnvConfig, train\n"
+        "from troubled import Troubled\n"
+        "train(EnvConfig(id='script:Troubled', backend='workers', worlds=1))\n"
+    )
+    with pytest.raises(
+        UsageError, match=r'it trains .*when it is imported.*__name__ == "__main__"'
+    ):
+        make_worlds(dataclasses.replace(env_config(), id="script:Troubled"), SEED)
+
+
 def test_what_has_a_name_can():
     troubled = import_module("troubled:")
     named, given = env_config(), dataclasses.replace(env_config(), id="")
@@ -658,7 +672,7 @@ def test_what_has_a_name_can():
 def test_a_world_that_a_script_registered_is_named_with_its_module():
     gym.register("Registered-v0", find("troubled:Troubled"))
     try:
-        with pytest.raises(UsageError, match="module:ID"):
+        with pytest.raises(UsageError, match="as in module:Registered-v0"):
             make_worlds(dataclasses.replace(env_config(), id="Registered-v0"), SEED)
     finally:
         del gym.registry["Registered-v0"]
