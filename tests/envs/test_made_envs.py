@@ -233,6 +233,25 @@ def test_the_env_that_is_checked_is_closed_with_the_others(env, worlds):
     assert not Connected.connected
 
 
+class Licensed(Own):
+    """There can be two of them at a time."""
+
+    left = 2
+
+    def __init__(self):
+        assert Licensed.left, "no licence is left"
+        Licensed.left -= 1
+
+    def close(self):
+        Licensed.left += 1
+
+
+def test_the_env_that_is_checked_is_the_one_of_evaluations():
+    run = RunConfig(eval_every=1, eval_episodes=1)
+    assert "evaluation" in learn(Licensed, worlds=1, run_config=run).result
+    assert Licensed.left == 2
+
+
 class Counted(Own):
     made = 0
 
