@@ -143,6 +143,26 @@ def test_an_action_comes_back_from_its_row(space, seed):
     assert flat(found) == flat(action)
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1, 1, (), np.float32),
+        spaces.Box(-1, 1, (2,), np.float32),
+        spaces.MultiBinary(()),
+        spaces.Discrete(3),
+        spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float64)}),
+    ],
+    ids=str,
+)
+def test_what_an_env_is_given_is_its_own(space):
+    actions = Actions(space)
+    batch = np.zeros((4, *(actions.shape or ())), actions.dtype)
+    for row in (batch, batch[0]):
+        told = actions.given(row)
+        told = told["a"] if isinstance(told, dict) else told
+        assert not np.shares_memory(told, batch)
+
+
 @given(space=nested, seed=st.integers(0, 1000))
 def test_every_observation_has_a_row(space, seed):
     space.seed(seed)

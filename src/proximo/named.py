@@ -18,6 +18,11 @@ from proximo.types import UsageError, explain, faults, nearest
 def import_module(name: str) -> ModuleType:
     """The module in `module:Attribute`. Raises `UsageError` with whatever it raised."""
     module_name = name.partition(":")[0]
+    if module_name.endswith(".py") or "/" in module_name:
+        raise UsageError(
+            f"{name}: {module_name!r} is the path of a file: name the module as in import, "
+            "package.module:Class, from the folder in which it lies"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -429,7 +429,7 @@ class Actions:
 
     def given(self, row: Any) -> Any:
         """The action, or the batch, that lies in an array, for an env to keep and to change."""
-        return row.copy() if self.simple else self.nested(row)
+        return self.nested(row.copy())
 
     def nested(self, row: Any) -> Any:
         """The action, or the batch of actions, that lies in a row. row: [..., columns].

@@ -173,6 +173,12 @@ Ansi = of(metadata={"render_modes": ["ansi"]})
 class NoMode(Show):
     def __init__(self):
         pass
+
+
+class NoWords(Show):
+    @property
+    def metadata(self):
+        raise RuntimeError("not connected")
 """
 
 
@@ -235,6 +241,7 @@ REFUSED = {
     "Ansi": "cannot be shown by render_mode rgb_array: the render_modes of its metadata are ansi",
     "Show": "Show has no method render: with the render_mode rgb_array",
     "NoMode": "to be shown, it must take the argument render_mode, and keep it",
+    "NoWords": "NoWords failed at its metadata: RuntimeError: not connected",
 }
 
 

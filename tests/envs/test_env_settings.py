@@ -150,6 +150,12 @@ def test_a_time_limit_reaches_what_a_function_makes_by_an_id():
         assert [e._max_episode_steps for e in found] == [steps]
 
 
+def test_a_time_limit_among_the_arguments_is_one():
+    env = make_world(EnvConfig(id="CartPole-v1", kwargs={"max_episode_steps": 3}))
+    env.reset(seed=0)
+    assert [env.step(0)[3] for _ in range(3)] == [False, False, True]
+
+
 @pytest.mark.parametrize("backend", ["vector", "envpool"])
 def test_a_backend_that_makes_envs_by_their_id_takes_none_that_is_given(backend):
     with pytest.raises(UsageError, match=f"env.backend is {backend}"):

@@ -103,6 +103,12 @@ def test_an_id_that_a_module_does_not_register_by_itself(here):
         gym.registry.pop("Late/Env-v0", None)
 
 
+@pytest.mark.parametrize("name", ["envs/own.py:Own", "own.py:Own", "./own:Own"])
+def test_the_path_of_a_file_is_no_module(here, name):
+    said = refusal(proximo("check", name))
+    assert f"{name.partition(':')[0]!r} is the path of a file: name the module" in said
+
+
 class Odd(Own):
     """Attributes of its own under Gymnasium's names."""
 
@@ -121,7 +127,13 @@ class OddSpec(Odd):
     metadata, spec = 3, "robot"
 
 
-@pytest.mark.parametrize("env", [Odd, OddSpec, Duck])
+class FailingSpec(Odd):
+    @property
+    def spec(self):
+        raise RuntimeError("not connected")
+
+
+@pytest.mark.parametrize("env", [Odd, OddSpec, FailingSpec, Duck])
 def test_attributes_under_other_names_or_none_are_an_envs_own_business(env):
     assert check_world(make_world(EnvConfig(), env)).notes == []
     evaluated = RunConfig(eval_every=1, eval_episodes=1)
@@ -219,6 +231,25 @@ def test_the_env_that_is_checked_is_closed_with_the_others(env, worlds):
     run = RunConfig(eval_every=1, eval_episodes=1)
     assert learn(env, worlds=worlds, run_config=run).result["episodes"] > 0
     assert not Connected.connected
+
+
+class Licensed(Own):
+    """There can be two of them at a time."""
+
+    left = 2
+
+    def __init__(self):
+        assert Licensed.left, "no licence is left"
+        Licensed.left -= 1
+
+    def close(self):
+        Licensed.left += 1
+
+
+def test_the_env_that_is_checked_is_the_one_of_evaluations():
+    run = RunConfig(eval_every=1, eval_episodes=1)
+    assert "evaluation" in learn(Licensed, worlds=1, run_config=run).result
+    assert Licensed.left == 2
 
 
 class Counted(Own):

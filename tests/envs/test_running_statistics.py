@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
+from gymnasium.wrappers.utils import RunningMeanStd
 from gymnasium.wrappers.vector import NormalizeObservation as NormalizeObservations
 from gymnasium.wrappers.vector import NormalizeReward as NormalizeRewards
 
@@ -56,7 +57,42 @@ class Plain:
     def __init__(self, env):
         self.env, self.obs_rms = env, Moments()
         self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.reset, self.step = env.reset, env.step
+        self.step = env.step
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.env.reset(seed=seed)
+        self.obs_rms.push(obs + len(self.obs_rms.seen))
+        return obs, info
+
+
+class Several(gym.Wrapper):
+    """Statistics in a list."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.norms = [RunningMeanStd(shape=())]
+
+    def step(self, action):
+        obs, reward, *flags = super().step(action)
+        self.norms[0].update(np.array([reward]))
+        return obs, reward, *flags
+
+
+class Belief(Own):
+    """An estimate of what an episode has shown, made once, which every reset sets back."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter = RunningMeanStd(shape=(2,))
+
+    def reset(self, *, seed=None, options=None):
+        self.filter.__init__(shape=(2,))
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, *answer = super().step(action)
+        self.filter.update(obs[None])
+        return self.filter.mean.astype(np.float32), *answer
 
 
 def frozen():
@@ -75,6 +111,7 @@ KEPT = {
         OBS,
     ),
     "of its own": (Within, r"Within keeps .* \(filters\)", f"{OBS} or {REWARD}"),
+    "in a list": (lambda: Several(Own()), r"Several keeps .* \(norms\)", f"{OBS} or {REWARD}"),
     "another wrapper": (lambda: Plain(Own()), "Plain", OBS),
     "a bare env": (lambda: Plain(Duck()), "Plain", OBS),
 }
@@ -103,7 +140,14 @@ def test_so_are_those_of_vector_envs(maker, remedy):
 
 def test_what_keeps_none_or_updates_none_is_in_order():
     statistics = gym.wrappers.RecordEpisodeStatistics
-    for maker in (Own, Duck, frozen, lambda: statistics(Own()), lambda: gym.make("CartPole-v1")):
+    for maker in (
+        Own,
+        Duck,
+        Belief,
+        frozen,
+        lambda: statistics(Own()),
+        lambda: gym.make("CartPole-v1"),
+    ):
         assert running_statistics(make_world(EnvConfig(), maker)) == ""
     for envs in (AsyncVectorEnv([frozen]), AsyncVectorEnv([Own]), SyncVectorEnv([frozen])):
         assert running_statistics(envs) == ""

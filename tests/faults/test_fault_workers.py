@@ -648,6 +648,18 @@ def test_what_has_no_name_cannot_be_made_elsewhere():
             make_worlds(env_config(), SEED, source)
 
 
+def test_a_script_that_trains_when_it_is_imported_starts_no_processes_without_end(here):
+    (here / "script.py").write_text(
+        "from proximo import EnvConfig, train\n"
+        "from troubled import Troubled\n"
+        "train(EnvConfig(id='script:Troubled', backend='workers', worlds=1))\n"
+    )
+    with pytest.raises(
+        UsageError, match=r'it trains .*when it is imported.*__name__ == "__main__"'
+    ):
+        make_worlds(dataclasses.replace(env_config(), id="script:Troubled"), SEED)
+
+
 def test_what_has_a_name_can():
     troubled = import_module("troubled:")
     named, given = env_config(), dataclasses.replace(env_config(), id="")
@@ -659,7 +671,7 @@ def test_what_has_a_name_can():
 def test_a_world_that_a_script_registered_is_named_with_its_module():
     gym.register("Registered-v0", find("troubled:Troubled"))
     try:
-        with pytest.raises(UsageError, match="module:ID"):
+        with pytest.raises(UsageError, match="as in module:Registered-v0"):
             make_worlds(dataclasses.replace(env_config(), id="Registered-v0"), SEED)
     finally:
         del gym.registry["Registered-v0"]

@@ -366,9 +366,9 @@ RATES = 0.1, 1000.0
 """The lowest and the highest that a file can show."""
 
 
-def frame_rate(metadata: Any) -> tuple[float, str]:
+def frame_rate(metadata: dict[str, Any]) -> tuple[float, str]:
     """The frames a second that an env's metadata ask for, and what is to be said of them."""
-    rate = metadata.get("render_fps", RATE) if isinstance(metadata, dict) else RATE
+    rate = metadata.get("render_fps", RATE)
     number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
     if number and RATES[0] <= rate <= RATES[1]:
         return float(rate), ""

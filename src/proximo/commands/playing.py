@@ -6,13 +6,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
 from proximo.run.disk import warn
-from proximo.types import UsageError
+from proximo.types import UsageError, explain, faults
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -87,20 +87,31 @@ def main(arguments: list[str]) -> int:
     world = make_world(config.env, render_mode=mode)
     with closing(world):
         check_spaces(world, agent)
-        _check_mode(world, mode)
+        metadata = _metadata(world)
+        _check_mode(world, metadata, mode)
         if found := running_statistics(world):
             warn(f"what is shown is not what was trained: {found}")
-        _play(command, agent, world, config, video)
+        _play(command, agent, world, metadata, config, video)
     return 0
 
 
-def _check_mode(world: gym.Env, mode: str) -> None:
+def _metadata(world: gym.Env) -> dict[str, Any]:
+    """What an env says of itself. Raises `UsageError` where that fails."""
+    from proximo.envs.make import title
+
+    try:
+        found = world.metadata
+    except faults() as error:
+        raise UsageError(f"{title(world)} failed at its metadata: {explain(error)}") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _check_mode(world: gym.Env, metadata: dict[str, Any], mode: str) -> None:
     """Raises `UsageError` for an env that says that it cannot be shown so."""
     from gymnasium.wrappers import HumanRendering
 
     from proximo.envs.make import layers, title
 
-    metadata = world.metadata if isinstance(world.metadata, dict) else {}
     modes = metadata.get("render_modes")
     drawn = any(isinstance(layer, HumanRendering) for layer in layers(world))
     if isinstance(modes, list | tuple) and modes and mode not in modes and not drawn:
@@ -117,13 +128,20 @@ def _has_display() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
 
 
-def _play(command: Play, agent: Agent, world: gym.Env, config: Config, path: Path | None) -> None:
+def _play(
+    command: Play,
+    agent: Agent,
+    world: gym.Env,
+    metadata: dict[str, Any],
+    config: Config,
+    path: Path | None,
+) -> None:
     """path: where a video is to be written."""
     from proximo.commands.pictures import Video, frame_rate
     from proximo.evaluate import play_episode, step_limit
 
     limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
-    rate, said = frame_rate(world.metadata)
+    rate, said = frame_rate(metadata)
     video = Video(path, rate, world) if path else None
     try:
         for number in range(command.episodes):

@@ -526,19 +526,55 @@ def running_statistics(env: Any) -> str:
     They are no part of the policy and no checkpoint holds them; each env has its own, and they
     begin anew in an evaluation. Known by what they are: an object with a mean and a variance that
     is updated. Those that are frozen (`update_running_mean` is False) change nothing, and are fine.
+    So are those of a single env that a reset sets back: they are the episode's own. That is tried.
     """
+    found = list(_kept(env))
+    if not found or (not isinstance(env, VectorEnv) and _set_back(env)):
+        return ""
+    keeper, name, _ = found[0]
+    ours = {"obs": "--net.normalize-obs", "re": "--algorithm.normalize-reward"}
+    remedy = next((flag for word, flag in ours.items() if name.startswith(word)), "")
+    return (
+        f"{keeper} keeps running statistics ({name}), which no checkpoint holds and which begin "
+        "anew in every env and evaluation, so that what is scored is not what was trained: leave "
+        f"it out and use {remedy or ' or '.join(ours.values())}, which are saved with the policy"
+    )
+
+
+def _kept(env: Any) -> Iterator[tuple[str, str, Any]]:
+    """Who keeps running statistics, by which name, and these, but for those in other processes."""
     seen = layers(env.parallel if isinstance(env, Agents) else env)
     for vector in [layer for layer in seen if isinstance(layer, SyncVectorEnv)]:
         seen += [layer for one in vector.envs for layer in layers(one)]
     for layer in seen:
         if getattr(layer, "update_running_mean", True):
             for name, value in getattr(layer, "__dict__", {}).items():
-                parts = value.values() if isinstance(value, dict) else [value]
-                if any(map(_is_statistics, parts)):
-                    return _statistics_of(type(layer).__name__, name)
+                parts = list(value.values()) if isinstance(value, dict) else [value]
+                if isinstance(value, list | tuple):
+                    parts = list(value)
+                yield from (
+                    (type(layer).__name__, name, part) for part in parts if _is_statistics(part)
+                )
         if isinstance(layer, AsyncVectorEnv) and (name := _in_processes(layer)):
-            return _statistics_of("a wrapper of its envs", name)
-    return ""
+            yield "a wrapper of its envs", name, None
+
+
+def _set_back(env: gym.Env[Any, Any]) -> bool:
+    """A reset leaves these statistics as an earlier one of the same seed did."""
+    play, found, where = _Play(env), [], "the first step"
+    for seed in (SEED, SEED + 1, SEED):
+        rows = play.reset(seed, "its reset")
+        try:
+            found.append([_moments(value) for *_, value in _kept(env)])
+        except faults():  # as those of no number yet
+            return False
+        play.step(play.draw(rows, where), where)
+    return bool(found[0] == found[-1])
+
+
+def _moments(statistics: Any) -> list[Any]:
+    names = [name for name in ("mean", "var", "std") if hasattr(statistics, name)]
+    return [np.array(getattr(statistics, name)).tolist() for name in names]
 
 
 def _in_processes(vector: AsyncVectorEnv) -> str:
@@ -562,16 +598,6 @@ def _is_statistics(value: Any) -> bool:
     mean = "mean" in own or isinstance(getattr(kind, "mean", None), property)
     spread = any(name in own or hasattr(kind, name) for name in ("var", "std"))
     return mean and spread and any(hasattr(kind, name) for name in ("update", "push"))
-
-
-def _statistics_of(keeper: str, name: str) -> str:
-    ours = {"obs": "--net.normalize-obs", "re": "--algorithm.normalize-reward"}
-    remedy = next((flag for word, flag in ours.items() if name.startswith(word)), "")
-    return (
-        f"{keeper} keeps running statistics ({name}), which no checkpoint holds and which begin "
-        "anew in every env and evaluation, so that what is scored is not what was trained: leave "
-        f"it out and use {remedy or ' or '.join(ours.values())}, which are saved with the policy"
-    )
 
 
 def _mask(observations: Observations, row: np.ndarray) -> np.ndarray | None:

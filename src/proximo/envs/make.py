@@ -230,7 +230,7 @@ def base(env: Any) -> Any:
 def title(env: Any) -> str:
     """The id with which an env is registered, or the name of its class."""
     inner = base(env)
-    spec = getattr(inner, "spec", None)
+    spec = getattr(inner, "__dict__", {}).get("spec")  # runs no code of the env
     return spec.id if isinstance(spec, EnvSpec) else type(inner).__name__
 
 
@@ -718,8 +718,8 @@ def _maker(env: EnvConfig) -> Maker:
 
 def _registered(name: str, env: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
     # The passive checker looks at the first step only; the rollout is checked whole.
-    limit = env.max_episode_steps
-    return gym.make(name, max_episode_steps=limit, disable_env_checker=True, **kwargs)
+    kwargs = {"max_episode_steps": env.max_episode_steps, "disable_env_checker": True, **kwargs}
+    return gym.make(name, **kwargs)
 
 
 def _user_maker(env: EnvConfig) -> Maker:

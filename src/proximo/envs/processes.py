@@ -172,6 +172,7 @@ class _World:
 
 def work() -> None:
     """The process of some worlds: make them, then do as told until the trainer is gone."""
+    Process.inside = True
     commands, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # a world may print, and must not answer in our place
@@ -242,7 +243,16 @@ def _check(env: EnvConfig) -> dict[str, Any]:
 class Process:
     """A process, its supervisor and the pipes to it. No call waits for longer than it is told."""
 
+    inside = False
+    """This is such a process itself."""
+
     def __init__(self, order: dict[str, Any], path: list[str], folder: str) -> None:
+        """Raises `UsageError` in such a process, each of which would start more of them."""
+        if Process.inside:
+            raise UsageError(
+                "it trains with --env.backend workers when it is imported, as each of their "
+                'processes does to make its envs: train under if __name__ == "__main__"'
+            )
         heard, words = os.pipe()
         for end in (heard, words):  # a full pipe holds nobody up, nor does an empty one
             os.set_blocking(end, False)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from proximo.envs.check import Checked
@@ -109,12 +108,7 @@ class WorkerWorlds(Worlds):
             assert process
             found.append(process.answer(max(START, self._env.timeout)))
             if "error" in found[-1]:
-                hint = ""
-                if self._env.id in gym.registry:
-                    hint = (
-                        ". What a script registers is named as module:ID, by the module that does"
-                    )
-                raise UsageError(f"in a process of its own: {found[-1]['error']}{hint}")
+                raise UsageError(f"in a process of its own: {found[-1]['error']}")
             if found[-1] != found[0]:
                 raise UsageError(f"the worlds are not alike: {found[0]}, but also {found[-1]}")
         return found[0]

@@ -93,8 +93,6 @@ class Session:
         self._folder, self._source, self._net = folder, source, net
         self._is_new, self._start, self._display = resume is None, start, display
         self._world: gym.Env | Supervised | None = None
-        self._apart: gym.Env | None = None
-        """The env that was checked."""
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._save: Save | None = None
@@ -198,14 +196,15 @@ class Session:
         config = self.config.env
         if type(self.worlds) in (SyncWorlds, AgentWorlds):
             try:
-                # Closed with the others: what envs share in a process may end with the first.
-                self._apart = make_world(config, self._source)  # type: ignore[arg-type]
+                # It goes on to evaluations: there may be no room for another one, and what envs
+                # share in a process may end with the first that is closed.
+                world = self._world = make_world(config, self._source)  # type: ignore[arg-type]
             except UsageError as error:  # perhaps there can be no more of them
                 self.notes.append(
                     f"the worlds were not checked: one apart cannot be made ({error})"
                 )
                 return
-            self.checked = check_world(self._apart)
+            self.checked = check_world(world)
         elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
             assert isinstance(self.worlds, VectorWorlds)
             self.checked = check_vector(self.worlds)
@@ -423,7 +422,7 @@ class Session:
         if self._record:
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
                 self._record.close()
-        apart = [env for env in (self._apart, self._world) if env is not None]
+        apart = [self._world] if self._world else []
         failed = [*self.worlds.close(), *close_all(apart)]
         for text in dict.fromkeys(failed if well else ()):
             self._warn(text)
