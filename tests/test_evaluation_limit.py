@@ -57,13 +57,13 @@ def test_so_it_is_in_processes(name):
 
 
 def test_the_default_is_ours_or_that_of_the_env_if_it_is_longer():
-    assert step_limit(EnvConfig(id="CliffWalking-v1"), None) == 100_000
-    assert step_limit(EnvConfig(id="CartPole-v1"), None) == 100_000
+    assert step_limit(EnvConfig(id="CliffWalking-v1"), None) == 10_000
+    assert step_limit(EnvConfig(id="CartPole-v1"), None) == 10_000
     assert step_limit(EnvConfig(id="CartPole-v1"), 7) == 7
-    assert step_limit(EnvConfig(id="x:Y", max_episode_steps=250_000), None) == 250_000
+    assert step_limit(EnvConfig(id="x:Y", max_episode_steps=25_000), None) == 25_000
     assert step_limit(EnvConfig(id="ALE/Pong-v5"), None) == 108_000
-    gym.register("Long-v0", Long, max_episode_steps=200_000)
-    assert step_limit(EnvConfig(id="Long-v0"), None) == 200_000
+    gym.register("Long-v0", Long, max_episode_steps=20_000)
+    assert step_limit(EnvConfig(id="Long-v0"), None) == 20_000
     del gym.registry["Long-v0"]
 
 

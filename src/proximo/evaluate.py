@@ -26,7 +26,7 @@ Act = Callable[[np.ndarray], Any]
 """The same as rows: the most likely action."""
 Rewards = dict[Any, float]
 """By agent; the one of a single env is None."""
-EPISODE_STEPS = 100_000
+EPISODE_STEPS = 10_000
 """Steps after which an episode of an evaluation is cut off, unless a setting says otherwise."""
 GAME_STEPS = 108_000
 """The same for Atari and EnvPool, which have limits of their own: that of Atari, in frames."""
@@ -35,7 +35,7 @@ GAME_STEPS = 108_000
 def step_limit(env: EnvConfig, given: int | None) -> int:
     """Steps after which an evaluation cuts off an episode: `given`, or a default.
 
-    That is 100,000, or the time limit of the env if it is longer. It depends on the configuration
+    That is 10,000, or the time limit of the env if it is longer. It depends on the configuration
     alone, so that the same policy has the same score wherever it is evaluated.
     """
     if given is not None:

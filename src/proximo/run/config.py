@@ -132,7 +132,7 @@ class RunConfig:
     eval_episodes: int = 20
     """Episodes of an evaluation while training."""
     eval_max_episode_steps: int | None = None
-    """Steps after which an episode of an evaluation is cut off; none: 100,000, or the time limit of
+    """Steps after which an episode of an evaluation is cut off; none: 10,000, or the time limit of
     the env if it is longer."""
     save_every: int = 0
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
