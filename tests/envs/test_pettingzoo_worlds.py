@@ -272,6 +272,20 @@ def test_so_does_one_in_a_process(name, words):
         rollouts(EnvConfig(id=f"envs.parallel_worlds:{name}", worlds=1, **settings))
 
 
+class Nameless(Leaving):
+    def __init__(self):
+        super().__init__()
+        self.metadata = None
+
+    def close(self):
+        raise RuntimeError("closed already")
+
+
+def test_one_without_metadata_is_called_by_its_class(capsys):
+    train(Nameless, PPO(minibatch_size=16), total_steps=64)
+    assert "Nameless could not be closed: RuntimeError: closed already" in capsys.readouterr().err
+
+
 def test_samples_are_counted_over_all_agents():
     settings = {"total_steps": 64, "rollout": RolloutConfig(steps=16), "worlds": 1}
     train(Sides, PPO(minibatch_size=32, epochs=1), **settings)

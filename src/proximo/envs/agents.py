@@ -32,6 +32,13 @@ def is_turn_based(world: Any) -> bool:
     return pettingzoo is not None and isinstance(world, pettingzoo.AECEnv)
 
 
+def parallel_name(world: Any) -> str:
+    """What the metadata of an env of PettingZoo call it, or the name of its class."""
+    metadata = getattr(world, "metadata", None)
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) else type(world).__name__
+
+
 class Agents(gym.Env[ByAgent, ByAgent]):
     """A parallel world: observations, actions, rewards and ends come by agent.
 
@@ -51,7 +58,8 @@ class Agents(gym.Env[ByAgent, ByAgent]):
         self.present: list[Any] = []
         if not self.agents:
             raise UsageError(
-                f"{world} has no possible_agents: its __init__ must name all that ever act in it"
+                f"{parallel_name(world)} has no possible_agents: its __init__ must name all that "
+                "ever act in it"
             )
         first, *others = self.agents
         self.observation_space = world.observation_space(first)

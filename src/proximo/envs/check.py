@@ -285,11 +285,10 @@ def check_world(
     episodes: int = EPISODES,
 ) -> Checked:
     """Play the first episodes of a world, and the first one again. Raises `UsageError`."""
-    name = str(world.parallel) if isinstance(world, Agents) else title(world)
     try:
         return _check_world(world, seconds, steps, episodes)
     except UsageError as error:
-        raise UsageError(f"{name} cannot be trained in: {error}") from error
+        raise UsageError(f"{title(world)} cannot be trained in: {error}") from error
 
 
 def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes: int) -> Checked:

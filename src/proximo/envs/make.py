@@ -228,7 +228,11 @@ def base(env: Any) -> Any:
 
 
 def title(env: Any) -> str:
-    """The id with which an env is registered, or the name of its class."""
+    """The id of a registered env, the name of one of PettingZoo's, or that of its class."""
+    from proximo.envs import agents
+
+    if isinstance(env, agents.Agents):
+        return agents.parallel_name(env.parallel)
     inner = base(env)
     spec = getattr(inner, "__dict__", {}).get("spec")  # runs no code of the env
     return spec.id if isinstance(spec, EnvSpec) else type(inner).__name__
@@ -517,7 +521,7 @@ def _single(made: Any, maker: str) -> Any:
 
     Raises `UsageError` for anything else. maker: what made it, in words.
     """
-    from proximo.envs.agents import is_parallel, is_turn_based
+    from proximo.envs.agents import is_parallel, is_turn_based, parallel_name
 
     if is_parallel(made):
         return made
@@ -534,9 +538,10 @@ def _single(made: Any, maker: str) -> Any:
         )
     if is_turn_based(made):
         raise UsageError(
-            f"{maker} returned {made}, a turn-based (AEC) env of PettingZoo: agents must act at "
-            "once. Return its parallel_env(), or, where agents cannot do that, a Gymnasium env in "
-            "which one of them acts and the others are part of it"
+            f"{maker} returned {parallel_name(made)}, a turn-based (AEC) env of "
+            "PettingZoo: agents must act at once. Return its parallel_env(), or, where agents "
+            "cannot do that, a Gymnasium env in which one of them acts and the others are part of "
+            "it"
         )
     missing = [name for name in ("reset", "step") if not callable(getattr(made, name, None))]
     if missing:
