@@ -290,6 +290,8 @@ def test_a_configuration_with_a_world_of_ones_own_needs_its_name_again(here, own
     succeeded(proximo("train", *words))
     assert (here / "imported").exists()
     assert timeless("again") == timeless("r")
+    words = ("--config", "r/config.toml", "--run-dir", "third", "--env.id", own_world)
+    succeeded(proximo("train", *words))
 
 
 # Where it starts and where it ends

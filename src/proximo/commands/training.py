@@ -183,7 +183,8 @@ def _config(final: Train, net: str, arguments: list[str]) -> Config:
     if not config.env.id:
         raise UsageError("name a world, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
-        named = any(word.startswith("--env.wrappers") for word in arguments)
-        wrappers = env.wrappers if named else ()
-        allow_code(config, world, wrappers, net, "train", arguments)
+        words = {word.partition("=")[0] for word in arguments}
+        wrappers = env.wrappers if "--env.wrappers" in words else ()
+        named = env.id if "--env.id" in words else world
+        allow_code(config, named, wrappers, net, "train", arguments)
     return config
