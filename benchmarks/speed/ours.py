@@ -32,7 +32,7 @@ def learn(
             id=work.env,
             worlds=work.worlds,
             backend=work.backend,
-            threads=threads,
+            threads=threads if work.backend == "envpool" or work.pixels else 0,
             action_masks="method" if work.masked else "observation",
             reward_clip=1.0 if work.pixels else None,
         ),
