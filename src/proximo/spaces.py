@@ -604,7 +604,8 @@ def _key_record(key: Any) -> Any:
         return [_key_record(part) for part in plain]
     if isinstance(plain, EnumKey):
         return {"enum": plain.enum, "name": plain.name}
-    if plain is None or (type(plain) in (bool, int, float, str) and str(plain) != "nan"):
+    # NaN is no key: it is not found again.
+    if plain is None or (type(plain) in (bool, int, float, str) and plain == plain):
         return plain
     raise UsageError(
         f"a space has the key {key!r}, of type {type(key).__name__}, which neither a run folder "
