@@ -604,8 +604,8 @@ def _key_record(key: Any) -> Any:
         return [_key_record(part) for part in plain]
     if isinstance(plain, EnumKey):
         return {"enum": plain.enum, "name": plain.name}
-    # NaN is no key: it is not found again.
-    if plain is None or (type(plain) in (bool, int, float, str) and plain == plain):
+    is_nan = isinstance(plain, float) and np.isnan(plain)  # which is not found again
+    if plain is None or (type(plain) in (bool, int, float, str) and not is_nan):
         return plain
     raise UsageError(
         f"a space has the key {key!r}, of type {type(key).__name__}, which neither a run folder "
