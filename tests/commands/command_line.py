@@ -5,6 +5,7 @@ import io
 import json
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,3 +171,11 @@ def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("trained") / "run"
     succeeded(train("--run-dir", run, "--algorithm.learning-rate", "linear:1e-3:0", "--quiet"))
     return run
+
+
+def wait_for(what, seconds=60):
+    """Until this holds."""
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.02)

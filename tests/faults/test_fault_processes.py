@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.command_line import SMALL, proximo, rows, succeeded, timeless
+from commands.command_line import SMALL, proximo, rows, succeeded, timeless, wait_for
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import make_worlds
 
@@ -103,13 +103,6 @@ def start():
     for popen in started:
         popen.kill()
         popen.communicate()
-
-
-def wait_for(what, seconds=60):
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def descendants(pid):

@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from commands.command_line import SMALL, WORLD, proximo, result, rows, succeeded, timeless
+from commands.command_line import (
+    SMALL,
+    WORLD,
+    proximo,
+    result,
+    rows,
+    succeeded,
+    timeless,
+    wait_for,
+)
 from proximo import PPO, RolloutConfig, train
 from proximo.cli import main
 from proximo.commands.signals import AT_ONCE
@@ -124,13 +133,6 @@ def start(own):
     for popen in started:
         popen.kill()
         popen.communicate()
-
-
-def wait_for(what, seconds=60):
-    until = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def ended(popen, seconds=60):

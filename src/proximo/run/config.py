@@ -251,25 +251,20 @@ class Config:
         The deviation of one sample from its own mean is 0. agents: in each of the worlds.
         """
         algorithm, rollout = self.algorithm, self.rollout
-        over = algorithm.normalize_advantage
-        stretches = self.net.memory == "none" or self.net.memory_steps == 1
-        steps = (
-            1 if self.env.max_episode_steps == 1 else rollout.steps if not rollout.episodes else 0
-        )
-        found = ""
-        if (
-            over != "none"
-            and not rollout.episodes
-            and self.env.worlds * agents * rollout.steps == 1
-        ):
-            found = "an update has one sample"
-        elif over == "episode" and steps == 1:
-            found = "an episode has one step in an update"
-        elif algorithm.standardizes_minibatches and algorithm.minibatches == "shuffled":
-            if algorithm.minibatch_size == 1 and stretches:
-                found = "algorithm.minibatch_size is 1"
-        elif algorithm.standardizes_minibatches and algorithm.minibatches == "episodes":
-            found = "an episode has one step" if steps == 1 else ""
+        over, each = algorithm.normalize_advantage, algorithm.standardizes_minibatches
+        whole = self.net.memory != "none" and self.net.memory_steps != 1  # segments stay together
+        samples = 0 if rollout.episodes else self.env.worlds * agents * rollout.steps
+        steps = 1 if self.env.max_episode_steps == 1 else 0 if rollout.episodes else rollout.steps
+        alone = {
+            "an update has one sample": over != "none" and samples == 1,
+            "an episode has one step in an update": over == "episode" and steps == 1,
+            "algorithm.minibatch_size is 1": each
+            and algorithm.minibatches == "shuffled"
+            and algorithm.minibatch_size == 1
+            and not whole,
+            "an episode has one step": each and algorithm.minibatches == "episodes" and steps == 1,
+        }
+        found = next((what for what, holds in alone.items() if holds), "")
         if found:
             raise UsageError(
                 f"algorithm.normalize_advantage is {over}, but {found}: the deviation of one "
