@@ -75,7 +75,7 @@ def test_a_greedy_policy_that_loops_ends_no_training(here, backend):
     done = succeeded(proximo(*run, *words, *limit))
     said = "2 of 2 episodes did not end within 50 steps and were cut off there"
     assert done.out.count(said) == 1
-    assert said in result("r")["doubts"][-1]
+    assert said in result("r")["warnings"][-1]
     for row in rows("r"):
         assert (row["evaluation"], row["evaluation_episodes_cut"]) == (50, 2)
 

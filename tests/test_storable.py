@@ -189,17 +189,17 @@ def test_what_is_no_such_setting_is_refused_by_name(make, said):
 
 
 def test_readings_of_callbacks_are_numbers_or_are_left_out(tmp_path, capsys):
-    def add(state, rollout, metrics):
-        metrics["tensor"] = rollout.reward.mean()
-        metrics["learned"] = torch.tensor(2.0, requires_grad=True)
-        metrics["array"] = np.array([3.5])
-        metrics["numpy"] = np.float32(0.5)
-        metrics["huge"] = 2**80
-        metrics["missing"] = float("nan")
-        metrics["words"] = "warming up"
-        metrics["several"] = torch.zeros(3)
-        metrics["object"] = object()
-        metrics[7] = 1.0
+    def add(state, rollout, row):
+        row["tensor"] = rollout.reward.mean()
+        row["learned"] = torch.tensor(2.0, requires_grad=True)
+        row["array"] = np.array([3.5])
+        row["numpy"] = np.float32(0.5)
+        row["huge"] = 2**80
+        row["missing"] = float("nan")
+        row["words"] = "warming up"
+        row["several"] = torch.zeros(3)
+        row["object"] = object()
+        row[7] = 1.0
 
     agent = quick(run_dir=tmp_path / "run", callbacks=[add], total_steps=96)
     rows = RunFolder.open(tmp_path / "run").read_metrics()
@@ -209,9 +209,9 @@ def test_readings_of_callbacks_are_numbers_or_are_left_out(tmp_path, capsys):
         assert (row["numpy"], row["huge"], row["missing"]) == (0.5, 2.0**80, None)
         assert row["words"] == "warming up"
         assert not row.keys() & {"several", "object", 7, "7"}
-    said = [text for text in agent.result["doubts"] if "not one number" in text]
+    said = [text for text in agent.result["warnings"] if "not one number" in text]
     assert len(said) == 3
-    assert "metrics['several'] is tensor([0., 0., 0.])" in said[0]
+    assert "row['several'] is tensor([0., 0., 0.])" in said[0]
     capsys.readouterr()
 
 
@@ -229,13 +229,13 @@ def test_readings_of_callbacks_are_numbers_or_are_left_out(tmp_path, capsys):
 def test_large_rewards_get_a_hint(algorithm, net, said):
     env = EnvConfig(id="CartPole-v1", reward_scale=1e6)
     agent = quick(env, algorithm, net=net)
-    hints = [x for x in agent.result.get("doubts", ()) if "rewards reach 1e+06" in x]
+    hints = [x for x in agent.result.get("warnings", ()) if "rewards reach 1e+06" in x]
     assert len(hints) == said
     assert all("--algorithm.normalize-reward" in x for x in hints)
 
 
 def test_rewards_of_usual_size_get_none():
-    assert not any("rewards" in x for x in quick().result.get("doubts", ()))
+    assert not any("rewards" in x for x in quick().result.get("warnings", ()))
 
 
 @pytest.mark.parametrize("clip", [0.99, 1.0, 3.0, "linear:1.5:0.1", None])

@@ -12,7 +12,7 @@ import torch
 
 from proximo.evaluate import Player
 from proximo.export import Exported, export
-from proximo.named import find, name_of
+from proximo.imports import find, name_of
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker
 from proximo.run.checkpoint import Checkpoint

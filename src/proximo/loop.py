@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -12,39 +13,51 @@ from gymnasium.vector import VectorEnv
 
 from proximo.agent import Agent
 from proximo.algorithms.base import OnPolicy
-from proximo.collect import collect
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, Worlds
-from proximo.named import name_of
+from proximo.envs.make import Maker
+from proximo.imports import name_of
 from proximo.nets.config import NetConfig
 from proximo.nets.own import Maker as NetMaker
 from proximo.run.callbacks import Callback
-from proximo.run.config import Config, RolloutConfig, RunConfig, check_storable, from_tables
+from proximo.run.config import (
+    Config,
+    RolloutConfig,
+    RunConfig,
+    RunSettings,
+    check_storable,
+    from_tables,
+)
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
-from proximo.run.session import Session
-from proximo.types import TrainState, UsageError
+from proximo.run.session import Session, Task
+from proximo.types import Row, UsageError
 
 
-def learn(worlds: Worlds, state: TrainState, config: Config, callbacks: Sequence[Callback]) -> bool:
-    """Schulman et al. 2017 (arXiv 1707.06347), Algorithm 1. Returns whether a callback ended it."""
-    algorithm, steps, episodes = config.algorithm, config.rollout.steps, config.rollout.episodes
-    while not config.run.ended_by(vars(state)):
-        rollout = collect(worlds, state, config.env, steps=steps, episodes=episodes)
-        batch = algorithm.prepare(state, rollout)  # advantages and value targets, once
-        metrics = algorithm.update(state, batch)  # K epochs of minibatches of size M <= NT
-        state.advance(rollout, config.run.smoothing)
-        if any([callback(state, rollout, metrics) for callback in callbacks]):  # noqa: C419 each is called
+def learn(task: Task, state: Any, run: RunSettings, callbacks: Sequence[Callback]) -> bool:
+    """Schulman et al. 2017 (arXiv 1707.06347), Algorithm 1; returns whether a callback ended it."""
+    while not state.finished(run):
+        rollout = task.collect(state)  # run the old policy
+        batch = task.prepare(state, rollout)  # advantages and value targets, once
+        metrics = task.update(state, batch)  # K epochs of minibatches of size M <= NT
+        row = state.advance(rollout, metrics)  # counters, and everything that is logged
+        if any([callback(state, rollout, row) for callback in callbacks]):  # noqa: C419 each is called
             return True
     return False
 
 
-def run_session(session: Session) -> Agent:
-    """Train in a session that stands ready, and close it."""
+def run_session(session: Session) -> Row:
+    """Train in a session that stands ready, and close it; returns how the training ended."""
     with session:
-        stopped = learn(session.worlds, session.state, session.running, session.callbacks)
-        result = session.finish(stopped=stopped)
-        return Agent(session.policy, session.config, session.spaces, result)
+        stopped = learn(session.task, session.state, session.run, session.callbacks)
+        return session.finish(stopped=stopped)
+
+
+def run_control(session: Session) -> Agent:
+    """`run_session` of a control task; returns the agent."""
+    result = run_session(session)
+    task: Any = session.task
+    return Agent(task.state.policy, task.config, task.spaces, result)
 
 
 def _check_kinds(net: object, rollout: object, run_config: object, callbacks: object) -> None:
@@ -135,5 +148,6 @@ def train(
     if run_dir is not None:
         check_storable(config, own)
     folder = RunFolder.create(run_dir, config) if run_dir is not None else None
-    session = Session(config, folder=folder, source=source, net=own, callbacks=callbacks)
-    return run_session(session)
+    return run_control(
+        make_session(config, folder=folder, source=source, net=own, callbacks=callbacks)
+    )

@@ -12,9 +12,9 @@ import types
 import typing
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 """One number per name, as written to `metrics.jsonl`."""
+Row = dict[str, Any]
+"""What is logged of an update, by name."""
 Keep = Callable[[str, "dict[str, Tensor]", dict[str, Any]], str]
 """Told of a gradient step that is left out: why, its tensors and its record; says where the first
 of them is kept, or nothing."""
@@ -331,6 +333,13 @@ class WorldState:
     length: np.ndarray  # [N] int64: its length so far
 
 
+class Ending(Protocol):
+    """Settings of a run that tell when it is over."""
+
+    def ended_by(self, counters: Mapping[str, Any]) -> str:
+        """The setting that ends a run with these counters, or "" if it continues."""
+
+
 @dataclass(kw_only=True)
 class TrainState:
     """All that changes while training. What is not here is not saved, and must not matter."""
@@ -359,6 +368,9 @@ class TrainState:
     carry: Tensor | None = None  # [N, C] what the policy remembers in each world
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
     skipped: int = 0  # gradient steps that were left out, for what was not finite
+    smoothing: float = 0.1  # of the run, not of its state: weight of an episode in `smoothed`
+    success_at: float | None = None  # of the run: the return from which an episode is a success
+    averages: Row = field(default_factory=dict)  # of `recent`, while no episode has ended since
     keep: Keep | None = None  # of the run, not of its state: where the first of those is written
     watch: Watch | None = None  # of the run, likewise: what shows its progress
 
@@ -375,12 +387,52 @@ class TrainState:
         """
         return min(1.0, self.steps / self.horizon)
 
-    def advance(self, rollout: Rollout, smoothing: float) -> None:
-        """Count an update that is done. The smoothed return moves by `smoothing` per episode."""
+    def finished(self, run: Ending) -> str:
+        """The setting that has ended the run, or "" if it continues."""
+        return run.ended_by(vars(self))
+
+    def advance(self, rollout: Rollout, metrics: Metrics) -> Row:
+        """Count an update that is done; returns its row: everything that is logged of it."""
         self.updates += 1
         self.steps += int(rollout.mask.sum())
         self.episodes += len(rollout.episodes)
         self.recent.extend(rollout.episodes)
         for episode in rollout.episodes:
             before = episode.ret if self.smoothed is None else self.smoothed
-            self.smoothed = before + smoothing * (episode.ret - before)
+            self.smoothed = before + self.smoothing * (episode.ret - before)
+        latest = [episode.ret for episode in rollout.episodes]
+        if latest or not self.averages:
+            self.averages = self.recent_returns()
+        row = {
+            "update": self.updates,
+            "steps": self.steps,
+            "episodes": self.episodes,
+            "return_latest": _mean(latest) if latest else None,
+            **self.averages,
+            "return_smoothed": self.smoothed,
+            "best": self.best,
+            **metrics,
+        }
+        clipped = self.policy.head.cut_off(rollout.action)  # type: ignore[union-attr,operator]
+        if clipped is not None:
+            row["action_clip_fraction"] = float(clipped[rollout.mask].float().mean())
+        if self.skipped:
+            row["skipped_steps"] = self.skipped
+        return row
+
+    def recent_returns(self) -> Row:
+        """Return, length, share of successes over the last 100 episodes; None before the first."""
+        if not self.recent:
+            return {"return_mean": None, "length_mean": None}
+        # Every update pays for this: a few calls over the whole window, none of them per episode.
+        returns, lengths = zip(*self.recent, strict=True)
+        count = len(returns)
+        row = {"return_mean": _mean(returns), "length_mean": sum(lengths) / count}
+        if self.success_at is not None:
+            row["success_rate"] = sum(map(float(self.success_at).__le__, returns)) / count
+        return row
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Never beyond all of them, as rounding alone would have it."""
+    return min(max(sum(values) / len(values), min(values)), max(values))

@@ -21,7 +21,7 @@ LAYERS = [
     ["collect", "evaluate", "export", "algorithms"],
     ["native"],
     ["nets", "envs"],
-    ["functional", "named", "spaces"],
+    ["functional", "imports", "spaces"],
     ["types"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

@@ -12,12 +12,12 @@ from commands.command_line import SMALL, here, own_world, proximo, refusal, succ
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, load, train
 from proximo.envs.known import FAMILIES
 from proximo.envs.make import episode_seed, make_world, make_worlds
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
-from proximo.run.session import Session
 from proximo.types import Steps
 
 __all__ = ["here", "own_world"]
@@ -160,9 +160,9 @@ def test_atari_resumes_to_the_bit(tmp_path):
     go(tmp_path / "parts", 4)  # in the middle of the second episodes
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
-    session = Session(folder.read_config(), folder=folder, resume=saved)
-    assert not any("cannot be brought back" in note for note in session.notes)
-    run_session(session)
+    session = make_session(folder.read_config(), folder=folder, resume=saved)
+    assert not any("cannot be brought back" in note for note in session.log.setup_notes)
+    run_control(session)
     last = [(tmp_path / run / "checkpoints/last.safetensors") for run in ("straight", "parts")]
     assert last[0].read_bytes() == last[1].read_bytes()
 

@@ -31,10 +31,10 @@ from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, train
 from proximo.envs.check import check_world
 from proximo.envs.make import make_world, make_worlds
 from proximo.evaluate import evaluate
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 
 __all__ = ["here"]
 
@@ -137,10 +137,10 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path, memory):
     go(tmp_path / "parts", 4)
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
-    session = Session(folder.read_config(), folder=folder, resume=saved)
-    assert session.notes[0] == "agents: 2 in each world, acting by one policy"
-    assert not any("cannot be brought back" in note for note in session.notes)
-    run_session(session)
+    session = make_session(folder.read_config(), folder=folder, resume=saved)
+    assert session.log.setup_notes[0] == "agents: 2 in each world, acting by one policy"
+    assert not any("cannot be brought back" in note for note in session.log.setup_notes)
+    run_control(session)
     last = [(tmp_path / run / "checkpoints/last.safetensors") for run in ("straight", "parts")]
     assert last[0].read_bytes() == last[1].read_bytes()
 
@@ -232,18 +232,18 @@ def test_what_is_doubtful_of_one_agent_is_noted(world, words):
     (note,) = found_in(world).notes
     assert words in note
     _, agent = rollouts(world)
-    assert agent.result["doubts"] == [f"the worlds: {note}"]
+    assert agent.result["warnings"] == [f"the worlds: {note}"]
 
 
 def test_those_who_are_away_are_not_looked_at_for_their_bounds():
     _, agent = rollouts(High, worlds=1, steps=4, updates=32)
-    assert "doubts" not in agent.result
+    assert "warnings" not in agent.result
 
 
 def test_worlds_in_processes_are_checked_too():
     env = EnvConfig(id="envs.parallel_worlds:Unseeded", backend="workers", worlds=2)
     _, agent = rollouts(env)
-    assert "reset with the same seed gives another observation" in agent.result["doubts"][0]
+    assert "reset with the same seed gives another observation" in agent.result["warnings"][0]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from envs.test_tensors import Drift
 from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, load, train
 from proximo.envs.make import make_world
 from proximo.evaluate import evaluate
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.run.callbacks import TRAINING_EVALUATION_SEED
 from proximo.run.checkpoint import Checkpoint
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 
 TIMES = {"seconds", "steps_per_second"}
 UPDATES = 5
@@ -79,9 +79,11 @@ def test_an_env_that_keeps_changes_and_reuses_its_arrays_gives_the_bits_of_one_t
         env, folder = single(how, actions), tmp_path / how
         go(env, folder, stop=2, **evaluations)  # and resume: the log holds what was sent
         run = RunFolder.open(folder)
-        session = Session(run.read_config(), folder=run, resume=Checkpoint(run.checkpoint("last")))
-        assert not any("cannot be brought back" in note for note in session.notes)
-        agent = run_session(session)
+        session = make_session(
+            run.read_config(), folder=run, resume=Checkpoint(run.checkpoint("last"))
+        )
+        assert not any("cannot be brought back" in note for note in session.log.setup_notes)
+        agent = run_control(session)
         assert_same(kept(folder), kept(tmp_path / "copies"))
         assert scores(agent, env) == expected
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proximo.commands.arguments import say, show
-from proximo.run.callbacks import Row
+from proximo.types import Row
 
 READINGS = (
     ("return", "return_mean", "{:.1f}"),

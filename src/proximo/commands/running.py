@@ -12,14 +12,15 @@ from typing import Any
 from proximo.commands.arguments import say, show
 from proximo.commands.display import LiveDisplay, PlainDisplay, said_if_slow
 from proximo.commands.signals import Interrupt
-from proximo.loop import run_session
+from proximo.loop import run_control
+from proximo.run.callbacks import Watcher
 from proximo.run.checkpoint import Checkpoint, newest
 from proximo.run.config import Config, sayable
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
-from proximo.run.session import Session
-from proximo.types import Metrics, Rollout, TrainingError, TrainState, UsageError, explain
+from proximo.types import Rollout, Row, TrainingError, TrainState, UsageError, explain
 
 
 def begin(
@@ -90,7 +91,7 @@ def _train(
         try:
             slow = f"making {config.env.worlds} worlds and trying one takes long: still at it"
             with contextlib.nullcontext() if quiet else said_if_slow(slow):
-                session = Session(
+                session = make_session(
                     config,
                     folder=folder,
                     callbacks=[interrupt],
@@ -100,9 +101,9 @@ def _train(
                     resume=resume,
                 )
             interrupt.install()  # its worlds are there, and perhaps handlers of theirs
-            _say([*lines, *session.notes], folder, quiet=quiet)
+            _say([*lines, *session.log.setup_notes], folder, quiet=quiet)
 
-            def heed(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+            def heed(state: TrainState, rollout: Rollout, row: Row) -> None:
                 if interrupt.signal:
                     session.interruption = "interrupted"
                 if interrupt.asked:
@@ -110,9 +111,9 @@ def _train(
                     if session.save():
                         _say([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
 
-            session.callbacks.append(heed)  # behind all others, so that what they did is in it
+            session.callbacks.append(Watcher(heed))  # behind all others: their part is in it
             with display or contextlib.nullcontext():
-                agent = run_session(session)
+                agent = run_control(session)
         except KeyboardInterrupt:
             show(interrupt.stopped_at_once(), file=sys.stderr)
             return 128 + (interrupt.signal or signal.SIGINT)
@@ -135,7 +136,8 @@ def _train(
         )
         return 128 + interrupt.signal
     if not quiet:
-        late = [doubt for doubt in result.get("doubts", ()) if doubt not in session.notes]
+        said = session.log.setup_notes
+        late = [warning for warning in result.get("warnings", ()) if warning not in said]
         say("\n".join([*late, *_ending(result, config, folder)]))
     return 0
 

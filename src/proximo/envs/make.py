@@ -20,7 +20,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv, VectorWra
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
-from proximo.named import find, import_module
+from proximo.imports import find, import_module
 from proximo.spaces import MASK, Actions, Observations, choices, flat_mask, misfit, own_copy
 from proximo.types import Steps, UsageError, WorldState, explain, faults, nearest
 

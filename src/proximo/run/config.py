@@ -21,7 +21,7 @@ from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.envs.config import EnvConfig
 from proximo.functional.schedules import Schedule
-from proximo.named import leads_to
+from proximo.imports import leads_to
 from proximo.nets.config import NetConfig
 from proximo.run.disk import read
 from proximo.types import UsageError, check_values, nearest

@@ -1,0 +1,360 @@
+"""Control as a task: envs, policy and engine from a configuration, and the three verbs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import VectorEnv
+
+from proximo.algorithms.update import choose_engine, make_engine
+from proximo.collect import collect
+from proximo.envs.agents import AgentWorlds
+from proximo.envs.check import Bounds, Checked, check_vector, check_world
+from proximo.envs.make import (
+    NUMBERED,
+    REPLAYED,
+    Maker,
+    SyncWorlds,
+    VectorWorlds,
+    Worlds,
+    close_all,
+    make_world,
+    make_worlds,
+)
+from proximo.envs.tensors import TensorWorlds
+from proximo.envs.workers import WorkerWorlds
+from proximo.evaluate import Supervised, step_limit
+from proximo.imports import find
+from proximo.nets.actor_critic import ActorCritic
+from proximo.nets.own import Maker as NetMaker
+from proximo.run.callbacks import Callback, Display, as_callback, overrides
+from proximo.run.checkpoint import Checkpoint, Damaged, Snapshot
+from proximo.run.choices import check_backend, choose_backend, choose_device, choose_threads, size
+from proximo.run.config import Config, RunConfig, make_policy, success_threshold
+from proximo.run.folder import RunFolder
+from proximo.run.monitors import (
+    Evaluate,
+    Evaluation,
+    LargeRewards,
+    LoneAdvantages,
+    ObservationBoundsCheck,
+    StopAt,
+    own_evaluation,
+)
+from proximo.run.preflight import check_room, check_sizes
+from proximo.run.profile import Profile
+from proximo.run.session import RunLog, Session, Task
+from proximo.spaces import check_columns, space_record
+from proximo.types import (
+    Batch,
+    Metrics,
+    Rollout,
+    Row,
+    TrainState,
+    UsageError,
+    Watch,
+    explain,
+    faults,
+)
+
+
+def make_session(
+    config: Config,
+    *,
+    folder: RunFolder | None = None,
+    source: Maker | VectorEnv | None = None,
+    net: NetMaker | None = None,
+    callbacks: Sequence[Callback | Callable[..., Any]] = (),
+    display: Display | None = None,
+    watch: Watch | None = None,
+    start: Checkpoint | None = None,
+    resume: Checkpoint | None = None,
+) -> Session:
+    """A run of control that stands ready to train. Raises `UsageError`.
+
+    source, net: the env and the network that the configuration names, where they are at hand; else
+    they are imported by name. watch: told what happens between updates. start: begin with the
+    policy of this checkpoint. resume: continue from its state.
+    """
+    own = [as_callback(callback) for callback in callbacks]
+
+    def build(log: RunLog) -> ControlTask:
+        return ControlTask(config, log, own, source, net, start=start, resume=resume, watch=watch)
+
+    return Session(build, folder=folder, callbacks=own, display=display, resume=resume)
+
+
+class ControlTask(Task):
+    """Training a policy in envs: `collect` runs it, the algorithm prepares and updates."""
+
+    config: Config
+    run: RunConfig
+    state: TrainState
+
+    def __init__(
+        self,
+        config: Config,
+        log: RunLog,
+        callbacks: Sequence[Callback],
+        source: Maker | VectorEnv | None,
+        net: NetMaker | None,
+        *,
+        start: Checkpoint | None,
+        resume: Checkpoint | None,
+        watch: Watch | None,
+    ) -> None:
+        """See `make_session`. Whatever fails, what was opened is closed."""
+        self.log, self.callbacks, self._source = log, callbacks, source
+        self._is_new = resume is None
+        self._world: gym.Env | Supervised | None = None
+        self._threads = torch.get_num_threads()
+        self.checked: Checked | None = None
+        backend, how = choose_backend(config.env, given=source is not None)
+        env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
+        config = dataclasses.replace(config, env=env)
+        if backend != "sync":
+            log.note(f"worlds: {backend} ({how})")
+        if self._is_new:
+            check_backend(config.env)
+        check_sizes(config, made=isinstance(source, VectorEnv))
+        self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
+        if isinstance(self.worlds, WorkerWorlds):
+            self.worlds.report = log.warn
+        try:
+            if log.folder:
+                list(map(space_record, self.spaces))  # refused before training
+            own = net or (find(config.net.module) if config.net.module else None)
+            policy = self._make_policy(config, own)
+            self.config = self._settle(config, policy)
+            self.run = self.config.run
+            by_evaluation = self.run.keep_best == "evaluation"
+            self.best_by = "evaluation" if by_evaluation else "return_smoothed"
+            if self._is_new and config.env.check:
+                self._check()
+            self.state = self._make_state(policy)
+            self.state.keep, self.state.watch = log.record_skip, watch
+            if own:
+                seen = torch.as_tensor(self.state.worlds.obs, device=self.run.device)
+                policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
+            self._load(start, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def collect(self, state: TrainState) -> Rollout:
+        rollout = self.config.rollout
+        return collect(
+            self.worlds, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes
+        )
+
+    def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
+        for callback in self.callbacks:
+            rollout = callback.before_advantages(state, rollout)
+        return self.config.algorithm.prepare(state, rollout)
+
+    def update(self, state: TrainState, batch: Batch) -> Metrics:
+        return self.config.algorithm.update(state, batch)
+
+    def snapshot(self, best: float | None) -> Callable[[Path], None]:
+        state = dataclasses.replace(self.state, best=best)
+        return Snapshot(state, self.spaces).write
+
+    def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
+        snapshot = Snapshot(self.state, self.spaces, policy_only=True)
+        return lambda: snapshot.write(folder.checkpoint("best"))
+
+    def timed(self, profile: Profile) -> Task:
+        self.worlds = profile.timed(self.worlds, step="world")
+        self.state.engine = profile.timed(
+            self.state.engine,
+            actor="act",
+            evaluate="evaluate",
+            value="evaluate",
+            finite="checks",
+            descend="update",
+        )
+        # Algorithms that move actor and critic in turn take steps of their own, not the engine's.
+        update = "update" if self.config.algorithm.apart else "readings"
+        return profile.timed(self, collect="collect", prepare="advantages", update=update)
+
+    def result(self, folder: RunFolder | None, *, finished: bool) -> Row:
+        state = self.state
+        return {
+            "steps": state.steps,
+            "episodes": state.episodes,
+            **state.recent_returns(),
+            "return_smoothed": state.smoothed,
+            "best": state.best,
+        }
+
+    def close(self) -> list[str]:
+        torch.set_num_threads(self._threads)
+        apart = [self._world] if self._world else []
+        return [*self.worlds.close(), *close_all(apart)]
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Of observations and of actions."""
+        return self.worlds.obs_space, self.worlds.action_space
+
+    def _make_policy(self, config: Config, net: NetMaker | None) -> ActorCritic:
+        """The network, with its first weights, on the CPU. Raises `UsageError`."""
+        agents = self.worlds.agents
+        config.check_samples(agents)
+        if self._is_new:
+            config.check_lone(agents)
+            config.algorithm.check_used()
+            config.check_net(self.spaces)
+        if agents > 1:
+            self.log.note(f"agents: {agents} in each world, acting by one policy")
+        with torch.random.fork_rng(devices=[]):
+            if net is None:
+                with torch.device("meta"):  # where it takes no memory
+                    draft = make_policy(self.spaces, config)
+                check_room(draft, self.worlds, config)
+            torch.manual_seed(config.run.seed)
+            torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
+            policy = make_policy(self.spaces, config, net)
+            torch.set_num_threads(self._threads)
+        if net:  # which can be made only in earnest
+            check_room(policy, self.worlds, config)
+        return policy
+
+    def _settle(self, config: Config, policy: ActorCritic) -> Config:
+        """The configuration with device, engine and threads chosen; the policy moves there."""
+        device, why = choose_device(config.run.device, policy, self.worlds.device)
+        self.log.note(f"device: {device} ({why}; {size(policy):,} parameters)")
+        policy.to(device)
+        engine, why = choose_engine(config.run.engine, config.algorithm, policy)
+        samples = config.algorithm.minibatch_size
+        if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
+            samples = self.worlds.count * config.rollout.steps
+        threads = choose_threads(config.run.threads, engine, policy, samples)
+        self.log.note(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
+        # The native engine has threads of its own, and small operations are slower on several.
+        torch.set_num_threads(1 if engine == "native" else threads)
+        self.log.note(*config.algorithm.notes, doubtful=True)
+        updates = -(-config.run.total_steps // (self.worlds.count * config.rollout.steps))
+        if not config.rollout.episodes and updates < 10:
+            self.log.note(
+                f"total_steps is enough for {updates} updates only: more steps, or a smaller "
+                "env.worlds or rollout.steps, give more"
+            )
+        run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
+        return dataclasses.replace(config, run=run)
+
+    def _check(self) -> None:
+        """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
+        config = self.config.env
+        if type(self.worlds) in (SyncWorlds, AgentWorlds):
+            try:
+                # It stays for evaluations: there may be no room for another one, and what envs
+                # share in a process may end with the first that is closed.
+                world = self._world = make_world(config, self._source)  # type: ignore[arg-type]
+            except UsageError as error:  # perhaps there can be no more of them
+                self.log.note(f"the worlds were not checked: one apart cannot be made ({error})")
+                return
+            self.checked = check_world(world)
+        elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
+            assert isinstance(self.worlds, VectorWorlds)
+            self.checked = check_vector(self.worlds)
+        elif isinstance(self.worlds, WorkerWorlds):
+            self.checked = self.worlds.check()
+        if self.checked:  # else known: with a backend of ours
+            self.log.note(*(f"the worlds: {note}" for note in self.checked.notes), doubtful=True)
+
+    def _make_state(self, policy: ActorCritic) -> TrainState:
+        try:
+            worlds = self.worlds.start()
+        except UsageError:
+            raise
+        except faults() as error:
+            raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
+        run = self.run
+        optimizer = self.config.algorithm.make_optimizer(policy)
+        return TrainState(
+            policy=policy,
+            optimizer=optimizer,
+            engine=make_engine(run.engine, policy, optimizer, run.threads),
+            worlds=worlds,
+            # Streams apart, so that longer rollouts do not change the order of minibatches.
+            collecting=torch.Generator().manual_seed(2 * run.seed),
+            shuffling=torch.Generator().manual_seed(2 * run.seed + 1),
+            horizon=run.total_steps,
+            smoothed=run.smoothed_from,
+            smoothing=run.smoothing,
+            success_at=success_threshold(self.config),
+        )
+
+    def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> None:
+        """Restore what earlier runs left: a policy to begin with, or the whole state."""
+        state = self.state
+        if saved := start or resume:
+            with contextlib.suppress(Damaged):  # as older versions wrote some
+                check_columns(saved.spaces, self.spaces)
+        if start:
+            start.load_policy(state.policy)
+            start.load_moments(state)
+        if resume:
+            resume.load_state(state)
+            whole = not self.worlds.replayable or self.worlds.remembered(state.worlds).all()
+            if not self._restored():
+                state.reward_return = state.carry = None  # of the episodes that are gone
+                why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
+                self.log.note(
+                    f"these worlds cannot be brought back{why}: new episodes begin in them"
+                )
+
+    def _restored(self) -> bool:
+        try:
+            return self.worlds.restore(self.state.worlds)
+        except UsageError:
+            raise
+        except faults() as error:
+            raise UsageError(
+                f"a world failed while its episode was replayed: {explain(error)}"
+            ) from error
+
+    def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
+        run, warn = self.run, self.log.warn
+        if (threshold := self.state.success_at) is not None:
+            self.log.note(f"counts as solved from a return of {threshold:g}")
+        monitors: list[Callback] = []
+        own = [own_evaluation(c, self.log.alert) for c in callbacks if overrides(c, "evaluate")]
+        if run.stop_at is not None or (run.eval_every and not own):
+            limit = step_limit(self.config.env, run.eval_max_episode_steps)
+            evaluation = Evaluation(self.world, run.eval_episodes, limit, warn)
+        if run.eval_every:
+            monitors.append(Evaluate(own or [evaluation], run.eval_every))
+        if run.stop_at is not None:
+            monitors.append(StopAt(evaluation, run.stop_at))
+        if not (self.checked and not self.checked.within):
+            bounds = Bounds(self.worlds.observations)
+            monitors.append(ObservationBoundsCheck(bounds, warn))
+        monitors.append(LoneAdvantages(warn))
+        if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
+            monitors.append(LargeRewards(warn))
+        return monitors
+
+    @property
+    def world(self) -> gym.Env | Supervised:
+        """One env apart, for evaluations: in a watched process if the others are."""
+        if isinstance(self._source, VectorEnv):
+            raise UsageError(
+                "a vector world cannot be evaluated one episode at a time: leave out stop_at and "
+                "eval_every, or pass a callable that makes one world"
+            )
+        if self._world is None and isinstance(self.worlds, WorkerWorlds):
+            env = dataclasses.replace(self.config.env, worlds=1, processes=1)
+            worlds = WorkerWorlds(env, NUMBERED, self._source)
+            worlds.report = lambda text, trace: self.log.warn(f"evaluating: {text}", trace)
+            self._world = Supervised(worlds)
+        elif self._world is None:
+            self._world = make_world(self.config.env, self._source)
+        return self._world
