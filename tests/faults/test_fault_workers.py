@@ -33,7 +33,7 @@ from proximo.envs import supervisor, workers
 from proximo.envs.make import episode_seed, make_worlds
 from proximo.imports import find, import_module
 from proximo.loop import run_control
-from proximo.run.callbacks import TRAINING_EVALUATION_SEED
+from proximo.run.monitors import TRAINING_EVALUATION_SEED
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config
 from proximo.run.control import make_session
