@@ -157,11 +157,6 @@ class Clock(Callback):
         row[f"{self._counter}_per_second"] = round((count - self._count) / elapsed, 1)
         self._count = count
 
-    @property
-    def total(self) -> float:
-        """Seconds since the run began, up to now."""
-        return self.seconds + time.perf_counter() - self._time
-
 
 class BestTracker(Callback):
     """Note the best score in the state; `RunWriter` writes the policy that had it."""

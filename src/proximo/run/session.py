@@ -294,7 +294,7 @@ class Session:
                 "stopped_by": reason,
                 "updates": state.updates,
                 **self.task.result(self._folder, finished=finished),
-                "seconds": round(self._clock.total, 3),
+                "seconds": round(self._clock.seconds, 3),
             }
             if "evaluation" in row:  # of the policy as it is now, not of those that came before it
                 result["evaluation"] = row["evaluation"]
