@@ -40,7 +40,7 @@ ENVS = ("CartPole-v1", "Pendulum-v1")
 
 
 def start(env, net, policy_type=ActorCritic, num_envs=3, source=None, engine="auto"):
-    config = EnvConfig(id=env, envs=num_envs)
+    config = EnvConfig(id=env, num_envs=num_envs)
     made = make_envs(config, 0, source)
     torch.manual_seed(0)
     policy = policy_type(made.obs_space, made.action_space, net)

@@ -25,8 +25,8 @@ BOXES = [
     {"action": "squash"},
     {"action": "beta"},
     {"mean": "tanh", "trunk": "shared"},
-    {"deviation": "softplus"},
-    {"deviation": "gsde", "action": "squash"},
+    {"std": "softplus"},
+    {"std": "gsde", "action": "squash"},
 ]
 MEMORIES = ("none", "gru", "lstm")
 CASES = [
@@ -39,7 +39,7 @@ CASES = [
             Match.SEEN, itertools.cycle(MEMORIES), itertools.cycle(BOXES), strict=False
         )
     ),
-    ("image", "hybrid", "gru", True, {"deviation": "gsde"}),
+    ("image", "hybrid", "gru", True, {"std": "gsde"}),
     ("dict", "hybrid", "lstm", True, {"normalize_obs": True, "action": "beta"}),
     ("vector", "discrete", "lstm", True, {"normalize_obs": True}),
 ]
@@ -112,7 +112,9 @@ def run(session, given):
 
 def begin(session, count):
     """The carry with which an episode begins, by its name; nothing without a memory."""
-    sizes = {put.name: put.shape[1] for put in session.get_inputs() if put.name == "carry"}
+    sizes = {
+        put.name: put.shape[1] for put in session.get_inputs() if put.name == "recurrent_state"
+    }
     return {name: np.zeros((count, size), np.float32) for name, size in sizes.items()}
 
 
@@ -131,7 +133,7 @@ def play(agent, session, envs, episodes=2):
             actions = [player.act(obs) for player, obs in zip(players, seen, strict=True)]
             check_actions(agent, found, actions)
             if carry:
-                carry = {"carry": found["next_carry"]}
+                carry = {"recurrent_state": found["next_recurrent_state"]}
             steps = [w.step(action) for w, action in zip(envs, actions, strict=True)]
             seen, over = [step[0] for step in steps], steps[0][2]
 
@@ -168,9 +170,12 @@ def test_the_carry_is_what_is_remembered(tmp_path, recurrent, continuous):
     session = exported(agent, tmp_path)
     play(agent, session, envs)
     given, zero = {"observation": np.ones((7, 1), np.float32)}, begin(session, 7)
-    assert zero["carry"].shape == (7, 16 if recurrent == "lstm" else 8)  # the critic's is left out
+    assert zero["recurrent_state"].shape == (
+        7,
+        16 if recurrent == "lstm" else 8,
+    )  # the critic's is left out
     first = run(session, given | zero)
-    later = run(session, given | {"carry": first["next_carry"]})
+    later = run(session, given | {"recurrent_state": first["next_recurrent_state"]})
     assert (np.abs(later["distribution"] - first["distribution"]).max(-1) > 1e-3).all()
 
 

@@ -78,7 +78,7 @@ OWN = {
 
 
 def quick(env="CartPole-v1", algorithm=None, **more):
-    settings = {"rollout": RolloutConfig(steps=16), "total_steps": 32, "envs": 2, **more}
+    settings = {"rollout": RolloutConfig(steps=16), "total_steps": 32, "num_envs": 2, **more}
     return train(env, algorithm or PPO(**SMALL), **settings)
 
 

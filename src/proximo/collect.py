@@ -80,7 +80,7 @@ def collect(
             state.recurrent_state = recurrent_state.clone()
         recurrent_state = state.recurrent_state.clone()
     # Where envs reset in a step of their own, a rollout might hold nothing else: then it goes on.
-    while not parts or (tickets.left if tickets else not parts[-1].real.any()):
+    while not parts or (tickets.left if tickets else not parts[-1].valid.any()):
         here = parts[-1].obs[-1] if parts else state.envs.obs
         part = make_room(policy, here, BLOCK if tickets else steps)
         done += _fill(part, envs, state, tickets, done)

@@ -121,7 +121,7 @@ class _Acting(nn.Module):
         self.outputs = [_output(leaf) for leaf in policy.actions.leaves] + ["distribution"]
         if memory:
             self.inputs.append("recurrent_state")
-            self.outputs.append("next_carry")
+            self.outputs.append("next_recurrent_state")
         for name in (*self.inputs, *self.outputs):
             if (self.inputs + self.outputs).count(name) > 1:
                 raise UsageError(f"two parts of this env would be named {name}: rename a key")
@@ -252,8 +252,10 @@ def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
             expected = {_output(leaf): leaf.of(nested) for leaf in policy.actions.leaves}
             expected["distribution"] = distribution.parameters.cpu().numpy()
             if recurrent_state is not None:
-                remembered = [found["next_carry"]]
-                expected["next_carry"] = recurrent_state[:, : acting.state_size].cpu().numpy()
+                remembered = [found["next_recurrent_state"]]
+                expected["next_recurrent_state"] = (
+                    recurrent_state[:, : acting.state_size].cpu().numpy()
+                )
             worst = max(worst, *(_apart(name, found[name], expected[name]) for name in found))
     return worst
 

@@ -292,12 +292,8 @@ class Batch:
     advantage: Tensor  # [B]
     target: Tensor  # [B] what the critic should say
     episode: Tensor  # [B] int64: which episode of the batch a sample belongs to, in order
-    segment_id: (
-        Tensor  # [B] int64: the same, but that an episode is cut where a memory's training is
-    )
-    initial_state: (
-        Tensor  # [B, C] what was remembered before the first sample of a stretch, or C is 0
-    )
+    segment_id: Tensor  # [B] int64: as `episode`, but an episode is cut after bptt_steps
+    initial_state: Tensor  # [B, C] recurrent state before the first sample of a segment, or C is 0
 
     @property
     def segments(self) -> Segments | None:

@@ -53,7 +53,7 @@ def batch_of(kind, samples=40, moved=0.0, dtype=torch.float64):
         target=value + advantage,
         episode=torch.zeros(samples, dtype=torch.int64),
         segment_id=torch.zeros(samples, dtype=torch.int64),
-        recurrent_state=torch.zeros(samples, 0),
+        initial_state=torch.zeros(samples, 0),
     )
 
 

@@ -46,7 +46,7 @@ def learn(algorithm, engine="auto", **more):
     def watch(state, rollout, metrics):
         weights.append(torch.cat([p.detach().flatten() for p in state.policy.actor_parameters()]))
 
-    settings = {"envs": 1, "total_steps": 320, "rollout": RolloutConfig(steps=64), **more}
+    settings = {"num_envs": 1, "total_steps": 320, "rollout": RolloutConfig(steps=64), **more}
     run = RunConfig(engine=engine)
     agent = train(Bandit, algorithm, callbacks=[watch], run_config=run, **settings)
     return agent, (weights[-1] - weights[0]).abs().max().item()
@@ -86,7 +86,7 @@ def test_what_the_data_alone_shows_is_learned_from_and_said_once(algorithm, roll
         (Reinforce(), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (
             A2C(normalize_advantage="episode"),
-            {"rollout": RolloutConfig(steps=1), "envs": 8},
+            {"rollout": RolloutConfig(steps=1), "num_envs": 8},
             "an episode has one step.*Use batch",
         ),
     ],
@@ -126,7 +126,7 @@ def batch(count, episode=None):
         parameters=zeros[:, None],
         episode=lengths if episode is None else torch.tensor(episode),
         segment_id=lengths,
-        recurrent_state=torch.zeros(count, 0),
+        initial_state=torch.zeros(count, 0),
     )
 
 

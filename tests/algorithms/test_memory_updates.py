@@ -182,6 +182,6 @@ def test_minibatches_hold_whole_stretches_and_every_row_once(size, seed):
                 where = (part == number).nonzero().squeeze(-1)
                 assert len(where) == lengths[number]  # whole
                 assert (where.diff() == 1).all()  # and in order
-        assert max(map(len, parts)) <= size + 5
+        assert max(map(len, parts)) <= size + 6  # a lone segment of 1 joins on either side
     if len(segment_id) > 5:
         assert layout.orders[0].tolist() != layout.orders[1].tolist() or len(lengths) < 3

@@ -54,7 +54,7 @@ def follow(monkeypatch, env, algorithm, steps, rollout=1, num_envs=1):
         env,
         algorithm,
         total_steps=steps,
-        envs=num_envs,
+        num_envs=num_envs,
         rollout=RolloutConfig(steps=rollout),
         net=NET,
         seed=2,

@@ -184,7 +184,7 @@ def test_what_is_typed_goes_before_a_preset_even_where_it_is_the_plain_default(h
     succeeded(proximo("train", "ppo", "CartPole-v1", *FEW, *words, "--run-dir", "r"))
     written = config(here / "r")
     assert written["algorithm"]["gamma"] == 0.99
-    assert written["env"]["envs"] == 5
+    assert written["env"]["num_envs"] == 5
     assert written["algorithm"]["lam"] == 0.8  # the preset's own, which was not typed
 
 

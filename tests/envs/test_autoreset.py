@@ -155,7 +155,7 @@ def test_the_modes_differ_where_a_reset_step_were_taken_for_a_step():
         policy=policy,
         optimizer=None,
         engine=TorchEngine(policy, None),
-        num_envs=None,
+        envs=None,
         collecting=None,
         shuffling=None,
         horizon=1,

@@ -49,7 +49,7 @@ def lived_through(kind, **settings):
         settings, source = {"backend": source, **settings}, None
     elif source is many:
         source = many()
-    env = EnvConfig(**{"id": name, "envs": 2, "check": False, **settings})
+    env = EnvConfig(**{"id": name, "num_envs": 2, "check": False, **settings})
     config = Config(
         algorithm=PPO(epochs=1, minibatch_size=32),
         rollout=RolloutConfig(steps=64),
@@ -91,7 +91,7 @@ EFFECTS = {
     "timeout": (5.0, None),
     "restarts": (1, None),
     "backend": ("vector", lambda r, m, s: type(s.envs).__name__ == "VectorEnvs"),
-    "envs": (1, lambda r, m, s: s.envs.count // s.envs.agents == 1),
+    "num_envs": (1, lambda r, m, s: s.envs.count // s.envs.agents == 1),
 }
 
 
@@ -99,7 +99,7 @@ EFFECTS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_setting_acts_on_every_kind_of_env_or_is_refused_by_name(kind, setting):
     value, effect = EFFECTS[setting]
-    if kind in VECTOR and setting == "envs":
+    if kind in VECTOR and setting == "num_envs":
         value = 2  # what it has: `train` refuses another number, below
         effect = lambda r, m, s: s.envs.count == 2  # noqa: E731
     try:

@@ -90,7 +90,7 @@ SMALL_NET = NetConfig(hidden=(8,), trunk="shared")
 
 def arcade(**settings):
     pytest.importorskip("ale_py")
-    return EnvConfig(**{"id": "ALE/Breakout-v5", "envs": 3, "backend": "vector"} | settings)
+    return EnvConfig(**{"id": "ALE/Breakout-v5", "num_envs": 3, "backend": "vector"} | settings)
 
 
 def played(envs, actions):

@@ -16,7 +16,7 @@ from proximo.envs.make import close_all, make_env
 
 __all__ = ["here"]
 
-QUICK = {"rollout": RolloutConfig(steps=32), "total_steps": 64, "envs": 2}
+QUICK = {"rollout": RolloutConfig(steps=32), "total_steps": 64, "num_envs": 2}
 
 
 def learn(env, **settings):
@@ -141,7 +141,7 @@ def test_attributes_under_other_names_or_none_are_an_envs_own_business(env):
         id=f"{__name__}:{env.__name__}", num_envs=2, max_episode_steps=4, wrappers=(WRAP,)
     )
     for given in (env, limited):
-        settings = {"envs": None} if given is limited else {}
+        settings = {"num_envs": None} if given is limited else {}
         assert learn(given, run_config=evaluated, **settings).result["episodes"] > 0
 
 
@@ -229,7 +229,7 @@ class OnImport(Connected):
 def test_the_env_that_is_checked_is_closed_with_the_others(env, envs):
     Connected.connected = True
     run = RunConfig(eval_every=1, eval_episodes=1)
-    assert learn(env, envs=envs, run_config=run).result["episodes"] > 0
+    assert learn(env, num_envs=envs, run_config=run).result["episodes"] > 0
     assert not Connected.connected
 
 

@@ -45,7 +45,7 @@ def rollouts(env, *, num_envs=None, steps=8, updates=1, **settings):
     agent = train(
         env,
         PPO(minibatch_size=1, epochs=1, normalize_advantage="none"),
-        envs=num_envs,
+        num_envs=num_envs,
         total_steps=10_000,
         callbacks=[lambda state, rollout, _: seen.append(rollout) or state.updates == updates],
         **{"rollout": RolloutConfig(steps=steps), **settings},
@@ -291,7 +291,7 @@ def test_one_without_metadata_is_called_by_its_class(capsys):
 
 
 def test_samples_are_counted_over_all_agents():
-    settings = {"total_steps": 64, "rollout": RolloutConfig(steps=16), "envs": 1}
+    settings = {"total_steps": 64, "rollout": RolloutConfig(steps=16), "num_envs": 1}
     train(Sides, PPO(minibatch_size=32, epochs=1), **settings)
     with pytest.raises(UsageError, match=r"env\.envs 1 x 2 agents x rollout\.steps 16"):
         train(Sides, PPO(minibatch_size=33), **settings)

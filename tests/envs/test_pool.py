@@ -74,7 +74,7 @@ def fake(monkeypatch):
 
 
 def pool(name="CartPole-v1", num_envs=3, **settings):
-    return Pool(EnvConfig(id=name, envs=num_envs, backend="envpool", **settings), None, 2)
+    return Pool(EnvConfig(id=name, num_envs=num_envs, backend="envpool", **settings), None, 2)
 
 
 @pytest.mark.parametrize(

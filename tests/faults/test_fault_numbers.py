@@ -70,7 +70,7 @@ def case(algorithm):
         target=torch.randn(COUNT),
         episode=torch.zeros(COUNT, dtype=torch.int64),
         segment_id=torch.zeros(COUNT, dtype=torch.int64),
-        recurrent_state=torch.zeros(COUNT, 0),
+        initial_state=torch.zeros(COUNT, 0),
     )
     return policy, optimizer, batch
 

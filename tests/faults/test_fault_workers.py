@@ -154,7 +154,7 @@ def seed_of(env, episode):
 def env_config(how="", env=1, episode=2, at=4, *, backend="workers", id="troubled:Troubled", **own):
     kwargs = {"how": how, "target": seed_of(env, episode), "at": at} | own.pop("kwargs", {})
     supervised = {"processes": 2, "timeout": 1.0} if backend == "workers" else {}
-    settings = {"envs": 3} | supervised | own
+    settings = {"num_envs": 3} | supervised | own
     return EnvConfig(id=id, kwargs=kwargs, backend=backend, check=False, **settings)
 
 

@@ -41,7 +41,7 @@ def random_env(seed: int, steps: int, num_envs: int) -> Env:
 
 
 random_envs = st.builds(
-    random_env, st.integers(0, 2**32 - 1), steps=st.integers(1, 9), envs=st.integers(1, 3)
+    random_env, st.integers(0, 2**32 - 1), steps=st.integers(1, 9), num_envs=st.integers(1, 3)
 )
 fractions = st.floats(0, 1)
 

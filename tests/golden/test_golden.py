@@ -75,7 +75,7 @@ def synthetic(random, policy):
         final_obs=normal(len(index), 3),
         final_index=index,
         acted=acted,
-        recurrent_state=torch.zeros(ENVS, 0),
+        initial_state=torch.zeros(ENVS, 0),
         episodes=(),
     )
 
@@ -92,7 +92,7 @@ def numbers(name):
         policy=policy,
         optimizer=optimizer,
         engine=TorchEngine(policy, optimizer),
-        num_envs=None,
+        envs=None,
         collecting=None,
         shuffling=torch.Generator().manual_seed(11),
         horizon=UPDATES * STEPS * ENVS,

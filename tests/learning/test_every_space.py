@@ -98,7 +98,7 @@ def test_every_kind_of_action(done):
 
 DISTRIBUTIONS = [
     *({"action": "squash"}, {"action": "beta"}),
-    *({"deviation": "softplus"}, {"deviation": "gsde"}),
+    *({"std": "softplus"}, {"std": "gsde"}),
 ]
 
 

@@ -49,7 +49,7 @@ def learn(probe, name, continuous, **kwargs):
     return train(
         lambda: probe(continuous),
         algorithm,
-        **{"total_steps": 16_000, "envs": 4, "seed": 1, "net": net} | kwargs,
+        **{"total_steps": 16_000, "num_envs": 4, "seed": 1, "net": net} | kwargs,
         rollout=RolloutConfig(**rollout),
     )
 
@@ -114,7 +114,7 @@ def test_q_values_tell_right_from_wrong(continuous):
     np.testing.assert_allclose(found, truth, atol=0.1)
 
 
-@pytest.mark.parametrize("net", [{"mean": "tanh"}, {"deviation": "softplus"}])
+@pytest.mark.parametrize("net", [{"mean": "tanh"}, {"std": "softplus"}])
 @pytest.mark.parametrize("engine", ["torch", "native"])
 def test_gaussians_of_another_kind_find_it(net, engine):
     from proximo import RunConfig

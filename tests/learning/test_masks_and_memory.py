@@ -25,7 +25,7 @@ def score(env, algorithm, steps, *, num_envs=8, rollout=128, episodes=20, **net)
         env,
         algorithm,
         total_steps=steps,
-        envs=num_envs,
+        num_envs=num_envs,
         rollout=RolloutConfig(steps=rollout),
         net=NetConfig(**net),
         seed=1,
@@ -100,5 +100,5 @@ def test_a_ball_is_caught_from_pixels():
         learning_rate="linear:5e-4:0",
         entropy_coef="linear:0.05:0",
     )
-    size = {"envs": 16, "rollout": 64, "trunk": "shared"}
+    size = {"num_envs": 16, "rollout": 64, "trunk": "shared"}
     assert score(Catch, algorithm, 200_000, episodes=100, **size) >= 0.95

@@ -92,7 +92,7 @@ def test_forty_steps_on_one_batch(kind, masked, trunk, algorithm):
 
 
 @pytest.mark.parametrize("kind", ["box", "hybrid"])
-@pytest.mark.parametrize("net", [{"action": "squash"}, {"mean": "tanh", "deviation": "softplus"}])
+@pytest.mark.parametrize("net", [{"action": "squash"}, {"mean": "tanh", "std": "softplus"}])
 def test_forty_steps_with_other_gaussians(kind, net):
     algorithm = PPO(entropy_coef=0.0)
     results = both(algorithm, NetConfig(**net), epochs=40, space=KINDS[kind], masked=True)
@@ -152,7 +152,7 @@ def policy_for(space, masked, **net):
 @each_kind
 @pytest.mark.parametrize(
     "net",
-    [{}, {"action": "squash"}, {"mean": "tanh", "deviation": "softplus"}],
+    [{}, {"action": "squash"}, {"mean": "tanh", "std": "softplus"}],
     ids=["plain", "squash", "from-the-state"],
 )
 @pytest.mark.parametrize("draws", [True, False], ids=["drawn", "most-likely"])

@@ -110,7 +110,7 @@ def test_evaluations(net, samples, seed):
 @each_trunk
 @pytest.mark.parametrize("count", [1, 3, 130])
 def test_acting(recurrent, trunk, count):
-    """The same actions and recurrent_states, where episodes end and where envs only reset themselves."""
+    """The same actions and recurrent states, at episode ends and resets of next-step envs."""
     torch.manual_seed(0)
     net = NetConfig(
         normalize_obs=True, policy_gain=1.0, recurrent=recurrent, recurrent_size=9, trunk=trunk

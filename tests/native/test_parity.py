@@ -106,7 +106,7 @@ def case(
             target=normal(samples) * 2,
             episode=torch.arange(samples) // 7,
             segment_id=segment_id,
-            recurrent_state=recurrent_state,
+            initial_state=recurrent_state,
         )
     return policy, algorithm.make_optimizer(policy), batch
 
@@ -216,7 +216,7 @@ nets = st.builds(
     trunk=st.sampled_from(["separate", "shared"]),
     normalize_returns=st.booleans(),
     mean=st.sampled_from(["linear", "tanh"]),
-    deviation=st.sampled_from(["free", "softplus"]),
+    std=st.sampled_from(["free", "softplus"]),
 )
 
 
@@ -584,7 +584,7 @@ def test_acting(action, dtype, kind, count):
     torch.manual_seed(0)
     changes = {"action": action}
     if action == "tanh-mean":
-        changes = {"mean": "tanh", "deviation": "softplus"}
+        changes = {"mean": "tanh", "std": "softplus"}
     net = NetConfig(normalize_obs=True, policy_gain=1.0, **changes)
     policy = ActorCritic(gym.spaces.Box(-9, 9, (6,)), space, net)
     policy.obs_shift.fill_(0.2)

@@ -27,7 +27,7 @@ ACTIONS = spaces.Box(-1, 1, (2,))
 
 def policy(action_space=ACTIONS, **net):
     torch.manual_seed(1)
-    net = {"deviation": "gsde", "hidden": (6,), "policy_gain": 1.0} | net
+    net = {"std": "gsde", "hidden": (6,), "policy_gain": 1.0} | net
     return ActorCritic(spaces.Box(-9, 9, (3,)), action_space, NetConfig(**net)).double()
 
 

@@ -35,7 +35,7 @@ OTHER = {
     "orthogonal": False,
     "policy_gain": 0.9,
     "log_std": -1.0,
-    "deviation": "softplus",
+    "std": "softplus",
     "gsde_steps": 2,
     "mean": "tanh",
     "recurrent": "gru",
@@ -50,7 +50,7 @@ OTHER = {
 BASES = (
     {},
     {"recurrent": "lstm"},
-    {"deviation": "gsde"},
+    {"std": "gsde"},
     {"action": "beta"},
     {"normalize_obs": True},
     {"orthogonal": False},
@@ -146,8 +146,8 @@ def test_a_setting_changes_what_is_learned_or_is_refused(name, base, kind, criti
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        ({"deviation": "gsde"}, "no action is a Box"),
-        ({"deviation": "softplus"}, "no action is a Box"),
+        ({"std": "gsde"}, "no action is a Box"),
+        ({"std": "softplus"}, "no action is a Box"),
         ({"action": "squash"}, "no action is a Box"),
         ({"action": "beta"}, "no action is a Box"),
         ({"mean": "tanh"}, "no action is a Box"),
@@ -172,7 +172,7 @@ def test_what_does_nothing_is_refused_before_training(net, why, tmp_path):
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        ({"action": "beta", "deviation": "softplus"}, "net.action is beta"),
+        ({"action": "beta", "std": "softplus"}, "net.action is beta"),
         ({"action": "beta", "log_std": -1.0}, "net.action is beta"),
         ({"gsde_steps": 2}, "net.std is free"),
     ],

@@ -86,10 +86,10 @@ def _judge(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _evaluate(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log π(a|s), what defines π(·|s), V(s) or Q(s,a), and the recurrent_states. All [T, N, ...].
+    """Log π(a|s), what defines π(·|s), V(s) or Q(s,a), and the recurrent states. All [T, N, ...].
 
-    The carry before a stretch stands at its first row, with 0 at the others; the one behind it at
-    all of its rows. `state.recurrent_state` becomes what is remembered when the next rollout begins.
+    The state before a segment stands at its first row, with 0 at the others; the one after it at
+    all of its rows. `state.recurrent_state` becomes the one that the next rollout begins with.
     """
     if rollout.initial_state.shape[-1]:
         found = _evaluate_by_stretches(state, rollout)

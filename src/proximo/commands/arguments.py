@@ -245,13 +245,13 @@ def allow_code(
     return dataclasses.replace(config, env=env, net=dataclasses.replace(config.net, module=module))
 
 
-def check_spaces(env_id: gym.Env[Any, Any], agent: Agent) -> None:
+def check_spaces(env: gym.Env[Any, Any], agent: Agent) -> None:
     """Refuse an env whose spaces are not those of the policy. Raises `UsageError`."""
     from proximo.envs.make import title
 
     pairs = (
-        ("observation", env_id.observation_space, agent.obs_space),
-        ("action", env_id.action_space, agent.action_space),
+        ("observation", env.observation_space, agent.obs_space),
+        ("action", env.action_space, agent.action_space),
     )
     for what, there, own in pairs:
         # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.

@@ -161,7 +161,7 @@ class AgentEnvs(Envs):
     def _acts(self, one_env: int, env_action: np.ndarray) -> ByAgent:
         env, given = self._envs[one_env], self.actions.given
         pairs = zip(self._rows(one_env), env.agents, strict=True)
-        return {agent: given(taken[row]) for row, agent in pairs if agent in env.present}
+        return {agent: given(env_action[row]) for row, agent in pairs if agent in env.present}
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         obs, reward = buffer.obs[t + 1], buffer.reward[t]

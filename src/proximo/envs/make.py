@@ -88,7 +88,7 @@ class Envs(ABC):
 
     @abstractmethod
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
-        """One step of every env by `steps.env_action[t]`; fills in the rest of row t, and obs[t + 1].
+        """One step of every env by `buffer.env_action[t]`: fills the rest of row t, and obs[t + 1].
 
         `state.obs` is not touched: `collect` sets it when the rollout has ended.
         """

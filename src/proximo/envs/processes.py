@@ -1,7 +1,7 @@
 """A process that steps some envs: the envs in it, and the trainer's end of its pipes.
 
-The trainer and its processes share one row of `RolloutBuffer` in memory without a name. What goes through
-their pipes is one byte for a command, and a line of JSON for an answer; tracebacks have a pipe of
+The trainer and its processes share one row of `RolloutBuffer` in memory without a name. Through
+their pipes go one byte for a command and a line of JSON for an answer; tracebacks have a pipe of
 their own, so that a signal at any moment leaves the answers whole.
 """
 
@@ -56,7 +56,7 @@ class Gone(Exception):
 
 
 class Shared:
-    """One row of the `RolloutBuffer` of all envs, and what their processes must know and tell besides."""
+    """One row of the `RolloutBuffer` of all envs, and what else their processes share."""
 
     def __init__(
         self, memory: int, spaces: Sequence[Space], num_envs: int, agents: int, processes: int

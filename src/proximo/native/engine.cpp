@@ -513,7 +513,7 @@ struct ProximoPolicy {
   int32_t hidden_count, hidden[MAX_LAYERS];  // of the actor
   int32_t critic_count, critic_hidden[MAX_LAYERS];
   int32_t activation, shared, head_count;
-  int32_t memory, recurrent_size, state_size;  // what remembers, and the numbers of a row of recurrent_states
+  int32_t memory, recurrent_size, state_size;  // what remembers, and the numbers of a row of recurrent states
   float obs_clip;
   const ProximoHead* heads;
   float *actor, *critic;    // flat weights, in the order of ActorCritic; shared: critic is null
@@ -522,17 +522,17 @@ struct ProximoPolicy {
   const float *return_shift, *return_scale;  // [], or null: the critic's output is the value
 };
 
-struct ProximoRollout {  // T steps of N num_envs
+struct ProximoRollout {  // T steps of N envs
   int64_t num_envs;
   const float* obs;    // [T, N, columns]
   const float* noise;  // [T, N, actions] uniform or, for a Gaussian, normal; null: the most likely actions
   int64_t* choice;     // [T, N, actions] if there is no Gaussian
   float* action;       // [T, N, actions] else
-  void* taken;         // [T, N, actions] what the num_envs are given
+  void* env_action;         // [T, N, actions] what the envs are given
   float* parameters;   // [2, N, P] of the first step and of the latest one
-  int32_t taken_number;
-  float* carry;                 // [N, state_size] what is remembered; 0 behind an episode's end
-  const uint8_t *done, *real;  // [T, N]
+  int32_t env_action_type;
+  float* recurrent_state;                 // [N, state_size] what is remembered; 0 behind an episode's end
+  const uint8_t *done, *valid;  // [T, N]
 };
 
 struct ProximoBatch {  // B samples
@@ -543,12 +543,12 @@ struct ProximoBatch {  // B samples
   const float *log_prob, *value, *advantage, *target;
   const float* parameters;  // [B, P] of the distributions that acted
   const uint8_t* begins;    // [B] for a memory: whether a stretch begins there
-  const float* carry;       // [B, state_size] and what was remembered before it
+  const float* initial_state;       // [B, state_size] and what was remembered before it
 };
 
 struct ProximoEvaluation {  // of B samples
   float *log_prob, *entropy, *value, *parameters;  // each may be null
-  float* carry;                                    // [S, state_size] behind every stretch, or null
+  float* recurrent_state;                                    // [S, state_size] behind every stretch, or null
 };
 
 struct ProximoPart {  // the actor's parameters, or the critic's
@@ -713,7 +713,7 @@ class Heads {
       } else {
         const float* log_std = now + h.size;
         for (int d = 0; d < h.size; d++) {
-          const float u = (a.valid[h.action + d] - now[d]) * inverse_std_[h.action + d];
+          const float u = (a.real[h.action + d] - now[d]) * inverse_std_[h.action + d];
           sum -= 0.5f * u * u + log_std[d] + 0.918938533f;  // log(2 pi) / 2
           own += log_std[d] + 1.418938533f;
         }
@@ -761,7 +761,7 @@ class Heads {
         const float* log_std = now + h.size;
         for (int d = 0; d < h.size; d++) {
           const float inverse_std = inverse_std_[h.action + d];
-          const float e = (a.valid[h.action + d] - now[d]) * inverse_std;
+          const float e = (a.real[h.action + d] - now[d]) * inverse_std;
           float by_mean = g * e * inverse_std, by_log_std = g * (e * e - 1) - push;
           if (before) {
             const float was_log_std = before[h.size + d];
@@ -822,9 +822,9 @@ class Heads {
       r.choice[at] = (int64_t)action;
     else
       r.action[at] = (float)action;
-    if (r.taken_number == INT64)
+    if (r.env_action_type == INT64)
       ((int64_t*)r.env_action)[at] = (int64_t)taken;
-    else if (r.taken_number == FLOAT32)
+    else if (r.env_action_type == FLOAT32)
       ((float*)r.env_action)[at] = (float)taken;
     else
       ((double*)r.env_action)[at] = (double)taken;
@@ -871,7 +871,7 @@ struct Packing {
 // An LSTM or GRU over packed samples (nets/memory.py).
 class Memory {
  public:
-  // column: where its part of a row of recurrent_states begins.
+  // column: where its part of a row of recurrent states begins.
   Memory(int kind, int inputs, int size, int column, int row, bool learning, int64_t& offset)
       : kind_(kind), blocks_(kind == LSTM ? 4 : 3), inputs_(inputs), size_(size), wide_in_(padded(inputs)),
         wide_(padded(size)), columns_(blocks_ * wide_), line_(columns_ + WIDE), column_(column), row_(row), learning_(learning),
@@ -936,7 +936,7 @@ class Memory {
     }
   }
 
-  // One step of rows whose recurrent_states stand in order, and are moved on.
+  // One step of rows whose recurrent states stand in order, and are moved on.
   void step(int rows, float* carry) {
     for (int64_t k = 0; k < rows; k++) recall(k, carry + k * row_);
     weigh_inputs(rows);
@@ -1120,7 +1120,7 @@ class Lane {
     if (acts_) heads_.load(weights_ + deviations_);
   }
 
-  // Actions for one row of num_envs.
+  // Actions for one row of envs.
   void act(const ProximoRollout& r, int64_t t) {
     const int width = heads_.parameters;
     for (int64_t begin = 0; begin < r.num_envs; begin += CHUNK) {
@@ -1272,7 +1272,7 @@ class Lane {
     return packing_.order.data();
   }
 
-  // The same for one step of some num_envs, which have just begun an episode if the last step ended one.
+  // The same for one step of some envs, which have just begun an episode if the last step ended one.
   void remember(const ProximoRollout& r, int64_t t, int64_t begin, int rows) {
     float* carry = r.recurrent_state + begin * p_.state_size;
     for (int m = 0; t && m < rows; m++) {

@@ -62,7 +62,7 @@ class _Policy(ctypes.Structure):
         *_fields(i="critic_count"),
         ("critic_hidden", _int * MAX_LAYERS),
         *_fields(
-            i="activation shared head_count memory recurrent_size state_size",
+            i="activation shared head_count recurrent recurrent_size state_size",
             f="obs_clip",
             p="heads actor critic obs_shift obs_scale measured return_shift return_scale",
         ),
@@ -71,20 +71,22 @@ class _Policy(ctypes.Structure):
 
 class _Rollout(ctypes.Structure):
     _fields_ = (
-        *_fields(l="envs", p="obs noise choice action taken parameters", i="taken_number"),
-        *_fields(p="carry ended real"),
+        *_fields(
+            l="num_envs", p="obs noise choice action env_action parameters", i="env_action_type"
+        ),
+        *_fields(p="recurrent_state done valid"),
     )
 
 
 class _Batch(ctypes.Structure):
     _fields_ = _fields(
         l="count",
-        p="obs choice action log_prob value advantage target parameters begins carry",
+        p="obs choice action log_prob value advantage target parameters begins initial_state",
     )
 
 
 class _Evaluation(ctypes.Structure):
-    _fields_ = _fields(p="log_prob entropy value parameters carry")
+    _fields_ = _fields(p="log_prob entropy value parameters recurrent_state")
 
 
 class _Part(ctypes.Structure):
@@ -240,7 +242,7 @@ class NativePolicy:
             activation=_ACTIVATIONS[actor.activation],
             shared=policy.critic is None,
             head_count=len(heads),
-            memory=_MEMORIES[type(memory.cell)] if memory else 0,
+            recurrent=_MEMORIES[type(memory.cell)] if memory else 0,
             recurrent_size=memory.size if memory else 0,
             state_size=policy.state_size,
             obs_clip=policy.obs_clip,
@@ -274,11 +276,11 @@ class NativePolicy:
         )
 
     def actor(
-        self, buffer: RolloutBuffer, noise: Tensor | None, carry: Tensor | None
+        self, buffer: RolloutBuffer, noise: Tensor | None, recurrent_state: Tensor | None
     ) -> Callable[[int], None]:
         """act(t), from obs[t] and noise[t] to action[t] and taken[t]; the weights are read now.
 
-        carry: [N, C], which moves on in place.
+        recurrent_state: [N, C], which moves on in place.
         """
         noise = noise.to(torch.float32).contiguous() if noise is not None else None
         # An env that wants another type of number than the library gives gets a copy.
@@ -287,13 +289,13 @@ class NativePolicy:
         if foreign:
             taken = np.empty(taken.shape, np.int64 if self._action == "choice" else np.float32)
         rollout = _Rollout(
-            envs=buffer.obs.shape[1],
+            num_envs=buffer.obs.shape[1],
             obs=_address(buffer.obs),
             noise=_address(noise),
             env_action=_address(taken),
-            taken_number=_NUMBERS[taken.dtype.name],
+            env_action_type=_NUMBERS[taken.dtype.name],
             parameters=_address(buffer.parameters),
-            carry=_address(carry),
+            recurrent_state=_address(recurrent_state),
             done=_address(buffer.done),
             valid=_address(buffer.valid),
             **{self._action: _address(buffer.action)},
@@ -309,7 +311,9 @@ class NativePolicy:
 
         chosen = act if foreign else native
         # What it points to lives as long as it does.
-        weakref.finalize(chosen, _close, self._library, handle, self, noise, taken, buffer, carry)
+        weakref.finalize(
+            chosen, _close, self._library, handle, self, noise, taken, buffer, recurrent_state
+        )
         return chosen
 
     def evaluate(
@@ -320,11 +324,13 @@ class NativePolicy:
         log_prob, value = _empty(*shape), _empty(*shape)
         entropies = _empty(*shape) if entropy else None
         parameters = _empty(*shape, self._policy.head.parameter_count)
-        carry = self._evaluate(obs, action, log_prob, entropies, value, parameters, segments)
+        recurrent_state = self._evaluate(
+            obs, action, log_prob, entropies, value, parameters, segments
+        )
         distribution = self._policy.head.restore(parameters)
         if entropy and self._squashed:  # the library's entropies are those of u as well
             entropies = distribution.entropy()
-        return Evaluation(log_prob, entropies, value, distribution, carry)
+        return Evaluation(log_prob, entropies, value, distribution, recurrent_state)
 
     def value(self, obs: Tensor, segments: Segments | None) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
@@ -344,19 +350,19 @@ class NativePolicy:
     ) -> Tensor | None:
         """Fills in the rest; returns what is remembered behind every stretch. [S, C]."""
         obs = obs.contiguous()
-        begins = before = carry = None
+        begins = before = recurrent_state = None
         if segments:
             begins, before = _begins(segments), segments.initial_state.contiguous()
-            carry = _empty(int(begins.sum()), self._policy.state_size)
+            recurrent_state = _empty(int(begins.sum()), self._policy.state_size)
         action = action.contiguous() if action is not None else None
         batch = _Batch(
             count=value.numel(),
             obs=_address(obs),
             begins=_address(begins),
-            carry=_address(before),
+            initial_state=_address(before),
             **{self._action: _address(action)},
         )
-        to = _Evaluation(*map(_address, (log_prob, entropy, value, parameters, carry)))
+        to = _Evaluation(*map(_address, (log_prob, entropy, value, parameters, recurrent_state)))
         threads = self._threads if value.numel() >= WORTH_A_THREAD else 1
         failed = self._library.proximo_evaluate(
             ctypes.byref(self._struct), ctypes.byref(batch), ctypes.byref(to), threads
@@ -365,7 +371,7 @@ class NativePolicy:
             raise MemoryError("there is no memory for the native engine")
         if log_prob is not None and action is not None:
             log_prob -= self._log_slope(action)
-        return carry
+        return recurrent_state
 
     def _log_slope(self, action: Tensor) -> Tensor | float:
         """Log |da/du| of squashed actions: the library's densities are those of u."""
@@ -401,7 +407,7 @@ class NativePolicy:
             if segments := batch.segments:
                 tensors |= {
                     "begins": _begins(segments),
-                    "carry": segments.initial_state.contiguous(),
+                    "initial_state": segments.initial_state.contiguous(),
                 }
         data = _Batch(
             count=len(batch), **{name: _address(tensor) for name, tensor in tensors.items()}

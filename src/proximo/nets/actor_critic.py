@@ -245,7 +245,7 @@ class ActorCritic(nn.Module):
     def _judging(
         self, inputs: Tensor, action: Tensor | None, segments: Segments | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The critic's own features, of an action as well where it judges one; its recurrent_states."""
+        """The critic's own features (of an action too, for Q) and its recurrent states."""
         assert self.critic is not None
         beside = None
         if action is not None and self.action_values and not self._indexed:

@@ -99,7 +99,7 @@ _LATER = {"beta", "rate_scale", "skipped", "last_trial_return"}
 """Counters that the first checkpoints did not have."""
 _CONTROL = {"policy_only", "recent", "spaces", *_COUNTERS} - _LATER
 _LANGUAGE = {"counters", "stage", "data", "finished"}
-_OPTIONAL = ("reward_return", "carry", "ahead")
+_OPTIONAL = ("reward_return", "recurrent_state", "ahead")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
 _GENERATORS = ("collecting", "shuffling")
 _ENV_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
@@ -114,6 +114,22 @@ _DAMAGE = (
     *(ArithmeticError, AssertionError, RuntimeError),
 )
 """Whatever reading raises where what it reads is not what was written."""
+
+
+_RENAMED = {
+    "worlds.": "envs.",  # names of schema 1
+    "carry": "recurrent_state",  # names of schema 1
+    "policy.actor_memory.": "policy.actor_recurrent.",  # names of schema 1
+    "policy.critic_memory.": "policy.critic_recurrent.",  # names of schema 1
+}
+"""Beginnings of the names of tensors in files of earlier versions, and what they are now."""
+
+
+def _renamed(name: str) -> str:
+    for old, new in _RENAMED.items():
+        if name == old or (name.startswith(old) and not old[-1].isalpha()):
+            return new + name.removeprefix(old)
+    return name
 
 
 class Damaged(UsageError):
@@ -203,6 +219,7 @@ class Checkpoint:
             if _digest(self.tensors, text) != self.sha256:
                 raise ValueError("its SHA-256 does not match its content")
             self.record: dict[str, Any] = json.loads(text)
+            self.tensors = {_renamed(name): x for name, x in self.tensors.items()}
             schema = self.record.get("schema")
             if schema == SCHEMA:
                 _check(self.record)
@@ -537,7 +554,7 @@ def _later(state: TrainState) -> dict[str, Tensor]:
     count = len(state.envs.episode)
     tensors = {
         "reward_return": torch.zeros(count, dtype=torch.float64),
-        "carry": torch.zeros(count, policy.state_size, dtype=policy.dtype),
+        "recurrent_state": torch.zeros(count, policy.state_size, dtype=policy.dtype),
         "ahead": policy.head.noise(torch.Generator(), (1, count)),
     }
     for name, shape in _moments(state).items():

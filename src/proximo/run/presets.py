@@ -522,7 +522,7 @@ TAUGHT = (
                 "activation": "relu",
                 "orthogonal": False,
                 "mean": "tanh",
-                "deviation": "softplus",
+                "std": "softplus",
                 "log_std": -0.3665,  # softplus(0) = 0.693, where an output of 0 begins
             },
             "rollout": {"episodes": 1},
