@@ -105,7 +105,7 @@ def along_an_update(updates: int, seed: int) -> dict[str, np.ndarray]:
     config = Config(
         algorithm=algorithm,
         rollout=RolloutConfig(steps=2048),
-        env=EnvConfig(id="Hopper-v5", worlds=1),
+        env=EnvConfig(id="Hopper-v5", num_envs=1),
         run=RunConfig(seed=seed, total_steps=1_000_000),
     )
     with make_session(config) as session:

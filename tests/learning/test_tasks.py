@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from proximo.envs.make import make_world
+from proximo.envs.make import make_env
 from proximo.evaluate import evaluate
 from proximo.loop import run_control
 from proximo.run.config import from_tables

@@ -11,7 +11,7 @@ from proximo.types import TrainState
 T = TypeVar("T")
 
 PHASES = {
-    "world": "stepping the worlds",
+    "env": "stepping the envs",
     "act": "choosing actions",
     "collect": "noise, returns",
     "checks": "whether all numbers are finite",
@@ -76,7 +76,7 @@ class Profile:
     def report(self) -> dict[str, Any]:
         """Per phase: microseconds per environment step, its share of them, and of processor time.
 
-        `ceiling`: steps per second if nothing but the worlds took time; `reached`: the share of it.
+        `ceiling`: steps per second if nothing but the envs took time; `reached`: the share of it.
         """
         self.switch(self._phase)
         assert self._state is not None
@@ -93,8 +93,8 @@ class Profile:
                 for name in PHASES
             },
             "steps_per_second": steps / total,
-            "ceiling": steps / max(self._seconds["world"], 1e-9),
-            "reached": self._seconds["world"] / total,
+            "ceiling": steps / max(self._seconds["env"], 1e-9),
+            "reached": self._seconds["env"] / total,
         }
 
 
@@ -121,7 +121,7 @@ def in_words(report: dict[str, Any]) -> list[str]:
             f"{phase['share']:>6.1%} {phase['processor_share']:>9.1%}"
         )
     lines.append(
-        f"the worlds alone would run at {report['ceiling']:,.0f} steps/s: "
+        f"the envs alone would run at {report['ceiling']:,.0f} steps/s: "
         f"{report['steps_per_second']:,.0f} is {report['reached']:.0%} of that"
     )
     return lines
