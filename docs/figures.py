@@ -113,7 +113,7 @@ def along_an_update(updates: int, seed: int) -> dict[str, np.ndarray]:
         if updates:
             ends = [lambda state, rollout, metrics: state.updates == updates]
             learn(session.task, state, session.run, ends)
-        rollout = collect(session.task.worlds, state, config.env, steps=config.rollout.steps)
+        rollout = collect(session.task.envs, state, config.env, steps=config.rollout.steps)
         batch = algorithm.prepare(state, rollout)
         theta = state.optimizer.flats[0].data
         before = theta.clone()

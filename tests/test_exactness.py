@@ -20,7 +20,7 @@ from proximo import (
     load,
     train,
 )
-from proximo.envs.make import make_worlds
+from proximo.envs.make import make_envs
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.control import make_session
@@ -205,13 +205,13 @@ def test_a_vector_env_resumes_in_new_episodes_and_says_so(tmp_path):
 
     go(tmp_path / "run", stop=4)
     folder = RunFolder.open(tmp_path / "run")
-    begun = make_session(folder.read_config()).state.worlds.obs
+    begun = make_session(folder.read_config()).state.envs.obs
     session = make_session(
         folder.read_config(), folder=folder, resume=Checkpoint(folder.checkpoint("last"))
     )
     assert any("cannot be brought back" in note for note in session.log.setup_notes)
     # Not the beginnings that the run has seen already.
-    assert not np.array_equal(session.state.worlds.obs, begun)
+    assert not np.array_equal(session.state.envs.obs, begun)
     agent = run_control(session)
     assert agent.result["steps"] >= 1024
 
@@ -239,9 +239,9 @@ def test_an_episode_that_is_too_long_to_be_replayed_is_not_kept_and_the_resumed_
     folder = RunFolder.open(tmp_path / "r")
     saved = Checkpoint(folder.checkpoint("last"))
     session = make_session(folder.read_config(), folder=folder, resume=saved)
-    said = "these worlds cannot be brought back (episodes of more than 100,000 steps are not)"
+    said = "these envs cannot be brought back (episodes of more than 100,000 steps are not)"
     assert any(said in note for note in session.log.setup_notes) == (not whole)
-    assert session.state.worlds.length.tolist() == [32 if whole else 0] * 2
+    assert session.state.envs.length.tolist() == [32 if whole else 0] * 2
     # It is kept again from the next beginning on.
     run_control(session)
-    assert session.state.worlds.actions[0] or session.state.worlds.length[0] > 40
+    assert session.state.envs.actions[0] or session.state.envs.length[0] > 40

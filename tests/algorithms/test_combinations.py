@@ -155,7 +155,7 @@ def test_it_trains_resumes_to_the_bit_and_acts(case, tmp_path):
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
     assert saved.updates == 1
-    session = make_session(folder.read_config(), folder=folder, source=world, resume=saved)
+    session = make_session(folder.read_config(), folder=folder, source=env, resume=saved)
     assert not any("cannot be brought back" in note for note in session.log.setup_notes)
     run_control(session)
     ends = [RunFolder(tmp_path / part).checkpoint("last") for part in ("straight", "parts")]

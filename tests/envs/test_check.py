@@ -16,7 +16,7 @@ from proximo.envs import probes
 from proximo.envs.check import Bounds, check_env, check_vector
 from proximo.envs.make import VectorEnvs, make_env, make_envs
 from proximo.envs.puzzles import Cards
-from proximo.envs.tensors import TensorWorlds
+from proximo.envs.tensors import TensorEnvs
 from proximo.loop import run_control
 from proximo.run.config import Config, RolloutConfig, RunConfig
 from proximo.run.control import make_session
@@ -504,12 +504,12 @@ def run_of(one_env, **env):
         env=EnvConfig(num_envs=1, **env),
         run=RunConfig(total_steps=8),
     )
-    return run_control(make_session(config, source=world))
+    return run_control(make_session(config, source=one_env))
 
 
 def test_notes_stand_in_the_result():
     (doubt,) = run_of(seeing(place=np.array([0, -3.0]))).result["warnings"]
-    assert doubt.startswith("the worlds: at step 2 of episode 0, place[1] was -3")
+    assert doubt.startswith("the envs: at step 2 of episode 0, place[1] was -3")
     assert "warnings" not in run_of(Right).result
 
 

@@ -8,7 +8,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from envs import made_envs
 from proximo import PPO, EnvConfig, UsageError, train
-from proximo.envs.make import make_world
+from proximo.envs.make import make_env
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, RolloutConfig, RunConfig

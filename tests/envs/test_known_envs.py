@@ -11,14 +11,14 @@ import pytest
 from commands.command_line import SMALL, here, own_env, proximo, refusal, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, load, train
 from proximo.envs.known import FAMILIES
-from proximo.envs.make import episode_seed, make_world, make_worlds
+from proximo.envs.make import episode_seed, make_env, make_envs
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
-from proximo.types import Steps
+from proximo.types import RolloutBuffer
 
 __all__ = ["here", "own_env"]
 

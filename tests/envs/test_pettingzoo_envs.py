@@ -142,7 +142,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path, recurrent):
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
     session = make_session(folder.read_config(), folder=folder, resume=saved)
-    assert session.log.setup_notes[0] == "agents: 2 in each world, acting by one policy"
+    assert session.log.setup_notes[0] == "agents: 2 in each env, acting by one policy"
     assert not any("cannot be brought back" in note for note in session.log.setup_notes)
     run_control(session)
     last = [(tmp_path / run / "checkpoints/last.safetensors") for run in ("straight", "parts")]
@@ -235,12 +235,12 @@ class Vanishing(Leaving):
 def test_what_is_doubtful_of_one_agent_is_noted(env, words):
     (note,) = found_in(env).notes
     assert words in note
-    _, agent = rollouts(world)
-    assert agent.result["warnings"] == [f"the worlds: {note}"]
+    _, agent = rollouts(env)
+    assert agent.result["warnings"] == [f"the envs: {note}"]
 
 
 def test_those_who_are_away_are_not_looked_at_for_their_bounds():
-    _, agent = rollouts(High, worlds=1, steps=4, updates=32)
+    _, agent = rollouts(High, num_envs=1, steps=4, updates=32)
     assert "warnings" not in agent.result
 
 

@@ -12,10 +12,10 @@ from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, load, train
 from proximo.envs.make import make_env
 from proximo.evaluate import evaluate
 from proximo.loop import run_control
-from proximo.run.monitors import TRAINING_EVALUATION_SEED
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
+from proximo.run.monitors import TRAINING_EVALUATION_SEED
 
 TIMES = {"seconds", "steps_per_second"}
 UPDATES = 5

@@ -30,14 +30,14 @@ from proximo import (
 )
 from proximo.collect import collect
 from proximo.envs import supervisor, workers
-from proximo.envs.make import episode_seed, make_worlds
+from proximo.envs.make import episode_seed, make_envs
 from proximo.imports import find, import_module
 from proximo.loop import run_control
-from proximo.run.monitors import TRAINING_EVALUATION_SEED
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
+from proximo.run.monitors import TRAINING_EVALUATION_SEED
 
 ENV = '''
 import ctypes
@@ -177,7 +177,7 @@ def gather(env, **settings):
     with session(env, **settings) as begun:
         rollout = begun.task.config.rollout
         found = collect(
-            begun.task.worlds, begun.state, env, steps=rollout.steps, episodes=rollout.episodes
+            begun.task.envs, begun.state, env, steps=rollout.steps, episodes=rollout.episodes
         )
         return found, begun.log.warnings
 
@@ -287,7 +287,7 @@ def test_an_env_that_fails_while_it_is_brought_back_begins_a_new_episode(how, re
         assert FAULTS[how] in doubt
         assert doubt.endswith("Restart 1 of 1 in 10,000 steps")
         tags = [episode_seed(3, i, e + 1) % 1009 for i, e in enumerate(episodes.tolist())]
-        assert begun.state.worlds.obs[:, 0].tolist() == tags
+        assert begun.state.envs.obs[:, 0].tolist() == tags
         run_control(begun)
         assert rows("r")[-1]["update"] == 12
     assert gone([int(line) for line in (here / "pids").read_text().split()])
@@ -372,7 +372,7 @@ def test_an_episode_that_is_cut_behind_a_rollout_leaves_nothing_behind():
     env = env_config("kill", episode=1, at=9)
     with session(env, rollout=RolloutConfig(steps=16)) as begun:
         found = [
-            checked(collect(begun.task.worlds, begun.state, env, steps=16, episodes=0))
+            checked(collect(begun.task.envs, begun.state, env, steps=16, episodes=0))
             for _ in range(4)
         ]
         length = 10 + seed_of(1, 0) % 10
@@ -393,21 +393,21 @@ def test_a_reset_that_fails_when_whole_episodes_begin():
     rollout, algorithm = RolloutConfig(episodes=4), Reinforce()
     clean = env_config(backend="sync", processes=0)
     with session(clean, rollout=rollout, algorithm=algorithm) as begun:
-        collect(begun.task.worlds, begun.state, clean, steps=64, episodes=4)
-        world = int(np.flatnonzero(begun.state.worlds.length)[0])  # it idled into another one
-        begins = int(begun.state.worlds.episode[world]) + 1
-    env = env_config("kill", world=world, episode=begins, at=0)
+        collect(begun.task.envs, begun.state, clean, steps=64, episodes=4)
+        one_env = int(np.flatnonzero(begun.state.envs.length)[0])  # it idled into another one
+        begins = int(begun.state.envs.episode[one_env]) + 1
+    env = env_config("kill", env=one_env, episode=begins, at=0)
     with session(env, rollout=rollout, algorithm=algorithm) as begun:
         for _ in range(2):
             assert not begun.log.warnings
-            found = checked(collect(begun.task.worlds, begun.state, env, steps=64, episodes=4))
+            found = checked(collect(begun.task.envs, begun.state, env, steps=64, episodes=4))
             assert len(found.episodes) == 4
         assert (
-            f"world {world} failed at the beginning of its episode {begins}"
+            f"env {one_env} failed at the beginning of its episode {begins}"
             in begun.log.warnings[0]
         )
-        tags = found.obs[found.mask[:, world], world, 0].tolist()
-        assert tags[0] == seed_of(world, begins + 1) % 1009
+        tags = found.obs[found.mask[:, one_env], one_env, 0].tolist()
+        assert tags[0] == seed_of(one_env, begins + 1) % 1009
 
 
 AGENTS = """
@@ -451,26 +451,26 @@ def test_an_env_of_several_agents_that_fails_is_cut_for_all_of_them(here):
 
 def test_a_memory_begins_anew_with_the_episode():
     for how in ("raise", "kill"):
-        with session(env_config(how), net=NetConfig(memory="gru", memory_size=8)) as begun:
+        with session(env_config(how), net=NetConfig(recurrent="gru", recurrent_size=8)) as begun:
             run_control(begun)  # what acted is compared with what is evaluated
-            assert len([doubt for doubt in begun.log.warnings if "world 1" in doubt]) == 1
+            assert len([doubt for doubt in begun.log.warnings if "env 1" in doubt]) == 1
 
 
 def test_a_process_that_is_killed_while_it_idles_changes_nothing():
     clean, _ = gather(env_config(backend="sync"))
     env = env_config()
     with session(env) as begun:
-        step, worlds = begun.task.worlds.step, begun.task.worlds
+        step, envs = begun.task.envs.step, begun.task.envs
 
         def killing(state, steps, t):
             if t in (0, 20, 45):
                 os.kill(envs._processes[t % 2].pid, signal.SIGKILL)
             step(state, steps, t)
 
-        worlds.step = killing
-        rollout = collect(worlds, begun.state, env, steps=64)
+        envs.step = killing
+        rollout = collect(envs, begun.state, env, steps=64)
         assert len(begun.log.warnings) == 3
-        assert all("the process of worlds" in doubt for doubt in begun.log.warnings)
+        assert all("the process of envs" in doubt for doubt in begun.log.warnings)
         assert all("signal 9 (Killed)" in doubt for doubt in begun.log.warnings)
     for name in FIELDS:
         assert torch.equal(getattr(rollout, name), getattr(clean, name)), name
@@ -480,12 +480,12 @@ def test_an_episode_that_is_too_long_to_be_replayed_ends_with_its_process(monkey
     monkeypatch.setattr("proximo.envs.make.REPLAYED", 20)
     env = EnvConfig(id="Pendulum-v1", num_envs=2, backend="workers", processes=1)
     with session(env, rollout=RolloutConfig(steps=16)) as begun:
-        worlds = begun.task.worlds
+        envs = begun.task.envs
         for _ in range(2):
-            collect(worlds, begun.state, env, steps=16)
-        assert begun.state.worlds.actions == [[], []]
-        os.kill(worlds._processes[0].pid, signal.SIGKILL)
-        rollout = collect(worlds, begun.state, env, steps=16)
+            collect(envs, begun.state, env, steps=16)
+        assert begun.state.envs.actions == [[], []]
+        os.kill(envs._processes[0].pid, signal.SIGKILL)
+        rollout = collect(envs, begun.state, env, steps=16)
         killed, *lost = begun.log.warnings
         assert "signal 9 (Killed)" in killed
         assert len(lost) == 2
@@ -527,7 +527,7 @@ def test_the_budget_is_for_so_many_steps(monkeypatch):
         session(dataclasses.replace(env, restarts=1), rollout=RolloutConfig(steps=400)) as begun,
         pytest.raises(UsageError, match=f"failed at step {spent - 1} of update 1"),
     ):
-        collect(begun.task.worlds, begun.state, env, steps=400)
+        collect(begun.task.envs, begun.state, env, steps=400)
     assert len(begun.log.warnings) == falls.index(spent) >= 1
 
 
@@ -573,7 +573,7 @@ def evaluated(how, at, restarts=3):
 
 
 @pytest.mark.parametrize(("how", "at"), [("raise", 4), ("hang", 4), ("kill", 4), ("kill", 0)])
-def test_a_world_that_fails_in_an_evaluation_is_named_and_its_episode_is_left_out(how, at, here):
+def test_an_env_that_fails_in_an_evaluation_is_named_and_its_episode_is_left_out(how, at, here):
     faults = evaluated(how, at).result["warnings"]
     where = f"after {at - 1} steps of" if at else "at the beginning of"
     for restart, fault in enumerate(faults, 1):

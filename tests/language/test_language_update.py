@@ -284,7 +284,7 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
     )
     with make_session(config, source=Bigrams) as session:
         state = session.state
-        rollout = collect(session.task.worlds, state, config.env, steps=256, episodes=12)
+        rollout = collect(session.task.envs, state, config.env, steps=256, episodes=12)
         batch = algorithm.prepare(state, rollout)
         control = copy.deepcopy(state.policy)
     policy = LanguagePolicy(Bigram(copy.deepcopy(control)), ())

@@ -35,9 +35,9 @@ def score(task, seed, episodes=100, name="ppo", **sections):
         tables[section].update(changes)
     config = from_tables(tables)
     agent = run_control(make_session(config))
-    world = make_world(config.env)
-    scores = evaluate(agent.policy, world, episodes=episodes, seed=1_000_000)
-    world.close()
+    env = make_env(config.env)
+    scores = evaluate(agent.policy, env, episodes=episodes, seed=1_000_000)
+    env.close()
     return float(scores.returns.mean())
 
 

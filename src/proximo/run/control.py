@@ -14,21 +14,21 @@ from gymnasium.vector import VectorEnv
 
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.collect import collect
-from proximo.envs.agents import AgentWorlds
-from proximo.envs.check import Bounds, Checked, check_vector, check_world
+from proximo.envs.agents import AgentEnvs
+from proximo.envs.check import Bounds, Checked, check_env, check_vector
 from proximo.envs.make import (
     NUMBERED,
     REPLAYED,
+    Envs,
     Maker,
-    SyncWorlds,
-    VectorWorlds,
-    Worlds,
+    SyncEnvs,
+    VectorEnvs,
     close_all,
-    make_world,
-    make_worlds,
+    make_env,
+    make_envs,
 )
-from proximo.envs.tensors import TensorWorlds
-from proximo.envs.workers import WorkerWorlds
+from proximo.envs.tensors import TensorEnvs
+from proximo.envs.workers import WorkerEnvs
 from proximo.evaluate import Supervised, step_limit
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
@@ -112,20 +112,20 @@ class ControlTask(Task):
         """See `make_session`. Whatever fails, what was opened is closed."""
         self.log, self.callbacks, self._source = log, callbacks, source
         self._is_new = resume is None
-        self._world: gym.Env | Supervised | None = None
+        self._env: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self.checked: Checked | None = None
         backend, how = choose_backend(config.env, given=source is not None)
         env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
         config = dataclasses.replace(config, env=env)
         if backend != "sync":
-            log.note(f"worlds: {backend} ({how})")
+            log.note(f"envs: {backend} ({how})")
         if self._is_new:
             check_backend(config.env)
         check_sizes(config, made=isinstance(source, VectorEnv))
-        self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
-        if isinstance(self.worlds, WorkerWorlds):
-            self.worlds.report = log.warn
+        self.envs: Envs = make_envs(config.env, config.run.seed, source)
+        if isinstance(self.envs, WorkerEnvs):
+            self.envs.report = log.warn
         try:
             if log.folder:
                 list(map(space_record, self.spaces))  # refused before training
@@ -140,7 +140,7 @@ class ControlTask(Task):
             self.state = self._make_state(policy)
             self.state.keep, self.state.watch = log.record_skip, watch
             if own:
-                seen = torch.as_tensor(self.state.worlds.obs, device=self.run.device)
+                seen = torch.as_tensor(self.state.envs.obs, device=self.run.device)
                 policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
             self._load(start, resume)
         except BaseException:
@@ -150,7 +150,7 @@ class ControlTask(Task):
     def collect(self, state: TrainState) -> Rollout:
         rollout = self.config.rollout
         return collect(
-            self.worlds, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes
+            self.envs, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes
         )
 
     def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
@@ -170,7 +170,7 @@ class ControlTask(Task):
         return lambda: snapshot.write(folder.checkpoint("best"))
 
     def timed(self, profile: Profile) -> Task:
-        self.worlds = profile.timed(self.worlds, step="world")
+        self.envs = profile.timed(self.envs, step="env")
         self.state.engine = profile.timed(
             self.state.engine,
             actor="act",
@@ -195,56 +195,56 @@ class ControlTask(Task):
 
     def close(self) -> list[str]:
         torch.set_num_threads(self._threads)
-        apart = [self._world] if self._world else []
-        return [*self.worlds.close(), *close_all(apart)]
+        apart = [self._env] if self._env else []
+        return [*self.envs.close(), *close_all(apart)]
 
     @property
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Of observations and of actions."""
-        return self.worlds.obs_space, self.worlds.action_space
+        return self.envs.obs_space, self.envs.action_space
 
     def _make_policy(self, config: Config, net: NetMaker | None) -> ActorCritic:
         """The network, with its first weights, on the CPU. Raises `UsageError`."""
-        agents = self.worlds.agents
+        agents = self.envs.agents
         config.check_samples(agents)
         if self._is_new:
             config.check_lone(agents)
             config.algorithm.check_used()
             config.check_net(self.spaces)
         if agents > 1:
-            self.log.note(f"agents: {agents} in each world, acting by one policy")
+            self.log.note(f"agents: {agents} in each env, acting by one policy")
         with torch.random.fork_rng(devices=[]):
             if net is None:
                 with torch.device("meta"):  # where it takes no memory
                     draft = make_policy(self.spaces, config)
-                check_room(draft, self.worlds, config)
+                check_room(draft, self.envs, config)
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
             policy = make_policy(self.spaces, config, net)
             torch.set_num_threads(self._threads)
         if net:  # which can be made only in earnest
-            check_room(policy, self.worlds, config)
+            check_room(policy, self.envs, config)
         return policy
 
     def _settle(self, config: Config, policy: ActorCritic) -> Config:
         """The configuration with device, engine and threads chosen; the policy moves there."""
-        device, why = choose_device(config.run.device, policy, self.worlds.device)
+        device, why = choose_device(config.run.device, policy, self.envs.device)
         self.log.note(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
         engine, why = choose_engine(config.run.engine, config.algorithm, policy)
         samples = config.algorithm.minibatch_size
         if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
-            samples = self.worlds.count * config.rollout.steps
+            samples = self.envs.count * config.rollout.steps
         threads = choose_threads(config.run.threads, engine, policy, samples)
         self.log.note(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
         # The native engine has threads of its own, and small operations are slower on several.
         torch.set_num_threads(1 if engine == "native" else threads)
         self.log.note(*config.algorithm.notes, doubtful=True)
-        updates = -(-config.run.total_steps // (self.worlds.count * config.rollout.steps))
+        updates = -(-config.run.total_steps // (self.envs.count * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.log.note(
                 f"total_steps is enough for {updates} updates only: more steps, or a smaller "
-                "env.worlds or rollout.steps, give more"
+                "env.envs or rollout.steps, give more"
             )
         run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         return dataclasses.replace(config, run=run)
@@ -252,37 +252,37 @@ class ControlTask(Task):
     def _check(self) -> None:
         """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
         config = self.config.env
-        if type(self.worlds) in (SyncWorlds, AgentWorlds):
+        if type(self.envs) in (SyncEnvs, AgentEnvs):
             try:
                 # It stays for evaluations: there may be no room for another one, and what envs
                 # share in a process may end with the first that is closed.
-                world = self._world = make_world(config, self._source)  # type: ignore[arg-type]
+                env = self._env = make_env(config, self._source)  # type: ignore[arg-type]
             except UsageError as error:  # perhaps there can be no more of them
-                self.log.note(f"the worlds were not checked: one apart cannot be made ({error})")
+                self.log.note(f"the envs were not checked: one apart cannot be made ({error})")
                 return
-            self.checked = check_world(world)
-        elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
-            assert isinstance(self.worlds, VectorWorlds)
-            self.checked = check_vector(self.worlds)
-        elif isinstance(self.worlds, WorkerWorlds):
-            self.checked = self.worlds.check()
+            self.checked = check_env(env)
+        elif type(self.envs) in (VectorEnvs, TensorEnvs) and config.backend != "envpool":
+            assert isinstance(self.envs, VectorEnvs)
+            self.checked = check_vector(self.envs)
+        elif isinstance(self.envs, WorkerEnvs):
+            self.checked = self.envs.check()
         if self.checked:  # else known: with a backend of ours
-            self.log.note(*(f"the worlds: {note}" for note in self.checked.notes), doubtful=True)
+            self.log.note(*(f"the envs: {note}" for note in self.checked.notes), doubtful=True)
 
     def _make_state(self, policy: ActorCritic) -> TrainState:
         try:
-            worlds = self.worlds.start()
+            envs = self.envs.start()
         except UsageError:
             raise
         except faults() as error:
-            raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
+            raise UsageError(f"an env failed at its first reset: {explain(error)}") from error
         run = self.run
         optimizer = self.config.algorithm.make_optimizer(policy)
         return TrainState(
             policy=policy,
             optimizer=optimizer,
             engine=make_engine(run.engine, policy, optimizer, run.threads),
-            worlds=worlds,
+            envs=envs,
             # Streams apart, so that longer rollouts do not change the order of minibatches.
             collecting=torch.Generator().manual_seed(2 * run.seed),
             shuffling=torch.Generator().manual_seed(2 * run.seed + 1),
@@ -303,22 +303,20 @@ class ControlTask(Task):
             start.load_moments(state)
         if resume:
             resume.load_state(state)
-            whole = not self.worlds.replayable or self.worlds.remembered(state.worlds).all()
+            whole = not self.envs.replayable or self.envs.remembered(state.envs).all()
             if not self._restored():
-                state.reward_return = state.carry = None  # of the episodes that are gone
+                state.reward_return = state.recurrent_state = None  # of the episodes that are gone
                 why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
-                self.log.note(
-                    f"these worlds cannot be brought back{why}: new episodes begin in them"
-                )
+                self.log.note(f"these envs cannot be brought back{why}: new episodes begin in them")
 
     def _restored(self) -> bool:
         try:
-            return self.worlds.restore(self.state.worlds)
+            return self.envs.restore(self.state.envs)
         except UsageError:
             raise
         except faults() as error:
             raise UsageError(
-                f"a world failed while its episode was replayed: {explain(error)}"
+                f"an env failed while its episode was replayed: {explain(error)}"
             ) from error
 
     def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
@@ -329,13 +327,13 @@ class ControlTask(Task):
         own = [own_evaluation(c, self.log.alert) for c in callbacks if overrides(c, "evaluate")]
         if run.stop_at is not None or (run.eval_every and not own):
             limit = step_limit(self.config.env, run.eval_max_episode_steps)
-            evaluation = Evaluation(self.world, run.eval_episodes, limit, warn)
+            evaluation = Evaluation(self.env, run.eval_episodes, limit, warn)
         if run.eval_every:
             monitors.append(Evaluate(own or [evaluation], run.eval_every))
         if run.stop_at is not None:
             monitors.append(StopAt(evaluation, run.stop_at))
         if not (self.checked and not self.checked.within):
-            bounds = Bounds(self.worlds.observations)
+            bounds = Bounds(self.envs.observations)
             monitors.append(ObservationBoundsCheck(bounds, warn))
         monitors.append(LoneAdvantages(warn))
         if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
@@ -343,18 +341,18 @@ class ControlTask(Task):
         return monitors
 
     @property
-    def world(self) -> gym.Env | Supervised:
+    def env(self) -> gym.Env | Supervised:
         """One env apart, for evaluations: in a watched process if the others are."""
         if isinstance(self._source, VectorEnv):
             raise UsageError(
-                "a vector world cannot be evaluated one episode at a time: leave out stop_at and "
-                "eval_every, or pass a callable that makes one world"
+                "a vector env cannot be evaluated one episode at a time: leave out stop_at and "
+                "eval_every, or pass a callable that makes one env"
             )
-        if self._world is None and isinstance(self.worlds, WorkerWorlds):
-            env = dataclasses.replace(self.config.env, worlds=1, processes=1)
-            worlds = WorkerWorlds(env, NUMBERED, self._source)
-            worlds.report = lambda text, trace: self.log.warn(f"evaluating: {text}", trace)
-            self._world = Supervised(worlds)
-        elif self._world is None:
-            self._world = make_world(self.config.env, self._source)
-        return self._world
+        if self._env is None and isinstance(self.envs, WorkerEnvs):
+            env = dataclasses.replace(self.config.env, num_envs=1, processes=1)
+            envs = WorkerEnvs(env, NUMBERED, self._source)
+            envs.report = lambda text, trace: self.log.warn(f"evaluating: {text}", trace)
+            self._env = Supervised(envs)
+        elif self._env is None:
+            self._env = make_env(self.config.env, self._source)
+        return self._env

@@ -232,7 +232,7 @@ class Session:
             folder.enter()
             folder.write_config(self.task.config)  # first: it says whether the run has ended here
             ended = bool(state.finished(run))
-            rows, lost = folder.cut_metrics(state.updates, run.log_every, ended=ended)
+            rows, lost = folder.cut_metrics(state.updates, run.log_every, done=ended)
             folder.remove_result()
             self.task.enter(folder)
         if lack := lost_rows(rows, lost, state.updates, **{counter: getattr(state, counter)}):
