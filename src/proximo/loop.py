@@ -106,7 +106,7 @@ def train(
     env_config = env if isinstance(env, EnvConfig) else dataclasses.replace(config.env, id=named)
     if preset and num_envs is not None:
         raise UsageError(
-            f"num_envs={num_envs} changes the preset of {named}, which fits its own number of envs: "
+            f"num_envs={num_envs} changes the preset of {named}, which fits its own number: "
             "give an algorithm too, such as PPO()"
         )
     if isinstance(source, VectorEnv) and num_envs not in (None, source.num_envs):
