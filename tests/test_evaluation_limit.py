@@ -10,7 +10,7 @@ from envs.made_envs import Long
 from proximo import EnvConfig
 from proximo.envs.make import NUMBERED, make_env
 from proximo.envs.workers import WorkerEnvs
-from proximo.evaluate import Supervised, evaluate, step_limit
+from proximo.evaluation import Supervised, evaluate_policy, step_limit
 
 __all__ = ["here"]
 
@@ -24,7 +24,7 @@ def first(obs, generator):
 
 @pytest.mark.parametrize(("limit", "length", "cut"), [(39, 39, 3), (40, 40, 0), (41, 40, 0)])
 def test_what_was_earned_until_then_counts_and_what_was_cut_is_counted(limit, length, cut):
-    scores = evaluate(first, Long(), episodes=3, seed=0, limit=limit)
+    scores = evaluate_policy(first, Long(), episodes=3, seed=0, limit=limit)
     assert scores.returns.tolist() == [length] * 3
     assert scores.cut == cut
     assert scores.summary().get("episodes_cut", 0) == cut
@@ -34,10 +34,10 @@ def test_what_was_earned_until_then_counts_and_what_was_cut_is_counted(limit, le
 def test_every_agent_that_is_there_is_cut():
     pytest.importorskip("pettingzoo")
     env = make_env(EnvConfig(id="envs.parallel_envs:Leaving"))
-    scores = evaluate(first, env, episodes=2, seed=0, limit=3)  # early has left after 2
+    scores = evaluate_policy(first, env, episodes=2, seed=0, limit=3)  # early has left after 2
     assert [e.length for e in scores.episodes] == [2, 3, 2, 3]
     assert scores.cut == 2
-    assert evaluate(first, env, episodes=2, seed=0, limit=5).cut == 0
+    assert evaluate_policy(first, env, episodes=2, seed=0, limit=5).cut == 0
 
 
 @pytest.mark.parametrize("name", ["envs.made_envs:Long", "envs.parallel_envs:Leaving"])
@@ -48,7 +48,7 @@ def test_so_it_is_in_processes(name):
     apart = Supervised(WorkerEnvs(env, NUMBERED))
     try:
         for limit in (3, 5, 40):
-            here = evaluate(first, make_env(env), episodes=2, seed=7, limit=limit)
+            here = evaluate_policy(first, make_env(env), episodes=2, seed=7, limit=limit)
             there = apart.play(lambda: lambda row: 0, episodes=2, seed=7, limit=limit)
             assert there.episodes == here.episodes
             assert there.cut == here.cut

@@ -154,7 +154,7 @@ def test_a_configuration_survives_its_tables():
     )
     again = from_tables(to_tables(config))
     assert str(again.algorithm.clip) == "linear:0.2:0.1"
-    assert again.task.env == config.env
+    assert again.env == config.env
     assert again.algorithm.max_grad_norm is None
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 """One number per name, as written to `metrics.jsonl`."""
+Extra = tuple[dict[str, "Tensor"], dict[str, Any]]
+"""Tensors and entries of the record that a checkpoint holds besides those of the state."""
 Row = dict[str, Any]
 """What is logged of an update, by name."""
 Keep = Callable[[str, "dict[str, Tensor]", dict[str, Any]], str]
@@ -84,7 +86,7 @@ def check_values(section: str, settings: object) -> None:
     hints = typing.get_type_hints(type(settings))
     for name in (f.name for f in fields(settings)):  # type: ignore[arg-type]
         given = getattr(settings, name)
-        value = _plain(given)
+        value = _parsed(_plain(given), hints[name])
         if value is not given:
             object.__setattr__(settings, name, value)
         if wrong := _wrong(value, hints[name]):
@@ -102,6 +104,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict) and any(isinstance(x, np.generic) for x in value.values()):
         return {key: _plain(x) for key, x in value.items()}
     return value
+
+
+def _parsed(value: Any, kind: Any) -> Any:
+    """A function as the schedule that it is, where a field takes schedules."""
+    parsers = [part for part in typing.get_args(kind) if hasattr(part, "parse")]
+    is_own = callable(value) and not isinstance(value, tuple(parsers))
+    return parsers[0].parse(value) if parsers and is_own else value
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

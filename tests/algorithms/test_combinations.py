@@ -11,7 +11,7 @@ from torch import nn
 
 from proximo import NetConfig, RolloutConfig, RunConfig, load, train
 from proximo.envs.probes import Match
-from proximo.evaluate import evaluate
+from proximo.evaluation import evaluate_policy
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import ALGORITHMS
@@ -162,9 +162,9 @@ def test_it_trains_resumes_to_the_bit_and_acts(case, tmp_path):
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
     again = load(tmp_path / "straight", net=own)
-    for deterministic in (True, False):
+    for mode in (True, False):
         scores = [
-            evaluate(a.policy, env(), episodes=3, seed=5, deterministic=deterministic).returns
+            evaluate_policy(a.policy, env(), episodes=3, seed=5, deterministic=mode).returns
             for a in (agent, again)
         ]
         np.testing.assert_allclose(*scores, rtol=1e-4)  # products round by how weights are aligned

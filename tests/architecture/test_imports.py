@@ -18,7 +18,7 @@ LAYERS = [
     ["loop"],
     ["agent"],
     ["run"],
-    ["collect", "evaluate", "export", "algorithms"],
+    ["collect", "evaluation", "export", "algorithms"],
     ["native"],
     ["nets", "envs"],
     ["functional", "imports", "spaces"],
@@ -90,7 +90,7 @@ def test_only_the_declared_packages_are_imported_and_none_that_pickles(name, pat
 
 def test_no_module_has_the_name_of_a_public_function():
     # With lazy imports, `from proximo import train` would return the module.
-    for name in proximo.__all__:
+    for name in set(proximo.__all__) - {"functional"}:  # which is the room itself
         assert not (SOURCE / f"{name}.py").exists()
         assert not (SOURCE / name).exists()
 

@@ -30,7 +30,7 @@ from envs.parallel_envs import (
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, train
 from proximo.envs.check import check_env
 from proximo.envs.make import make_env, make_envs
-from proximo.evaluate import evaluate
+from proximo.evaluation import evaluate_policy
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.control import make_session
@@ -93,7 +93,7 @@ def test_whole_episodes_are_those_of_each_agent():
 
 def test_evaluation_plays_every_agent():
     env = make_env(EnvConfig(), Leaving)
-    scores = evaluate(lambda obs, noise: np.int64(0), env, episodes=2, seed=0)
+    scores = evaluate_policy(lambda obs, noise: np.int64(0), env, episodes=2, seed=0)
     assert scores.episodes == ((2.0, 2), (50.0, 5)) * 2
 
 
@@ -101,7 +101,7 @@ def test_masks_hold_for_each_agent_and_none_is_asked_of_those_who_left():
     (rollout,), agent = rollouts(Masked, num_envs=1)
     assert (rollout.action[rollout.mask] == 1).all()
     env = make_env(EnvConfig(), Masked)
-    scores = evaluate(agent.policy, env, episodes=1, seed=0, deterministic=False)
+    scores = evaluate_policy(agent.policy, env, episodes=1, seed=0, deterministic=False)
     assert scores.episodes == ((2.0, 2), (50.0, 5))
 
 
@@ -116,7 +116,7 @@ def test_shared_parameters_learn_what_each_agent_sees(recurrent):
         rollout=RolloutConfig(steps=32),
         net=NetConfig(hidden=(16,), **recurrent),
     )
-    scores = evaluate(agent.policy, make_env(EnvConfig(), Sides), episodes=20, seed=5)
+    scores = evaluate_policy(agent.policy, make_env(EnvConfig(), Sides), episodes=20, seed=5)
     assert scores.returns.tolist() == [4.0] * 40
     assert scores.episodes[0] == (4.0, 4)
 

@@ -10,7 +10,7 @@ from envs.sharing_envs import ACTIONS, MODES, Pair, Single, Vector, spoil, vecto
 from envs.test_tensors import Drift
 from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, load, train
 from proximo.envs.make import make_env
-from proximo.evaluate import evaluate
+from proximo.evaluation import evaluate_policy
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.control import make_session
@@ -61,7 +61,9 @@ def single(how, actions, backend="sync"):
 def scores(agent, env):
     """Returns of an evaluation, deterministic and drawn."""
     return [
-        evaluate(agent.policy, make_env(env), episodes=4, seed=5, deterministic=d).returns.tolist()
+        evaluate_policy(
+            agent.policy, make_env(env), episodes=4, seed=5, deterministic=d
+        ).returns.tolist()
         for d in (True, False)
     ]
 
@@ -124,7 +126,7 @@ def test_so_it_is_with_several_agents(how, tmp_path):
     # In training it is evaluated as it is afterwards: each agent by its own action.
     *_, last = RunFolder(tmp_path / how).read_metrics()
     policy, seed = load(tmp_path / how).policy, TRAINING_EVALUATION_SEED
-    after = evaluate(policy, make_env(env(how)), episodes=2, seed=seed)
+    after = evaluate_policy(policy, make_env(env(how)), episodes=2, seed=seed)
     assert last["evaluation"] == pytest.approx(after.mean)
 
 

@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from proximo.envs.make import make_env
-from proximo.evaluate import evaluate
+from proximo.evaluation import evaluate_policy
 from proximo.loop import run_control
 from proximo.run.config import from_tables
 from proximo.run.control import make_session
@@ -36,7 +36,7 @@ def score(task, seed, episodes=100, name="ppo", **sections):
     config = from_tables(tables)
     agent = run_control(make_session(config))
     env = make_env(config.env)
-    scores = evaluate(agent.policy, env, episodes=episodes, seed=1_000_000)
+    scores = evaluate_policy(agent.policy, env, episodes=episodes, seed=1_000_000)
     env.close()
     return float(scores.returns.mean())
 

@@ -12,7 +12,7 @@ from proximo import PPO, EnvConfig, NetConfig, QActorCritic, RolloutConfig, Usag
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
 from proximo.envs.make import make_envs
-from proximo.evaluate import Player
+from proximo.evaluation import Player
 from proximo.functional.distributions import Gaussian, gsde_log_std, gsde_noise
 from proximo.functional.kl import kl_divergence
 from proximo.loop import run_control

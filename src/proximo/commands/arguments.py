@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import tyro
 
 from proximo.commands.mistyped import message
-from proximo.functional.schedules import Schedule
-from proximo.run.config import Config, sayable
+from proximo.functional.schedules import Schedule, as_schedule
+from proximo.run.code import build, is_code
+from proximo.run.config import Config
+from proximo.run.consent import Named, allow
 from proximo.run.disk import warn
 from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym
     from gymnasium.vector import VectorEnv
-
-    from proximo.agent import Agent
 
 T = TypeVar("T")
 
@@ -51,6 +51,8 @@ def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
             return int(float(words[0]))  # 1e6 is a number of steps
         if number is not Schedule:
             return number(words[0])
+        if is_code(words[0]):
+            return as_schedule(build(words[0]))
         schedule = Schedule.parse(words[0])
         return schedule.start if schedule.kind == "constant" else schedule
 
@@ -199,64 +201,33 @@ def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
                 warn(text)
 
 
+FLAGS = {
+    "env": "--env",
+    "wrappers": "--wrappers",
+    "net": "--net",
+    "algorithm": "--algorithm",
+    "schedules": "--schedule",
+    "callbacks": "--callback",
+}
+"""How the code of a run is named again: argument -> flag."""
+FLAGS_OF_TRAIN = {**FLAGS, "wrappers": "--env.wrappers", "net": "--net.module"} | {
+    "callbacks": "--run.callbacks"
+}
+
+
 def allow_code(
-    config: Config,
-    one_env: str | None,
-    wrappers: Sequence[str],
-    net: str | None,
-    verb: str,
-    arguments: list[str],
+    config: Config, named: Named, parts: Sequence[str], verb: str, arguments: list[str]
 ) -> Config:
-    """The configuration, if its env and its network may be made.
+    """The configuration, if its code may be imported: that needs the user's word.
 
-    An env, wrapper or network written as module:Class would import code because a file says so.
-    That needs the user's word: the names must be given again, with --env, --wrappers and --net.
-    Raises `UsageError` with the line to type.
+    Code that a file names, as module:Class, must be named again by its flag. parts: which code is
+    needed. Raises `UsageError` with the line to type.
     """
-    section = {"train": ("--env.wrappers", "--net.module")}
-    wrapped_by, made_of = section.get(verb, ("--wrappers", "--net"))
-    line = shlex.join(["proximo", verb, *arguments])
-    env = dataclasses.replace(
-        config.env, id=one_env or config.env.id, wrappers=tuple(wrappers) or config.env.wrappers
-    )
-    if not env.id:
-        raise UsageError(
-            f"this run's env was made by a program: name it, as in {line} --env module:Class"
-        )
-    asks, names = [], []
-    if ":" in env.id and one_env is None:
-        asks += ["--env", env.id]
-    if env.wrappers and not wrappers:
-        asks += [wrapped_by, *env.wrappers]
-    if asks:
-        names.append(f"env, {' and '.join(word for word in asks if ':' in word)}")
-    if net and not config.net.module:
-        raise UsageError(f"{made_of} is {net}, but this run's network is Proximo's: leave it out")
-    if config.net.module and not net:
-        asks += [made_of, sayable(config.net.module)]
-        names.append(f"network, {config.net.module}")
-    if asks:
-        be, it = ("is", "it") if len(names) == 1 else ("are", "them")
-        raise UsageError(
-            f"this run's {', and its '.join(names)}, {be} code: importing {it} needs your word. "
-            f"If you trust {it}, type: {line} {shlex.join(asks)}"
-        )
-    module = net or config.net.module
-    return dataclasses.replace(config, env=env, net=dataclasses.replace(config.net, module=module))
+    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    begin = shlex.join(["proximo", verb, *arguments])
 
+    def line(names: dict[str, list[str]]) -> str:
+        words = (shlex.join([flags[argument], *n]) for argument, n in names.items())
+        return " ".join([begin, *words])
 
-def check_spaces(env: gym.Env[Any, Any], agent: Agent) -> None:
-    """Refuse an env whose spaces are not those of the policy. Raises `UsageError`."""
-    from proximo.envs.make import title
-
-    pairs = (
-        ("observation", env.observation_space, agent.obs_space),
-        ("action", env.action_space, agent.action_space),
-    )
-    for what, there, own in pairs:
-        # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
-        if there.shape != own.shape or own != there:
-            raise UsageError(
-                f"the {what} space of {title(env)} is {there}, but this policy was trained with "
-                f"{own}: name the env it was trained in, or one with the same spaces"
-            )
+    return allow(config, named, parts, line, flags)

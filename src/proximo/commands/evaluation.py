@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
+from proximo.commands.arguments import allow_code, closing, parse, show
 from proximo.run.disk import warn
 from proximo.types import UsageError
 
@@ -47,6 +47,8 @@ class Eval:
     """Its wrappers, in the same way."""
     net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
     """The network, where it is code of your own, which needs to be said again."""
+    algorithm: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    """The algorithm, in the same way."""
 
 
 def main(arguments: list[str]) -> int:
@@ -61,18 +63,25 @@ def main(arguments: list[str]) -> int:
 
     import torch
 
-    from proximo.agent import load
+    from proximo.agent import check_spaces, load
     from proximo.commands.display import Patience
     from proximo.envs.check import running_statistics
     from proximo.envs.make import make_env
-    from proximo.evaluate import evaluate, step_limit, unwatched
+    from proximo.evaluation import evaluate_policy, step_limit, unwatched
     from proximo.run.choices import choose_threads
+    from proximo.run.consent import Named
     from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
-    named = (command.env, command.wrappers, command.net)
-    config = allow_code(saved, *named, "eval", arguments)
-    agent = load(command.run, command.checkpoint, net=command.net)
+    named = Named(
+        env=command.env,
+        wrappers=command.wrappers,
+        net=command.net,
+        algorithm=command.algorithm,
+    )
+    parts = ("env", "wrappers", "net", "algorithm")
+    config = allow_code(saved, named, parts, "eval", arguments)
+    agent = load(command.run, command.checkpoint, net=command.net, algorithm=command.algorithm)
     # Those of training may have been the native engine's.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
     env, patience = make_env(config.env), Patience()
@@ -81,7 +90,7 @@ def main(arguments: list[str]) -> int:
         check_spaces(env, agent)
         if found := running_statistics(env):
             warn(f"what is scored is not what was trained: {found}")
-        scores = evaluate(
+        scores = evaluate_policy(
             agent.policy,
             env,
             episodes=command.episodes,

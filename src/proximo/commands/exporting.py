@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,22 +28,23 @@ class Export:
     """Which policy."""
     net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
     """The network, where it is code of your own, which needs to be said again."""
+    algorithm: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    """The algorithm, in the same way."""
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Export, "export", arguments)
 
     from proximo.agent import load
-    from proximo.envs.config import EnvConfig
+    from proximo.run.consent import Named
     from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
-    # The env is not made, so it needs no word.
-    named = dataclasses.replace(saved, env=EnvConfig(id="none"))
-    allow_code(named, None, (), command.net, "export", arguments)
+    named = Named(net=command.net, algorithm=command.algorithm)
+    allow_code(saved, named, ("net", "algorithm"), "export", arguments)  # the env is not made
     out = command.out or command.run / "policy.onnx"
     place = out.absolute()  # code of the user's own may change the current folder
-    agent = load(command.run, command.checkpoint, net=command.net)
+    agent = load(command.run, command.checkpoint, net=command.net, algorithm=command.algorithm)
     done = agent.export(place, overwrite=command.overwrite)
     show(f"{command.checkpoint} policy of {command.run}, {agent.result['steps']:,} steps, in {out}")
     show(f"takes {', '.join(done.inputs)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
+from proximo.commands.arguments import allow_code, closing, parse, show
 from proximo.run.disk import warn
 from proximo.types import UsageError, explain, faults
 
@@ -51,6 +51,8 @@ class Play:
     """Its wrappers, in the same way."""
     net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
     """The network, where it is code of your own, which needs to be said again."""
+    algorithm: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    """The algorithm, in the same way."""
 
 
 def main(arguments: list[str]) -> int:
@@ -72,15 +74,22 @@ def main(arguments: list[str]) -> int:
             os.environ.setdefault("MUJOCO_GL", "egl")
     video = command.video and command.video.absolute()  # an env may change the current folder
 
-    from proximo.agent import load
+    from proximo.agent import check_spaces, load
     from proximo.envs.check import running_statistics
     from proximo.envs.make import make_env
+    from proximo.run.consent import Named
     from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
-    named = (command.env, command.wrappers, command.net)
-    config = allow_code(saved, *named, "play", arguments)
-    agent = load(command.run, command.checkpoint, net=command.net)
+    named = Named(
+        env=command.env,
+        wrappers=command.wrappers,
+        net=command.net,
+        algorithm=command.algorithm,
+    )
+    parts = ("env", "wrappers", "net", "algorithm")
+    config = allow_code(saved, named, parts, "play", arguments)
+    agent = load(command.run, command.checkpoint, net=command.net, algorithm=command.algorithm)
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
@@ -138,7 +147,7 @@ def _play(
 ) -> None:
     """path: where a video is to be written."""
     from proximo.commands.pictures import Video, frame_rate
-    from proximo.evaluate import play_episode, step_limit
+    from proximo.evaluation import play_episode, step_limit
 
     limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
     rate, said = frame_rate(metadata)

@@ -16,16 +16,22 @@ from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
 from proximo.commands.arguments import allow_code, parse
 from proximo.envs.config import EnvConfig
+from proximo.imports import find
 from proximo.nets.config import NetConfig
+from proximo.run.code import is_code
 from proximo.run.config import (
     ALGORITHMS,
     Config,
     RolloutConfig,
     RunConfig,
+    UnimportedAlgorithm,
     algorithm_type,
+    check_algorithm,
     from_tables,
     read_config,
+    with_code,
 )
+from proximo.run.consent import Named
 from proximo.run.presets import PRESETS, Preset, find_preset, named_preset
 from proximo.types import UsageError
 
@@ -44,7 +50,7 @@ class Train:
     method: Annotated[Positional[str | None], arg(metavar="ALGORITHM", help_behavior_hint="")] = (
         None
     )
-    """What to train with: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
+    """What to train with: reinforce, qac, a2c, trpo, ppo-penalty, ppo, or module:Class."""
     env_id: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
     """Where: a Gymnasium id such as CartPole-v1, or module:Class."""
     seed: Annotated[int | None, SHORT] = None
@@ -87,8 +93,10 @@ def main(arguments: list[str]) -> int:
     # Twice: first for what decides on the algorithm and the defaults, then with those.
     asks = [word for word in arguments if word in ("-h", "--help")]
     words = [word for word in arguments if word not in asks]
-    chosen = parse(_command(_any_algorithm()), "train", words)
-    base, preset = _base(chosen, asks=bool(asks))
+    named = next((word for word in words if not word.startswith("-")), "")
+    own = check_algorithm(find(named)) if is_code(named) else None
+    chosen = parse(_command(_any_algorithm(own)), "train", words)
+    base, preset = _base(chosen, own, asks=bool(asks))
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     command = _command(type(base.algorithm), _defaults(chosen, preset))
     final = parse(command, "train", arguments, command(**sections))
@@ -116,10 +124,13 @@ def _command(algorithm: type[OnPolicy], defaults: str = "") -> type[Train]:
     return made
 
 
-def _any_algorithm() -> type[OnPolicy]:
-    """Every flag of every algorithm, to read a line whose algorithm is not known yet."""
+def _any_algorithm(own: type[OnPolicy] | None) -> type[OnPolicy]:
+    """Every flag of every algorithm, to read a line whose algorithm is not known yet.
+
+    own: an algorithm of the user's own that the line names.
+    """
     settings: dict[str, tuple[str, typing.Any, typing.Any]] = {}
-    for algorithm in ALGORITHMS.values():
+    for algorithm in (*ALGORITHMS.values(), *([own] if own else [])):
         hints = typing.get_type_hints(algorithm)
         for f in dataclasses.fields(algorithm):
             # Its default is not known yet, and so is not shown.
@@ -128,13 +139,25 @@ def _any_algorithm() -> type[OnPolicy]:
     return dataclasses.make_dataclass("AnyAlgorithm", settings.values(), frozen=True, kw_only=True)
 
 
-def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
-    """What the arguments are laid over: a file, a preset or the defaults. asks: for help."""
+def _base(chosen: Train, own: type[OnPolicy] | None, *, asks: bool) -> tuple[Config, Preset | None]:
+    """What the arguments are laid over: a file, a preset or the defaults. asks: for help.
+
+    own: an algorithm of the user's own that the line names.
+    """
     if chosen.config is not None:
         if chosen.preset is not None:
             raise UsageError("--config and --preset both give all settings: use one of them")
-        config = read_config(chosen.config)
-        if chosen.method and algorithm_type(chosen.method) is not type(config.algorithm):
+        config = with_code(read_config(chosen.config), own)
+        if isinstance(config.algorithm, UnimportedAlgorithm):
+            code = [config.algorithm.own] if config.algorithm.own else config.algorithm.schedules
+            raise UsageError(
+                f"{chosen.config} names code, {' and '.join(code)}: importing it needs your word. "
+                "If you trust it, name the algorithm again, as in: proximo train module:Class "
+                f"--config {chosen.config}; take a schedule out of the file, and give it by its "
+                "flag"
+            )
+        kind = own or (algorithm_type(chosen.method) if chosen.method else None)
+        if kind and kind is not type(config.algorithm):
             raise UsageError(
                 f"{chosen.config} is for {config.algorithm.name}, not {chosen.method}: leave the "
                 "algorithm out, or begin without --config"
@@ -152,6 +175,9 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
             "name an algorithm and an env, as in: proximo train ppo CartPole-v1 "
             f"(or --config FILE, or --preset with one of {names})"
         )
+    if own:
+        name, env = {"name": chosen.method}, {"id": env_id or ""}
+        return from_tables({"algorithm": name, "env": env}, own), None
     preset = None
     method = algorithm_type(chosen.method).name if chosen.method else None
     if chosen.preset is None:
@@ -186,5 +212,7 @@ def _config(final: Train, net: str, arguments: list[str]) -> Config:
         words = {word.partition("=")[0] for word in arguments}
         wrappers = env.wrappers if "--env.wrappers" in words else ()
         named = env.id if "--env.id" in words else one_env
-        allow_code(config, named, wrappers, net, "train", arguments)
+        callbacks = config.run.callbacks if "--run.callbacks" in words else ()
+        code = Named(env=named, wrappers=wrappers, net=net or None, callbacks=callbacks)
+        allow_code(config, code, ("env", "wrappers", "net", "callbacks"), "train", arguments)
     return config

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from proximo.functional.schedules import Coefficient, as_schedule
 from proximo.language.token_ppo import TOKENS, TokenPPO
-from proximo.run.config import check_sections, read_section, read_tables
+from proximo.run.config import check_sections
+from proximo.run.toml import read_section, read_tables
 from proximo.types import UsageError, check_values
 
 

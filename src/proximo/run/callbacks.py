@@ -16,7 +16,7 @@ from proximo.run.checkpoint import Keeper
 from proximo.run.config import RunSettings
 from proximo.run.disk import Lines
 from proximo.run.folder import RunFolder
-from proximo.types import Row
+from proximo.types import Extra, Row
 
 
 class Callback:
@@ -229,8 +229,8 @@ class Writable(Protocol):
     run: RunSettings
     saves_best_at_once: bool
 
-    def first(self, folder: RunFolder) -> None: ...
-    def snapshot(self, best: float | None) -> Callable[[Path], None]: ...
+    def first(self, folder: RunFolder, extra: Extra) -> None: ...
+    def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]: ...
     def best_snapshot(self, folder: RunFolder) -> Callable[[], None]: ...
 
 
@@ -240,10 +240,19 @@ class RunWriter(Callback):
     phase = "checkpoints"
 
     def __init__(
-        self, task: Writable, folder: RunFolder, manager: Keeper, sync: Callable[[], None]
+        self,
+        task: Writable,
+        folder: RunFolder,
+        manager: Keeper,
+        sync: Callable[[], None],
+        extra: Callable[[], Extra],
     ) -> None:
-        """sync: called before a checkpoint, which the logs up to it must not follow."""
-        self._task, self._folder, self._manager, self._sync = task, folder, manager, sync
+        """sync: called before a checkpoint, which the logs up to it must not follow.
+
+        extra: what a checkpoint holds besides the state.
+        """
+        self._task, self._folder, self._manager = task, folder, manager
+        self._sync, self._extra = sync, extra
         self._best: Callable[[], None] | None = None  # writes the best, which is not written yet
         # Scores of the best policies: so far, and on the disk.
         self._seen = self._written = task.state.best
@@ -253,7 +262,7 @@ class RunWriter(Callback):
 
     def first(self, state: Any) -> None:
         """Write update 0 and `last`. Raises `OSError`."""
-        self._task.first(self._folder)
+        self._task.first(self._folder, self._extra())
         self._write_last(state)
 
     def __call__(self, state: Any, rollout: Any, row: Row) -> None:
@@ -294,4 +303,4 @@ class RunWriter(Callback):
     def _snapshot(self) -> Callable[[Path], None]:
         """The state to resume from, which must not know of a best policy that could be lost."""
         self._sync()
-        return self._task.snapshot(self._written)
+        return self._task.snapshot(self._written, self._extra())

@@ -31,7 +31,7 @@ from proximo.functional.moments import no_moments
 from proximo.run.disk import check_regular, duplicate, replace, warn
 from proximo.run.folder import RunFolder
 from proximo.spaces import recorded_space, space_record, torch_dtype
-from proximo.types import Episode, Moments, TrainState, UsageError
+from proximo.types import Episode, Extra, Moments, TrainState, UsageError
 
 SCHEMA = 1
 LONGEST_HEADER = 100_000_000
@@ -86,6 +86,7 @@ _RECORD = _COUNTERS | {
     "policy_only": _kind(bool),
     "recent": _is_recent,
     "spaces": lambda x: type(x) is list and len(x) == 2,
+    "callbacks": _kind(dict),
     # Of language models:
     "counters": _kind(dict),
     "tokens": _whole(0),
@@ -145,12 +146,17 @@ class Snapshot:
         spaces: tuple[gym.Space[Any], gym.Space[Any]],
         *,
         policy_only: bool = False,
+        extra: Extra = ({}, {}),
     ) -> None:
-        """`policy_only` leaves out what only resuming needs: smaller, and quicker to take."""
+        """`policy_only` leaves out what only resuming needs: smaller, and quicker to take.
+
+        extra: what the file holds besides.
+        """
         # Cloned, because the parameters are views into one vector and safetensors wants each alone.
-        tensors = _policy_tensors(state) if policy_only else _tensors(state)
+        tensors = (_policy_tensors(state) if policy_only else _tensors(state)) | extra[0]
         self._tensors = {name: own_copy(tensor) for name, tensor in tensors.items()}
         self._record: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
+        self._record |= extra[1]
         self._record |= {
             "policy_only": policy_only,
             "recent": [] if policy_only else [list(episode) for episode in state.recent],
@@ -300,7 +306,8 @@ class Checkpoint:
         for name in later:  # choices were int64 once, whatever the space said
             if name.startswith(_LOGS) and self.tensors[name].dtype is torch.int64:
                 own[name] = own[name].long()
-        self._refuse_others(self.tensors.keys() - own.keys())
+        others = self.tensors.keys() - own.keys()
+        self._refuse_others({name for name in others if not name.startswith("callbacks.")})
         saved = self.take(own)
         self.load_policy(state.policy)
         self.load_moments(state)

@@ -29,7 +29,7 @@ from proximo.envs.make import (
 )
 from proximo.envs.tensors import TensorEnvs
 from proximo.envs.workers import WorkerEnvs
-from proximo.evaluate import Supervised, step_limit
+from proximo.evaluation import Supervised, step_limit
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker as NetMaker
@@ -53,6 +53,7 @@ from proximo.run.session import RunLog, Session, Task
 from proximo.spaces import check_columns, space_record
 from proximo.types import (
     Batch,
+    Extra,
     Metrics,
     Rollout,
     Row,
@@ -161,9 +162,9 @@ class ControlTask(Task):
     def update(self, state: TrainState, batch: Batch) -> Metrics:
         return self.config.algorithm.update(state, batch)
 
-    def snapshot(self, best: float | None) -> Callable[[Path], None]:
+    def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
         state = dataclasses.replace(self.state, best=best)
-        return Snapshot(state, self.spaces).write
+        return Snapshot(state, self.spaces, extra=extra).write
 
     def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
         snapshot = Snapshot(self.state, self.spaces, policy_only=True)

@@ -11,7 +11,7 @@ import torch
 
 from proximo.collect import make_room
 from proximo.envs.check import Bounds
-from proximo.evaluate import Player, Scores, Supervised, evaluate
+from proximo.evaluation import Player, Scores, Supervised, evaluate_policy
 from proximo.run.callbacks import Callback, Checked
 from proximo.types import Rollout, Row, TrainingError, TrainState, faults
 
@@ -74,7 +74,7 @@ class Evaluation:
         }
         if isinstance(self._env, Supervised):
             return self._env.play(lambda: env_action if engine else Player(policy).act, **how)
-        return evaluate(choose if engine else policy, self._env, **how)
+        return evaluate_policy(choose if engine else policy, self._env, **how)
 
 
 class Evaluate(Callback):

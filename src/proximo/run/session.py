@@ -26,8 +26,9 @@ from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
 from proximo.run.config import RunSettings
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
+from proximo.run.named_callbacks import pack_callbacks, restore_callbacks
 from proximo.run.profile import Profile
-from proximo.types import Metrics, Row, TrainingError
+from proximo.types import Extra, Metrics, Row, TrainingError
 
 
 class RunLog:
@@ -100,10 +101,11 @@ class Task(ABC):
         """Move the weights; returns what to report."""
 
     @abstractmethod
-    def snapshot(self, best: float | None) -> Callable[[Path], None]:
+    def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
         """Copy what the next update depends on; returns what writes it to a file.
 
-        best: the score of the best policy that is on the disk, for the state to hold.
+        best: the score of the best policy that is on the disk, for the state to hold. extra: what
+        the file holds besides.
         """
 
     @abstractmethod
@@ -113,9 +115,9 @@ class Task(ABC):
     def enter(self, folder: RunFolder) -> None:  # noqa: B027 most tasks have nothing to do
         """Bring files of the task's own in a run folder to where the state stands."""
 
-    def first(self, folder: RunFolder) -> None:
+    def first(self, folder: RunFolder, extra: Extra) -> None:
         """Write the checkpoint of update 0. Raises `OSError`."""
-        self.snapshot(None)(folder.checkpoint(0))
+        self.snapshot(None, extra)(folder.checkpoint(0))
 
     def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
         """The task's own callbacks, which come before the user's."""
@@ -195,6 +197,8 @@ class Session:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(run.seed)
                 callback.start(state)
+        if resume:
+            restore_callbacks(own, resume.tensors, resume.record)
         # What can be refused has been: from here on the folder is changed.
         rows = self._enter(folder) if folder else []
         last = rows[-1] if rows else {}
@@ -210,7 +214,7 @@ class Session:
         self._writer: RunWriter | None = None
         if folder:
             manager = Keeper(folder, run.keep_last, self.log.alert, resume)
-            self._writer = RunWriter(task, folder, manager, self._sync)
+            self._writer = RunWriter(task, folder, manager, self._sync, lambda: pack_callbacks(own))
             if not resume:
                 with writable(folder.path):
                     self._writer.first(state)

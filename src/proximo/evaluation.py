@@ -103,7 +103,7 @@ class Scores:
         )
 
 
-def evaluate(
+def evaluate_policy(
     policy: ActorCritic | Choose,
     env: gym.Env,
     *,

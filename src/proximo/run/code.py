@@ -1,0 +1,136 @@
+"""User code in a configuration: `module:Name`, and of an instance also {its settings}.
+
+A text is turned into code only after the user has named it: see `named_again`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from proximo.functional.schedules import Schedule
+from proximo.imports import find, leads_to, name_of
+from proximo.run.toml import convert, read_section, toml_value
+from proximo.types import UsageError
+
+Code = str | type | Callable[..., Any]
+"""User code, or its name."""
+_TEXT = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*)(\{.*\})?", re.DOTALL)
+
+
+def is_code(value: Any) -> bool:
+    """A setting's value names code, as no schedule in text form does."""
+    return isinstance(value, str) and _TEXT.fullmatch(value) is not None
+
+
+def describe(code: Any) -> str:
+    """The text by which `build` makes it again. Raises `UsageError` for what cannot be named."""
+    if isinstance(code, Schedule) and code.function:
+        code = code.function
+    is_name = isinstance(code, type | types.FunctionType | types.BuiltinFunctionType)
+    subject = code if is_name else type(code)
+    name = name_of(subject)
+    if not leads_to(name, subject):
+        raise UsageError(
+            f"{name} is not a name that leads to it again, as that of a lambda or of what is "
+            "defined within a function: define it in a module"
+        )
+    if is_name or not (settings := _settings(code)):
+        return name
+    return f"{name}{{{', '.join(f'{k} = {toml_value(x)}' for k, x in settings.items())}}}"
+
+
+def _settings(code: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance. Raises `UsageError` for arguments that are not stored."""
+    cls, name = type(code), name_of(type(code))
+    if not dataclasses.is_dataclass(cls):
+        own = cls.__init__ is not object.__init__
+        if own and len(inspect.signature(cls.__init__).parameters) > 1:
+            raise UsageError(
+                f"{name} takes arguments, which a run folder cannot store: make it a dataclass, "
+                "whose fields are its settings"
+            )
+        return {}
+    hints = typing.get_type_hints(cls)
+    settings = {f.name: getattr(code, f.name) for f in dataclasses.fields(cls) if f.init}
+    for key, value in settings.items():
+        try:
+            same = bool(
+                convert(tomllib.loads(f"x = {toml_value(value)}")["x"], hints[key]) == value
+            )
+        except (TypeError, ValueError, tomllib.TOMLDecodeError):
+            same = False
+        if not same:
+            raise UsageError(
+                f"{name}: its field {key} is {value!r:.80}, which a run folder cannot store: "
+                "numbers, text, true, false, none and lists of them can, of the type in its class"
+            )
+    return settings
+
+
+def build(text: str) -> Any:
+    """The function, or an instance of the class, that a text names. Imports it.
+
+    Raises `UsageError`.
+    """
+    name, settings = name_in(text), text[len(name_in(text)) :]
+    found = find(name)
+    if not isinstance(found, type):
+        return found
+    try:
+        table = tomllib.loads(f"x = {settings}")["x"] if settings else {}
+        return read_section(name, found, table) if dataclasses.is_dataclass(found) else found()
+    except (TypeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{text}: {error}: write module:Class{{setting = value}}") from error
+
+
+def name_in(text: str) -> str:
+    """The name in a text of `describe`, without settings. Raises `UsageError`."""
+    match = _TEXT.fullmatch(text)
+    if not match:
+        raise UsageError(f"{text!r:.80} names no code: write module:Name")
+    return match[1]
+
+
+def named_again(recorded: str, given: Iterable[Any]) -> Any:
+    """The given code, or its name, that a configuration has recorded by this text; None: none.
+
+    The module may be another: what was recorded in a program is in `__main__`.
+    """
+    name = name_in(recorded)
+    pairs = [(name_in(g) if isinstance(g, str) else _name(g), g) for g in given]
+    same = [code for called, code in pairs if called == name]
+    moved = [code for called, code in pairs if _last(called) == _last(name)]
+    return next(iter([*same, *moved]), None)
+
+
+def _name(code: Any) -> str:
+    return name_of(code if hasattr(code, "__qualname__") else type(code))
+
+
+def _last(name: str) -> str:
+    return name.partition(":")[2]
+
+
+def remade(recorded: str, code: Any) -> Any:
+    """The code that the user has named again, made with the recorded settings.
+
+    An instance has settings of its own, and a function none.
+    """
+    if isinstance(code, str) and "{" in code:
+        return build(code)
+    if isinstance(code, str | type):
+        name = code if isinstance(code, str) else name_of(code)
+        return build(name + recorded[len(name_in(recorded)) :])
+    return code
+
+
+def sayable(name: str) -> str:
+    """A name of code as one can say it again: a program's own file has another name for others."""
+    return "module:Class" if name.startswith("__main__:") or "<locals>" in name else name
