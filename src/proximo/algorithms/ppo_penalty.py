@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from proximo.algorithms.base import OnPolicy
-from proximo.types import Batch, LossSpec, Metrics, TrainState, UsageError
+from proximo.errors import UsageError
+from proximo.types import Batch, LossSpec, Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from proximo.nets.actor_critic import ActorCritic, Evaluation
+    from proximo.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +67,7 @@ class PPOPenalty(OnPolicy):
             new.log_prob, batch.log_prob, advantage, kl, coefficients["beta"]
         )
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not PPOPenalty:  # a subclass may have a loss of its own
-            return None
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         return self.spec(coefficients, "ratio", beta=coefficients["beta"])
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:

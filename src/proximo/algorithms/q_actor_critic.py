@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from proximo.algorithms.base import OnPolicy
-from proximo.types import Batch, Metrics, Rollout, TrainState, Transitions
+from proximo.state import TrainState
+from proximo.types import Batch, Metrics, Rollout, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)

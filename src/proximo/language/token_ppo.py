@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
+from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient
-from proximo.types import Batch, UsageError
+from proximo.types import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
