@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from proximo.engines.base import Engine
-from proximo.engines.nonfinite import record_skip
+from proximo import functional as F
+from proximo.engines.base import Engine, OldEvaluation
+from proximo.engines.nonfinite import REMEDIES, record_skip
 from proximo.errors import TrainingError, UsageError
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Episode, Moments, Rollout, SkipSink, Watch, WorldState
+from proximo.types import Batch, Episode, Metrics, Moments, Rollout, SkipSink, Watch, WorldState
+
+REWARD_CLIP = 10.0
+"""Scaled rewards are cut off at this many standard deviations of the return."""
 
 
 @dataclass(kw_only=True)
@@ -59,6 +64,69 @@ class TrainState:
         It moves when an update has ended, so the first one runs at 0 and none at 1.
         """
         return min(1.0, self.steps / self.horizon)
+
+    def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
+        """The old policy on its rollout; the recurrent state becomes that of the next one."""
+        old = self.engine.evaluate_old(rollout)
+        if rollout.carry.shape[-1]:
+            ended = rollout.boundary[-1].unsqueeze(-1)
+            self.carry = torch.where(ended, 0.0, old.final_state[-1])
+        return old
+
+    def scaled_reward(self, rollout: Rollout, gamma: float) -> Tensor:
+        """Rewards over the standard deviation of R_t = r_t + γ R_{t-1} in all steps so far. [T, N].
+
+        From OpenAI's baselines (VecNormalize); not in the paper. It keeps returns near unit size
+        without moving their zero.
+        """
+        reward = rollout.reward.cpu().double().flip(0)
+        if self.reward_return is None:
+            self.reward_return = torch.zeros(reward.shape[1], dtype=torch.float64)
+        # Backwards in time it is the recursion of the advantages; a boundary cuts it from behind.
+        starts = torch.cat([torch.zeros_like(rollout.boundary[:1]), rollout.boundary[:-1]]).cpu()
+        decay = gamma * (~starts).double().flip(0)
+        carried = torch.cat([reward, self.reward_return[None]])
+        decay = torch.cat([decay, torch.zeros_like(decay[:1])])
+        running = F.returns.discounted_sum(carried, decay)[:-1].flip(0)
+        self.reward_return = torch.where(rollout.boundary[-1].cpu(), 0, running[-1])
+        seen = running[rollout.mask.cpu()]
+        self.reward_moments = F.moments.merged(self.reward_moments, seen)
+        scale = torch.rsqrt(self.reward_moments.var + 1e-8).to(rollout.reward)
+        return (rollout.reward * scale).clamp(-REWARD_CLIP, REWARD_CLIP)
+
+    def observe(self, obs: Tensor) -> None:
+        """Merge observations [B, *obs] into the moments by which the policy standardises them."""
+        if self.policy.normalize_obs:
+            self.obs_moments = F.moments.merged(self.obs_moments, obs.cpu())
+            self.policy.set_obs_moments(self.obs_moments)
+
+    def observe_returns(self, target: Tensor) -> None:
+        """Merge value targets [B] into the moments by which the critic standardises them."""
+        if self.policy.normalize_returns:
+            self.return_moments = F.moments.merged(self.return_moments, target.cpu())
+            self.policy.set_return_moments(self.return_moments)
+
+    def numbers(self, readings: dict[str, Tensor]) -> Metrics:
+        """Readings of the new policy as numbers, in one transfer.
+
+        Raises `fault` if its weights, the running moments or a reading of it are not finite.
+        """
+        moments = (self.obs_moments, self.return_moments, self.reward_moments)
+        variances = [known.var for known in moments if known]
+        if not self.engine.finite(*self.engine.weights, *variances):
+            what = "weights or running moments became infinite"
+            raise self.fault(f"{what} in update {self.updates + 1}: {REMEDIES}")
+        # In double precision only here, as not every device has it.
+        values = torch.stack([reading.to(self.policy.dtype) for reading in readings.values()])
+        metrics = dict(zip(readings, values.cpu().double().tolist(), strict=True))
+        # The readings after the update are computed with its weights: they show what the losses,
+        # computed before each step, cannot.
+        for name in ("approx_kl", "kl", "entropy"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                raise self.fault(
+                    f"{name} became {metrics[name]} in update {self.updates + 1}: {REMEDIES}"
+                )
+        return metrics
 
     def skip_step(
         self, what: str, where: str, samples: Batch, coefficients: dict[str, float], budget: int

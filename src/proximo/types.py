@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -112,6 +113,15 @@ class Rollout:
     carry: Tensor  # [N, C] what was remembered before row 0
     episodes: tuple[Episode, ...]  # those that finished
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """[B] int64: where the valid steps lie, env after env in order of time, as n*T + t."""
+        return self.mask.t().reshape(-1).nonzero().squeeze(-1)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The valid steps side by side. x: [T, N, ...]; returns [B, ...]."""
+        return x.transpose(0, 1).flatten(0, 1)[self.rows]
+
 
 class Recall(NamedTuple):
     """What a memory must know of a batch: which rows follow on one another, and on what."""
@@ -145,6 +155,24 @@ class Batch:
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return type(self)(**{name: tensor[index] for name, tensor in vars(self).items()})
+
+
+class Layout(NamedTuple):
+    """Minibatch n of epoch k of an update is orders[k][bounds[k][n] : bounds[k][n + 1]]."""
+
+    orders: Tensor  # [K, B] int64
+    bounds: list[list[int]]  # [K][0, ..., B]
+    joined: int = 0  # minibatches of one sample that were put to another
+
+    @property
+    def steps(self) -> int:
+        """Minibatches in all."""
+        return sum(len(bounds) - 1 for bounds in self.bounds)
+
+    def behind(self, epoch: int, number: int) -> Layout:
+        """What is left from this minibatch on; both count from 0."""
+        bounds = [self.bounds[epoch][number:], *self.bounds[epoch + 1 :]]
+        return Layout(self.orders[epoch:], bounds, self.joined)
 
 
 @dataclass(frozen=True, kw_only=True)

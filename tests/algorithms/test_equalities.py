@@ -253,5 +253,5 @@ def test_every_step_of_trpo_keeps_its_bound(kind):
     )
     assert len(found) == 8
     assert all(row["kl"] <= 0.005 * (1 + 1e-4) for row in found)
-    assert sum(row["step_share"] > 0 for row in found) >= 6
+    assert sum(row["line_search_fraction"] > 0 for row in found) >= 6
     assert max(row["kl"] for row in found) > 0.001

@@ -23,7 +23,6 @@ from proximo import (
     RunConfig,
     train,
 )
-from proximo.engines.base import Layout
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
 from proximo.errors import TrainingError, UsageError
@@ -33,7 +32,7 @@ from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import ALGORITHMS
 from proximo.run.folder import RunFolder
 from proximo.run.session import Session
-from proximo.types import Batch
+from proximo.types import Batch, Layout
 
 OBS, ACTIONS = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Discrete(4)
 COUNT, SIZE, EPOCHS, BAD = 48, 12, 2, slice(12, 24)  # samples, of which the second minibatch is bad

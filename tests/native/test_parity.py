@@ -23,16 +23,14 @@ from proximo import (
     UsageError,
     train,
 )
-from proximo.algorithms.update import lay_out
 from proximo.collect import make_room
 from proximo.engines import library
-from proximo.engines.base import Layout
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.choices import choose_engine
 from proximo.spaces import MASK, choices
-from proximo.types import Batch, Recall
+from proximo.types import Batch, Layout, Recall
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 
@@ -132,7 +130,7 @@ def run(name, algorithm, net, epochs=1, layout=None, change=None, threads=1, **k
         name, batch, policy = "torch", in_double(batch), policy.double()
         optimizer = algorithm.make_optimizer(policy)
     optimizer.rates = [1e-3, 2e-3][: len(optimizer.flats)]
-    layout = layout or lay_out(algorithm, batch, torch.Generator().manual_seed(1))
+    layout = layout or algorithm.layout(batch, torch.Generator().manual_seed(1))
     engine = engine_of(name, algorithm, policy, optimizer, threads)
     outcome = engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
     flats = optimizer.flats
@@ -432,7 +430,7 @@ def test_the_batch_is_left_alone():
     algorithm = PPO(minibatch_size=16)
     policy, optimizer, batch = case(algorithm, NetConfig())
     before = copy.deepcopy(vars(batch))
-    layout = lay_out(algorithm, batch, torch.Generator())
+    layout = algorithm.layout(batch, torch.Generator())
     engine = NativeEngine(policy, optimizer, 2)
     engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in vars(batch).items())
@@ -447,7 +445,7 @@ def test_a_gradient_that_is_not_finite_is_noticed_and_not_stepped_along(activati
     with torch.no_grad():
         getattr(policy, part).layers[0].weight[3, 1] = torch.nan
     before = [parameter.clone() for parameter in policy.parameters()]
-    layout = lay_out(algorithm, batch, torch.Generator())
+    layout = algorithm.layout(batch, torch.Generator())
     engine = NativeEngine(policy, optimizer, threads)
     outcome = engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
     assert outcome == ({}, 3, 0, layout.steps)  # every minibatch was left out

@@ -32,7 +32,7 @@ PANELS = (
     ("KL(old, new) in nats", (("approx_kl", "estimated"), ("kl", "exact"))),
     ("clip fraction", (("clip_fraction", ""),)),
     ("weight of the KL penalty (beta)", (("beta", ""),)),
-    ("share of the full step", (("step_share", ""),)),
+    ("share of the full step", (("line_search_fraction", ""),)),
     ("entropy in nats", (("entropy", ""),)),
     ("explained variance", (("explained_variance", ""),)),
     ("learning rate", (("learning_rate", "policy"), ("critic_learning_rate", "critic"))),

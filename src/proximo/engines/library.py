@@ -157,7 +157,7 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     squashed = any(isinstance(head, GaussianHead) and head.squash for head in heads)
     reasons = {
         "its entropy of squashed actions is an integral": squashed and spec.entropy_coef != 0,
-        "its critic judges actions": policy.action_values,
+        "its critic judges actions": policy.q_critic,
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
         "some parameters are frozen": not all(p.requires_grad for p in policy.parameters()),

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from proximo.engines.base import Engine, Layout, Objective, Outcome
+from proximo.engines.base import Engine, Objective, Outcome
 from proximo.engines.library import NativePolicy
 from proximo.engines.nonfinite import Skip, not_finite
 from proximo.envs.tensors import TensorSteps
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Recall, Steps
+from proximo.types import Batch, Layout, Recall, Steps
 
 
 class NativeEngine(Engine):

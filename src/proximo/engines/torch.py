@@ -8,12 +8,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from proximo.engines.base import Engine, Layout, Objective, Outcome
+from proximo.engines.base import Engine, Objective, Outcome
 from proximo.engines.nonfinite import Skip, not_finite
 from proximo.envs.tensors import TensorSteps
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer, clip_gradient
-from proximo.types import Batch, Recall, Steps
+from proximo.types import Batch, Layout, Recall, Steps
 
 
 class TorchEngine(Engine):
@@ -53,11 +53,13 @@ class TorchEngine(Engine):
 
         return act
 
+    @torch.no_grad()
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
     ) -> Evaluation:
         return self.policy.evaluate(obs, action, entropy=entropy, recall=recall)
 
+    @torch.no_grad()
     def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
         return self.policy.value(obs, recall)
 

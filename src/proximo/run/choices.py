@@ -91,7 +91,7 @@ def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[
 
     auto: native where it can be, else torch. Raises `UsageError` for native where it cannot be.
     """
-    if wish == "compile" and algorithm.action_values:
+    if wish == "compile" and algorithm.q_critic:
         raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
     if wish == "compile" and policy.carry_size:
         raise UsageError("run.engine is compile, but the policy has a memory: use torch or auto")

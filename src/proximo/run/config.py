@@ -241,7 +241,7 @@ class Config:
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
             images=any(leaf.image for leaf in Observations(seen).leaves),
-            q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
+            q_of_numbers=self.algorithm.q_critic and not isinstance(actions, Discrete),
             critic=self.algorithm.critic,
         )
 
@@ -434,7 +434,7 @@ def make_policy(
             f"this run's network, {config.net.module}, is code: importing it needs your word. If "
             f"you trust it, name it: load(..., net={sayable(config.net.module)!r})"
         )
-    return ActorCritic(*spaces, config.net, action_values=config.algorithm.action_values, own=own)
+    return ActorCritic(*spaces, config.net, q_critic=config.algorithm.q_critic, own=own)
 
 
 def sayable(name: str) -> str:

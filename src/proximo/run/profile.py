@@ -183,7 +183,7 @@ class TimedAlgorithm:
         return batch
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        if self._algorithm.apart:  # it takes steps of its own, besides the engine's
+        if self._algorithm.separate_optimizers:  # it takes steps of its own, besides the engine's
             self._switch("update")
         return self._algorithm.update(state, batch)
 
