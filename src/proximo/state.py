@@ -15,7 +15,7 @@ from proximo.engines.nonfinite import REMEDIES, record_skip
 from proximo.errors import TrainingError, UsageError
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Episode, Metrics, Moments, Rollout, SkipSink, Watch, WorldState
+from proximo.types import Batch, EnvState, Episode, Metrics, Moments, Rollout, SkipSink, Watch
 
 REWARD_CLIP = 10.0
 """Scaled rewards are cut off at this many standard deviations of the return."""
@@ -27,7 +27,7 @@ class TrainState:
 
     policy: ActorCritic
     optimizer: FlatOptimizer
-    worlds: WorldState
+    envs: EnvState
     collecting: torch.Generator  # noise of the actions
     shuffling: torch.Generator  # order of the minibatches
     engine: Engine  # acts, evaluates and takes the gradient steps
@@ -46,7 +46,7 @@ class TrainState:
     reward_return: Tensor | None = None  # [N] the running discounted return itself
     beta: float | None = None  # weight of the KL penalty, once it has moved
     rate_scale: float = 1.0  # factor on the learning rate, where it follows the KL
-    carry: Tensor | None = None  # [N, C] what the policy remembers in each world
+    recurrent_state: Tensor | None = None  # [N, C] what the policy remembers in each env
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
     skipped: int = 0  # gradient steps that were left out, for what was not finite
     skip_sink: SkipSink | None = None  # of the run, not of its state: stores the first of those
@@ -68,9 +68,9 @@ class TrainState:
     def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
         """The old policy on its rollout; the recurrent state becomes that of the next one."""
         old = self.engine.evaluate_old(rollout)
-        if rollout.carry.shape[-1]:
+        if rollout.initial_state.shape[-1]:
             ended = rollout.boundary[-1].unsqueeze(-1)
-            self.carry = torch.where(ended, 0.0, old.final_state[-1])
+            self.recurrent_state = torch.where(ended, 0.0, old.final_state[-1])
         return old
 
     def scaled_reward(self, rollout: Rollout, gamma: float) -> Tensor:

@@ -39,7 +39,7 @@ class OnPolicy(ABC):
     exact_kl: ClassVar[bool] = False
     """Whether KL(old, new) is also reported as it is, not only estimated."""
     rollout_steps: ClassVar[int] = 256
-    """T where nothing else is said: the steps in each world that an update suits best."""
+    """T where nothing else is said: the steps in each env that an update suits best."""
     unused_settings: ClassVar[tuple[str, ...]] = ()
     """Settings below that do nothing here, and so are refused."""
 
@@ -78,7 +78,7 @@ class OnPolicy(ABC):
     epochs: int = 10
     """K, passes over each rollout."""
     minibatch_size: int = 64
-    """M, samples per gradient step; at most worlds x steps. The last may be smaller, but one of a
+    """M, samples per gradient step; at most envs x steps. The last may be smaller, but one of a
     single sample joins the one before it where advantages are standardised in each."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "shuffled"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
@@ -290,8 +290,8 @@ class OnPolicy(ABC):
         """The valid steps of [T, N, ...] side by side, env after env in order of time."""
         flat, age = rollout.flat, F.batches.ages(rollout.boundary)
         episode = segment = F.batches.consecutive(flat(F.batches.segments(age)))
-        if policy.carry_size:
-            segment = F.batches.consecutive(flat(F.batches.segments(age, policy.memory_steps)))
+        if policy.state_size:
+            segment = F.batches.consecutive(flat(F.batches.segments(age, policy.bptt_steps)))
         return Batch(
             obs=flat(rollout.obs),
             action=flat(rollout.action),
@@ -301,8 +301,8 @@ class OnPolicy(ABC):
             advantage=self.normalized(flat(advantage), episode),
             target=flat(target),
             episode=episode,
-            stretch=segment,
-            carry=flat(old.initial_state),
+            segment_id=segment,
+            initial_state=flat(old.initial_state),
         )
 
     def layout(self, batch: Batch, generator: Generator) -> Layout:
@@ -313,7 +313,7 @@ class OnPolicy(ABC):
             self.epochs,
             generator,
             episode=batch.episode,
-            segment=batch.stretch if batch.recall else None,
+            segment=batch.segment_id if batch.segments else None,
             join_single=self.standardizes_minibatches,
         )
 
@@ -335,7 +335,7 @@ class OnPolicy(ABC):
 
         What follows from them moves: the moments of the observations, the learning rate's scale.
         """
-        new = state.engine.evaluate(batch.obs, batch.action, entropy=True, recall=batch.recall)
+        new = state.engine.evaluate(batch.obs, batch.action, entropy=True, segments=batch.segments)
         readings = {**terms, **self.read(state.policy, new, batch, coefficients)}
         readings.pop("loss", None)
         if self.critic:
@@ -387,7 +387,7 @@ class OnPolicy(ABC):
         compiled anew when they change: do not branch on their values.
         """
         new = policy.evaluate(
-            batch.obs, batch.action, entropy=self.values_entropy, recall=batch.recall
+            batch.obs, batch.action, entropy=self.values_entropy, segments=batch.segments
         )
         return self.loss_of(policy, new, batch, coefficients)
 

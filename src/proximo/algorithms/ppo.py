@@ -100,7 +100,7 @@ class PPO(OnPolicy):
     def stops(self, engine: Engine, batch: Batch) -> bool:
         if self.target_kl is None:
             return False
-        new = engine.evaluate(batch.obs, batch.action, entropy=False, recall=batch.recall)
+        new = engine.evaluate(batch.obs, batch.action, entropy=False, segments=batch.segments)
         kl = F.masked.masked_mean(F.kl.k3(new.log_prob, batch.log_prob))
         return bool(kl > self.target_kl)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
 from proximo.engines.nonfinite import not_finite
-from proximo.types import Batch, Metrics, Recall, Rollout, Transitions
+from proximo.types import Batch, Metrics, Rollout, Segments, Transitions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ class QActorCritic(OnPolicy):
     Sutton et al. 2000; Konda & Tsitsiklis 2000. First the actor moves, then the moved actor draws
     A', which is what is done next, then the critic moves. No bootstrap where S' is terminal; where
     a time limit cut the episode, A' is drawn in its true last state. An update learns from all of
-    its rollout in one step each: with one world and one step it is the textbook's. The critic has
+    its rollout in one step each: with one env and one step it is the textbook's. The critic has
     an output per discrete action, or takes a continuous one beside the observation.
     """
 
@@ -99,7 +99,7 @@ class QActorCritic(OnPolicy):
         policy, coefficients = state.policy, self.coefficients(state.progress)
         rates = self.set_rates(state)
         new = policy.evaluate(
-            batch.obs, batch.action, entropy=self.values_entropy, recall=batch.recall
+            batch.obs, batch.action, entropy=self.values_entropy, segments=batch.segments
         )
         advantage = self.standardized(batch.advantage)
         policy_loss = -F.masked.masked_mean(
@@ -117,7 +117,7 @@ class QActorCritic(OnPolicy):
             )
             state.observe_returns(target)
         batch = replace(batch, target=target)
-        value = policy.action_value(batch.obs, batch.action, batch.recall)
+        value = policy.action_value(batch.obs, batch.action, batch.segments)
         error = self.value_error(policy, value, batch, coefficients["value_clip"])
         value_loss = F.masked.masked_mean(error)
         critic_norm = self._step(state, 1, batch, value_loss, coefficients)
@@ -161,11 +161,11 @@ def next_action_value(policy: ActorCritic, batch: Transitions) -> Tensor:
     """Q(S',A'), A' being what was done there or, where nothing was yet, drawn now. [B]."""
     import torch
 
-    obs, noise, action, recall = batch.next_obs, batch.noise, batch.next_action, batch.recall
+    obs, noise, action, segments = batch.next_obs, batch.noise, batch.next_action, batch.segments
     undecided = batch.undecided
     following: Tensor | slice = slice(None)
-    if recall:  # the recurrent state in S' comes of S: every segment with the state behind it
-        places = torch.arange(len(batch), device=obs.device) + batch.stretch
+    if segments:  # the recurrent state in S' comes of S: every segment with the state behind it
+        places = torch.arange(len(batch), device=obs.device) + batch.segment_id
         following = places + 1
 
         def extended(behind: Tensor, here: Tensor) -> Tensor:
@@ -174,11 +174,12 @@ def next_action_value(policy: ActorCritic, batch: Transitions) -> Tensor:
             rows[places] = here
             return rows
 
-        recall = Recall(
-            extended(batch.stretch, batch.stretch), extended(0 * batch.carry, batch.carry)
+        segments = Segments(
+            extended(batch.segment_id, batch.segment_id),
+            extended(0 * batch.initial_state, batch.initial_state),
         )
         obs, action = extended(obs, batch.obs), extended(action, batch.action)
         noise, undecided = extended(noise, 0 * noise), extended(undecided, undecided & False)
-    drawn = policy.draw(obs, noise, recall)
+    drawn = policy.draw(obs, noise, segments)
     action = torch.where(undecided.view(-1, *[1] * (drawn.dim() - 1)), drawn, action)
-    return policy.action_value(obs, action, recall)[following]
+    return policy.action_value(obs, action, segments)[following]

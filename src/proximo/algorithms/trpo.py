@@ -82,7 +82,7 @@ class TRPO(OnPolicy):
         self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's part alone: the policy has been moved already."""
-        value = policy.value(batch.obs, batch.recall)
+        value = policy.value(batch.obs, batch.segments)
         error = self.value_error(policy, value, batch, coefficients["value_clip"])
         value_loss = F.masked.masked_mean(error)
         loss = self.value_weight * value_loss
@@ -111,7 +111,7 @@ class TRPO(OnPolicy):
 
         def surrogate_and_kl() -> tuple[Tensor, Tensor]:
             new = policy.evaluate(
-                batch.obs, batch.action, entropy=self.values_entropy, recall=batch.recall
+                batch.obs, batch.action, entropy=self.values_entropy, segments=batch.segments
             )
             objective = self.objective(policy, new, batch, advantage, coefficients)
             kl = F.kl.kl_divergence(old, new.distribution)

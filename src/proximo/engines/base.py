@@ -18,11 +18,11 @@ from torch import Tensor
 
 from proximo import functional as F
 from proximo.engines.nonfinite import Skip
-from proximo.envs.tensors import TensorSteps
+from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.errors import TrainingError
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Layout, LossSpec, Recall, Rollout, Steps
+from proximo.types import Batch, Layout, LossSpec, Rollout, RolloutBuffer, Segments
 
 
 class Objective(Protocol):
@@ -77,22 +77,25 @@ class Engine(ABC):
 
     @abstractmethod
     def actor(
-        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
+        self,
+        buffer: RolloutBuffer | TensorRolloutBuffer,
+        noise: Tensor | None,
+        recurrent_state: Tensor | None = None,
     ) -> Callable[[int], None]:
-        """`act(t)`: from steps.obs[t] and noise[t] to action[t] and taken[t].
+        """`act(t)`: from buffer.obs[t] and noise[t] to action[t] and env_action[t].
 
-        noise: [T, N, ...] as the head draws it; None: the most likely actions. carry: [N, C], what
-        is remembered, which moves on in place.
+        noise: [T, N, ...] as the head draws it; None: the most likely actions. recurrent_state:
+        [N, C], changed in place.
         """
 
     @abstractmethod
     def evaluate(
-        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
         """Log π(a|s), V(s) and, where asked for, the entropy of π(·|s). obs: [..., *obs]."""
 
     @abstractmethod
-    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
+    def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
 
     @abstractmethod
@@ -116,11 +119,11 @@ class Engine(ABC):
         A recurrent policy evaluates the first segment of every episode, then the second ones, which
         need the state that the first left, and so on.
         """
-        if rollout.carry.shape[-1]:
+        if rollout.initial_state.shape[-1]:
             old = self._evaluate_segments(rollout)
         else:
             new = self.evaluate(rollout.obs, rollout.action, entropy=False)
-            nothing = rollout.carry.new_empty(*rollout.mask.shape, 0)
+            nothing = rollout.initial_state.new_empty(*rollout.mask.shape, 0)
             parameters = new.distribution.parameters
             old = OldEvaluation(new.log_prob, parameters, new.value, nothing, nothing)
         _check_acted(rollout, old.parameters[[0, -1]])
@@ -128,7 +131,7 @@ class Engine(ABC):
 
     def _evaluate_segments(self, rollout: Rollout) -> OldEvaluation:
         steps, envs = rollout.mask.shape
-        length = self.policy.memory_steps
+        length = self.policy.bptt_steps
 
         def flat(x: Tensor) -> Tensor:
             return x.transpose(0, 1).flatten(0, 1)
@@ -139,8 +142,8 @@ class Engine(ABC):
         ages = F.batches.ages(rollout.boundary)
         age, segment = flat(ages), flat(F.batches.segments(ages, length))
         obs, action = flat(rollout.obs), flat(rollout.action)
-        before = rollout.carry.new_zeros(envs * steps, rollout.carry.shape[-1])
-        before[::steps] = rollout.carry
+        before = rollout.initial_state.new_zeros(envs * steps, rollout.initial_state.shape[-1])
+        before[::steps] = rollout.initial_state
         evaluated, rows, number = [], [], age // length
         after = torch.empty_like(before)
         for which in range(int(number.max()) + 1):
@@ -148,10 +151,10 @@ class Engine(ABC):
             continued = here[(age[here] == which * length) & (which > 0)]
             before[continued] = after[continued - 1]
             counted = F.batches.consecutive(segment[here])
-            recall = Recall(counted, before[here])
-            old = self.evaluate(obs[here], action[here], entropy=False, recall=recall)
-            assert old.carry is not None
-            after[here] = old.carry[counted]
+            segments = Segments(counted, before[here])
+            old = self.evaluate(obs[here], action[here], entropy=False, segments=segments)
+            assert old.recurrent_state is not None
+            after[here] = old.recurrent_state[counted]
             evaluated.append((old.log_prob, old.distribution.parameters, old.value))
             rows.append(here)
         order = torch.cat(rows).argsort()
@@ -167,7 +170,7 @@ class Engine(ABC):
 
         def closing(obs: Tensor, state: Tensor) -> Tensor:
             single = torch.arange(len(obs), device=obs.device)
-            return self.value(obs, Recall(single, state) if state.shape[-1] else None)
+            return self.value(obs, Segments(single, state) if state.shape[-1] else None)
 
         last = closing(rollout.last_obs, old.final_state[-1])
         following = torch.cat([old.value[1:], last[None]])
