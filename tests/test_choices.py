@@ -49,7 +49,7 @@ MASKED = gym.spaces.Dict(
     [
         (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {}, "native"),
         (gym.spaces.Discrete(9), gym.spaces.MultiDiscrete([2, 2]), {}, "native"),
-        (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {"memory": "gru"}, "native"),
+        (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {"recurrent": "gru"}, "native"),
         (gym.spaces.Box(0, 255, (8, 8, 1), "uint8"), gym.spaces.Discrete(2), {}, "torch"),
         (MASKED, gym.spaces.Discrete(2), {}, "native"),
         (MASKED, gym.spaces.Discrete(2), {"normalize_obs": True}, "native"),
