@@ -23,7 +23,7 @@ from proximo import load
 EARLIER = Path(__file__).parent / "fixtures" / "version-0.2-dev"
 EXPECTED = json.loads((EARLIER / "expected.json").read_text())
 ENV = ["--env", "dictenv:Sensors"]
-TALK = ["--world", "textenv:Talk"]
+TALK = ["--env", "textenv:Talk"]
 RENAMED: dict[str, str] = {}
 """Metrics of then that have another name now."""
 
