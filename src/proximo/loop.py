@@ -18,7 +18,7 @@ from proximo.envs.make import Envs, Maker
 from proximo.errors import UsageError
 from proximo.named import name_of
 from proximo.nets.config import NetConfig
-from proximo.nets.own import Maker as NetMaker
+from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import Callback
 from proximo.run.config import Config, RolloutConfig, RunConfig, check_storable, from_tables
 from proximo.run.folder import RunFolder
