@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,17 +16,48 @@ from proximo import functional as F
 from proximo.engines.base import Engine, OldEvaluation
 from proximo.engines.nonfinite import REMEDIES, record_skip
 from proximo.errors import TrainingError, UsageError
+from proximo.functional.moments import no_moments
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.optimizer import FlatOptimizer
+from proximo.spaces import torch_dtype
 from proximo.types import Batch, EnvState, Episode, Metrics, Moments, Rollout, SkipSink, Watch
 
 REWARD_CLIP = 10.0
 """Scaled rewards are cut off at this many standard deviations of the return."""
 
 
+NOT_SAVED = ("engine", "skip_sink", "watch")
+"""Fields that a run sets anew; every other one is in its checkpoints."""
+NUMBERS = ("int", "int | None", "float", "float | None")
+"""Types of the fields that are saved in the record."""
+ACTION_LOGS = "envs.actions."
+"""Beginning of the names of the replay logs."""
+_ENV_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
+
+
+class Saved(Protocol):
+    """What `TrainState.restore` asks of a checkpoint that was read."""
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+    def take(self, own: Mapping[str, Tensor], *, all_of_it: bool = False) -> dict[str, Tensor]:
+        """The tensors of these names, of the same types and shapes. Raises `UsageError`."""
+
+    def load_policy(self, policy: ActorCritic) -> None:
+        """Put the saved weights into the policy."""
+
+    def load_generator(self, name: str, generator: torch.Generator) -> None:
+        """Put the generator where it stood."""
+
+
 @dataclass(kw_only=True)
 class TrainState:
-    """All that changes while training. What is not here is not saved, and must not matter."""
+    """All that changes while training, and what of it is saved: all fields but `NOT_SAVED`.
+
+    A new field of a type below is saved without more; its checkpoints load in older states where it
+    has a default.
+    """
 
     policy: ActorCritic
     optimizer: FlatOptimizer
@@ -128,6 +162,87 @@ class TrainState:
                 )
         return metrics
 
+    @classmethod
+    def fields_of(cls, *kinds: str) -> list[str]:
+        """Names of the saved fields whose type is one of these."""
+        return [f.name for f in fields(cls) if f.type in kinds and f.name not in NOT_SAVED]
+
+    def record(self, *, policy_only: bool = False) -> dict[str, Any]:
+        """What is saved as JSON."""
+        recent = [] if policy_only else [list(episode) for episode in self.recent]
+        counters = {name: getattr(self, name) for name in self.fields_of(*NUMBERS)}
+        return {**counters, "policy_only": policy_only, "recent": recent}
+
+    def tensors(self, *, policy_only: bool = False) -> dict[str, Tensor]:
+        """What is saved as tensors, by the names in a checkpoint."""
+        tensors = _named("policy", self.policy.state_dict())
+        for name in self.fields_of("Moments | None"):
+            if (moments := getattr(self, name)) is not None:
+                tensors |= _named(name, moments._asdict())
+        if policy_only:
+            return tensors
+        tensors |= self.optimizer.tensors()
+        tensors |= {x: getattr(self, x).get_state() for x in self.fields_of("torch.Generator")}
+        optional = {name: getattr(self, name) for name in self.fields_of("Tensor | None")}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        tensors |= {f"envs.{x}": torch.as_tensor(getattr(self.envs, x)) for x in _ENV_ARRAYS}
+        logs = {f"{ACTION_LOGS}{i}": log for i, log in enumerate(self.envs.actions) if log}
+        return tensors | {x: torch.from_numpy(np.concatenate(log)) for x, log in logs.items()}
+
+    def _later(self) -> dict[str, Tensor]:
+        """What a state has only after its first updates, of the types and shapes it then has."""
+        policy, count = self.policy, len(self.envs.episode)
+        acts = policy.actions
+        log = torch.empty(0, *(acts.shape or ()), dtype=torch_dtype(acts.dtype))
+        tensors = {
+            "reward_return": torch.zeros(count, dtype=torch.float64),
+            "recurrent_state": torch.zeros(count, policy.state_size, dtype=policy.dtype),
+            "ahead": policy.head.noise(torch.Generator(), (1, count)),
+            **{f"{ACTION_LOGS}{i}": log for i in range(count)},
+        }
+        for name in self.fields_of("Moments | None"):
+            tensors |= _named(name, no_moments(self._shape_of(name))._asdict())
+        return tensors
+
+    def _shape_of(self, moments: str) -> tuple[int, ...]:
+        return self.policy.obs_shape if moments == "obs_moments" else ()
+
+    def restore(self, saved: Saved) -> None:
+        """Continue from a checkpoint of the same configuration. Raises `UsageError`."""
+        later = {name: x for name, x in self._later().items() if name in saved.tensors}
+        own = self.tensors() | later
+        # A rollout leaves all observations but bytes as the policy sees them.
+        obs, seen = own["envs.obs"], saved.tensors.get("envs.obs")
+        if seen is not None and seen.dtype is self.policy.dtype and obs.dtype is not torch.uint8:
+            own["envs.obs"] = obs.to(self.policy.dtype)
+        for name in later:  # choices were int64 once, whatever the space said
+            if name.startswith(ACTION_LOGS) and saved.tensors[name].dtype is torch.int64:
+                own[name] = own[name].long()
+        tensors = saved.take(own, all_of_it=True)
+        saved.load_policy(self.policy)
+        self.restore_moments(saved)
+        for name in set(self.fields_of(*NUMBERS)) & saved.record.keys():
+            setattr(self, name, saved.record[name])
+        self.recent = deque((Episode(*e) for e in saved.record["recent"]), maxlen=100)
+        for name in self.fields_of("torch.Generator"):
+            saved.load_generator(name, getattr(self, name))
+        for name in self.fields_of("Tensor | None"):
+            setattr(self, name, tensors.get(name))
+        for name, tensor in self.optimizer.tensors().items():
+            tensor.copy_(tensors[name])
+        for name in _ENV_ARRAYS:
+            setattr(self.envs, name, tensors[f"envs.{name}"].numpy().copy())
+        kind = self.policy.actions.dtype
+        logs = (tensors.get(f"{ACTION_LOGS}{i}") for i in range(len(self.envs.episode)))
+        self.envs.actions = [[] if x is None else [x.numpy().astype(kind)] for x in logs]
+
+    def restore_moments(self, saved: Saved) -> None:
+        """The running moments that belong to the policy's normalisation."""
+        for name in self.fields_of("Moments | None"):
+            if f"{name}.number" in saved.tensors:
+                parts = _named(name, no_moments(self._shape_of(name))._asdict())
+                setattr(self, name, Moments(*saved.take(parts).values()))
+
     def skip_step(
         self, what: str, where: str, samples: Batch, coefficients: dict[str, float], budget: int
     ) -> None:
@@ -138,8 +253,7 @@ class TrainState:
         """
         self.skipped += 1
         update = self.updates + 1
-        tensors = {f"policy.{name}": x for name, x in self.policy.state_dict().items()}
-        tensors |= {f"batch.{name}": x for name, x in vars(samples).items()}
+        tensors = _named("policy", self.policy.state_dict()) | _named("batch", vars(samples))
         record = {"update": update, "coefficients": coefficients}
         where = f"update {update}{where}"
         record_skip(self.skip_sink, what, where, tensors, record, self.skipped, budget)
@@ -153,3 +267,7 @@ class TrainState:
         for episode in rollout.episodes:
             before = episode.ret if self.smoothed is None else self.smoothed
             self.smoothed = before + smoothing * (episode.ret - before)
+
+
+def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{part}": tensor for part, tensor in parts.items()}

@@ -29,7 +29,6 @@ from proximo.run.checkpoint import (
     Checkpoint,
     Keeper,
     keep_first,
-    optimizer_tensors,
     own_copy,
     write,
 )
@@ -124,7 +123,7 @@ class Learner(ABC):
         frozen = {f"policy.{name}" for name, x in named if not x.requires_grad}
         if not first:
             tensors = {key: x for key, x in tensors.items() if key not in frozen}
-        tensors |= self.carried | optimizer_tensors(self.optimizer)
+        tensors |= self.carried | self.optimizer.tensors()
         tensors |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
         tensors |= {f"moments.{name}": x for name, x in self.moments._asdict().items()}
         about = {
