@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from proximo.algorithms.reinforce import Reinforce
     from proximo.algorithms.trpo import TRPO
     from proximo.envs.config import EnvConfig
+    from proximo.errors import TrainingError, UsageError
     from proximo.functional.schedules import Schedule
     from proximo.loop import resume, train
     from proximo.nets.config import NetConfig
     from proximo.run.callbacks import Callback
     from proximo.run.config import RolloutConfig, RunConfig
-    from proximo.types import Batch, Rollout, TrainingError, TrainState, UsageError
+    from proximo.state import TrainState
+    from proximo.types import Batch, Rollout
 
 __version__ = "0.1.0"
 
@@ -52,9 +54,9 @@ _HOMES = {
     "RunConfig": "run.config",
     "Batch": "types",
     "Rollout": "types",
-    "TrainState": "types",
-    "TrainingError": "types",
-    "UsageError": "types",
+    "TrainState": "state",
+    "TrainingError": "errors",
+    "UsageError": "errors",
 }
 __all__ = [  # spelled out for those who read without running
     "A2C",

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
+from proximo.disk import replace, writable
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Maker, close_all, make_env, title
+from proximo.errors import UsageError
 from proximo.evaluation import Scores, evaluate_policy, step_limit
 from proximo.export import Exported, export
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
-from proximo.nets.own import Maker as NetMaker
+from proximo.nets.custom import Maker as NetMaker
 from proximo.run.checkpoint import Checkpoint, own_copy, write
 from proximo.run.config import Config, algorithm_name, check_storable, make_policy
 from proximo.run.consent import Named, allow, python_line
-from proximo.run.disk import replace, writable
 from proximo.run.folder import RunFolder
 from proximo.spaces import MASK, space_record
-from proximo.types import UsageError
 
 EVALUATION_SEED = 1_000_000
 """The first seed of an evaluation: far from those of evaluations while training."""

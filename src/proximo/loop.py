@@ -14,9 +14,10 @@ from proximo.agent import Agent, load
 from proximo.algorithms.base import OnPolicy
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Maker
+from proximo.errors import UsageError
 from proximo.imports import find, name_of
 from proximo.nets.config import NetConfig
-from proximo.nets.own import Maker as NetMaker
+from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import Callback
 from proximo.run.checkpoint import newest
 from proximo.run.code import Code
@@ -28,7 +29,7 @@ from proximo.run.named_callbacks import AnyCallback, check_callbacks, with_callb
 from proximo.run.presets import find_preset
 from proximo.run.resuming import continued, start_from
 from proximo.run.session import Session, Task
-from proximo.types import Row, UsageError
+from proximo.types import Row
 
 
 def learn(task: Task, state: Any, run: RunSettings, callbacks: Sequence[Callback]) -> bool:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import tyro
 
 from proximo.commands.mistyped import message
+from proximo.disk import warn
+from proximo.errors import UsageError, printable
 from proximo.functional.schedules import Schedule, as_schedule
 from proximo.run.code import build, is_code
 from proximo.run.config import Config
 from proximo.run.consent import Named, allow
-from proximo.run.disk import warn
-from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym

@@ -11,6 +11,7 @@ from typing import Any
 from proximo.commands.arguments import say, show
 from proximo.commands.display import LiveDisplay, PlainDisplay, said_if_slow
 from proximo.commands.signals import Interrupt
+from proximo.errors import TrainingError, UsageError, explain
 from proximo.loop import run_control
 from proximo.run.callbacks import Watcher
 from proximo.run.checkpoint import Checkpoint, newest
@@ -21,7 +22,8 @@ from proximo.run.named_callbacks import with_callbacks
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
 from proximo.run.resuming import start_from
-from proximo.types import Rollout, Row, TrainingError, TrainState, UsageError, explain
+from proximo.state import TrainState
+from proximo.types import Rollout, Row
 
 
 def begin(

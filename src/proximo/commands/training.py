@@ -16,6 +16,7 @@ from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
 from proximo.commands.arguments import allow_code, parse
 from proximo.envs.config import EnvConfig
+from proximo.errors import UsageError
 from proximo.imports import find
 from proximo.nets.config import NetConfig
 from proximo.run.code import is_code
@@ -33,7 +34,6 @@ from proximo.run.config import (
 )
 from proximo.run.consent import Named
 from proximo.run.presets import PRESETS, Preset, find_preset, named_preset
-from proximo.types import UsageError
 
 SHORT = arg(help_behavior_hint="")
 """Short for a setting of a section, which shows the default."""

@@ -12,9 +12,9 @@ import orjson
 import torch
 from torch import Tensor
 
+from proximo.disk import Lines
 from proximo.run.checkpoint import Keeper
 from proximo.run.config import RunSettings
-from proximo.run.disk import Lines
 from proximo.run.folder import RunFolder
 from proximo.types import Extra, Row
 

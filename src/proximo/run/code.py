@@ -14,10 +14,10 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from proximo.errors import UsageError
 from proximo.functional.schedules import Schedule
 from proximo.imports import find, leads_to, name_of
 from proximo.run.toml import convert, read_section, toml_value
-from proximo.types import UsageError
 
 Code = str | type | Callable[..., Any]
 """User code, or its name."""

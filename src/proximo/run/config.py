@@ -18,6 +18,7 @@ from proximo.algorithms.q_actor_critic import QActorCritic
 from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.envs.config import EnvConfig
+from proximo.errors import UsageError, check_values, nearest
 from proximo.functional.schedules import Schedule, as_schedule
 from proximo.imports import find, leads_to, name_of
 from proximo.nets.config import NetConfig
@@ -30,13 +31,12 @@ from proximo.run.code import (
     sayable,
 )
 from proximo.run.toml import read_section, read_tables, toml_value
-from proximo.types import UsageError, check_values, nearest
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from proximo.nets.actor_critic import ActorCritic
-    from proximo.nets.own import Maker
+    from proximo.nets.custom import Maker
 
 ALGORITHMS: dict[str, type[OnPolicy]] = {
     "reinforce": Reinforce,
@@ -278,7 +278,7 @@ class Config:
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
             images=any(leaf.image for leaf in Observations(seen).leaves),
-            q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
+            q_of_numbers=self.algorithm.q_critic and not isinstance(actions, Discrete),
             critic=self.algorithm.critic,
         )
 
@@ -344,7 +344,7 @@ class UnimportedAlgorithm(OnPolicy):
     """The class, where it is known."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "action_values", (self.kind or OnPolicy).action_values)
+        object.__setattr__(self, "q_critic", (self.kind or OnPolicy).q_critic)
 
     @property
     def own(self) -> str:
@@ -556,4 +556,4 @@ def make_policy(
             f"this run's network, {config.net.module}, is code: importing it needs your word. If "
             f"you trust it, name it: load(..., net={sayable(config.net.module)!r})"
         )
-    return ActorCritic(*spaces, config.net, action_values=config.algorithm.action_values, own=own)
+    return ActorCritic(*spaces, config.net, q_critic=config.algorithm.q_critic, own=own)

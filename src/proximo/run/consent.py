@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from proximo.errors import UsageError
 from proximo.imports import name_of
 from proximo.run.code import Code, name_in, named_again, sayable
 from proximo.run.config import Config, UnimportedAlgorithm, algorithm_name, with_code
-from proximo.types import UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
-from proximo.algorithms.update import choose_engine, make_engine
 from proximo.collect import collect
 from proximo.envs.agents import AgentEnvs
 from proximo.envs.check import Bounds, Checked, check_env, check_vector
@@ -29,13 +28,22 @@ from proximo.envs.make import (
 )
 from proximo.envs.tensors import TensorEnvs
 from proximo.envs.workers import WorkerEnvs
+from proximo.errors import UsageError, explain, faults
 from proximo.evaluation import Supervised, step_limit
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
-from proximo.nets.own import Maker as NetMaker
+from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import Callback, Display, as_callback, overrides
 from proximo.run.checkpoint import Checkpoint, Damaged, Snapshot
-from proximo.run.choices import check_backend, choose_backend, choose_device, choose_threads, size
+from proximo.run.choices import (
+    check_backend,
+    choose_backend,
+    choose_device,
+    choose_engine,
+    choose_threads,
+    make_engine,
+    size,
+)
 from proximo.run.config import Config, RunConfig, make_policy, success_threshold
 from proximo.run.folder import RunFolder
 from proximo.run.monitors import (
@@ -51,18 +59,8 @@ from proximo.run.preflight import check_room, check_sizes
 from proximo.run.profile import Profile
 from proximo.run.session import RunLog, Session, Task
 from proximo.spaces import check_columns, space_record
-from proximo.types import (
-    Batch,
-    Extra,
-    Metrics,
-    Rollout,
-    Row,
-    TrainState,
-    UsageError,
-    Watch,
-    explain,
-    faults,
-)
+from proximo.state import TrainState
+from proximo.types import Batch, Extra, Metrics, Rollout, Row, Watch
 
 
 def make_session(
@@ -139,7 +137,7 @@ class ControlTask(Task):
             if self._is_new and config.env.check:
                 self._check()
             self.state = self._make_state(policy)
-            self.state.keep, self.state.watch = log.record_skip, watch
+            self.state.skip_sink, self.state.watch = log.record_skip, watch
             if own:
                 seen = torch.as_tensor(self.state.envs.obs, device=self.run.device)
                 policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
@@ -181,7 +179,7 @@ class ControlTask(Task):
             descend="update",
         )
         # Algorithms that move actor and critic in turn take steps of their own, not the engine's.
-        update = "update" if self.config.algorithm.apart else "readings"
+        update = "update" if self.config.algorithm.separate_optimizers else "readings"
         return profile.timed(self, collect="collect", prepare="advantages", update=update)
 
     def result(self, folder: RunFolder | None, *, finished: bool) -> Row:
@@ -232,7 +230,8 @@ class ControlTask(Task):
         device, why = choose_device(config.run.device, policy, self.envs.device)
         self.log.note(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
-        engine, why = choose_engine(config.run.engine, config.algorithm, policy)
+        terms = any(overrides(callback, "loss") for callback in self.callbacks)
+        engine, why = choose_engine(config.run.engine, config.algorithm, policy, loss_terms=terms)
         samples = config.algorithm.minibatch_size
         if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
             samples = self.envs.count * config.rollout.steps
@@ -279,10 +278,12 @@ class ControlTask(Task):
             raise UsageError(f"an env failed at its first reset: {explain(error)}") from error
         run = self.run
         optimizer = self.config.algorithm.make_optimizer(policy)
+        engine = make_engine(run.engine, policy, optimizer, run.threads)
+        engine.loss_terms = [c.loss for c in self.callbacks if overrides(c, "loss")]
         return TrainState(
             policy=policy,
             optimizer=optimizer,
-            engine=make_engine(run.engine, policy, optimizer, run.threads),
+            engine=engine,
             envs=envs,
             # Streams apart, so that longer rollouts do not change the order of minibatches.
             collecting=torch.Generator().manual_seed(2 * run.seed),

@@ -11,9 +11,11 @@ import torch
 
 from proximo.collect import make_room
 from proximo.envs.check import Bounds
+from proximo.errors import TrainingError, faults
 from proximo.evaluation import Player, Scores, Supervised, evaluate_policy
 from proximo.run.callbacks import Callback, Checked
-from proximo.types import Rollout, Row, TrainingError, TrainState, faults
+from proximo.state import TrainState
+from proximo.types import Rollout, Row
 
 TRAINING_EVALUATION_SEED = 2_000_000
 """First seed of evaluations while training; `proximo eval` starts elsewhere, on unseen seeds."""

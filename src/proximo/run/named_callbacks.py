@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from proximo.errors import UsageError
 from proximo.run.callbacks import Callback
 from proximo.run.code import describe, named_again, remade
 from proximo.run.config import Config
-from proximo.types import Extra, UsageError
+from proximo.types import Extra
 
 AnyCallback = Callback | Callable[[Any, Any, Any], bool | None]
 """A callback, or a plain function as one."""

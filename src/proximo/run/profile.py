@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from proximo.types import TrainState
+from proximo.state import TrainState
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from proximo.errors import UsageError
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.code import sayable
 from proximo.run.config import Config, RunConfig, success_threshold
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError
 
 
 def start_from(

@@ -13,6 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from proximo.disk import warn, writable
+from proximo.errors import TrainingError
 from proximo.run.callbacks import (
     BestTracker,
     Callback,
@@ -24,11 +26,10 @@ from proximo.run.callbacks import (
 )
 from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
 from proximo.run.config import RunSettings
-from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.named_callbacks import pack_callbacks, restore_callbacks
 from proximo.run.profile import Profile
-from proximo.types import Extra, Metrics, Row, TrainingError
+from proximo.types import Extra, Metrics, Row
 
 
 class RunLog:

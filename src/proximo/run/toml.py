@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from proximo.disk import read
+from proximo.errors import UsageError, nearest
 from proximo.functional.schedules import Schedule
-from proximo.run.disk import read
-from proximo.types import UsageError, nearest
 
 LONGEST_FILE = 2**16
 """Bytes of a configuration; TOML can take a time that grows by the square."""
