@@ -66,7 +66,10 @@ def check_values(section: str, settings: object) -> None:
     hints = typing.get_type_hints(type(settings))
     for name in (f.name for f in fields(settings)):  # type: ignore[arg-type]
         given = getattr(settings, name)
-        value = _parsed(_plain(given), hints[name])
+        try:
+            value = _parsed(_plain(given), hints[name])
+        except ValueError as error:
+            raise UsageError(f"{section}.{name}: {error}") from error
         if value is not given:
             object.__setattr__(settings, name, value)
         if wrong := _wrong(value, hints[name]):

@@ -103,9 +103,7 @@ def train(
     Raises `UsageError` for settings and envs that do not work, before any training.
     """
     if "worlds" in renamed:  # names of schema 1
-        raise UsageError(
-            "train has no argument worlds any more: it is num_envs"
-        )  # names of schema 1
+        raise UsageError("train has no argument worlds: use num_envs")  # names of schema 1
     if renamed:
         raise TypeError(f"train() got an unexpected keyword argument {min(renamed)!r}")
     source = None if isinstance(env, str | EnvConfig) else env

@@ -163,12 +163,13 @@ class Session:
         """What `stopped_by` says when a callback has ended the run."""
         self.profile: Profile | None = None
         self.callbacks: list[Callback] = []
+        self._own = callbacks
         try:
             if folder:
                 folder.claim()
             self.task = build(self.log)
             try:
-                self._attach(callbacks, display, resume)
+                self._attach(display, resume)
             except BaseException:
                 self._close()
                 raise
@@ -187,12 +188,10 @@ class Session:
     def run(self) -> RunSettings:
         return self.task.run
 
-    def _attach(
-        self, own: Sequence[Callback], display: Display | None, resume: Checkpoint | None
-    ) -> None:
+    def _attach(self, display: Display | None, resume: Checkpoint | None) -> None:
         """Make the callbacks, in the order in which they are called, and enter the folder."""
-        task, run, state, folder = self.task, self.run, self.state, self._folder
-        self._own, count = own, getattr(state, task.counter)
+        task, run, state, folder, own = self.task, self.run, self.state, self._folder, self._own
+        count = getattr(state, task.counter)
         monitors = task.monitors(own)
         for callback in own:
             with torch.random.fork_rng(devices=[]):
@@ -246,7 +245,7 @@ class Session:
 
     def _sync(self) -> None:
         """Bring rows and log to the disk: what a checkpoint follows must outlive it."""
-        for callback in self.callbacks:
+        for callback in (*self.callbacks, *self._own):
             callback.sync()
         if self._folder:
             self._folder.sync_log()
@@ -275,7 +274,7 @@ class Session:
 
     def _close(self, *, well: bool = False) -> None:
         """Close what is open. well: nothing worse is to be said than what fails here."""
-        for callback in self.callbacks:
+        for callback in (*self.callbacks, *self._own):
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
                 callback.close()
         failed = self.task.close()
