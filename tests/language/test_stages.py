@@ -30,9 +30,9 @@ from proximo.language import (
     sft,
     tiny,
 )
+from proximo.language.blueprint import Blueprint
 from proximo.language.config import read_stage
-from proximo.language.data import Sequences
-from proximo.language.model import Blueprint
+from proximo.language.sequences import Sequences
 from proximo.run.checkpoint import Checkpoint
 from proximo.types import TrainingError
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from proximo.envs.make import Maker
-from proximo.language.adapters import twin
+from proximo.language.adapters import copy_trainable
+from proximo.language.blueprint import Blueprint, blueprint, read_blueprint
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -26,23 +27,17 @@ from proximo.language.config import (
     TrainingConfig,
     read_stage,
 )
-from proximo.language.data import Examples, Limit, Source, split
+from proximo.language.envs import TextEnv, TextEnvs, characters, text_envs
+from proximo.language.examples import Examples, Limit, Source, split
 from proximo.language.fitting import Fit, Likelihood, Preference
 from proximo.language.generate import generate
-from proximo.language.model import (
-    Blueprint,
-    LanguageModel,
-    LanguagePolicy,
-    Tokenizer,
-    blueprint,
-    read_blueprint,
-)
+from proximo.language.model import LanguageModel, LanguagePolicy
 from proximo.language.policy_fit import PolicyFit
 from proximo.language.reference import make_reference
-from proximo.language.reward import Judge, Reward, RewardModel, find_reward
+from proximo.language.reward import Reward, RewardModel, RewardSum, find_reward
 from proximo.language.session import Callback, Display, Learner, Row, read_checkpoint, train
 from proximo.language.token_ppo import TOKENS, TokenPPO
-from proximo.language.worlds import TextWorlds, World, symbols, text_worlds
+from proximo.language.tokenizer import Tokenizer
 from proximo.run.checkpoint import Checkpoint, newest
 from proximo.run.config import check_storable
 from proximo.run.disk import writable
@@ -104,7 +99,7 @@ def complete(
     examples.check_lengths(sampling.max_tokens, Limit(lm.context), ids)
     generator = torch.Generator().manual_seed(seed)
     drawn = generate(lm, ids, sampling, tokenizer.stops, generator)
-    return [tokenizer.text(own) for own in drawn.ids()]
+    return [tokenizer.text(own) for own in drawn.ids]
 
 
 Config = TypeVar("Config", FitConfig, PPOConfig)
@@ -182,7 +177,7 @@ def ppo(
     prompts: rows with a prompt and any columns that the reward wants, plain texts, or a JSONL file.
     reward: a function (see `Reward`), a reward model, or several, whose weighted sum counts.
     world: instead, a Gymnasium world of text to talk with (its class, or what makes one), see
-    `TextWorlds`; prompts, if any, are then the `options` of its episodes, a row each.
+    `TextEnvs`; prompts, if any, are then the `options` of its episodes, a row each.
     critic, lora_rank: shorthands for `ModelConfig`. The rest is as for `sft`. The result's `scores`
     hold the mean score of each update.
     """
@@ -283,7 +278,7 @@ def run_ppo(
     ptx = Examples.read(config.ptx.data, "prompt", "completion") if config.ptx.coef else None
     config, folder = _again(config, run_dir, resume=resume)
     count = config.run.sequences if with_world else 0
-    with text_worlds(config.score.world, world, count) as worlds:
+    with text_envs(config.score.world, world, count) as worlds:
         found = _within(here, config)
         learner, digest = _policy_fit(found, examples, ptx, rewards, worlds, model, folder)
         return _run(learner, config, digest, folder, run_dir, callbacks, display)
@@ -330,13 +325,13 @@ def _policy_fit(
     examples: Examples,
     ptx: Examples | None,
     rewards: Sequence[Reward | RewardModel] | None,
-    worlds: Sequence[World],
+    worlds: Sequence[TextEnv],
     model: LanguageModel | None,
     folder: RunFolder | None,
 ) -> tuple[PolicyFit, str]:
     """Everything checked, then the model loaded. With the digest of the data."""
     device = _device(config.run)
-    said = symbols(worlds[0]) if worlds else examples.texts()
+    said = characters(worlds[0]) if worlds else examples.texts()
     said += ptx.texts() if ptx else []
     plan = _plan(config.model, model, said, folder)
     tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop, plan.ends)
@@ -359,13 +354,13 @@ def _policy_fit(
         texts = (asked, answers)
     if rewards is None:
         rewards = [find_reward(name) for name in config.score.reward]
-    judges: Judge | TextWorlds
+    judges: RewardSum | TextEnvs
     if worlds:
-        judges = TextWorlds(
+        judges = TextEnvs(
             worlds, tokenizer, config.sampling, limit.tokens, config.run.seed, examples.rows
         )
     else:
-        judges = Judge(rewards, config.score.weights, examples)
+        judges = RewardSum(rewards, config.score.weights, examples)
         judges.check(tokenizer)
     critic_from = next((r for r in rewards if isinstance(r, RewardModel)), None)
     if config.model.critic == "reward" and critic_from is None:
@@ -379,8 +374,9 @@ def _policy_fit(
         Checkpoint(folder.checkpoint(0)).load_policy(policy)
     policy.to(device)
     reference = make_reference(policy.lm, config.kl)
-    if isinstance(judges, Judge):
-        judges.to(device)
+    if isinstance(judges, RewardSum):
+        for reward_model in judges.models:
+            reward_model.to(device)
     learner = PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
     return learner, examples.digest + (ptx.digest if ptx else "")
 
@@ -394,7 +390,7 @@ def _with_critic(
     lm: LanguageModel, stops: Sequence[int], config: PPOConfig, judge: RewardModel | None
 ) -> LanguagePolicy:
     if config.model.critic == "separate":
-        return LanguagePolicy(lm, stops, twin(lm))
+        return LanguagePolicy(lm, stops, copy_trainable(lm))
     if config.model.critic == "shared":
         return LanguagePolicy(lm, stops)
     assert judge is not None
