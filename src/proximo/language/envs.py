@@ -14,7 +14,7 @@ from gymnasium import Env
 from gymnasium.spaces import Text
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, base, close_all, episode_seed, make_world, title
+from proximo.envs.make import Maker, base, close_all, episode_seed, make_env, title
 from proximo.language.config import Sampling
 from proximo.language.generate import Completions, sample
 from proximo.language.model import LanguageModel
@@ -35,11 +35,11 @@ def text_envs(name: str, maker: Maker | None, count: int) -> Iterator[list[TextE
     envs: list[TextEnv] = []
     try:
         for _ in range(count):
-            envs.append(make_world(EnvConfig(id=name), maker))
+            envs.append(make_env(EnvConfig(id=name), maker))
             _check_spaces(envs[-1])
         if len({id(base(env)) for env in envs}) < count:
             raise UsageError(
-                "the callable returned one and the same world twice: make a new one each time"
+                "the callable returned one and the same env twice: make a new one each time"
             )
         yield envs
     finally:
@@ -51,8 +51,8 @@ def _check_spaces(env: TextEnv) -> None:
         space = getattr(env, name, None)
         if not isinstance(space, Text):
             raise UsageError(
-                f"the world {title(env)} has the {name} {space}: a language model talks with "
-                "worlds of which both spaces are gymnasium.spaces.Text"
+                f"the env {title(env)} has the {name} {space}: a language model talks with "
+                "envs of which both spaces are gymnasium.spaces.Text"
             )
 
 
@@ -196,7 +196,7 @@ class TextEnvs:
 
     def _reset(self, env: TextEnv, number: int, row: Row) -> TextEpisode:
         seed = episode_seed(self._seed, 0, number)
-        where = f"the world {self._name}, at the start of episode {number} (seed {seed}),"
+        where = f"the env {self._name}, at the start of episode {number} (seed {seed}),"
         options = copy.deepcopy(dict(row)) or None  # the env may change its copy
         text, _ = self._call(lambda: env.reset(seed=seed, options=options), 2, where)
         prompt = self._tokens(text, self._tokenizer.prompt, where)
@@ -205,7 +205,7 @@ class TextEnvs:
     def _step(self, env: TextEnv, episode: TextEpisode, ids: list[int], turn: int) -> None:
         """Pass the reply to the env, and add its answer to the episode."""
         where = (
-            f"the world {self._name}, in turn {turn} of episode {episode.number} "
+            f"the env {self._name}, in turn {turn} of episode {episode.number} "
             f"(seed {episode.seed}),"
         )
         reply = self._tokenizer.text(ids)

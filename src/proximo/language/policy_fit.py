@@ -41,7 +41,7 @@ class Experience:
     dense: Tensor  # [N, R] what each token is worth by itself
     old: OldPolicy
     texts: Sequence[str] = ()
-    episodes: Sequence[TextEpisode] = ()  # where they are conversations with a world
+    episodes: Sequence[TextEpisode] = ()  # where they are conversations with an env
 
     @property
     def score(self) -> Tensor:
@@ -135,14 +135,14 @@ class PolicyFit(Learner):
         return [self._trained[i] for i in drawn for _ in range(k)]
 
     def _next_episodes(self) -> list[int]:
-        """The numbers by which worlds are seeded: those compared with each other begin alike."""
+        """The numbers by which envs are seeded: those compared with each other begin alike."""
         first, k = self.counters["episodes"], self.run.completions_per_prompt
         return [first // k + i // k for i in range(self.run.sequences)]
 
     def _draw(
         self, examples: Sequence[int], generator: torch.Generator, numbers: Sequence[int]
     ) -> Experience:
-        """Complete these prompts and score what was said. numbers: those of a world's episodes."""
+        """Complete these prompts and score what was said. numbers: those of an env's episodes."""
         sampling, micro_batch = self.config.sampling, self.run.micro_batch
         rows = [self._examples.rows[i] for i in examples]
         episodes: list[TextEpisode] = []
@@ -260,7 +260,7 @@ class PolicyFit(Learner):
         }
 
     def _texts(self, new: Experience) -> list[tuple[Any, Any]]:
-        """Prompt and completion of each; with a world, the first text and all that followed."""
+        """Prompt and completion of each; with an env, the first text and all that followed."""
         if new.episodes:
             return [(episode.texts[0], episode.texts[1:]) for episode in new.episodes]
         prompts = [self._examples.rows[i]["prompt"] for i in new.examples]

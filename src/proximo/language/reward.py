@@ -109,7 +109,7 @@ class RewardSum:
         """Raises `UsageError` for a function with arguments that do not exist."""
         if not rewards:
             raise UsageError(
-                "there is no reward: give a function, a run of proximo lm reward, or a world"
+                "there is no reward: give a function, a run of proximo lm reward, or an env"
             )
         self._rewards = list(rewards)
         self._weights = list(weights) or [1.0] * len(self._rewards)
