@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from proximo.disk import check_regular, read
+from proximo.errors import UsageError, explain
 from proximo.language.adapters import Adapter, apply_adapter, read_adapter
 from proximo.language.config import ModelConfig
 from proximo.language.model import LanguageModel, check_fit, context, transformers
 from proximo.language.tokenizer import declared_ends
-from proximo.run.disk import check_regular, read
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError, explain
 
 END, UNKNOWN = "<end>", "<unknown>"
 """Tokens of a tiny model that are no symbol of the data."""

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from proximo.disk import read, warn
+from proximo.errors import UsageError, explain
 from proximo.language.tokenizer import Tokenizer, content, with_content
-from proximo.run.disk import read, warn
-from proximo.types import UsageError, explain
 
 MAX_FILE_BYTES = 2**40
 """Size of a data file at most: a run of somebody else may name any file."""

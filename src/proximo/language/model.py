@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from proximo.disk import filling
+from proximo.errors import UsageError, printable
 from proximo.functional.distributions import Categorical
 from proximo.language.adapters import adapted, add_adapters, merged
 from proximo.language.config import ModelConfig, Sampling, TrainingConfig
 from proximo.language.sequences import Sequences, pack
 from proximo.language.tokenizer import declared_ends
 from proximo.nets.actor_critic import Evaluation
-from proximo.run.disk import filling
-from proximo.types import UsageError, printable
 
 ROW_METHODS = ("reorder_cache", "batch_select_indices")
 

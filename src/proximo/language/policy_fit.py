@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.errors import TrainingError, UsageError
 from proximo.functional.kl import controlled_beta
 from proximo.functional.moments import batch_moments, merge
 from proximo.language.config import PPOConfig
@@ -25,7 +26,7 @@ from proximo.language.sequences import Sequences, reply_ends
 from proximo.language.session import Learner, mean_of
 from proximo.language.tokenizer import Tokenizer
 from proximo.language.update import after, descend, readings
-from proximo.types import Batch, Metrics, TrainingError, UsageError
+from proximo.types import Batch, Metrics
 
 SHOWN = 4
 """Completions of each update that are kept to be read."""

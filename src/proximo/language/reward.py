@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
 from proximo.language.examples import Examples
@@ -22,7 +23,6 @@ from proximo.language.session import read_checkpoint
 from proximo.language.tokenizer import Tokenizer
 from proximo.named import find
 from proximo.run.folder import RunFolder
-from proximo.types import TrainingError, UsageError, explain, faults
 
 Reward = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
 """Called with lists, by name: prompts, completions, prompt_ids, completion_ids and every column of

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from proximo.types import UsageError
+from proximo.errors import UsageError
 
 Chat = list[dict[str, Any]]
 """Messages with role and content."""
