@@ -124,7 +124,7 @@ def _command(algorithm: type[OnPolicy], defaults: str = "") -> type[Train]:
     return made
 
 
-def _any_algorithm(own: type[OnPolicy] | None) -> type[OnPolicy]:
+def _any_algorithm(own: type[OnPolicy] | None = None) -> type[OnPolicy]:
     """Every flag of every algorithm, to read a line whose algorithm is not known yet.
 
     own: an algorithm of the user's own that the line names.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -13,10 +12,9 @@ import torch
 from torch import Tensor
 
 from proximo.disk import Lines
-from proximo.run.checkpoint import Keeper
 from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder
-from proximo.types import Extra, Row
+from proximo.types import Row
 
 
 class Callback:
@@ -220,87 +218,3 @@ class MetricsLogger(Callback):
 def json_line(row: Row) -> bytes:
     """JSON, in which a reading that does not exist (NaN) is null."""
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)
-
-
-class Writable(Protocol):
-    """The part of a task that `RunWriter` writes: see `Task`."""
-
-    state: Any
-    run: RunSettings
-    saves_best_at_once: bool
-
-    def first(self, folder: RunFolder, extra: Extra) -> None: ...
-    def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]: ...
-    def best_snapshot(self, folder: RunFolder) -> Callable[[], None]: ...
-
-
-class RunWriter(Callback):
-    """Checkpoints: update 0, the last few, the best, and every `save_every` updates."""
-
-    phase = "checkpoints"
-
-    def __init__(
-        self,
-        task: Writable,
-        folder: RunFolder,
-        manager: Keeper,
-        sync: Callable[[], None],
-        extra: Callable[[], Extra],
-    ) -> None:
-        """sync: called before a checkpoint, which the logs up to it must not follow.
-
-        extra: what a checkpoint holds besides the state.
-        """
-        self._task, self._folder, self._manager = task, folder, manager
-        self._sync, self._extra = sync, extra
-        self._best: Callable[[], None] | None = None  # writes the best, which is not written yet
-        # Scores of the best policies: so far, and on the disk.
-        self._seen = self._written = task.state.best
-
-    def __str__(self) -> str:
-        return str(self._manager)
-
-    def first(self, state: Any) -> None:
-        """Write update 0 and `last`. Raises `OSError`."""
-        self._task.first(self._folder, self._extra())
-        self._write_last(state)
-
-    def __call__(self, state: Any, rollout: Any, row: Row) -> None:
-        if state.best != self._seen:
-            self._best, self._seen = self._task.best_snapshot(self._folder), state.best
-            if self._task.saves_best_at_once:
-                self._manager.attempt("best", self._write_best)
-        every = self._task.run.save_every
-        if every and state.updates % every == 0:
-            path = self._folder.checkpoint(state.updates)
-            self._manager.attempt("best", self._write_best)
-            self._manager.attempt("numbered", lambda: self._snapshot()(path))
-        self._manager.now_and_then(lambda: self._write(state))
-
-    def attempt(self, state: Any) -> bool:
-        """Whether all of it could be written."""
-        return self._manager.attempt("last", lambda: self._write(state)) and not self._best
-
-    def flush(self, state: Any) -> None:
-        """Write the best and the last, each though the other fails. Raises `OSError`."""
-        try:
-            self._write_best()
-        finally:
-            self._write_last(state)
-
-    def _write(self, state: Any) -> None:
-        self._manager.attempt("best", self._write_best)
-        self._write_last(state)
-
-    def _write_best(self) -> None:
-        if self._best:
-            self._best()
-            self._best, self._written = None, self._seen
-
-    def _write_last(self, state: Any) -> None:
-        self._manager.last(state.updates, self._snapshot())
-
-    def _snapshot(self) -> Callable[[Path], None]:
-        """The state to resume from, which must not know of a best policy that could be lost."""
-        self._sync()
-        return self._task.snapshot(self._written, self._extra())

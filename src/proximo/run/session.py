@@ -22,7 +22,6 @@ from proximo.run.callbacks import (
     Clock,
     Display,
     MetricsLogger,
-    RunWriter,
 )
 from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
 from proximo.run.config import RunSettings
@@ -137,6 +136,69 @@ class Task(ABC):
         return []
 
 
+class RunWriter(Callback):
+    """Checkpoints: update 0, the last few, the best, and every `save_every` updates."""
+
+    phase = "checkpoints"
+
+    def __init__(
+        self, task: Task, folder: RunFolder, manager: Keeper, extra: Callable[[], Extra]
+    ) -> None:
+        """extra: called before a checkpoint, for what it holds besides the state."""
+        self._task, self._folder, self._manager, self._extra = task, folder, manager, extra
+        self._best: Callable[[], None] | None = None  # writes the best, which is not written yet
+        # Scores of the best policies: so far, and on the disk.
+        self._seen = self._written = task.state.best
+
+    def __str__(self) -> str:
+        return str(self._manager)
+
+    def first(self) -> None:
+        """Write update 0 and `last`. Raises `OSError`."""
+        self._task.first(self._folder, self._extra())
+        self._write_last()
+
+    def __call__(self, state: Any, rollout: Any, row: Row) -> None:
+        if state.best != self._seen:
+            self._best, self._seen = self._task.best_snapshot(self._folder), state.best
+            if self._task.saves_best_at_once:
+                self._manager.attempt("best", self._write_best)
+        every = self._task.run.save_every
+        if every and state.updates % every == 0:
+            path = self._folder.checkpoint(state.updates)
+            self._manager.attempt("best", self._write_best)
+            self._manager.attempt("numbered", lambda: self._snapshot()(path))
+        self._manager.now_and_then(self._write)
+
+    def attempt(self) -> bool:
+        """Whether all of it could be written."""
+        return self._manager.attempt("last", self._write) and not self._best
+
+    def flush(self) -> None:
+        """Write the best and the last, each though the other fails. Raises `OSError`."""
+        try:
+            self._write_best()
+        finally:
+            self._write_last()
+
+    def _write(self) -> None:
+        self._manager.attempt("best", self._write_best)
+        self._write_last()
+
+    def _write_best(self) -> None:
+        if self._best:
+            self._best()
+            self._best, self._written = None, self._seen
+
+    def _write_last(self) -> None:
+        self._manager.last(self._task.state.updates, self._snapshot())
+
+    def _snapshot(self) -> Callable[[Path], None]:
+        """The state to resume from, which must not know of a best policy that could be lost."""
+        extra = self._extra()
+        return self._task.snapshot(self._written, extra)
+
+
 class Session:
     """Task, callbacks and folder of one run; leaving it closes them all.
 
@@ -165,14 +227,13 @@ class Session:
         self.callbacks: list[Callback] = []
         self._own = callbacks
         try:
-            if folder:
-                folder.claim()
-            self.task = build(self.log)
-            try:
+            with contextlib.ExitStack() as stack:
+                if folder:
+                    folder.claim()
+                self.task = build(self.log)
+                stack.callback(self._close)
                 self._attach(display, resume)
-            except BaseException:
-                self._close()
-                raise
+                stack.pop_all()
         except BaseException:
             if self._is_new and folder:
                 folder.remove()
@@ -207,17 +268,15 @@ class Session:
         with writable(folder.metrics_file if folder else ""):
             self._logger = MetricsLogger(folder, display, run, here, self.log.alert)
         checked = [Checked(callback, self.log.alert) for callback in own]
-        self.callbacks = [
-            *(self._clock, *monitors, BestTracker(task.best_by)),
-            *(*checked, self._logger),
-        ]
+        best = BestTracker(task.best_by)
+        self.callbacks = [self._clock, *monitors, best, *checked, self._logger]
         self._writer: RunWriter | None = None
         if folder:
             manager = Keeper(folder, run.keep_last, self.log.alert, resume)
-            self._writer = RunWriter(task, folder, manager, self._sync, lambda: pack_callbacks(own))
+            self._writer = RunWriter(task, folder, manager, self._before_checkpoint)
             if not resume:
                 with writable(folder.path):
-                    self._writer.first(state)
+                    self._writer.first()
             self.callbacks.append(self._writer)
         if run.profile and not state.finished(run):
             self.profile = Profile()
@@ -243,16 +302,17 @@ class Session:
             self.log.note(lack, doubtful=True)
         return rows
 
-    def _sync(self) -> None:
-        """Bring rows and log to the disk: what a checkpoint follows must outlive it."""
+    def _before_checkpoint(self) -> Extra:
+        """Bring rows and log to the disk, which must outlive it; returns the callbacks' states."""
         for callback in (*self.callbacks, *self._own):
             callback.sync()
         if self._folder:
             self._folder.sync_log()
+        return pack_callbacks(self._own)
 
     def save(self) -> bool:
         """Write the state as it stands; returns whether the run is kept and the disk took it."""
-        return self._writer is not None and self._writer.attempt(self.state)
+        return self._writer is not None and self._writer.attempt()
 
     def __enter__(self) -> Self:
         if self.profile:
@@ -307,7 +367,7 @@ class Session:
             if self.profile:
                 result["profile"] = self.profile.report()
             if self._folder and self._writer:
-                self._writer.flush(state)
+                self._writer.flush()
                 self._folder.write_result(result)
             for callback in self.callbacks:
                 callback.close()
