@@ -422,7 +422,7 @@ def with_code(
     code = find(algorithm) if isinstance(algorithm, str) else algorithm
     kind = check_algorithm(code) if code else None
     named = {text: named_again(text, schedules) for text in stub.schedules}
-    known = {text: as_schedule(remade(text, code)) for text, code in named.items() if code}
+    known = {text: as_schedule(remade(code, text)[1]) for text, code in named.items() if code}
     table = dict(stub.table) | ({"name": name_of(kind)} if kind else {})
     config = dataclasses.replace(config, algorithm=_read_algorithm(table, kind, known))
     config.check()
