@@ -83,7 +83,7 @@ ONE_WORLD = gym.make("CartPole-v1")
             ),
             r"run\.engine is compile, but a batch of whole episodes",
         ),
-        (lambda: RunConfig(total_episodes=0), r"run\.total_episodes is 0: give at least 1"),
+        (lambda: RunConfig(total_episodes=0), r"run\.total_episodes is 0: it must be at least 1"),
         (
             lambda: train("CartPole-v1", TRPO(), net=NetConfig(trunk="shared")),
             r"net\.trunk is shared, but trpo",

@@ -23,6 +23,7 @@ LAYERS = [
     ["nets", "envs"],
     ["functional", "named", "spaces"],
     ["types"],
+    ["bounds"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 EXTRAS = {

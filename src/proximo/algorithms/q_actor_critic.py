@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from proximo.algorithms.base import OnPolicy
+from proximo.bounds import at_least
 from proximo.types import Batch, Metrics, Rollout, TrainState, Transitions
 
 
@@ -33,7 +34,7 @@ class QActorCritic(OnPolicy):
 
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "none"
     """Over which samples Q(S,A) is brought to mean 0 and deviation 1 for the actor."""
-    epochs: int = 1
+    epochs: Annotated[int, at_least(1)] = 1
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
