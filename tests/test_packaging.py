@@ -85,6 +85,7 @@ def test_without_one_everything_works_and_says_why_it_is_slower(tmp_path, bare, 
     assert wheel.stem.endswith("py3-none-any")
     assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
     printed = train_with(wheel, tmp_path)
+    assert "settings: preset cartpole" in printed
     assert "engine: torch (not native: it was not built when Proximo was installed" in printed
 
 
