@@ -9,11 +9,10 @@ import torch
 from commands.command_line import succeeded
 from commands.command_line import train as command_train
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
-from proximo.algorithms.update import choose_engine
-from proximo.native import library
+from proximo.engines import library
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run import choices
-from proximo.run.choices import choose_backend, choose_device, choose_threads
+from proximo.run.choices import choose_backend, choose_device, choose_engine, choose_threads
 
 native_only = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 

@@ -16,9 +16,11 @@ from torch import Tensor
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Worlds
 from proximo.envs.tensors import TensorSteps, account
+from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
-from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, Watch, explain, faults
+from proximo.state import TrainState
+from proximo.types import Episode, Rollout, Steps, Watch
 
 BLOCK = 256
 """Steps for which room is made and noise drawn at once when episodes are counted."""
@@ -59,7 +61,7 @@ def collect(
     the world's own. Raises `UsageError` before the first update, `TrainingError` after it, for an
     observation or reward that is not finite: world, step and value are named.
     """
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     tickets = Tickets(episodes, worlds.count) if episodes else None
     if tickets:
         worlds.fresh(state.worlds)
@@ -123,7 +125,7 @@ def _settle_tensors(
     steps: TensorSteps, tickets: Tickets | None, state: TrainState, worlds: Worlds
 ) -> Settled:
     """The same on the device."""
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     state.worlds.obs = steps.obs[-1].clone()
     mask = steps.real
     if tickets:
@@ -177,7 +179,7 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
 
 def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None, done: int) -> int:
     """Act and step through it, until the tickets are spent; returns how many steps there were."""
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
         policy.head.begin(noise, state.ahead)
@@ -277,7 +279,7 @@ def _check_finite(steps: Steps, final: np.ndarray, state: TrainState, worlds: Wo
     seen = (obs, final) if obs.dtype.kind == "f" else ()  # bytes always are
     if state.engine.finite(single, *seen):
         return
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     told = policy.observations.not_finite
     found = [(t, i, f"the reward {reward[t, i]}") for t, i in np.argwhere(~np.isfinite(single))]
     bad_rows = ~np.isfinite(obs.reshape(*obs.shape[:2], -1)).all(-1)

@@ -111,7 +111,7 @@ def test_the_gradient_of_a2c_is_that_of_the_surrogate_at_ratio_1(kind):
 @pytest.mark.parametrize("engine", ["torch", "native"])
 def test_one_epoch_of_one_full_batch_of_ppo_is_the_step_of_a2c(kind, engine):
     from proximo import RunConfig
-    from proximo.native import library
+    from proximo.engines import library
 
     if engine == "native" and library.load()[0] is None:
         pytest.skip(library.load()[1])

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proximo import PPO, EnvConfig, NetConfig, QActorCritic
-from proximo.algorithms.engines import TorchEngine
 from proximo.algorithms.update import _next_value, lay_out
 from proximo.collect import collect
+from proximo.engines.torch import TorchEngine
 from proximo.envs.make import make_worlds
 from proximo.envs.probes import Remember
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import TrainState
+from proximo.state import TrainState
 
 WORLDS, STEPS, LIMIT = 3, 11, 5
 

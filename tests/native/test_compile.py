@@ -7,8 +7,8 @@ import torch
 from test_parity import assert_same, case, run
 
 from proximo import PPO, NetConfig, PPOPenalty
-from proximo.algorithms.engines import TorchEngine
 from proximo.algorithms.update import lay_out
+from proximo.engines.torch import TorchEngine
 
 pytestmark = [
     pytest.mark.skipif(

@@ -23,11 +23,14 @@ from proximo import (
     UsageError,
     train,
 )
-from proximo.algorithms.engines import Layout, NativeEngine, TorchEngine
-from proximo.algorithms.update import choose_engine, lay_out
+from proximo.algorithms.update import lay_out
 from proximo.collect import make_room
-from proximo.native import library
+from proximo.engines import library
+from proximo.engines.base import Layout
+from proximo.engines.native import NativeEngine
+from proximo.engines.torch import TorchEngine
 from proximo.nets.actor_critic import ActorCritic
+from proximo.run.choices import choose_engine
 from proximo.spaces import MASK, choices
 from proximo.types import Batch, Recall
 
@@ -114,7 +117,7 @@ def case(
 def engine_of(name, algorithm, policy, optimizer, threads=1):
     if name in ("torch", "compile"):
         return TorchEngine(policy, optimizer, compiled=name == "compile")
-    spec = algorithm.loss_spec(algorithm.coefficients(0.0))
+    spec = algorithm.native_spec(algorithm.coefficients(0.0))
     assert library.obstacle(policy, spec) == ""
     return NativeEngine(policy, optimizer, threads)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from proximo import PPO, NetConfig, RolloutConfig, train
 from proximo.envs import probes
-from proximo.nets.memory import Memory
+from proximo.nets.recurrent import Memory
 from proximo.run.config import ALGORITHMS
 from proximo.types import Recall
 

@@ -11,24 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from proximo.bounds import above, at_least, between
+from proximo.errors import UsageError, check_values, refuse_unused
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import (
-    Batch,
-    LossSpec,
-    Metrics,
-    Rollout,
-    TrainState,
-    UsageError,
-    check_values,
-    refuse_unused,
-)
+from proximo.types import Batch, LossSpec, Metrics, Rollout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from proximo.algorithms.engines import Engine
+    from proximo.engines.base import Engine
     from proximo.nets.actor_critic import ActorCritic, Evaluation
     from proximo.nets.optimizer import FlatOptimizer
+    from proximo.state import TrainState
 
 Estimator = Literal["gae", "n-step", "td0", "monte-carlo"]
 
@@ -246,6 +239,14 @@ class OnPolicy(ABC):
     def stops(self, engine: Engine, batch: Batch) -> bool:
         """Whether the remaining epochs of this update are left out."""
         return False
+
+    def native_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
+        """The loss in numbers for the native engine; None: only PyTorch can compute it.
+
+        A subclass of the user's own may have another loss than the class that it derives from.
+        """
+        ours = type(self).__module__.startswith("proximo.algorithms.")
+        return self.loss_spec(coefficients) if ours else None
 
     def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
         """The loss in numbers, if the native engine knows it; None: only PyTorch can compute it."""

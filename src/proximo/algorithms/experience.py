@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from proximo.errors import TrainingError
 from proximo.functional.masked import standardize, standardize_groups
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import discounted_sum, gae, n_step, td_error
-from proximo.types import Batch, Recall, Rollout, TrainingError, TrainState, Transitions
+from proximo.state import TrainState
+from proximo.types import Batch, Recall, Rollout, Transitions
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
-    from proximo.algorithms.engines import Engine
     from proximo.nets.actor_critic import ActorCritic
 
 REWARD_CLIP = 10.0
@@ -28,7 +29,7 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     Values of true successors: the next row's, except where an episode ended (the value of its
     final observation; none if it terminated) and in the last row (of what followed it).
     """
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
     log_prob, parameters, value, next_value, carry = _judge(state, rollout)
     if not algorithm.critic:
@@ -69,7 +70,7 @@ def _judge(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor,
     And the carry before each stretch, at its first row. The last state of an episode is judged with
     what was remembered there. All [T, N, ...].
     """
-    engine: Engine = state.engine
+    engine = state.engine
     log_prob, parameters, value, before, after = _evaluate(state, rollout)
 
     def closing(obs: Tensor, carry: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ def _evaluate_by_stretches(
     state: TrainState, rollout: Rollout
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The first stretch of every episode, then the second ones, which need what the first left."""
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     steps, worlds = rollout.mask.shape
 
     def flat(x: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
     is what will be done there (but for the running moments of the observations, which move in
     between), and in the last state of an episode from noise of its own.
     """
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
     log_prob, parameters, value, carry, _ = _evaluate(state, rollout)
     next_obs = torch.cat([rollout.obs[1:], rollout.last_obs[None]])

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from proximo.algorithms.base import OnPolicy
 from proximo.bounds import above
+from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import Batch, LossSpec, UsageError
+from proximo.types import Batch, LossSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from proximo.algorithms.engines import Engine
+    from proximo.engines.base import Engine
     from proximo.nets.actor_critic import ActorCritic, Evaluation
 
 
@@ -80,9 +81,7 @@ class PPO(OnPolicy):
             new.log_prob, batch.log_prob, advantage, clip, high, self.dual_clip
         )
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not PPO:  # a subclass may have a loss of its own
-            return None
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         clip = coefficients.get("clip", math.inf)
         return self.spec(
             coefficients,

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from proximo.algorithms.base import OnPolicy
 from proximo.bounds import above, between
-from proximo.types import Batch, LossSpec, Metrics, TrainState, UsageError
+from proximo.errors import UsageError
+from proximo.types import Batch, LossSpec, Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from proximo.nets.actor_critic import ActorCritic, Evaluation
+    from proximo.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,7 @@ class PPOPenalty(OnPolicy):
             new.log_prob, batch.log_prob, advantage, kl, coefficients["beta"]
         )
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not PPOPenalty:  # a subclass may have a loss of its own
-            return None
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         return self.spec(coefficients, "ratio", beta=coefficients["beta"])
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:

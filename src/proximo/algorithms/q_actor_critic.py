@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from proximo.algorithms.base import OnPolicy
 from proximo.bounds import at_least
-from proximo.types import Batch, Metrics, Rollout, TrainState, Transitions
+from proximo.types import Batch, Metrics, Rollout, Transitions
+
+if TYPE_CHECKING:
+    from proximo.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)

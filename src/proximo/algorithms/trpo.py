@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from proximo.algorithms.base import OnPolicy
 from proximo.bounds import above, at_least, between
+from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient
-from proximo.types import Batch, LossSpec, Metrics, TrainState, UsageError
+from proximo.types import Batch, LossSpec, Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from proximo.nets.actor_critic import ActorCritic, Evaluation
+    from proximo.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +86,7 @@ class TRPO(OnPolicy):
         loss = self.value_weight * value_loss
         return loss, {"loss": loss.detach(), "value_loss": value_loss.detach()}
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not TRPO:  # a subclass may have a loss of its own
-            return None
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         return self.spec(coefficients, "none")
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
@@ -101,7 +101,7 @@ class TRPO(OnPolicy):
         """
         import torch
 
-        from proximo.algorithms.skips import leave_out, not_finite
+        from proximo.engines.nonfinite import not_finite
         from proximo.functional.kl import kl_divergence
         from proximo.functional.masked import masked_mean
         from proximo.functional.trust_region import (
@@ -111,7 +111,7 @@ class TRPO(OnPolicy):
             natural_step,
         )
 
-        policy: ActorCritic = state.policy  # type: ignore[assignment]
+        policy = state.policy
         coefficients = self.coefficients(state.progress)
         parameters, theta = policy.actor_parameters(), state.optimizer.flats[0].data
         old = policy.head.restore(batch.parameters)
@@ -130,7 +130,7 @@ class TRPO(OnPolicy):
         step = natural_step(product, gradient, self.max_kl, self.cg_iterations)
         norms = {"gradient_norm": gradient.norm(), "natural_step": step.norm()}
         if what := not_finite(loss=before.detach(), **norms):
-            leave_out(self, state, what, ", step of the policy", batch, coefficients)
+            state.skip_step(what, ", step of the policy", batch, coefficients, self.skip_budget)
             return {"step_share": 0.0}
         start, gains = theta.clone(), {0.0: 0.0}
 

@@ -9,25 +9,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from proximo.algorithms.engines import (
-    Engine,
-    Layout,
-    NativeEngine,
-    TorchEngine,
-    clip_gradient,
-)
-from proximo.algorithms.skips import REMEDIES, leave_out, not_finite
+from proximo.engines.base import Layout
+from proximo.engines.nonfinite import REMEDIES, not_finite
 from proximo.functional.kl import adapted_rate
 from proximo.functional.masked import alone, explained_variance, masked_mean
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import td_error
-from proximo.native.library import obstacle
-from proximo.types import Batch, Metrics, Recall, TrainState, Transitions, UsageError
+from proximo.nets.optimizer import clip_gradient
+from proximo.state import TrainState
+from proximo.types import Batch, Metrics, Recall, Transitions
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
     from proximo.nets.actor_critic import ActorCritic
-    from proximo.nets.optimizer import FlatOptimizer
 
 
 def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> Layout:
@@ -98,55 +92,20 @@ def _by_stretches(
     return order, sorted({0, *ends[nearer].tolist(), count})
 
 
-def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[str, str]:
-    """What acts and computes the updates, and why. A rule on what there is, never on a timing.
-
-    auto: native where it can be, else torch. Raises `UsageError` for native where it cannot be.
-    """
-    if wish == "compile" and algorithm.action_values:
-        raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
-    if wish == "compile" and policy.carry_size:
-        raise UsageError("run.engine is compile, but the policy has a memory: use torch or auto")
-    if wish == "compile" and policy.own:
-        raise UsageError(
-            "run.engine is compile, but net.module is code of your own: use torch or auto"
-        )
-    if wish == "compile" and algorithm.minibatches == "episodes":
-        raise UsageError(
-            "run.engine is compile, but algorithm.minibatches is episodes, each of a length of its "
-            "own, which would all have to be compiled: use torch or auto"
-        )
-    if wish in ("torch", "compile"):
-        return wish, "as set"
-    hindrance = obstacle(policy, algorithm.loss_spec(algorithm.coefficients(0.0)))
-    if not hindrance:
-        return "native", "a small network on a CPU"
-    if wish == "native":
-        raise UsageError(f"run.engine is native, but {hindrance}: use torch or auto")
-    return "torch", f"not native: {hindrance}"
-
-
-def make_engine(name: str, policy: ActorCritic, optimizer: FlatOptimizer, threads: int) -> Engine:
-    """torch, compile or native."""
-    if name == "native":
-        return NativeEngine(policy, optimizer, threads)
-    return TorchEngine(policy, optimizer, compiled=name == "compile")
-
-
 def descend(algorithm: OnPolicy, state: TrainState, batch: Batch) -> Metrics:
     """K epochs of minibatches, then the running moments of the observations.
 
     A minibatch whose loss or gradient is not finite is left out. Raises `TrainingError` after too
     many of those, and `TrainState.fault` if the new policy or a reading of it is not finite.
     """
-    engine: Engine = state.engine
+    engine = state.engine
     coefficients = algorithm.coefficients(state.progress, state.beta)
     rates = set_learning_rates(algorithm, state)
     layout = lay_out(algorithm, batch, state.shuffling)
 
     def skip(what: str, epoch: int, number: int, samples: Batch) -> None:
         where = f", epoch {epoch}, minibatch {number}"
-        leave_out(algorithm, state, what, where, samples, coefficients)
+        state.skip_step(what, where, samples, coefficients, algorithm.skip_budget)
 
     done = engine.descend(algorithm, batch, layout, coefficients, skip)
     terms = {name: total / done.steps for name, total in done.terms.items()}
@@ -166,19 +125,18 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
 
     What is not finite is treated as in `descend`.
     """
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     coefficients = algorithm.coefficients(state.progress)
     rates = set_learning_rates(algorithm, state)
 
     def step(which: int, samples: Batch, loss: Tensor) -> Tensor | None:
         """Returns the norm of the gradient; None: it was left out."""
-        flat = state.optimizer.flats[which]
-        flat.grad.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradient([flat], algorithm.max_grad_norm)
+        gradient = state.optimizer.gradients[which].zero_()
+        torch.autograd.backward(loss)
+        norm = clip_gradient([gradient], algorithm.max_grad_norm)
         if what := not_finite(loss=loss.detach(), gradient_norm=norm):
             where = f", step of the {('actor', 'critic')[which]}"
-            leave_out(algorithm, state, what, where, samples, coefficients)
+            state.skip_step(what, where, samples, coefficients, algorithm.skip_budget)
             return None
         state.optimizer.step(which)
         return norm
@@ -254,7 +212,7 @@ def _read(
 
     That is, the running moments of the observations and the scale of the learning rate.
     """
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     with torch.no_grad():
         new = state.engine.evaluate(batch.obs, batch.action, entropy=True, recall=batch.recall)
         readings = {**terms, **algorithm.read(policy, new, batch, coefficients)}

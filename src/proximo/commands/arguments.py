@@ -18,10 +18,10 @@ import tyro
 
 from proximo.bounds import Bound
 from proximo.commands.mistyped import message
+from proximo.disk import warn
+from proximo.errors import UsageError, printable
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, sayable
-from proximo.run.disk import warn
-from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym

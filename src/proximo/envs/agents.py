@@ -15,7 +15,8 @@ import numpy as np
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Worlds, close_all, episode_seed
-from proximo.types import Steps, UsageError, WorldState
+from proximo.errors import UsageError
+from proximo.types import Steps, WorldState
 
 ByAgent = dict[Any, Any]
 

@@ -16,7 +16,8 @@ from gymnasium.vector import VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Worlds, close_all, episode_seed
-from proximo.types import Steps, UsageError, WorldState, explain, faults
+from proximo.errors import UsageError, explain, faults
+from proximo.types import Steps, WorldState
 
 REFUSED = {
     "autoreset_mode": "the worlds are reset here",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from proximo.bounds import above, at_least
-from proximo.types import UsageError, check_values
+from proximo.errors import UsageError, check_values
 
 
 @dataclass(frozen=True, kw_only=True)

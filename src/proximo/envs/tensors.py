@@ -19,8 +19,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from proximo.envs.make import VectorWorlds, episode_seed
+from proximo.errors import UsageError, faults
 from proximo.spaces import MASK, Observations, misfit, sizes, starts
-from proximo.types import Episode, Steps, UsageError, WorldState, faults
+from proximo.types import Episode, Steps, WorldState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from proximo.bounds import above, at_least
+from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Coefficient
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.config import check_sections, read_section, read_tables
-from proximo.types import UsageError, check_values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from proximo.algorithms.experience import estimate, normalized
+from proximo.errors import TrainingError
 from proximo.functional.returns import group_relative, leave_one_out, td_error
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences, per_token, reply_ends
 from proximo.language.model import LanguagePolicy, drawn
 from proximo.language.reference import Reference
 from proximo.language.token_ppo import TokenPPO
-from proximo.types import Batch, TrainingError
+from proximo.types import Batch
 
 TOLERANCE = 1e-4
 """How far a token's log-probability may lie from the sampler's, relative to the largest."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
 from proximo.bounds import above, at_least, between
+from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient
-from proximo.types import Batch, UsageError
+from proximo.types import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor

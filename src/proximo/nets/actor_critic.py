@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proximo.errors import UsageError
 from proximo.functional.distributions import Distribution
 from proximo.nets.bodies import initialize, make_body
 from proximo.nets.config import NetConfig
+from proximo.nets.custom import Maker, OwnBody
 from proximo.nets.heads import CategoricalHead, make_head
-from proximo.nets.memory import Memory
-from proximo.nets.own import Maker, OwnBody
+from proximo.nets.recurrent import Memory
 from proximo.spaces import Actions, Observations, check_masks
-from proximo.types import Moments, Recall, UsageError
+from proximo.types import Moments, Recall
 
 
 class Evaluation(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from proximo.bounds import above, at_least, between
-from proximo.types import UsageError, check_values, refuse_unused
+from proximo.errors import UsageError, check_values, refuse_unused
 
 
 @dataclass(frozen=True, kw_only=True)

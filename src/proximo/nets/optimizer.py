@@ -25,6 +25,7 @@ class FlatOptimizer:
         """kind: adam, rmsprop or sgd. eps: added to the denominator of the first two."""
         self.kind, self.eps, self.betas = kind, eps, betas
         self.flats = [_flatten(group) for group in groups]
+        self.gradients = [flat.grad for flat in self.flats if flat.grad is not None]
         self.rates = [0.0] * len(groups)
         # What PyTorch keeps for each vector, under its names.
         self.records: list[dict[str, Tensor]] = [
@@ -37,6 +38,10 @@ class FlatOptimizer:
             for flat in self.flats
         ]
         self._torch: list[torch.optim.Optimizer] = []
+
+    def zero_grad(self) -> None:
+        for gradient in self.gradients:
+            gradient.zero_()
 
     def step(self, *which: int) -> None:
         """Move every vector, or these, along its gradient, by PyTorch's optimizer."""
@@ -66,3 +71,14 @@ def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:
         parameter.data = values.view_as(parameter)
         parameter.grad = gradient.view_as(parameter)
     return flat
+
+
+def clip_gradient(gradients: list[Tensor], max_norm: float | None) -> Tensor:
+    """G <- g min(1, max_norm/|g|), over all vectors. Returns |g| before, on the device."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    if max_norm is not None:
+        scale = max_norm / norm.clamp(min=max_norm)
+        for gradient in gradients:
+            gradient.mul_(scale)
+    return norm

@@ -27,11 +27,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from proximo.disk import check_regular, duplicate, replace, warn
+from proximo.errors import UsageError
 from proximo.functional.moments import no_moments
-from proximo.run.disk import check_regular, duplicate, replace, warn
 from proximo.run.folder import RunFolder
 from proximo.spaces import recorded_space, space_record, torch_dtype
-from proximo.types import Episode, Moments, TrainState, UsageError
+from proximo.state import TrainState
+from proximo.types import Episode, Moments
 
 SCHEMA = 1
 LONGEST_HEADER = 100_000_000

@@ -20,18 +20,18 @@ from proximo.algorithms.q_actor_critic import QActorCritic
 from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.bounds import above, at_least, between
+from proximo.disk import read
 from proximo.envs.config import EnvConfig
+from proximo.errors import UsageError, check_values, nearest
 from proximo.functional.schedules import Schedule
 from proximo.named import leads_to
 from proximo.nets.config import NetConfig
-from proximo.run.disk import read
-from proximo.types import UsageError, check_values, nearest
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from proximo.nets.actor_critic import ActorCritic
-    from proximo.nets.own import Maker
+    from proximo.nets.custom import Maker
 
 ALGORITHMS: dict[str, type[OnPolicy]] = {
     "reinforce": Reinforce,

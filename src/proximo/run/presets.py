@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from proximo.errors import UsageError, nearest
 from proximo.run.config import Tables
-from proximo.types import UsageError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
-from proximo.algorithms.engines import Engine
+from proximo.engines.base import Engine
 from proximo.envs.make import Worlds
 from proximo.envs.tensors import TensorSteps
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.callbacks import Callback
-from proximo.types import Batch, Metrics, Rollout, Steps, TrainState, WorldState
+from proximo.state import TrainState
+from proximo.types import Batch, Metrics, Rollout, Steps, WorldState
 
 PHASES = {
     "world": "stepping the worlds",

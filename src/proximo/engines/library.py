@@ -22,7 +22,7 @@ from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Hea
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, LossSpec, Recall, Steps
 
-LIBRARY = Path(__file__).with_name("engine.so")
+LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
 VERSION = 6
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
