@@ -70,9 +70,9 @@ def check_values(section: str, settings: Any) -> None:
     for name, kind, bounds in _settings(settings.__class__):
         given = getattr(settings, name)
         try:
-            value = _parsed(_plain(given), kind)
-        except ValueError as error:
-            raise UsageError(f"{section}.{name}: {error}") from error
+            value = _read(_plain(given), kind)
+        except (ValueError, OverflowError) as error:
+            raise UsageError(f"{section}.{name} is {given!r:.80}: {error}") from error
         if value is not given:
             object.__setattr__(settings, name, value)
         if wrong := _wrong(value, kind) or next(filter(None, (b.wrong(value) for b in bounds)), ""):
@@ -111,9 +111,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _parsed(value: Any, kind: Any) -> Any:
-    """Text as the schedule that it writes, where a field takes schedules. Raises `ValueError`."""
-    parsers = [part.parse for part in typing.get_args(kind) if hasattr(part, "parse")]
+def _read(value: Any, kind: Any) -> Any:
+    """A whole number as a float, text as the schedule that it writes, where a field takes these.
+
+    Raises `ValueError` and `OverflowError`.
+    """
+    kinds = typing.get_args(kind) or (kind,)
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    parsers = [part.parse for part in kinds if hasattr(part, "parse")]
     return parsers[0](value) if parsers and isinstance(value, str) else value
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
-import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -429,63 +429,24 @@ def sayable(name: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    if value is None:
-        return '"none"'
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    text = str(value)  # a Schedule, or a string
-    escaped = "".join(
-        f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in text
-    )
-    return f'"{escaped}"'
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    text = "none" if value is None else value if isinstance(value, int) else str(value)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
     """One table -> an instance of its dataclass. Raises `UsageError` that names the setting."""
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]
-    values = {}
-    for key, value in table.items():
+    for key in table:
         if key not in fields:
             raise UsageError(f"there is no setting {name}.{key}. {nearest(key, fields)}")
-        try:
-            values[key] = _convert(value, hints[key])
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise UsageError(f"{name}.{key} is {value!r:.80}: {error}") from error
-    return cls(**values)
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """A TOML value as the type a field wants; ValueError says what it wants."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None or (value == "none" and type(None) in args):
-            return None
-        for option in sorted(args, key=lambda a: a is Schedule):
-            try:
-                return _convert(value, option)
-            except ValueError as error:
-                last = error
-        raise last
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ValueError(f"it must be one of {', '.join(map(str, args))}")
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(v, args[0]) for v in value)
-    if origin is dict and isinstance(value, dict):
-        return {str(k): _convert(v, args[1]) for k, v in value.items()}
-    if hint is Schedule and isinstance(value, str | Schedule):
-        return value if isinstance(value, Schedule) else Schedule.parse(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise ValueError(f"it must be {kinds.get(hint, f'a {hint}')}")
+    none = {
+        k: None for k, v in table.items() if v == "none" and type(None) in typing.get_args(hints[k])
+    }
+    return cls(**{**table, **none})
