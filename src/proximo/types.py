@@ -1,4 +1,4 @@
-"""The records everything passes around. Time comes first: T steps, N worlds, B = T*N samples."""
+"""The records everything passes around. Time comes first: T steps, N envs, B = T*N samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ Watch = Callable[[int, str], None]
 
 
 class Episode(NamedTuple):
-    """A finished episode, in the world's own units (before any scaling of rewards)."""
+    """A finished episode, in the env's own units (before any scaling of rewards)."""
 
     ret: float
     length: int
@@ -57,39 +58,39 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
-    """Room for T steps of N worlds: the policy fills it up to `taken`, the worlds the rest."""
+class RolloutBuffer:
+    """Room for T steps of N envs: the policy fills it up to `env_action`, the envs the rest."""
 
     obs: np.ndarray  # [T + 1, N, *obs] row t + 1 is the answer to step t
     action: np.ndarray  # [T, N, *act] what the policy chose
     parameters: np.ndarray  # [2, N, P] of the distributions that acted first and latest
-    taken: np.ndarray  # [T, N, *] the action as the worlds take it
+    env_action: np.ndarray  # [T, N, *] the action as the envs take it
     reward: np.ndarray  # [T, N] float64
     terminated: np.ndarray  # [T, N] bool
-    ended: np.ndarray  # [T, N] bool: terminated or cut off by a time limit
-    real: np.ndarray  # [T, N] bool: False where a next-step world only reset itself
-    finals: list[tuple[int, int, np.ndarray]]  # (t, world, true successor) where an episode ended
+    done: np.ndarray  # [T, N] bool: terminated or cut off by a time limit
+    valid: np.ndarray  # [T, N] bool: False where a next-step env only reset itself
+    final_obs: list[tuple[int, int, np.ndarray]]  # (t, env, true successor) where an episode ended
 
     def __len__(self) -> int:
         return len(self.reward)
 
     @staticmethod
-    def joined(parts: list[Steps], count: int) -> Steps:
+    def joined(parts: list[RolloutBuffer], count: int) -> RolloutBuffer:
         """The first `count` steps of these, which follow on one another."""
         if len(parts) == 1 and len(parts[0]) == count:
             return parts[0]
         arrays = {
             name: np.concatenate([getattr(part, name) for part in parts])[:count]
-            for name in ("action", "taken", "reward", "terminated", "ended", "real")
+            for name in ("action", "env_action", "reward", "terminated", "done", "valid")
         }
         begins = itertools.accumulate((len(part) for part in parts), initial=0)
-        return Steps(
+        return RolloutBuffer(
             obs=np.concatenate([parts[0].obs[:1], *(part.obs[1:] for part in parts)])[: count + 1],
             parameters=np.stack([parts[0].parameters[0], parts[-1].parameters[1]]),
-            finals=[
+            final_obs=[
                 (begin + t, i, obs)
                 for begin, part in zip(begins, parts, strict=False)
-                for t, i, obs in part.finals
+                for t, i, obs in part.final_obs
             ],
             **arrays,
         )
@@ -97,27 +98,36 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """T steps of the old policy in N worlds, as they happened."""
+    """T steps of the old policy in N envs, as they happened."""
 
     obs: Tensor  # [T, N, *obs] what the policy saw
     action: Tensor  # [T, N, *act] what it chose, before clipping or squashing
     reward: Tensor  # [T, N]
     terminated: Tensor  # [T, N] bool: no future after this step, so no bootstrap
     boundary: Tensor  # [T, N] bool: the next row belongs to another episode, so no trace
-    mask: Tensor  # [T, N] bool: False on reset steps of next-step worlds and on idle worlds
+    mask: Tensor  # [T, N] bool: False on reset steps of next-step envs and on idle envs
     last_obs: Tensor  # [N, *obs] what followed row T-1
     final_obs: Tensor  # [F, *obs] the true successors of the steps that ended an episode
     final_index: Tensor  # [F] int64: their rows, as t*N + i
     acted: Tensor  # [2, N, P] parameters of the distributions that acted first and last
-    carry: Tensor  # [N, C] what was remembered before row 0
+    initial_state: Tensor  # [N, C] recurrent state before row 0
     episodes: tuple[Episode, ...]  # those that finished
 
+    @cached_property
+    def rows(self) -> Tensor:
+        """[B] int64: where the valid steps lie, env after env in order of time, as n*T + t."""
+        return self.mask.t().reshape(-1).nonzero().squeeze(-1)
 
-class Recall(NamedTuple):
-    """What a memory must know of a batch: which rows follow on one another, and on what."""
+    def flat(self, x: Tensor) -> Tensor:
+        """The valid steps side by side. x: [T, N, ...]; returns [B, ...]."""
+        return x.transpose(0, 1).flatten(0, 1)[self.rows]
 
-    stretch: Tensor  # [B] int64: the rows of a stretch stand together, in order, with one number
-    carry: Tensor  # [B, C] what was remembered before the first row of a stretch
+
+class Segments(NamedTuple):
+    """The rows of a batch that follow on one another, for a recurrent policy (truncated BPTT)."""
+
+    segment_id: Tensor  # [B] int64: the rows of a segment stand together, in order, with one number
+    initial_state: Tensor  # [B, C] recurrent state before the first row of a segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +142,38 @@ class Batch:
     advantage: Tensor  # [B]
     target: Tensor  # [B] what the critic should say
     episode: Tensor  # [B] int64: which episode of the batch a sample belongs to, in order
-    stretch: Tensor  # [B] int64: the same, but that an episode is cut where a memory's training is
-    carry: Tensor  # [B, C] what was remembered before the first sample of a stretch, or C is 0
+    segment_id: Tensor  # [B] int64: as `episode`, but an episode is cut after bptt_steps
+    initial_state: Tensor  # [B, C] recurrent state before the first row of a segment, or C is 0
 
     @property
-    def recall(self) -> Recall | None:
-        """For a policy with a memory."""
-        return Recall(self.stretch, self.carry) if self.carry.shape[-1] else None
+    def segments(self) -> Segments | None:
+        """For a recurrent policy."""
+        has_state = self.initial_state.shape[-1]
+        return Segments(self.segment_id, self.initial_state) if has_state else None
 
     def __len__(self) -> int:
         return self.obs.shape[0]
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return type(self)(**{name: tensor[index] for name, tensor in vars(self).items()})
+
+
+class Layout(NamedTuple):
+    """Minibatch n of epoch k of an update is orders[k][bounds[k][n] : bounds[k][n + 1]]."""
+
+    orders: Tensor  # [K, B] int64
+    bounds: list[list[int]]  # [K][0, ..., B]
+    joined: int = 0  # minibatches of one sample that were put to another
+
+    @property
+    def steps(self) -> int:
+        """Minibatches in all."""
+        return sum(len(bounds) - 1 for bounds in self.bounds)
+
+    def behind(self, epoch: int, number: int) -> Layout:
+        """What is left from this minibatch on; both count from 0."""
+        bounds = [self.bounds[epoch][number:], *self.bounds[epoch + 1 :]]
+        return Layout(self.orders[epoch:], bounds, self.joined)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +189,12 @@ class Transitions(Batch):
 
 
 @dataclass(kw_only=True)
-class WorldState:
-    """Where each of N worlds stands: with the seeds, enough to bring every one of them back."""
+class EnvState:
+    """Where each of N envs stands: with the seeds, enough to bring every one of them back."""
 
-    obs: Any  # [N, *obs] the observation to act on next: a tensor where worlds hold tensors
+    obs: Any  # [N, *obs] the observation to act on next: a tensor where envs hold tensors
     episode: np.ndarray  # [N] int64: number of the running episode, from which its seed follows
-    actions: list[list[np.ndarray]]  # per world: stretches of the actions since it began
-    resetting: np.ndarray  # [N] bool: the next step of this world is a reset (next-step mode)
+    actions: list[list[np.ndarray]]  # per env: stretches of the actions since it began
+    resetting: np.ndarray  # [N] bool: the next step of this env is a reset (next-step mode)
     ret: np.ndarray  # [N] float64: return of the running episode so far
     length: np.ndarray  # [N] int64: its length so far

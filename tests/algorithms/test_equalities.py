@@ -52,8 +52,8 @@ def batch_of(kind, samples=40, moved=0.0, dtype=torch.float64):
         advantage=advantage,
         target=value + advantage,
         episode=torch.zeros(samples, dtype=torch.int64),
-        stretch=torch.zeros(samples, dtype=torch.int64),
-        carry=torch.zeros(samples, 0),
+        segment_id=torch.zeros(samples, dtype=torch.int64),
+        initial_state=torch.zeros(samples, 0),
     )
 
 
@@ -71,7 +71,7 @@ def trained(algorithm, kind, **kwargs):
         lambda: probes.BestActionGivenObservation(kind == "continuous"),
         algorithm,
         total_steps=1024,
-        worlds=4,
+        num_envs=4,
         rollout=kwargs.pop("rollout", RolloutConfig(steps=32)),
         net=NetConfig(hidden=(16,)),
         seed=5,
@@ -253,5 +253,5 @@ def test_every_step_of_trpo_keeps_its_bound(kind):
     )
     assert len(found) == 8
     assert all(row["kl"] <= 0.005 * (1 + 1e-4) for row in found)
-    assert sum(row["step_share"] > 0 for row in found) >= 6
+    assert sum(row["line_search_fraction"] > 0 for row in found) >= 6
     assert max(row["kl"] for row in found) > 0.001

@@ -19,7 +19,6 @@ from proximo import (
     UsageError,
     train,
 )
-from proximo.algorithms.update import lay_out
 from proximo.types import Batch
 
 ENGINES = pytest.mark.parametrize("engine", ["torch", "native"])
@@ -46,7 +45,7 @@ def learn(algorithm, engine="auto", **more):
     def watch(state, rollout, metrics):
         weights.append(torch.cat([p.detach().flatten() for p in state.policy.actor_parameters()]))
 
-    settings = {"worlds": 1, "total_steps": 320, "rollout": RolloutConfig(steps=64), **more}
+    settings = {"num_envs": 1, "total_steps": 320, "rollout": RolloutConfig(steps=64), **more}
     run = RunConfig(engine=engine)
     agent = train(Bandit, algorithm, callbacks=[watch], run_config=run, **settings)
     return agent, (weights[-1] - weights[0]).abs().max().item()
@@ -79,14 +78,14 @@ def test_what_the_data_alone_shows_is_learned_from_and_said_once(algorithm, roll
     [
         (PPO(minibatch_size=1), {}, "minibatch_size is 1"),
         (PPOPenalty(minibatch_size=1), {}, "minibatch_size is 1"),
-        (PPO(minibatch_size=1), {"net": NetConfig(memory="gru", memory_steps=1)}, "size is 1"),
+        (PPO(minibatch_size=1), {"net": NetConfig(recurrent="gru", bptt_steps=1)}, "size is 1"),
         (A2C(normalize_advantage="batch"), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (A2C(normalize_advantage="minibatch"), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (TRPO(minibatch_size=1), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (Reinforce(), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (
             A2C(normalize_advantage="episode"),
-            {"rollout": RolloutConfig(steps=1), "worlds": 8},
+            {"rollout": RolloutConfig(steps=1), "num_envs": 8},
             "an episode has one step.*Use batch",
         ),
     ],
@@ -125,8 +124,8 @@ def batch(count, episode=None):
         obs=zeros[:, None],
         parameters=zeros[:, None],
         episode=lengths if episode is None else torch.tensor(episode),
-        stretch=lengths,
-        carry=torch.zeros(count, 0),
+        segment_id=lengths,
+        initial_state=torch.zeros(count, 0),
     )
 
 
@@ -144,7 +143,7 @@ def batch(count, episode=None):
     ],
 )
 def test_no_minibatch_is_of_one_sample_where_it_is_standardised(algorithm, data, bounds):
-    layout = lay_out(algorithm, data, torch.Generator())
+    layout = algorithm.layout(data, torch.Generator())
     assert layout.bounds == [bounds] * algorithm.epochs
     assert all(sorted(order.tolist()) == list(range(len(data))) for order in layout.orders)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
 from proximo.bounds import above
 from proximo.errors import UsageError
@@ -71,15 +72,17 @@ class PPO(OnPolicy):
         advantage: Tensor,
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
-        from proximo.functional.losses import clipped_surrogate, surrogate
-
+        log_prob = self.ratio_log_prob(new, batch)
         if self.clip is None:
-            return surrogate(new.log_prob, batch.log_prob, advantage)
-        high = coefficients.get("clip_high")
-        clip = coefficients["clip"]
-        return clipped_surrogate(
-            new.log_prob, batch.log_prob, advantage, clip, high, self.dual_clip
+            return F.losses.surrogate(log_prob, batch.log_prob, advantage)
+        clip, high = coefficients["clip"], coefficients.get("clip_high")
+        return F.losses.clipped_surrogate(
+            log_prob, batch.log_prob, advantage, clip, high, self.dual_clip
         )
+
+    def ratio_log_prob(self, new: Evaluation, batch: Batch) -> Tensor:
+        """Log-probabilities that, with the old ones, make the ratios that are clipped. [B]."""
+        return new.log_prob
 
     def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         clip = coefficients.get("clip", math.inf)
@@ -95,25 +98,18 @@ class PPO(OnPolicy):
     def stops(self, engine: Engine, batch: Batch) -> bool:
         if self.target_kl is None:
             return False
-        import torch
-
-        from proximo.functional.kl import k3
-        from proximo.functional.masked import masked_mean
-
-        with torch.no_grad():
-            new = engine.evaluate(batch.obs, batch.action, entropy=False, recall=batch.recall)
-            return bool(masked_mean(k3(new.log_prob, batch.log_prob)) > self.target_kl)
+        new = engine.evaluate(batch.obs, batch.action, entropy=False, segments=batch.segments)
+        kl = F.masked.masked_mean(F.kl.k3(new.log_prob, batch.log_prob))
+        return bool(kl > self.target_kl)
 
     def read(
         self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
         """Besides, the share of samples whose ratio has left the clip's interval."""
-        from proximo.functional.masked import masked_mean
-
         readings = super().read(policy, new, batch, coefficients)
         if self.clip is not None:
-            moved = (new.log_prob - batch.log_prob).exp() - 1
+            moved = (self.ratio_log_prob(new, batch) - batch.log_prob).exp() - 1
             high = coefficients.get("clip_high", coefficients["clip"])
             outside = (moved > high) | (moved < -coefficients["clip"])
-            readings["clip_fraction"] = masked_mean(outside.to(moved.dtype))
+            readings["clip_fraction"] = F.masked.masked_mean(outside.to(moved.dtype))
         return readings

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
 from proximo.bounds import above, between
 from proximo.errors import UsageError
@@ -58,11 +59,8 @@ class PPOPenalty(OnPolicy):
         advantage: Tensor,
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
-        from proximo.functional.kl import kl_divergence
-        from proximo.functional.losses import penalized_surrogate
-
-        kl = kl_divergence(policy.head.restore(batch.parameters), new.distribution)
-        return penalized_surrogate(
+        kl = F.kl.kl_divergence(policy.head.restore(batch.parameters), new.distribution)
+        return F.losses.penalized_surrogate(
             new.log_prob, batch.log_prob, advantage, kl, coefficients["beta"]
         )
 
@@ -70,9 +68,7 @@ class PPOPenalty(OnPolicy):
         return self.spec(coefficients, "ratio", beta=coefficients["beta"])
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        from proximo.functional.kl import adapted_beta
-
         metrics = super().update(state, batch)
         if self.kl_target is not None:
-            state.beta = adapted_beta(metrics["beta"], metrics["kl"], self.kl_target)
+            state.beta = F.kl.adapted_beta(metrics["beta"], metrics["kl"], self.kl_target)
         return metrics

@@ -22,7 +22,7 @@ class Reinforce(OnPolicy):
     """
 
     name: ClassVar[str] = "reinforce"
-    without: ClassVar[tuple[str, ...]] = ("advantage", "value_target", "lam", "n")
+    unused_settings: ClassVar[tuple[str, ...]] = ("advantage", "value_target", "lam", "n")
 
     advantage: Estimator = "monte-carlo"
     """How advantages are estimated; monte-carlo is the return minus the value."""

@@ -13,13 +13,16 @@ from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from proximo import functional as F
 from proximo.engines.nonfinite import Skip
-from proximo.envs.tensors import TensorSteps
+from proximo.envs.tensors import TensorRolloutBuffer
+from proximo.errors import TrainingError
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, LossSpec, Recall, Steps
+from proximo.types import Batch, Layout, LossSpec, Rollout, RolloutBuffer, Segments
 
 
 class Objective(Protocol):
@@ -41,24 +44,6 @@ class Objective(Protocol):
         """True leaves out the remaining epochs of this update."""
 
 
-class Layout(NamedTuple):
-    """Minibatch n of epoch k of an update is orders[k][bounds[k][n] : bounds[k][n + 1]]."""
-
-    orders: Tensor  # [K, B] int64
-    bounds: list[list[int]]  # [K][0, ..., B]
-    joined: int = 0  # minibatches of one sample that were put to another
-
-    @property
-    def steps(self) -> int:
-        """Minibatches in all."""
-        return sum(len(bounds) - 1 for bounds in self.bounds)
-
-    def behind(self, epoch: int, number: int) -> Layout:
-        """What is left from this minibatch on; both count from 0."""
-        bounds = [self.bounds[epoch][number:], *self.bounds[epoch + 1 :]]
-        return Layout(self.orders[epoch:], bounds, self.joined)
-
-
 class Outcome(NamedTuple):
     """What an update did: terms added up over the gradient steps it took, and their number."""
 
@@ -66,6 +51,16 @@ class Outcome(NamedTuple):
     epochs: int
     steps: int
     skipped: int = 0  # minibatches that were left out
+
+
+class OldEvaluation(NamedTuple):
+    """The old policy on its own rollout. All [T, N, ...]."""
+
+    log_prob: Tensor
+    parameters: Tensor  # of its distributions
+    value: Tensor  # V(s), or Q(s,a) with a critic of actions
+    initial_state: Tensor  # recurrent state before a segment, at its first row; 0 at the others
+    final_state: Tensor  # recurrent state after a segment, at all of its rows
 
 
 class Engine(ABC):
@@ -82,22 +77,25 @@ class Engine(ABC):
 
     @abstractmethod
     def actor(
-        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
+        self,
+        buffer: RolloutBuffer | TensorRolloutBuffer,
+        noise: Tensor | None,
+        recurrent_state: Tensor | None = None,
     ) -> Callable[[int], None]:
-        """`act(t)`: from steps.obs[t] and noise[t] to action[t] and taken[t].
+        """`act(t)`: from buffer.obs[t] and noise[t] to action[t] and env_action[t].
 
-        noise: [T, N, ...] as the head draws it; None: the most likely actions. carry: [N, C], what
-        is remembered, which moves on in place.
+        noise: [T, N, ...] as the head draws it; None: the most likely actions. recurrent_state:
+        [N, C], changed in place.
         """
 
     @abstractmethod
     def evaluate(
-        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
         """Log π(a|s), V(s) and, where asked for, the entropy of π(·|s). obs: [..., *obs]."""
 
     @abstractmethod
-    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
+    def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
 
     @abstractmethod
@@ -115,12 +113,96 @@ class Engine(ABC):
         records stay to the bit what they were before it, and `skip` is told.
         """
 
+    def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
+        """Evaluate a rollout with the policy that acted in it. Raises `TrainingError` if it is not.
+
+        A recurrent policy evaluates the first segment of every episode, then the second ones, which
+        need the state that the first left, and so on.
+        """
+        if rollout.initial_state.shape[-1]:
+            old = self._evaluate_segments(rollout)
+        else:
+            new = self.evaluate(rollout.obs, rollout.action, entropy=False)
+            nothing = rollout.initial_state.new_empty(*rollout.mask.shape, 0)
+            parameters = new.distribution.parameters
+            old = OldEvaluation(new.log_prob, parameters, new.value, nothing, nothing)
+        _check_acted(rollout, old.parameters[[0, -1]])
+        return old
+
+    def _evaluate_segments(self, rollout: Rollout) -> OldEvaluation:
+        steps, envs = rollout.mask.shape
+        length = self.policy.bptt_steps
+
+        def flat(x: Tensor) -> Tensor:
+            return x.transpose(0, 1).flatten(0, 1)
+
+        def back(x: Tensor) -> Tensor:
+            return x.view(envs, steps, *x.shape[1:]).transpose(0, 1)
+
+        ages = F.batches.ages(rollout.boundary)
+        age, segment = flat(ages), flat(F.batches.segments(ages, length))
+        obs, action = flat(rollout.obs), flat(rollout.action)
+        before = rollout.initial_state.new_zeros(envs * steps, rollout.initial_state.shape[-1])
+        before[::steps] = rollout.initial_state
+        evaluated, rows, number = [], [], age // length
+        after = torch.empty_like(before)
+        for which in range(int(number.max()) + 1):
+            here = (number == which).nonzero().squeeze(-1)
+            continued = here[(age[here] == which * length) & (which > 0)]
+            before[continued] = after[continued - 1]
+            counted = F.batches.consecutive(segment[here])
+            segments = Segments(counted, before[here])
+            old = self.evaluate(obs[here], action[here], entropy=False, segments=segments)
+            assert old.recurrent_state is not None
+            after[here] = old.recurrent_state[counted]
+            evaluated.append((old.log_prob, old.distribution.parameters, old.value))
+            rows.append(here)
+        order = torch.cat(rows).argsort()
+        parts = (torch.cat(part)[order] for part in zip(*evaluated, strict=True))
+        return OldEvaluation(*map(back, (*parts, before, after)))
+
+    def next_value(self, rollout: Rollout, old: OldEvaluation) -> Tensor:
+        """V(s') of the true successors. [T, N].
+
+        The next row's, except where an episode ended (the value of its final observation) and in
+        the last row (of what followed it). The recurrent state there is that of the row before.
+        """
+
+        def closing(obs: Tensor, state: Tensor) -> Tensor:
+            single = torch.arange(len(obs), device=obs.device)
+            return self.value(obs, Segments(single, state) if state.shape[-1] else None)
+
+        last = closing(rollout.last_obs, old.final_state[-1])
+        following = torch.cat([old.value[1:], last[None]])
+        if len(rollout.final_obs):
+            ends = old.final_state.flatten(0, 1)[rollout.final_index]
+            following.view(-1)[rollout.final_index] = closing(rollout.final_obs, ends)
+        return following
+
     def finite(self, *numbers: np.ndarray | Tensor) -> bool:
-        """Whether all of them are: what looking costs, a profile can tell from here."""
-        return all(_finite(each) for each in numbers)
+        """True if all of them are. Here, so that a profile can tell what the checks cost."""
+        return all(map(_finite, numbers))
 
 
 def _finite(numbers: np.ndarray | Tensor) -> bool:
     if isinstance(numbers, Tensor):
         return bool(numbers.isfinite().all())
     return bool(np.isfinite(numbers).all())
+
+
+def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:
+    """The distribution that acted must be the one that is evaluated, or no ratio means much.
+
+    The first row catches what moved during the rollout, the last one what came in its course.
+    """
+    # Batches of other sizes are summed in another order: relative to the largest number in play.
+    tolerance = 1e-5 * max(1.0, float(evaluated.abs().max()))
+    real = torch.stack([torch.ones_like(rollout.mask[0]), rollout.mask[-1]])
+    acted, evaluated = rollout.acted[real], evaluated[real]
+    if not torch.allclose(acted, evaluated, rtol=1e-5, atol=tolerance):
+        gap = (acted - evaluated).abs().max().item()
+        raise TrainingError(
+            f"the policy that acted is not the one that is evaluated (parameters differ by "
+            f"{gap:.2g}): act() and evaluate() of the network disagree, or something that "
+            "acting depends on moved during the rollout"
+        )

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from proximo.engines.base import Engine, Layout, Objective, Outcome
+from proximo.engines.base import Engine, Objective, Outcome
 from proximo.engines.library import NativePolicy
 from proximo.engines.nonfinite import Skip, not_finite
-from proximo.envs.tensors import TensorSteps
+from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Recall, Steps
+from proximo.types import Batch, Layout, RolloutBuffer, Segments
 
 
 class NativeEngine(Engine):
@@ -23,18 +23,21 @@ class NativeEngine(Engine):
         self._native = NativePolicy(policy, optimizer, threads)
 
     def actor(
-        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
+        self,
+        buffer: RolloutBuffer | TensorRolloutBuffer,
+        noise: Tensor | None,
+        recurrent_state: Tensor | None = None,
     ) -> Callable[[int], None]:
-        arrays = steps if isinstance(steps, Steps) else steps.on_host()
-        return self._native.actor(arrays, noise, carry)
+        arrays = buffer if isinstance(buffer, RolloutBuffer) else buffer.on_host()
+        return self._native.actor(arrays, noise, recurrent_state)
 
     def evaluate(
-        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
-        return self._native.evaluate(obs, action, entropy=entropy, recall=recall)
+        return self._native.evaluate(obs, action, entropy=entropy, segments=segments)
 
-    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
-        return self._native.value(obs, recall)
+    def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
+        return self._native.value(obs, segments)
 
     def descend(
         self,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from proximo.errors import TrainingError
 from proximo.types import Batch, SkipSink
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Skip = Callable[[str, int, int, Batch], None]
 """Receives a minibatch whose step is skipped: the reason, its epoch and number, its samples."""

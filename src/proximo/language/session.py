@@ -29,7 +29,6 @@ from proximo.run.checkpoint import (
     Checkpoint,
     Keeper,
     keep_first,
-    optimizer_tensors,
     own_copy,
     write,
 )
@@ -96,7 +95,7 @@ class Learner(ABC):
         record: dict[str, Any],
         budget: int,
     ) -> None:
-        """Count a gradient step that is not taken: see `proximo.engines.nonfinite`."""
+        """Count a gradient step that is not env_action: see `proximo.engines.nonfinite`."""
         skipped = self.counters["skipped"] = self.counters.get("skipped", 0) + 1
         tensors = tensors | {f"policy.{name}": x for name, x in self.module.state_dict().items()}
         update = self.updates + 1
@@ -124,7 +123,7 @@ class Learner(ABC):
         frozen = {f"policy.{name}" for name, x in named if not x.requires_grad}
         if not first:
             tensors = {key: x for key, x in tensors.items() if key not in frozen}
-        tensors |= self.carried | optimizer_tensors(self.optimizer)
+        tensors |= self.carried | self.optimizer.tensors()
         tensors |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
         tensors |= {f"moments.{name}": x for name, x in self.moments._asdict().items()}
         about = {
@@ -265,7 +264,7 @@ class _Kept:
         samples = folder.path / "samples.jsonl"
         with writable(folder.path):
             folder.enter()
-            self.rows, lost = folder.cut_metrics(learner.updates, run.log_every, ended=False)
+            self.rows, lost = folder.cut_metrics(learner.updates, run.log_every, done=False)
             sampled = _cut_samples(samples, learner.updates)
             folder.remove_result()
             self._metrics = Lines(folder.metrics_file, self._warn)

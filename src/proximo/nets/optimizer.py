@@ -52,6 +52,14 @@ class FlatOptimizer:
             optimizer.state[self.flats[index]] = self.records[index]
             optimizer.step()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept of earlier gradients, by the names in a checkpoint."""
+        return {
+            f"optimizer.{index}.{name}": tensor
+            for index, record in enumerate(self.records)
+            for name, tensor in record.items()
+        }
+
     def _make(self, flat: nn.Parameter) -> torch.optim.Optimizer:
         if self.kind == "adam":
             return torch.optim.Adam([flat], eps=self.eps, betas=self.betas, fused=True)

@@ -89,7 +89,7 @@ class RolloutConfig:
     """How much experience one update learns from."""
 
     steps: Annotated[int, at_least(1)] = 256
-    """T, steps in each world per update."""
+    """T, steps in each env per update."""
     episodes: Annotated[int, at_least(0)] = 0
     """K whole episodes per update, the first that start, instead of steps; 0 counts steps."""
 
@@ -102,7 +102,7 @@ class RunSettings(ABC):
     """Settings of every run, in control and with language models."""
 
     seed: Annotated[int, between(0, 2**62)] = 0
-    """Seed of everything: weights, order of the data, actions or tokens, worlds."""
+    """Seed of everything: weights, order of the data, actions or tokens, envs."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the networks; auto keeps small ones on the CPU, where they are faster."""
     threads: Annotated[int, between(0, 2**20)] = 0
@@ -140,7 +140,7 @@ class RunConfig(RunSettings):
     """How long to train, on what, and what to keep."""
 
     total_steps: Annotated[int, at_least(1)] = 100_000
-    """Environment steps, over all worlds; rounded up to whole updates."""
+    """Environment steps, over all envs; rounded up to whole updates."""
     total_episodes: Annotated[int | None, at_least(1)] = None
     """End after the update in which this many episodes are complete; none: total_steps ends it."""
     engine: Literal["auto", "torch", "compile", "native"] = "auto"
@@ -151,7 +151,7 @@ class RunConfig(RunSettings):
     smoothed_from: float | None = None
     """Start of the smoothed return; none: at the first episode's."""
     success_at: float | None = None
-    """Return from which an episode counts as a success; none: `stop_at` or the world's own."""
+    """Return from which an episode counts as a success; none: `stop_at` or the env's own."""
     keep_best: Literal["smoothed", "evaluation"] = "smoothed"
     """Score that decides on the best policy: the smoothed return, or evaluations."""
     eval_episodes: Annotated[int, at_least(1)] = 20
@@ -200,16 +200,16 @@ class Config:
             )
 
     def check_samples(self, agents: int) -> None:
-        """What cannot be seen before the worlds are there. agents: in each of them."""
+        """What cannot be seen before the envs are there. agents: in each of them."""
         algorithm, rollout = self.algorithm, self.rollout
-        samples = self.env.worlds * agents * rollout.steps
+        samples = self.env.num_envs * agents * rollout.steps
         if rollout.episodes:
             return
         if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > samples:
             of_each = f" x {agents} agents" if agents > 1 else ""
             raise UsageError(
                 f"algorithm.minibatch_size is {algorithm.minibatch_size}, but a rollout has only "
-                f"{samples} samples (env.worlds {self.env.worlds}{of_each} x rollout.steps "
+                f"{samples} samples (env.num_envs {self.env.num_envs}{of_each} x rollout.steps "
                 f"{rollout.steps}): lower the one or raise the others"
             )
 
@@ -227,19 +227,19 @@ class Config:
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
             images=any(leaf.image for leaf in Observations(seen).leaves),
-            q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
+            q_of_numbers=self.algorithm.q_critic and not isinstance(actions, Discrete),
             critic=self.algorithm.critic,
         )
 
     def check_lone(self, agents: int) -> None:
         """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
 
-        The deviation of one sample from its own mean is 0. agents: in each of the worlds.
+        The deviation of one sample from its own mean is 0. agents: in each of the envs.
         """
         algorithm, rollout = self.algorithm, self.rollout
         over, each = algorithm.normalize_advantage, algorithm.standardizes_minibatches
-        whole = self.net.memory != "none" and self.net.memory_steps != 1  # segments stay together
-        samples = 0 if rollout.episodes else self.env.worlds * agents * rollout.steps
+        whole = self.net.recurrent != "none" and self.net.bptt_steps != 1  # segments stay together
+        samples = 0 if rollout.episodes else self.env.num_envs * agents * rollout.steps
         steps = 1 if self.env.max_episode_steps == 1 else 0 if rollout.episodes else rollout.steps
         alone = {
             "an update has one sample": over != "none" and samples == 1,
@@ -420,7 +420,7 @@ def make_policy(
             f"this run's network, {config.net.module}, is code: importing it needs your word. If "
             f"you trust it, name it: load(..., net={sayable(config.net.module)!r})"
         )
-    return ActorCritic(*spaces, config.net, action_values=config.algorithm.action_values, own=own)
+    return ActorCritic(*spaces, config.net, q_critic=config.algorithm.q_critic, own=own)
 
 
 def sayable(name: str) -> str:

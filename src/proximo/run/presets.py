@@ -33,7 +33,7 @@ class Preset:
         return str(self.tables["algorithm"]["name"])
 
     def measured(self, env: str) -> bool:
-        """There is a result in this world, not only in another one of `envs`."""
+        """There is a result in this env, not only in another one of `envs`."""
         return env in self.result.split()
 
 
