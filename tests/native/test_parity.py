@@ -658,3 +658,26 @@ def test_an_actor_keeps_the_weights_that_it_began_with():
     assert np.array_equal(buffer.parameters[0], buffer.parameters[1])
     engine.actor(buffer, torch.rand(2, 3))(1)
     assert not np.array_equal(buffer.parameters[0], buffer.parameters[1])
+
+
+def test_loss_terms_are_added_to_every_minibatch():
+    """w' = w - lr ∇(L + term), by PyTorch alone."""
+    algorithm = PPO(
+        minibatch_size=64, epochs=1, optimizer="sgd", max_grad_norm=None, minibatches="whole"
+    )
+    policy, optimizer, batch = case(algorithm, NetConfig(hidden=(8,)))
+    engine = TorchEngine(policy, optimizer)
+    engine.loss_terms = [lambda policy, batch: policy.value(batch.obs).square().mean()]
+    optimizer.rates = [0.1]
+    coefficients = algorithm.coefficients(0.0)
+    loss, _ = algorithm.loss(policy, batch, coefficients)
+    term = engine.loss_terms[0](policy, batch)
+    parameters = policy.actor_parameters() + policy.critic_parameters()
+    gradients = torch.autograd.grad(loss + term, parameters)
+    expected = [p.detach() - 0.1 * g for p, g in zip(parameters, gradients, strict=True)]
+    layout = algorithm.layout(batch, torch.Generator())
+    terms = engine.descend(algorithm, batch, layout, coefficients).terms
+    assert terms["callback_loss"].item() == pytest.approx(term.item())
+    assert terms["loss"].item() == pytest.approx((loss + term).item(), rel=1e-5)
+    for now, then in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(now.detach(), then, rtol=1e-5, atol=1e-7)

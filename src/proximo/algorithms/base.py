@@ -296,7 +296,7 @@ class OnPolicy(ABC):
 
         What follows from them moves: the moments of the observations, the learning rate's scale.
         """
-        new = state.engine.evaluate(batch.obs, batch.action, entropy=True, segments=batch.segments)
+        new = state.engine.evaluate_batch(batch, entropy=True)
         readings = {**terms, **self.read(state.policy, new, batch, coefficients)}
         readings.pop("loss", None)
         if self.critic:

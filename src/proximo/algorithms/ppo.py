@@ -72,7 +72,7 @@ class PPO(OnPolicy):
         advantage: Tensor,
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
-        log_prob = self.ratio_log_prob(new, batch)
+        log_prob = self.acted(new, batch)
         if self.clip is None:
             return F.losses.surrogate(log_prob, batch.log_prob, advantage)
         clip, high = coefficients["clip"], coefficients.get("clip_high")
@@ -80,8 +80,8 @@ class PPO(OnPolicy):
             log_prob, batch.log_prob, advantage, clip, high, self.dual_clip
         )
 
-    def ratio_log_prob(self, new: Evaluation, batch: Batch) -> Tensor:
-        """Log-probabilities that, with the old ones, make the ratios that are clipped. [B]."""
+    def acted(self, new: Evaluation, batch: Batch) -> Tensor:
+        """Log-probabilities whose ratio to the old ones the objective clips. [B]."""
         return new.log_prob
 
     def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
@@ -98,7 +98,7 @@ class PPO(OnPolicy):
     def stops(self, engine: Engine, batch: Batch) -> bool:
         if self.target_kl is None:
             return False
-        new = engine.evaluate(batch.obs, batch.action, entropy=False, segments=batch.segments)
+        new = engine.evaluate_batch(batch, entropy=False)
         kl = F.masked.masked_mean(F.kl.k3(new.log_prob, batch.log_prob))
         return bool(kl > self.target_kl)
 
@@ -108,7 +108,7 @@ class PPO(OnPolicy):
         """Besides, the share of samples whose ratio has left the clip's interval."""
         readings = super().read(policy, new, batch, coefficients)
         if self.clip is not None:
-            moved = (self.ratio_log_prob(new, batch) - batch.log_prob).exp() - 1
+            moved = (self.acted(new, batch) - batch.log_prob).exp() - 1
             high = coefficients.get("clip_high", coefficients["clip"])
             outside = (moved > high) | (moved < -coefficients["clip"])
             readings["clip_fraction"] = F.masked.masked_mean(outside.to(moved.dtype))

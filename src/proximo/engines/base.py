@@ -53,6 +53,10 @@ class Outcome(NamedTuple):
     skipped: int = 0  # minibatches that were left out
 
 
+LossTerm = Callable[[ActorCritic, Batch], Tensor]
+"""A scalar to add to the loss of a minibatch."""
+
+
 class OldEvaluation(NamedTuple):
     """The old policy on its own rollout. All [T, N, ...]."""
 
@@ -68,6 +72,8 @@ class Engine(ABC):
 
     def __init__(self, name: str, policy: ActorCritic, optimizer: FlatOptimizer) -> None:
         self.name, self.policy, self.optimizer = name, policy, optimizer
+        self.loss_terms: list[LossTerm] = []
+        """Terms of callbacks, for the engines of PyTorch."""
 
     @cached_property
     def weights(self) -> list[np.ndarray | Tensor]:
@@ -112,6 +118,10 @@ class Engine(ABC):
         No step is taken along a minibatch whose loss or gradient is not finite: weights and
         records stay to the bit what they were before it, and `skip` is told.
         """
+
+    def evaluate_batch(self, batch: Batch, *, entropy: bool) -> Evaluation:
+        """`evaluate` of the samples of a batch. All [B]."""
+        return self.evaluate(batch.obs, batch.action, entropy=entropy, segments=batch.segments)
 
     def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
         """Evaluate a rollout with the policy that acted in it. Raises `TrainingError` if it is not.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
@@ -68,6 +68,17 @@ class TorchEngine(Engine):
     def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         return self.policy.value(obs, segments)
 
+    def loss(
+        self, objective: Objective, batch: Batch, coefficients: Mapping[str, float | Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a minibatch, with the callbacks' terms, and what to report of it."""
+        loss, terms = objective.loss(self.policy, batch, coefficients)
+        if self.loss_terms:
+            extra = torch.stack([term(self.policy, batch) for term in self.loss_terms]).sum()
+            loss = loss + extra
+            terms = {**terms, "loss": loss.detach(), "callback_loss": extra.detach()}
+        return loss, terms
+
     def descend(
         self,
         objective: Objective,
@@ -104,9 +115,7 @@ class TorchEngine(Engine):
     ) -> Outcome:
         """skip: None takes every step, and reads nothing but where the algorithm may stop."""
         if self.name == "compile":
-            self._compiled = self._compiled or _CompiledGradient(
-                objective, self.policy, self.optimizer
-            )
+            self._compiled = self._compiled or _CompiledGradient(self, objective)
             self._compiled.set(coefficients)
         found, skipped = [], 0
         # One shape is compiled, the first; for others that would take too long.
@@ -119,7 +128,7 @@ class TorchEngine(Engine):
                     terms = self._compiled(mixed[begin:end])
                     norm = clip_gradient(self.optimizer.gradients, objective.max_grad_norm)
                 else:
-                    loss, terms = objective.loss(self.policy, mixed[begin:end], coefficients)
+                    loss, terms = self.loss(objective, mixed[begin:end], coefficients)
                     self.optimizer.zero_grad()
                     torch.autograd.backward(loss)
                     norm = clip_gradient(self.optimizer.gradients, objective.max_grad_norm)
@@ -143,10 +152,11 @@ class _CompiledGradient:
     by the modules' own parameters it would be put together by a dozen small operations.
     """
 
-    def __init__(self, objective: Objective, policy: ActorCritic, optimizer: FlatOptimizer) -> None:
+    def __init__(self, engine: TorchEngine, objective: Objective) -> None:
+        optimizer = engine.optimizer
         self._flats, self._gradients = optimizer.flats, optimizer.gradients
-        self._on_gpu = policy.device.type == "cuda"
-        module = _LossModule(objective, policy)
+        self._on_gpu = engine.policy.device.type == "cuda"
+        module = _LossModule(engine, objective)
         places = [
             (name, index, (p.data_ptr() - flat.data_ptr()) // flat.itemsize, p.shape)
             for name, p in module.named_parameters()
@@ -161,7 +171,9 @@ class _CompiledGradient:
                 name: flats[index][begin : begin + shape.numel()].view(shape)
                 for name, index, begin, shape in places
             }
-            return torch.func.functional_call(module, views, (batch, coefficients))  # type: ignore[no-any-return]
+            found: tuple[Tensor, dict[str, Tensor]]
+            found = torch.func.functional_call(module, views, (batch, coefficients))
+            return found
 
         def gradient(
             flats: list[Tensor], batch: Batch, coefficients: dict[str, Tensor]
@@ -194,11 +206,11 @@ class _CompiledGradient:
 class _LossModule(nn.Module):
     """The loss as a module's forward, so that other parameters can be put in."""
 
-    def __init__(self, objective: Objective, policy: ActorCritic) -> None:
+    def __init__(self, engine: TorchEngine, objective: Objective) -> None:
         super().__init__()
-        self._objective, self.policy = objective, policy
+        self._engine, self._objective, self.policy = engine, objective, engine.policy
 
     def forward(
         self, batch: Batch, coefficients: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._objective.loss(self.policy, batch, coefficients)
+        return self._engine.loss(self._objective, batch, coefficients)

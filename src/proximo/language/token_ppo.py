@@ -93,7 +93,7 @@ class TokenPPO(PPO):
         """Whether completions are compared with others of the same prompt."""
         return self.advantage in GROUPED
 
-    def ratio_log_prob(self, new: Evaluation, batch: Batch) -> Tensor:
+    def acted(self, new: Evaluation, batch: Batch) -> Tensor:
         if self.ratio == "token":
             return new.log_prob
         return F.losses.sequence_log_prob(new.log_prob, batch.log_prob, batch.episode)

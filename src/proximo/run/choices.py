@@ -86,15 +86,23 @@ def choose_device(
     return wish, "as set"
 
 
-def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[str, str]:
-    """What acts and computes the updates, and why. A rule on what there is, never on a timing.
+def choose_engine(
+    wish: str, algorithm: OnPolicy, policy: ActorCritic, *, loss_terms: bool = False
+) -> tuple[str, str]:
+    """The engine that acts and computes the updates, and why. A rule on sizes, never on a timing.
 
-    auto: native where it can be, else torch. Raises `UsageError` for native where it cannot be.
+    auto: native where it can be, else torch. loss_terms: callbacks add some to the loss. Raises
+    `UsageError` where the wish cannot be met.
     """
+    if loss_terms and algorithm.separate_optimizers:
+        raise UsageError(
+            f"a callback adds a loss term, but {algorithm.name} has no one loss for actor and "
+            "critic: use ppo, ppo-penalty, a2c or reinforce"
+        )
     if wish == "compile" and algorithm.q_critic:
         raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
     if wish == "compile" and policy.state_size:
-        raise UsageError("run.engine is compile, but the policy has a memory: use torch or auto")
+        raise UsageError("run.engine is compile, but the policy is recurrent: use torch or auto")
     if wish == "compile" and policy.own:
         raise UsageError(
             "run.engine is compile, but net.module is code of your own: use torch or auto"
@@ -106,7 +114,8 @@ def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[
         )
     if wish in ("torch", "compile"):
         return wish, "as set"
-    hindrance = obstacle(policy, algorithm.native_spec(algorithm.coefficients(0.0)))
+    hindrance = "a callback adds a loss term" if loss_terms else ""
+    hindrance = hindrance or obstacle(policy, algorithm.native_spec(algorithm.coefficients(0.0)))
     if not hindrance:
         return "native", "a small network on a CPU"
     if wish == "native":
