@@ -8,7 +8,8 @@ import pytest
 from commands.command_line import SMALL, here, proximo, refusal, result, rows, succeeded
 from envs.made_envs import Long
 from proximo import EnvConfig
-from proximo.envs.make import NUMBERED, make_world
+from proximo.envs.base import NUMBERED
+from proximo.envs.make import make_world
 from proximo.envs.workers import WorkerWorlds
 from proximo.evaluate import Supervised, evaluate, step_limit
 

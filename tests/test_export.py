@@ -13,7 +13,7 @@ from examples.attention import Attention, Nearest
 
 import proximo.export
 from proximo import Agent, EnvConfig, NetConfig, UsageError
-from proximo.envs.probes import Match, Remember
+from proximo.envs.testing.probes import Match, Remember
 from proximo.run.config import Config, make_policy
 from proximo.types import Moments
 

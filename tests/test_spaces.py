@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proximo import NetConfig, train
-from proximo.envs import probes
+from proximo.envs.testing import probes
 from proximo.spaces import MASK, Actions, Observations
 from proximo.types import UsageError
 

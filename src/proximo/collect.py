@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.envs.base import Worlds
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Worlds
 from proximo.envs.tensors import TensorSteps, account
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype

@@ -12,10 +12,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from proximo.envs.agents import Agents
+from proximo.envs.base import RESET, Worlds, misanswer
 from proximo.envs.config import EnvConfig
-from proximo.envs.known import ARCADE
-from proximo.envs.make import RESET, Worlds, misanswer, time_limit
+from proximo.envs.make import time_limit
+from proximo.envs.parallel_env import ParallelEnv
+from proximo.envs.registries import ARCADE
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Observations
 from proximo.types import Episode, Steps, UsageError, explain, faults
@@ -143,7 +144,7 @@ def play_episode(
     after `limit` steps.
     """
     noise = None if deterministic else torch.Generator().manual_seed(seed)
-    play = _play_agents if isinstance(world, Agents) else _play
+    play = _play_agents if isinstance(world, ParallelEnv) else _play
     parts: dict[Any, Episode] = {}
     there: Collection[Any] = ()
     try:
@@ -187,7 +188,7 @@ def _play(
 
 def _play_agents(
     policy: ActorCritic | Choose,
-    world: Agents,
+    world: ParallelEnv,
     seed: int,
     noise: torch.Generator | None,
     watch: Callable[[], None],

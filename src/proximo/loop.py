@@ -13,8 +13,8 @@ from gymnasium.vector import VectorEnv
 from proximo.agent import Agent
 from proximo.algorithms.base import OnPolicy
 from proximo.collect import collect
+from proximo.envs.base import Maker, Worlds
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, Worlds
 from proximo.named import name_of
 from proximo.nets.config import NetConfig
 from proximo.nets.own import Maker as NetMaker

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from proximo import NetConfig, RolloutConfig, RunConfig, load, train
-from proximo.envs.probes import Match
+from proximo.envs.testing.probes import Match
 from proximo.evaluate import evaluate
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint

@@ -13,7 +13,7 @@ from proximo.algorithms.engines import TorchEngine
 from proximo.algorithms.update import _next_value, lay_out
 from proximo.collect import collect
 from proximo.envs.make import make_worlds
-from proximo.envs.probes import Remember
+from proximo.envs.testing.probes import Remember
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import TrainState
 

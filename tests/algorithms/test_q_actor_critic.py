@@ -10,7 +10,7 @@ import torch
 
 from proximo import NetConfig, QActorCritic, RolloutConfig, RunConfig, UsageError, train
 from proximo.algorithms import update as updates
-from proximo.envs import probes
+from proximo.envs.testing import probes
 from proximo.types import Transitions
 
 KINDS = pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])

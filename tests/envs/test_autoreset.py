@@ -11,7 +11,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from proximo import PPO, EnvConfig, NetConfig, UsageError
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
-from proximo.envs.make import VectorWorlds, make_worlds
+from proximo.envs.make import make_worlds
+from proximo.envs.vector import VectorWorlds
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import TrainState
 

@@ -12,11 +12,13 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from commands.command_line import here, own_world, proximo, refusal, result, succeeded, train_in
 from proximo import PPO, EnvConfig, UsageError, train
-from proximo.envs import probes
-from proximo.envs.check import Bounds, check_vector, check_world
-from proximo.envs.make import VectorWorlds, make_world, make_worlds
-from proximo.envs.puzzles import Cards
+from proximo.envs.check import check_world
+from proximo.envs.make import make_world, make_worlds
 from proximo.envs.tensors import TensorWorlds
+from proximo.envs.testing import probes
+from proximo.envs.testing.puzzles import Cards
+from proximo.envs.vector import VectorWorlds, check_vector
+from proximo.envs.watch import Bounds
 from proximo.loop import run_session
 from proximo.run.config import Config, RolloutConfig, RunConfig
 from proximo.run.session import Session

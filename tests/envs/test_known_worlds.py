@@ -10,8 +10,9 @@ import pytest
 
 from commands.command_line import SMALL, here, own_world, proximo, refusal, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, load, train
-from proximo.envs.known import FAMILIES
-from proximo.envs.make import episode_seed, make_world, make_worlds
+from proximo.envs.base import episode_seed
+from proximo.envs.make import make_world, make_worlds
+from proximo.envs.registries import FAMILIES
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend

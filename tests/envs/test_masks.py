@@ -13,8 +13,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, TrainingError, UsageError, train
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
-from proximo.envs.make import SyncWorlds, VectorWorlds, make_world
-from proximo.envs.probes import Match
+from proximo.envs.base import SyncWorlds
+from proximo.envs.make import make_world
+from proximo.envs.testing.probes import Match
+from proximo.envs.vector import VectorWorlds
 from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, flat_mask
@@ -209,7 +211,11 @@ def test_masks_in_an_observation_lie_as_the_actions_do():
     ("name", "kwargs", "message"),
     [
         ("Pendulum-v1", {}, r"env.action_masks is info, but Box.* nothing to choose from"),
-        ("proximo.envs.probes:Match", {"masks": True}, r"Match.* have the key action_mask already"),
+        (
+            "proximo.envs.testing.probes:Match",
+            {"masks": True},
+            r"Match.* have the key action_mask already",
+        ),
     ],
 )
 def test_masks_that_make_no_sense(name, kwargs, message):

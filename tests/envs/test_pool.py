@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode
 
 from commands.command_line import SMALL, here, proximo, refusal, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
+from proximo.envs.envpool import NEVER, EnvPoolEnvs
 from proximo.envs.make import make_worlds
-from proximo.envs.pool import NEVER, Pool
 
 __all__ = ["here"]
 
@@ -74,7 +74,7 @@ def fake(monkeypatch):
 
 
 def pool(name="CartPole-v1", worlds=3, **settings):
-    return Pool(EnvConfig(id=name, worlds=worlds, backend="envpool", **settings), None, 2)
+    return EnvPoolEnvs(EnvConfig(id=name, worlds=worlds, backend="envpool", **settings), None, 2)
 
 
 @pytest.mark.parametrize(

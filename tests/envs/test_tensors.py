@@ -22,8 +22,8 @@ from proximo import (
     load,
     train,
 )
-from proximo.envs.make import VectorWorlds
 from proximo.envs.tensors import TensorWorlds
+from proximo.envs.vector import VectorWorlds
 from proximo.run.config import Config, RolloutConfig
 from proximo.run.session import Session
 

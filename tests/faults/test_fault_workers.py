@@ -30,7 +30,8 @@ from proximo import (
 )
 from proximo.collect import collect
 from proximo.envs import supervisor, workers
-from proximo.envs.make import episode_seed, make_worlds
+from proximo.envs.base import episode_seed
+from proximo.envs.make import make_worlds
 from proximo.loop import run_session
 from proximo.named import find, import_module
 from proximo.run.callbacks import TRAINING_EVALUATION_SEED
@@ -475,7 +476,7 @@ def test_a_process_that_is_killed_while_it_idles_changes_nothing():
 
 
 def test_an_episode_that_is_too_long_to_be_replayed_ends_with_its_process(monkeypatch):
-    monkeypatch.setattr("proximo.envs.make.REPLAYED", 20)
+    monkeypatch.setattr("proximo.envs.base.REPLAYED", 20)
     env = EnvConfig(id="Pendulum-v1", worlds=2, backend="workers", processes=1)
     with session(env, rollout=RolloutConfig(steps=16)) as begun:
         worlds = begun.worlds

@@ -14,7 +14,7 @@ from proximo import A2C, PPO, TRPO, NetConfig, PPOPenalty, RolloutConfig, RunCon
 from proximo.algorithms.engines import NativeEngine, TorchEngine
 from proximo.algorithms.update import choose_engine
 from proximo.collect import make_room
-from proximo.envs.probes import Match
+from proximo.envs.testing.probes import Match
 from proximo.functional.distributions import ILLEGAL
 from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic

@@ -14,7 +14,7 @@ from test_parity import algorithms, assert_same, both, case, kernels, nets, run
 from proximo import A2C, PPO, TRPO, NetConfig, PPOPenalty, RolloutConfig, RunConfig, train
 from proximo.algorithms.engines import NativeEngine, TorchEngine
 from proximo.collect import make_room
-from proximo.envs.probes import Remember
+from proximo.envs.testing.probes import Remember
 from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic
 

@@ -44,9 +44,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _check(command: Check) -> int:
-    from proximo.envs.agents import Agents
-    from proximo.envs.check import check_vector, check_world
-    from proximo.envs.make import VectorWorlds, make_world, make_worlds
+    from proximo.envs.check import check_world
+    from proximo.envs.make import make_world, make_worlds
+    from proximo.envs.parallel_env import ParallelEnv
+    from proximo.envs.vector import VectorWorlds, check_vector
     from proximo.nets.config import NetConfig
     from proximo.nets.heads import make_head
     from proximo.run.choices import check_backend, choose_backend
@@ -68,7 +69,7 @@ def _check(command: Check) -> int:
         with closing(world):
             found = check_world(world, episodes=command.episodes, **limits)
             spaces = world.observation_space, world.action_space
-            agents = len(world.agents) if isinstance(world, Agents) else 1
+            agents = len(world.agents) if isinstance(world, ParallelEnv) else 1
     make_head(spaces[1], NetConfig(), features=1)
     shown, taken = (" ".join(str(space).split()) for space in spaces)
     if agents > 1:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from proximo.envs.make import title
+from proximo.envs.layers import title
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, RunConfig, success_threshold, to_tables, to_toml
 from proximo.run.disk import replace as replace_file

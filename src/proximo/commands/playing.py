@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
 
 def _metadata(world: gym.Env) -> dict[str, Any]:
     """What an env says of itself. Raises `UsageError` where that fails."""
-    from proximo.envs.make import title
+    from proximo.envs.layers import title
 
     try:
         found = world.metadata
@@ -110,7 +110,7 @@ def _check_mode(world: gym.Env, metadata: dict[str, Any], mode: str) -> None:
     """Raises `UsageError` for an env that says that it cannot be shown so."""
     from gymnasium.wrappers import HumanRendering
 
-    from proximo.envs.make import layers, title
+    from proximo.envs.layers import layers, title
 
     modes = metadata.get("render_modes")
     drawn = any(isinstance(layer, HumanRendering) for layer in layers(world))

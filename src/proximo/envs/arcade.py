@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from proximo.envs.base import Worlds, episode_seed
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Worlds, close_all, episode_seed
+from proximo.envs.layers import close_all
 from proximo.types import Steps, UsageError, WorldState, explain, faults
 
 REFUSED = {

@@ -16,17 +16,14 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from proximo.envs.config import EnvConfig
-from proximo.envs.make import Space, Worlds, make_world, make_worlds
 from proximo.envs.supervisor import GRACE, MEANT_FOR_TRAINER
-from proximo.spaces import Actions, Observations, space_record
-from proximo.types import Steps, UsageError, explain, faults
+from proximo.spaces import Actions, Observations, Space
+from proximo.types import Steps, UsageError
 
 MAP, BEGIN, STEP = b"m", b"b", b"s"
 """What a process is told: the memory stands; begin an episode in some worlds; step some of them."""
@@ -35,7 +32,7 @@ import sys
 words, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
 from proximo.envs.supervisor import supervise
 supervise(words)
-from proximo.envs.processes import work
+from proximo.envs.child import work
 work()
 """
 
@@ -107,137 +104,6 @@ class Shared:
         names = ("obs", "taken", "reward", "terminated", "ended", "real")
         views = {name: getattr(self, name)[:, rows] for name in names}
         return Steps(action=nothing, parameters=nothing, finals=[], **views)
-
-
-# In the process of the worlds
-
-
-class _World:
-    """One world, and its row in the memory that is shared."""
-
-    def __init__(self, make: Callable[[], Worlds], number: int) -> None:
-        self._make, self._number = make, number
-        self._worlds, self._broken = make(), False
-        self.agents, self.names = self._worlds.agents, self._worlds.names
-        self.spaces = self._worlds.obs_space, self._worlds.action_space
-
-    def share(self, shared: Shared) -> None:
-        first = self._number * self.agents
-        self._rows, self._shared = slice(first, first + self.agents), shared
-        self._steps = shared.steps(self._rows)
-
-    def do(self, command: bytes) -> None:
-        """Whatever the world raises is raised."""
-        steps = self._steps
-        steps.terminated[:], steps.ended[:], steps.real[:] = False, False, True
-        steps.finals.clear()
-        try:
-            if command == BEGIN:
-                self._begin()
-            else:
-                self._worlds.step(self._state, steps, 0)
-            self._look()
-        except faults():
-            self._broken = True
-            raise
-        for _, i, obs in steps.finals:
-            self._shared.final[self._rows][i] = obs
-
-    def _begin(self) -> None:
-        if self._broken:  # another one in its place
-            self.close()
-            self._worlds, self._broken = self._make(), False
-        episode = self._shared.episode[self._rows]
-        self._state = self._worlds.start(int(episode[0]))
-        self._state.episode = episode  # the trainer sees which one it is, even if this is the end
-        self._steps.obs[1] = self._state.obs
-        self._steps.reward[:] = 0
-
-    def _look(self) -> None:
-        """Raises `UsageError` for what is not finite."""
-        steps = self._steps
-        whom = [f"agent {name} " for name in self.names] or [""]
-        for agent, reward in zip(whom, steps.reward[0], strict=True):
-            if not np.isfinite(reward):
-                raise UsageError(f"it gave {agent}the reward {reward}")
-        for i, obs in (*enumerate(steps.obs[1]), *((i, obs) for _, i, obs in steps.finals)):
-            if not np.isfinite(obs).all():
-                what = self._worlds.observations.not_finite(obs)
-                raise UsageError(f"it gave {whom[i]}{what}")
-
-    def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._worlds.close()
-
-
-def work() -> None:
-    """The process of some worlds: make them, then do as told until the trainer is gone."""
-    Process.inside = True
-    commands, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # a world may print, and must not answer in our place
-    order = json.loads(commands.readline())
-
-    def answer(**words: Any) -> None:
-        text = json.dumps(words).encode() + b"\n"
-        while text:
-            text = text[os.write(answers, text) :]
-
-    env = EnvConfig(**{**order["env"], "wrappers": tuple(order["env"]["wrappers"])})
-    if "worlds" not in order:
-        answer(**_check(env))
-        return
-    first, last = order["worlds"]
-
-    def make(number: int) -> Callable[[], Worlds]:
-        return lambda: make_worlds(env, order["seed"], first=number)
-
-    try:
-        worlds = {i: _World(make(i), i) for i in range(first, last)}
-        records = [space_record(space) for space in worlds[first].spaces]
-    except faults() as error:
-        answer(error=str(error) if isinstance(error, UsageError) else explain(error))
-        return
-    one = worlds[first]
-    answer(agents=one.agents, names=one.names, spaces=records)
-    if commands.read(1) != MAP:
-        return
-    me = order["process"]
-    shared = Shared(order["memory"], one.spaces, order["count"], one.agents, order["processes"])
-    for world in worlds.values():
-        world.share(shared)
-    while command := commands.read(1):
-        failed = {}
-        for i in np.flatnonzero(shared.active[first:last]) + first:
-            shared.beat[me] += 1
-            shared.doing[me] = i
-            try:
-                worlds[i].do(command)
-            except faults() as error:
-                what = str(error) if isinstance(error, UsageError) else explain(error)
-                failed[int(i)] = [what, traceback.format_exc()]
-        shared.doing[me] = -1
-        answer(**({"faults": failed} if failed else {}))
-    for world in worlds.values():
-        world.close()
-
-
-def _check(env: EnvConfig) -> dict[str, Any]:
-    """What is found in a world apart."""
-    from proximo.envs.check import Checked, check_world
-
-    try:
-        world = make_world(env)
-    except UsageError as error:  # perhaps there can be no more of them
-        note = f"not checked, for one apart cannot be made ({error})"
-        return Checked([note], 0, 0, replayable=True, within=False)._asdict()
-    try:
-        return check_world(world)._asdict()
-    except UsageError as error:
-        return {"error": str(error)}
-
-
-# In the trainer
 
 
 class Process:

@@ -18,7 +18,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from proximo.envs.make import VectorWorlds, episode_seed
+from proximo.envs.base import episode_seed
+from proximo.envs.vector import VectorWorlds
 from proximo.spaces import MASK, Observations, misfit, sizes, starts
 from proximo.types import Episode, Steps, UsageError, WorldState, faults
 

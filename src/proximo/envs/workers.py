@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from proximo.envs.check import Checked
-from proximo.envs.config import EnvConfig
-from proximo.envs.make import REPLAYED, Maker, Worlds, cores, episode_seed
+from proximo.envs.base import REPLAYED, Maker, Worlds, episode_seed
+from proximo.envs.config import EnvConfig, cores
 from proximo.envs.processes import BEGIN, MAP, STEP, Fault, Gone, Process, Shared
 from proximo.envs.supervisor import GRACE
+from proximo.envs.watch import Checked
 from proximo.named import find, name_of
 from proximo.spaces import recorded_space
 from proximo.types import Steps, UsageError, WorldState

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from proximo.envs.make import Maker
+from proximo.envs.base import Maker
 from proximo.language.adapters import twin
 from proximo.language.config import (
     FitConfig,

@@ -13,8 +13,10 @@ import torch
 from gymnasium import Env
 from gymnasium.spaces import Text
 
+from proximo.envs.base import Maker, episode_seed
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, base, close_all, episode_seed, make_world, title
+from proximo.envs.layers import base, close_all, title
+from proximo.envs.make import make_world
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences
 from proximo.language.generate import Completions, Drawn, draw

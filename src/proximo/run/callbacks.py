@@ -16,7 +16,7 @@ import orjson
 import torch
 
 from proximo.collect import make_room
-from proximo.envs.check import Bounds
+from proximo.envs.watch import Bounds
 from proximo.evaluate import Player, Scores, Supervised, evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Keeper, Snapshot

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from proximo.envs.config import EnvConfig
-from proximo.envs.known import ARCADE
-from proximo.envs.make import cores, has_vector_version
+from proximo.envs.config import EnvConfig, cores
+from proximo.envs.make import has_vector_version
+from proximo.envs.registries import ARCADE
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import UsageError
 

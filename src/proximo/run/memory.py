@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from proximo.collect import make_room
-from proximo.envs.make import Worlds
+from proximo.envs.base import Worlds
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.choices import size
 from proximo.run.config import Config

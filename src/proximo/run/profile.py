@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.engines import Engine
-from proximo.envs.make import Worlds
+from proximo.envs.base import Worlds
 from proximo.envs.tensors import TensorSteps
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.callbacks import Callback

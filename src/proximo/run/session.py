@@ -15,20 +15,14 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from proximo.algorithms.update import choose_engine, make_engine
-from proximo.envs.agents import AgentWorlds
-from proximo.envs.check import Bounds, Checked, check_vector, check_world
-from proximo.envs.make import (
-    NUMBERED,
-    REPLAYED,
-    Maker,
-    SyncWorlds,
-    VectorWorlds,
-    Worlds,
-    close_all,
-    make_world,
-    make_worlds,
-)
+from proximo.envs.base import NUMBERED, REPLAYED, Maker, SyncWorlds, Worlds
+from proximo.envs.check import check_world
+from proximo.envs.layers import close_all
+from proximo.envs.make import make_world, make_worlds
+from proximo.envs.parallel_envs import ParallelEnvs
 from proximo.envs.tensors import TensorWorlds
+from proximo.envs.vector import VectorWorlds, check_vector
+from proximo.envs.watch import Bounds, Checked
 from proximo.envs.workers import WorkerWorlds
 from proximo.evaluate import Supervised, step_limit
 from proximo.named import find
@@ -194,7 +188,7 @@ class Session:
     def _check(self) -> None:
         """Look for mistakes in the worlds. Raises `UsageError` for those that forbid training."""
         config = self.config.env
-        if type(self.worlds) in (SyncWorlds, AgentWorlds):
+        if type(self.worlds) in (SyncWorlds, ParallelEnvs):
             try:
                 # It goes on to evaluations: there may be no room for another one, and what envs
                 # share in a process may end with the first that is closed.

@@ -38,7 +38,7 @@ TAKEN = {
 """Arguments that are set here, or that change what a step returns."""
 
 
-class Pool(VectorEnv[Any, Any, Any]):
+class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
     """N worlds of EnvPool. They reset in a step of their own (next-step mode)."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 as Gymnasium has it
@@ -189,7 +189,7 @@ def _only(batch: Any) -> Any:
     return {k: _only(v) for k, v in batch.items()} if isinstance(batch, dict) else batch[0]
 
 
-class Pooled(gym.Env[Any, Any]):
+class EnvPoolEnv(gym.Env[Any, Any]):
     """One world of EnvPool as a single world, for what only EnvPool has."""
 
     def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
@@ -198,7 +198,7 @@ class Pooled(gym.Env[Any, Any]):
             # MuJoCo within EnvPool ends the process unless these are in it already.
             for library in filter(None, map(ctypes.util.find_library, ("OpenGL", "EGL"))):
                 ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
-        self._pool = Pool(one, None, 1, render_mode)
+        self._pool = EnvPoolEnvs(one, None, 1, render_mode)
         self.observation_space = self._pool.single_observation_space
         self.action_space = self._pool.single_action_space
         self.render_mode = render_mode

@@ -1,0 +1,218 @@
+"""The contract of N worlds in step, and single worlds that are stepped in turn."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+
+from proximo.envs.layers import check_spaces, close_all
+from proximo.spaces import Actions, Observations, Space, misfit, own_copy
+from proximo.types import Steps, UsageError, WorldState
+
+if TYPE_CHECKING:
+    import torch
+
+Maker = Callable[..., gym.Env[Any, Any]]
+"""Makes one env."""
+REPLAYED = 100_000
+"""Steps of an episode up to which its actions are kept, so that it can be replayed."""
+NUMBERED = -1
+"""The seed of worlds each of whose episodes begins from its own number."""
+
+
+def episode_seed(seed: int, world: int, episode: int) -> int:
+    """The seed, in [0, 2^32), with which episode number `episode` of a world starts: a hash.
+
+    `NUMBERED` gives the number itself.
+    """
+    if seed == NUMBERED:
+        return episode
+    digest = hashlib.blake2b(f"{seed}/{world}/{episode}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+RESET = "a world's reset must return two things, (observation, info)"
+"""Said of one that returns something else."""
+
+
+class Worlds(ABC):
+    """N worlds in step. `WorldState` says where they stand, and is theirs to move."""
+
+    replayable: bool
+    """Whether seeds and actions bring a world back, so that a run resumes exactly."""
+    device: torch.device | None = None
+    """Where their tensors lie; None: they give and take NumPy arrays."""
+    agents: int = 1
+    """Rows of one world, which begin together: its agents."""
+    names: tuple[str, ...] = ()
+    """What they are called, in the order of their rows, where they have names."""
+
+    def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
+        self.count = count
+        # Copies: the envs may move the bounds of theirs.
+        self.obs_space, self.action_space = own_copy(obs_space), own_copy(action_space)
+        self.observations = Observations(self.obs_space)
+        self.actions = Actions(self.action_space)
+
+    def start(self, episode: int = 0) -> WorldState:
+        """Every world at the beginning of the episode of this number."""
+        state = WorldState(
+            obs=np.empty(0),
+            episode=np.full(self.count, episode - 1, np.int64),
+            actions=[[] for _ in range(self.count)],
+            resetting=np.zeros(self.count, bool),
+            ret=np.zeros(self.count),
+            length=np.ones(self.count, np.int64),
+        )
+        self.fresh(state)
+        return state
+
+    @abstractmethod
+    def fresh(self, state: WorldState) -> None:
+        """Let every world begin a new episode, unless it has just begun one."""
+
+    @abstractmethod
+    def step(self, state: WorldState, steps: Steps, t: int) -> None:
+        """One step of every world by `steps.taken[t]`; fills in the rest of row t, and obs[t + 1].
+
+        `state.obs` is not touched: `collect` sets it when the rollout has ended.
+        """
+
+    def remember(self, state: WorldState, steps: Steps) -> None:
+        """Keep the actions since each world began, for `restore` to replay."""
+        if not self.replayable:
+            return
+        begin = self._begins(steps)
+        for i, log in enumerate(state.actions):
+            if begin[i] or state.length[i] > REPLAYED:
+                log.clear()
+            if state.length[i] > REPLAYED:
+                continue
+            if begin[i] < len(steps):
+                log.append(steps.taken[begin[i] :, i].copy())
+                if len(log) > 64:  # an episode over many rollouts
+                    log[:] = [np.concatenate(log)]
+
+    @staticmethod
+    def remembered(state: WorldState) -> np.ndarray:
+        """[N] whose actions since they began are all kept."""
+        logged = np.array([sum(map(len, log)) for log in state.actions])
+        return logged >= state.length
+
+    def _begins(self, steps: Steps) -> np.ndarray:
+        """[N] the row with which each world began for the last time; 0: before these steps."""
+        begin = np.zeros(self.count, np.int64)
+        for t, i, _ in steps.finals:
+            begin[i] = t + 1
+        return begin
+
+    def restore(self, state: WorldState) -> bool:
+        """Bring every world back to where `state` says it stood.
+
+        Where that cannot be done, let new episodes begin in all of them and return False.
+        """
+        if self.replayable and self.remembered(state).all() and self._bring_back(state):
+            return True
+        state.length[:] = 1
+        self.fresh(state)
+        return False
+
+    def _bring_back(self, state: WorldState) -> bool:
+        """Replay all actions; whether every world then shows what `state` says."""
+        return False
+
+    @abstractmethod
+    def close(self) -> list[str]:
+        """Close the envs. Returns what failed, in words: no result depends on it any more."""
+
+
+class SyncWorlds(Worlds):
+    """Single worlds, stepped in turn and reset by us, each episode from its own seed.
+
+    first: the number of the first one, where others are stepped elsewhere.
+    """
+
+    replayable = True
+
+    def __init__(self, envs: list[gym.Env[Any, Any]], seed: int, first: int = 0) -> None:
+        check_spaces(envs[0])
+        super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
+        self._envs, self._seed, self._first = envs, seed, first
+        self._steps = [env.step for env in envs]
+        self._shape = self.obs_space.shape
+        self._plain = self.observations.plain
+
+    def _reset(self, state: WorldState, world: int) -> Any:
+        seed = episode_seed(self._seed, self._first + world, int(state.episode[world]))
+        answer = self._envs[world].reset(seed=seed)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UsageError(RESET)
+        return answer[0]
+
+    def fresh(self, state: WorldState) -> None:
+        begun = state.length > 0
+        obs = [self._begin(state, i) if begun[i] else state.obs[i] for i in range(self.count)]
+        state.obs = np.stack(obs)
+
+    def _begin(self, state: WorldState, world: int) -> np.ndarray:
+        state.episode[world] += 1
+        state.actions[world] = []
+        state.ret[world] = state.length[world] = 0
+        return self.observations.row(self._reset(state, world))
+
+    def step(self, state: WorldState, steps: Steps, t: int) -> None:
+        obs, reward = steps.obs[t + 1], steps.reward[t]
+        plain, taken = self._plain, steps.taken[t]
+        # One copy for all of them: an env may keep its part of it, and change it.
+        given = taken.copy() if self.actions.simple else map(self.actions.nested, taken)
+        for i, (world_step, action) in enumerate(zip(self._steps, given, strict=True)):
+            answer = world_step(action)
+            try:
+                seen, reward[i], over, cut, _ = answer
+                if plain:
+                    obs[i] = seen
+            except (TypeError, ValueError) as error:
+                raise UsageError(misanswer(answer, self.observations)) from error
+            if not plain:
+                self.observations.write(seen, obs[i])
+            elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
+                raise UsageError(misfit(self.observations.leaves[0], seen, np.shape(seen)))
+            if over or cut:
+                steps.terminated[t, i], steps.ended[t, i] = over, True
+                steps.finals.append((t, i, obs[i].copy()))
+                state.episode[i] += 1
+                self.observations.write(self._reset(state, i), obs[i])
+
+    def _bring_back(self, state: WorldState) -> bool:
+        obs = np.empty_like(state.obs)
+        for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
+            seen = self._reset(state, i)
+            for action in (a for stretch in stretches for a in stretch):
+                seen = env.step(self.actions.given(action))[0]
+            obs[i] = self.observations.row(seen)
+        return np.array_equal(obs, state.obs)
+
+    def close(self) -> list[str]:
+        return close_all(self._envs)
+
+
+def misanswer(answer: Any, observations: Observations) -> str:
+    """What is wrong with what a world's step returned."""
+    if not isinstance(answer, tuple) or len(answer) != 5:
+        found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+        return (
+            "a world's step must return (observation, reward, terminated, truncated, info), "
+            f"but returned {found}"
+        )
+    if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
+        return f"a world's reward must be one number, but it is {answer[1]!r}"
+    try:
+        observations.row(answer[0])
+    except UsageError as error:
+        return str(error)
+    return f"a world returned an observation that cannot be: {answer[0]!r}"

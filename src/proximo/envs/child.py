@@ -1,0 +1,144 @@
+"""What runs in a process of worlds: it makes them, then steps them as the trainer says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from proximo.envs.base import Worlds
+from proximo.envs.check import check_world
+from proximo.envs.config import EnvConfig
+from proximo.envs.make import make_world, make_worlds
+from proximo.envs.processes import BEGIN, MAP, Process, Shared
+from proximo.envs.watch import Checked
+from proximo.spaces import space_record
+from proximo.types import UsageError, explain, faults
+
+
+class _World:
+    """One world, and its row in the memory that is shared."""
+
+    def __init__(self, make: Callable[[], Worlds], number: int) -> None:
+        self._make, self._number = make, number
+        self._worlds, self._broken = make(), False
+        self.agents, self.names = self._worlds.agents, self._worlds.names
+        self.spaces = self._worlds.obs_space, self._worlds.action_space
+
+    def share(self, shared: Shared) -> None:
+        first = self._number * self.agents
+        self._rows, self._shared = slice(first, first + self.agents), shared
+        self._steps = shared.steps(self._rows)
+
+    def do(self, command: bytes) -> None:
+        """Whatever the world raises is raised."""
+        steps = self._steps
+        steps.terminated[:], steps.ended[:], steps.real[:] = False, False, True
+        steps.finals.clear()
+        try:
+            if command == BEGIN:
+                self._begin()
+            else:
+                self._worlds.step(self._state, steps, 0)
+            self._look()
+        except faults():
+            self._broken = True
+            raise
+        for _, i, obs in steps.finals:
+            self._shared.final[self._rows][i] = obs
+
+    def _begin(self) -> None:
+        if self._broken:  # another one in its place
+            self.close()
+            self._worlds, self._broken = self._make(), False
+        episode = self._shared.episode[self._rows]
+        self._state = self._worlds.start(int(episode[0]))
+        self._state.episode = episode  # the trainer sees which one it is, even if this is the end
+        self._steps.obs[1] = self._state.obs
+        self._steps.reward[:] = 0
+
+    def _look(self) -> None:
+        """Raises `UsageError` for what is not finite."""
+        steps = self._steps
+        whom = [f"agent {name} " for name in self.names] or [""]
+        for agent, reward in zip(whom, steps.reward[0], strict=True):
+            if not np.isfinite(reward):
+                raise UsageError(f"it gave {agent}the reward {reward}")
+        for i, obs in (*enumerate(steps.obs[1]), *((i, obs) for _, i, obs in steps.finals)):
+            if not np.isfinite(obs).all():
+                what = self._worlds.observations.not_finite(obs)
+                raise UsageError(f"it gave {whom[i]}{what}")
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._worlds.close()
+
+
+def work() -> None:
+    """The process of some worlds: make them, then do as told until the trainer is gone."""
+    Process.inside = True
+    commands, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # a world may print, and must not answer in our place
+    order = json.loads(commands.readline())
+
+    def answer(**words: Any) -> None:
+        text = json.dumps(words).encode() + b"\n"
+        while text:
+            text = text[os.write(answers, text) :]
+
+    env = EnvConfig(**{**order["env"], "wrappers": tuple(order["env"]["wrappers"])})
+    if "worlds" not in order:
+        answer(**_check(env))
+        return
+    first, last = order["worlds"]
+
+    def make(number: int) -> Callable[[], Worlds]:
+        return lambda: make_worlds(env, order["seed"], first=number)
+
+    try:
+        worlds = {i: _World(make(i), i) for i in range(first, last)}
+        records = [space_record(space) for space in worlds[first].spaces]
+    except faults() as error:
+        answer(error=str(error) if isinstance(error, UsageError) else explain(error))
+        return
+    one = worlds[first]
+    answer(agents=one.agents, names=one.names, spaces=records)
+    if commands.read(1) != MAP:
+        return
+    me = order["process"]
+    shared = Shared(order["memory"], one.spaces, order["count"], one.agents, order["processes"])
+    for world in worlds.values():
+        world.share(shared)
+    while command := commands.read(1):
+        failed = {}
+        for i in np.flatnonzero(shared.active[first:last]) + first:
+            shared.beat[me] += 1
+            shared.doing[me] = i
+            try:
+                worlds[i].do(command)
+            except faults() as error:
+                what = str(error) if isinstance(error, UsageError) else explain(error)
+                failed[int(i)] = [what, traceback.format_exc()]
+        shared.doing[me] = -1
+        answer(**({"faults": failed} if failed else {}))
+    for world in worlds.values():
+        world.close()
+
+
+def _check(env: EnvConfig) -> dict[str, Any]:
+    """What is found in a world apart."""
+    try:
+        world = make_world(env)
+    except UsageError as error:  # perhaps there can be no more of them
+        note = f"not checked, for one apart cannot be made ({error})"
+        return Checked([note], 0, 0, replayable=True, within=False)._asdict()
+    try:
+        return check_world(world)._asdict()
+    except UsageError as error:
+        return {"error": str(error)}
