@@ -11,7 +11,7 @@ from proximo import EnvConfig
 from proximo.envs.base import NUMBERED
 from proximo.envs.make import make_world
 from proximo.envs.workers import WorkerWorlds
-from proximo.evaluate import Supervised, evaluate, step_limit
+from proximo.evaluate import EpisodePlayer, evaluate, step_limit
 
 __all__ = ["here"]
 
@@ -19,7 +19,7 @@ __all__ = ["here"]
 LOOPS = "envs.made_envs:Loops"
 
 
-def first(obs, generator):
+def first(obs):
     return 0
 
 
@@ -46,15 +46,16 @@ def test_so_it_is_in_processes(name):
     if "parallel" in name:
         pytest.importorskip("pettingzoo")
     env = EnvConfig(id=name, backend="workers", worlds=1, processes=1)
-    apart = Supervised(WorkerWorlds(env, NUMBERED))
+    envs = WorkerWorlds(env, NUMBERED)
+    player = EpisodePlayer(envs)
     try:
         for limit in (3, 5, 40):
             here = evaluate(first, make_world(env), episodes=2, seed=7, limit=limit)
-            there = apart.play(lambda: lambda row: 0, episodes=2, seed=7, limit=limit)
+            there = player.play(first, episodes=2, seed=7, limit=limit)
             assert there.episodes == here.episodes
             assert there.cut == here.cut
     finally:
-        apart.close()
+        envs.close()
 
 
 def test_the_default_is_ours_or_that_of_the_env_if_it_is_longer():

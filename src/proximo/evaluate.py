@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,21 +11,16 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from proximo.envs.base import RESET, Worlds, misanswer
+from proximo.envs.base import Worlds
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import time_limit
-from proximo.envs.parallel_env import ParallelEnv
+from proximo.envs.make import in_step, time_limit
 from proximo.envs.registries import ARCADE
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK, Observations
-from proximo.types import Episode, Steps, UsageError, explain, faults
+from proximo.spaces import MASK
+from proximo.types import Episode, Steps, UsageError, WorldState, explain, faults
 
-Choose = Callable[[Any, torch.Generator | None], Any]
-"""The world's action for one observation: the most likely one, or drawn by the generator."""
 Act = Callable[[np.ndarray], Any]
-"""The same as rows: the most likely action."""
-Rewards = dict[Any, float]
-"""By agent; the one of a single env is None."""
+"""The env's action, as a row, for the row of an observation."""
 EPISODE_STEPS = 10_000
 """Steps after which an episode of an evaluation is cut off, unless a setting says otherwise."""
 GAME_STEPS = 108_000
@@ -104,107 +98,129 @@ class Scores:
         )
 
 
-def evaluate(
-    policy: ActorCritic | Choose,
-    world: gym.Env,
-    *,
-    episodes: int,
-    seed: int,
-    deterministic: bool = True,
-    limit: int = EPISODE_STEPS,
-    watch: Callable[[int], None] = unwatched,
-) -> Scores:
-    """Play episodes 0..episodes-1, number i from seed + i, each to its end or to `limit` steps.
+def evaluate(policy: ActorCritic | Act, env: gym.Env, **how: Any) -> Scores:
+    """`EpisodePlayer.play` in this env."""
+    return EpisodePlayer(in_step([env])).play(policy, **how)
 
-    One world, one row per forward: an episode's result depends on its seed and on nothing else.
-    In a world of several agents each one's part of an episode counts as one, as in training.
-    The policy and its moments are not changed. watch: called in every state, with i. Raises
-    `UsageError` if the world fails.
+
+class EpisodePlayer:
+    """Seeded episodes in one env, of one agent or several, here or in a process of its own.
+
+    One env, one row per forward: an episode's result depends on its seed and on nothing else.
     """
-    played, cut = [], 0
-    for i in range(episodes):
-        watched = partial(watch, i)
-        parts, cut_off = play_episode(policy, world, seed + i, deterministic, limit, watched)
-        played += parts
-        cut += cut_off
-    return Scores(tuple(played), seed, deterministic, limit, cut)
 
+    def __init__(self, envs: Worlds) -> None:
+        """envs: one env, as `Worlds.apart` gives it: its episode k starts with seed k."""
+        self._envs = envs
+        self._state: WorldState | None = None
+        self._length = 0  # of the running episode
+        seen, acts, rows = envs.observations, envs.actions, (1, envs.count)
+        nothing = np.empty(0)
+        self._steps = Steps(
+            obs=np.empty((2, envs.count, *seen.shape), seen.dtype),
+            action=nothing,
+            parameters=nothing,
+            taken=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
+            reward=np.empty(rows),
+            terminated=np.empty(rows, bool),
+            ended=np.empty(rows, bool),
+            real=np.empty(rows, bool),
+            finals=[],
+        )
 
-def play_episode(
-    policy: ActorCritic | Choose,
-    world: gym.Env,
-    seed: int,
-    deterministic: bool,
-    limit: int,
-    watch: Callable[[], None] = lambda: None,
-) -> tuple[list[Episode], int]:
-    """One episode from this seed, with noise from it as well; `watch` is called in every state.
+    def play(
+        self,
+        policy: ActorCritic | Act,
+        *,
+        episodes: int,
+        seed: int,
+        deterministic: bool = True,
+        limit: int = EPISODE_STEPS,
+        watch: Callable[[int], None] = unwatched,
+    ) -> Scores:
+        """Play episodes from `seed`, seed + 1, ..., each to its end or to `limit` steps.
 
-    It is one `Episode`, or one for every agent of the world; and how many of them had not ended
-    after `limit` steps.
-    """
-    noise = None if deterministic else torch.Generator().manual_seed(seed)
-    play = _play_agents if isinstance(world, ParallelEnv) else _play
-    parts: dict[Any, Episode] = {}
-    there: Collection[Any] = ()
-    try:
-        game = play(policy, world, seed, noise, watch)  # type: ignore[arg-type]
-        for rewards, there in itertools.islice(game, limit):  # noqa: B007 read behind it
-            for agent, reward in rewards.items():
-                ret, length = parts.get(agent, (0.0, 0))
-                parts[agent] = Episode(ret + reward, length + 1)
-    except UsageError:
-        raise
-    except faults() as error:
-        length = max((part.length for part in parts.values()), default=0)
-        raise UsageError(f"the world failed after {length} steps: {explain(error)}") from error
-    return list(parts.values()), sum(agent in parts for agent in there)
+        Each agent's part of an episode counts as one, as in training; the noise of an episode has
+        its seed. The policy and its moments do not change. An episode in which a supervised env
+        fails is left out, and one more is played after the others. watch: called in every state,
+        with the number of episodes so far. Raises `UsageError` if the env fails.
+        """
+        played, cut, count = list[Episode](), 0, 0
+        try:
+            self._begin(seed)
+            while count < episodes:
+                parts, there = self._episode(
+                    self._acts(policy, deterministic), limit, partial(watch, count)
+                )
+                played += parts or []
+                cut, count = cut + there, count + (parts is not None)
+                if count < episodes and (there or not self._envs.autoreset):
+                    self._begin(self._seed + 1)
+        except UsageError:
+            raise
+        except faults() as error:
+            text = f"the world failed after {self._length} steps: {explain(error)}"
+            raise UsageError(text) from error
+        return Scores(tuple(played), seed, deterministic, limit, cut)
 
+    @property
+    def _seed(self) -> int:
+        """Seed of the running episode."""
+        assert self._state
+        return int(self._state.episode[0])
 
-def _play(
-    policy: ActorCritic | Choose,
-    world: gym.Env,
-    seed: int,
-    noise: torch.Generator | None,
-    watch: Callable[[], None],
-) -> Iterator[tuple[Rewards, Collection[Any]]]:
-    """The rewards of every step of an episode, and who goes on."""
-    act = Player(policy) if isinstance(policy, ActorCritic) else policy
-    begun = world.reset(seed=seed)
-    if not isinstance(begun, tuple) or len(begun) != 2:
-        raise UsageError(RESET)
-    obs = begun[0]
-    watch()
-    over = False
-    while not over:
-        answer = world.step(act(obs, noise))
-        if not isinstance(answer, tuple) or len(answer) != 5:
-            raise UsageError(misanswer(answer, Observations(world.observation_space)))
-        obs, reward, terminated, truncated, _ = answer
+    def _begin(self, seed: int) -> None:
+        """Start the episode of this seed, whether or not the last one has ended."""
+        self._length = 0
+        if self._state is None:
+            self._state = self._envs.start(seed)
+        else:
+            self._state.episode[:], self._state.length[:] = seed - 1, 1
+            self._envs.fresh(self._state)
+        self._steps.obs[0] = self._state.obs
+
+    def _acts(self, policy: ActorCritic | Act, deterministic: bool) -> list[Act]:
+        """The policy of each agent in this episode."""
+        if not isinstance(policy, ActorCritic):
+            return [policy] * self._envs.count
+        noise = None if deterministic else torch.Generator().manual_seed(self._seed)
+        policies = [EpisodePolicy(policy) for _ in range(self._envs.count)]
+        return [partial(one.act, generator=noise) for one in policies]
+
+    def _episode(
+        self, acts: list[Act], limit: int, watch: Callable[[], None]
+    ) -> tuple[list[Episode] | None, int]:
+        """One episode, of every agent, and how many of them had not ended at the limit.
+
+        None if a supervised env failed in it; then the next one has begun.
+        """
+        envs, state, steps = self._envs, self._state, self._steps
+        assert state
+        ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)
+        steps.ended[:], steps.real[:] = False, True
+        acting, failed = envs.acting(steps, 0), False
         watch()
-        over = terminated or truncated
-        yield {None: float(reward)}, () if over else (None,)
+        for self._length in range(limit):
+            if not acting.any():
+                break
+            for i in np.flatnonzero(acting):  # an agent that has left shows nothing
+                steps.taken[0, i] = acts[i](steps.obs[0, i])
+            steps.ended[:], steps.real[:] = False, True
+            envs.step(state, steps, 0)
+            watch()
+            envs.remember(state, steps)
+            steps.finals.clear()
+            steps.obs[0] = steps.obs[1]
+            ret += np.where(steps.real[0], steps.reward[0], 0)
+            length += steps.real[0]
+            acting = envs.acting(steps, 0)
+            failed = not (acting.any() or steps.ended.any())
+        pairs = zip(ret.tolist(), length.tolist(), strict=True)
+        parts = [Episode(r, n) for r, n in pairs if n]
+        return None if failed else parts, int((acting & (length > 0)).sum())
 
 
-def _play_agents(
-    policy: ActorCritic | Choose,
-    world: ParallelEnv,
-    seed: int,
-    noise: torch.Generator | None,
-    watch: Callable[[], None],
-) -> Iterator[tuple[Rewards, Collection[Any]]]:
-    """The same of several agents, each of which remembers for itself."""
-    act = {a: Player(policy) if isinstance(policy, ActorCritic) else policy for a in world.agents}
-    seen, _ = world.reset(seed=seed)
-    watch()
-    while world.present:
-        actions = {agent: act[agent](seen[agent], noise) for agent in world.present}
-        seen, rewards, *_ = world.step(actions)
-        watch()
-        yield {agent: float(rewards[agent]) for agent in actions}, world.present
-
-
-class Player:
+class EpisodePolicy:
     """A policy in one episode of one world: what it remembers is kept from step to step."""
 
     def __init__(self, policy: ActorCritic) -> None:
@@ -243,100 +259,3 @@ class Player:
             self._noise = head.noise(generator, (head.hold, 1)).to(policy.device, policy.dtype)
         self._sampled += 1
         return self._noise[step]
-
-
-class Supervised:
-    """A world in a process that is watched over, to play in as `evaluate` does, to the bit.
-
-    An episode in which it fails is left out, and one more is played behind the others.
-    """
-
-    def __init__(self, worlds: Worlds) -> None:
-        """worlds: one, whose seed is `NUMBERED`. It is closed if its first reset fails."""
-        self._worlds = worlds
-        try:
-            self._state = worlds.start()
-        except BaseException:
-            worlds.close()
-            raise
-        seen, acts, rows = worlds.observations, worlds.actions, (1, worlds.count)
-        nothing = np.empty(0)
-        self._steps = Steps(
-            obs=np.empty((2, worlds.count, *seen.shape), seen.dtype),
-            action=nothing,
-            parameters=nothing,
-            taken=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
-            reward=np.empty(rows),
-            terminated=np.empty(rows, bool),
-            ended=np.empty(rows, bool),
-            real=np.empty(rows, bool),
-            finals=[],
-        )
-
-    def play(
-        self,
-        begin: Callable[[], Act],
-        *,
-        episodes: int,
-        seed: int,
-        limit: int = EPISODE_STEPS,
-        watch: Callable[[int], None] = unwatched,
-    ) -> Scores:
-        """Episodes from these seeds; `begin` gives what acts for an agent in one of them.
-
-        watch: called at every step, with the number of episodes before this one.
-
-        Raises `UsageError` if the world has failed once too often.
-        """
-        self._state.episode[:] = seed - 1
-        self._begin()
-        played, cut, done = list[Episode](), 0, 0
-        while done < episodes:
-            acts = [begin() for _ in range(self._worlds.count)]
-            parts, there = self._play(acts, limit, partial(watch, done))
-            played += parts
-            cut += there
-            done += bool(parts)
-            if there:
-                self._begin()
-        return Scores(tuple(played), seed, True, limit, cut)
-
-    def _begin(self) -> None:
-        """The next episode, where the last one has not ended by itself."""
-        self._state.length[:] = 1
-        self._worlds.fresh(self._state)
-        self._steps.obs[0] = self._state.obs
-
-    def _play(
-        self, acts: list[Act], limit: int, watch: Callable[[], None]
-    ) -> tuple[list[Episode], int]:
-        """One episode, of every agent, and how many of them had not ended at the limit.
-
-        Nothing if the env fails in it.
-        """
-        worlds, state, steps = self._worlds, self._state, self._steps
-        ret, length = np.zeros(worlds.count), np.zeros(worlds.count, np.int64)
-        over = np.zeros(worlds.count, bool)
-        for _ in range(limit):
-            for i in np.flatnonzero(~over):  # an agent that has left shows nothing
-                steps.taken[0, i] = acts[i](steps.obs[0, i])
-            steps.ended[:], steps.real[:] = False, True
-            worlds.step(state, steps, 0)
-            watch()
-            worlds.remember(state, steps)
-            steps.finals.clear()
-            steps.obs[0] = steps.obs[1]
-            ret += np.where(steps.real[0], steps.reward[0], 0)
-            length += steps.real[0]
-            over = (steps.ended | ~steps.real)[0]
-            if over.all():
-                break
-        there = int((~over).sum())
-        if not there and not steps.ended.any():
-            return [], 0
-        pairs = zip(ret.tolist(), length.tolist(), strict=True)
-        return [Episode(r, n) for r, n in pairs if n], there
-
-    def close(self) -> None:
-        """Close the env's process."""
-        self._worlds.close()

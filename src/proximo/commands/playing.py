@@ -138,20 +138,27 @@ def _play(
 ) -> None:
     """path: where a video is to be written."""
     from proximo.commands.pictures import Video, frame_rate
-    from proximo.evaluate import play_episode, step_limit
+    from proximo.envs.make import in_step
+    from proximo.evaluate import EpisodePlayer, step_limit, unwatched
 
     limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
     rate, said = frame_rate(metadata)
     video = Video(path, rate, world) if path else None
+    player = EpisodePlayer(in_step([world]))
     try:
         for number in range(command.episodes):
             seed = command.seed + number
-            watch = video.watch if video else _nothing
-            played, cut = play_episode(
-                agent.policy, world, seed, not command.stochastic, limit, watch
+            watch = (lambda episode: video.watch()) if video else unwatched
+            scores = player.play(
+                agent.policy,
+                episodes=1,
+                seed=seed,
+                deterministic=not command.stochastic,
+                limit=limit,
+                watch=watch,
             )
-            returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
-            end = f", cut off after {limit:,} steps (--max-episode-steps)" if cut else ""
+            returns = ", ".join(f"{episode.ret:.2f}" for episode in scores.episodes)
+            end = f", cut off after {limit:,} steps (--max-episode-steps)" if scores.cut else ""
             show(f"episode {number + 1} (seed {seed}): return {returns}{end}")
         if video:
             video.close()
@@ -161,7 +168,3 @@ def _play(
         raise
     if video:
         show(f"{video.frames} states in {command.video}{said and f'; {said}'}")
-
-
-def _nothing() -> None:
-    """A window draws itself."""

@@ -81,10 +81,7 @@ class ArcadeWorlds(Worlds):
         begun = state.length > 0
         if not begun.any():
             return
-        state.episode += begun
-        state.ret[begun] = state.length[begun] = 0
-        for i in np.flatnonzero(begun):
-            state.actions[i] = []
+        state.begin(begun)
         obs = self._reset(state, begun)
         state.obs = obs if begun.all() else np.where(_wide(begun), obs, state.obs)
 
@@ -131,7 +128,7 @@ class ArcadeWorlds(Worlds):
             obs = self._reset(state, lengths == 0)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> list[str]:
+    def _close(self) -> list[str]:
         return close_all([self._games])
 
 

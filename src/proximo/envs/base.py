@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
+from proximo.envs.check import check_made
 from proximo.envs.layers import check_spaces, close_all
+from proximo.envs.watch import Checked
 from proximo.spaces import Actions, Observations, Space, misfit, own_copy
 from proximo.types import Steps, UsageError, WorldState
 
@@ -36,6 +38,13 @@ def episode_seed(seed: int, world: int, episode: int) -> int:
     return int.from_bytes(digest, "big")
 
 
+def last_begins(steps: Steps, agents: int) -> np.ndarray:
+    """[N] behind which step an env of several agents began last, when nobody in it was left."""
+    gone = (steps.ended | ~steps.real).reshape(len(steps), -1, agents).all(-1)
+    behind = np.arange(1, len(steps) + 1)[:, None]
+    return np.repeat((gone * behind).max(0), agents)
+
+
 RESET = "a world's reset must return two things, (observation, info)"
 """Said of one that returns something else."""
 
@@ -45,6 +54,8 @@ class Worlds(ABC):
 
     replayable: bool
     """Whether seeds and actions bring a world back, so that a run resumes exactly."""
+    autoreset: bool = True
+    """Whether `step` resets an env whose episode has ended, or leaves that to `fresh`."""
     device: torch.device | None = None
     """Where their tensors lie; None: they give and take NumPy arrays."""
     agents: int = 1
@@ -52,8 +63,16 @@ class Worlds(ABC):
     names: tuple[str, ...] = ()
     """What they are called, in the order of their rows, where they have names."""
 
+    single: gym.Env[Any, Any]
+    """The first env itself, where single ones are stepped in this process."""
+    make_apart: Callable[[], Worlds] | None = None
+    """Makes the env that `apart` returns."""
+    report: Callable[[str, str], None] = staticmethod(lambda text, trace: None)
+    """Called for every fault that is mended: in words, and where in the env it came from."""
+
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
         self.count = count
+        self._apart: Worlds | None = None
         # Copies: the envs may move the bounds of theirs.
         self.obs_space, self.action_space = own_copy(obs_space), own_copy(action_space)
         self.observations = Observations(self.obs_space)
@@ -126,23 +145,54 @@ class Worlds(ABC):
         """Replay all actions; whether every world then shows what `state` says."""
         return False
 
-    @abstractmethod
+    def check(self) -> Checked | None:
+        """Play for a moment, at random, to find mistakes; None: these need no check.
+
+        Raises `UsageError` for an env that cannot be trained in.
+        """
+        return None
+
+    def apart(self) -> Worlds:
+        """One env like these, for checks and evaluations: made once, and closed with them.
+
+        Episode k starts with seed k. Raises `UsageError` where none can be made.
+        """
+        if self._apart is None:
+            if self.make_apart is None:
+                raise UsageError(
+                    "a vector env cannot be evaluated one episode at a time: leave out stop_at and "
+                    "eval_every, or pass a callable that makes one env"
+                )
+            self._apart = self.make_apart()
+        return self._apart
+
+    def acting(self, steps: Steps, t: int) -> np.ndarray:
+        """[N] bool: the rows whose episode continues after step t."""
+        acting: np.ndarray = steps.real[t] & ~steps.ended[t]
+        return acting
+
     def close(self) -> list[str]:
-        """Close the envs. Returns what failed, in words: no result depends on it any more."""
+        """Close all envs. Returns what failed, in words: no result depends on it any more."""
+        return [*self._close(), *(self._apart.close() if self._apart else [])]
+
+    @abstractmethod
+    def _close(self) -> list[str]: ...
 
 
 class SyncWorlds(Worlds):
-    """Single worlds, stepped in turn and reset by us, each episode from its own seed.
+    """Single envs, stepped in turn and reset by us, each episode from its own seed.
 
-    first: the number of the first one, where others are stepped elsewhere.
+    first: the number of the first one, where others are stepped elsewhere. autoreset: False leaves
+    an env at the end of its episode until `fresh`; such envs are not replayed.
     """
 
-    replayable = True
-
-    def __init__(self, envs: list[gym.Env[Any, Any]], seed: int, first: int = 0) -> None:
+    def __init__(
+        self, envs: list[gym.Env[Any, Any]], seed: int, first: int = 0, *, autoreset: bool = True
+    ) -> None:
         check_spaces(envs[0])
         super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
-        self._envs, self._seed, self._first = envs, seed, first
+        self.replayable = self.autoreset = autoreset
+        self._envs, self._seed, self._first, self.single = envs, seed, first, envs[0]
         self._steps = [env.step for env in envs]
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
@@ -156,14 +206,10 @@ class SyncWorlds(Worlds):
 
     def fresh(self, state: WorldState) -> None:
         begun = state.length > 0
-        obs = [self._begin(state, i) if begun[i] else state.obs[i] for i in range(self.count)]
+        state.begin(begun)
+        row, reset = self.observations.row, self._reset
+        obs = [row(reset(state, i)) if begun[i] else state.obs[i] for i in range(self.count)]
         state.obs = np.stack(obs)
-
-    def _begin(self, state: WorldState, world: int) -> np.ndarray:
-        state.episode[world] += 1
-        state.actions[world] = []
-        state.ret[world] = state.length[world] = 0
-        return self.observations.row(self._reset(state, world))
 
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
         obs, reward = steps.obs[t + 1], steps.reward[t]
@@ -185,8 +231,9 @@ class SyncWorlds(Worlds):
             if over or cut:
                 steps.terminated[t, i], steps.ended[t, i] = over, True
                 steps.finals.append((t, i, obs[i].copy()))
-                state.episode[i] += 1
-                self.observations.write(self._reset(state, i), obs[i])
+                if self.autoreset:
+                    state.episode[i] += 1
+                    self.observations.write(self._reset(state, i), obs[i])
 
     def _bring_back(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
@@ -197,7 +244,10 @@ class SyncWorlds(Worlds):
             obs[i] = self.observations.row(seen)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> list[str]:
+    def check(self) -> Checked:
+        return check_made(lambda: self.apart().single)
+
+    def _close(self) -> list[str]:
         return close_all(self._envs)
 
 

@@ -7,7 +7,7 @@ vector world is reset after.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -39,6 +39,16 @@ def check_world(
         return _check_world(world, seconds, steps, episodes)
     except UsageError as error:
         raise UsageError(f"{title(world)} cannot be trained in: {error}") from error
+
+
+def check_made(make: Callable[[], gym.Env[Any, Any]]) -> Checked:
+    """`check_world` of an env that is made for it; a note where none can be made."""
+    try:
+        env = make()
+    except UsageError as error:  # perhaps there can be no more of them
+        note = f"not checked, for one apart cannot be made ({error})"
+        return Checked([note], 0, 0, replayable=True, within=True)
+    return check_world(env)
 
 
 def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes: int) -> Checked:

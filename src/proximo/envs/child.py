@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from proximo.envs.base import Worlds
-from proximo.envs.check import check_world
+from proximo.envs.check import check_made
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import make_world, make_worlds
 from proximo.envs.processes import BEGIN, MAP, Process, Shared
-from proximo.envs.watch import Checked
 from proximo.spaces import space_record
 from proximo.types import UsageError, explain, faults
 
@@ -94,7 +93,10 @@ def work() -> None:
 
     env = EnvConfig(**{**order["env"], "wrappers": tuple(order["env"]["wrappers"])})
     if "worlds" not in order:
-        answer(**_check(env))
+        try:
+            answer(**check_made(lambda: make_world(env))._asdict())
+        except UsageError as error:
+            answer(error=str(error))
         return
     first, last = order["worlds"]
 
@@ -129,16 +131,3 @@ def work() -> None:
         answer(**({"faults": failed} if failed else {}))
     for world in worlds.values():
         world.close()
-
-
-def _check(env: EnvConfig) -> dict[str, Any]:
-    """What is found in a world apart."""
-    try:
-        world = make_world(env)
-    except UsageError as error:  # perhaps there can be no more of them
-        note = f"not checked, for one apart cannot be made ({error})"
-        return Checked([note], 0, 0, replayable=True, within=False)._asdict()
-    try:
-        return check_world(world)._asdict()
-    except UsageError as error:
-        return {"error": str(error)}

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from proximo.envs.base import Maker, SyncWorlds, Worlds
+from proximo.envs.base import NUMBERED, Maker, SyncWorlds, Worlds
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.envpool import EnvPoolEnv, EnvPoolEnvs, is_pooled
 from proximo.envs.layers import Bare, base, check_spaces, close_all, layers
@@ -139,10 +139,29 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
 def make_worlds(
     env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None, first: int = 0
 ) -> Worlds:
-    """N worlds: from the configuration, a callable that makes one, or a vector world itself.
+    """N envs: from the configuration, a callable that makes one, or a vector env itself.
 
-    first: the number of the first single world, by which its episodes are seeded.
+    first: the number of the first single env, by which its episodes are seeded.
     """
+    worlds = _make_worlds(env, seed, source, first)
+    if not isinstance(source, VectorEnv):
+        worlds.make_apart = lambda: in_step([make_world(env, source)])
+    return worlds
+
+
+def in_step(envs: list[gym.Env[Any, Any]], seed: int = NUMBERED) -> Worlds:
+    """Single envs, or parallel ones, in step, to play in: nobody resets them but `fresh`."""
+    return _in_step(envs, seed, autoreset=False)
+
+
+def _in_step(envs: list[gym.Env[Any, Any]], seed: int, first: int = 0, **more: bool) -> Worlds:
+    parallel = [env for env in envs if isinstance(env, ParallelEnv)]
+    if parallel:
+        return ParallelEnvs(parallel, seed, first, **more)
+    return SyncWorlds(envs, seed, first, **more)
+
+
+def _make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, first: int) -> Worlds:
     many = env.backend in ("vector", "envpool") or isinstance(source, VectorEnv)
     if source is not None:
         _check_given(env, source)
@@ -169,14 +188,14 @@ def make_worlds(
     if env.backend == "vector":
         return VectorWorlds(_native_vector(env), seed)
     if env.backend == "envpool":
-        return VectorWorlds(EnvPoolEnvs(env, _spaces(env), env.threads or cores()), seed)
+        return VectorWorlds(
+            EnvPoolEnvs(env, _spaces(env), env.threads or cores()), seed, known=True
+        )
     if env.backend == "workers":  # each of its processes comes back here, for sync
         from proximo.envs.workers import WorkerWorlds
 
         return WorkerWorlds(env, seed, source)
-    made = _several(env, source)
-    together = [world for world in made if isinstance(world, ParallelEnv)]
-    return ParallelEnvs(together, seed, first) if together else SyncWorlds(made, seed, first)
+    return _in_step(_several(env, source), seed, first)
 
 
 def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:

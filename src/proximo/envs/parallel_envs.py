@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from proximo.envs.base import Worlds, episode_seed
+from proximo.envs.base import Worlds, episode_seed, last_begins
+from proximo.envs.check import check_made
 from proximo.envs.layers import close_all
 from proximo.envs.parallel_env import ByAgent, ParallelEnv, part_of
+from proximo.envs.watch import Checked
 from proximo.types import Steps, WorldState
 
 
@@ -19,13 +21,14 @@ class ParallelEnvs(Worlds):
     """W parallel worlds, stepped in turn: row w*A + a is agent a of world w.
 
     A row is not real from the step after its agent has ended until its world begins anew, which it
-    does when the last agent has ended. first: the number of the first world, as in `SyncWorlds`.
+    does when the last agent has ended. `first` and `autoreset` are those of `SyncWorlds`.
     """
 
-    replayable = True
-
-    def __init__(self, envs: list[ParallelEnv], seed: int, first: int = 0) -> None:
-        self._envs, self._seed, self._first = envs, seed, first
+    def __init__(
+        self, envs: list[ParallelEnv], seed: int, first: int = 0, *, autoreset: bool = True
+    ) -> None:
+        self._envs, self._seed, self._first, self.single = envs, seed, first, envs[0]
+        self.replayable = self.autoreset = autoreset
         self.agents, self.names = len(envs[0].agents), tuple(map(repr, envs[0].agents))
         count = len(envs) * self.agents
         super().__init__(count, envs[0].observation_space, envs[0].action_space)
@@ -52,15 +55,12 @@ class ParallelEnvs(Worlds):
                 obs[row] = self._nothing
 
     def fresh(self, state: WorldState) -> None:
+        begun = (state.length > 0).reshape(-1, self.agents).any(-1)
+        state.begin(np.repeat(begun, self.agents))
         obs = np.empty((self.count, *self.observations.shape), self.observations.dtype)
-        for world in range(len(self._envs)):
-            rows = slice(world * self.agents, (world + 1) * self.agents)
-            if not (state.length[rows] > 0).any():
-                obs[rows] = state.obs[rows]
-                continue
-            state.episode[rows] += 1
-            state.ret[rows] = state.length[rows] = 0
-            state.actions[rows] = [[] for _ in range(self.agents)]
+        if not begun.all():
+            obs[:] = state.obs
+        for world in np.flatnonzero(begun).tolist():
             self._reset(state, world, obs)
         state.obs = obs
 
@@ -85,15 +85,12 @@ class ParallelEnvs(Worlds):
                     steps.ended[t, row] = True
                     final = self.observations.row(part_of(agent, seen))
                     steps.finals.append((t, row, final.astype(obs.dtype)))
-            if not env.present:
+            if self.autoreset and not env.present:
                 state.episode[list(self._rows(world))] += 1
                 self._reset(state, world, obs)
 
     def _begins(self, steps: Steps) -> np.ndarray:
-        # A world begins anew behind the step at which nobody in it is left.
-        gone = (steps.ended | ~steps.real).reshape(len(steps), -1, self.agents).all(-1)
-        behind = np.arange(1, len(steps) + 1)[:, None]
-        return np.repeat((gone * behind).max(0), self.agents)
+        return last_begins(steps, self.agents)
 
     def _bring_back(self, state: WorldState) -> bool:
         obs = np.empty_like(state.obs)
@@ -108,5 +105,11 @@ class ParallelEnvs(Worlds):
                 self._show(world, seen, obs)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> list[str]:
+    def acting(self, steps: Steps, t: int) -> np.ndarray:
+        return np.array([agent in env.present for env in self._envs for agent in env.agents])
+
+    def check(self) -> Checked:
+        return check_made(lambda: self.apart().single)
+
+    def _close(self) -> list[str]:
         return close_all(self._envs)

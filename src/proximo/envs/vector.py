@@ -22,7 +22,9 @@ class VectorWorlds(Worlds):
 
     replayable = False
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int, *, known: bool = False) -> None:
+        """known: they come from a backend of ours, and need no check."""
+        self._known = known
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self.envs, self._seed = envs, seed
         metadata = getattr(envs, "metadata", None)
@@ -44,7 +46,7 @@ class VectorWorlds(Worlds):
         begun = (state.length > 0) | state.resetting
         if not begun.any():
             return
-        state.episode += begun
+        state.begin(begun)
         if self.mode is AutoresetMode.DISABLED and len(state.obs):
             state.obs = self._rows(self.reset_some(begun))
         else:
@@ -56,10 +58,8 @@ class VectorWorlds(Worlds):
             if not isinstance(info, dict):
                 raise UsageError(infos_of(info))
             state.obs = self._rows(obs)
-            begun[:] = True
+            state.ret[:] = state.length[:] = 0
             state.resetting = self.owes & (state.resetting if seed is None else self.due)
-        state.ret[begun] = 0
-        state.length[begun] = 0
 
     def reset_some(self, which: np.ndarray) -> Any:
         return self.envs.reset(options={"reset_mask": which.copy()})[0]
@@ -98,11 +98,14 @@ class VectorWorlds(Worlds):
         for i in np.flatnonzero(ended):
             self.observations.write(final_of(final, int(i)), rows[i])
 
+    def check(self) -> Checked | None:
+        return None if self._known else check_vector(self)
+
     def restore(self, state: WorldState) -> bool:
         state.obs = np.empty(0)
         return super().restore(state)
 
-    def close(self) -> list[str]:
+    def _close(self) -> list[str]:
         return close_all([self.envs])
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from proximo.envs.base import REPLAYED, Maker, Worlds, episode_seed
+from proximo.envs.base import NUMBERED, REPLAYED, Maker, Worlds, episode_seed, last_begins
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.processes import BEGIN, MAP, STEP, Fault, Gone, Process, Shared
 from proximo.envs.supervisor import GRACE
@@ -52,9 +52,7 @@ class WorkerWorlds(Worlds):
         if os.name != "posix":
             raise UsageError("env.backend is workers, which needs Linux or macOS: use sync")
         name = env.id if source is None else _importable(source)
-        self._env, self._seed = env, seed
-        self.report: Callable[[str, str], None] = lambda text, trace: None
-        """Told of every fault that is mended: in words, and where in the world it came from."""
+        self._env, self._seed, self._source = env, seed, source
         self._clock = 0
         self._charged: dict[str, deque[int]] = {}  # when each of them failed
         self._parts: list[Steps] = []  # since `remember`
@@ -112,6 +110,13 @@ class WorkerWorlds(Worlds):
             if found[-1] != found[0]:
                 raise UsageError(f"the worlds are not alike: {found[0]}, but also {found[-1]}")
         return found[0]
+
+    def apart(self) -> Worlds:
+        if self._apart is None:
+            env = dataclasses.replace(self._env, worlds=1, processes=1)
+            self._apart = apart = WorkerWorlds(env, NUMBERED, self._source)
+            apart.report = lambda text, trace: self.report(f"evaluating: {text}", trace)
+        return self._apart
 
     def check(self) -> Checked:
         """Play a world apart for a moment, in a process of its own.
@@ -208,10 +213,7 @@ class WorkerWorlds(Worlds):
         if not begun.any():
             return
         rows = np.repeat(begun, self.agents)
-        state.episode += rows
-        state.ret[rows] = state.length[rows] = 0
-        for i in np.flatnonzero(rows):
-            state.actions[i] = []
+        state.begin(rows)
         self._shared.episode[:] = state.episode
         lost = self._do(BEGIN, np.flatnonzero(begun).tolist())
         for world, fault in lost.items():
@@ -343,10 +345,7 @@ class WorkerWorlds(Worlds):
         self._parts.clear()
 
     def _begins(self, steps: Steps) -> np.ndarray:
-        # A world begins anew behind the step at which nobody in it is left.
-        gone = (steps.ended | ~steps.real).reshape(len(steps), -1, self.agents).all(-1)
-        behind = np.arange(1, len(steps) + 1)[:, None]
-        return np.repeat((gone * behind).max(0), self.agents)
+        return last_begins(steps, self.agents)
 
     def _bring_back(self, state: WorldState) -> bool:
         self._shared.episode[:] = state.episode
@@ -358,7 +357,7 @@ class WorkerWorlds(Worlds):
                 self._charge(f"world {world}", " failed while its episode was replayed", fault)
         return not lost and all(self._shows(world, state.obs) for world in worlds)
 
-    def close(self) -> list[str]:
+    def _close(self) -> list[str]:
         for process in self._processes:
             if process:
                 process.hang_up()

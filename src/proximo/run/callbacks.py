@@ -16,8 +16,9 @@ import orjson
 import torch
 
 from proximo.collect import make_room
+from proximo.envs.base import Worlds
 from proximo.envs.watch import Bounds
-from proximo.evaluate import Player, Scores, Supervised, evaluate
+from proximo.evaluate import EpisodePlayer, Scores
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.config import RunConfig
@@ -74,11 +75,10 @@ class StopAt:
 class Evaluation:
     """Deterministic episodes in an env apart: their mean return, as `evaluation`."""
 
-    def __init__(
-        self, env: gym.Env | Supervised, episodes: int, limit: int, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, env: Worlds, episodes: int, limit: int, note: Callable[[str], None]) -> None:
         """limit: of steps, at which episodes are cut off; note: is told once if one was."""
-        self._env, self._episodes, self._limit, self._note = env, episodes, limit, note
+        self._player, self._episodes = EpisodePlayer(env), episodes
+        self._limit, self._note = limit, note
         self._noted = False
 
     def __call__(self, state: TrainState, metrics: Metrics) -> float:
@@ -110,24 +110,18 @@ class Evaluation:
             act(0)
             return room.taken[0, 0]
 
-        def choose(obs: Any, generator: object) -> Any:
-            return policy.actions.given(taken(policy.observations.row(obs)))
-
         def watch(episode: int) -> None:
             if state.watch:
                 doing = f"evaluating: episode {episode + 1} of {self._episodes}"
                 state.watch(state.steps, doing)
 
-        engine = not policy.carry_size  # its actor has no episodes
-        how: dict[str, Any] = {
-            "episodes": self._episodes,
-            "seed": TRAINING_EVALUATION_SEED,
-            "limit": self._limit,
-            "watch": watch,
-        }
-        if isinstance(self._env, Supervised):
-            return self._env.play(lambda: taken if engine else Player(policy).act, **how)
-        return evaluate(choose if engine else policy, self._env, **how)
+        return self._player.play(
+            policy if policy.carry_size else taken,  # the engine's actor has no episodes
+            episodes=self._episodes,
+            seed=TRAINING_EVALUATION_SEED,
+            limit=self._limit,
+            watch=watch,
+        )
 
 
 class LookAgain:

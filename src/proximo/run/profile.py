@@ -121,7 +121,7 @@ class TimedWorlds(Worlds):
     def restore(self, state: WorldState) -> bool:
         return self._worlds.restore(state)
 
-    def close(self) -> list[str]:
+    def _close(self) -> list[str]:
         return self._worlds.close()
 
 

@@ -15,16 +15,10 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from proximo.algorithms.update import choose_engine, make_engine
-from proximo.envs.base import NUMBERED, REPLAYED, Maker, SyncWorlds, Worlds
-from proximo.envs.check import check_world
-from proximo.envs.layers import close_all
-from proximo.envs.make import make_world, make_worlds
-from proximo.envs.parallel_envs import ParallelEnvs
-from proximo.envs.tensors import TensorWorlds
-from proximo.envs.vector import VectorWorlds, check_vector
+from proximo.envs.base import REPLAYED, Maker, Worlds
+from proximo.envs.make import make_worlds
 from proximo.envs.watch import Bounds, Checked
-from proximo.envs.workers import WorkerWorlds
-from proximo.evaluate import Supervised, step_limit
+from proximo.evaluate import step_limit
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.own import Maker as NetMaker
@@ -86,7 +80,6 @@ class Session:
         """
         self._folder, self._source, self._net = folder, source, net
         self._is_new, self._start, self._display = resume is None, start, display
-        self._world: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._save: Save | None = None
@@ -110,8 +103,7 @@ class Session:
                 check_backend(config.env)
             check_sizes(config, made=isinstance(source, VectorEnv))
             self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
-            if isinstance(self.worlds, WorkerWorlds):
-                self.worlds.report = self._restarted
+            self.worlds.report = self._restarted
             try:
                 if folder:
                     list(map(space_record, self.spaces))  # refused before training
@@ -187,23 +179,7 @@ class Session:
 
     def _check(self) -> None:
         """Look for mistakes in the worlds. Raises `UsageError` for those that forbid training."""
-        config = self.config.env
-        if type(self.worlds) in (SyncWorlds, ParallelEnvs):
-            try:
-                # It goes on to evaluations: there may be no room for another one, and what envs
-                # share in a process may end with the first that is closed.
-                world = self._world = make_world(config, self._source)  # type: ignore[arg-type]
-            except UsageError as error:  # perhaps there can be no more of them
-                self.notes.append(
-                    f"the worlds were not checked: one apart cannot be made ({error})"
-                )
-                return
-            self.checked = check_world(world)
-        elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
-            assert isinstance(self.worlds, VectorWorlds)
-            self.checked = check_vector(self.worlds)
-        elif isinstance(self.worlds, WorkerWorlds):
-            self.checked = self.worlds.check()
+        self.checked = self.worlds.check()
         if not self.checked:  # known: with a backend of ours
             return
         found = [f"the worlds: {note}" for note in self.checked.notes]
@@ -256,7 +232,7 @@ class Session:
         callbacks: list[Callback] = []
         if run.eval_every or run.stop_at is not None:
             limit = step_limit(self.config.env, run.eval_max_episode_steps)
-            evaluation = Evaluation(self.world, run.eval_episodes, limit, self._doubt)
+            evaluation = Evaluation(self.worlds.apart(), run.eval_episodes, limit, self._doubt)
         if run.eval_every:
             callbacks.append(Evaluate(evaluation, run.eval_every))
         if run.stop_at is not None:
@@ -344,23 +320,6 @@ class Session:
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         return self.worlds.obs_space, self.worlds.action_space
 
-    @property
-    def world(self) -> gym.Env | Supervised:
-        """One world apart, for evaluations: watched over if the others are."""
-        if isinstance(self._source, VectorEnv):
-            raise UsageError(
-                "a vector world cannot be evaluated one episode at a time: leave out stop_at and "
-                "eval_every, or pass a callable that makes one world"
-            )
-        if self._world is None and isinstance(self.worlds, WorkerWorlds):
-            env = dataclasses.replace(self.config.env, worlds=1, processes=1)
-            worlds = WorkerWorlds(env, NUMBERED, self._source)
-            worlds.report = lambda text, trace: self._restarted(f"evaluating: {text}", trace)
-            self._world = Supervised(worlds)
-        elif self._world is None:
-            self._world = make_world(self.config.env, self._source)
-        return self._world
-
     @staticmethod
     def _restored(worlds: Worlds, state: TrainState) -> bool:
         try:
@@ -416,8 +375,7 @@ class Session:
         if self._record:
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
                 self._record.close()
-        apart = [self._world] if self._world else []
-        failed = [*self.worlds.close(), *close_all(apart)]
+        failed = self.worlds.close()
         for text in dict.fromkeys(failed if well else ()):
             self._warn(text)
         torch.set_num_threads(self._threads)
