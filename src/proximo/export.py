@@ -18,12 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from proximo.functional.distributions import ILLEGAL
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK, Leaf, sizes, starts, torch_dtype
+from proximo.spaces import MASK, Leaf, torch_dtype
 from proximo.types import UsageError, faults
 
 TOLERANCE = 1e-4
@@ -150,10 +149,8 @@ class _Acting(nn.Module):
         for leaf in rows.leaves:
             if leaf.path not in given:  # only the critic would look at it
                 part = torch.zeros(count, leaf.end - leaf.begin)
-            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-                part = _one_hot(leaf.space, given[leaf.path].reshape(count, -1))
             else:
-                part = given[leaf.path].reshape(count, leaf.end - leaf.begin)
+                part = leaf.columns(given[leaf.path])
             parts.append(part.to(torch_dtype(rows.dtype)))
         return torch.cat(parts, -1).to(kind)
 
@@ -166,15 +163,6 @@ def _input(leaf: Leaf) -> str:
 
 def _output(leaf: Leaf) -> str:
     return f"action/{leaf.name}" if leaf.path else "action"
-
-
-def _one_hot(space: Any, chosen: Tensor) -> Tensor:
-    """chosen: [N, K] of so many choices; returns [N, columns] bool, a column for each thing."""
-    counts = sizes(space)
-    choice = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
-    pairs = zip(starts(space), counts, strict=True)
-    thing = [start + np.arange(count) for start, count in pairs]
-    return chosen.long()[:, choice] == torch.from_numpy(np.concatenate(thing))
 
 
 def _graph(acting: _Acting, about: dict[str, str]) -> bytes:

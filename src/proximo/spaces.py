@@ -11,7 +11,8 @@ import enum
 from collections.abc import Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -87,13 +88,43 @@ def plain_key(key: Any) -> Any:
     return plain if equal else key
 
 
-class Leaf(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Leaf:
     """One simple space within a row: columns begin to end."""
 
     path: tuple[Any, ...]  # the keys that lead to it
     space: Space
     begin: int
     end: int
+
+    @cached_property
+    def chosen(self) -> bool:
+        """Whether there is something to choose, which becomes a one-hot."""
+        return bool(sizes(self.space))
+
+    @cached_property
+    def _one_hot(self) -> dict[Any, tuple[Any, Any]]:
+        """By device (None: NumPy): of each column, whose choice it is, and which thing is meant."""
+        counts = sizes(self.space)
+        things = [start + np.arange(n) for start, n in zip(starts(self.space), counts, strict=True)]
+        return {None: (np.repeat(np.arange(len(counts)), counts), np.concatenate(things))}
+
+    def columns(self, part: Any) -> Any:
+        """Columns of an array or a tensor [..., *space.shape]: [..., end - begin].
+
+        Choices become a one-hot of bool; one that is out of range leaves its columns 0.
+        """
+        part = part.reshape(*part.shape[: part.ndim - len(self.space.shape or ())], -1)
+        if not self.chosen:
+            return part
+        device = None if isinstance(part, np.ndarray) else part.device
+        if device not in self._one_hot:
+            import torch
+
+            choice, thing = map(torch.from_numpy, self._one_hot[None])
+            self._one_hot[device] = choice.to(device), thing.to(device)
+        choice, thing = self._one_hot[device]
+        return part[..., choice] == thing
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -258,15 +289,17 @@ class Observations:
                 raise UsageError(misfit(leaf, seen)) from error
             if part.shape != (*lead, *(leaf.space.shape or ())):
                 raise UsageError(misfit(leaf, seen, part.shape[len(lead) :]))
-            self._lay(leaf, part, row, lead)
+            self.lay(leaf, part, row)
+            if leaf.chosen and np.count_nonzero(row[..., leaf.begin : leaf.end]) != part.size:
+                text = f"a world returned {leaf.name} = {part}, which is not in {leaf.space}"
+                raise UsageError(text)
 
-    def _lay(self, leaf: Leaf, part: np.ndarray, row: np.ndarray, lead: tuple[int, ...]) -> None:
+    def lay(self, leaf: Leaf, part: Any, row: Any) -> None:
+        """Write the part of one leaf into its columns: arrays, or tensors."""
         if self.plain:
             row[...] = part
-        elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-            row[..., leaf.begin : leaf.end] = _one_hot(leaf, part, lead)
         else:
-            row[..., leaf.begin : leaf.end] = part.reshape(*lead, -1)
+            row[..., leaf.begin : leaf.end] = leaf.columns(part)
 
     def row(self, seen: Any) -> np.ndarray:
         """An observation as a row of its own."""
@@ -300,7 +333,7 @@ class Observations:
         """Leaves [count, *leaf] as rows. Returns [count, *shape]."""
         row = np.empty((len(parts[0]), *self.shape), self.dtype)
         for leaf, part in zip(self.leaves, parts, strict=True):
-            self._lay(leaf, part, row, (len(row),))
+            self.lay(leaf, part, row)
         return row
 
     def examples(self, count: int) -> np.ndarray:
@@ -364,19 +397,6 @@ def strangers(space: Space, seen: Any, where: str = "") -> list[str]:
         for index, (inner, part) in enumerate(zip(space.spaces, seen, strict=False)):
             found += strangers(inner, part, f"{where}{index}/")
     return found
-
-
-def _one_hot(leaf: Leaf, part: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
-    """[..., width]: a 1 for each choice."""
-    space: Any = leaf.space
-    counts = np.array(sizes(space))
-    chosen = (part - space.start).reshape(*lead, len(counts)).astype(np.int64)
-    if ((chosen < 0) | (chosen >= counts)).any():
-        raise UsageError(f"a world returned {leaf.name} = {part}, which is not in {space}")
-    row = np.zeros((*lead, leaf.end - leaf.begin), np.float32)
-    first = np.concatenate([[0], counts[:-1]]).cumsum()
-    np.put_along_axis(row, chosen + first, 1.0, -1)
-    return row
 
 
 class Actions:

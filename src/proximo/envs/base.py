@@ -67,12 +67,12 @@ class Worlds(ABC):
     """The first env itself, where single ones are stepped in this process."""
     make_apart: Callable[[], Worlds] | None = None
     """Makes the env that `apart` returns."""
+    _apart: Worlds | None = None
     report: Callable[[str, str], None] = staticmethod(lambda text, trace: None)
     """Called for every fault that is mended: in words, and where in the env it came from."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
         self.count = count
-        self._apart: Worlds | None = None
         # Copies: the envs may move the bounds of theirs.
         self.obs_space, self.action_space = own_copy(obs_space), own_copy(action_space)
         self.observations = Observations(self.obs_space)

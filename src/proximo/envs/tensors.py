@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from proximo.envs.base import episode_seed
 from proximo.envs.vector import VectorWorlds
-from proximo.spaces import MASK, Observations, misfit, sizes, starts
+from proximo.spaces import MASK, Observations, misfit, sizes
 from proximo.types import Episode, Steps, UsageError, WorldState, faults
 
 
@@ -186,22 +185,7 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
                 f"a world returned {leaf.name} of shape {tuple(part.shape[1:])}, but its "
                 f"observation_space says {shape}"
             )
-        if observations.plain:
-            rows.copy_(part)
-        elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-            rows[:, leaf.begin : leaf.end] = _one_hot(leaf.space, part)
-        else:
-            rows[:, leaf.begin : leaf.end] = part.reshape(len(rows), -1)
-
-
-def _one_hot(space: Any, part: Tensor) -> Tensor:
-    """[N, width] bool: where the choices stand."""
-    chosen = part.reshape(len(part), -1)
-    hot = [
-        chosen[:, k, None] - start == torch.arange(size, device=part.device)
-        for k, (size, start) in enumerate(zip(sizes(space), starts(space), strict=True))
-    ]
-    return torch.cat(hot, -1)
+        observations.lay(leaf, part, rows)
 
 
 def account(
