@@ -1,44 +1,81 @@
-"""Wrong worlds are found before training: one is played for a moment, at random, and looked at.
+"""Wrong envs are found before training: one is played for a moment, at random.
 
-What cannot be trained in is a `UsageError` with the value found and the remedy; what is doubtful is
-a note. A single world, or one of several agents, is one apart from those that are trained in; a
-vector world is reset after.
+An env that cannot be trained in is a `UsageError` with the value found and the remedy; a doubt is a
+note. A single env, or one of several agents, is another one than those that are trained in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, ValuesView
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from proximo.envs.layers import check_spaces, layers, title
+from proximo.envs.layers import check_spaces, layers
 from proximo.envs.parallel_env import ByAgent, ParallelEnv
-from proximo.envs.watch import SEED, Checked, Clock, Sampler, Watch, infos_of, mask_of, short
+from proximo.envs.watch import (
+    SEED,
+    Checked,
+    Clock,
+    Sampler,
+    Watch,
+    infos_of,
+    mask_of,
+    refusing,
+    short,
+)
 from proximo.spaces import Actions, Observations, check_masks, own_copy
 from proximo.types import UsageError, explain, faults
 
 SECONDS = 0.1
-"""What the check may take; a step that has begun is waited for."""
+"""Duration of the check; a step that has begun is waited for."""
 STEPS = 300
 """Steps of the first episodes, at most; a third of that for their repetition."""
 EPISODES = 2
+PARTS = ("observation", "reward", "terminated", "truncated")
+"""What a step returns for every agent."""
 
 
 def check_world(
-    world: gym.Env[Any, Any],
+    env: gym.Env[Any, Any],
     *,
     seconds: float = SECONDS,
     steps: int = STEPS,
     episodes: int = EPISODES,
 ) -> Checked:
-    """Play the first episodes of a world, and the first one again. Raises `UsageError`."""
-    try:
-        return _check_world(world, seconds, steps, episodes)
-    except UsageError as error:
-        raise UsageError(f"{title(world)} cannot be trained in: {error}") from error
+    """Play the first episodes of an env, and the first one again. Raises `UsageError`."""
+    with refusing(env):
+        refuse_statistics(env)
+        play, clock, ended = RandomPlay(env), Clock(0.7 * seconds, steps), 0
+        first: list[tuple[ByAgent, Answer]] = []
+        for episode in range(episodes):
+            rows = play.reset(SEED + episode, f"the reset of episode {episode}")
+            if episode == 0:
+                beginning = rows
+            number = 0
+            while rows and clock.step():
+                where = f"step {number} of episode {episode}"
+                actions = play.draw(rows, where)
+                answer = play.step(actions, where)
+                rows, number = answer.acting, number + 1
+                if episode == 0:
+                    first.append((actions, answer))
+            ended += not rows
+            if clock.over:
+                break
+        notes = [*without_room(play.actions), *play.watch.notes.values()]
+        if not ended and clock.left == 0 and not _limited(env):
+            notes.append(
+                f"no episode ended in the first {steps} steps, and there is no time limit: where "
+                "none ever ends there are no returns to show; env.max_episode_steps sets a limit"
+            )
+        again = Clock(seconds - clock.seconds, steps // 3)
+        difference = "" if again.over else _replay(env, beginning, first, again)
+        notes += [difference] if difference else []
+        steps = clock.taken + again.taken
+        return Checked(notes, steps, ended, play.watch.within, replayable=not difference)
 
 
 def check_made(make: Callable[[], gym.Env[Any, Any]]) -> Checked:
@@ -46,55 +83,16 @@ def check_made(make: Callable[[], gym.Env[Any, Any]]) -> Checked:
     try:
         env = make()
     except UsageError as error:  # perhaps there can be no more of them
-        note = f"not checked, for one apart cannot be made ({error})"
-        return Checked([note], 0, 0, replayable=True, within=True)
+        return Checked([f"not checked, for one apart cannot be made ({error})"])
     return check_world(env)
 
 
-def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes: int) -> Checked:
-    refuse_statistics(world)
-    play = RandomPlay(world)
-    clock, ended = Clock(0.7 * seconds, steps), 0
-    first: list[tuple[ByAgent, Answer]] = []
-    for episode in range(episodes):
-        rows = play.reset(SEED + episode, f"the reset of episode {episode}")
-        if episode == 0:
-            beginning = rows
-        number = 0
-        while rows and clock.step():
-            where = f"step {number} of episode {episode}"
-            actions = play.draw(rows, where)
-            answer = play.step(actions, where)
-            rows, number = answer.acting, number + 1
-            if episode == 0:
-                first.append((actions, answer))
-        ended += not rows
-        if clock.over:
-            break
-    notes = [*without_room(play.actions), *play.watch.notes.values()]
-    if not ended and clock.left == 0 and not _limited(world):
-        notes.append(
-            f"no episode ended in the first {steps} steps, and there is no time limit: where none "
-            "ever ends there are no returns to show; env.max_episode_steps sets a limit"
-        )
-    again = Clock(seconds - clock.seconds, steps // 3)
-    difference = "" if again.over else _replay(world, beginning, first, again)
-    if difference:
-        notes.append(difference)
-    taken = clock.taken + again.taken
-    return Checked(notes, taken, ended, not difference, play.watch.within)
-
-
-PARTS = ("observation", "reward", "terminated", "truncated")
-"""What a step says to every agent."""
-
-
 class Answer(NamedTuple):
-    """What came of a step."""
+    """Result of a step, by agent."""
 
-    rows: ByAgent  # what those saw who had acted
+    rows: ByAgent  # observations of those who acted
     rewards: ByAgent
-    acting: ByAgent  # what those see who act next; nobody: the episode has ended
+    acting: ByAgent  # observations of those who act next; empty: the episode has ended
 
     def equals(self, other: Answer) -> bool:
         return all(_same(a, b) for a, b in zip(self, other, strict=True))
@@ -105,21 +103,21 @@ def _same(one: ByAgent, other: ByAgent) -> bool:
 
 
 class RandomPlay:
-    """A world that is played at random and looked at: that of one, or of several agents."""
+    """Random actions in an env, of one agent or several, whose every answer is checked."""
 
-    def __init__(self, world: gym.Env[Any, Any]) -> None:
-        check_spaces(world)
-        spaces = own_copy(world.observation_space), own_copy(world.action_space)
-        observations, self.actions = Observations(spaces[0]), Actions(spaces[1])
-        self._world, self._space = world, spaces[1]
-        self._agents = world if isinstance(world, ParallelEnv) else None
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        check_spaces(env)
+        self._env, self._space = env, own_copy(env.action_space)
+        observations = Observations(own_copy(env.observation_space))
+        self.actions = Actions(self._space)
+        self._agents = env if isinstance(env, ParallelEnv) else None
         self.watch, self._sampler = Watch(observations), Sampler(self.actions)
         if (masks := observations.masks) is not None:
             check_masks(masks, self._space)
 
     def reset(self, seed: int, where: str) -> ByAgent:
-        """What those see who act first, as rows."""
-        seen = try_reset(self._world, seed)
+        """Rows of those who act first."""
+        seen = try_reset(self._env, seed)
         if not self._agents:
             return {None: self.watch.look(seen, where)}
         if not self._agents.present:
@@ -144,7 +142,7 @@ class RandomPlay:
             parts, info = list(zip(whole, PARTS, strict=False)), whole[-1]
             answers = {a: (*(_part_of(a, *part, where) for part in parts), info) for a in actions}
         else:
-            answers = {None: try_step(self._world, given[None], self._space, where)}
+            answers = {None: try_step(self._env, given[None], self._space, where)}
         rows, rewards = ByAgent(), ByAgent()
         for agent, answer in answers.items():
             here = _for(agent, where)
@@ -164,7 +162,7 @@ class RandomPlay:
     def _acting(self, seen: ByAgent, rows: ByAgent, where: str) -> ByAgent:
         """The rows of the agents that are present; rows: those that are known."""
         assert self._agents
-        found = {}
+        acting = {}
         for agent in self._agents.present:
             if agent not in self._agents.agents:
                 raise UsageError(
@@ -172,11 +170,11 @@ class RandomPlay:
                     f"{self._agents.agents}: name all there that ever act"
                 )
             if agent in rows:
-                found[agent] = rows[agent]
+                acting[agent] = rows[agent]
             else:
-                own = _part_of(agent, seen, PARTS[0], where)
-                found[agent] = self.watch.look(own, _for(agent, where))
-        return found
+                obs = _part_of(agent, seen, PARTS[0], where)
+                acting[agent] = self.watch.look(obs, _for(agent, where))
+        return acting
 
 
 def _for(agent: Any, where: str) -> str:
@@ -184,7 +182,7 @@ def _for(agent: Any, where: str) -> str:
 
 
 def _part_of(agent: Any, part: ByAgent, name: str, where: str) -> Any:
-    """What one part of an answer holds for an agent."""
+    """One agent's part of an answer. Raises `UsageError` where there is none."""
     if agent not in part:
         raise UsageError(
             f"it said nothing to its agent {agent!r} at {where}, of its {name}: every agent that "
@@ -193,23 +191,21 @@ def _part_of(agent: Any, part: ByAgent, name: str, where: str) -> Any:
     return part[agent]
 
 
-def try_reset(world: Any, seed: int) -> Any:
+def try_reset(env: Any, seed: int) -> Any:
+    """The observation after a reset. Raises `UsageError` for whatever is wrong with it."""
     try:
-        answer = world.reset(seed=seed)
+        answer = env.reset(seed=seed)
     except UsageError:
         raise
-    except TypeError as error:
-        if "seed" in str(error):
-            remedy = "def reset(self, *, seed=None, options=None)"
-            if not isinstance(world, ParallelEnv):
-                remedy += ", and in it super().reset(seed=seed)"
-            raise UsageError(
-                f"its reset takes no seed ({error}), as Gym's did before 0.26: write {remedy}"
-            ) from error
-        raise UsageError(f"it failed at its reset: {explain(error)}") from error
     except faults() as error:
-        raise UsageError(f"it failed at its reset: {explain(error)}") from error
-    if isinstance(world, VectorEnv) and isinstance(answer, tuple) and isinstance(answer[-1], list):
+        text = f"it failed at its reset: {explain(error)}"
+        if isinstance(error, TypeError) and "seed" in str(error):
+            remedy = "def reset(self, *, seed=None, options=None)"
+            if not isinstance(env, ParallelEnv):
+                remedy += ", and in it super().reset(seed=seed)"
+            text = f"its reset takes no seed ({error}), as Gym's did before 0.26: write {remedy}"
+        raise UsageError(text) from error
+    if isinstance(env, VectorEnv) and isinstance(answer, tuple) and isinstance(answer[-1], list):
         raise UsageError(infos_of(answer[-1]))
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], dict):
         raise UsageError(
@@ -219,14 +215,14 @@ def try_reset(world: Any, seed: int) -> Any:
     return answer[0]
 
 
-def try_step(world: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
+def try_step(env: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
     try:
-        return world.step(action)
+        return env.step(action)
     except UsageError:
         raise
     except faults() as error:
         what = f"action {short(action)}, which is one"
-        if isinstance(world, ParallelEnv):
+        if isinstance(env, ParallelEnv):
             what = f"actions {short(action)}, each of them one"
         raise UsageError(
             f"it failed at {where} on the {what} of its action_space {space}: {explain(error)}"
@@ -234,21 +230,21 @@ def try_step(world: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
 
 
 def _replay(
-    world: gym.Env[Any, Any],
+    env: gym.Env[Any, Any],
     beginning: ByAgent,
     first: list[tuple[ByAgent, Answer]],
     clock: Clock,
 ) -> str:
-    """In what the first episode differs, played again; empty if in nothing."""
+    """How the first episode differs when it is played again; empty if it does not."""
     source = "self.np_random, which super().reset(seed=seed) sets"
-    if isinstance(world, ParallelEnv):
+    if isinstance(env, ParallelEnv):
         source = "a generator that reset makes anew from its seed"
     consequence = (
         "so that a run of the same seed differs, a resumed one may begin new episodes, and an "
         f"evaluation may show something else. Draw only from {source}, and let nothing outlive "
         "reset, neither in the env nor in a wrapper of it"
     )
-    play = RandomPlay(world)
+    play = RandomPlay(env)
     if not _same(play.reset(SEED, "its reset"), beginning):
         return f"reset with the same seed gives another observation, {consequence}"
     for number, (actions, answer) in enumerate(first):
@@ -256,15 +252,13 @@ def _replay(
             break
         again = play.step(actions, f"step {number} of the first episode, played again")
         if not again.equals(answer):
-            return (
-                f"the same seed and actions give another step {number} of the episode, "
-                f"{consequence}"
-            )
+            text = f"the same seed and actions give another step {number} of the episode"
+            return f"{text}, {consequence}"
     return ""
 
 
 def without_room(actions: Actions) -> Iterator[str]:
-    """Where there is nothing to choose."""
+    """Notes on parts of an action that leave nothing to choose."""
     for leaf in actions.without_room:
         yield (
             f"the action space{leaf.place}, {short(leaf.space)}, allows only one value of some "
@@ -272,25 +266,24 @@ def without_room(actions: Actions) -> Iterator[str]:
         )
 
 
-def _limited(world: gym.Env[Any, Any]) -> bool:
-    """Whether a wrapper cuts episodes off."""
-    if isinstance(world, ParallelEnv):
-        return world.limit is not None
-    return any(isinstance(layer, gym.wrappers.TimeLimit) for layer in layers(world))
+def _limited(env: gym.Env[Any, Any]) -> bool:
+    """A wrapper truncates episodes."""
+    if isinstance(env, ParallelEnv):
+        return env.limit is not None
+    return any(isinstance(layer, gym.wrappers.TimeLimit) for layer in layers(env))
 
 
 def running_statistics(env: Any) -> str:
-    """What is wrong with running statistics that an env or a wrapper keeps; empty if none does.
+    """An error text for running statistics that an env or a wrapper keeps; empty if none does.
 
-    They are no part of the policy and no checkpoint holds them; each env has its own, and they
-    begin anew in an evaluation. Known by what they are: an object with a mean and a variance that
-    is updated. Those that are frozen (`update_running_mean` is False) change nothing, and are fine.
-    So are those of a single env that a reset sets back: they are the episode's own. That is tried.
+    No checkpoint holds them, each env has its own, and an evaluation begins with new ones. They are
+    objects with a mean and a variance that are updated. Allowed are frozen ones
+    (`update_running_mean` is False), and those of a single env that every reset sets back.
     """
-    found = list(_kept(env))
-    if not found or (not isinstance(env, VectorEnv) and _set_back(env)):
+    kept = list(_kept(env))
+    if not kept or (not isinstance(env, VectorEnv) and _set_back(env)):
         return ""
-    keeper, name, _ = found[0]
+    keeper, name, _ = kept[0]
     ours = {"obs": "--net.normalize-obs", "re": "--algorithm.normalize-reward"}
     remedy = next((flag for word, flag in ours.items() if name.startswith(word)), "")
     return (
@@ -301,34 +294,32 @@ def running_statistics(env: Any) -> str:
 
 
 def _kept(env: Any) -> Iterator[tuple[str, str, Any]]:
-    """Who keeps running statistics, by which name, and these, but for those in other processes."""
+    """(class, attribute, object) of running statistics; the object is None in other processes."""
     seen = layers(env.parallel if isinstance(env, ParallelEnv) else env)
     for vector in [layer for layer in seen if isinstance(layer, SyncVectorEnv)]:
         seen += [layer for one in vector.envs for layer in layers(one)]
     for layer in seen:
         if getattr(layer, "update_running_mean", True):
             for name, value in getattr(layer, "__dict__", {}).items():
-                parts = list(value.values()) if isinstance(value, dict) else [value]
-                if isinstance(value, list | tuple):
-                    parts = list(value)
-                yield from (
-                    (type(layer).__name__, name, part) for part in parts if _is_statistics(part)
-                )
+                several = value.values() if isinstance(value, dict) else value
+                parts = several if isinstance(several, ValuesView | list | tuple) else [value]
+                kept = filter(_is_statistics, list(parts))
+                yield from ((type(layer).__name__, name, part) for part in kept)
         if isinstance(layer, AsyncVectorEnv) and (name := _in_processes(layer)):
             yield "a wrapper of its envs", name, None
 
 
 def _set_back(env: gym.Env[Any, Any]) -> bool:
     """A reset leaves these statistics as an earlier one of the same seed did."""
-    play, found, where = RandomPlay(env), [], "the first step"
+    play, moments, where = RandomPlay(env), [], "the first step"
     for seed in (SEED, SEED + 1, SEED):
         rows = play.reset(seed, "its reset")
         try:
-            found.append([_moments(value) for *_, value in _kept(env)])
+            moments.append([_moments(value) for *_, value in _kept(env)])
         except faults():  # as those of no number yet
             return False
         play.step(play.draw(rows, where), where)
-    return bool(found[0] == found[-1])
+    return bool(moments[0] == moments[-1])
 
 
 def _moments(statistics: Any) -> list[Any]:
@@ -348,12 +339,12 @@ def _in_processes(vector: AsyncVectorEnv) -> str:
 
 
 def refuse_statistics(env: Any) -> None:
-    if found := running_statistics(env):
-        raise UsageError(f"{found}. If they change nothing that is shown, use --env.no-check")
+    if text := running_statistics(env):
+        raise UsageError(f"{text}. If they change nothing that is shown, use --env.no-check")
 
 
 def _is_statistics(value: Any) -> bool:
-    kind, own = type(value), getattr(value, "__dict__", {})
-    mean = "mean" in own or isinstance(getattr(kind, "mean", None), property)
-    spread = any(name in own or hasattr(kind, name) for name in ("var", "std"))
+    kind, attributes = type(value), getattr(value, "__dict__", {})
+    mean = "mean" in attributes or isinstance(getattr(kind, "mean", None), property)
+    spread = any(name in attributes or hasattr(kind, name) for name in ("var", "std"))
     return mean and spread and any(hasattr(kind, name) for name in ("update", "push"))

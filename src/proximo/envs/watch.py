@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from proximo.envs.layers import title
 from proximo.spaces import MASK, Actions, Leaf, Observations, misfit, sizes, starts, strangers
 from proximo.types import UsageError
 
@@ -25,13 +28,22 @@ MOST_CHANNELS = 16
 
 
 class Checked(NamedTuple):
-    """What was found in a world that can be trained in."""
+    """Findings about an env that can be trained in."""
 
     notes: list[str]
-    steps: int
-    episodes: int  # that ended
-    replayable: bool  # whether the same seed and actions gave the same again
-    within: bool  # whether all observations lay within their bounds
+    steps: int = 0
+    episodes: int = 0  # that ended
+    within: bool = True  # whether all observations lay within their bounds
+    replayable: bool = False  # whether the same seed and actions gave the same again
+
+
+@contextlib.contextmanager
+def refusing(env: Any) -> Iterator[None]:
+    """Let a `UsageError` say which env it is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{title(env)} cannot be trained in: {error}") from error
 
 
 class Clock:
