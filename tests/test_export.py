@@ -61,7 +61,7 @@ class Questions(Match):
         assert self.action_space.contains(action)
         self.left -= 1
         self._symbol = int(self.np_random.integers(3))
-        return self._look(), 0.0, self.left == 0, False, {}
+        return self.observe(), 0.0, self.left == 0, False, {}
 
 
 def untrained(obs_space, action_space, own=None, **net):

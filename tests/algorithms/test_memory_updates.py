@@ -25,7 +25,7 @@ class Counting(Remember):
 
     length = 2**62
 
-    def see(self):
+    def observe(self):
         return self.np_random.uniform(-1, 1, 1).astype(np.float32)
 
     def reward(self, action):

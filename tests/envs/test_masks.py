@@ -45,8 +45,8 @@ class Told(Match):
         super().__init__("vector", done)
         self._masks, self.source = True, source
 
-    def _look(self):
-        return super()._look()["shown"]
+    def observe(self):
+        return super().observe()["shown"]
 
     def _info(self):
         mask = self.legal()

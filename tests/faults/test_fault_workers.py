@@ -516,7 +516,7 @@ def test_a_world_that_always_fails_ends_the_run():
 
 
 def test_the_budget_is_for_so_many_steps(monkeypatch):
-    monkeypatch.setattr(workers, "SPAN", 20)
+    monkeypatch.setattr(workers, "RESTART_STEPS", 20)
     env = env_config("raise", kwargs={"target": -2, "at": 12}, worlds=1)  # of 10 to 19 steps
     lasts = [10 + seed_of(0, episode) % 10 for episode in range(50)]
     ends = np.cumsum([min(length, 12) for length in lasts])
@@ -631,11 +631,11 @@ def test_what_is_doubtful_about_a_world_is_said():
 
 
 def test_a_constructor_that_does_not_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(workers, "START", 2.0)
+    monkeypatch.setattr(workers, "START_SECONDS", 2.0)
     begun = time.monotonic()
     with pytest.raises(UsageError, match="no world was made: no answer in 2 s"):
         make_worlds(env_config("long constructor"), SEED)
-    assert time.monotonic() - begun < 30  # and not the two minutes of START
+    assert time.monotonic() - begun < 30  # and not the two minutes of START_SECONDS
 
 
 def test_what_has_no_name_cannot_be_made_elsewhere():
@@ -724,7 +724,7 @@ def test_closing_takes_no_longer_than_its_grace(trouble, here):
         os.kill(pids[0], signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
     begun = time.monotonic()
     worlds.close()
-    assert time.monotonic() - begun < supervisor.GRACE + 10
+    assert time.monotonic() - begun < supervisor.GRACE_SECONDS + 10
     assert gone(pids)
 
 
@@ -806,7 +806,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_world_that_hangs(training):
     os.killpg(popen.pid, signal.SIGINT)
     begun = time.monotonic()
     _, said = popen.communicate(timeout=20)
-    assert time.monotonic() - begun < supervisor.GRACE + 10
+    assert time.monotonic() - begun < supervisor.GRACE_SECONDS + 10
     assert popen.returncode == 130
     assert "stopped at once" in said
     assert gone(pids)

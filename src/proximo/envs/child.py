@@ -1,4 +1,4 @@
-"""What runs in a process of worlds: it makes them, then steps them as the trainer says."""
+"""The worker process: it makes its envs, then steps them at the trainer's commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from proximo.types import UsageError, explain, faults
 
 
 class _World:
-    """One world, and its row in the memory that is shared."""
+    """One env, and its rows in the shared memory."""
 
     def __init__(self, make: Callable[[], Worlds], number: int) -> None:
         self._make, self._number = make, number
@@ -35,7 +35,7 @@ class _World:
         self._steps = shared.steps(self._rows)
 
     def do(self, command: bytes) -> None:
-        """Whatever the world raises is raised."""
+        """Begin or step. Raises whatever the env raises."""
         steps = self._steps
         steps.terminated[:], steps.ended[:], steps.real[:] = False, False, True
         steps.finals.clear()
@@ -64,14 +64,13 @@ class _World:
     def _look(self) -> None:
         """Raises `UsageError` for what is not finite."""
         steps = self._steps
-        whom = [f"agent {name} " for name in self.names] or [""]
-        for agent, reward in zip(whom, steps.reward[0], strict=True):
+        agents = [f"agent {name} " for name in self.names] or [""]
+        for agent, reward in zip(agents, steps.reward[0], strict=True):
             if not np.isfinite(reward):
                 raise UsageError(f"it gave {agent}the reward {reward}")
         for i, obs in (*enumerate(steps.obs[1]), *((i, obs) for _, i, obs in steps.finals)):
             if not np.isfinite(obs).all():
-                what = self._worlds.observations.not_finite(obs)
-                raise UsageError(f"it gave {whom[i]}{what}")
+                raise UsageError(f"it gave {agents[i]}{self._worlds.observations.not_finite(obs)}")
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
@@ -79,7 +78,7 @@ class _World:
 
 
 def work() -> None:
-    """The process of some worlds: make them, then do as told until the trainer is gone."""
+    """Make the envs, then obey commands until the trainer is gone."""
     Process.inside = True
     commands, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -120,14 +119,14 @@ def work() -> None:
     while command := commands.read(1):
         failed = {}
         for i in np.flatnonzero(shared.active[first:last]) + first:
-            shared.beat[me] += 1
-            shared.doing[me] = i
+            shared.heartbeat[me] += 1
+            shared.busy_env[me] = i
             try:
                 worlds[i].do(command)
             except faults() as error:
                 what = str(error) if isinstance(error, UsageError) else explain(error)
                 failed[int(i)] = [what, traceback.format_exc()]
-        shared.doing[me] = -1
-        answer(**({"faults": failed} if failed else {}))
+        shared.busy_env[me] = -1
+        answer(**({"failures": failed} if failed else {}))
     for world in worlds.values():
         world.close()

@@ -22,10 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-MEANT_FOR_TRAINER = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+TRAINER_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that a terminal or a scheduler sends to every process, and only the trainer obeys. It
 blocks them while it starts a process, so that none comes before that can ignore them."""
-GRACE = 1.5
+GRACE_SECONDS = 1.5
 """Seconds in which all processes must have ended."""
 LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -50,12 +50,12 @@ def supervise(words: int) -> None:
     faulthandler.enable(words)
     faulthandler.register(signal.SIGUSR1, words)
     # Handlers and not SIG_IGN, which the programs that worlds start would inherit.
-    ignored = MEANT_FOR_TRAINER - {signal.SIGUSR1}
+    ignored = TRAINER_SIGNALS - {signal.SIGUSR1}
     for number in ignored:
         signal.signal(number, _ignore)
         signal.siginterrupt(number, False)
     os.register_at_fork(after_in_child=lambda: _default(ignored))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANT_FOR_TRAINER)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINER_SIGNALS)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
@@ -101,10 +101,10 @@ def _stand_by(process: int, trainer: int) -> NoReturn:
             time.sleep(0.5)
         _kill(process)
 
-    for number in (*MEANT_FOR_TRAINER, signal.SIGHUP):
+    for number in (*TRAINER_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANT_FOR_TRAINER)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINER_SIGNALS)
     threading.Thread(target=watch, daemon=True).start()
     while (found := os.waitpid(-1, 0))[0] != process:
         pass  # it was something that a world has started, and that had lost its parent
@@ -122,7 +122,7 @@ def _stand_by(process: int, trainer: int) -> NoReturn:
 
 def _end_children() -> None:
     """Kill all that has lost its parent, and what that leaves behind in turn."""
-    until = time.monotonic() + GRACE
+    until = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < until:  # another user's cannot be killed
         for child in _children():
             _kill(child)
