@@ -1,4 +1,4 @@
-"""The contract of N worlds in step, and single worlds that are stepped in turn."""
+"""N envs in step: the contract, and single envs that are stepped in turn."""
 
 from __future__ import annotations
 
@@ -22,16 +22,13 @@ if TYPE_CHECKING:
 Maker = Callable[..., gym.Env[Any, Any]]
 """Makes one env."""
 REPLAYED = 100_000
-"""Steps of an episode up to which its actions are kept, so that it can be replayed."""
+"""Longest episode, in steps, of which all actions are kept for a replay."""
 NUMBERED = -1
-"""The seed of worlds each of whose episodes begins from its own number."""
+"""A seed with which episode k starts with seed k."""
 
 
 def episode_seed(seed: int, world: int, episode: int) -> int:
-    """The seed, in [0, 2^32), with which episode number `episode` of a world starts: a hash.
-
-    `NUMBERED` gives the number itself.
-    """
+    """Seed in [0, 2^32) of an episode of an env: a hash, or with `NUMBERED` the episode itself."""
     if seed == NUMBERED:
         return episode
     digest = hashlib.blake2b(f"{seed}/{world}/{episode}".encode(), digest_size=4).digest()
@@ -39,30 +36,29 @@ def episode_seed(seed: int, world: int, episode: int) -> int:
 
 
 def last_begins(steps: Steps, agents: int) -> np.ndarray:
-    """[N] behind which step an env of several agents began last, when nobody in it was left."""
+    """[N] steps before the last beginning of an env of several agents: where all had ended."""
     gone = (steps.ended | ~steps.real).reshape(len(steps), -1, agents).all(-1)
     behind = np.arange(1, len(steps) + 1)[:, None]
     return np.repeat((gone * behind).max(0), agents)
 
 
 RESET = "a world's reset must return two things, (observation, info)"
-"""Said of one that returns something else."""
+"""Error text for a reset that returns something else."""
 
 
 class Worlds(ABC):
-    """N worlds in step. `WorldState` says where they stand, and is theirs to move."""
+    """N envs in step. They alone change their `WorldState`, and the rollout's rows."""
 
     replayable: bool
-    """Whether seeds and actions bring a world back, so that a run resumes exactly."""
+    """Seeds and actions bring an env back, so that a run resumes exactly."""
     autoreset: bool = True
-    """Whether `step` resets an env whose episode has ended, or leaves that to `fresh`."""
+    """`step` resets an env whose episode has ended; False: only `fresh` does."""
     device: torch.device | None = None
-    """Where their tensors lie; None: they give and take NumPy arrays."""
+    """Device of their tensors; None: observations and actions are NumPy arrays."""
     agents: int = 1
-    """Rows of one world, which begin together: its agents."""
+    """Agents of one env: rows that begin together."""
     names: tuple[str, ...] = ()
-    """What they are called, in the order of their rows, where they have names."""
-
+    """Names of these agents, in the order of their rows."""
     single: gym.Env[Any, Any]
     """The first env itself, where single ones are stepped in this process."""
     make_apart: Callable[[], Worlds] | None = None
@@ -79,7 +75,7 @@ class Worlds(ABC):
         self.actions = Actions(self.action_space)
 
     def start(self, episode: int = 0) -> WorldState:
-        """Every world at the beginning of the episode of this number."""
+        """Reset all envs, to the beginning of the episode of this number."""
         state = WorldState(
             obs=np.empty(0),
             episode=np.full(self.count, episode - 1, np.int64),
@@ -93,48 +89,43 @@ class Worlds(ABC):
 
     @abstractmethod
     def fresh(self, state: WorldState) -> None:
-        """Let every world begin a new episode, unless it has just begun one."""
+        """Begin a new episode in every env that is not at the beginning of one."""
 
     @abstractmethod
     def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        """One step of every world by `steps.taken[t]`; fills in the rest of row t, and obs[t + 1].
+        """Step every env by the actions of row t; fill in the rest of row t, and obs[t + 1].
 
-        `state.obs` is not touched: `collect` sets it when the rollout has ended.
+        `state.obs` stays: `collect` sets it when the rollout has ended.
         """
 
     def remember(self, state: WorldState, steps: Steps) -> None:
-        """Keep the actions since each world began, for `restore` to replay."""
+        """Keep the actions since each env began, for `restore` to replay."""
         if not self.replayable:
             return
-        begin = self._begins(steps)
+        begin, too_long = self._begins(steps), state.length > REPLAYED
         for i, log in enumerate(state.actions):
-            if begin[i] or state.length[i] > REPLAYED:
+            if begin[i] or too_long[i]:
                 log.clear()
-            if state.length[i] > REPLAYED:
-                continue
-            if begin[i] < len(steps):
+            if begin[i] < len(steps) and not too_long[i]:
                 log.append(steps.taken[begin[i] :, i].copy())
                 if len(log) > 64:  # an episode over many rollouts
                     log[:] = [np.concatenate(log)]
 
     @staticmethod
     def remembered(state: WorldState) -> np.ndarray:
-        """[N] whose actions since they began are all kept."""
+        """[N] bool: all actions since the beginning of the episode are kept."""
         logged = np.array([sum(map(len, log)) for log in state.actions])
         return logged >= state.length
 
     def _begins(self, steps: Steps) -> np.ndarray:
-        """[N] the row with which each world began for the last time; 0: before these steps."""
+        """[N] first row of the running episode; 0: it began before these steps."""
         begin = np.zeros(self.count, np.int64)
         for t, i, _ in steps.finals:
             begin[i] = t + 1
         return begin
 
     def restore(self, state: WorldState) -> bool:
-        """Bring every world back to where `state` says it stood.
-
-        Where that cannot be done, let new episodes begin in all of them and return False.
-        """
+        """Bring all envs back to this state. If that fails, begin new episodes; return False."""
         if self.replayable and self.remembered(state).all() and self._bring_back(state):
             return True
         state.length[:] = 1
@@ -142,7 +133,7 @@ class Worlds(ABC):
         return False
 
     def _bring_back(self, state: WorldState) -> bool:
-        """Replay all actions; whether every world then shows what `state` says."""
+        """Replay all actions; returns whether the observations are those of the state."""
         return False
 
     def check(self) -> Checked | None:
@@ -172,7 +163,7 @@ class Worlds(ABC):
         return acting
 
     def close(self) -> list[str]:
-        """Close all envs. Returns what failed, in words: no result depends on it any more."""
+        """Close all envs. Returns error texts: no result depends on these failures any more."""
         return [*self._close(), *(self._apart.close() if self._apart else [])]
 
     @abstractmethod
@@ -252,12 +243,12 @@ class SyncWorlds(Worlds):
 
 
 def misanswer(answer: Any, observations: Observations) -> str:
-    """What is wrong with what a world's step returned."""
+    """Error text for the return value of a step."""
     if not isinstance(answer, tuple) or len(answer) != 5:
-        found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+        what = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
         return (
             "a world's step must return (observation, reward, terminated, truncated, info), "
-            f"but returned {found}"
+            f"but returned {what}"
         )
     if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
         return f"a world's reward must be one number, but it is {answer[1]!r}"

@@ -1,4 +1,4 @@
-"""An env and the wrappers around it: what it is called, whether it has spaces, how it is closed."""
+"""An env and its wrappers: the layers, the name, the spaces, how it is closed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from proximo.types import UsageError, explain, faults
 
 
 class Bare(gym.Env[Any, Any]):
-    """An env that is no subclass of `gym.Env`: two spaces, two methods, and perhaps more."""
+    """An env that is no subclass of `gym.Env`, but has two spaces, `reset` and `step`."""
 
     def __init__(self, env: Any) -> None:
         self.env = env
         self.observation_space, self.action_space = env.observation_space, env.action_space
-        # As fast as they are.
-        self.reset, self.step = env.reset, env.step  # type: ignore[method-assign]
+        vars(self).update(reset=env.reset, step=env.step)  # as fast as they are
         self.metadata = getattr(env, "metadata", None) or {}
         self.render_mode = getattr(env, "render_mode", None)
 
@@ -28,41 +27,39 @@ class Bare(gym.Env[Any, Any]):
         return getattr(self.__dict__.get("env"), name)
 
     def render(self) -> Any:
-        own = getattr(self.env, "render", super().render)
-        return own()
+        return getattr(self.env, "render", super().render)()
 
     def close(self) -> None:
-        own = getattr(self.env, "close", super().close)
-        own()
+        getattr(self.env, "close", super().close)()
 
 
 def layers(env: Any) -> list[Any]:
     """An env and those that it wraps, from the outside in."""
-    found: list[Any] = []
-    while env is not None and not any(env is other for other in found):
-        found.append(env)
+    nested: list[Any] = []
+    while env is not None and not any(env is other for other in nested):
+        nested.append(env)
         env = getattr(env, "__dict__", {}).get("env")  # runs no code of the env
-    return found
+    return nested
 
 
-def base(env: Any) -> Any:
-    """An env without its wrappers: as `unwrapped`, of which an env may make something else."""
+def unwrapped(env: Any) -> Any:
+    """An env without its wrappers; its own `unwrapped` may be something else."""
     while isinstance(env, gym.Wrapper | Bare | VectorWrapper) and "env" in vars(env):
         env = env.env
-    return env
+    return env.parallel if isinstance(env, ParallelEnv) else env
 
 
 def title(env: Any) -> str:
-    """The id of a registered env, the name of one of PettingZoo's, or that of its class."""
-    if isinstance(env, ParallelEnv):
-        return parallel_name(env.parallel)
-    inner = base(env)
+    """Name of an env: its id in Gymnasium, or PettingZoo's name, or the name of its class."""
+    inner = unwrapped(env)
     spec = getattr(inner, "__dict__", {}).get("spec")  # runs no code of the env
+    if isinstance(env, ParallelEnv):
+        return parallel_name(inner)
     return spec.id if isinstance(spec, EnvSpec) else type(inner).__name__
 
 
 def close_all(envs: Iterable[Any]) -> list[str]:
-    """Close every env, though another one fails. Returns what failed, in words."""
+    """Close every env, though another one fails. Returns error texts."""
     failed = []
     for env in envs:
         try:
@@ -86,7 +83,5 @@ def check_spaces(env: Any) -> None:
             raise UsageError(f"the world {title(env)} has no {name}: set it in its __init__")
         if not isinstance(space, gym.Space):
             kind = f"{type(space).__module__}.{type(space).__name__}"
-            raise UsageError(
-                f"the {name} of {title(env)} is of type {kind}: give it one of gymnasium.spaces, "
-                "such as Box"
-            )
+            text = f"the {name} of {title(env)} is of type {kind}"
+            raise UsageError(f"{text}: give it one of gymnasium.spaces, such as Box")

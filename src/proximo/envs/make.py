@@ -1,4 +1,4 @@
-"""Worlds from a configuration, under one step for all three autoreset modes of Gymnasium."""
+"""Envs from a configuration, a callable or a vector env."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from proximo.envs.base import NUMBERED, Maker, SyncWorlds, Worlds
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.envpool import EnvPoolEnv, EnvPoolEnvs, is_pooled
-from proximo.envs.layers import Bare, base, check_spaces, close_all, layers
+from proximo.envs.layers import Bare, check_spaces, close_all, layers, unwrapped
 from proximo.envs.masks import Masked
 from proximo.envs.parallel_env import ParallelEnv, is_parallel, is_turn_based, parallel_name
 from proximo.envs.parallel_envs import ParallelEnvs
@@ -29,9 +29,9 @@ from proximo.types import UsageError, explain, faults, nearest
 def make_world(
     env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None
 ) -> gym.Env:
-    """One world, as `EnvConfig` or a callable describes it. Raises `UsageError`.
+    """One env, of a configuration or a callable; PettingZoo's as a `ParallelEnv`.
 
-    A PettingZoo parallel world comes as `proximo.envs.parallel_env.ParallelEnv`.
+    Raises `UsageError`.
     """
     if maker is None and env.backend == "envpool" and not (":" in env.id or is_registered(env.id)):
         return EnvPoolEnv(env, render_mode)
@@ -71,50 +71,50 @@ def _arcade(env: EnvConfig, render_mode: str | None) -> gym.Env[Any, Any]:
 
 
 def _single(made: Any, maker: str) -> Any:
-    """What was made, as one env with Gymnasium's interface, or a PettingZoo parallel env.
+    """An env with Gymnasium's interface, or a PettingZoo parallel env.
 
-    Raises `UsageError` for anything else. maker: what made it, in words.
+    Raises `UsageError` for anything else. maker: its name in the error.
     """
     if is_parallel(made):
         return made
-    if made is None:
-        raise UsageError(f"{maker} returned None: let it end with return, and the env")
-    if isinstance(made, type):
-        name = made.__name__
-        raise UsageError(f"{maker} returned {name}, a class: let it return an env, {name}(...)")
-    if isinstance(made, VectorEnv):
-        raise UsageError(
-            f"{maker} returned {type(made).__name__}, a vector env, where one env is expected: "
-            "return one, of which env.worlds says the number, or give the vector env itself to "
-            "proximo.train"
-        )
-    if is_turn_based(made):
-        raise UsageError(
-            f"{maker} returned {parallel_name(made)}, a turn-based (AEC) env of "
-            "PettingZoo: agents must act at once. Return its parallel_env(), or, where agents "
-            "cannot do that, a Gymnasium env in which one of them acts and the others are part of "
-            "it"
-        )
     missing = [name for name in ("reset", "step") if not callable(getattr(made, name, None))]
-    if missing:
-        raise UsageError(
-            f"{maker} returned {made!r:.80}, of type {type(made).__name__}, which has no method "
+    wrong = ""
+    if made is None:
+        wrong = "None: let it end with return, and the env"
+    elif isinstance(made, type):
+        wrong = f"{made.__name__}, a class: let it return an env, {made.__name__}(...)"
+    elif isinstance(made, VectorEnv):
+        wrong = (
+            f"{type(made).__name__}, a vector env, where one env is expected: return one, of which "
+            "env.worlds says the number, or give the vector env itself to proximo.train"
+        )
+    elif is_turn_based(made):
+        wrong = (
+            f"{parallel_name(made)}, a turn-based (AEC) env of PettingZoo: agents must act at "
+            "once. Return its parallel_env(), or, where agents cannot do that, a Gymnasium env in "
+            "which one of them acts and the others are part of it"
+        )
+    elif missing:
+        wrong = (
+            f"{made!r:.80}, of type {type(made).__name__}, which has no method "
             f"{' and no method '.join(missing)}: an env has both"
         )
+    if wrong:
+        raise UsageError(f"{maker} returned {wrong}")
     check_spaces(made)
     return made if isinstance(made, gym.Env) else Bare(made)
 
 
 def _limited(env: gym.Env[Any, Any], steps: int) -> gym.Env[Any, Any]:
-    """The env with this time limit, in place of that which it has from Gymnasium."""
-    found = [layer for layer in layers(env) if isinstance(layer, gym.wrappers.TimeLimit)]
-    for layer in found:
-        layer._max_episode_steps = steps
-    return env if found else gym.wrappers.TimeLimit(env, steps)
+    """The env with this time limit, which replaces one that it has from Gymnasium."""
+    limits = [layer for layer in layers(env) if isinstance(layer, gym.wrappers.TimeLimit)]
+    for limit in limits:
+        limit._max_episode_steps = steps
+    return env if limits else gym.wrappers.TimeLimit(env, steps)
 
 
 def _said(maker: Any, env: EnvConfig) -> str:
-    """What makes an env, in words."""
+    """Name of what makes an env."""
     return env.id or getattr(maker, "__qualname__", f"{maker!r:.80}")
 
 
@@ -150,7 +150,7 @@ def make_worlds(
 
 
 def in_step(envs: list[gym.Env[Any, Any]], seed: int = NUMBERED) -> Worlds:
-    """Single envs, or parallel ones, in step, to play in: nobody resets them but `fresh`."""
+    """Single or parallel envs in step, without autoreset: to play single episodes in."""
     return _in_step(envs, seed, autoreset=False)
 
 
@@ -220,7 +220,7 @@ def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
 
 
 def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
-    """Single envs, each of them another one. Raises `UsageError`, and then leaves none open."""
+    """N different single envs. Raises `UsageError`, and then leaves none open."""
     made: list[gym.Env[Any, Any]] = []
     try:
         for _ in range(env.worlds):
@@ -228,15 +228,14 @@ def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
     except BaseException:
         close_all(made)
         raise
-    if len({id(w.parallel if isinstance(w, ParallelEnv) else base(w)) for w in made}) < len(made):
-        raise UsageError(
-            "the callable returned one and the same world twice: make a new one each time"
-        )
+    if len({id(unwrapped(world)) for world in made}) < len(made):
+        text = "the callable returned one and the same world twice: make a new one each time"
+        raise UsageError(text)
     return made
 
 
 def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
-    """Those of Gymnasium's own world of that name, with which the policy will be used."""
+    """Spaces of Gymnasium's env of that name, in which the policy will be used."""
     if not is_registered(env.id):
         return None
     try:
@@ -248,17 +247,17 @@ def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
 
 
 def has_vector_version(env: EnvConfig) -> bool:
-    """Whether the world registers a version of itself that steps many at once."""
+    """The env registers a version of itself that steps many at once."""
     return is_registered(env.id) and gym.registry[env.id].vector_entry_point is not None
 
 
 def return_threshold(env: EnvConfig) -> float | None:
-    """The return at which Gymnasium calls this task solved, where it names one."""
+    """Return at which Gymnasium calls this env solved, or None."""
     return gym.registry[env.id].reward_threshold if env.id in gym.registry else None
 
 
 def time_limit(env: EnvConfig) -> int | None:
-    """The steps after which an env cuts off its episodes, where its id has such a limit."""
+    """Steps after which the env of this id truncates its episodes, or None."""
     return gym.registry[env.id].max_episode_steps if is_registered(env.id) else None
 
 
@@ -281,7 +280,7 @@ def _maker(env: EnvConfig) -> Maker:
 
 
 def _registered(name: str, env: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
-    # The passive checker looks at the first step only; the rollout is checked whole.
+    # The passive checker sees the first step only; the rollout is checked whole.
     kwargs = {"max_episode_steps": env.max_episode_steps, "disable_env_checker": True, **kwargs}
     return gym.make(name, **kwargs)
 
@@ -297,18 +296,17 @@ def _user_maker(env: EnvConfig) -> Maker:
 
 
 def _unregistered(module: ModuleType, name: str) -> str:
-    """What is wrong with `module:ID` where importing the module does not register that id."""
-    place, others = module.__name__, [*gym.registry]
+    """Error text for `module:ID` where importing the module does not register that id."""
+    place, near = module.__name__, nearest(name, [*gym.registry])
     within = [m for key, m in list(sys.modules.items()) if f"{key}.".startswith(f"{place}.")]
     calls = sorted(
         {
-            f"{each.__module__}.{key}()"
+            f"{function.__module__}.{key}()"
             for part in within
-            for key, each in vars(part).items()
-            if "register" in key and getattr(each, "__module__", "").split(".")[0] == place
+            for key, function in vars(part).items()
+            if "register" in key and getattr(function, "__module__", "").split(".")[0] == place
         }
     )
-    near = nearest(name, others)
     call = " or ".join(calls) or "the function of it that does"
     return (
         f"importing {place} registers no env {name!r} in Gymnasium. "

@@ -15,7 +15,7 @@ from gymnasium.spaces import Text
 
 from proximo.envs.base import Maker, episode_seed
 from proximo.envs.config import EnvConfig
-from proximo.envs.layers import base, close_all, title
+from proximo.envs.layers import close_all, title, unwrapped
 from proximo.envs.make import make_world
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences
@@ -38,7 +38,7 @@ def text_worlds(name: str, maker: Maker | None, count: int) -> Iterator[list[Wor
         for _ in range(count):
             worlds.append(make_world(EnvConfig(id=name), maker))
             _check_spaces(worlds[-1])
-        if len({id(base(world)) for world in worlds}) < count:
+        if len({id(unwrapped(world)) for world in worlds}) < count:
             raise UsageError(
                 "the callable returned one and the same world twice: make a new one each time"
             )
