@@ -11,13 +11,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from proximo.envs.base import Worlds
+from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import in_step, time_limit
 from proximo.envs.registries import ARCADE
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK
-from proximo.types import Episode, Steps, UsageError, WorldState, explain, faults
+from proximo.types import EnvState, Episode, RolloutBuffer, UsageError, explain, faults
 
 Act = Callable[[np.ndarray], Any]
 """The env's action, as a row, for the row of an observation."""
@@ -46,7 +46,7 @@ def unwatched(episode: int) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """Episodes of an evaluation, in the world's own units."""
+    """Episodes of an evaluation, in the env's own units."""
 
     episodes: tuple[Episode, ...]
     seed: int
@@ -109,23 +109,23 @@ class EpisodePlayer:
     One env, one row per forward: an episode's result depends on its seed and on nothing else.
     """
 
-    def __init__(self, envs: Worlds) -> None:
-        """envs: one env, as `Worlds.apart` gives it: its episode k starts with seed k."""
+    def __init__(self, envs: Envs) -> None:
+        """envs: one env, as `Envs.apart` gives it: its episode k starts with seed k."""
         self._envs = envs
-        self._state: WorldState | None = None
+        self._state: EnvState | None = None
         self._length = 0  # of the running episode
         seen, acts, rows = envs.observations, envs.actions, (1, envs.count)
         nothing = np.empty(0)
-        self._steps = Steps(
+        self._steps = RolloutBuffer(
             obs=np.empty((2, envs.count, *seen.shape), seen.dtype),
             action=nothing,
             parameters=nothing,
-            taken=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
+            env_action=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
             reward=np.empty(rows),
             terminated=np.empty(rows, bool),
-            ended=np.empty(rows, bool),
-            real=np.empty(rows, bool),
-            finals=[],
+            done=np.empty(rows, bool),
+            valid=np.empty(rows, bool),
+            final_obs=[],
         )
 
     def play(
@@ -159,7 +159,7 @@ class EpisodePlayer:
         except UsageError:
             raise
         except faults() as error:
-            text = f"the world failed after {self._length} steps: {explain(error)}"
+            text = f"the env failed after {self._length} steps: {explain(error)}"
             raise UsageError(text) from error
         return Scores(tuple(played), seed, deterministic, limit, cut)
 
@@ -197,39 +197,39 @@ class EpisodePlayer:
         envs, state, steps = self._envs, self._state, self._steps
         assert state
         ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)
-        steps.ended[:], steps.real[:] = False, True
+        steps.done[:], steps.valid[:] = False, True
         acting, failed = envs.acting(steps, 0), False
         watch()
         for self._length in range(limit):
             if not acting.any():
                 break
             for i in np.flatnonzero(acting):  # an agent that has left shows nothing
-                steps.taken[0, i] = acts[i](steps.obs[0, i])
-            steps.ended[:], steps.real[:] = False, True
+                steps.env_action[0, i] = acts[i](steps.obs[0, i])
+            steps.done[:], steps.valid[:] = False, True
             envs.step(state, steps, 0)
             watch()
             envs.remember(state, steps)
-            steps.finals.clear()
+            steps.final_obs.clear()
             steps.obs[0] = steps.obs[1]
-            ret += np.where(steps.real[0], steps.reward[0], 0)
-            length += steps.real[0]
+            ret += np.where(steps.valid[0], steps.reward[0], 0)
+            length += steps.valid[0]
             acting = envs.acting(steps, 0)
-            failed = not (acting.any() or steps.ended.any())
+            failed = not (acting.any() or steps.done.any())
         pairs = zip(ret.tolist(), length.tolist(), strict=True)
         parts = [Episode(r, n) for r, n in pairs if n]
         return None if failed else parts, int((acting & (length > 0)).sum())
 
 
 class EpisodePolicy:
-    """A policy in one episode of one world: what it remembers is kept from step to step."""
+    """A policy in one episode of one env: what it remembers is kept from step to step."""
 
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
-        self._carry = torch.zeros(1, policy.carry_size, device=policy.device)
+        self._carry = torch.zeros(1, policy.state_size, device=policy.device)
         self._noise, self._sampled, self._acted = torch.empty(0), 0, 0
 
     def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
-        """The world's action: the most likely one, or sampled by `generator`."""
+        """The env's action: the most likely one, or sampled by `generator`."""
         row = self.act(self._policy.observations.row(obs), generator)
         return self._policy.actions.given(row)
 
@@ -238,7 +238,7 @@ class EpisodePolicy:
         """The same of a row, as a row. Raises `UsageError` for a mask that allows nothing."""
         if self._policy.stuck(seen[None]).any():
             raise UsageError(
-                f"the {MASK} of a world allows no action at step {self._acted} of an episode: one "
+                f"the {MASK} of an env allows no action at step {self._acted} of an episode: one "
                 "must be legal until it ends"
             )
         self._acted += 1

@@ -25,7 +25,7 @@ def test_every_setting_is_a_flag():
         for setting in dataclasses.fields(algorithm):
             assert f"algorithm.{setting.name.replace('_', '-')}" in KNOWN
     assert {"run-dir", "env", "net", "from", "quiet", "no-quiet", "seed"} <= KNOWN
-    assert not {"method", "world", "env-name", "start"} & KNOWN
+    assert not {"method", "env", "env-name", "start"} & KNOWN
 
 
 @pytest.mark.parametrize(
@@ -34,8 +34,8 @@ def test_every_setting_is_a_flag():
         ("--lr 3e-4", "--algorithm.learning-rate 3e-4"),
         ("--lr=3e-4", "--algorithm.learning-rate=3e-4"),
         ("--learning_rate 3e-4", "--algorithm.learning-rate 3e-4"),
-        ("--num-envs 8", "--env.worlds 8"),
-        ("--n_envs 8", "--env.worlds 8"),
+        ("--num-envs 8", "--env.num-envs 8"),
+        ("--n_envs 8", "--env.num-envs 8"),
         ("--n-steps 128", "--rollout.steps 128"),
         ("--gamma 0.9", "--algorithm.gamma 0.9"),
         ("--ent-coef 0.01", "--algorithm.entropy-coef 0.01"),
@@ -49,7 +49,10 @@ def test_every_setting_is_a_flag():
         ("--hidden 8 8", "--net.hidden 8 8"),
         ("--algorithm.gama 0.9", "--algorithm.gamma 0.9"),
         ("--sede 3", "--seed 3"),
-        ("--lr 1e-3 --quiet --num-envs 2", "--algorithm.learning-rate 1e-3 --quiet --env.worlds 2"),
+        (
+            "--lr 1e-3 --quiet --num-envs 2",
+            "--algorithm.learning-rate 1e-3 --quiet --env.num-envs 2",
+        ),
     ],
 )
 def test_the_line_to_type_is_given(here, words, line):

@@ -96,7 +96,7 @@ def _whole_numbers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 @REGISTRY.primitive_rule
 def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Arguments of a world: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
+    """Arguments of an env: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
     if typing.get_origin(info.type) is not dict:
         return None
 
@@ -201,15 +201,15 @@ def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
 
 def allow_code(
     config: Config,
-    world: str | None,
+    one_env: str | None,
     wrappers: Sequence[str],
     net: str | None,
     verb: str,
     arguments: list[str],
 ) -> Config:
-    """The configuration, if its world and its network may be made.
+    """The configuration, if its env and its network may be made.
 
-    A world, wrapper or network written as module:Class would import code because a file says so.
+    An env, wrapper or network written as module:Class would import code because a file says so.
     That needs the user's word: the names must be given again, with --env, --wrappers and --net.
     Raises `UsageError` with the line to type.
     """
@@ -217,19 +217,19 @@ def allow_code(
     wrapped_by, made_of = section.get(verb, ("--wrappers", "--net"))
     line = shlex.join(["proximo", verb, *arguments])
     env = dataclasses.replace(
-        config.env, id=world or config.env.id, wrappers=tuple(wrappers) or config.env.wrappers
+        config.env, id=one_env or config.env.id, wrappers=tuple(wrappers) or config.env.wrappers
     )
     if not env.id:
         raise UsageError(
-            f"this run's world was made by a program: name it, as in {line} --env module:Class"
+            f"this run's env was made by a program: name it, as in {line} --env module:Class"
         )
     asks, names = [], []
-    if ":" in env.id and world is None:
+    if ":" in env.id and one_env is None:
         asks += ["--env", env.id]
     if env.wrappers and not wrappers:
         asks += [wrapped_by, *env.wrappers]
     if asks:
-        names.append(f"world, {' and '.join(word for word in asks if ':' in word)}")
+        names.append(f"env, {' and '.join(word for word in asks if ':' in word)}")
     if net and not config.net.module:
         raise UsageError(f"{made_of} is {net}, but this run's network is Proximo's: leave it out")
     if config.net.module and not net:
@@ -245,18 +245,18 @@ def allow_code(
     return dataclasses.replace(config, env=env, net=dataclasses.replace(config.net, module=module))
 
 
-def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
-    """Refuse a world whose spaces are not those of the policy. Raises `UsageError`."""
+def check_spaces(env: gym.Env[Any, Any], agent: Agent) -> None:
+    """Refuse an env whose spaces are not those of the policy. Raises `UsageError`."""
     from proximo.envs.layers import title
 
     pairs = (
-        ("observation", world.observation_space, agent.obs_space),
-        ("action", world.action_space, agent.action_space),
+        ("observation", env.observation_space, agent.obs_space),
+        ("action", env.action_space, agent.action_space),
     )
     for what, there, own in pairs:
         # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
         if there.shape != own.shape or own != there:
             raise UsageError(
-                f"the {what} space of {title(world)} is {there}, but this policy was trained with "
-                f"{own}: name the world it was trained in, or one with the same spaces"
+                f"the {what} space of {title(env)} is {there}, but this policy was trained with "
+                f"{own}: name the env it was trained in, or one with the same spaces"
             )

@@ -39,15 +39,15 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Train several algorithms in one world with the same seeds, and lay their scores side by side.
+    """Train several algorithms in one env with the same seeds, and lay their scores side by side.
 
     Every run is what `proximo train ALGORITHM ENV` and `proximo eval` make of it by themselves:
-    the settings of a preset where there is one for this algorithm in this world, else plain
+    the settings of a preset where there is one for this algorithm in this env, else plain
     defaults. Besides, the policy is evaluated along the way, which changes nothing that is learned.
     DIR keeps the table, the learning curves, all numbers and the run folders.
     """
 
-    world: Annotated[Positional[str], arg(metavar="ENV", help_behavior_hint="")] = ""
+    env: Annotated[Positional[str], arg(metavar="ENV", help_behavior_hint="")] = ""
     """Where: a Gymnasium id such as CartPole-v1, or module:Class."""
     algorithms: Annotated[str, arg(metavar="NAME,NAME,...", help_behavior_hint="")] = ""
     """What to compare, such as a2c,trpo,ppo."""
@@ -123,19 +123,19 @@ def main(arguments: list[str]) -> int:
     from proximo.commands.pictures import draw_comparison, figure
     from proximo.envs.config import EnvConfig
     from proximo.envs.layers import close_all
-    from proximo.envs.make import make_world, return_threshold
+    from proximo.envs.make import make_env, return_threshold
     from proximo.run.folder import RunFolder
 
     # What would fail after hours, or in every run, is said now.
     figure()
     folder, place = _free_folder(command), Path.cwd()
-    env = EnvConfig(id=command.world)
-    close_all([make_world(env)])
+    env = EnvConfig(id=command.env)
+    close_all([make_env(env)])
     if command.threshold is None:
         command = dataclasses.replace(command, threshold=return_threshold(env))
-    os.chdir(place)  # where the world has left it, the runs would not find its module
+    os.chdir(place)  # where the env has left it, the runs would not find its module
     _make_folder(folder)
-    head = f"{', '.join(names)} on {command.world}"
+    head = f"{', '.join(names)} on {command.env}"
     show(f"{head}, {command.seeds_in_words}, in {folder}")
     try:
         runs, failures = _run_all(command, names, folder)
@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> int:
     if runs:
         groups = {name: [(RunFolder(run.folder), run.score) for run in own[name]] for name in names}
         title = (
-            f"{command.world}: evaluations of {EPISODES} deterministic episodes, the last (the "
+            f"{command.env}: evaluations of {EPISODES} deterministic episodes, the last (the "
             f"score) of {command.episodes}\nmean over seeds, band from the lowest to the highest"
         )
         draw_comparison(groups, folder / "compare.png", title, command.threshold)
@@ -163,8 +163,8 @@ def main(arguments: list[str]) -> int:
 
 def _check(command: Compare) -> list[str]:
     """The algorithms, if all that was given can be worked with. Raises `UsageError`."""
-    if not command.world:
-        raise UsageError("name a world, as in: proximo compare CartPole-v1 --algorithms a2c,ppo")
+    if not command.env:
+        raise UsageError("name an env, as in: proximo compare CartPole-v1 --algorithms a2c,ppo")
     if not command.algorithms:
         raise UsageError("name the algorithms to compare, as in: --algorithms a2c,trpo,ppo")
     # By the name of its class: an algorithm may have several.
@@ -185,7 +185,7 @@ def _check(command: Compare) -> list[str]:
 
 
 def _free_folder(command: Compare) -> Path:
-    base = Path("runs") / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.world)}"
+    base = Path("runs") / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.env)}"
     others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
     return command.dir or next(p for p in itertools.chain([base], others) if not p.exists())
 
@@ -284,13 +284,13 @@ def _run(
 ) -> Run | Failure:
     from proximo.run.folder import RunFolder
 
-    train = ["train", algorithm, command.world, "--seed", str(seed), "--run-dir", str(place)]
+    train = ["train", algorithm, command.env, "--seed", str(seed), "--run-dir", str(place)]
     train += ["--quiet", *_evaluating(command, algorithm)]
     if command.total_steps is not None:
         train += ["--total-steps", str(command.total_steps)]
     score = ["eval", str(place), "--episodes", str(command.episodes), "--json"]
-    if ":" in command.world:
-        score += ["--env", command.world]
+    if ":" in command.env:
+        score += ["--env", command.env]
     for words in (train, score):
         code, out, err = children.run(words)
         if code:
@@ -302,7 +302,7 @@ def _run(
                 code=code,
                 error=err.rstrip().splitlines()[-5:],
             )
-    # A world may print as well.
+    # An env may print as well.
     scores = json.loads(next(line for line in out.splitlines()[::-1] if line.startswith("{")))
     run = RunFolder(place)
     result = run.read_result()
@@ -326,9 +326,9 @@ def _evaluating(command: Compare, algorithm: str) -> list[str]:
     """What `train` is told besides, to evaluate the policy along the way."""
     from proximo.run.presets import find_preset
 
-    preset = find_preset(algorithm, command.world)
+    preset = find_preset(algorithm, command.env)
     config = from_tables(preset.tables if preset else {"algorithm": {"name": algorithm}})
-    steps = config.env.worlds * config.rollout.steps
+    steps = config.env.num_envs * config.rollout.steps
     updates = -(-(command.total_steps or config.run.total_steps) // steps)
     every = ["--run.eval-every", str(max(1, updates // EVALUATIONS))]
     return [*every, "--run.eval-episodes", str(EPISODES)]
@@ -463,7 +463,7 @@ def _write_numbers(
     from proximo.run.folder import versions
 
     numbers = {
-        "env": command.world,
+        "env": command.env,
         "seeds": command.seeds,
         "episodes": command.episodes,
         "total_steps": command.total_steps,

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
-    # The world is not made, so it needs no word.
+    # The env is not made, so it needs no word.
     named = dataclasses.replace(saved, env=EnvConfig(id="none"))
     allow_code(named, None, (), command.net, "export", arguments)
     out = command.out or command.run / "policy.onnx"

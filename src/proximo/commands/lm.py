@@ -42,7 +42,7 @@ MODEL = arg(name="model", metavar="MODEL", help_behavior_hint="")
 TEXT = arg(metavar="FILE", help_behavior_hint="")
 SHORT = arg(help_behavior_hint="")
 REWARD = arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
-WORLD = arg(metavar="MODULE:CLASS", help_behavior_hint="")
+ENV = arg(metavar="MODULE:CLASS", help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,16 +101,16 @@ class FitReward(Begin):
 class Ppo(Begin):
     """Train a language model by PPO for a reward, near the model that it began as.
 
-    The prompts are lines of JSON with "prompt"; other columns are handed to the reward. With a
-    world, which speaks first, they are handed to its reset, or left out.
+    The prompts are lines of JSON with "prompt"; other columns are handed to the reward. With an
+    env, which speaks first, they are handed to its reset, or left out.
     """
 
     prompts: Annotated[Path | None, TEXT] = None
     """JSONL with prompt."""
     reward: Annotated[tuple[str, ...], REWARD] = ()
     """What scores completions (short for --score.reward)."""
-    world: Annotated[str | None, WORLD] = None
-    """A world of text to talk with, for its rewards (short for --score.world)."""
+    env: Annotated[str | None, ENV] = None
+    """An env of text to talk with, for its rewards (short for --score.env)."""
     algorithm: TokenPPO = TOKENS
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -152,8 +152,8 @@ class Resume:
     """Train to this many updates instead; schedules keep their horizon."""
     reward: Annotated[tuple[str, ...], REWARD] = ()
     """What scores completions, which a function of your own needs to hear again."""
-    world: Annotated[str | None, WORLD] = None
-    """The world, likewise."""
+    env: Annotated[str | None, ENV] = None
+    """The env, likewise."""
     data: Annotated[Path | None, TEXT] = None
     """The data, where the file stands elsewhere now."""
     strict: bool = False
@@ -182,7 +182,7 @@ def usage() -> str:
         "  proximo lm sft --model tiny --data texts.jsonl --run-dir runs/base\n"
         "  proximo lm reward --model runs/base --data pairs.jsonl --run-dir runs/judge\n"
         "  proximo lm ppo --model runs/base --prompts prompts.jsonl --reward runs/judge\n"
-        "  proximo lm ppo --model runs/base --world my_world:World\n"
+        "  proximo lm ppo --model runs/base --env my_env:Env\n"
         "  proximo lm generate runs/lm-ppo-seed0 --prompt 'The weather'"
     )
 
@@ -203,11 +203,11 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
     config: StageConfig
     if isinstance(command, Ppo):
         data, score = command.prompts, _scored(command.score, command)
-        if data is None and not score.world:
+        if data is None and not score.env:
             raise UsageError("name the data: --prompts FILE.jsonl")
-        if not (score.reward or score.world):
+        if not (score.reward or score.env):
             raise UsageError(
-                "name what scores completions: --reward module:function, or a run, or --world"
+                "name what scores completions: --reward module:function, or a run, or --env"
             )
         config = PPOConfig(
             lm=Task(stage="ppo", data=str(data or "")),
@@ -239,7 +239,7 @@ def _resume(command: Resume, arguments: list[str]) -> int:
         config = dataclasses.replace(
             config, lm=dataclasses.replace(config.lm, data=str(command.data))
         )
-    if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.world):
+    if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.env):
         raise UsageError("this run's data were given by a program: name them by --data")
     if command.updates is not None:
         run = dataclasses.replace(config.run, updates=command.updates)
@@ -265,7 +265,7 @@ def _resume(command: Resume, arguments: list[str]) -> int:
 
 def _scored(score: ScoreConfig, command: Ppo | Resume) -> ScoreConfig:
     """With the shorthands laid over it."""
-    given: dict[str, Any] = {"reward": command.reward, "world": command.world}
+    given: dict[str, Any] = {"reward": command.reward, "env": command.env}
     return dataclasses.replace(score, **{name: value for name, value in given.items() if value})
 
 
@@ -275,17 +275,17 @@ def _check_code(score: ScoreConfig, command: Resume, arguments: list[str]) -> No
     code = [name for name in score.reward if not Path(name).is_dir()]
     if code and not command.reward:
         own, again = f"reward, {' and '.join(code)}", ["--reward", *score.reward]
-    if ":" in score.world and not command.world:
-        own, again = f"world, {score.world}", ["--world", score.world]
+    if ":" in score.env and not command.env:
+        own, again = f"env, {score.env}", ["--env", score.env]
     if own:
         line = shlex.join(["proximo", "lm", "resume", *arguments, *again])
         raise UsageError(
             f"this run's {own}, is code: importing it needs your word. "
             f"If you trust it, type: {line}"
         )
-    if not (score.reward or score.world):
+    if not (score.reward or score.env):
         raise UsageError(
-            "this run's reward was given by a program: name it by --reward, or a world by --world"
+            "this run's reward was given by a program: name it by --reward, or an env by --env"
         )
 
 

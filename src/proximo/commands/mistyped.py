@@ -23,7 +23,7 @@ USUAL = {
     "algorithm.optimizer-eps": ("adam-eps", "adam-epsilon"),
     "algorithm.target-kl": ("kl-target", "max-kl"),
     "rollout.steps": ("n-steps", "num-steps", "nsteps", "rollout-length", "horizon", "unroll"),
-    "env.worlds": ("num-envs", "n-envs", "nenvs", "envs", "num-env", "n-env"),
+    "env.num_envs": ("num-envs", "n-envs", "nenvs", "envs", "num-env", "n-env"),
     "env.processes": ("num-workers", "n-workers", "workers", "n-proc"),
     "env.kwargs": ("env-kwargs", "env-config"),
     "env.max-episode-steps": ("time-limit", "max-steps", "max-ep-len"),

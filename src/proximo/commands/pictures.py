@@ -85,16 +85,16 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     Runs of other algorithms or settings are curves of their own. Returns what the reader of the
     picture should know besides.
 
-    Raises `UsageError` for a run without metrics, and for runs of different worlds.
+    Raises `UsageError` for a run without metrics, and for runs of different envs.
     """
     runs = [folder.read_metrics() for folder in folders]
     for folder, rows in zip(folders, runs, strict=True):
         if not rows:
             raise UsageError(f"{folder.name} has no metrics yet: nothing can be drawn")
     configs = [folder.read_config() for folder in folders]
-    worlds = sorted({config.env.id for config in configs})
-    if len(worlds) > 1:
-        raise UsageError(f"the runs are of different worlds ({', '.join(worlds)}): draw them apart")
+    envs = sorted({config.env.id for config in configs})
+    if len(envs) > 1:
+        raise UsageError(f"the runs are of different envs ({', '.join(envs)}): draw them apart")
     groups = [
         Group(label, [runs[i] for i in members], color)
         for (label, members), color in zip(
@@ -177,7 +177,7 @@ def _title(configs: Sequence[Config], groups: int) -> str:
     if len(configs) > groups:
         mean = f"mean of {len(configs)} runs" if groups == 1 else "means of runs"
         many = f", {mean} ± one standard deviation"
-    env = printable(configs[0].env.id, keep="") or "a world made by a program"
+    env = printable(configs[0].env.id, keep="") or "an env made by a program"
     return f"{names} on {env}{many}"
 
 

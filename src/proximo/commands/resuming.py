@@ -21,7 +21,7 @@ class Resume:
     """Go on with a run exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as if it had never stopped (on the same processor and
-    versions, for worlds that are stepped singly and answer alike; the run says so if they do not).
+    versions, for envs that are stepped singly and answer alike; the run says so if they do not).
     What was logged after the checkpoint is dropped and made again.
     """
 
@@ -44,7 +44,7 @@ class Resume:
     stop_at: Annotated[float | None, arg(metavar="R", help_behavior_hint="")] = None
     """End early at this return instead."""
     env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
-    """The world, which a run in code of your own (module:Class) needs to hear again."""
+    """The env, which a run in code of your own (module:Class) needs to hear again."""
     wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
     """Its wrappers, in the same way."""
     net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None

@@ -36,7 +36,7 @@ class _Output(io.TextIOWrapper):
             self._drop()
 
     def _drop(self) -> None:
-        """From now on nobody is listening: neither to this nor to what a world prints by itself."""
+        """From now on nobody is listening: neither to this nor to what an env prints by itself."""
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self._number)
         os.close(nothing)

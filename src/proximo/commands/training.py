@@ -37,7 +37,7 @@ SHORT = arg(help_behavior_hint="")
 class Train:
     """Train a policy and keep the run in a folder.
 
-    Settings of a preset are used where there is one for the world; whatever is given here goes
+    Settings of a preset are used where there is one for the env; whatever is given here goes
     before them.
     """
 
@@ -45,7 +45,7 @@ class Train:
         None
     )
     """What to train with: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
-    world: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
+    env_id: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
     """Where: a Gymnasium id such as CartPole-v1, or module:Class."""
     seed: Annotated[int | None, SHORT] = None
     """Seed of everything (short for --run.seed)."""
@@ -65,7 +65,7 @@ class Train:
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from this TOML file, such as a run folder's config.toml."""
     env_name: Annotated[str | None, arg(name="env", metavar="ENV", help_behavior_hint="")] = None
-    """The world, where --config or --preset names one already."""
+    """The env, where --config or --preset names one already."""
     net_name: Annotated[
         str | None, arg(name="net", metavar="module:Class", help_behavior_hint="")
     ] = None
@@ -140,36 +140,36 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
                 "algorithm out, or begin without --config"
             )
         return config, None
-    world = chosen.world or chosen.env_name
-    if chosen.method and world is None and chosen.preset is None and "-v" in chosen.method:
+    env_id = chosen.env_id or chosen.env_name
+    if chosen.method and env_id is None and chosen.preset is None and "-v" in chosen.method:
         raise UsageError(
-            f"there is no algorithm {chosen.method!r}: name one before the world, as in: "
+            f"there is no algorithm {chosen.method!r}: name one before the env, as in: "
             f"proximo train ppo {chosen.method}"
         )
     if chosen.method is None and chosen.preset in (None, "none") and not asks:
         names = ", ".join(preset.name for preset in PRESETS)
         raise UsageError(
-            "name an algorithm and a world, as in: proximo train ppo CartPole-v1 "
+            "name an algorithm and an env, as in: proximo train ppo CartPole-v1 "
             f"(or --config FILE, or --preset with one of {names})"
         )
     preset = None
     method = algorithm_type(chosen.method).name if chosen.method else None
     if chosen.preset is None:
-        preset = find_preset(method or "", world or "")
+        preset = find_preset(method or "", env_id or "")
     elif chosen.preset != "none":
         preset = named_preset(chosen.preset)
     if preset and method not in (None, preset.algorithm):
         raise UsageError(f"the preset {preset.name} is for {preset.algorithm}, not {method}")
     plain = {"algorithm": {"name": method or PPO.name}}
     tables = {name: dict(table) for name, table in (preset.tables if preset else plain).items()}
-    tables.setdefault("env", {})["id"] = world or (preset.envs[0] if preset else "")
+    tables.setdefault("env", {})["id"] = env_id or (preset.envs[0] if preset else "")
     return from_tables(tables), preset
 
 
 def _config(final: Train, net: str, arguments: list[str]) -> Config:
     """net: the module that the command line names."""
-    world = final.world or final.env_name
-    env = dataclasses.replace(final.env, id=world) if world else final.env
+    one_env = final.env_id or final.env_name
+    env = dataclasses.replace(final.env, id=one_env) if one_env else final.env
     short = ("seed", "total_steps", "stop_at", "device")
     given = {name: getattr(final, name) for name in short if getattr(final, name) is not None}
     config = Config(
@@ -181,10 +181,10 @@ def _config(final: Train, net: str, arguments: list[str]) -> Config:
     )
     config.check()
     if not config.env.id:
-        raise UsageError("name a world, as in: proximo train ppo CartPole-v1")
+        raise UsageError("name an env, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
         words = {word.partition("=")[0] for word in arguments}
         wrappers = env.wrappers if "--env.wrappers" in words else ()
-        named = env.id if "--env.id" in words else world
+        named = env.id if "--env.id" in words else one_env
         allow_code(config, named, wrappers, net, "train", arguments)
     return config

@@ -14,7 +14,7 @@ from proximo.envs.check import check_made
 from proximo.envs.layers import check_spaces, close_all
 from proximo.envs.watch import Checked
 from proximo.spaces import Actions, Observations, Space, misfit, own_copy
-from proximo.types import Steps, UsageError, WorldState
+from proximo.types import EnvState, RolloutBuffer, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -27,27 +27,27 @@ NUMBERED = -1
 """A seed with which episode k starts with seed k."""
 
 
-def episode_seed(seed: int, world: int, episode: int) -> int:
+def episode_seed(seed: int, env: int, episode: int) -> int:
     """Seed in [0, 2^32) of an episode of an env: a hash, or with `NUMBERED` the episode itself."""
     if seed == NUMBERED:
         return episode
-    digest = hashlib.blake2b(f"{seed}/{world}/{episode}".encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(f"{seed}/{env}/{episode}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 
 
-def last_begins(steps: Steps, agents: int) -> np.ndarray:
+def last_begins(buffer: RolloutBuffer, agents: int) -> np.ndarray:
     """[N] steps before the last beginning of an env of several agents: where all had ended."""
-    gone = (steps.ended | ~steps.real).reshape(len(steps), -1, agents).all(-1)
-    behind = np.arange(1, len(steps) + 1)[:, None]
+    gone = (buffer.done | ~buffer.valid).reshape(len(buffer), -1, agents).all(-1)
+    behind = np.arange(1, len(buffer) + 1)[:, None]
     return np.repeat((gone * behind).max(0), agents)
 
 
-RESET = "a world's reset must return two things, (observation, info)"
+RESET = "an env's reset must return two things, (observation, info)"
 """Error text for a reset that returns something else."""
 
 
-class Worlds(ABC):
-    """N envs in step. They alone change their `WorldState`, and the rollout's rows."""
+class Envs(ABC):
+    """N envs in step. They alone change their `EnvState`, and the rollout's rows."""
 
     replayable: bool
     """Seeds and actions bring an env back, so that a run resumes exactly."""
@@ -61,9 +61,9 @@ class Worlds(ABC):
     """Names of these agents, in the order of their rows."""
     single: gym.Env[Any, Any]
     """The first env itself, where single ones are stepped in this process."""
-    make_apart: Callable[[], Worlds] | None = None
+    make_apart: Callable[[], Envs] | None = None
     """Makes the env that `apart` returns."""
-    _apart: Worlds | None = None
+    _apart: Envs | None = None
     report: Callable[[str, str], None] = staticmethod(lambda text, trace: None)
     """Called for every fault that is mended: in words, and where in the env it came from."""
 
@@ -74,9 +74,9 @@ class Worlds(ABC):
         self.observations = Observations(self.obs_space)
         self.actions = Actions(self.action_space)
 
-    def start(self, episode: int = 0) -> WorldState:
+    def start(self, episode: int = 0) -> EnvState:
         """Reset all envs, to the beginning of the episode of this number."""
-        state = WorldState(
+        state = EnvState(
             obs=np.empty(0),
             episode=np.full(self.count, episode - 1, np.int64),
             actions=[[] for _ in range(self.count)],
@@ -88,43 +88,43 @@ class Worlds(ABC):
         return state
 
     @abstractmethod
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         """Begin a new episode in every env that is not at the beginning of one."""
 
     @abstractmethod
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         """Step every env by the actions of row t; fill in the rest of row t, and obs[t + 1].
 
         `state.obs` stays: `collect` sets it when the rollout has ended.
         """
 
-    def remember(self, state: WorldState, steps: Steps) -> None:
+    def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
         """Keep the actions since each env began, for `restore` to replay."""
         if not self.replayable:
             return
-        begin, too_long = self._begins(steps), state.length > REPLAYED
+        begin, too_long = self._begins(buffer), state.length > REPLAYED
         for i, log in enumerate(state.actions):
             if begin[i] or too_long[i]:
                 log.clear()
-            if begin[i] < len(steps) and not too_long[i]:
-                log.append(steps.taken[begin[i] :, i].copy())
+            if begin[i] < len(buffer) and not too_long[i]:
+                log.append(buffer.env_action[begin[i] :, i].copy())
                 if len(log) > 64:  # an episode over many rollouts
                     log[:] = [np.concatenate(log)]
 
     @staticmethod
-    def remembered(state: WorldState) -> np.ndarray:
+    def remembered(state: EnvState) -> np.ndarray:
         """[N] bool: all actions since the beginning of the episode are kept."""
         logged = np.array([sum(map(len, log)) for log in state.actions])
         return logged >= state.length
 
-    def _begins(self, steps: Steps) -> np.ndarray:
-        """[N] first row of the running episode; 0: it began before these steps."""
+    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
+        """[N] first row of the running episode; 0: it began before these buffer."""
         begin = np.zeros(self.count, np.int64)
-        for t, i, _ in steps.finals:
+        for t, i, _ in buffer.final_obs:
             begin[i] = t + 1
         return begin
 
-    def restore(self, state: WorldState) -> bool:
+    def restore(self, state: EnvState) -> bool:
         """Bring all envs back to this state. If that fails, begin new episodes; return False."""
         if self.replayable and self.remembered(state).all() and self._bring_back(state):
             return True
@@ -132,7 +132,7 @@ class Worlds(ABC):
         self.fresh(state)
         return False
 
-    def _bring_back(self, state: WorldState) -> bool:
+    def _bring_back(self, state: EnvState) -> bool:
         """Replay all actions; returns whether the observations are those of the state."""
         return False
 
@@ -143,7 +143,7 @@ class Worlds(ABC):
         """
         return None
 
-    def apart(self) -> Worlds:
+    def apart(self) -> Envs:
         """One env like these, for checks and evaluations: made once, and closed with them.
 
         Episode k starts with seed k. Raises `UsageError` where none can be made.
@@ -157,9 +157,9 @@ class Worlds(ABC):
             self._apart = self.make_apart()
         return self._apart
 
-    def acting(self, steps: Steps, t: int) -> np.ndarray:
+    def acting(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
         """[N] bool: the rows whose episode continues after step t."""
-        acting: np.ndarray = steps.real[t] & ~steps.ended[t]
+        acting: np.ndarray = buffer.valid[t] & ~buffer.done[t]
         return acting
 
     def close(self) -> list[str]:
@@ -170,7 +170,7 @@ class Worlds(ABC):
     def _close(self) -> list[str]: ...
 
 
-class SyncWorlds(Worlds):
+class SyncEnvs(Envs):
     """Single envs, stepped in turn and reset by us, each episode from its own seed.
 
     first: the number of the first one, where others are stepped elsewhere. autoreset: False leaves
@@ -188,27 +188,27 @@ class SyncWorlds(Worlds):
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
 
-    def _reset(self, state: WorldState, world: int) -> Any:
-        seed = episode_seed(self._seed, self._first + world, int(state.episode[world]))
-        answer = self._envs[world].reset(seed=seed)
+    def _reset(self, state: EnvState, env: int) -> Any:
+        seed = episode_seed(self._seed, self._first + env, int(state.episode[env]))
+        answer = self._envs[env].reset(seed=seed)
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise UsageError(RESET)
         return answer[0]
 
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         begun = state.length > 0
         state.begin(begun)
         row, reset = self.observations.row, self._reset
         obs = [row(reset(state, i)) if begun[i] else state.obs[i] for i in range(self.count)]
         state.obs = np.stack(obs)
 
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        obs, reward = steps.obs[t + 1], steps.reward[t]
-        plain, taken = self._plain, steps.taken[t]
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        obs, reward = buffer.obs[t + 1], buffer.reward[t]
+        plain, env_action = self._plain, buffer.env_action[t]
         # One copy for all of them: an env may keep its part of it, and change it.
-        given = taken.copy() if self.actions.simple else map(self.actions.nested, taken)
-        for i, (world_step, action) in enumerate(zip(self._steps, given, strict=True)):
-            answer = world_step(action)
+        given = env_action.copy() if self.actions.simple else map(self.actions.nested, env_action)
+        for i, (env_step, action) in enumerate(zip(self._steps, given, strict=True)):
+            answer = env_step(action)
             try:
                 seen, reward[i], over, cut, _ = answer
                 if plain:
@@ -220,13 +220,13 @@ class SyncWorlds(Worlds):
             elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
                 raise UsageError(misfit(self.observations.leaves[0], seen, np.shape(seen)))
             if over or cut:
-                steps.terminated[t, i], steps.ended[t, i] = over, True
-                steps.finals.append((t, i, obs[i].copy()))
+                buffer.terminated[t, i], buffer.done[t, i] = over, True
+                buffer.final_obs.append((t, i, obs[i].copy()))
                 if self.autoreset:
                     state.episode[i] += 1
                     self.observations.write(self._reset(state, i), obs[i])
 
-    def _bring_back(self, state: WorldState) -> bool:
+    def _bring_back(self, state: EnvState) -> bool:
         obs = np.empty_like(state.obs)
         for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
             seen = self._reset(state, i)
@@ -247,13 +247,13 @@ def misanswer(answer: Any, observations: Observations) -> str:
     if not isinstance(answer, tuple) or len(answer) != 5:
         what = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
         return (
-            "a world's step must return (observation, reward, terminated, truncated, info), "
+            "an env's step must return (observation, reward, terminated, truncated, info), "
             f"but returned {what}"
         )
     if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
-        return f"a world's reward must be one number, but it is {answer[1]!r}"
+        return f"an env's reward must be one number, but it is {answer[1]!r}"
     try:
         observations.row(answer[0])
     except UsageError as error:
         return str(error)
-    return f"a world returned an observation that cannot be: {answer[0]!r}"
+    return f"an env returned an observation that cannot be: {answer[0]!r}"

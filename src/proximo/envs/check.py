@@ -38,7 +38,7 @@ PARTS = ("observation", "reward", "terminated", "truncated")
 """What a step returns for every agent."""
 
 
-def check_world(
+def check_env(
     env: gym.Env[Any, Any],
     *,
     seconds: float = SECONDS,
@@ -79,12 +79,12 @@ def check_world(
 
 
 def check_made(make: Callable[[], gym.Env[Any, Any]]) -> Checked:
-    """`check_world` of an env that is made for it; a note where none can be made."""
+    """`check_env` of an env that is made for it; a note where none can be made."""
     try:
         env = make()
     except UsageError as error:  # perhaps there can be no more of them
         return Checked([f"not checked, for one apart cannot be made ({error})"])
-    return check_world(env)
+    return check_env(env)
 
 
 class Answer(NamedTuple):

@@ -80,7 +80,7 @@ def check_spaces(env: Any) -> None:
         except faults() as error:
             raise UsageError(f"{title(env)} failed at its {name}: {explain(error)}") from error
         if space is None:
-            raise UsageError(f"the world {title(env)} has no {name}: set it in its __init__")
+            raise UsageError(f"the env {title(env)} has no {name}: set it in its __init__")
         if not isinstance(space, gym.Space):
             kind = f"{type(space).__module__}.{type(space).__name__}"
             text = f"the {name} of {title(env)} is of type {kind}"

@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from proximo.envs.base import NUMBERED, Maker, SyncWorlds, Worlds
+from proximo.envs.base import NUMBERED, Envs, Maker, SyncEnvs
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.envpool import EnvPoolEnv, EnvPoolEnvs, is_pooled
 from proximo.envs.layers import Bare, check_spaces, close_all, layers, unwrapped
@@ -20,15 +20,13 @@ from proximo.envs.masks import Masked
 from proximo.envs.parallel_env import ParallelEnv, is_parallel, is_turn_based, parallel_name
 from proximo.envs.parallel_envs import ParallelEnvs
 from proximo.envs.registries import ARCADE, is_registered, parallel_maker, prepared
-from proximo.envs.vector import VectorWorlds
+from proximo.envs.vector import VectorEnvs
 from proximo.named import find, import_module
 from proximo.spaces import MASK, Space
 from proximo.types import UsageError, explain, faults, nearest
 
 
-def make_world(
-    env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None
-) -> gym.Env:
+def make_env(env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None) -> gym.Env:
     """One env, of a configuration or a callable; PettingZoo's as a `ParallelEnv`.
 
     Raises `UsageError`.
@@ -40,31 +38,31 @@ def make_world(
         kwargs["render_mode"] = render_mode
     arcade = maker is None and env.id.startswith(ARCADE)
     if arcade:
-        world = _arcade(env, render_mode)
+        one_env = _arcade(env, render_mode)
     else:
         made_by = maker or _maker(env)
-        world = _single(_call(made_by, env, kwargs), _said(made_by, env))
+        one_env = _single(_call(made_by, env, kwargs), _said(made_by, env))
     for name in env.wrappers:
         try:
-            wrapped = find(name)(world)
+            wrapped = find(name)(one_env)
         except UsageError:
             raise
         except faults() as error:
             raise UsageError(f"the wrapper {name} failed: {explain(error)}") from error
-        world = _single(wrapped, f"the wrapper {name}")
-    if is_parallel(world):
-        return ParallelEnv(world, env)
+        one_env = _single(wrapped, f"the wrapper {name}")
+    if is_parallel(one_env):
+        return ParallelEnv(one_env, env)
     if env.max_episode_steps is not None and not arcade:  # which counts frames
-        world = _limited(world, env.max_episode_steps)
+        one_env = _limited(one_env, env.max_episode_steps)
     if maker is None:
-        world = prepared(world, env.id, wrapped=bool(env.wrappers))
-    return world if env.action_masks == "observation" else Masked(world, env.action_masks)
+        one_env = prepared(one_env, env.id, wrapped=bool(env.wrappers))
+    return one_env if env.action_masks == "observation" else Masked(one_env, env.action_masks)
 
 
 def _arcade(env: EnvConfig, render_mode: str | None) -> gym.Env[Any, Any]:
     from proximo.envs.arcade import Arcade
 
-    _maker(env)  # names the world that does not exist
+    _maker(env)  # names the env that does not exist
     if render_mode != "human":
         return Arcade(env, render_mode)
     return gym.wrappers.HumanRendering(Arcade(env, "rgb_array"))
@@ -86,7 +84,7 @@ def _single(made: Any, maker: str) -> Any:
     elif isinstance(made, VectorEnv):
         wrong = (
             f"{type(made).__name__}, a vector env, where one env is expected: return one, of which "
-            "env.worlds says the number, or give the vector env itself to proximo.train"
+            "env.num_envs says the number, or give the vector env itself to proximo.train"
         )
     elif is_turn_based(made):
         wrong = (
@@ -136,65 +134,63 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
         raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error
 
 
-def make_worlds(
+def make_envs(
     env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None, first: int = 0
-) -> Worlds:
+) -> Envs:
     """N envs: from the configuration, a callable that makes one, or a vector env itself.
 
     first: the number of the first single env, by which its episodes are seeded.
     """
-    worlds = _make_worlds(env, seed, source, first)
+    envs = _make_envs(env, seed, source, first)
     if not isinstance(source, VectorEnv):
-        worlds.make_apart = lambda: in_step([make_world(env, source)])
-    return worlds
+        envs.make_apart = lambda: in_step([make_env(env, source)])
+    return envs
 
 
-def in_step(envs: list[gym.Env[Any, Any]], seed: int = NUMBERED) -> Worlds:
+def in_step(envs: list[gym.Env[Any, Any]], seed: int = NUMBERED) -> Envs:
     """Single or parallel envs in step, without autoreset: to play single episodes in."""
     return _in_step(envs, seed, autoreset=False)
 
 
-def _in_step(envs: list[gym.Env[Any, Any]], seed: int, first: int = 0, **more: bool) -> Worlds:
+def _in_step(envs: list[gym.Env[Any, Any]], seed: int, first: int = 0, **more: bool) -> Envs:
     parallel = [env for env in envs if isinstance(env, ParallelEnv)]
     if parallel:
         return ParallelEnvs(parallel, seed, first, **more)
-    return SyncWorlds(envs, seed, first, **more)
+    return SyncEnvs(envs, seed, first, **more)
 
 
-def _make_worlds(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, first: int) -> Worlds:
+def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, first: int) -> Envs:
     many = env.backend in ("vector", "envpool") or isinstance(source, VectorEnv)
     if source is not None:
         _check_given(env, source)
     if many and env.wrappers:
         raise UsageError(
-            f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
+            f"env.wrappers is {', '.join(env.wrappers)}, which wrap single envs: leave them out, "
             "or use --env.backend sync"
         )
     if many and env.action_masks != "observation":
         raise UsageError(
-            f"env.action_masks is {env.action_masks}, but worlds that are stepped together have "
+            f"env.action_masks is {env.action_masks}, but envs that are stepped together have "
             f"masks only under the key {MASK} of their observation: use --env.backend sync"
         )
     if isinstance(source, VectorEnv):
-        from proximo.envs.tensors import TensorWorlds, held_on
+        from proximo.envs.tensors import TensorEnvs, held_on
 
         device = held_on(source, seed)
-        return TensorWorlds(source, seed, device) if device else VectorWorlds(source, seed)
+        return TensorEnvs(source, seed, device) if device else VectorEnvs(source, seed)
     if env.backend == "vector" and env.id.startswith(ARCADE):
-        from proximo.envs.arcade import ArcadeWorlds
+        from proximo.envs.arcade import ArcadeEnvs
 
-        _maker(env)  # names the world that does not exist
-        return ArcadeWorlds(env, seed, env.threads or cores())
+        _maker(env)  # names the env that does not exist
+        return ArcadeEnvs(env, seed, env.threads or cores())
     if env.backend == "vector":
-        return VectorWorlds(_native_vector(env), seed)
+        return VectorEnvs(_native_vector(env), seed)
     if env.backend == "envpool":
-        return VectorWorlds(
-            EnvPoolEnvs(env, _spaces(env), env.threads or cores()), seed, known=True
-        )
+        return VectorEnvs(EnvPoolEnvs(env, _spaces(env), env.threads or cores()), seed, known=True)
     if env.backend == "workers":  # each of its processes comes back here, for sync
-        from proximo.envs.workers import WorkerWorlds
+        from proximo.envs.workers import WorkerEnvs
 
-        return WorkerWorlds(env, seed, source)
+        return WorkerEnvs(env, seed, source)
     return _in_step(_several(env, source), seed, first)
 
 
@@ -223,13 +219,13 @@ def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
     """N different single envs. Raises `UsageError`, and then leaves none open."""
     made: list[gym.Env[Any, Any]] = []
     try:
-        for _ in range(env.worlds):
-            made.append(make_world(env, source))
+        for _ in range(env.num_envs):
+            made.append(make_env(env, source))
     except BaseException:
         close_all(made)
         raise
-    if len({id(unwrapped(world)) for world in made}) < len(made):
-        text = "the callable returned one and the same world twice: make a new one each time"
+    if len({id(unwrapped(one_env)) for one_env in made}) < len(made):
+        text = "the callable returned one and the same one_env twice: make a new one each time"
         raise UsageError(text)
     return made
 
@@ -239,11 +235,11 @@ def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
     if not is_registered(env.id):
         return None
     try:
-        world = make_world(dataclasses.replace(env, kwargs={}))
-    except UsageError:  # a package that only Gymnasium's world needs
+        one_env = make_env(dataclasses.replace(env, kwargs={}))
+    except UsageError:  # a package that only Gymnasium's env needs
         return None
-    close_all([world])
-    return world.observation_space, world.action_space
+    close_all([one_env])
+    return one_env.observation_space, one_env.action_space
 
 
 def has_vector_version(env: EnvConfig) -> bool:
@@ -263,7 +259,7 @@ def time_limit(env: EnvConfig) -> int | None:
 
 def _maker(env: EnvConfig) -> Maker:
     if not env.id:
-        raise UsageError("no world is named: give a Gymnasium id or module:Class")
+        raise UsageError("no env is named: give a Gymnasium id or module:Class")
     if ":" in env.id:
         return _user_maker(env)
     if parallel := parallel_maker(env.id):
@@ -274,7 +270,7 @@ def _maker(env: EnvConfig) -> Maker:
             known = "EnvPool has it: use --env.backend envpool"
         elif not known.startswith("Did"):
             known = f"An env that a module registers is named with it, as in module:{env.id}"
-        raise UsageError(f"there is no world {env.id!r} in Gymnasium. {known}")
+        raise UsageError(f"there is no env {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
 
@@ -317,14 +313,14 @@ def _unregistered(module: ModuleType, name: str) -> str:
 
 
 def _native_vector(env: EnvConfig) -> VectorEnv:
-    _maker(env)  # names the world that does not exist
+    _maker(env)  # names the env that does not exist
     if not has_vector_version(env):
         raise UsageError(f"env.backend is vector, but {env.id} has no vector version: use sync")
     kwargs: dict[str, Any] = dict(env.kwargs)
     if env.max_episode_steps is not None:
         kwargs["max_episode_steps"] = env.max_episode_steps
     make = partial(
-        gym.make_vec, env.id, num_envs=env.worlds, vectorization_mode="vector_entry_point"
+        gym.make_vec, env.id, num_envs=env.num_envs, vectorization_mode="vector_entry_point"
     )
     made: VectorEnv[Any, Any, Any] = _call(make, env, kwargs)
     return made

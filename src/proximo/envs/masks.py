@@ -13,33 +13,33 @@ from proximo.types import UsageError
 
 
 class Masked(gym.Wrapper[Any, Any, Any, Any]):
-    """A world whose masks stand in its info, or come from a method, shown as an observation.
+    """An env whose masks stand in its info, or come from a method, shown as an observation.
 
     They join the keys of a `Dict`; any other observation becomes the key `observation` beside them.
     """
 
-    def __init__(self, world: gym.Env[Any, Any], source: str) -> None:
-        super().__init__(world)
+    def __init__(self, env: gym.Env[Any, Any], source: str) -> None:
+        super().__init__(env)
         self._method: Callable[[], Any] | None = None
         if source == "method":
-            if not world.has_wrapper_attr(f"{MASK}s"):
+            if not env.has_wrapper_attr(f"{MASK}s"):
                 raise UsageError(
-                    f"env.action_masks is method, but {title(world)} has no method {MASK}s(): give "
+                    f"env.action_masks is method, but {title(env)} has no method {MASK}s(): give "
                     f"it one, or an observation with the key {MASK}"
                 )
-            self._method = world.get_wrapper_attr(f"{MASK}s")
-        count = choices(world.action_space)
+            self._method = env.get_wrapper_attr(f"{MASK}s")
+        count = choices(env.action_space)
         if not count:
             raise UsageError(
-                f"env.action_masks is {source}, but {world.action_space} has nothing to choose "
+                f"env.action_masks is {source}, but {env.action_space} has nothing to choose "
                 "from: leave it out"
             )
-        seen = world.observation_space
+        seen = env.observation_space
         self._joins = isinstance(seen, gym.spaces.Dict)
         shown = dict(seen.spaces) if isinstance(seen, gym.spaces.Dict) else {"observation": seen}
         if MASK in shown:
             raise UsageError(
-                f"env.action_masks is {source}, but the observations of {title(world)} have the "
+                f"env.action_masks is {source}, but the observations of {title(env)} have the "
                 f"key {MASK} already: leave it out"
             )
         self.observation_space = gym.spaces.Dict({**shown, MASK: gym.spaces.MultiBinary(count)})
@@ -47,7 +47,7 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
     def _shown(self, seen: Any, info: dict[str, Any]) -> Any:
         if self._method is None and MASK not in info:
             raise UsageError(
-                f"env.action_masks is info, but a world's info has no {MASK}: it has "
+                f"env.action_masks is info, but an env's info has no {MASK}: it has "
                 f"{', '.join(map(str, info)) or 'nothing'}"
             )
         mask = flat_mask(self._method() if self._method else info[MASK], self.env.action_space)

@@ -13,56 +13,56 @@ from proximo.types import UsageError
 ByAgent = dict[Any, Any]
 
 
-def is_parallel(world: Any) -> bool:
+def is_parallel(env: Any) -> bool:
     """Whether this is a PettingZoo `ParallelEnv`; there is none where that was never imported."""
     pettingzoo = sys.modules.get("pettingzoo")
-    return pettingzoo is not None and isinstance(world, pettingzoo.ParallelEnv)
+    return pettingzoo is not None and isinstance(env, pettingzoo.ParallelEnv)
 
 
-def is_turn_based(world: Any) -> bool:
+def is_turn_based(env: Any) -> bool:
     """Whether this is a PettingZoo `AECEnv`, in which agents act one after the other."""
     pettingzoo = sys.modules.get("pettingzoo")
-    return pettingzoo is not None and isinstance(world, pettingzoo.AECEnv)
+    return pettingzoo is not None and isinstance(env, pettingzoo.AECEnv)
 
 
-def parallel_name(world: Any) -> str:
+def parallel_name(env: Any) -> str:
     """What the metadata of an env of PettingZoo call it, or the name of its class."""
-    metadata = getattr(world, "metadata", None)
+    metadata = getattr(env, "metadata", None)
     name = metadata.get("name") if isinstance(metadata, dict) else None
-    return name if isinstance(name, str) else type(world).__name__
+    return name if isinstance(name, str) else type(env).__name__
 
 
 class ParallelEnv(gym.Env[ByAgent, ByAgent]):
-    """A parallel world: observations, actions, rewards and ends come by agent.
+    """A parallel env: observations, actions, rewards and ends come by agent.
 
     The spaces are those of every single agent. An agent that has ended is no longer in `present`;
-    the world is over when nobody is.
+    the env is over when nobody is.
     """
 
-    def __init__(self, world: Any, env: EnvConfig) -> None:
+    def __init__(self, one_env: Any, env: EnvConfig) -> None:
         """Raises `UsageError` if there are none, or if two of them see or do different things."""
         if env.action_masks != "observation":
             raise UsageError(
-                f"env.action_masks is {env.action_masks}, but agents of a parallel world show "
+                f"env.action_masks is {env.action_masks}, but agents of a parallel one_env show "
                 "their masks in their observations, under the key action_mask"
             )
-        self.parallel, self.limit, self._length = world, env.max_episode_steps, 0
-        self.agents = tuple(getattr(world, "possible_agents", ()))
+        self.parallel, self.limit, self._length = one_env, env.max_episode_steps, 0
+        self.agents = tuple(getattr(one_env, "possible_agents", ()))
         self.present: list[Any] = []
         if not self.agents:
             raise UsageError(
-                f"{parallel_name(world)} has no possible_agents: its __init__ must name all that "
+                f"{parallel_name(one_env)} has no possible_agents: its __init__ must name all that "
                 "ever act in it"
             )
         first, *others = self.agents
-        self.observation_space = world.observation_space(first)
-        self.action_space = world.action_space(first)
-        self.metadata = getattr(world, "metadata", {})
-        self.render_mode = getattr(world, "render_mode", None)
+        self.observation_space = one_env.observation_space(first)
+        self.action_space = one_env.action_space(first)
+        self.metadata = getattr(one_env, "metadata", {})
+        self.render_mode = getattr(one_env, "render_mode", None)
         for other in others:
             for what, own, its in (
-                ("observation", self.observation_space, world.observation_space(other)),
-                ("action", self.action_space, world.action_space(other)),
+                ("observation", self.observation_space, one_env.observation_space(other)),
+                ("action", self.action_space, one_env.action_space(other)),
             ):
                 if own != its:
                     raise UsageError(
@@ -103,7 +103,7 @@ class ParallelEnv(gym.Env[ByAgent, ByAgent]):
 
 
 def _parts(answer: Any, method: str, names: str) -> Any:
-    """The parts of what a parallel world returned. Raises `UsageError` unless they are dicts.
+    """The parts of what a parallel env returned. Raises `UsageError` unless they are dicts.
 
     Infos may be anything: nobody reads them.
     """
@@ -111,16 +111,16 @@ def _parts(answer: Any, method: str, names: str) -> Any:
     if len(kinds) == names.count(",") + 1 and all(isinstance(part, dict) for part in kinds[:-1]):
         return kinds
     raise UsageError(
-        f"a parallel world's {method} must return ({names}), each a dict by agent, but returned "
+        f"a parallel env's {method} must return ({names}), each a dict by agent, but returned "
         f"({', '.join(type(part).__name__ for part in kinds)})"
     )
 
 
 def part_of(agent: Any, answer: ByAgent) -> Any:
-    """What a world answered to one agent."""
+    """What an env answered to one agent."""
     if agent not in answer:
         raise UsageError(
-            f"a parallel world said nothing to its agent {agent!r}: its reset and step must answer "
+            f"a parallel env said nothing to its agent {agent!r}: its reset and step must answer "
             "every agent that is present"
         )
     return answer[agent]

@@ -1,8 +1,8 @@
 """A worker process as the trainer sees it: its pipes, and the memory that both share.
 
-The shared memory, which has no name, holds one row of `Steps`. A command is one byte through a
-pipe, an answer a line of JSON; tracebacks have a pipe of their own, so that a signal at any moment
-leaves the answers whole.
+The shared memory, which has no name, holds one row of a `RolloutBuffer`. A command is one byte
+through a pipe, an answer a line of JSON; tracebacks have a pipe of their own, so that a signal at
+any moment leaves the answers whole.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from proximo.envs.supervisor import GRACE_SECONDS, TRAINER_SIGNALS
 from proximo.spaces import Actions, Observations, Space
-from proximo.types import Steps, UsageError
+from proximo.types import RolloutBuffer, UsageError
 
 MAP, BEGIN, STEP = b"m", b"b", b"s"
 """Commands: map the memory; begin an episode in the active envs; step them."""
@@ -54,24 +54,24 @@ class WorkerDied(Exception):
 
 
 class Shared:
-    """Memory that all processes share: one row of `Steps`, and the state of the workers."""
+    """Memory that all processes share: a row of a `RolloutBuffer`, and the state of the workers."""
 
     def __init__(
-        self, memory: int, spaces: Sequence[Space], worlds: int, agents: int, processes: int
+        self, memory: int, spaces: Sequence[Space], num_envs: int, agents: int, processes: int
     ) -> None:
         """memory: the descriptor of a file. An empty one is filled, so that it cannot run out."""
         seen, acts = Observations(spaces[0]), Actions(spaces[1])
         # Wide enough for whatever the trainer keeps them in.
         kind = np.uint8 if seen.dtype == np.uint8 else np.float64
-        rows = worlds * agents
+        rows = num_envs * agents
         plan: list[tuple[str, tuple[int, ...], Any]] = [
             ("obs", (2, rows, *seen.shape), kind),
             ("final", (rows, *seen.shape), kind),
-            ("taken", (1, rows, *(acts.shape or ())), acts.dtype),
+            ("env_action", (1, rows, *(acts.shape or ())), acts.dtype),
             ("reward", (1, rows), np.float64),
-            *((name, (1, rows), np.bool_) for name in ("terminated", "ended", "real")),
+            *((name, (1, rows), np.bool_) for name in ("terminated", "done", "valid")),
             ("episode", (rows,), np.int64),
-            ("active", (worlds,), np.bool_),  # the envs that a command is for
+            ("active", (num_envs,), np.bool_),  # the envs that a command is for
             ("busy_env", (processes,), np.int64),  # the env that is being stepped, or -1
             ("heartbeat", (processes,), np.int64),  # counts the envs that were stepped
         ]
@@ -88,22 +88,22 @@ class Shared:
 
     obs: np.ndarray
     final: np.ndarray
-    taken: np.ndarray
+    env_action: np.ndarray
     reward: np.ndarray
     terminated: np.ndarray
-    ended: np.ndarray
-    real: np.ndarray
+    done: np.ndarray
+    valid: np.ndarray
     episode: np.ndarray
     active: np.ndarray
     busy_env: np.ndarray
     heartbeat: np.ndarray
 
-    def steps(self, rows: slice) -> Steps:
+    def steps(self, rows: slice) -> RolloutBuffer:
         """Views of the rows of some envs."""
         nothing = np.empty(0)
-        names = ("obs", "taken", "reward", "terminated", "ended", "real")
+        names = ("obs", "env_action", "reward", "terminated", "done", "valid")
         views = {name: getattr(self, name)[:, rows] for name in names}
-        return Steps(action=nothing, parameters=nothing, finals=[], **views)
+        return RolloutBuffer(action=nothing, parameters=nothing, final_obs=[], **views)
 
 
 class Process:

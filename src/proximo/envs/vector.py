@@ -9,16 +9,16 @@ import numpy as np
 from gymnasium import Env
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from proximo.envs.base import SyncWorlds, Worlds, episode_seed
+from proximo.envs.base import Envs, SyncEnvs, episode_seed
 from proximo.envs.check import SECONDS, STEPS, refuse_statistics, try_reset, try_step, without_room
 from proximo.envs.layers import close_all, title
 from proximo.envs.watch import SEED, Checked, Clock, Sampler, Watch, arrays, infos_of, mask_of
 from proximo.spaces import check_masks
-from proximo.types import Steps, UsageError, WorldState
+from proximo.types import EnvState, RolloutBuffer, UsageError
 
 
-class VectorWorlds(Worlds):
-    """A Gymnasium vector world, which keeps its own resets in whichever mode it declares."""
+class VectorEnvs(Envs):
+    """A Gymnasium vector env, which keeps its own resets in whichever mode it declares."""
 
     replayable = False
 
@@ -42,7 +42,7 @@ class VectorWorlds(Worlds):
         self.due = np.zeros(self.count, bool)
         """In which envs one is due before the first reset, where `owes`."""
 
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         begun = (state.length > 0) | state.resetting
         if not begun.any():
             return
@@ -50,7 +50,7 @@ class VectorWorlds(Worlds):
         if self.mode is AutoresetMode.DISABLED and len(state.obs):
             state.obs = self._rows(self.reset_some(begun))
         else:
-            # One generator serves all the worlds: it is seeded once, and goes on from there.
+            # One generator serves all the envs: it is seeded once, and goes on from there.
             # After a resume it is seeded anew, by how far it had come: not the same beginnings.
             first = episode_seed(self._seed, 0, int(state.episode.max()))
             seed = None if len(state.obs) else first
@@ -65,43 +65,43 @@ class VectorWorlds(Worlds):
         return self.envs.reset(options={"reset_mask": which.copy()})[0]
 
     def _rows(self, seen: Any) -> np.ndarray:
-        """The observations of all worlds, copied: some give every one in one and the same array."""
+        """The observations of all envs, copied: some give every one in one and the same array."""
         rows = np.empty((self.count, *self.observations.shape), self.observations.dtype)
         self.observations.write(seen, rows)
         return rows
 
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        action = self.actions.given(steps.taken[t])
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        action = self.actions.given(buffer.env_action[t])
         obs, reward, terminated, truncated, info = self.envs.step(action)
         # NumPy's: arrays of other libraries would take our own over, with types of theirs.
         terminated = np.asarray(terminated, bool)
-        ended = terminated | np.asarray(truncated, bool)
+        done = terminated | np.asarray(truncated, bool)
         if self.mode is AutoresetMode.NEXT_STEP:
             if state.resetting.any():
-                steps.real[t] = ~state.resetting
-                ended &= steps.real[t]
-            state.resetting = ended
-        steps.reward[t] = np.asarray(reward)
-        self.observations.write(obs, steps.obs[t + 1])
-        if ended.any():
-            steps.terminated[t], steps.ended[t] = terminated & ended, ended
-            last = steps.obs[t + 1].copy()
+                buffer.valid[t] = ~state.resetting
+                done &= buffer.valid[t]
+            state.resetting = done
+        buffer.reward[t] = np.asarray(reward)
+        self.observations.write(obs, buffer.obs[t + 1])
+        if done.any():
+            buffer.terminated[t], buffer.done[t] = terminated & done, done
+            last = buffer.obs[t + 1].copy()
             if self.mode is AutoresetMode.SAME_STEP:
-                self.write_finals(info["final_obs"], ended, last)
-            steps.finals.extend((t, int(i), last[i]) for i in np.flatnonzero(ended))
-            state.episode += ended
+                self.write_finals(info["final_obs"], done, last)
+            buffer.final_obs.extend((t, int(i), last[i]) for i in np.flatnonzero(done))
+            state.episode += done
             if self.mode is AutoresetMode.DISABLED:
-                self.observations.write(self.reset_some(ended), steps.obs[t + 1])
+                self.observations.write(self.reset_some(done), buffer.obs[t + 1])
 
-    def write_finals(self, final: Any, ended: np.ndarray, rows: np.ndarray) -> None:
-        """True successors: one per world, or batched by leaf where observations are nested."""
-        for i in np.flatnonzero(ended):
+    def write_finals(self, final: Any, done: np.ndarray, rows: np.ndarray) -> None:
+        """True successors: one per env, or batched by leaf where observations are nested."""
+        for i in np.flatnonzero(done):
             self.observations.write(final_of(final, int(i)), rows[i])
 
     def check(self) -> Checked | None:
         return None if self._known else check_vector(self)
 
-    def restore(self, state: WorldState) -> bool:
+    def restore(self, state: EnvState) -> bool:
         state.obs = np.empty(0)
         return super().restore(state)
 
@@ -110,12 +110,12 @@ class VectorWorlds(Worlds):
 
 
 def final_of(final: Any, index: int) -> Any:
-    """One world's part of `final_obs`, the world's own array where it is one."""
+    """One env's part of `final_obs`, the env's own array where it is one."""
     return final[index] if isinstance(final, np.ndarray) else _pick(final, index)
 
 
 def _pick(nested: Any, index: int) -> Any:
-    """One world's part of a nested batch."""
+    """One env's part of a nested batch."""
     if isinstance(nested, dict):
         return {key: _pick(part, index) for key, part in nested.items()}
     if isinstance(nested, tuple):
@@ -124,70 +124,70 @@ def _pick(nested: Any, index: int) -> Any:
 
 
 ENDS = 4
-"""Ends of episodes after which the mode of a vector world's resets is known."""
+"""Ends of episodes after which the mode of a vector env's resets is known."""
 FIRST = 4
-"""Steps that are repeated to see whether a vector world's reset leaves others due."""
+"""Steps that are repeated to see whether a vector env's reset leaves others due."""
 ENOUGH = 32
-"""Different actions for the worlds of a step, without masks."""
+"""Different actions for the envs of a step, without masks."""
 
 
-def check_vector(worlds: VectorWorlds, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
-    """Step a vector world until some episodes have ended: how does it reset? Raises `UsageError`.
+def check_vector(envs: VectorEnvs, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
+    """Step a vector env until some episodes have ended: how does it reset? Raises `UsageError`.
 
     It is left somewhere: reset it with a seed before anything else.
     """
-    name = title(worlds.envs)
+    name = title(envs.envs)
     try:
-        refuse_statistics(worlds.envs)
-        return _VectorCheck(worlds).play(Clock(seconds, steps))
+        refuse_statistics(envs.envs)
+        return _VectorCheck(envs).play(Clock(seconds, steps))
     except UsageError as error:
         raise UsageError(f"{name} cannot be trained in: {error}") from error
 
 
 class _VectorCheck:
-    """What a vector world does at the ends of its episodes."""
+    """What a vector env does at the ends of its episodes."""
 
-    def __init__(self, worlds: VectorWorlds) -> None:
-        self._worlds, self._envs, self._mode = worlds, worlds.envs, worlds.mode
-        self._watch = Watch(worlds.observations, (worlds.count,))
-        if (masks := worlds.observations.masks) is not None:
-            check_masks(masks, worlds.action_space)
-        self._sampler = Sampler(worlds.actions)
+    def __init__(self, envs: VectorEnvs) -> None:
+        self._envs, self._vector, self._mode = envs, envs.envs, envs.mode
+        self._watch = Watch(envs.observations, (envs.count,))
+        if (masks := envs.observations.masks) is not None:
+            check_masks(masks, envs.action_space)
+        self._sampler = Sampler(envs.actions)
         self._ends = self._resets = self._again = self._kept = 0
-        leaves = worlds.observations.leaves
+        leaves = envs.observations.leaves
         self._alike = np.ones(len(leaves), bool)  # which were, at all ends, as after the reset
         self._finals: list[list[np.ndarray]] = []  # as they were given, by leaf
 
     def play(self, clock: Clock) -> Checked:
-        worlds, watch = self._worlds, self._watch
-        notes = list(without_room(worlds.actions))
+        envs, watch = self._envs, self._watch
+        notes = list(without_room(envs.actions))
         if self._mode is AutoresetMode.SAME_STEP:
             self._single(clock)
-        rows, again = (self._look(try_reset(self._envs, SEED), "its reset") for _ in range(2))
+        rows, again = (self._look(try_reset(self._vector, SEED), "its reset") for _ in range(2))
         if not np.array_equal(rows, again):
             notes.append(
                 "reset with the same seed gives other observations, so that a run of the same seed "
                 "differs"
             )
-        before = np.zeros(worlds.count, bool)  # whose step is the reset after an end
+        before = np.zeros(envs.count, bool)  # whose step is the reset after an end
         first: list[tuple[Any, np.ndarray]] = []
         while self._ends < ENDS and clock.step():
             where = f"step {clock.taken - 1}"
             action = self._draw(rows, before, where)
             obs, reward, terminated, truncated, info = self._step(action, where)
-            ended, rows = terminated | truncated, self._look(obs, where)
+            done, rows = terminated | truncated, self._look(obs, where)
             if len(first) < FIRST:
                 first.append((action, self._shown(rows, reward)))
-            self._after(before, ended, reward)
-            ended &= ~before
-            if ended.any():
-                self._ends += int(ended.sum())
-                self._at(ended, rows, info, where)
+            self._after(before, done, reward)
+            done &= ~before
+            if done.any():
+                self._ends += int(done.sum())
+                self._at(done, rows, info, where)
                 if self._mode is AutoresetMode.DISABLED:
-                    self._unreset(ended, rows)
+                    self._unreset(done, rows)
                     break
             if self._mode is AutoresetMode.NEXT_STEP:
-                before = ended
+                before = done
         if self._mode is AutoresetMode.NEXT_STEP and self._again and not self._resets:
             self._mismatch(
                 "in the step after an end it gives a reward, or ends again: it does not reset there"
@@ -198,29 +198,28 @@ class _VectorCheck:
             self._mismatch("where an episode ends its observation is final_obs: it is not reset")
         if self._finals and self._alike.any():
             self._written_over(rows)
-        return Checked(
-            [*notes, *watch.notes.values()], clock.taken, self._ends, False, watch.within
-        )
+        notes += watch.notes.values()
+        return Checked(notes, clock.taken, self._ends, watch.within)
 
     def _look(self, seen: Any, where: str) -> np.ndarray:
         return self._watch.look(arrays(seen), where)
 
     def _draw(self, rows: np.ndarray, before: np.ndarray, where: str) -> np.ndarray:
-        worlds, masks = self._worlds, mask_of(self._watch.observations, rows)
+        envs, masks = self._envs, mask_of(self._watch.observations, rows)
         if masks is None:
-            few = [self._sampler.draw(None, where) for _ in range(min(worlds.count, ENOUGH))]
-            return np.stack([few[i % ENOUGH] for i in range(worlds.count)])
+            few = [self._sampler.draw(None, where) for _ in range(min(envs.count, ENOUGH))]
+            return np.stack([few[i % ENOUGH] for i in range(envs.count)])
         # Those that are about to reset show their last state, where nothing need be legal.
         legal = [None if resets else mask for mask, resets in zip(masks, before, strict=True)]
         draw = self._sampler.draw
-        return np.stack([draw(m, f"{where} in world {i}") for i, m in enumerate(legal)])
+        return np.stack([draw(m, f"{where} in env {i}") for i, m in enumerate(legal)])
 
     def _step(self, action: np.ndarray, where: str) -> Any:
-        given, space = self._given(action), self._worlds.action_space
-        return self._watch.parts(try_step(self._envs, given, space, where), where)
+        given, space = self._given(action), self._envs.action_space
+        return self._watch.parts(try_step(self._vector, given, space, where), where)
 
     def _given(self, action: np.ndarray) -> Any:
-        actions, device = self._worlds.actions, self._worlds.device
+        actions, device = self._envs.actions, self._envs.device
         if device is None:
             return actions.given(action)
         import torch
@@ -234,7 +233,7 @@ class _VectorCheck:
 
     def _repeat(self, first: list[tuple[Any, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """The first steps from the first seed again, until they differ: [N] whose do, who ended."""
-        self._look(try_reset(self._envs, SEED), "its reset")
+        self._look(try_reset(self._vector, SEED), "its reset")
         for action, shown in first:
             where = "the first steps, again"
             obs, reward, terminated, truncated, _ = self._step(action, where)
@@ -246,22 +245,22 @@ class _VectorCheck:
     def _still_due(self, due: np.ndarray, first: list[tuple[Any, np.ndarray]]) -> None:
         """Next-step mode: does a reset leave those that are due after an end?
 
-        Then only the worlds in which one was due begin otherwise, and no longer once it is done.
+        Then only the envs in which one was due begin otherwise, and no longer once it is ended.
         (Gymnasium's AsyncVectorEnv does so without shared memory.)
         """
-        other, ended = self._repeat(first)
+        other, done = self._repeat(first)
         if not other.any() or (other & ~due).any():
             return
         again, last = self._repeat(first)
-        known = ~ended  # in these none is due
-        self._worlds.owes = bool((other & known).any() and not (again & known).any())
-        self._worlds.due = last
+        known = ~done  # in these none is due
+        self._envs.owes = bool((other & known).any() and not (again & known).any())
+        self._envs.due = last
 
-    def _at(self, ended: np.ndarray, rows: np.ndarray, info: Any, where: str) -> None:
+    def _at(self, done: np.ndarray, rows: np.ndarray, info: Any, where: str) -> None:
         """What stands in info where episodes ended."""
         given = isinstance(info, dict) and "final_obs" in info
         if self._mode is not AutoresetMode.SAME_STEP:
-            # In the other modes the world's own observation is the final one.
+            # In the other modes the env's own observation is the final one.
             if given:
                 self._mismatch(f"info has a final_obs at {where}, as in same-step mode")
             return
@@ -271,36 +270,36 @@ class _VectorCheck:
                 "what the last action led to"
             )
         last, final = rows.copy(), arrays(info["final_obs"])
-        self._worlds.write_finals(final, ended, last)
-        alike = (last == rows).reshape(len(rows), -1)[ended]
+        self._envs.write_finals(final, done, last)
+        alike = (last == rows).reshape(len(rows), -1)[done]
         self._kept += int(alike.all(-1).sum())
-        leaves = self._worlds.observations.leaves
+        leaves = self._envs.observations.leaves
         self._alike &= [alike[:, leaf.begin : leaf.end].all() for leaf in leaves]
-        own = [final_of(final, int(i)) for i in np.flatnonzero(ended)]
+        own = [final_of(final, int(i)) for i in np.flatnonzero(done)]
         self._finals += [[np.asarray(leaf.of(seen)) for leaf in leaves] for seen in own]
 
     def _single(self, clock: Clock) -> None:
-        """Same-step mode: a final_obs is what a step of a single world returned, before its reset.
+        """Same-step mode: a final_obs is what a step of a single env returned, before its reset.
 
         Gymnasium keeps it as it is. Raises `UsageError` for a reset that writes over it.
         """
-        made = self._envs.unwrapped
+        made = self._vector.unwrapped
         if isinstance(made, SyncVectorEnv):
             self._refuse(_written_over(made.envs[0], clock))
-        elif isinstance(made, AsyncVectorEnv):  # its worlds live elsewhere: look at another one
+        elif isinstance(made, AsyncVectorEnv):  # its envs live elsewhere: look at another one
             found = ""
-            with contextlib.suppress(Exception), contextlib.closing(made.env_fns[0]()) as world:
-                found = _written_over(world, clock)
+            with contextlib.suppress(Exception), contextlib.closing(made.env_fns[0]()) as env:
+                found = _written_over(env, clock)
             self._refuse(found)
 
     def _written_over(self, rows: np.ndarray) -> None:
         """Same-step mode: does a reset write over arrays that were given as final_obs?"""
-        leaves, nobody = self._worlds.observations.leaves, np.zeros(len(rows), bool)
+        leaves, nobody = self._envs.observations.leaves, np.zeros(len(rows), bool)
         for number in range(FIRST):
             where = f"step {number} behind the last end"
             self._step(self._draw(rows, nobody, where), where)
             before = [[part.copy() for part in parts] for parts in self._finals]
-            rows = self._look(try_reset(self._envs, SEED + number), "its reset")
+            rows = self._look(try_reset(self._vector, SEED + number), "its reset")
             for old, new in zip(before, self._finals, strict=True):
                 for leaf, one, other, alike in zip(leaves, old, new, self._alike, strict=True):
                     if alike and not np.array_equal(one, other):
@@ -314,18 +313,18 @@ class _VectorCheck:
                 "copy of it (array.copy()), or use AutoresetMode.NEXT_STEP"
             )
 
-    def _after(self, before: np.ndarray, ended: np.ndarray, reward: np.ndarray) -> None:
-        resets = ~ended[before] & (reward[before] == 0)
+    def _after(self, before: np.ndarray, done: np.ndarray, reward: np.ndarray) -> None:
+        resets = ~done[before] & (reward[before] == 0)
         self._resets += int(resets.sum())
         self._again += int((~resets).sum())
 
-    def _unreset(self, ended: np.ndarray, rows: np.ndarray) -> None:
-        """Disabled mode: does it wait for us, and does it then reset these worlds alone?"""
-        following = self._look(self._worlds.reset_some(ended), "reset with a reset_mask")
-        if not np.array_equal(following[~ended], rows[~ended]):
-            self._mismatch("reset with a reset_mask moves worlds that the mask leaves out")
-        if np.array_equal(following[ended], rows[ended]):
-            self._mismatch("reset with a reset_mask leaves the worlds where they ended")
+    def _unreset(self, done: np.ndarray, rows: np.ndarray) -> None:
+        """Disabled mode: does it wait for us, and does it then reset these envs alone?"""
+        following = self._look(self._envs.reset_some(done), "reset with a reset_mask")
+        if not np.array_equal(following[~done], rows[~done]):
+            self._mismatch("reset with a reset_mask moves envs that the mask leaves out")
+        if np.array_equal(following[done], rows[done]):
+            self._mismatch("reset with a reset_mask leaves the envs where they ended")
 
     def _mismatch(self, seen: str) -> None:
         raise UsageError(
@@ -334,22 +333,22 @@ class _VectorCheck:
         )
 
 
-def _written_over(world: Env[Any, Any], clock: Clock) -> str:
+def _written_over(env: Env[Any, Any], clock: Clock) -> str:
     """The first leaf of an observation over whose array a later reset writes, or nothing."""
-    alone = SyncWorlds([world], 0)
+    alone = SyncEnvs([env], 0)
     observations, sampler = alone.observations, Sampler(alone.actions)
     for number in range(FIRST):
-        seen = try_reset(world, SEED)
+        seen = try_reset(env, SEED)
         for step in range(number + 1):
-            where = f"step {step} of a world alone"
+            where = f"step {step} of an env alone"
             action = sampler.draw(mask_of(observations, observations.row(seen)), where)
             given = alone.actions.given(action)
-            seen, _, terminated, truncated, _ = try_step(world, given, alone.action_space, where)
+            seen, _, terminated, truncated, _ = try_step(env, given, alone.action_space, where)
             if terminated or truncated:
                 break
         parts = [np.asarray(leaf.of(seen)) for leaf in observations.leaves]
         before = [part.copy() for part in parts]
-        try_reset(world, SEED + number)
+        try_reset(env, SEED + number)
         for leaf, one, other in zip(observations.leaves, before, parts, strict=True):
             if not np.array_equal(one, other):
                 return leaf.name

@@ -146,7 +146,7 @@ class Watch:
         if not np.isfinite(row).all():
             raise UsageError(
                 f"it gave {self._not_finite(row)} at {where}: it must be finite. Look for a "
-                "division by zero or an overflow in the world"
+                "division by zero or an overflow in the env"
             )
         if outside := self.bounds.outside(row):
             self.within = False
@@ -205,7 +205,7 @@ class Watch:
             )
 
     def reward(self, reward: Any, where: str) -> np.ndarray:
-        found = _array(reward).copy()  # the world may use its own again
+        found = _array(reward).copy()  # the env may use its own again
         if found.shape != self.lead or found.dtype.kind not in "biuf":
             what = f"numbers of shape {self.lead}" if self.lead else "one number"
             raise UsageError(f"its reward must be {what}, but it is {reward!r} at {where}")
@@ -214,7 +214,7 @@ class Watch:
         if not finite:
             raise UsageError(
                 f"it gave the reward {short(found)} at {where}: it must be finite. Look for a "
-                "division by zero or an overflow in the world"
+                "division by zero or an overflow in the env"
             )
         return found
 
@@ -327,7 +327,7 @@ def _array(value: Any) -> np.ndarray:
     if value.requires_grad:
         raise UsageError(
             f"it gave {value!r:.80}, a tensor that needs a gradient: give x.detach(), as nothing "
-            "is learned through the world"
+            "is learned through the env"
         )
     return np.asarray(value.cpu())
 

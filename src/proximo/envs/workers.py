@@ -1,9 +1,9 @@
-"""Single worlds in processes of their own, under supervision.
+"""Single envs in processes of their own, under supervision.
 
-For worlds that are slow, and for those that crash. A world that raises, hangs, dies or answers
+For envs that are slow, and for those that crash. An env that raises, hangs, dies or answers
 nonsense begins a new episode, and what this update has seen of the old one is left out; the others
 in a process that is lost are brought back by their seeds and actions. What is learned from is the
-same to the bit, however many processes there are, and the same as that of worlds in the trainer.
+same to the bit, however many processes there are, and the same as that of envs in the trainer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from proximo.envs.base import NUMBERED, REPLAYED, Maker, Worlds, episode_seed, last_begins
+from proximo.envs.base import NUMBERED, REPLAYED, Envs, Maker, episode_seed, last_begins
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.processes import BEGIN, MAP, STEP, Failure, Process, Shared, WorkerDied
 from proximo.envs.supervisor import GRACE_SECONDS
 from proximo.envs.watch import Checked
 from proximo.named import find, name_of
 from proximo.spaces import recorded_space
-from proximo.types import Steps, UsageError, WorldState
+from proximo.types import EnvState, RolloutBuffer, UsageError
 
 START_SECONDS = 120.0
 """Time in which a process must have made its envs."""
@@ -41,7 +41,7 @@ Log = Callable[[int], Sequence[np.ndarray] | None]
 """The actions in an env since it began: [n][A, ...]; None where not all are known."""
 
 
-class WorkerWorlds(Worlds):
+class WorkerEnvs(Envs):
     """W single envs, each with seeds of its own, spread over processes.
 
     Row w*A + a is agent a of env w; A is 1 except for PettingZoo's.
@@ -57,19 +57,21 @@ class WorkerWorlds(Worlds):
         self._env, self._seed, self._source = env, seed, source
         self._steps = 0
         self._failures: dict[str, deque[int]] = {}  # the steps at which each of them failed
-        self._parts: list[Steps] = []  # since `remember`
+        self._parts: list[RolloutBuffer] = []  # since `remember`
         self._path, self._folder = list(sys.path), os.getcwd()
-        size = min(env.processes or cores(), env.worlds)
-        ends = [env.worlds * k // size for k in range(size + 1)]
+        size = min(env.processes or cores(), env.num_envs)
+        ends = [env.num_envs * k // size for k in range(size + 1)]
         self._envs_of = [range(*pair) for pair in itertools.pairwise(ends)]
         self._process_of = [k for k, envs in enumerate(self._envs_of) for _ in envs]
         self._memory = _memory()
         self._order = {
-            "env": dataclasses.asdict(dataclasses.replace(env, id=name, backend="sync", worlds=1)),
+            "env": dataclasses.asdict(
+                dataclasses.replace(env, id=name, backend="sync", num_envs=1)
+            ),
             "seed": seed,
             "memory": self._memory,
             "trainer": os.getpid(),
-            "count": env.worlds,
+            "count": env.num_envs,
             "processes": size,
         }
         self._processes: dict[int, Process] = {}
@@ -77,16 +79,16 @@ class WorkerWorlds(Worlds):
             self._made = self._launch(range(size))
             spaces = [recorded_space(record) for record in self._made["spaces"]]
             self.agents, self.names = self._made["agents"], tuple(self._made["names"])
-            super().__init__(env.worlds * self.agents, *spaces)
-            self._shared = Shared(self._memory, spaces, env.worlds, self.agents, size)
+            super().__init__(env.num_envs * self.agents, *spaces)
+            self._shared = Shared(self._memory, spaces, env.num_envs, self.agents, size)
         except BaseException as error:
             self.close()
             if isinstance(error, WorkerDied):
-                raise _failed(f"no world was made: {error}", error.failure) from error
+                raise _failed(f"no one_env was made: {error}", error.failure) from error
             if isinstance(error, OSError):
                 raise UsageError(
-                    f"there is no memory to share with the processes of {env.worlds} worlds "
-                    f"({error}): fewer env.worlds need less"
+                    f"there is no memory to share with the processes of {env.num_envs} envs "
+                    f"({error}): fewer env.num_envs need less"
                 ) from error
             raise
         self._shared.busy_env[:] = -1
@@ -97,20 +99,20 @@ class WorkerWorlds(Worlds):
         """Start processes; returns the description of their envs. Raises `WorkerDied`."""
         for k in which:
             envs = self._envs_of[k]
-            order = {**self._order, "process": k, "worlds": [envs.start, envs.stop]}
+            order = {**self._order, "process": k, "envs": [envs.start, envs.stop]}
             self._processes[k] = Process(order, self._path, self._folder)
         answers = [self._processes[k].answer(max(START_SECONDS, self._env.timeout)) for k in which]
         for answer in answers:
             if "error" in answer:
                 raise UsageError(f"in a process of its own: {answer['error']}")
             if answer != answers[0]:
-                raise UsageError(f"the worlds are not alike: {answers[0]}, but also {answer}")
+                raise UsageError(f"the envs are not alike: {answers[0]}, but also {answer}")
         return answers[0]
 
-    def apart(self) -> Worlds:
+    def apart(self) -> Envs:
         if self._apart is None:
-            env = dataclasses.replace(self._env, worlds=1, processes=1)
-            self._apart = apart = WorkerWorlds(env, NUMBERED, self._source)
+            env = dataclasses.replace(self._env, num_envs=1, processes=1)
+            self._apart = apart = WorkerEnvs(env, NUMBERED, self._source)
             apart.report = lambda text, trace: self.report(f"evaluating: {text}", trace)
         return self._apart
 
@@ -119,7 +121,7 @@ class WorkerWorlds(Worlds):
         try:
             answer = process.answer(max(START_SECONDS, self._env.timeout))
         except WorkerDied as died:
-            raise _failed(f"a world that was played apart: {died}", died.failure) from died
+            raise _failed(f"an env that was played apart: {died}", died.failure) from died
         finally:
             process.end(0)
         if "error" in answer:
@@ -132,26 +134,26 @@ class WorkerWorlds(Worlds):
         try:
             made = self._launch([k])
             if made != self._made:
-                raise UsageError(f"its worlds are no longer alike: {made}")
+                raise UsageError(f"its envs are no longer alike: {made}")
         except (WorkerDied, UsageError):
             if process := self._processes.pop(k, None):
                 process.end(0)
             raise
         self._processes[k].send(MAP)
 
-    def _rows(self, world: int) -> slice:
-        return slice(world * self.agents, (world + 1) * self.agents)
+    def _rows(self, env: int) -> slice:
+        return slice(env * self.agents, (env + 1) * self.agents)
 
-    def _do(self, command: bytes, worlds: Sequence[int]) -> LostEnvs:
+    def _do(self, command: bytes, envs: Sequence[int]) -> LostEnvs:
         """Run a command in these envs, in all processes at once; returns the envs lost by it.
 
         Raises `UsageError` when a process has failed once too often.
         """
         shared, lost_envs = self._shared, LostEnvs()
         shared.active[:] = False
-        shared.active[worlds] = True
+        shared.active[envs] = True
         running: list[int] = []
-        for k in sorted({self._process_of[world] for world in worlds}):
+        for k in sorted({self._process_of[env] for env in envs}):
             try:
                 if k not in self._processes:
                     self._relaunch(k)
@@ -165,7 +167,7 @@ class WorkerWorlds(Worlds):
             try:
                 answer = self._processes[k].answer(self._env.timeout, heartbeat)
                 failures = answer.get("failures", {}).items()
-                lost_envs |= {int(world): Failure(*failure) for world, failure in failures}
+                lost_envs |= {int(env): Failure(*failure) for env, failure in failures}
             except WorkerDied as died:
                 del self._processes[k]
                 self._lose(k, died.failure, lost_envs)
@@ -178,7 +180,7 @@ class WorkerWorlds(Worlds):
         if busy >= 0:
             lost_envs[busy] = failure
         else:
-            self._count(f"the process of worlds {envs.start} to {envs.stop - 1}", "", failure)
+            self._count(f"the process of envs {envs.start} to {envs.stop - 1}", "", failure)
 
     def _count(self, who: str, where: str, failure: Failure) -> None:
         """Report a failure. Raises `UsageError` if it is one too many."""
@@ -193,7 +195,7 @@ class WorkerWorlds(Worlds):
         text = f"{text}. Restart {len(past)} of {limit} in {RESTART_STEPS:,} steps"
         self.report(text, failure.trace)
 
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         first = not len(state.obs)
         begun = (state.length > 0).reshape(-1, self.agents).any(-1)
         if not begun.any():
@@ -202,37 +204,37 @@ class WorkerWorlds(Worlds):
         state.begin(rows)
         self._shared.episode[:] = state.episode
         lost_envs = self._do(BEGIN, np.flatnonzero(begun).tolist())
-        for world, failure in lost_envs.items():
+        for env, failure in lost_envs.items():
             if first and failure:
-                text = f"world {world} failed at its first reset: {failure.what}"
+                text = f"env {env} failed at its first reset: {failure.what}"
                 raise _failed(text, failure)
-        self._recover(lost_envs, set(), state, lambda world: [])
+        self._recover(lost_envs, set(), state, lambda env: [])
         obs = self._shared.obs[1].astype(self.observations.dtype)
         if not first:
             obs[~rows] = state.obs[~rows]
         state.obs = obs
 
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        if not self._parts or self._parts[-1] is not steps:
-            self._parts.append(steps)
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        if not self._parts or self._parts[-1] is not buffer:
+            self._parts.append(buffer)
         self._steps += 1
-        shared, left, cut = self._shared, list(range(self._env.worlds)), set[int]()
+        shared, left, cut = self._shared, list(range(self._env.num_envs)), set[int]()
         while left:
-            shared.taken[0] = steps.taken[t]
+            shared.env_action[0] = buffer.env_action[t]
             lost_envs = self._do(STEP, left)
-            self._recover(lost_envs, cut, state, partial(self._log, state, t), steps.obs[t])
-            left = [world for world in lost_envs if world not in cut]
-        for name in ("reward", "terminated", "ended", "real"):
-            getattr(steps, name)[t] = getattr(shared, name)[0]
-        steps.obs[t + 1] = shared.obs[1]
-        for i in np.flatnonzero(shared.ended[0]):
-            steps.finals.append((t, int(i), shared.final[i].astype(steps.obs.dtype)))
+            self._recover(lost_envs, cut, state, partial(self._log, state, t), buffer.obs[t])
+            left = [env for env in lost_envs if env not in cut]
+        for name in ("reward", "terminated", "done", "valid"):
+            getattr(buffer, name)[t] = getattr(shared, name)[0]
+        buffer.obs[t + 1] = shared.obs[1]
+        for i in np.flatnonzero(shared.done[0]):
+            buffer.final_obs.append((t, int(i), shared.final[i].astype(buffer.obs.dtype)))
         state.episode[:] = shared.episode
-        for world in cut:
-            self._discard(world, t)
+        for env in cut:
+            self._discard(env, t)
 
     def _recover(
-        self, lost_envs: LostEnvs, cut: set[int], state: WorldState, log: Log, obs: Any = None
+        self, lost_envs: LostEnvs, cut: set[int], state: EnvState, log: Log, obs: Any = None
     ) -> None:
         """Bring lost envs back to where they stood; those at fault begin a new episode: `cut`.
 
@@ -241,108 +243,108 @@ class WorkerWorlds(Worlds):
         """
         shared, todo = self._shared, dict(lost_envs)
 
-        def give_up(world: int, why: str = "") -> None:
+        def give_up(env: int, why: str = "") -> None:
             if why:
-                self.report(f"world {world} {why}", "")
-            cut.add(world)
-            state.episode[self._rows(world)] += 1
+                self.report(f"env {env} {why}", "")
+            cut.add(env)
+            state.episode[self._rows(env)] += 1
 
         while todo:
-            for world, failure in todo.items():
+            for env, failure in todo.items():
                 if failure:
-                    self._blame(world, failure, state, None if world in cut else log)
-                    give_up(world)
-            for world in todo:
-                if world not in cut and log(world) is None:
+                    self._blame(env, failure, state, None if env in cut else log)
+                    give_up(env)
+            for env in todo:
+                if env not in cut and log(env) is None:
                     why = f"was lost with its process after more than {REPLAYED:,} steps of an "
-                    give_up(world, why + "episode, which are not replayed: it begins a new one")
-                shared.episode[self._rows(world)] = state.episode[self._rows(world)]
-            logs = {world: log(world) or () for world in todo if world not in cut}
+                    give_up(env, why + "episode, which are not replayed: it begins a new one")
+                shared.episode[self._rows(env)] = state.episode[self._rows(env)]
+            logs = {env: log(env) or () for env in todo if env not in cut}
             if failed := self._do(BEGIN, list(todo)) or self._replay(logs):
                 todo = {**dict.fromkeys(todo), **failed}
                 lost_envs |= todo
                 continue
-            strange = [world for world in logs if obs is not None and not self._shows(world, obs)]
-            for world in strange:
-                give_up(world, "does not come back by its seed and actions")
+            strange = [env for env in logs if obs is not None and not self._shows(env, obs)]
+            for env in strange:
+                give_up(env, "does not come back by its seed and actions")
             todo = dict.fromkeys(strange)
 
-    def _blame(self, world: int, failure: Failure, state: WorldState, log: Log | None) -> None:
+    def _blame(self, env: int, failure: Failure, state: EnvState, log: Log | None) -> None:
         """Count a failure of an env, in the episode in which it stands now.
 
         log: None where that is a new episode already.
         """
-        rows = self._rows(world)
+        rows = self._rows(env)
         episode = int(self._shared.episode[rows.start])  # perhaps it was the next
-        actions = log(world) if log and episode == state.episode[rows.start] else ()
+        actions = log(env) if log and episode == state.episode[rows.start] else ()
         where = f"after {len(actions)} steps of" if actions else "at the beginning of"
         if actions is None:
             where = f"after more than {REPLAYED:,} steps of"
-        seed = episode_seed(self._seed, world, episode)
+        seed = episode_seed(self._seed, env, episode)
         where = f" failed {where} its episode {episode} (seed {seed})"
-        self._count(f"world {world}", where, failure)
+        self._count(f"env {env}", where, failure)
         state.episode[rows] = episode
 
-    def _shows(self, world: int, obs: np.ndarray) -> bool:
+    def _shows(self, env: int, obs: np.ndarray) -> bool:
         """The observation of an env is this one."""
-        rows = self._rows(world)
+        rows = self._rows(env)
         return np.array_equal(self._shared.obs[1, rows].astype(obs.dtype), obs[rows])
 
     def _replay(self, logs: Mapping[int, Sequence[np.ndarray]]) -> LostEnvs:
         """Step every env by its logged actions. Returns those that are lost by it."""
         for t in range(max(map(len, logs.values()), default=0)):
-            active = [world for world, log in logs.items() if t < len(log)]
-            for world in active:
-                self._shared.taken[0, self._rows(world)] = logs[world][t]
+            active = [env for env, log in logs.items() if t < len(log)]
+            for env in active:
+                self._shared.env_action[0, self._rows(env)] = logs[env][t]
             if lost_envs := self._do(STEP, active):
                 return lost_envs
         return {}
 
-    def _log(self, state: WorldState, t: int, world: int) -> Sequence[np.ndarray] | None:
+    def _log(self, state: EnvState, t: int, env: int) -> Sequence[np.ndarray] | None:
         """[n][A, ...] the actions since an env began, up to row t of the latest steps.
 
         None where they are no longer kept.
         """
-        rows = self._rows(world)
+        rows = self._rows(env)
         log, known = _by_step(state, rows), self.remembered(state)[rows.start]
         for part in self._parts:
             begin = int(self._begins(part)[rows.start])
             if begin:
                 log, known = [], True
             end = t if part is self._parts[-1] else len(part)
-            log += list(part.taken[begin:end, rows])
+            log += list(part.env_action[begin:end, rows])
         return log if known else None
 
-    def _discard(self, world: int, t: int) -> None:
+    def _discard(self, env: int, t: int) -> None:
         """Mask the episode that was cut in row t: nothing of it in these steps counts."""
-        rows = self._rows(world)
+        rows = self._rows(env)
         for i in range(rows.start, rows.stop):
             end = t + 1
             for part in reversed(self._parts):
-                begin = max((at + 1 for at, j, _ in part.finals if j == i), default=0)
-                part.real[begin:end, i] = False
+                begin = max((at + 1 for at, j, _ in part.final_obs if j == i), default=0)
+                part.valid[begin:end, i] = False
                 if begin:
                     break
                 end = len(part)
-            steps = self._parts[-1]
-            steps.finals.append((t, i, steps.obs[t, i].copy()))
+            buffer = self._parts[-1]
+            buffer.final_obs.append((t, i, buffer.obs[t, i].copy()))
 
-    def remember(self, state: WorldState, steps: Steps) -> None:
-        super().remember(state, steps)
+    def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
+        super().remember(state, buffer)
         self._parts.clear()
 
-    def _begins(self, steps: Steps) -> np.ndarray:
-        return last_begins(steps, self.agents)
+    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
+        return last_begins(buffer, self.agents)
 
-    def _bring_back(self, state: WorldState) -> bool:
+    def _bring_back(self, state: EnvState) -> bool:
         self._shared.episode[:] = state.episode
-        worlds = range(self._env.worlds)
-        logs = {world: _by_step(state, self._rows(world)) for world in worlds}
-        lost_envs = self._do(BEGIN, worlds) or self._replay(logs)
-        for world, failure in lost_envs.items():
+        envs = range(self._env.num_envs)
+        logs = {env: _by_step(state, self._rows(env)) for env in envs}
+        lost_envs = self._do(BEGIN, envs) or self._replay(logs)
+        for env, failure in lost_envs.items():
             if failure:
-                self._count(f"world {world}", " failed while its episode was replayed", failure)
-        return not lost_envs and all(self._shows(world, state.obs) for world in worlds)
+                self._count(f"env {env}", " failed while its episode was replayed", failure)
+        return not lost_envs and all(self._shows(env, state.obs) for env in envs)
 
     def _close(self) -> list[str]:
         for process in self._processes.values():
@@ -356,7 +358,7 @@ class WorkerWorlds(Worlds):
         return []
 
 
-def _by_step(state: WorldState, rows: slice) -> list[np.ndarray]:
+def _by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
     """The actions in some rows since these began: [n][A, ...]."""
     logs = [np.concatenate(log) for log in state.actions[rows] if log]
     return list(np.stack(logs, 1)) if logs else []
@@ -365,7 +367,7 @@ def _by_step(state: WorldState, rows: slice) -> list[np.ndarray]:
 def _failed(text: str, failure: Failure) -> UsageError:
     error = UsageError(text)
     if failure.trace:
-        error.add_note(f"In the process of the world:\n{failure.trace}")
+        error.add_note(f"In the process of the env:\n{failure.trace}")
     return error
 
 
@@ -378,13 +380,13 @@ def _memory() -> int:
 
 
 def _importable(source: Maker) -> str:
-    """The name by which another process finds what makes the world. Raises `UsageError`."""
+    """The name by which another process finds what makes the env. Raises `UsageError`."""
     with contextlib.suppress(AttributeError, UsageError):  # without a name, or not by that name
         name = name_of(source)
         if not name.startswith("__main__:") and find(name) == source:
             return name
     raise UsageError(
-        f"env.backend is workers, whose processes import the world by its name, but {source} has "
+        f"env.backend is workers, whose processes import the env by its name, but {source} has "
         "none: define it in a module (not in the script that is run, nor in a function), or use "
         "sync"
     )

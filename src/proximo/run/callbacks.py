@@ -16,7 +16,7 @@ import orjson
 import torch
 
 from proximo.collect import make_room
-from proximo.envs.base import Worlds
+from proximo.envs.base import Envs
 from proximo.envs.watch import Bounds
 from proximo.evaluate import EpisodePlayer, Scores
 from proximo.nets.actor_critic import ActorCritic
@@ -75,7 +75,7 @@ class StopAt:
 class Evaluation:
     """Deterministic episodes in an env apart: their mean return, as `evaluation`."""
 
-    def __init__(self, env: Worlds, episodes: int, limit: int, note: Callable[[str], None]) -> None:
+    def __init__(self, env: Envs, episodes: int, limit: int, note: Callable[[str], None]) -> None:
         """limit: of steps, at which episodes are cut off; note: is told once if one was."""
         self._player, self._episodes = EpisodePlayer(env), episodes
         self._limit, self._note = limit, note
@@ -105,10 +105,10 @@ class Evaluation:
         room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
         act = state.engine.actor(room, None)
 
-        def taken(row: np.ndarray) -> Any:
+        def env_action(row: np.ndarray) -> Any:
             room.obs[0, 0] = row
             act(0)
-            return room.taken[0, 0]
+            return room.env_action[0, 0]
 
         def watch(episode: int) -> None:
             if state.watch:
@@ -116,7 +116,7 @@ class Evaluation:
                 state.watch(state.steps, doing)
 
         return self._player.play(
-            policy if policy.carry_size else taken,  # the engine's actor has no episodes
+            policy if policy.state_size else env_action,  # the engine's actor has no episodes
             episodes=self._episodes,
             seed=TRAINING_EVALUATION_SEED,
             limit=self._limit,
@@ -138,7 +138,7 @@ class LookAgain:
             return
         seen = rollout.obs[-1][rollout.mask[-1]]  # the row of an agent that is away holds zeros
         if outside := self._bounds.outside(seen.cpu().numpy()):
-            self._note(f"the worlds: after update {state.updates}, {outside}")
+            self._note(f"the envs: after update {state.updates}, {outside}")
             self._done = True
 
 

@@ -15,8 +15,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from proximo.algorithms.update import choose_engine, make_engine
-from proximo.envs.base import REPLAYED, Maker, Worlds
-from proximo.envs.make import make_worlds
+from proximo.envs.base import REPLAYED, Envs, Maker
+from proximo.envs.make import make_envs
 from proximo.envs.watch import Bounds, Checked
 from proximo.evaluate import step_limit
 from proximo.named import find
@@ -48,13 +48,13 @@ from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
-from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
+from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedEnvs, phase_begins
 from proximo.spaces import check_columns, space_record
 from proximo.types import TrainingError, TrainState, UsageError, Watch, explain, faults
 
 
 class Session:
-    """Worlds, state, callbacks and folder of one run; leaving it closes them all.
+    """Envs, state, callbacks and folder of one run; leaving it closes them all.
 
     An error before the first update removes the folder of a new run: there is nothing to keep,
     unless it is a `TrainingError`, after which the first minibatch that went wrong stands there.
@@ -75,7 +75,7 @@ class Session:
     ) -> None:
         """`start`: begin with this policy. `resume`: go on from this state. Raises `UsageError`.
 
-        source and net stand for the world and the network that the configuration names; what is
+        source and net stand for the env and the network that the configuration names; what is
         not given is imported by its name. watch: told what happens between updates.
         """
         self._folder, self._source, self._net = folder, source, net
@@ -98,12 +98,12 @@ class Session:
             env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
             config = dataclasses.replace(config, env=env)
             if backend != "sync":
-                self.notes.append(f"worlds: {backend} ({how})")
+                self.notes.append(f"envs: {backend} ({how})")
             if self._is_new:
                 check_backend(config.env)
             check_sizes(config, made=isinstance(source, VectorEnv))
-            self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
-            self.worlds.report = self._restarted
+            self.envs: Envs = make_envs(config.env, config.run.seed, source)
+            self.envs.report = self._restarted
             try:
                 if folder:
                     list(map(space_record, self.spaces))  # refused before training
@@ -127,7 +127,7 @@ class Session:
     def _build(self, config: Config) -> TrainState:
         """Network and state at their beginning; `self.config` with every `auto` settled."""
         net = self._net or (find(config.net.module) if config.net.module else None)
-        agents = self.worlds.agents
+        agents = self.envs.agents
         config.check_samples(agents)
         if self._is_new:
             # One that began earlier may go on as it was, and so may the network of such a run.
@@ -136,25 +136,25 @@ class Session:
             if not self._start:
                 config.check_net(self.spaces)
         if agents > 1:
-            self.notes.append(f"agents: {agents} in each world, acting by one policy")
+            self.notes.append(f"agents: {agents} in each env, acting by one policy")
         with torch.random.fork_rng(devices=[]):
             if net is None:
                 with torch.device("meta"):  # where it takes no memory
                     draft = make_policy(self.spaces, config)
-                check_room(draft, self.worlds, config)
+                check_room(draft, self.envs, config)
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
             policy = make_policy(self.spaces, config, net)
             torch.set_num_threads(self._threads)
         if net:  # which can be made only in earnest
-            check_room(policy, self.worlds, config)
-        device, why = choose_device(config.run.device, policy, self.worlds.device)
+            check_room(policy, self.envs, config)
+        device, why = choose_device(config.run.device, policy, self.envs.device)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
         engine, why = choose_engine(config.run.engine, config.algorithm, policy)
         samples = config.algorithm.minibatch_size
         if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
-            samples = self.worlds.count * config.rollout.steps
+            samples = self.envs.count * config.rollout.steps
         threads = choose_threads(config.run.threads, engine, policy, samples)
         self.notes.append(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
         # The native engine has threads of its own, and small operations are slower on several.
@@ -167,22 +167,22 @@ class Session:
             self._check()
         state = self._make_state(policy)
         if net:
-            seen = torch.as_tensor(state.worlds.obs, device=device)
+            seen = torch.as_tensor(state.envs.obs, device=device)
             policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
-        updates = -(-run.total_steps // (self.worlds.count * config.rollout.steps))
+        updates = -(-run.total_steps // (self.envs.count * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(
                 f"total_steps is enough for {updates} updates only: more steps, or a smaller "
-                "env.worlds or rollout.steps, give more"
+                "env.num_envs or rollout.steps, give more"
             )
         return state
 
     def _check(self) -> None:
-        """Look for mistakes in the worlds. Raises `UsageError` for those that forbid training."""
-        self.checked = self.worlds.check()
+        """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
+        self.checked = self.envs.check()
         if not self.checked:  # known: with a backend of ours
             return
-        found = [f"the worlds: {note}" for note in self.checked.notes]
+        found = [f"the envs: {note}" for note in self.checked.notes]
         self.doubts += found
         self.notes += found
 
@@ -197,12 +197,12 @@ class Session:
             start.load_moments(state)
         if resume:
             resume.load_state(state)
-            whole = not self.worlds.replayable or self.worlds.remembered(state.worlds).all()
-            if not self._restored(self.worlds, state):
-                state.reward_return = state.carry = None  # of the episodes that are gone
+            whole = not self.envs.replayable or self.envs.remembered(state.envs).all()
+            if not self._restored(self.envs, state):
+                state.reward_return = state.recurrent_state = None  # of the episodes that are gone
                 why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
                 self.notes.append(
-                    f"these worlds cannot be brought back{why}: new episodes begin in them"
+                    f"these envs cannot be brought back{why}: new episodes begin in them"
                 )
 
     def _cut(self, folder: RunFolder) -> list[dict[str, Any]]:
@@ -215,7 +215,7 @@ class Session:
         with writable(folder.path):
             folder.enter()
             folder.write_config(self.config)  # first: it says whether the run has ended here
-            rows, lost = folder.cut_metrics(state.updates, run.log_every, ended=ended)
+            rows, lost = folder.cut_metrics(state.updates, run.log_every, done=ended)
             folder.remove_result()
         if doubt := lost_rows(rows, lost, state.updates, steps=state.steps):
             self.notes.append(doubt)
@@ -232,7 +232,7 @@ class Session:
         callbacks: list[Callback] = []
         if run.eval_every or run.stop_at is not None:
             limit = step_limit(self.config.env, run.eval_max_episode_steps)
-            evaluation = Evaluation(self.worlds.apart(), run.eval_episodes, limit, self._doubt)
+            evaluation = Evaluation(self.envs.apart(), run.eval_episodes, limit, self._doubt)
         if run.eval_every:
             callbacks.append(Evaluate(evaluation, run.eval_every))
         if run.stop_at is not None:
@@ -294,7 +294,7 @@ class Session:
 
     def _timed(self) -> Config:
         self.profile = profile = Profile()
-        self.worlds = TimedWorlds(self.worlds, profile)
+        self.envs = TimedEnvs(self.envs, profile)
         self.state.engine = TimedEngine(self.state.engine, profile)
         for place, callback in enumerate(self.callbacks):
             if isinstance(callback, LookAgain):
@@ -318,33 +318,33 @@ class Session:
 
     @property
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        return self.worlds.obs_space, self.worlds.action_space
+        return self.envs.obs_space, self.envs.action_space
 
     @staticmethod
-    def _restored(worlds: Worlds, state: TrainState) -> bool:
+    def _restored(envs: Envs, state: TrainState) -> bool:
         try:
-            return worlds.restore(state.worlds)
+            return envs.restore(state.envs)
         except UsageError:
             raise
         except faults() as error:
             raise UsageError(
-                f"a world failed while its episode was replayed: {explain(error)}"
+                f"an env failed while its episode was replayed: {explain(error)}"
             ) from error
 
     def _make_state(self, policy: ActorCritic) -> TrainState:
         try:
-            worlds = self.worlds.start()
+            envs = self.envs.start()
         except UsageError:
             raise
         except faults() as error:
-            raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
+            raise UsageError(f"an env failed at its first reset: {explain(error)}") from error
         run = self.config.run
         optimizer = self.config.algorithm.make_optimizer(policy)
         return TrainState(
             policy=policy,
             optimizer=optimizer,
             engine=make_engine(run.engine, policy, optimizer, run.threads),
-            worlds=worlds,
+            envs=envs,
             # Streams apart, so that longer rollouts do not change the order of minibatches.
             collecting=torch.Generator().manual_seed(2 * run.seed),
             shuffling=torch.Generator().manual_seed(2 * run.seed + 1),
@@ -375,7 +375,7 @@ class Session:
         if self._record:
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
                 self._record.close()
-        failed = self.worlds.close()
+        failed = self.envs.close()
         for text in dict.fromkeys(failed if well else ()):
             self._warn(text)
         torch.set_num_threads(self._threads)
