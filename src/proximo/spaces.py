@@ -341,11 +341,15 @@ class Observations:
         return self.rows(self.draw(np.random.default_rng(0), count))
 
     def not_finite(self, row: np.ndarray) -> str:
-        """What is infinite or no number in a row, the first: as in "sensors/speed[1] = nan"."""
+        """The first number of a row that is not finite, as in "sensors/speed[1] = nan"."""
         flat = row.reshape(-1)
         column = int(np.flatnonzero(~np.isfinite(flat))[0])
+        return f"{self.column_name(column)} = {flat[column]}"
+
+    def column_name(self, column: int) -> str:
+        """Name of a column, as in "sensors/speed[1]"."""
         leaf = next(leaf for leaf in self.leaves if leaf.begin <= column < leaf.end)
-        return f"{leaf.name}[{column - leaf.begin}] = {flat[column]}"
+        return f"{leaf.name}[{column - leaf.begin}]"
 
     @property
     def measured(self) -> np.ndarray:

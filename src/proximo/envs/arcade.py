@@ -39,10 +39,10 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
     for name, instead in REFUSED.items():
         if name in env.kwargs:
             raise UsageError(f"env.kwargs.{name} is not for {env.id}: {instead}")
-    own: dict[str, Any] = {**env.kwargs, **kwargs}
+    given: dict[str, Any] = {**env.kwargs, **kwargs}
     if env.max_episode_steps is not None:
-        frames = env.max_episode_steps * int(own.get("frameskip", FRAMES))
-        own["max_num_frames_per_episode"] = frames
+        frames = env.max_episode_steps * int(given.get("frameskip", FRAMES))
+        given["max_num_frames_per_episode"] = frames
     try:
         made: VectorEnv[Any, Any, Any] = gym.make_vec(
             env.id,
@@ -50,7 +50,7 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
             vectorization_mode="vector_entry_point",
             reward_clipping=False,
             num_threads=min(threads, num_envs),
-            **own,
+            **given,
         )
     except faults() as error:
         raise UsageError(f"{env.id} cannot be made: {explain(error)}") from error
@@ -58,7 +58,7 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
 
 
 def _goes_on(env: EnvConfig) -> bool:
-    """Whether a lost life is told as an end while the game goes on."""
+    """A lost life ends the episode for the agent, while the game continues."""
     return bool(env.kwargs.get("life_loss_info"))
 
 

@@ -78,8 +78,8 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         }
         self._make = envpool.make_gymnasium
         self._pool = self._made([0] * env.num_envs)
-        own = envpool.make_spec(env.id, **env.kwargs).config.max_episode_steps
-        self._limit = env.max_episode_steps or own
+        spec = envpool.make_spec(env.id, **env.kwargs)
+        self._limit = env.max_episode_steps or spec.config.max_episode_steps
         self._cut = np.zeros(
             env.num_envs, bool
         )  # by the time limit, which EnvPool does not know of
@@ -162,7 +162,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
 
 
 def is_pooled(name: str) -> bool:
-    """Whether EnvPool, if it is installed, has an env of this name."""
+    """EnvPool is installed, and has an env of this name."""
     try:
         import envpool
     except ImportError:

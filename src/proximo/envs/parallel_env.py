@@ -14,19 +14,19 @@ ByAgent = dict[Any, Any]
 
 
 def is_parallel(env: Any) -> bool:
-    """Whether this is a PettingZoo `ParallelEnv`; there is none where that was never imported."""
+    """This is PettingZoo's `ParallelEnv`: there is none where that was never imported."""
     pettingzoo = sys.modules.get("pettingzoo")
     return pettingzoo is not None and isinstance(env, pettingzoo.ParallelEnv)
 
 
 def is_turn_based(env: Any) -> bool:
-    """Whether this is a PettingZoo `AECEnv`, in which agents act one after the other."""
+    """This is PettingZoo's `AECEnv`, in which agents act one after the other."""
     pettingzoo = sys.modules.get("pettingzoo")
     return pettingzoo is not None and isinstance(env, pettingzoo.AECEnv)
 
 
 def parallel_name(env: Any) -> str:
-    """What the metadata of an env of PettingZoo call it, or the name of its class."""
+    """Name of an env of PettingZoo in its metadata, or the name of its class."""
     metadata = getattr(env, "metadata", None)
     name = metadata.get("name") if isinstance(metadata, dict) else None
     return name if isinstance(name, str) else type(env).__name__
@@ -60,13 +60,13 @@ class ParallelEnv(gym.Env[ByAgent, ByAgent]):
         self.metadata = getattr(one_env, "metadata", {})
         self.render_mode = getattr(one_env, "render_mode", None)
         for other in others:
-            for what, own, its in (
+            for what, mine, its in (
                 ("observation", self.observation_space, one_env.observation_space(other)),
                 ("action", self.action_space, one_env.action_space(other)),
             ):
-                if own != its:
+                if mine != its:
                     raise UsageError(
-                        f"the {what} space of agent {first!r} is {own}, but that of {other!r} is "
+                        f"the {what} space of agent {first!r} is {mine}, but that of {other!r} is "
                         f"{its}: agents that share a policy must have equal spaces (SuperSuit's "
                         "pad_observations_v0 and pad_action_space_v0 make them so)"
                     )
@@ -117,7 +117,7 @@ def _parts(answer: Any, method: str, names: str) -> Any:
 
 
 def part_of(agent: Any, answer: ByAgent) -> Any:
-    """What an env answered to one agent."""
+    """One agent's part of an answer. Raises `UsageError` where there is none."""
     if agent not in answer:
         raise UsageError(
             f"a parallel env said nothing to its agent {agent!r}: its reset and step must answer "

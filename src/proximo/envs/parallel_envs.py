@@ -33,7 +33,7 @@ class ParallelEnvs(Envs):
         count = len(envs) * self.agents
         super().__init__(count, envs[0].observation_space, envs[0].action_space)
         self._nothing = np.zeros(self.observations.shape, self.observations.dtype)
-        """What a row shows whose agent is away: zeros, and a mask that allows everything."""
+        """Row of an agent that is away: zeros, and a mask that allows everything."""
         if self.observations.mask_begin < self.observations.width:
             self._nothing[..., self.observations.mask_begin :] = 1
 

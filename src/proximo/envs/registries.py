@@ -1,4 +1,4 @@
-"""What an env of a given name needs before Gymnasium knows it, and what is ended to it.
+"""Packages that register envs, and the preparation of envs of theirs.
 
 The packages are extras of Proximo, and are imported when an env of theirs is named.
 """
@@ -17,10 +17,10 @@ from gymnasium import spaces
 from proximo.types import UsageError, nearest
 
 ARCADE = "ALE/"
-"""What the names of the Arcade Learning Environment begin with."""
+"""Prefix of the names of the Arcade Learning Environment."""
 GRIDS = ("MiniGrid-", "BabyAI-")
 PARALLEL = ("atari/", "butterfly/", "classic/", "sisl/")
-"""What the names of PettingZoo's parallel envs begin with."""
+"""Prefixes of the names of PettingZoo's parallel envs."""
 SUITE = "dm_control/"
 MISSION = "mission"
 
@@ -42,7 +42,7 @@ FAMILIES = (
 
 
 def is_registered(name: str) -> bool:
-    """Whether Gymnasium knows this name, once the package of its family is imported.
+    """Gymnasium knows this name, once the package of its family is imported.
 
     Raises `UsageError` naming the extra if that package is not installed.
     """
@@ -60,7 +60,7 @@ def is_registered(name: str) -> bool:
 
 
 def parallel_maker(name: str) -> Callable[..., Any] | None:
-    """What makes PettingZoo's parallel env of this name, if it is one. Raises `UsageError`."""
+    """Maker of PettingZoo's parallel env of this name, or None. Raises `UsageError`."""
     if not name.startswith(PARALLEL) or is_registered(name):
         return None
     import pettingzoo

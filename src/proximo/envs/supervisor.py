@@ -63,7 +63,7 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _default(numbers: set[signal.Signals]) -> None:
-    """What an env forks can be ended by signals, as any process."""
+    """Let signals end what an env forks, as any process."""
     faulthandler.unregister(signal.SIGUSR1)
     for number in numbers:
         if signal.getsignal(number) is _ignore:
@@ -106,12 +106,12 @@ def _stand_by(process: int, trainer: int) -> NoReturn:
     signal.signal(signal.SIGTERM, end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINER_SIGNALS)
     threading.Thread(target=watch, daemon=True).start()
-    while (found := os.waitpid(-1, 0))[0] != process:
+    while (ended := os.waitpid(-1, 0))[0] != process:
         pass  # it was something that an env has started, and that had lost its parent
     with contextlib.suppress(OSError):
         os.killpg(process, signal.SIGKILL)
     _end_children()
-    code = os.waitstatus_to_exitcode(found[1])
+    code = os.waitstatus_to_exitcode(ended[1])
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # there is one of the process already
         with contextlib.suppress(OSError):  # SIGKILL has no handler
@@ -136,13 +136,13 @@ def _end_children() -> None:
 
 def _children() -> list[int]:
     """The children of this process, where the system has /proc."""
-    found, me = [], str(os.getpid())
+    children, me = [], str(os.getpid())
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended by now
             state = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if state[1] == me:
-                found.append(int(place.name))
-    return found
+                children.append(int(place.name))
+    return children
 
 
 def _kill(process: int) -> None:

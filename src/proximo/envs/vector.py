@@ -12,7 +12,17 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from proximo.envs.base import Envs, SyncEnvs, episode_seed
 from proximo.envs.check import SECONDS, STEPS, refuse_statistics, try_reset, try_step, without_room
 from proximo.envs.layers import close_all, title
-from proximo.envs.watch import SEED, Checked, Clock, Sampler, Watch, arrays, infos_of, mask_of
+from proximo.envs.watch import (
+    SEED,
+    Checked,
+    Clock,
+    Sampler,
+    Watch,
+    arrays,
+    infos_of,
+    mask_of,
+    refusing,
+)
 from proximo.spaces import check_masks
 from proximo.types import EnvState, RolloutBuffer, UsageError
 
@@ -124,7 +134,7 @@ def _pick(nested: Any, index: int) -> Any:
 
 
 ENDS = 4
-"""Ends of episodes after which the mode of a vector env's resets is known."""
+"""Ends of episodes after which the mode of the resets is known."""
 FIRST = 4
 """Steps that are repeated to see whether a vector env's reset leaves others due."""
 ENOUGH = 32
@@ -132,20 +142,17 @@ ENOUGH = 32
 
 
 def check_vector(envs: VectorEnvs, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
-    """Step a vector env until some episodes have ended: how does it reset? Raises `UsageError`.
+    """Step a vector env until some episodes have ended. Raises `UsageError`.
 
-    It is left somewhere: reset it with a seed before anything else.
+    Reset it with a seed before anything else.
     """
-    name = title(envs.envs)
-    try:
+    with refusing(envs.envs):
         refuse_statistics(envs.envs)
         return _VectorCheck(envs).play(Clock(seconds, steps))
-    except UsageError as error:
-        raise UsageError(f"{name} cannot be trained in: {error}") from error
 
 
 class _VectorCheck:
-    """What a vector env does at the ends of its episodes."""
+    """Check of a vector env: its observations, and its resets at the ends of episodes."""
 
     def __init__(self, envs: VectorEnvs) -> None:
         self._envs, self._vector, self._mode = envs, envs.envs, envs.mode
@@ -257,7 +264,7 @@ class _VectorCheck:
         self._envs.due = last
 
     def _at(self, done: np.ndarray, rows: np.ndarray, info: Any, where: str) -> None:
-        """What stands in info where episodes ended."""
+        """Check info where episodes ended."""
         given = isinstance(info, dict) and "final_obs" in info
         if self._mode is not AutoresetMode.SAME_STEP:
             # In the other modes the env's own observation is the final one.
@@ -275,8 +282,8 @@ class _VectorCheck:
         self._kept += int(alike.all(-1).sum())
         leaves = self._envs.observations.leaves
         self._alike &= [alike[:, leaf.begin : leaf.end].all() for leaf in leaves]
-        own = [final_of(final, int(i)) for i in np.flatnonzero(done)]
-        self._finals += [[np.asarray(leaf.of(seen)) for leaf in leaves] for seen in own]
+        parts = [final_of(final, int(i)) for i in np.flatnonzero(done)]
+        self._finals += [[np.asarray(leaf.of(seen)) for leaf in leaves] for seen in parts]
 
     def _single(self, clock: Clock) -> None:
         """Same-step mode: a final_obs is what a step of a single env returned, before its reset.
@@ -287,10 +294,10 @@ class _VectorCheck:
         if isinstance(made, SyncVectorEnv):
             self._refuse(_written_over(made.envs[0], clock))
         elif isinstance(made, AsyncVectorEnv):  # its envs live elsewhere: look at another one
-            found = ""
+            name = ""
             with contextlib.suppress(Exception), contextlib.closing(made.env_fns[0]()) as env:
-                found = _written_over(env, clock)
-            self._refuse(found)
+                name = _written_over(env, clock)
+            self._refuse(name)
 
     def _written_over(self, rows: np.ndarray) -> None:
         """Same-step mode: does a reset write over arrays that were given as final_obs?"""

@@ -18,13 +18,13 @@ from proximo.spaces import MASK, Actions, Leaf, Observations, misfit, sizes, sta
 from proximo.types import UsageError
 
 SEED = 3_000_000
-"""Of the first episode; training and evaluations begin elsewhere."""
+"""Seed of the first episode; training and evaluations begin elsewhere."""
 EXACT = 2**24
-"""Up to here a float32 holds every whole number."""
-SMALLEST_SIDE = 8
-"""Of three axes of floats, what a side has that are taken for an image,"""
-MOST_CHANNELS = 16
-"""and what its channels are at most."""
+"""Largest number up to which a float32 holds every whole number."""
+FINITE = "it must be finite. Look for a division by zero or an overflow in the env"
+"""End of an error text."""
+SMALLEST_SIDE, MOST_CHANNELS = 8, 16
+"""Pixels along a side, and channels, of three axes of floats that are taken for an image."""
 
 
 class Checked(NamedTuple):
@@ -55,7 +55,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since it began."""
         return time.monotonic() - self._begin
 
     @property
@@ -63,7 +63,7 @@ class Clock:
         return self.left <= 0 or time.monotonic() > self._until
 
     def step(self) -> bool:
-        """Whether there is room for one more; counts it. There always is for the first."""
+        """Count one more step, if there is room for it: there always is for the first."""
         if self.taken and self.over:
             return False
         self.left, self.taken = self.left - 1, self.taken + 1
@@ -71,25 +71,26 @@ class Clock:
 
 
 class Bounds:
-    """What a space says of the rows of its observations, column by column."""
+    """Bounds of a row of observations, column by column."""
 
     def __init__(self, observations: Observations) -> None:
-        self._leaves = observations.leaves
+        self._observations = observations
         low, high = np.zeros(observations.width), np.ones(observations.width)
         for leaf in observations.leaves:
             if isinstance(leaf.space, spaces.Box):
                 low[leaf.begin : leaf.end] = leaf.space.low.reshape(-1)
                 high[leaf.begin : leaf.end] = leaf.space.high.reshape(-1)
         self._ends = low, high
-        # What rounding may do is not outside.
+        # Rounding leads nowhere outside.
         with np.errstate(over="ignore"):  # some bounds are the largest number that there is
             slack = [1e-5 * np.abs(end).clip(1, 1e300) for end in (low, high)]
             self.low, self.high = low - slack[0], high + slack[1]
 
     @property
     def endless(self) -> bool:
-        """Whether nothing can lie outside: no bounds, or bytes that may have every value."""
-        boxes = [leaf.space for leaf in self._leaves if isinstance(leaf.space, spaces.Box)]
+        """Nothing can lie outside: there are no bounds, or bytes that may have every value."""
+        leaves = self._observations.leaves
+        boxes = [leaf.space for leaf in leaves if isinstance(leaf.space, spaces.Box)]
         return all(
             (box.dtype == np.uint8 and (box.low == 0).all() and (box.high == 255).all())
             or not (box.bounded_below | box.bounded_above).any()
@@ -97,28 +98,27 @@ class Bounds:
         )
 
     def outside(self, rows: np.ndarray) -> str:
-        """The number that is farthest out, in words; empty if all are within. rows: [..., *obs]."""
+        """Note on the number that is farthest out; empty if all are within. rows: [..., *obs]."""
         flat = rows.reshape(-1, len(self.low)).astype(np.float64)
         beyond = np.maximum(self.low - flat, flat - self.high)
         if not (beyond > 0).any():
             return ""
         row, column = np.unravel_index(beyond.argmax(), beyond.shape)
-        leaf = next(leaf for leaf in self._leaves if leaf.begin <= column < leaf.end)
         low, high = (end[column] for end in self._ends)
         return (
-            f"{leaf.name}[{column - leaf.begin}] was {flat[row, column]:g}, outside the bounds "
-            f"{low:g} and {high:g} of its observation_space: it is learned from as it is; wider "
-            "bounds, or a scaled observation, would say what is meant"
+            f"{self._observations.column_name(int(column))} was {flat[row, column]:g}, outside the "
+            f"bounds {low:g} and {high:g} of its observation_space: it is learned from as it is; "
+            "wider bounds, or a scaled observation, would say what is meant"
         )
 
 
 class Watch:
-    """Observations, rewards and flags against what they should be. Batches have leading axes."""
+    """Checks of observations, rewards and flags. lead: leading axes of batches."""
 
     def __init__(self, observations: Observations, lead: tuple[int, ...] = ()) -> None:
         self.observations, self.lead = observations, lead
         self.bounds = Bounds(observations)
-        self.notes: dict[str, str] = {}  # by what they are about, each once
+        self.notes: dict[str, str] = {}  # by their subject: one for each
         self.within = True
 
     def _not_finite(self, rows: np.ndarray) -> str:
@@ -126,7 +126,7 @@ class Watch:
         return self.observations.not_finite(flat[~np.isfinite(flat).all(-1)][0])
 
     def look(self, seen: Any, where: str) -> np.ndarray:
-        """The observation as a row."""
+        """Check an observation; returns it as a row."""
         shape, kind = (*self.lead, *self.observations.shape), self.observations.dtype
         row = np.empty(shape, np.float64 if kind.kind == "f" else kind)
         if unknown := strangers(self.observations.space, seen):
@@ -144,10 +144,7 @@ class Watch:
         except UsageError as error:
             raise UsageError(f"{error} (at {where})") from error
         if not np.isfinite(row).all():
-            raise UsageError(
-                f"it gave {self._not_finite(row)} at {where}: it must be finite. Look for a "
-                "division by zero or an overflow in the env"
-            )
+            raise UsageError(f"it gave {self._not_finite(row)} at {where}: {FINITE}")
         if outside := self.bounds.outside(row):
             self.within = False
             self.notes.setdefault("bounds", f"at {where}, {outside}")
@@ -205,61 +202,56 @@ class Watch:
             )
 
     def reward(self, reward: Any, where: str) -> np.ndarray:
-        found = _array(reward).copy()  # the env may use its own again
-        if found.shape != self.lead or found.dtype.kind not in "biuf":
+        """Check a reward; returns a copy of it."""
+        numbers = _array(reward).copy()  # the env may use its own again
+        if numbers.shape != self.lead or numbers.dtype.kind not in "biuf":
             what = f"numbers of shape {self.lead}" if self.lead else "one number"
             raise UsageError(f"its reward must be {what}, but it is {reward!r} at {where}")
         with np.errstate(over="ignore"):
-            finite = np.isfinite(found.astype(np.float32)).all()
+            finite = np.isfinite(numbers.astype(np.float32)).all()
         if not finite:
-            raise UsageError(
-                f"it gave the reward {short(found)} at {where}: it must be finite. Look for a "
-                "division by zero or an overflow in the env"
-            )
-        return found
+            raise UsageError(f"it gave the reward {short(numbers)} at {where}: {FINITE}")
+        return numbers
 
     def flag(self, name: str, flag: Any, where: str) -> np.ndarray:
-        found = _array(flag)
-        if found.shape == self.lead and found.dtype == bool:
-            return found
+        """Check `terminated` or `truncated`."""
+        flags = _array(flag)
+        if flags.shape == self.lead and flags.dtype == bool:
+            return flags
         if not self.lead and isinstance(flag, int | np.integer) and flag in (0, 1):
             self.notes.setdefault(name, f"{name} is {flag!r} at {where}: give True or False")
             return np.asarray(bool(flag))
         what = f"bools of shape {self.lead}" if self.lead else "True or False"
-        shown = f"{found.dtype} of shape {found.shape}" if self.lead else repr(flag)
+        shown = f"{flags.dtype} of shape {flags.shape}" if self.lead else repr(flag)
         raise UsageError(f"its {name} is {shown} at {where}: step must return {what}")
 
     def parts(self, answer: Any, where: str) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Any]:
-        """What a step returned: the observation, reward, both flags and info."""
+        """Check the return value of a step: (observation, reward, both flags, info)."""
         if not isinstance(answer, tuple) or len(answer) != 5:
-            found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+            what = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
             if isinstance(answer, tuple) and len(answer) == 4:
-                found += (
+                what += (
                     ", as Gym's did before 0.26: give done as terminated, or as truncated where a "
                     "time limit ended the episode"
                 )
             raise UsageError(
                 "its step must return (observation, reward, terminated, truncated, info), but "
-                f"returned {found}"
+                f"returned {what}"
             )
-        obs, reward, terminated, truncated, info = answer
+        obs, reward, *flags, info = answer
         if not isinstance(info, dict) and self.lead:
             raise UsageError(infos_of(info))
         if not isinstance(info, dict):
-            self.notes.setdefault(
-                "info", f"info is {info!r} at {where}: give a dict, {{}} if empty"
-            )
-        return (
-            obs,
-            self.reward(reward, where),
-            self.flag("terminated", terminated, where),
-            self.flag("truncated", truncated, where),
-            info,
-        )
+            text = f"info is {info!r} at {where}: give a dict, {{}} if empty"
+            self.notes.setdefault("info", text)
+        paid = self.reward(reward, where)
+        pairs = zip(("terminated", "truncated"), flags, strict=True)
+        terminated, truncated = (self.flag(name, flag, where) for name, flag in pairs)
+        return obs, paid, terminated, truncated, info
 
 
 def mask_of(observations: Observations, row: np.ndarray) -> np.ndarray | None:
-    """[..., choices] bool: what may be chosen, or None for everything."""
+    """[..., choices] bool: the legal choices; None: all are."""
     if observations.mask_begin == observations.width:
         return None
     return row[..., observations.mask_begin :] > 0.5
@@ -275,15 +267,15 @@ class Sampler:
             space.seed(SEED + number)
 
     def draw(self, legal: np.ndarray | None, where: str) -> Any:
-        """As `Actions` takes one. Raises `UsageError` for a mask that does not fit or allows none.
+        """One action, as a row. legal: [choices] bool; None: every choice.
 
-        legal: [choices] bool.
+        Raises `UsageError` for a mask that does not fit, or that allows nothing.
         """
         actions = self._actions
         row = np.empty(actions.leaves[-1].end, actions.dtype)
         begin = 0
-        for leaf, own in zip(actions.leaves, self._spaces, strict=True):
-            space: Any = own
+        space: Any
+        for leaf, space in zip(actions.leaves, self._spaces, strict=True):
             if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
                 row[leaf.begin : leaf.end] = space.sample().reshape(-1)
                 continue
@@ -306,13 +298,11 @@ class Sampler:
                 f"its {MASK} has {len(legal)} entries, but {actions.space} has {begin} things to "
                 "choose from: it needs one entry for each"
             )
-        if not actions.single:
-            return row
-        return row.reshape(actions.shape or ())[()]
+        return row.reshape(actions.shape or ())[()] if actions.single else row
 
 
 def _pictures(space: gym.Space[Any]) -> bool:
-    """Three axes of numbers that are no bytes: two of them sides, the first or last channels."""
+    """An image that is not of bytes: three axes, the first or the last of which are channels."""
     if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype == np.uint8:
         return False
     channels, side = sorted(space.shape)[:2]
@@ -321,7 +311,7 @@ def _pictures(space: gym.Space[Any]) -> bool:
 
 
 def _array(value: Any) -> np.ndarray:
-    """As a NumPy array, from wherever it lies."""
+    """A NumPy array of a number, an array or a tensor."""
     if not _is_tensor(value):
         return np.asarray(value)
     if value.requires_grad:
@@ -333,7 +323,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _is_tensor(value: Any) -> bool:
-    """Whether it is PyTorch's; there is none where that was never imported."""
+    """A tensor of PyTorch: there is none where that was never imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
@@ -354,7 +344,7 @@ def short(value: Any) -> str:
 
 
 def infos_of(info: Any) -> str:
-    """What is wrong with an info of a vector env that is no dict."""
+    """Error text for an info of a vector env that is no dict."""
     return (
         f"its info is a {type(info).__name__}, as the wrapper DictInfoToList makes it: a vector "
         "env must give a dict, in which final_obs stands. Leave that wrapper out"

@@ -194,11 +194,11 @@ class Match(Task):
         return np.tile(mask, 2) if self._done == "multi-discrete" else mask
 
     def worth(self, symbol: int) -> float:
-        """What the right action earns there."""
+        """Reward of the right action for this symbol."""
         return 1.0 - symbol / 2
 
     def right(self, symbol: int) -> Any:
-        """The action that earns most there."""
+        """The action that earns most for this symbol."""
         place = np.array([symbol, 1 - symbol / 2], np.float32)
         return {
             "discrete": symbol + 1,
@@ -222,7 +222,7 @@ class Match(Task):
         return worth - float(np.mean(wrong))
 
     def _check(self, chosen: Any, best: Any, index: int) -> bool:
-        """Whether a choice is wrong. Raises `ValueError` for one that the mask forbids."""
+        """A choice is wrong. Raises `ValueError` for one that the mask forbids."""
         start = int(self._done == "discrete")
         if self._masks and not self.legal()[3 * index + int(chosen) - start]:
             raise ValueError(f"choice {index} is {chosen}, which is not legal")

@@ -121,16 +121,16 @@ class Maze(Task):
 
     def distances(self) -> np.ndarray:
         """[cells] steps to the exit, cell 0."""
-        found, queue = np.full(self.SIZE**2, -1), deque([0])
-        found[0] = 0
+        steps, queue = np.full(self.SIZE**2, -1), deque([0])
+        steps[0] = 0
         while queue:
             cell = queue.popleft()
             for move in np.flatnonzero(self.open[cell]):
                 other = self._neighbour(cell, int(move))
-                if found[other] < 0:
-                    found[other] = found[cell] + 1
+                if steps[other] < 0:
+                    steps[other] = steps[cell] + 1
                     queue.append(other)
-        return found
+        return steps
 
     def best(self) -> float:
         """The return of the best policy."""
@@ -259,26 +259,19 @@ class Catch(Task):
         return (self.steps + 1 == self.length) * caught
 
 
-class Positions(gym.ObservationWrapper[Any, Any, Any]):
-    """Only some numbers of an env's observation: what is left out has to be remembered."""
-
-    def __init__(self, env: gym.Env[Any, Any], keep: list[int]) -> None:
-        super().__init__(env)
-        whole, self._keep = env.observation_space, keep
-        assert isinstance(whole, spaces.Box)
-        self.observation_space = spaces.Box(whole.low[keep], whole.high[keep], dtype=np.float32)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        seen: np.ndarray = observation[self._keep]
-        return seen
+def _only(env: gym.Env[Any, Any], columns: list[int]) -> gym.Env[Any, Any]:
+    """An env that shows some numbers of its observation: the others have to be remembered."""
+    whole: Any = env.observation_space
+    space = spaces.Box(whole.low[columns], whole.high[columns], dtype=np.float32)
+    return gym.wrappers.TransformObservation(env, lambda obs: obs[columns], space)
 
 
 def still_cartpole(limit: int = 500, **kwargs: Any) -> gym.Env[Any, Any]:
     """CartPole without velocities: the places of cart and pole. Best: the limit."""
     env = gym.make("CartPole-v1", max_episode_steps=limit, disable_env_checker=True, **kwargs)
-    return Positions(env, [0, 2])
+    return _only(env, [0, 2])
 
 
 def still_pendulum(**kwargs: Any) -> gym.Env[Any, Any]:
     """Pendulum without its velocity: cosine and sine of the angle."""
-    return Positions(gym.make("Pendulum-v1", disable_env_checker=True, **kwargs), [0, 1])
+    return _only(gym.make("Pendulum-v1", disable_env_checker=True, **kwargs), [0, 1])

@@ -40,5 +40,5 @@ class Task(gym.Env[Any, Any]):
         return 1.0
 
     def over(self) -> bool:
-        """Whether the episode has terminated."""
+        """The episode has terminated."""
         return self.steps >= self.length
