@@ -24,7 +24,7 @@ Act = Callable[[np.ndarray], Any]
 EPISODE_STEPS = 10_000
 """Steps after which an episode of an evaluation is cut off, unless a setting says otherwise."""
 GAME_STEPS = 108_000
-"""The same for Atari and EnvPool, which have limits of their own: that of Atari, in frames."""
+"""This limit for Atari and EnvPool, whose envs have limits themselves: that of Atari, in frames."""
 
 
 def step_limit(env: EnvConfig, given: int | None) -> int:
@@ -41,7 +41,7 @@ def step_limit(env: EnvConfig, given: int | None) -> int:
 
 
 def unwatched(episode: int) -> None:
-    """Told of every state of an evaluation, with the number of its episode."""
+    """Do nothing in any state of an evaluation. episode: its number."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Scores:
         return float(returns.mean().clip(returns.min(), returns.max()))
 
     def summary(self) -> dict[str, float | int | bool]:
-        """What `proximo eval --json` prints; deviations are of the population.
+        """The scores as `proximo eval --json` prints them; std is that of the population.
 
         `episodes_cut` and `max_episode_steps` stand there only where episodes were cut off.
         """
@@ -85,10 +85,7 @@ class Scores:
         }
 
     def said(self, setting: str) -> str:
-        """What the reader of the scores should know of episodes that were cut off, or nothing.
-
-        setting: the name of the limit, as one gives it.
-        """
+        """Note on episodes that were cut off, or nothing. setting: the flag of the limit."""
         if not self.cut:
             return ""
         return (
@@ -235,7 +232,7 @@ class EpisodePolicy:
 
     @torch.no_grad()
     def act(self, seen: np.ndarray, generator: torch.Generator | None = None) -> Any:
-        """The same of a row, as a row. Raises `UsageError` for a mask that allows nothing."""
+        """Act on a row; returns a row. Raises `UsageError` for a mask that allows nothing."""
         if self._policy.stuck(seen[None]).any():
             raise UsageError(
                 f"the {MASK} of an env allows no action at step {self._acted} of an episode: one "

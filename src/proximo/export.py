@@ -32,7 +32,7 @@ BATCHES, STEPS = (1, 7), 4
 
 
 class Exported(NamedTuple):
-    """What an ONNX file takes and gives, and how near to the policy it is."""
+    """Inputs and outputs of an ONNX file, and its difference from the policy."""
 
     inputs: tuple[str, ...]  # name, type and shape of each
     outputs: tuple[str, ...]
@@ -104,10 +104,10 @@ def _in_words(end: Any) -> str:
 
 
 class _Acting(nn.Module):
-    """What the file computes: the leaves of observations in, those of actions out."""
+    """The computation in the file: from leaves of observations to leaves of actions."""
 
     def __init__(self, policy: ActorCritic, privileged: tuple[str, ...]) -> None:
-        """Of a copy, without the critic: what exporting does to it stays here."""
+        """Copy the policy, without the critic: exporting changes it."""
         super().__init__()
         self.policy = copy.deepcopy(policy).cpu().eval()
         self.policy.critic = self.policy.critic_recurrent = None
@@ -126,7 +126,7 @@ class _Acting(nn.Module):
                 raise UsageError(f"two parts of this env would be named {name}: rename a key")
 
     def given(self, parts: list[np.ndarray]) -> list[np.ndarray]:
-        """Of all leaves of an observation, those that the file takes."""
+        """The leaves of an observation that are inputs of the file."""
         pairs = zip(self.policy.observations.leaves, parts, strict=True)
         return [part for leaf, part in pairs if leaf.path not in self.hidden]
 
@@ -140,7 +140,7 @@ class _Acting(nn.Module):
         return (*parts, distribution.parameters, *([] if moved is None else [moved]))
 
     def _row(self, given: dict[tuple[Any, ...], Tensor]) -> Tensor:
-        """What `Observations.write` lays out, and the policy's own type."""
+        """`Observations.write` in the graph, in the type of the policy."""
         rows, kind = self.policy.observations, self.policy.dtype
         if rows.plain:
             return given[()] if rows.dtype == np.uint8 else given[()].to(kind)
@@ -194,7 +194,7 @@ def _graph(acting: _Acting, about: dict[str, str]) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What the exporter says is of its own insides; whether the file is right is found out."""
+    """Silence the exporter, which reports on its internals; the file is tested afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

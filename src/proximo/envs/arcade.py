@@ -86,15 +86,10 @@ class ArcadeEnvs(Envs):
         state.obs = obs if begun.all() else np.where(_wide(begun), obs, state.obs)
 
     def _reset(self, state: EnvState, which: np.ndarray) -> np.ndarray:
-        """[N, *obs]; rows of envs that are not reset show what they show already."""
-        seeds = [
-            episode_seed(self._seed, int(i), int(state.episode[i])) % SEEDS
-            for i in np.flatnonzero(which)
-        ]
-        obs, info = self._games.reset(
-            seed=np.array(seeds),  # type: ignore[arg-type]
-            options={"reset_mask": which},
-        )
+        """Reset some games. Returns [N, *obs], in which the rows of the others are as before."""
+        numbers = [(int(i), int(state.episode[i])) for i in np.flatnonzero(which)]
+        seeds: Any = np.array([episode_seed(self._seed, *pair) % SEEDS for pair in numbers])
+        obs, info = self._games.reset(seed=seeds, options={"reset_mask": which})
         self._lives = np.where(which, info["lives"], self._lives)
         return np.array(obs)
 

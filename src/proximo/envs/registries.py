@@ -95,8 +95,8 @@ def prepared(env: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[Any
 
         # A door's state is of 3 kinds; in the cell of the agent stands its direction, of 4.
         kinds = (len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX) + 1)
-        cells = kept["image"].shape[:2]  # type: ignore[index]
-        kept["image"] = spaces.MultiDiscrete(np.broadcast_to(kinds, (*cells, 3)))
+        rows, columns, _ = kept["image"].shape or ()
+        kept["image"] = spaces.MultiDiscrete(np.broadcast_to(kinds, (rows, columns, 3)))
 
     def without_mission(seen: dict[str, Any]) -> dict[str, Any]:
         return {key: part for key, part in seen.items() if key != MISSION}
