@@ -15,9 +15,10 @@ from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import in_step, time_limit
 from proximo.envs.registries import ARCADE
+from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK
-from proximo.types import EnvState, Episode, RolloutBuffer, UsageError, explain, faults
+from proximo.types import EnvState, Episode, RolloutBuffer
 
 Act = Callable[[np.ndarray], Any]
 """The env's action, as a row, for the row of an observation."""

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proximo.errors import UsageError, faults
 from proximo.functional.distributions import ILLEGAL
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Leaf, torch_dtype
-from proximo.types import UsageError, faults
 
 TOLERANCE = 1e-4
 """Between the file's numbers and the policy's, in shares of the largest of them, or of 1."""

@@ -15,15 +15,16 @@ from proximo.algorithms.base import OnPolicy
 from proximo.collect import collect
 from proximo.envs.base import Envs, Maker
 from proximo.envs.config import EnvConfig
+from proximo.errors import UsageError
 from proximo.named import name_of
 from proximo.nets.config import NetConfig
-from proximo.nets.own import Maker as NetMaker
+from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import Callback
 from proximo.run.config import Config, RolloutConfig, RunConfig, check_storable, from_tables
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
 from proximo.run.session import Session
-from proximo.types import TrainState, UsageError
+from proximo.state import TrainState
 
 
 def learn(envs: Envs, state: TrainState, config: Config, callbacks: Sequence[Callback]) -> bool:

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from proximo.types import UsageError
+from proximo.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -360,7 +360,7 @@ class Observations:
 
 
 def misfit(leaf: Leaf, seen: Any, shape: tuple[int, ...] | None = None) -> str:
-    """Error text for an observation without this leaf (shape: None), or with another shape of it."""
+    """Error text for an observation without this leaf (shape: None), or in another shape."""
     if isinstance(seen, tuple) and not (leaf.path and type(leaf.path[0]) is int):
         parts = ", ".join(type(part).__name__ for part in seen)
         return (

@@ -11,8 +11,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, TrainingError, UsageError, train
-from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
+from proximo.engines.torch import TorchEngine
 from proximo.envs.base import SyncEnvs
 from proximo.envs.make import make_env
 from proximo.envs.testing.probes import Match
@@ -20,7 +20,7 @@ from proximo.envs.vector import VectorEnvs
 from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, flat_mask
-from proximo.types import TrainState
+from proximo.state import TrainState
 
 PLAIN = PPO(gamma=0.9, epochs=2, minibatch_size=16)
 

@@ -397,7 +397,7 @@ def test_an_env_of_tensors_is_not_evaluated_one_episode_at_a_time():
 
 
 def test_the_example_of_the_docs_learns():
-    page = (Path(__file__).parents[2] / "docs/own-worlds.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/custom-environments.md").read_text(encoding="utf-8")
     names = {}
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), names)
     # The origin is 0.77 away on average, and 0.05 are gone with a step: a return of -3.5 or so.

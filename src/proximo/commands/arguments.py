@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import tyro
 
 from proximo.commands.mistyped import message
+from proximo.disk import warn
+from proximo.errors import UsageError, printable
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, sayable
-from proximo.run.disk import warn
-from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym

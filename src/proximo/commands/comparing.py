@@ -23,9 +23,9 @@ import numpy as np
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import parse, show
+from proximo.disk import replace
+from proximo.errors import UsageError
 from proximo.run.config import algorithm_type, from_tables
-from proximo.run.disk import replace
-from proximo.types import UsageError
 
 EVALUATIONS = 20
 """Along each run, about evenly apart, for its curve and its steps to the threshold."""

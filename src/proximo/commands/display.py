@@ -26,7 +26,7 @@ READINGS = (
     ("KL", "approx_kl", "{:.4f}"),
     ("clip fraction", "clip_fraction", "{:.3f}"),
     ("beta", "beta", "{:.3g}"),
-    ("step", "step_share", "{:.2f}"),
+    ("step", "line_search_fraction", "{:.2f}"),
     ("entropy", "entropy", "{:.3f}"),
     ("explained variance", "explained_variance", "{:.2f}"),
 )

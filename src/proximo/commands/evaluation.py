@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
-from proximo.run.disk import warn
-from proximo.types import UsageError
+from proximo.disk import warn
+from proximo.errors import UsageError
 
 SEED = 1_000_000
 """Far from the seeds of evaluations while training."""

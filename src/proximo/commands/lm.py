@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import parse, say, show
+from proximo.errors import TrainingError, UsageError, nearest
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -32,7 +33,6 @@ from proximo.language.config import (
 )
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.folder import RunFolder, free
-from proximo.types import TrainingError, UsageError, nearest
 
 if TYPE_CHECKING:
     from proximo.language.session import Learner

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
-from proximo.run.disk import warn
-from proximo.types import UsageError, explain, faults
+from proximo.disk import warn
+from proximo.errors import UsageError, explain, faults
 
 if TYPE_CHECKING:
     import gymnasium as gym

@@ -12,6 +12,7 @@ from typing import Any
 from proximo.commands.arguments import say, show
 from proximo.commands.display import LiveDisplay, PlainDisplay, said_if_slow
 from proximo.commands.signals import Interrupt
+from proximo.errors import TrainingError, UsageError, explain
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint, newest
 from proximo.run.config import Config, sayable
@@ -19,7 +20,8 @@ from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
 from proximo.run.session import Session
-from proximo.types import Metrics, Rollout, TrainingError, TrainState, UsageError, explain
+from proximo.state import TrainState
+from proximo.types import Metrics, Rollout
 
 
 def begin(

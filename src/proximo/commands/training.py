@@ -16,6 +16,7 @@ from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
 from proximo.commands.arguments import allow_code, parse
 from proximo.envs.config import EnvConfig
+from proximo.errors import UsageError
 from proximo.nets.config import NetConfig
 from proximo.run.config import (
     ALGORITHMS,
@@ -27,7 +28,6 @@ from proximo.run.config import (
     read_config,
 )
 from proximo.run.presets import PRESETS, Preset, find_preset, named_preset
-from proximo.types import UsageError
 
 SHORT = arg(help_behavior_hint="")
 """Short for a setting of a section, which shows the default."""

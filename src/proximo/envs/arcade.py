@@ -17,7 +17,8 @@ from gymnasium.vector import VectorEnv
 from proximo.envs.base import Envs, episode_seed
 from proximo.envs.config import EnvConfig
 from proximo.envs.layers import close_all
-from proximo.types import EnvState, RolloutBuffer, UsageError, explain, faults
+from proximo.errors import UsageError, explain, faults
+from proximo.types import EnvState, RolloutBuffer
 
 REFUSED = {
     "autoreset_mode": "the envs are reset here",

@@ -13,8 +13,9 @@ import numpy as np
 from proximo.envs.check import check_made
 from proximo.envs.layers import check_spaces, close_all
 from proximo.envs.watch import Checked
+from proximo.errors import UsageError
 from proximo.spaces import Actions, Observations, Space, misfit, own_copy
-from proximo.types import EnvState, RolloutBuffer, UsageError
+from proximo.types import EnvState, RolloutBuffer
 
 if TYPE_CHECKING:
     import torch

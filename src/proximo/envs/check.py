@@ -26,8 +26,8 @@ from proximo.envs.watch import (
     refusing,
     short,
 )
+from proximo.errors import UsageError, explain, faults
 from proximo.spaces import Actions, Observations, check_masks, own_copy
-from proximo.types import UsageError, explain, faults
 
 SECONDS = 0.1
 """Duration of the check; a step that has begun is waited for."""

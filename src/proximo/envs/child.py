@@ -16,8 +16,8 @@ from proximo.envs.check import check_made
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import make_env, make_envs
 from proximo.envs.processes import BEGIN, MAP, Process, Shared
+from proximo.errors import UsageError, explain, faults
 from proximo.spaces import space_record
-from proximo.types import UsageError, explain, faults
 
 
 class _Env:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from proximo.types import UsageError, check_values
+from proximo.errors import UsageError, check_values
 
 
 def cores() -> int:

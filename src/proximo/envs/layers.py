@@ -10,7 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorWrapper
 
 from proximo.envs.parallel_env import ParallelEnv, parallel_name
-from proximo.types import UsageError, explain, faults
+from proximo.errors import UsageError, explain, faults
 
 
 class Bare(gym.Env[Any, Any]):

@@ -21,9 +21,9 @@ from proximo.envs.parallel_env import ParallelEnv, is_parallel, is_turn_based, p
 from proximo.envs.parallel_envs import ParallelEnvs
 from proximo.envs.registries import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.vector import VectorEnvs
+from proximo.errors import UsageError, explain, faults, nearest
 from proximo.named import find, import_module
 from proximo.spaces import MASK, Space
-from proximo.types import UsageError, explain, faults, nearest
 
 
 def make_env(env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None) -> gym.Env:

@@ -8,8 +8,8 @@ from typing import Any
 import gymnasium as gym
 
 from proximo.envs.layers import title
+from proximo.errors import UsageError
 from proximo.spaces import MASK, choices, flat_mask
-from proximo.types import UsageError
 
 
 class Masked(gym.Wrapper[Any, Any, Any, Any]):

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 
 from proximo.envs.config import EnvConfig
-from proximo.types import UsageError
+from proximo.errors import UsageError
 
 ByAgent = dict[Any, Any]
 

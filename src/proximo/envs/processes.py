@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from proximo.envs.supervisor import GRACE_SECONDS, TRAINER_SIGNALS
+from proximo.errors import UsageError
 from proximo.spaces import Actions, Observations, Space
-from proximo.types import RolloutBuffer, UsageError
+from proximo.types import RolloutBuffer
 
 MAP, BEGIN, STEP = b"m", b"b", b"s"
 """Commands: map the memory; begin an episode in the active envs; step them."""

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from proximo.envs.base import episode_seed
 from proximo.envs.vector import VectorEnvs
+from proximo.errors import UsageError, faults
 from proximo.spaces import MASK, Observations, misfit, sizes
-from proximo.types import EnvState, Episode, RolloutBuffer, UsageError, faults
+from proximo.types import EnvState, Episode, RolloutBuffer
 
 
 @dataclass(frozen=True, kw_only=True)

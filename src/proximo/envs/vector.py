@@ -23,8 +23,9 @@ from proximo.envs.watch import (
     mask_of,
     refusing,
 )
+from proximo.errors import UsageError
 from proximo.spaces import check_masks
-from proximo.types import EnvState, RolloutBuffer, UsageError
+from proximo.types import EnvState, RolloutBuffer
 
 
 class VectorEnvs(Envs):

@@ -14,8 +14,8 @@ import numpy as np
 from gymnasium import spaces
 
 from proximo.envs.layers import title
+from proximo.errors import UsageError
 from proximo.spaces import MASK, Actions, Leaf, Observations, misfit, sizes, starts, strangers
-from proximo.types import UsageError
 
 SEED = 3_000_000
 """Seed of the first episode; training and evaluations begin elsewhere."""

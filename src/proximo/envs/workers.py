@@ -27,9 +27,10 @@ from proximo.envs.config import EnvConfig, cores
 from proximo.envs.processes import BEGIN, MAP, STEP, Failure, Process, Shared, WorkerDied
 from proximo.envs.supervisor import GRACE_SECONDS
 from proximo.envs.watch import Checked
+from proximo.errors import UsageError
 from proximo.named import find, name_of
 from proximo.spaces import recorded_space
-from proximo.types import EnvState, RolloutBuffer, UsageError
+from proximo.types import EnvState, RolloutBuffer
 
 START_SECONDS = 120.0
 """Time in which a process must have made its envs."""

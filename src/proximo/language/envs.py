@@ -17,11 +17,12 @@ from proximo.envs.base import Maker, episode_seed
 from proximo.envs.config import EnvConfig
 from proximo.envs.layers import close_all, title, unwrapped
 from proximo.envs.make import make_env
+from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences
 from proximo.language.generate import Completions, Drawn, draw
 from proximo.language.model import LanguageModel, Tokenizer
-from proximo.types import Metrics, TrainingError, UsageError, explain, faults
+from proximo.types import Metrics
 
 TextEnv = Env[str, str]
 Row = Mapping[str, Any]

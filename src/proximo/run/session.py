@@ -14,14 +14,15 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from proximo.algorithms.update import choose_engine, make_engine
+from proximo.disk import warn, writable
 from proximo.envs.base import REPLAYED, Envs, Maker
 from proximo.envs.make import make_envs
 from proximo.envs.watch import Bounds, Checked
+from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.evaluate import step_limit
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
-from proximo.nets.own import Maker as NetMaker
+from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import (
     Callback,
     Display,
@@ -41,16 +42,18 @@ from proximo.run.choices import (
     check_backend,
     choose_backend,
     choose_device,
+    choose_engine,
     choose_threads,
+    make_engine,
     size,
 )
 from proximo.run.config import Config, make_policy, success_threshold
-from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedEnvs, phase_begins
 from proximo.spaces import check_columns, space_record
-from proximo.types import TrainingError, TrainState, UsageError, Watch, explain, faults
+from proximo.state import TrainState
+from proximo.types import Watch
 
 
 class Session:
@@ -108,7 +111,7 @@ class Session:
                 if folder:
                     list(map(space_record, self.spaces))  # refused before training
                 self.state = self._build(config)
-                self.state.keep, self.state.watch = self._keep, watch
+                self.state.skip_sink, self.state.watch = self._keep, watch
                 self._load(start, resume)
                 self.callbacks = self._attach(callbacks, resume)
                 ended = config.run.ended_by(vars(self.state))  # then there is no time to measure
@@ -314,7 +317,7 @@ class Session:
 
     @property
     def policy(self) -> ActorCritic:
-        return self.state.policy  # type: ignore[return-value]
+        return self.state.policy
 
     @property
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
