@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from proximo.disk import warn
 from proximo.errors import UsageError, check_values
 
 
@@ -15,6 +16,10 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
         return os.cpu_count() or 1
+
+
+MOVED = {f"proximo.envs.{name}": f"proximo.envs.testing.{name}" for name in ("probes", "puzzles")}
+"""Modules of envs by the names that they had in earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +65,10 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         check_values("env", self)
+        module, _, name = self.id.partition(":")
+        if name and module in MOVED:
+            warn(f"{self.id} is named {MOVED[module]}:{name} now")
+            object.__setattr__(self, "id", f"{MOVED[module]}:{name}")
         for name, value in self.kwargs.items():
             if not isinstance(value, bool | int | float | str):
                 raise UsageError(
