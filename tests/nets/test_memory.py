@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from proximo.nets.memory import Memory
 
 from proximo import PPO, NetConfig, RolloutConfig, train
-from proximo.envs import probes
+from proximo.envs.testing import probes
 from proximo.nets.recurrent import Recurrent
 from proximo.run.config import ALGORITHMS
 from proximo.types import Segments
