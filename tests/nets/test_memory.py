@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from proximo.nets.memory import Memory
 
 from proximo import PPO, NetConfig, RolloutConfig, train
 from proximo.envs.testing import probes
