@@ -10,14 +10,13 @@ import inspect
 import re
 import tomllib
 import types
-import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from proximo.errors import UsageError
+from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Schedule
 from proximo.imports import find, leads_to, name_of
-from proximo.run.toml import convert, read_section, toml_value
+from proximo.run.toml import read_section, toml_value
 
 Code = str | type | Callable[..., Any]
 """User code, or its name."""
@@ -58,19 +57,20 @@ def _settings(code: Any) -> dict[str, Any]:
                 "whose fields are its settings"
             )
         return {}
-    hints = typing.get_type_hints(cls)
-    settings = {f.name: getattr(code, f.name) for f in dataclasses.fields(cls) if f.init}
-    for key, value in settings.items():
+    settings = dict[str, Any]()
+    for field in (f for f in dataclasses.fields(cls) if f.init):
+        key, value = field.name, getattr(code, field.name)
         try:
-            same = bool(
-                convert(tomllib.loads(f"x = {toml_value(value)}")["x"], hints[key]) == value
-            )
-        except (TypeError, ValueError, tomllib.TOMLDecodeError):
+            again = make(cls, name, f"{{{key} = {toml_value(value)}}}")
+            same = bool(getattr(again, key) == value)
+        except (TypeError, ValueError, UsageError):
             same = False
-        if not same:
+        if same:
+            settings[key] = value
+        elif value is not field.default:
             raise UsageError(
                 f"{name}: its field {key} is {value!r:.80}, which a run folder cannot store: "
-                "numbers, text, true, false, none and lists of them can, of the type in its class"
+                "numbers, text, true, false, none and tuples of them can, of the type in its class"
             )
     return settings
 
@@ -90,7 +90,10 @@ def make(code: Any, name: str, settings: str) -> Any:
         return code
     try:
         table = tomllib.loads(f"x = {settings}")["x"] if settings else {}
-        return read_section(name, code, table) if dataclasses.is_dataclass(code) else code()
+        made = read_section(name, code, table) if dataclasses.is_dataclass(code) else code()
+        if dataclasses.is_dataclass(code):
+            check_values(name, made)
+        return made
     except (TypeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
             f"{name}{settings}: {error}: write module:Class{{setting = value}}"
