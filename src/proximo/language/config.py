@@ -14,7 +14,7 @@ from proximo.bounds import above, at_least
 from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Coefficient
 from proximo.language.token_ppo import TOKENS, TokenPPO
-from proximo.run.config import check_sections
+from proximo.run.config import RENAMED_SETTINGS, check_sections
 from proximo.run.toml import read_section, read_tables
 
 
@@ -406,12 +406,10 @@ def read_stage(path: Path) -> StageConfig:
     kind = PPOConfig if tables["lm"].get("stage") == "ppo" else FitConfig
     sections = typing.get_type_hints(kind)
     check_sections(tables, sections)
-    parts = {
-        name: read_section(
-            name, cls, {k: v for k, v in tables.get(name, {}).items() if (name, k) != NAME}
-        )
-        for name, cls in sections.items()
-    }
+    parts = {}
+    for name, cls in sections.items():
+        table = {k: v for k, v in tables.get(name, {}).items() if (name, k) != NAME}
+        parts[name] = read_section(name, cls, table, RENAMED_SETTINGS)
     return kind(**parts)
 
 
