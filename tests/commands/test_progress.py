@@ -59,7 +59,7 @@ def glances(monkeypatch, seconds):
     real = np.ones((len(seconds), 8), bool)
     real[1] = False
     steps = SimpleNamespace(valid=real)
-    glance = collect._Glance(lambda steps, doing: told.append(steps), 1000, steps, None)
+    glance = collect._ProgressClock(lambda steps, doing: told.append(steps), 1000, steps, None)
     following = 0
     for t, duration in enumerate(seconds):
         if t == following:
