@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Envs
 from proximo.envs.tensors import TensorRolloutBuffer, account
 from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic

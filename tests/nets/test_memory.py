@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proximo import PPO, NetConfig, RolloutConfig, train
-from proximo.envs import probes
+from proximo.envs.testing import probes
 from proximo.nets.recurrent import Recurrent
 from proximo.run.config import ALGORITHMS
 from proximo.types import Segments

@@ -17,7 +17,7 @@ from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Hea
 from proximo.types import LossSpec
 
 LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
-VERSION = 6
+VERSION = 7
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -100,6 +100,10 @@ class _Update(ctypes.Structure):
     )
 
 
+STRUCTURES = (_Head, _Policy, _Rollout, _Batch, _Evaluation, _Part, _Update)
+"""In the order of interface.h, whose sizes must be the same."""
+
+
 @cache
 def load() -> tuple[Any, str]:
     """The library, or None and why not."""
@@ -112,6 +116,12 @@ def load() -> tuple[Any, str]:
         return None, f"{LIBRARY} cannot be loaded: {error}"
     if found != VERSION:
         return None, f"{LIBRARY} is of version {found}, not {VERSION}: install Proximo again"
+    library.proximo_size.restype = _long
+    for number, structure in enumerate(STRUCTURES):
+        there, here = library.proximo_size(number), ctypes.sizeof(structure)
+        if there != here:
+            name = structure.__name__.strip("_")
+            return None, f"{LIBRARY} has {name} of {there} bytes, not {here}: install Proximo again"
     library.proximo_open.restype = _pointer
     library.proximo_open.argtypes = [_pointer, _pointer]
     library.proximo_act.restype = library.proximo_close.restype = None
