@@ -24,7 +24,7 @@ EARLIER = Path(__file__).parent / "fixtures" / "version-0.2-dev"
 EXPECTED = json.loads((EARLIER / "expected.json").read_text())
 ENV = ["--env", "dictenv:Sensors"]
 TALK = ["--env", "textenv:Talk"]
-RENAMED: dict[str, str] = {}
+RENAMED = {"gradient_steps_saved": "gradient_steps_skipped_by_kl"}
 """Metrics of then that have another name now."""
 
 
