@@ -50,7 +50,7 @@ def rows_of(policy, generator, *shape):
     rows = torch.randn((*shape, policy.observations.width), generator=generator)
     if policy.masked:
         begin = policy.observations.mask_begin
-        for among in torch.split(rows[..., begin:], list(policy.head.choices), -1):
+        for among in torch.split(rows[..., begin:], list(policy.head.num_logits), -1):
             first = torch.randint(among.shape[-1], (*shape, 1), generator=generator)
             among.copy_((among > 0).float().scatter(-1, first, 1.0))
     return rows

@@ -147,9 +147,9 @@ class QActorCritic(OnPolicy):
 
         from proximo.nets.optimizer import clip_gradient
 
-        gradient = state.optimizer.gradients[which].zero_()
+        state.optimizer.zero_grad(which)
         torch.autograd.backward(loss)
-        norm = clip_gradient([gradient], self.max_grad_norm)
+        norm = clip_gradient([state.optimizer.gradients[which]], self.max_grad_norm)
         if what := not_finite(loss=loss.detach(), gradient_norm=norm):
             where = f", step of the {('actor', 'critic')[which]}"
             state.skip_step(what, where, samples, coefficients, self.skip_budget)

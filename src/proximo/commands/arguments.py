@@ -200,7 +200,7 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
     """Close it in the end; a failure of that is said, and spoils nothing."""
-    from proximo.envs.make import close_all
+    from proximo.envs.layers import close_all
 
     well = False
     try:
@@ -260,7 +260,7 @@ def allow_code(
 
 def check_spaces(env: gym.Env[Any, Any], agent: Agent) -> None:
     """Refuse an env whose spaces are not those of the policy. Raises `UsageError`."""
-    from proximo.envs.make import title
+    from proximo.envs.layers import title
 
     pairs = (
         ("observation", env.observation_space, agent.obs_space),

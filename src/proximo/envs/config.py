@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from proximo.bounds import above, at_least
+from proximo.disk import warn
 from proximo.errors import UsageError, check_values
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+MOVED = {f"proximo.envs.{name}": f"proximo.envs.testing.{name}" for name in ("probes", "puzzles")}
+"""Modules of envs by the names that they had in earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +66,10 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         check_values("env", self)
+        module, _, name = self.id.partition(":")
+        if name and module in MOVED:
+            warn(f"{self.id} is named {MOVED[module]}:{name} now")
+            object.__setattr__(self, "id", f"{MOVED[module]}:{name}")
         for name in self.wrappers:
             if not all(name.partition(":")):
                 raise UsageError(f"env.wrappers holds {name!r}: name a wrapper as module:Class")
