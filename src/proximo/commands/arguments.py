@@ -11,10 +11,11 @@ import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from proximo.commands.mistyped import message
 from proximo.functional.schedules import Schedule
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
-REGISTRY = tyro.constructors.ConstructorRegistry()
+REGISTRY = ConstructorRegistry()
 
 
 @REGISTRY.primitive_rule
@@ -125,16 +126,42 @@ def _value(word: str) -> bool | int | float | str:
     return found if isinstance(found, bool | int | float | str) else word
 
 
+SHORT = {
+    "algorithm.learning-rate": ("lr",),
+    "algorithm.gamma": ("gamma",),
+    "algorithm.epochs": ("epochs",),
+    "algorithm.minibatch-size": ("minibatch-size",),
+    "algorithm.batch-size": ("batch-size",),
+    "env.id": ("env",),
+    "env.worlds": ("num-envs",),
+    "model.path": ("model",),
+    "net.module": ("net",),
+    "run.device": ("device",),
+    "run.seed": ("seed",),
+    "run.stop-at": ("stop-at",),
+    "run.threads": ("threads",),
+    "run.total-steps": ("total-steps", "steps"),
+    "run.updates": ("updates",),
+    "score.reward": ("reward",),
+    "score.world": ("world",),
+    "total-steps": ("steps",),
+}
+"""Flag -> its short forms, in every command that has it."""
+
+
 def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
     """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit.
 
-    Raises `UsageError` for words that the verb does not take, with those that are meant.
+    Raises `UsageError` for words that the verb does not take, with those that are meant, and for
+    two forms of one flag.
     """
+    known = flags(command)
+    _check_forms(arguments, known)
     # Help in one column: beside each other, its boxes are hard to read.
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
     try:
-        with REGISTRY:
+        with REGISTRY, _short_forms(command):
             kwargs: dict[str, Any] = {} if default is None else {"default": default}
             parsed, unknown = tyro.cli(
                 command,
@@ -145,30 +172,76 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
                 **kwargs,
             )
             if unknown:
-                raise UsageError(message(verb, arguments, unknown, _flags(command)))
+                raise UsageError(message(verb, arguments, unknown, known))
     finally:
         del os.environ["COLUMNS"]
         if width is not None:
             os.environ["COLUMNS"] = width
-    fits: T = parsed
-    return fits
+    return cast("T", parsed)
 
 
-def _flags(command: type[Any], prefix: str = "") -> set[str]:
-    """Every flag of a command, without its dashes."""
-    found = set()
+def flags(command: type[Any], prefix: str = "") -> dict[str, str]:
+    """Every flag of a command and each of its forms, without dashes -> its long form."""
+    known: dict[str, str] = {}
     for name, hint in typing.get_type_hints(command, include_extras=True).items():
         kind, *marks = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
         if typing.get_origin(hint) is typing.ClassVar or _POSITIONAL in marks:
             continue
         if dataclasses.is_dataclass(kind):
-            found |= _flags(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+            known |= flags(cast("type", kind), f"{prefix}{name}.")
             continue
-        called = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
-        found.add(f"{prefix}{called}".replace("_", "-"))
-        if kind is bool:
-            found.add(f"{prefix}no-{called}".replace("_", "-"))
-    return found
+        word = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+        for form in (word, f"no-{word}") if kind is bool else (word,):
+            flag = f"{prefix}{form}".replace("_", "-")
+            known |= dict.fromkeys((flag, *SHORT.get(flag, ())), flag)
+    return known
+
+
+def given(arguments: Iterable[str], known: Mapping[str, str]) -> dict[str, list[str]]:
+    """The flags among the arguments: long form -> the forms that were typed, without dashes."""
+    typed: dict[str, list[str]] = {}
+    for word in arguments:
+        form = word[2:].partition("=")[0].replace("_", "-")
+        if word.startswith("--") and form in known:
+            typed.setdefault(known[form], []).append(form)
+    return typed
+
+
+def _check_forms(arguments: Iterable[str], known: Mapping[str, str]) -> None:
+    for forms in given(arguments, known).values():
+        if len(several := list(dict.fromkeys(forms))) > 1:
+            both = " and ".join(f"--{form}" for form in several)
+            raise UsageError(f"{both} are forms of one setting: give one of them")
+
+
+@contextlib.contextmanager
+def _short_forms(command: type[Any]) -> Iterator[None]:
+    """Within it tyro knows the short forms of the command's flags."""
+    hints = typing.get_type_hints(command)
+    prefixes = {kind: f"{name}." for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    prefixes[command] = ""
+    registry, asking = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def with_short_forms(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asking
+        if asking or info.type not in prefixes:
+            return None
+        asking = True  # tyro, and not this rule again
+        spec = ConstructorRegistry.get_struct_spec(info)
+        asking = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        fields = []
+        for field in spec.fields:
+            forms = SHORT.get(f"{prefixes[info.type]}{field.name}".replace("_", "-"), ())
+            mark = tyro.conf.arg(aliases=[f"--{form}" for form in forms])
+            kind: Any = Annotated[field.type, mark] if forms else field.type
+            fields.append(dataclasses.replace(field, type=kind))
+        return StructConstructorSpec(instantiate=spec.instantiate, fields=tuple(fields))
+
+    with registry:
+        yield
 
 
 def show(text: str, file: TextIO | None = None) -> None:

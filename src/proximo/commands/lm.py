@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from proximo.language.session import Learner
     from proximo.language.stages import Result
 
-MODEL = arg(name="model", metavar="MODEL", help_behavior_hint="")
 TEXT = arg(metavar="FILE", help_behavior_hint="")
-SHORT = arg(help_behavior_hint="")
 REWARD = arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
 WORLD = arg(metavar="MODULE:CLASS", help_behavior_hint="")
 
@@ -49,28 +47,12 @@ WORLD = arg(metavar="MODULE:CLASS", help_behavior_hint="")
 class Begin:
     """What every stage is given."""
 
-    path: Annotated[str | None, MODEL] = None
-    """A folder that transformers reads, a run of proximo lm, or tiny (short for --model.path)."""
-    updates: Annotated[int | None, SHORT] = None
-    """Updates to train for (short for --run.updates)."""
-    seed: Annotated[int | None, SHORT] = None
-    """Seed of everything (short for --run.seed)."""
     run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """A new folder for the run; by default runs/lm-STAGE-seedS."""
     quiet: bool = False
     """Print nothing but errors."""
     model: ModelConfig = field(default_factory=ModelConfig)
     run: TrainingConfig = field(default_factory=TrainingConfig)
-
-    def sections(self) -> dict[str, Any]:
-        """The model and the run, with the shorthands laid over them."""
-        given = {"updates": self.updates, "seed": self.seed}
-        run = {name: value for name, value in given.items() if value is not None}
-        model = {"path": self.path} if self.path is not None else {}
-        return {
-            "model": dataclasses.replace(self.model, **model),  # type: ignore[arg-type]
-            "run": dataclasses.replace(self.run, **run),  # type: ignore[arg-type]
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +89,6 @@ class Ppo(Begin):
 
     prompts: Annotated[Path | None, TEXT] = None
     """JSONL with prompt."""
-    reward: Annotated[tuple[str, ...], REWARD] = ()
-    """What scores completions (short for --score.reward)."""
-    world: Annotated[str | None, WORLD] = None
-    """A world of text to talk with, for its rewards (short for --score.world)."""
     algorithm: TokenPPO = TOKENS
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -202,7 +180,7 @@ def main(arguments: list[str]) -> int:
 def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
     config: StageConfig
     if isinstance(command, Ppo):
-        data, score = command.prompts, _scored(command.score, command)
+        data, score = command.prompts, command.score
         if data is None and not score.world:
             raise UsageError("name the data: --prompts FILE.jsonl")
         if not (score.reward or score.world):
@@ -216,14 +194,17 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
             kl=command.kl,
             score=score,
             ptx=command.ptx,
-            **command.sections(),
+            model=command.model,
+            run=command.run,
         )
     else:
         if command.data is None:
             raise UsageError("name the data: --data FILE.jsonl")
         stage: Any = "sft" if isinstance(command, Sft) else "reward"
         task = Task(stage=stage, data=str(command.data))
-        config = FitConfig(lm=task, algorithm=command.algorithm, **command.sections())
+        config = FitConfig(
+            lm=task, algorithm=command.algorithm, model=command.model, run=command.run
+        )
     path = command.run_dir or free(Path("runs") / f"lm-{config.lm.stage}-seed{config.run.seed}")
     return _train(config, path, resume=False, quiet=command.quiet)
 
@@ -263,7 +244,7 @@ def _resume(command: Resume, arguments: list[str]) -> int:
     return _train(config, command.run, resume=True, quiet=command.quiet)
 
 
-def _scored(score: ScoreConfig, command: Ppo | Resume) -> ScoreConfig:
+def _scored(score: ScoreConfig, command: Resume) -> ScoreConfig:
     """With the shorthands laid over it."""
     given: dict[str, Any] = {"reward": command.reward, "world": command.world}
     return dataclasses.replace(score, **{name: value for name, value in given.items() if value})

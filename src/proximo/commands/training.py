@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
-from proximo.commands.arguments import allow_code, parse
+from proximo.commands.arguments import allow_code, flags, given, parse
 from proximo.envs.config import EnvConfig
 from proximo.nets.config import NetConfig
 from proximo.run.config import (
@@ -29,16 +29,14 @@ from proximo.run.config import (
 from proximo.run.presets import PRESETS, Preset, find_preset, named_preset
 from proximo.types import UsageError
 
-SHORT = arg(help_behavior_hint="")
-"""Short for a setting of a section, which shows the default."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a policy and keep the run in a folder.
 
-    Settings of a preset are used where there is one for the world; whatever is given here goes
-    before them.
+    The settings are those of a preset where there is one for the environment; flags change them.
+    Settings that are often changed have short forms: --lr, --gamma, --epochs, --minibatch-size,
+    --num-envs, --steps, --stop-at, --seed, --device, --threads, --env, --net.
     """
 
     method: Annotated[Positional[str | None], arg(metavar="ALGORITHM", help_behavior_hint="")] = (
@@ -46,30 +44,13 @@ class Train:
     )
     """What to train with: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
     world: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
-    """Where: a Gymnasium id such as CartPole-v1, or module:Class."""
-    seed: Annotated[int | None, SHORT] = None
-    """Seed of everything (short for --run.seed)."""
-    total_steps: Annotated[int | None, SHORT] = None
-    """Environment steps to train for (short for --run.total-steps)."""
-    stop_at: Annotated[float | None, SHORT] = None
-    """End early at this return (short for --run.stop-at)."""
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"] | None,
-        arg(metavar="{auto,cpu,cuda,mps}", help_behavior_hint=""),
-    ] = None
-    """Where the networks live (short for --run.device)."""
+    """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
     run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """A new folder for the run; by default runs/ENV-ALGORITHM-seedS."""
     preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Settings by name; none: the plain defaults. By default those of ENV, if there are."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Start from this TOML file, such as a run folder's config.toml."""
-    env_name: Annotated[str | None, arg(name="env", metavar="ENV", help_behavior_hint="")] = None
-    """The world, where --config or --preset names one already."""
-    net_name: Annotated[
-        str | None, arg(name="net", metavar="module:Class", help_behavior_hint="")
-    ] = None
-    """A network of your own (short for --net.module)."""
     start: Annotated[Path | None, arg(name="from", metavar="RUN", help_behavior_hint="")] = None
     """Begin with the last policy of this run."""
     quiet: bool = False
@@ -82,21 +63,34 @@ class Train:
 
 
 def main(arguments: list[str]) -> int:
-    # Beside it the other settings of the network are checked, which have no meaning without.
-    arguments = [re.sub(r"^--net(?==|$)", "--net.module", word) for word in arguments]
     # Twice: first for what decides on the algorithm and the defaults, then with those.
     asks = [word for word in arguments if word in ("-h", "--help")]
     words = [word for word in arguments if word not in asks]
-    chosen = parse(_command(_any_algorithm()), "train", words)
+    every = _command(_any_algorithm())
+    chosen = parse(every, "train", words)
     base, preset = _base(chosen, asks=bool(asks))
-    sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     command = _command(type(base.algorithm), _defaults(chosen, preset))
+    _check_settings(base.algorithm.name, flags(command), given(words, flags(every)))
+    sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     final = parse(command, "train", arguments, command(**sections))
-    config = _config(final, chosen.net.module, arguments)
+    config = _config(final, chosen, arguments)
 
     from proximo.commands.running import begin
 
     return begin(config, preset, run_dir=final.run_dir, start=final.start, quiet=final.quiet)
+
+
+def _check_settings(
+    algorithm: str, known: Mapping[str, str], typed: Mapping[str, list[str]]
+) -> None:
+    """Refuse settings that other algorithms have, but not this one. Raises `UsageError`."""
+    for flag, (form, *_) in typed.items():
+        if flag not in known:
+            having = [name for name, kind in ALGORITHMS.items() if flag in flags(_command(kind))]
+            raise UsageError(
+                f"{algorithm} has no setting {flag.rpartition('.')[2]}: leave --{form} out "
+                f"(it is of {', '.join(having)})"
+            )
 
 
 def _defaults(chosen: Train, preset: Preset | None) -> str:
@@ -123,7 +117,8 @@ def _any_algorithm() -> type[OnPolicy]:
         hints = typing.get_type_hints(algorithm)
         for f in dataclasses.fields(algorithm):
             # Its default is not known yet, and so is not shown.
-            setting = (f.name, Annotated[hints[f.name], SHORT], field(default=f.default))
+            hint: typing.Any = Annotated[hints[f.name], arg(help_behavior_hint="")]
+            setting = (f.name, hint, field(default=f.default))
             settings.setdefault(f.name, setting)
     return dataclasses.make_dataclass("AnyAlgorithm", settings.values(), frozen=True, kw_only=True)
 
@@ -140,7 +135,7 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
                 "algorithm out, or begin without --config"
             )
         return config, None
-    world = chosen.world or chosen.env_name
+    world = _world(chosen)
     if chosen.method and world is None and chosen.preset is None and "-v" in chosen.method:
         raise UsageError(
             f"there is no algorithm {chosen.method!r}: name one before the world, as in: "
@@ -166,25 +161,23 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
     return from_tables(tables), preset
 
 
-def _config(final: Train, net: str, arguments: list[str]) -> Config:
-    """net: the module that the command line names."""
-    world = final.world or final.env_name
+def _world(chosen: Train) -> str | None:
+    """The environment that the command line names."""
+    if chosen.world and chosen.env.id:
+        raise UsageError(f"two environments, {chosen.world} and {chosen.env.id}: give one of them")
+    return chosen.world or chosen.env.id or None
+
+
+def _config(final: Train, chosen: Train, arguments: list[str]) -> Config:
+    """chosen: what the command line gives, over no preset and no file."""
+    world = _world(chosen)
     env = dataclasses.replace(final.env, id=world) if world else final.env
-    short = ("seed", "total_steps", "stop_at", "device")
-    given = {name: getattr(final, name) for name in short if getattr(final, name) is not None}
     config = Config(
-        algorithm=final.algorithm,
-        rollout=final.rollout,
-        env=env,
-        net=final.net,
-        run=dataclasses.replace(final.run, **given),
+        algorithm=final.algorithm, rollout=final.rollout, env=env, net=final.net, run=final.run
     )
     config.check()
     if not config.env.id:
-        raise UsageError("name a world, as in: proximo train ppo CartPole-v1")
+        raise UsageError("name an environment, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
-        words = {word.partition("=")[0] for word in arguments}
-        wrappers = env.wrappers if "--env.wrappers" in words else ()
-        named = env.id if "--env.id" in words else world
-        allow_code(config, named, wrappers, net, "train", arguments)
+        allow_code(config, world, chosen.env.wrappers, chosen.net.module, "train", arguments)
     return config
