@@ -6,6 +6,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,45 +101,25 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """How long to train, on what, and what to keep."""
+class RunSettings(ABC):
+    """Settings of every run, in control and with language models."""
 
     seed: int = 0
-    """Seed of everything: weights, actions, minibatches, worlds."""
-    total_steps: int = 100_000
-    """Environment steps, over all worlds; rounded up to whole updates."""
-    total_episodes: int | None = None
-    """End after the update in which this many episodes are complete; none: total_steps ends it."""
-    stop_at: float | None = None
-    """End early once the smoothed return and then an evaluation reach this return."""
+    """Seed of everything: weights, order of the data, actions or tokens, worlds."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the networks live; auto keeps small ones on the CPU, where they are faster."""
-    engine: Literal["auto", "torch", "compile", "native"] = "auto"
-    """What acts and updates; auto: native (C++) for small networks on a CPU, else torch. compile:
-    PyTorch generates code, which takes up to half a minute at first."""
+    """Device of the networks; auto keeps small ones on the CPU, where they are faster."""
     threads: int = 0
     """Threads of an update; 0 chooses: for native up to 2 (actor and critic), for torch 1 with
     small networks and else PyTorch's own number. The native engine gives the same bits for any."""
-    smoothing: float = 0.1
-    """Weight of each new episode in the smoothed return (EMA)."""
-    smoothed_from: float | None = None
-    """Where the smoothed return starts; none: at the first episode's."""
-    success_at: float | None = None
-    """Return from which an episode counts as a success; none: `stop_at` or the world's own."""
-    keep_best: Literal["smoothed", "evaluation"] = "smoothed"
-    """Which score decides on the best policy: the smoothed return, or evaluations."""
+    stop_at: float | None = None
+    """End early once the smoothed return and then an evaluation reach this return."""
     eval_every: int = 0
     """Updates between evaluations while training; 0: none."""
-    eval_episodes: int = 20
-    """Episodes of an evaluation while training."""
-    eval_max_episode_steps: int | None = None
-    """Steps after which an episode of an evaluation is cut off; none: 10,000, or the time limit of
-    the env if it is longer."""
     save_every: int = 0
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
     keep_last: int = 2
-    """How many of the last checkpoints are kept: `last`, and those before it as last-UPDATE, to go
-    on from if it is damaged."""
+    """Number of last checkpoints that are kept: `last`, and those before it as last-UPDATE, to
+    resume from if it is damaged."""
     log_every: int = 1
     """Updates between lines of metrics.jsonl."""
     grace: float = 8.0
@@ -148,12 +129,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_values("run", self)
-        for name in (
-            *("total_steps", "total_episodes", "eval_episodes", "eval_max_episode_steps"),
-            *("keep_last", "log_every"),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
+        for name in ("keep_last", "log_every"):
+            if (value := getattr(self, name)) < 1:
                 raise UsageError(f"run.{name} is {value}: give at least 1")
         for name, highest in (
             ("seed", 2**62),
@@ -165,16 +142,52 @@ class RunConfig:
                 raise UsageError(
                     f"run.{name} is {getattr(self, name)}: it must lie in [0, {highest}]"
                 )
-        if not 0 < self.smoothing <= 1:
-            raise UsageError(f"run.smoothing is {self.smoothing}: it must lie in (0, 1]")
         if self.grace <= 0:
             raise UsageError(f"run.grace is {self.grace}: give seconds above 0")
 
+    @abstractmethod
     def ended_by(self, counters: Mapping[str, Any]) -> str:
         """The setting that ends a run with these counters, or "" if it continues.
 
-        Counters of a state or of its checkpoint: a run that was killed at its end knows of it.
+        Counters of a state or of its checkpoint: both tell the end of a run that was killed there.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunSettings):
+    """How long to train, on what, and what to keep."""
+
+    total_steps: int = 100_000
+    """Environment steps, over all worlds; rounded up to whole updates."""
+    total_episodes: int | None = None
+    """End after the update in which this many episodes are complete; none: total_steps ends it."""
+    engine: Literal["auto", "torch", "compile", "native"] = "auto"
+    """What acts and updates; auto: native (C++) for small networks on a CPU, else torch. compile:
+    PyTorch generates code, which takes up to half a minute at first."""
+    smoothing: float = 0.1
+    """Weight of each new episode in the smoothed return (EMA)."""
+    smoothed_from: float | None = None
+    """Start of the smoothed return; none: at the first episode's."""
+    success_at: float | None = None
+    """Return from which an episode counts as a success; none: `stop_at` or the world's own."""
+    keep_best: Literal["smoothed", "evaluation"] = "smoothed"
+    """Score that decides on the best policy: the smoothed return, or evaluations."""
+    eval_episodes: int = 20
+    """Episodes of an evaluation while training."""
+    eval_max_episode_steps: int | None = None
+    """Steps after which an episode of an evaluation is cut off; none: 10,000, or the time limit of
+    the env if it is longer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("total_steps", "total_episodes", "eval_episodes", "eval_max_episode_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"run.{name} is {value}: give at least 1")
+        if not 0 < self.smoothing <= 1:
+            raise UsageError(f"run.smoothing is {self.smoothing}: it must lie in (0, 1]")
+
+    def ended_by(self, counters: Mapping[str, Any]) -> str:
         tried = counters["last_trial_steps"] == counters["steps"]
         score = counters.get("last_trial_return") if tried else None
         if self.stop_at is not None and score is not None and score >= self.stop_at:
