@@ -27,7 +27,7 @@ LAYERS = [
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 EXTRAS = {
     "matplotlib": "commands.pictures",
-    "imageio": "commands.pictures",
+    "imageio": "commands.video",
     "envpool": "envs.pool",
     "minigrid": "envs.known",
     "pettingzoo": "envs.known",

@@ -12,15 +12,12 @@ import numpy as np
 import pytest
 
 from commands.command_line import WORLD, proximo, refusal, run_folders, succeeded
-from proximo.commands.comparing import (
-    Run,
+from proximo.commands.comparing import Run, steps_to, summarize, table
+from proximo.commands.statistics import (
     bootstrap_interval,
     half_width,
     interquartile_mean,
-    steps_to,
     student,
-    summarize,
-    table,
 )
 
 pytest.importorskip("matplotlib", reason="pictures are an extra")
@@ -233,7 +230,7 @@ def test_a_signal_ends_the_runs_too(here, number):
         (["CartPole-v1", "--algorithms", "ppo2,ppo"], "name ppo only once"),
         (["CartPole-v1", "--algorithms", "ppo,"], "there is no algorithm ''"),
         (["CartPole-v1"], "name the algorithms"),
-        (["--algorithms", "ppo"], "name a world"),
+        (["--algorithms", "ppo"], "name an env"),
         (["CartPole-v2", "--algorithms", "ppo"], "there is no world 'CartPole-v2'"),
         (["CartPole-v1", "--algorithms", "ppo", "--seeds", "0"], "--seeds is 0"),
         (["CartPole-v1", "--algorithms", "ppo", "--processes", "0"], "--processes is 0"),

@@ -161,7 +161,7 @@ def test_a_world_instead_of_prompts_and_a_reward(folder):
     assert {row["turns"] for row in rows(folder / "short")} == {2.0}
     (folder / "imported").unlink()
     message = refusal(proximo("lm", "resume", "short", "--updates", "6"))
-    assert "world, echo_world:Echo, is code: importing it needs your word" in message
+    assert "env, echo_world:Echo, is code: importing it needs your word" in message
     assert "resume short --updates 6 --world echo_world:Echo" in message
     assert not (folder / "imported").exists()
     succeeded(proximo("lm", "resume", "short", "--updates", "6", "--world", "echo_world:Echo"))

@@ -47,7 +47,7 @@ def run(here):
         (["eval", "run", "--episodes", "1"], "--net"),
         (["play", "run", "--video", "v.gif"], "--net"),
         (["resume", "run", "--total-steps", "192", "--quiet"], "--net"),
-        (["train", "--config", "run/config.toml", "--run-dir", "r"], "--net.module"),
+        (["train", "--config", "run/config.toml", "--run-dir", "r"], "--net"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -82,7 +82,7 @@ def test_world_and_network_are_asked_for_together(here, own_world):
     succeeded(train_in(own_world, "--net.module", "own_net:Net", "--run-dir", "run", steps=64))
     message = refusal(proximo("eval", "run"))
     assert message == (
-        "proximo: this run's world, own_world:World, and its network, own_net:Net, are code: "
+        "proximo: this run's env, own_world:World, and its network, own_net:Net, are code: "
         "importing them needs your word. If you trust them, type: proximo eval run --env "
         "own_world:World --net own_net:Net"
     )

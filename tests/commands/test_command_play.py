@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from commands.command_line import proximo, refusal, succeeded, train_in
-from proximo.commands.pictures import Video
+from proximo.commands.video import Video
 
 imageio = pytest.importorskip("imageio.v3", reason="pictures are an extra")
 ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="pictures are an extra")

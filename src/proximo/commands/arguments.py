@@ -1,4 +1,4 @@
-"""What the verbs share: reading arguments, printing, and when user code may be imported."""
+"""Arguments of every verb: flags and their short forms, and printing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import inspect
 import os
-import shlex
 import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import tyro
@@ -19,15 +18,12 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from proximo.commands.mistyped import message
 from proximo.functional.schedules import Schedule
-from proximo.run.config import Config, sayable
 from proximo.run.disk import warn
 from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym
     from gymnasium.vector import VectorEnv
-
-    from proximo.agent import Agent
 
 T = TypeVar("T")
 
@@ -270,66 +266,3 @@ def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
         for text in close_all([env]):
             if well:
                 warn(text)
-
-
-def allow_code(
-    config: Config,
-    world: str | None,
-    wrappers: Sequence[str],
-    net: str | None,
-    verb: str,
-    arguments: list[str],
-) -> Config:
-    """The configuration, if its world and its network may be made.
-
-    A world, wrapper or network written as module:Class would import code because a file says so.
-    That needs the user's word: the names must be given again, with --env, --wrappers and --net.
-    Raises `UsageError` with the line to type.
-    """
-    section = {"train": ("--env.wrappers", "--net.module")}
-    wrapped_by, made_of = section.get(verb, ("--wrappers", "--net"))
-    line = shlex.join(["proximo", verb, *arguments])
-    env = dataclasses.replace(
-        config.env, id=world or config.env.id, wrappers=tuple(wrappers) or config.env.wrappers
-    )
-    if not env.id:
-        raise UsageError(
-            f"this run's world was made by a program: name it, as in {line} --env module:Class"
-        )
-    asks, names = [], []
-    if ":" in env.id and world is None:
-        asks += ["--env", env.id]
-    if env.wrappers and not wrappers:
-        asks += [wrapped_by, *env.wrappers]
-    if asks:
-        names.append(f"world, {' and '.join(word for word in asks if ':' in word)}")
-    if net and not config.net.module:
-        raise UsageError(f"{made_of} is {net}, but this run's network is Proximo's: leave it out")
-    if config.net.module and not net:
-        asks += [made_of, sayable(config.net.module)]
-        names.append(f"network, {config.net.module}")
-    if asks:
-        be, it = ("is", "it") if len(names) == 1 else ("are", "them")
-        raise UsageError(
-            f"this run's {', and its '.join(names)}, {be} code: importing {it} needs your word. "
-            f"If you trust {it}, type: {line} {shlex.join(asks)}"
-        )
-    module = net or config.net.module
-    return dataclasses.replace(config, env=env, net=dataclasses.replace(config.net, module=module))
-
-
-def check_spaces(world: gym.Env[Any, Any], agent: Agent) -> None:
-    """Refuse a world whose spaces are not those of the policy. Raises `UsageError`."""
-    from proximo.envs.make import title
-
-    pairs = (
-        ("observation", world.observation_space, agent.obs_space),
-        ("action", world.action_space, agent.action_space),
-    )
-    for what, there, own in pairs:
-        # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
-        if there.shape != own.shape or own != there:
-            raise UsageError(
-                f"the {what} space of {title(world)} is {there}, but this policy was trained with "
-                f"{own}: name the world it was trained in, or one with the same spaces"
-            )

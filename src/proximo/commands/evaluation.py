@@ -6,58 +6,28 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
-from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
+from proximo.commands.arguments import closing, parse, show
+from proximo.commands.stored import OfEpisodes, check_spaces
 from proximo.run.disk import warn
-from proximo.types import UsageError
-
-SEED = 1_000_000
-"""Far from the seeds of evaluations while training."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval:
+class Eval(OfEpisodes):
     """Play seeded episodes with a trained policy and print its scores.
 
-    Episode i starts from seed S + i, so the same command gives the same scores.
+    Episode i starts from seed S + i, where S is --seed: the same command gives the same scores.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which policy."""
     episodes: int = 100
     """Number of episodes."""
-    seed: int = SEED
-    """S, the seed of the first episode."""
-    max_episode_steps: int | None = None
-    """Steps after which an episode is cut off, and what it has earned by then counts; by default as
-    in the run's own evaluations."""
-    stochastic: bool = False
-    """Draw actions from the policy instead of taking the most likely one."""
     json: bool = False
     """Print one JSON object."""
-    env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
-    """The world, which a run in code of your own (module:Class) needs to hear again."""
-    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
-    """Its wrappers, in the same way."""
-    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
-    """The network, where it is code of your own, which needs to be said again."""
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Eval, "eval", arguments)
-    if command.episodes < 1:
-        raise UsageError(f"--episodes is {command.episodes}: give at least 1")
-    if command.seed < 0:
-        raise UsageError(f"--seed is {command.seed}: give 0 or more")
-    limit = command.max_episode_steps
-    if limit is not None and limit < 1:
-        raise UsageError(f"--max-episode-steps is {limit}: give at least 1")
+    command.check()
 
     import torch
 
@@ -67,11 +37,8 @@ def main(arguments: list[str]) -> int:
     from proximo.envs.make import make_world
     from proximo.evaluate import evaluate, step_limit, unwatched
     from proximo.run.choices import choose_threads
-    from proximo.run.folder import RunFolder
 
-    saved = RunFolder.open(command.run).read_config()
-    named = (command.env, command.wrappers, command.net)
-    config = allow_code(saved, *named, "eval", arguments)
+    config = command.config("eval", arguments)
     agent = load(command.run, command.checkpoint, net=command.net)
     # Those of training may have been the native engine's.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
@@ -87,7 +54,9 @@ def main(arguments: list[str]) -> int:
             episodes=command.episodes,
             seed=command.seed,
             deterministic=not command.stochastic,
-            limit=step_limit(config.env, limit or config.run.eval_max_episode_steps),
+            limit=step_limit(
+                config.env, command.max_episode_steps or config.run.eval_max_episode_steps
+            ),
             watch=partial(patience, total=command.episodes) if watched else unwatched,
         )
     summary = {**scores.summary(), "checkpoint": command.checkpoint}

@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, parse, show
+from proximo.commands.arguments import parse, show
+from proximo.commands.stored import allow_code
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """Write a trained policy as one ONNX file, which takes its most likely actions.
 
-    It needs onnxruntime and not PyTorch to run, and was compared with the policy before.
+    It needs onnxruntime and not PyTorch to run. Before it is kept, it is compared with the policy.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -24,11 +25,11 @@ class Export:
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """The .onnx file; by default policy.onnx in the run folder."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
     checkpoint: Literal["last", "best"] = "last"
-    """Which policy."""
+    """Policy to use."""
     net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
-    """The network, where it is code of your own, which needs to be said again."""
+    """Network; if it is code, repeat its name as consent to import it."""
 
 
 def main(arguments: list[str]) -> int:
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
-    # The world is not made, so it needs no word.
+    # The env is not made, so it needs no consent.
     named = dataclasses.replace(saved, env=EnvConfig(id="none"))
     allow_code(named, None, (), command.net, "export", arguments)
     out = command.out or command.run / "policy.onnx"

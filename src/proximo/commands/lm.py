@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import signal
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import parse, say, show
+from proximo.commands.stored import Code, check_code
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -252,18 +252,16 @@ def _scored(score: ScoreConfig, command: Resume) -> ScoreConfig:
 
 def _check_code(score: ScoreConfig, command: Resume, arguments: list[str]) -> None:
     """Refuse to import code because a file names it. Raises `UsageError` with the line to type."""
-    own, again = "", [""]
-    code = [name for name in score.reward if not Path(name).is_dir()]
-    if code and not command.reward:
-        own, again = f"reward, {' and '.join(code)}", ["--reward", *score.reward]
-    if ":" in score.world and not command.world:
-        own, again = f"world, {score.world}", ["--world", score.world]
-    if own:
-        line = shlex.join(["proximo", "lm", "resume", *arguments, *again])
-        raise UsageError(
-            f"this run's {own}, is code: importing it needs your word. "
-            f"If you trust it, type: {line}"
-        )
+    reward = score.reward if any(not Path(name).is_dir() for name in score.reward) else ()
+    env = [score.world] * (":" in score.world)
+    check_code(
+        "lm resume",
+        arguments,
+        (
+            Code("reward", "--reward", reward, bool(command.reward)),
+            Code("env", "--world", env, bool(command.world)),
+        ),
+    )
     if not (score.reward or score.world):
         raise UsageError(
             "this run's reward was given by a program: name it by --reward, or a world by --world"

@@ -6,11 +6,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
+from proximo.commands.arguments import closing, parse, show
+from proximo.commands.stored import OfEpisodes, check_spaces
 from proximo.run.disk import warn
 from proximo.types import UsageError, explain, faults
 
@@ -20,47 +21,23 @@ if TYPE_CHECKING:
     from proximo.agent import Agent
     from proximo.run.config import Config
 
-SEED = 1_000_000
-"""The first episode of `proximo eval` too: what is shown is what was scored."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Play:
+class Play(OfEpisodes):
     """Show a trained policy on screen, or write a video of it.
 
-    Writing a video needs no display.
+    Episodes start from the same seeds as those of `proximo eval`. A video needs no display.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
     video: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write a .gif or .mp4 here instead of opening a window."""
     episodes: int = 1
     """Number of episodes."""
-    seed: int = SEED
-    """Seed of the first episode; each further one counts up by one."""
-    max_episode_steps: int | None = None
-    """Steps after which an episode is cut off; by default as in `proximo eval`."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which policy."""
-    stochastic: bool = False
-    """Draw actions from the policy instead of taking the most likely one."""
-    env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
-    """The world, which a run in code of your own (module:Class) needs to hear again."""
-    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
-    """Its wrappers, in the same way."""
-    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
-    """The network, where it is code of your own, which needs to be said again."""
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Play, "play", arguments)
-    if command.episodes < 1:
-        raise UsageError(f"--episodes is {command.episodes}: give at least 1")
-    if command.seed < 0:
-        raise UsageError(f"--seed is {command.seed}: give 0 or more")
-    if command.max_episode_steps is not None and command.max_episode_steps < 1:
-        raise UsageError(f"--max-episode-steps is {command.max_episode_steps}: give at least 1")
+    command.check()
     if command.video and command.video.suffix not in (".gif", ".mp4"):
         raise UsageError(f"--video is {command.video}: its name must end in .gif or .mp4")
     if command.video and not command.video.parent.is_dir():
@@ -75,11 +52,8 @@ def main(arguments: list[str]) -> int:
     from proximo.agent import load
     from proximo.envs.check import running_statistics
     from proximo.envs.make import make_world
-    from proximo.run.folder import RunFolder
 
-    saved = RunFolder.open(command.run).read_config()
-    named = (command.env, command.wrappers, command.net)
-    config = allow_code(saved, *named, "play", arguments)
+    config = command.config("play", arguments)
     agent = load(command.run, command.checkpoint, net=command.net)
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
@@ -137,7 +111,7 @@ def _play(
     path: Path | None,
 ) -> None:
     """path: where a video is to be written."""
-    from proximo.commands.pictures import Video, frame_rate
+    from proximo.commands.video import Video, frame_rate
     from proximo.evaluate import play_episode, step_limit
 
     limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)

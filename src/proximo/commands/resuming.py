@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
-from proximo.commands.arguments import allow_code, parse, show
+from proximo.commands.arguments import parse, show
+from proximo.commands.stored import OfRun
 
 if TYPE_CHECKING:
     from proximo.run.checkpoint import Checkpoint
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume:
+class Resume(OfRun):
     """Go on with a run exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as if it had never stopped (on the same processor and
@@ -25,8 +25,6 @@ class Resume:
     What was logged after the checkpoint is dropped and made again.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
     engine: Annotated[
         Literal["auto", "torch", "compile", "native"] | None,
         arg(metavar="{auto,torch,compile,native}", help_behavior_hint=""),
@@ -43,12 +41,6 @@ class Resume:
     """End after this many episodes instead."""
     stop_at: Annotated[float | None, arg(metavar="R", help_behavior_hint="")] = None
     """End early at this return instead."""
-    env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
-    """The world, which a run in code of your own (module:Class) needs to hear again."""
-    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
-    """Its wrappers, in the same way."""
-    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
-    """The network, where it is code of your own, which needs to be said again."""
     strict: bool = False
     """Refuse a last checkpoint that is damaged, instead of going on from the newest whole one."""
     quiet: bool = False
@@ -65,8 +57,7 @@ def main(arguments: list[str]) -> int:
 
     folder = RunFolder.open(command.run)
     folder.check_begun()
-    named = (command.env, command.wrappers, command.net)
-    config = allow_code(folder.read_config(), *named, "resume", arguments)
+    config = command.config("resume", arguments)
     settings = ("total_steps", "total_episodes", "stop_at", "engine", "device")
     given = {name: getattr(command, name) for name in settings}
     changed: dict[str, Any] = {name: x for name, x in given.items() if x is not None}

@@ -14,7 +14,8 @@ from tyro.conf import Positional, arg
 
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
-from proximo.commands.arguments import allow_code, flags, given, parse
+from proximo.commands.arguments import flags, given, parse
+from proximo.commands.stored import allow_code
 from proximo.envs.config import EnvConfig
 from proximo.nets.config import NetConfig
 from proximo.run.config import (
@@ -144,7 +145,7 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
     if chosen.method is None and chosen.preset in (None, "none") and not asks:
         names = ", ".join(preset.name for preset in PRESETS)
         raise UsageError(
-            "name an algorithm and a world, as in: proximo train ppo CartPole-v1 "
+            "name an algorithm and an env, as in: proximo train ppo CartPole-v1 "
             f"(or --config FILE, or --preset with one of {names})"
         )
     preset = None
@@ -177,7 +178,7 @@ def _config(final: Train, chosen: Train, arguments: list[str]) -> Config:
     )
     config.check()
     if not config.env.id:
-        raise UsageError("name an environment, as in: proximo train ppo CartPole-v1")
+        raise UsageError("name an env, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
         allow_code(config, world, chosen.env.wrappers, chosen.net.module, "train", arguments)
     return config
