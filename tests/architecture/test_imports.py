@@ -95,7 +95,7 @@ def test_no_module_has_the_name_of_a_public_function():
         assert not (SOURCE / name).exists()
 
 
-PRINTS = {"cli": 4, "commands.arguments": 1, "run.disk": 1}
+PRINTS = {"cli": 4, "commands.arguments": 1, "envs.library_warnings": 1, "run.disk": 1}
 """Calls of print in a module: all else goes by `show`, which lets no control character pass."""
 
 
