@@ -3,16 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test lint long worlds scores bench scaling clean
+.PHONY: help train test lint long envs scores bench scaling clean
 
 help:
 	@echo "make train   train CartPole-v1, evaluate it, draw its learning curve and a replay"
 	@echo "make test    linters, type checker and the quick tests"
 	@echo "make long    the learning tests that take minutes to hours"
-	@echo "make worlds  the tests of dm_control and EnvPool, in an environment of their own (a gigabyte)"
+	@echo "make envs  the tests of dm_control and EnvPool, in an environment of their own (a gigabyte)"
 	@echo "make scores  train and score every task of the results table (hours)"
 	@echo "make bench   speed beside other libraries, in environments of their own (half an hour)"
-	@echo "make scaling speed against worlds, width, depth and minibatch"
+	@echo "make scaling speed against envs, width, depth and minibatch"
 
 # The marker is written last: a set-up that was cut off is done again.
 .venv/locked: requirements.lock
@@ -54,11 +54,11 @@ long: .venv/ready
 	@$(BIN)/pytest -m long --timeout 7200
 
 # dm_control wants an older MuJoCo than the lock has, and EnvPool is large.
-worlds: .venv/ready
-	@test -x .venv-worlds/bin/pytest || $(PYTHON) -m venv --clear .venv-worlds
-	@.venv-worlds/bin/pip install --quiet -r requirements.lock
-	@.venv-worlds/bin/pip install --quiet --no-build-isolation --editable ".[dm-control,envpool]"
-	@.venv-worlds/bin/pytest -rs tests/envs/test_known_worlds.py tests/envs/test_pool.py
+envs: .venv/ready
+	@test -x .venv-envs/bin/pytest || $(PYTHON) -m venv --clear .venv-envs
+	@.venv-envs/bin/pip install --quiet -r requirements.lock
+	@.venv-envs/bin/pip install --quiet --no-build-isolation --editable ".[dm-control,envpool]"
+	@.venv-envs/bin/pytest -rs tests/envs/test_known_envs.py tests/envs/test_pool.py
 
 scores: .venv/ready
 	@$(BIN)/python benchmarks/scores.py
@@ -72,4 +72,4 @@ scaling: .venv/ready
 	@$(BIN)/python benchmarks/speed/scaling.py
 
 clean:
-	rm -rf .venv .venv-worlds .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-envs .pytest_cache .mypy_cache .ruff_cache .hypothesis

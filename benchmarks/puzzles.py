@@ -1,8 +1,8 @@
-"""Train every kind of policy on a world whose best score is known, through the command line.
+"""Train every kind of policy on an env whose best score is known, through the command line.
 
     python benchmarks/puzzles.py [--only TASK ...] [--processes N] [--runs FOLDER]
 
-Masks, memory, hybrid and image worlds of `proximo.envs.puzzles`, some beside a control: no memory,
+Masks, memory, hybrid and image envs of `proximo.envs.puzzles`, some beside a control: no memory,
 or a penalty for what is illegal in place of masks. Adds a line per run to results/puzzles.jsonl and
 writes results/puzzles.md from all of them.
 """
@@ -20,22 +20,22 @@ from scores import interval, machine, proximo, several
 
 RESULTS = Path(__file__).parent / "results"
 LINES = RESULTS / "puzzles.jsonl"
-ROLLOUT = "--env.worlds 8 --rollout.steps 128"
-SOON = "--env.worlds 1 --algorithm.learning-rate linear:5e-3:0 --algorithm.epochs 20"
+ROLLOUT = "--env.num-envs 8 --rollout.steps 128"
+SOON = "--env.num-envs 1 --algorithm.learning-rate linear:5e-3:0 --algorithm.epochs 20"
 QUICK = f"{SOON} --rollout.steps 250 --algorithm.gamma 0"
 CART = (
     f"{ROLLOUT} --algorithm.gamma 0.98 --algorithm.learning-rate linear:1e-3:0 "
     "--algorithm.minibatch-size 256"
 )
-LSTM = "--net.memory lstm"
+LSTM = "--net.recurrent lstm"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One world with one policy."""
+    """One env with one policy."""
 
     what: str
-    world: str
+    env: str
     steps: int
     words: str
     bar: float | None  # none: a control, for its steps alone
@@ -72,7 +72,7 @@ TASKS = {
         "copy after 4 steps, LSTM",
         "Copy",
         500_000,
-        "--env.worlds 16 --rollout.steps 72 --algorithm.minibatch-size 288 --algorithm.gamma 0.5 "
+        "--env.num-envs 16 --rollout.steps 72 --algorithm.minibatch-size 288 --algorithm.gamma 0.5 "
         f"--algorithm.learning-rate linear:2e-3:0 --algorithm.epochs 4 {LSTM}",
         0.95,
     ),
@@ -93,7 +93,7 @@ TASKS = {
         "Pendulum without its velocity, LSTM",
         "still_pendulum",
         300_000,
-        "--env.worlds 8 --rollout.steps 256 --algorithm.minibatch-size 256 --algorithm.gamma 0.9 "
+        "--env.num-envs 8 --rollout.steps 256 --algorithm.minibatch-size 256 --algorithm.gamma 0.9 "
         f"--algorithm.learning-rate linear:1e-3:0 --algorithm.normalize-reward {LSTM}",
         -250,
     ),
@@ -101,7 +101,7 @@ TASKS = {
         "Catch, from pixels",
         "Catch",
         200_000,
-        "--env.worlds 16 --rollout.steps 64 --algorithm.epochs 4 --algorithm.minibatch-size 256 "
+        "--env.num-envs 16 --rollout.steps 64 --algorithm.epochs 4 --algorithm.minibatch-size 256 "
         "--algorithm.learning-rate linear:5e-4:0 --algorithm.entropy-coef linear:0.05:0 "
         "--net.trunk shared",
         0.95,
@@ -136,15 +136,15 @@ TASKS = {
 
 def run(name, seed, folder):
     task = TASKS[name]
-    home, world = folder / f"{name}-{seed}", f"proximo.envs.puzzles:{task.world}"
+    home, env = folder / f"{name}-{seed}", f"proximo.envs.puzzles:{task.env}"
     begin = time.perf_counter()
     words = ["--total-steps", str(task.steps), "--seed", str(seed), "--run-dir", str(home)]
     proximo(
-        *("train", "ppo", world, "--preset", "none", *task.words.split(), *words),
+        *("train", "ppo", env, "--preset", "none", *task.words.split(), *words),
         *("--run.threads", "1", "--quiet"),
     )
     seconds = time.perf_counter() - begin
-    scores = json.loads(proximo("eval", str(home), "--env", world, "--json"))
+    scores = json.loads(proximo("eval", str(home), "--env", env, "--json"))
     rows = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
     reached = None
     if task.reach is not None:  # the mean of the last 100 episodes
@@ -169,7 +169,7 @@ def summarize():
     rows = [json.loads(line) for line in LINES.read_text().splitlines()]
     latest = {(row["task"], row["train_seed"]): row for row in rows}
     lines = [
-        "| world | steps | bar | mean of seeds | each seed | steps to 90% of the best |",
+        "| env | steps | bar | mean of seeds | each seed | steps to 90% of the best |",
         "|---|---|---|---|---|---|",
     ]
     medians = {}
@@ -193,7 +193,7 @@ def summarize():
     lines += [
         "",
         "Mean return of 100 deterministic episodes on unseen seeds; ± is half the 95% interval of "
-        "the mean over training seeds (Student's t). The worlds of `proximo.envs.puzzles`; a "
+        "the mean over training seeds (Student's t). The envs of `proximo.envs.puzzles`; a "
         "masked one raises an error at an illegal action, so that a finished run has made none.",
     ]
     for masked in ("maze", "cards"):

@@ -48,7 +48,7 @@ SETTINGS = {  # name: (what the paper found, algorithm, flags)
 # Pendulum is not among the paper's tasks, and does not learn with its discount of 0.99.
 TASKS = {"Hopper-v5": (), "HalfCheetah-v5": (), "Pendulum-v1": ("--algorithm.gamma", "0.9")}
 PAPER = (
-    *("--preset", "none", "--env.worlds", "1", "--rollout.steps", "2048"),
+    *("--preset", "none", "--env.num-envs", "1", "--rollout.steps", "2048"),
     *("--algorithm.learning-rate", "3e-4", "--algorithm.epochs", "10"),
     *("--algorithm.minibatch-size", "64", "--algorithm.gamma", "0.99", "--algorithm.lam", "0.95"),
     *("--net.hidden", "64", "64", "--net.normalize-obs", "--run.threads", "1", "--quiet"),
@@ -70,7 +70,7 @@ def run(task, name, seed, folder):
 
 
 def random_score(task):
-    """Mean return of 100 episodes of actions drawn evenly from the world's bounds."""
+    """Mean return of 100 episodes of actions drawn evenly from the env's bounds."""
     env, returns = gym.make(task), []
     env.action_space.seed(0)
     for episode in range(100):

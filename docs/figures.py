@@ -105,15 +105,15 @@ def along_an_update(updates: int, seed: int) -> dict[str, np.ndarray]:
     config = Config(
         algorithm=algorithm,
         rollout=RolloutConfig(steps=2048),
-        env=EnvConfig(id="Hopper-v5", worlds=1),
+        env=EnvConfig(id="Hopper-v5", num_envs=1),
         run=RunConfig(seed=seed, total_steps=1_000_000),
     )
     with Session(config) as session:
         state, policy = session.state, session.policy
         if updates:
             ends = [lambda state, rollout, metrics: state.updates == updates]
-            learn(session.worlds, state, session.running, ends)
-        rollout = collect(session.worlds, state, config.env, steps=config.rollout.steps)
+            learn(session.envs, state, session.running, ends)
+        rollout = collect(session.envs, state, config.env, steps=config.rollout.steps)
         batch = algorithm.prepare(state, rollout)
         theta = state.optimizer.flats[0].data
         before = theta.clone()

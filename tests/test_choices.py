@@ -25,14 +25,14 @@ def policy(**net):
 @pytest.mark.parametrize(
     ("env", "given", "backend"),
     [
-        (EnvConfig(id="CartPole-v1", worlds=4), False, "sync"),
-        (EnvConfig(id="CartPole-v1", worlds=31), False, "sync"),
-        (EnvConfig(id="CartPole-v1", worlds=32), False, "vector"),
-        (EnvConfig(id="CartPole-v1", worlds=32), True, "sync"),
-        (EnvConfig(id="Pendulum-v1", worlds=64), False, "sync"),  # has no vector version
-        (EnvConfig(id="CartPole-v1", worlds=64, backend="sync"), False, "sync"),
-        (EnvConfig(id="CartPole-v1", worlds=2, backend="vector"), False, "vector"),
-        (EnvConfig(id="CartPole-v1", worlds=2, backend="envpool"), False, "envpool"),
+        (EnvConfig(id="CartPole-v1", num_envs=4), False, "sync"),
+        (EnvConfig(id="CartPole-v1", num_envs=31), False, "sync"),
+        (EnvConfig(id="CartPole-v1", num_envs=32), False, "vector"),
+        (EnvConfig(id="CartPole-v1", num_envs=32), True, "sync"),
+        (EnvConfig(id="Pendulum-v1", num_envs=64), False, "sync"),  # has no vector version
+        (EnvConfig(id="CartPole-v1", num_envs=64, backend="sync"), False, "sync"),
+        (EnvConfig(id="CartPole-v1", num_envs=2, backend="vector"), False, "vector"),
+        (EnvConfig(id="CartPole-v1", num_envs=2, backend="envpool"), False, "envpool"),
     ],
 )
 def test_the_backend(env, given, backend):
@@ -46,7 +46,7 @@ MASKED = gym.spaces.Dict(
 
 @native_only
 @pytest.mark.parametrize(
-    ("shown", "taken", "net", "engine"),
+    ("shown", "env_action", "net", "engine"),
     [
         (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {}, "native"),
         (gym.spaces.Discrete(9), gym.spaces.MultiDiscrete([2, 2]), {}, "native"),
@@ -58,8 +58,8 @@ MASKED = gym.spaces.Dict(
         (gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,)), {"action": "squash"}, "native"),
     ],
 )
-def test_the_engine_for_a_space(shown, taken, net, engine):
-    chosen, why = choose_engine("auto", PPO(), ActorCritic(shown, taken, NetConfig(**net)))
+def test_the_engine_for_a_space(shown, env_action, net, engine):
+    chosen, why = choose_engine("auto", PPO(), ActorCritic(shown, env_action, NetConfig(**net)))
     assert chosen == engine, why
 
 
@@ -117,7 +117,7 @@ def test_the_number_of_threads_changes_no_bit(tmp_path, env):
     for threads in (1, 2):
         torch.set_num_threads(threads)  # as another machine, or another library, would have it
         train(
-            EnvConfig(id=env, worlds=4),
+            EnvConfig(id=env, num_envs=4),
             PPO(epochs=3, minibatch_size=64, target_kl=0.05, entropy_coef=0.01),
             rollout=RolloutConfig(steps=128),
             net=NetConfig(normalize_obs=True, normalize_returns=True),

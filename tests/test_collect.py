@@ -25,7 +25,7 @@ from proximo import (
 )
 from proximo.algorithms.update import choose_engine, make_engine
 from proximo.collect import collect
-from proximo.envs.make import make_worlds
+from proximo.envs.make import make_envs
 from proximo.functional.distributions import Categorical, Gaussian, SquashedGaussian
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import TrainState
@@ -36,12 +36,12 @@ NETS = {
     "normalized": NetConfig(normalize_obs=True, normalize_returns=True),
     "squashed": NetConfig(action="squash"),
 }
-WORLDS = ("CartPole-v1", "Pendulum-v1")
+ENVS = ("CartPole-v1", "Pendulum-v1")
 
 
-def start(env, net, policy_type=ActorCritic, worlds=3, source=None, engine="auto"):
-    config = EnvConfig(id=env, worlds=worlds)
-    made = make_worlds(config, 0, source)
+def start(env, net, policy_type=ActorCritic, num_envs=3, source=None, engine="auto"):
+    config = EnvConfig(id=env, num_envs=num_envs)
+    made = make_envs(config, 0, source)
     torch.manual_seed(0)
     policy = policy_type(made.obs_space, made.action_space, net)
     algorithm = PPO(epochs=2, minibatch_size=16)
@@ -50,7 +50,7 @@ def start(env, net, policy_type=ActorCritic, worlds=3, source=None, engine="auto
         policy=policy,
         optimizer=optimizer,
         engine=make_engine(choose_engine(engine, algorithm, policy)[0], policy, optimizer, 1),
-        worlds=made.start(),
+        envs=made.start(),
         collecting=torch.Generator().manual_seed(0),
         shuffling=torch.Generator().manual_seed(1),
         horizon=10_000,
@@ -58,9 +58,9 @@ def start(env, net, policy_type=ActorCritic, worlds=3, source=None, engine="auto
     return made, state, algorithm, config
 
 
-def rounds(worlds, state, algorithm, config, count=3, steps=20):
+def rounds(envs, state, algorithm, config, count=3, steps=20):
     for _ in range(count):
-        rollout = collect(worlds, state, config, steps=steps)
+        rollout = collect(envs, state, config, steps=steps)
         batch = algorithm.prepare(state, rollout)
         algorithm.update(state, batch)
         state.advance(rollout, 0.1)
@@ -69,21 +69,21 @@ def rounds(worlds, state, algorithm, config, count=3, steps=20):
 class Remembering(ActorCritic):
     """Keeps the distribution of every act."""
 
-    def act(self, obs, noise=None, carry=None):
-        action, distribution, carry = super().act(obs, noise, carry)
+    def act(self, obs, noise=None, recurrent_state=None):
+        action, distribution, recurrent_state = super().act(obs, noise, recurrent_state)
         self.__dict__.setdefault("acted", []).append(distribution.parameters)
-        return action, distribution, carry
+        return action, distribution, recurrent_state
 
 
-@pytest.mark.parametrize("env", WORLDS)
+@pytest.mark.parametrize("env", ENVS)
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 def test_the_distribution_that_acted_is_the_one_that_is_evaluated(env, net):
     if net.action == "squash" and env == "CartPole-v1":
         net = NetConfig()
-    worlds, state, algorithm, config = start(env, net, Remembering)
+    envs, state, algorithm, config = start(env, net, Remembering)
     for _ in range(3):
         state.policy.__dict__["acted"] = []
-        rollout = collect(worlds, state, config, steps=20)
+        rollout = collect(envs, state, config, steps=20)
         batch = algorithm.prepare(state, rollout)
         with torch.no_grad():
             evaluation = state.policy.evaluate(rollout.obs, rollout.action, entropy=False)
@@ -99,35 +99,35 @@ def test_the_distribution_that_acted_is_the_one_that_is_evaluated(env, net):
 class MovingMoments(ActorCritic):
     """Fault: observation statistics move with every act."""
 
-    def act(self, obs, noise=None, carry=None):
+    def act(self, obs, noise=None, recurrent_state=None):
         self.obs_shift += 0.05
-        return super().act(obs, noise, carry)
+        return super().act(obs, noise, recurrent_state)
 
 
 class Temperature(ActorCritic):
     """Fault: acts with half the deviation, or sharper logits, than it evaluates."""
 
-    def act(self, obs, noise=None, carry=None):
-        _, distribution, carry = super().act(obs, noise, carry)
+    def act(self, obs, noise=None, recurrent_state=None):
+        _, distribution, recurrent_state = super().act(obs, noise, recurrent_state)
         if isinstance(distribution, Gaussian):
             distribution = Gaussian(distribution.mean, distribution.log_std - 0.7)
         else:
             distribution = Categorical.from_logits(2 * distribution.log_p + 0.1 * obs[:, :2])
-        return distribution.sample(noise), distribution, carry
+        return distribution.sample(noise), distribution, recurrent_state
 
 
 class StaleCache(ActorCritic):
     """Fault: acts with a copy of the weights that is never brought up to date."""
 
-    def act(self, obs, noise=None, carry=None):
+    def act(self, obs, noise=None, recurrent_state=None):
         if "stale" not in self.__dict__:
             self.__dict__["stale"] = [copy.deepcopy(self.actor), copy.deepcopy(self.logits)]
         actor, logits = self.__dict__["stale"]
         distribution = self.head.distribution(logits(actor(obs)))
-        return distribution.sample(noise), distribution, carry
+        return distribution.sample(noise), distribution, recurrent_state
 
 
-@pytest.mark.parametrize("env", WORLDS)
+@pytest.mark.parametrize("env", ENVS)
 @pytest.mark.parametrize("fault", [MovingMoments, Temperature, StaleCache])
 def test_a_policy_that_acts_otherwise_than_it_evaluates_is_caught(env, fault):
     net = NetConfig(normalize_obs=fault is MovingMoments, policy_gain=1.0)
@@ -136,11 +136,11 @@ def test_a_policy_that_acts_otherwise_than_it_evaluates_is_caught(env, fault):
 
 
 def test_moments_stay_frozen_from_the_first_act_to_the_end_of_the_update():
-    worlds, state, algorithm, config = start("Pendulum-v1", NetConfig(normalize_obs=True))
+    envs, state, algorithm, config = start("Pendulum-v1", NetConfig(normalize_obs=True))
     seen = []
     for _ in range(3):
         before = state.policy.obs_shift.clone()
-        rollout = collect(worlds, state, config, steps=20)
+        rollout = collect(envs, state, config, steps=20)
         batch = algorithm.prepare(state, rollout)
         assert torch.equal(state.policy.obs_shift, before)
         seen.append(batch.obs)
@@ -153,9 +153,9 @@ def test_moments_stay_frozen_from_the_first_act_to_the_end_of_the_update():
 
 
 def test_values_stay_what_they_were_when_the_moments_of_returns_move():
-    worlds, state, algorithm, config = start("Pendulum-v1", NetConfig(normalize_returns=True))
+    envs, state, algorithm, config = start("Pendulum-v1", NetConfig(normalize_returns=True))
     for _ in range(3):
-        rollout = collect(worlds, state, config, steps=20)
+        rollout = collect(envs, state, config, steps=20)
         before = state.policy.value(rollout.obs)
         batch = algorithm.prepare(state, rollout)
         torch.testing.assert_close(state.policy.value(rollout.obs), before, rtol=1e-4, atol=1e-3)
@@ -164,11 +164,11 @@ def test_values_stay_what_they_were_when_the_moments_of_returns_move():
 
 
 def test_rewards_are_scaled_by_the_running_deviation_of_the_discounted_return():
-    worlds, state, _, config = start("CartPole-v1", NetConfig())
+    envs, state, _, config = start("CartPole-v1", NetConfig())
     algorithm = PPO(normalize_reward=True, gamma=0.9, minibatch_size=16, lam=0.0)
     running, everything = np.zeros(3), []
     for _ in range(3):
-        rollout = collect(worlds, state, config, steps=30)
+        rollout = collect(envs, state, config, steps=30)
         batch = algorithm.prepare(state, rollout)
         for t in range(30):
             running = 0.9 * running + rollout.reward[t].numpy()
@@ -182,7 +182,7 @@ def test_rewards_are_scaled_by_the_running_deviation_of_the_discounted_return():
 
 
 class Countdown(gym.Env):
-    """Lasts as many steps as its world and episode say."""
+    """Lasts as many steps as its env and episode say."""
 
     observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
     action_space = gym.spaces.Discrete(2)
@@ -210,13 +210,13 @@ def countdown():
 
 @pytest.mark.parametrize(
     ("episodes", "lengths"),
-    # Worlds of 2, 9 and 5 steps; the next episode of each has 3. The fourth to start is the one
+    # Envs of 2, 9 and 5 steps; the next episode of each has 3. The fourth to start is the one
     # that follows the shortest, and it counts although the long one ends later.
     [(1, [2]), (2, [2, 9]), (3, [2, 5, 9]), (4, [2, 3, 5, 9]), (5, [2, 2, 3, 5, 9])],
 )
 def test_the_first_episodes_that_start_are_the_ones_that_count(countdown, episodes, lengths):
-    worlds, state, algorithm, config = countdown
-    rollout = collect(worlds, state, config, steps=999, episodes=episodes)
+    envs, state, algorithm, config = countdown
+    rollout = collect(envs, state, config, steps=999, episodes=episodes)
     assert sorted(episode.length for episode in rollout.episodes) == lengths
     assert int(rollout.mask.sum()) == sum(lengths)
     batch = algorithm.prepare(state, rollout)
@@ -225,16 +225,16 @@ def test_the_first_episodes_that_start_are_the_ones_that_count(countdown, episod
 
 
 def test_each_round_of_episodes_begins_with_fresh_ones(countdown):
-    worlds, state, _, config = countdown
+    envs, state, _, config = countdown
     for _ in range(4):
-        rollout = collect(worlds, state, config, steps=999, episodes=2)
+        rollout = collect(envs, state, config, steps=999, episodes=2)
         assert len(rollout.episodes) == 2
         state.advance(rollout, 0.1)
     assert state.episodes == 8
 
 
 @pytest.mark.parametrize("what", ["obs", "reward", "final"])
-def test_a_number_that_is_not_finite_names_world_and_step(what):
+def test_a_number_that_is_not_finite_names_env_and_step(what):
     class Broken(Countdown):
         def step(self, action):
             obs, reward, over, cut, info = super().step(action)
@@ -243,38 +243,38 @@ def test_a_number_that_is_not_finite_names_world_and_step(what):
             return obs, reward, over, cut, info
 
     Countdown.made = 0
-    worlds, state, _, config = start("", NetConfig(), source=Broken)
+    envs, state, _, config = start("", NetConfig(), source=Broken)
     step = 8 if what == "final" else 4
     with pytest.raises(
-        UsageError, match=rf"world 1 gave the (observation.0. =|reward) nan at step {step} "
+        UsageError, match=rf"env 1 gave the (observation.0. =|reward) nan at step {step} "
     ):
-        collect(worlds, state, config, steps=20)
+        collect(envs, state, config, steps=20)
     state.updates = 1
     Countdown.made = 0
-    worlds, state, _, config = start("", NetConfig(), source=Broken)
+    envs, state, _, config = start("", NetConfig(), source=Broken)
     state.updates = 1
     with pytest.raises(TrainingError, match="nan"):
-        collect(worlds, state, config, steps=20)
+        collect(envs, state, config, steps=20)
 
 
 def test_rewards_are_shifted_scaled_and_clipped_but_returns_are_not(countdown):
-    worlds, state, _, config = countdown
+    envs, state, _, config = countdown
     config = dataclasses.replace(config, reward_shift=2.0, reward_scale=0.5, reward_clip=1.2)
-    rollout = collect(worlds, state, config, steps=9)
+    rollout = collect(envs, state, config, steps=9)
     assert (rollout.reward == 1.2).all()  # (1 + 2) * 0.5 = 1.5
     assert all(episode.ret == episode.length for episode in rollout.episodes)
 
 
 @pytest.mark.parametrize("action", ["clip", "squash"])
-def test_worlds_get_actions_within_bounds_and_the_stored_ones_are_free(action):
-    worlds, state, _, config = start("Pendulum-v1", NetConfig(log_std=1.5, action=action))
-    rollout = collect(worlds, state, config, steps=50)
+def test_envs_get_actions_within_bounds_and_the_stored_ones_are_free(action):
+    envs, state, _, config = start("Pendulum-v1", NetConfig(log_std=1.5, action=action))
+    rollout = collect(envs, state, config, steps=50)
     assert rollout.action.abs().max() > 2  # stored before clipping
-    taken = np.concatenate([np.concatenate(log) for log in state.worlds.actions])
-    assert np.abs(taken).max() <= 2
+    env_action = np.concatenate([np.concatenate(log) for log in state.envs.actions])
+    assert np.abs(env_action).max() <= 2
     first = rollout.action[:, 0, 0].numpy()
     expected = np.clip(first, -2, 2) if action == "clip" else 2 * np.tanh(first)
-    np.testing.assert_allclose(taken[:50, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(env_action[:50, 0], expected, atol=1e-6)
     cut = state.policy.head.cut_off(rollout.action)
     assert cut is None if action == "squash" else torch.equal(cut, rollout.action[..., 0].abs() > 2)
 
@@ -314,15 +314,15 @@ def test_discrete_actions_count_from_where_their_space_starts():
             return super().step(action)
 
     Countdown.made = 0
-    worlds, state, _, config = start("", NetConfig(), source=From5)
-    collect(worlds, state, config, steps=20)
+    envs, state, _, config = start("", NetConfig(), source=From5)
+    collect(envs, state, config, steps=20)
     assert seen == {5, 6}
 
 
 @pytest.mark.parametrize("engine", ["torch", "native"])
 def test_weights_that_became_nan_are_noticed_in_the_update_that_made_them(engine):
     """The losses are computed before each step: only a look after the last one shows these."""
-    worlds, state, _, config = start("Pendulum-v1", NetConfig(log_std=-9.9), engine=engine)
+    envs, state, _, config = start("Pendulum-v1", NetConfig(log_std=-9.9), engine=engine)
     algorithm = PPO(
         epochs=1,
         minibatch_size=60,
@@ -333,7 +333,7 @@ def test_weights_that_became_nan_are_noticed_in_the_update_that_made_them(engine
     )
     state.optimizer = algorithm.make_optimizer(state.policy)
     state.engine = make_engine(engine, state.policy, state.optimizer, 1)
-    rollout = collect(worlds, state, config, steps=20)
+    rollout = collect(envs, state, config, steps=20)
     batch = algorithm.prepare(state, rollout)
     wild = dataclasses.replace(
         batch, log_prob=batch.log_prob - 30.0, advantage=torch.full_like(batch.advantage, -100.0)
@@ -344,23 +344,23 @@ def test_weights_that_became_nan_are_noticed_in_the_update_that_made_them(engine
     assert (state.updates, state.skipped) == (before, 0)
 
 
-def test_a_rollout_in_which_every_world_only_resets_goes_on_until_one_steps():
-    worlds = make_worlds(EnvConfig(id="CartPole-v1", worlds=1, backend="vector"), 0)
+def test_a_rollout_in_which_every_env_only_resets_goes_on_until_one_steps():
+    envs = make_envs(EnvConfig(id="CartPole-v1", num_envs=1, backend="vector"), 0)
     torch.manual_seed(0)
-    policy = ActorCritic(worlds.obs_space, worlds.action_space, NetConfig())
+    policy = ActorCritic(envs.obs_space, envs.action_space, NetConfig())
     algorithm = PPO(epochs=1, minibatch_size=1)
     optimizer = algorithm.make_optimizer(policy)
     state = TrainState(
         policy=policy,
         optimizer=optimizer,
         engine=make_engine("native", policy, optimizer, 1),
-        worlds=worlds.start(),
+        envs=envs.start(),
         collecting=torch.Generator(),
         shuffling=torch.Generator(),
         horizon=100,
     )
     for _ in range(60):
-        rollout = collect(worlds, state, EnvConfig(), steps=1)
+        rollout = collect(envs, state, EnvConfig(), steps=1)
         assert rollout.mask.any()
         algorithm.update(state, algorithm.prepare(state, rollout))
         state.advance(rollout, 0.1)
@@ -394,7 +394,7 @@ class FourThings(Countdown):
 
 
 @pytest.mark.parametrize(
-    ("world", "message"),
+    ("env", "message"),
     [
         (Misshapen, r"observation of shape \(1,\), but its observation_space says \(4,\)"),
         (NoInfo, r"reset must return two things"),
@@ -402,12 +402,12 @@ class FourThings(Countdown):
         (FourThings, r"but returned 4 things"),
     ],
 )
-def test_worlds_that_answer_wrongly_are_told_how(world, message):
+def test_envs_that_answer_wrongly_are_told_how(env, message):
     Countdown.made = 0
 
     def go():
-        worlds, state, _, config = start("", NetConfig(), source=world)
-        collect(worlds, state, config, steps=5)
+        envs, state, _, config = start("", NetConfig(), source=env)
+        collect(envs, state, config, steps=5)
 
     with pytest.raises(UsageError, match=message):
         go()
@@ -441,17 +441,17 @@ def test_a_return_is_the_sum_of_its_rewards_from_zero_wherever_a_rollout_ends(se
         i = next(made)
         return Scripted(rewards[i].tolist(), ends[i].tolist(), paid[i])
 
-    worlds, state, _, config = start("", NetConfig(), source=make)
+    envs, state, _, config = start("", NetConfig(), source=make)
     found = []
     for _ in range(3 * 60 // steps):
-        found += collect(worlds, state, config, steps=steps).episodes
+        found += collect(envs, state, config, steps=steps).episodes
     expected, running = [], []
     for own in paid:
         *finished, last = [(functools.reduce(operator.add, r, 0.0), len(r)) for r in own]
         expected += finished
         running.append(last)
     assert sorted(found) == sorted(expected)
-    assert list(zip(state.worlds.ret, state.worlds.length, strict=True)) == running
+    assert list(zip(state.envs.ret, state.envs.length, strict=True)) == running
 
 
 def test_equal_returns_have_that_mean_and_reach_a_goal_of_that_size(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 from commands.command_line import SMALL, here, proximo, refusal, result, rows, succeeded
 from envs.made_envs import Long
 from proximo import EnvConfig
-from proximo.envs.make import NUMBERED, make_world
-from proximo.envs.workers import WorkerWorlds
+from proximo.envs.make import NUMBERED, make_env
+from proximo.envs.workers import WorkerEnvs
 from proximo.evaluate import Supervised, evaluate, step_limit
 
 __all__ = ["here"]
@@ -33,22 +33,22 @@ def test_what_was_earned_until_then_counts_and_what_was_cut_is_counted(limit, le
 
 def test_every_agent_that_is_there_is_cut():
     pytest.importorskip("pettingzoo")
-    env = make_world(EnvConfig(id="envs.parallel_worlds:Leaving"))
+    env = make_env(EnvConfig(id="envs.parallel_envs:Leaving"))
     scores = evaluate(first, env, episodes=2, seed=0, limit=3)  # early has left after 2
     assert [e.length for e in scores.episodes] == [2, 3, 2, 3]
     assert scores.cut == 2
     assert evaluate(first, env, episodes=2, seed=0, limit=5).cut == 0
 
 
-@pytest.mark.parametrize("name", ["envs.made_envs:Long", "envs.parallel_worlds:Leaving"])
+@pytest.mark.parametrize("name", ["envs.made_envs:Long", "envs.parallel_envs:Leaving"])
 def test_so_it_is_in_processes(name):
     if "parallel" in name:
         pytest.importorskip("pettingzoo")
-    env = EnvConfig(id=name, backend="workers", worlds=1, processes=1)
-    apart = Supervised(WorkerWorlds(env, NUMBERED))
+    env = EnvConfig(id=name, backend="workers", num_envs=1, processes=1)
+    apart = Supervised(WorkerEnvs(env, NUMBERED))
     try:
         for limit in (3, 5, 40):
-            here = evaluate(first, make_world(env), episodes=2, seed=7, limit=limit)
+            here = evaluate(first, make_env(env), episodes=2, seed=7, limit=limit)
             there = apart.play(lambda: lambda row: 0, episodes=2, seed=7, limit=limit)
             assert there.episodes == here.episodes
             assert there.cut == here.cut

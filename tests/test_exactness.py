@@ -20,7 +20,7 @@ from proximo import (
     load,
     train,
 )
-from proximo.envs.make import make_worlds
+from proximo.envs.make import make_envs
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.folder import RunFolder
@@ -39,7 +39,7 @@ TASKS = {
         "net": NetConfig(normalize_obs=True),
         "algorithm": {"normalize_reward": True},
     },
-    "Acrobot-v1": {"net": NetConfig(memory="lstm", memory_size=8)},
+    "Acrobot-v1": {"net": NetConfig(recurrent="lstm", recurrent_size=8)},
 }
 LINEAGE = {
     "reinforce": Reinforce(learning_rate=1e-2),
@@ -55,7 +55,7 @@ def go(env, run_dir, callbacks=(), episodes=0):
     task = TASKS[env]
     settings = {"learning_rate": "linear:1e-3:0", "epochs": 2, "minibatch_size": 32}
     return train(
-        EnvConfig(id=env, worlds=3, max_episode_steps=37),
+        EnvConfig(id=env, num_envs=3, max_episode_steps=37),
         PPO(**(settings | task.get("algorithm", {}))),
         rollout=RolloutConfig(steps=32, episodes=episodes),
         net=task.get("net"),
@@ -126,7 +126,7 @@ def test_a_run_resumed_at_any_update_ends_as_if_it_had_never_stopped(env, episod
 def test_every_algorithm_resumes_as_if_it_had_never_stopped(name, env, rollout, tmp_path):
     def begin(folder, callbacks=()):
         train(
-            EnvConfig(id=env, worlds=3, max_episode_steps=17),
+            EnvConfig(id=env, num_envs=3, max_episode_steps=17),
             LINEAGE[name],
             rollout=rollout,
             net=NetConfig(normalize_obs=True),
@@ -157,7 +157,7 @@ def test_what_was_loaded_is_aligned_as_what_was_computed(tmp_path):
     """By the address of its numbers modulo 16 a product may differ in its last bits."""
     go("Acrobot-v1", tmp_path / "run", [lambda state, rollout, metrics: True])
     tensors = Checkpoint(RunFolder(tmp_path / "run").checkpoint("last")).tensors
-    assert tensors["carry"].data_ptr() % 64 == 0
+    assert tensors["recurrent_state"].data_ptr() % 64 == 0
     assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors.values())
 
 
@@ -169,12 +169,12 @@ def test_another_seed_gives_other_bytes(tmp_path):
     assert first["update-0.safetensors"] != second["update-0.safetensors"]
 
 
-def test_worlds_that_do_not_answer_as_before_are_noticed():
-    config = EnvConfig(id="Pendulum-v1", worlds=2)
-    worlds = make_worlds(config, 0)
-    state = worlds.start()
+def test_envs_that_do_not_answer_as_before_are_noticed():
+    config = EnvConfig(id="Pendulum-v1", num_envs=2)
+    envs = make_envs(config, 0)
+    state = envs.start()
     state.obs = state.obs + 1
-    assert not worlds.restore(state)
+    assert not envs.restore(state)
     assert state.episode.tolist() == [1, 1]
     assert np.isfinite(state.obs).all()
 
@@ -190,8 +190,8 @@ def test_a_loaded_policy_acts_as_the_trained_one(tmp_path):
     assert again.obs_space == agent.obs_space
 
 
-def test_a_vector_world_resumes_in_new_episodes_and_says_so(tmp_path):
-    env = EnvConfig(id="CartPole-v1", worlds=4, backend="vector")
+def test_a_vector_env_resumes_in_new_episodes_and_says_so(tmp_path):
+    env = EnvConfig(id="CartPole-v1", num_envs=4, backend="vector")
 
     def go(folder, stop):
         return train(
@@ -205,13 +205,13 @@ def test_a_vector_world_resumes_in_new_episodes_and_says_so(tmp_path):
 
     go(tmp_path / "run", stop=4)
     folder = RunFolder.open(tmp_path / "run")
-    begun = Session(folder.read_config()).state.worlds.obs
+    begun = Session(folder.read_config()).state.envs.obs
     session = Session(
         folder.read_config(), folder=folder, resume=Checkpoint(folder.checkpoint("last"))
     )
     assert any("cannot be brought back" in note for note in session.notes)
     # Not the beginnings that the run has seen already.
-    assert not np.array_equal(session.state.worlds.obs, begun)
+    assert not np.array_equal(session.state.envs.obs, begun)
     agent = run_session(session)
     assert agent.result["steps"] >= 1024
 
@@ -224,11 +224,11 @@ def test_an_episode_that_is_too_long_to_be_replayed_is_not_kept_and_the_resumed_
     most = []
 
     def look(state, rollout, metrics):
-        most.append(max(sum(map(len, log)) for log in state.worlds.actions))
+        most.append(max(sum(map(len, log)) for log in state.envs.actions))
         return state.updates == stop
 
     train(
-        EnvConfig(id="Pendulum-v1", worlds=2, max_episode_steps=100),
+        EnvConfig(id="Pendulum-v1", num_envs=2, max_episode_steps=100),
         PPO(epochs=1, minibatch_size=32),
         rollout=RolloutConfig(steps=32),
         total_steps=2 * 32 * 4,
@@ -239,9 +239,9 @@ def test_an_episode_that_is_too_long_to_be_replayed_is_not_kept_and_the_resumed_
     folder = RunFolder.open(tmp_path / "r")
     saved = Checkpoint(folder.checkpoint("last"))
     session = Session(folder.read_config(), folder=folder, resume=saved)
-    said = "these worlds cannot be brought back (episodes of more than 100,000 steps are not)"
+    said = "these envs cannot be brought back (episodes of more than 100,000 steps are not)"
     assert any(said in note for note in session.notes) == (not whole)
-    assert session.state.worlds.length.tolist() == [32 if whole else 0] * 2
+    assert session.state.envs.length.tolist() == [32 if whole else 0] * 2
     # It is kept again from the next beginning on.
     run_session(session)
-    assert session.state.worlds.actions[0] or session.state.worlds.length[0] > 40
+    assert session.state.envs.actions[0] or session.state.envs.length[0] > 40

@@ -25,8 +25,8 @@ BOXES = [
     {"action": "squash"},
     {"action": "beta"},
     {"mean": "tanh", "trunk": "shared"},
-    {"deviation": "softplus"},
-    {"deviation": "gsde", "action": "squash"},
+    {"std": "softplus"},
+    {"std": "gsde", "action": "squash"},
 ]
 MEMORIES = ("none", "gru", "lstm")
 CASES = [
@@ -34,18 +34,18 @@ CASES = [
     ("discrete", "multi-discrete", "gru", True, {}),
     ("multi-discrete", "binary", "lstm", False, {}),
     *(
-        (seen, "box", memory, False, net)
-        for seen, memory, net in zip(
+        (seen, "box", recurrent, False, net)
+        for seen, recurrent, net in zip(
             Match.SEEN, itertools.cycle(MEMORIES), itertools.cycle(BOXES), strict=False
         )
     ),
-    ("image", "hybrid", "gru", True, {"deviation": "gsde"}),
+    ("image", "hybrid", "gru", True, {"std": "gsde"}),
     ("dict", "hybrid", "lstm", True, {"normalize_obs": True, "action": "beta"}),
     ("vector", "discrete", "lstm", True, {"normalize_obs": True}),
 ]
 EVERY = [
-    (seen, done, memory, done not in {"binary", "box"} and memory == "gru", net)
-    for seen, done, memory in itertools.product(Match.SEEN, Match.DONE, MEMORIES)
+    (seen, done, recurrent, done not in {"binary", "box"} and recurrent == "gru", net)
+    for seen, done, recurrent in itertools.product(Match.SEEN, Match.DONE, MEMORIES)
     for net in (BOXES if done in ("box", "hybrid") else [{}])
 ]
 
@@ -67,8 +67,8 @@ class Questions(Match):
 def untrained(obs_space, action_space, own=None, **net):
     """An agent whose every number is drawn at random, moments of the observations included."""
     torch.manual_seed(1)
-    net = NetConfig(**{"hidden": (16,), "memory_size": 8, "policy_gain": 1.0} | net)
-    config = Config(net=net, env=EnvConfig(id="tests:World"))
+    net = NetConfig(**{"hidden": (16,), "recurrent_size": 8, "policy_gain": 1.0} | net)
+    config = Config(net=net, env=EnvConfig(id="tests:Env"))
     policy = make_policy((obs_space, action_space), config, own).eval()
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -97,7 +97,7 @@ def feed(agent, observations):
 
 
 def check_actions(agent, found, expected):
-    """found: name -> batch; expected: a list of actions as worlds take them."""
+    """found: name -> batch; expected: a list of actions as envs take them."""
     for leaf in agent.policy.actions.leaves:
         name = "/".join(("action", *map(str, leaf.path)))
         own = np.stack([leaf.of(action) for action in expected])
@@ -112,18 +112,20 @@ def run(session, given):
 
 def begin(session, count):
     """The carry with which an episode begins, by its name; nothing without a memory."""
-    sizes = {put.name: put.shape[1] for put in session.get_inputs() if put.name == "carry"}
+    sizes = {
+        put.name: put.shape[1] for put in session.get_inputs() if put.name == "recurrent_state"
+    }
     return {name: np.zeros((count, size), np.float32) for name, size in sizes.items()}
 
 
-def play(agent, session, worlds, episodes=2):
-    """Worlds whose episodes are of one length, side by side; every action is compared."""
+def play(agent, session, envs, episodes=2):
+    """Envs whose episodes are of one length, side by side; every action is compared."""
     players = [
-        Agent(agent.policy, agent.config, (agent.obs_space, agent.action_space)) for _ in worlds
+        Agent(agent.policy, agent.config, (agent.obs_space, agent.action_space)) for _ in envs
     ]
     for episode in range(episodes):
-        carry, over = begin(session, len(worlds)), False
-        seen = [world.reset(seed=10 * episode + i)[0] for i, world in enumerate(worlds)]
+        carry, over = begin(session, len(envs)), False
+        seen = [env.reset(seed=10 * episode + i)[0] for i, env in enumerate(envs)]
         for player in players:
             player.reset()
         while not over:
@@ -131,8 +133,8 @@ def play(agent, session, worlds, episodes=2):
             actions = [player.act(obs) for player, obs in zip(players, seen, strict=True)]
             check_actions(agent, found, actions)
             if carry:
-                carry = {"carry": found["next_carry"]}
-            steps = [w.step(action) for w, action in zip(worlds, actions, strict=True)]
+                carry = {"recurrent_state": found["next_recurrent_state"]}
+            steps = [w.step(action) for w, action in zip(envs, actions, strict=True)]
             seen, over = [step[0] for step in steps], steps[0][2]
 
 
@@ -141,12 +143,12 @@ def exported(agent, folder):
     return onnxruntime.InferenceSession((folder / "policy.onnx").read_bytes())
 
 
-def check_case(folder, seen, done, memory, masks, net):
-    worlds = [Questions(seen, done, masks) for _ in range(7)]
-    agent = untrained(worlds[0].observation_space, worlds[0].action_space, memory=memory, **net)
+def check_case(folder, seen, done, recurrent, masks, net):
+    envs = [Questions(seen, done, masks) for _ in range(7)]
+    agent = untrained(envs[0].observation_space, envs[0].action_space, recurrent=recurrent, **net)
     session = exported(agent, folder)
-    play(agent, session, worlds)
-    play(agent, session, worlds[:1])
+    play(agent, session, envs)
+    play(agent, session, envs[:1])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case[:3])))
@@ -160,17 +162,20 @@ def test_every_combination_acts_as_the_agent_does(tmp_path, case):
     check_case(tmp_path, *case)
 
 
-@pytest.mark.parametrize("memory", ["gru", "lstm"])
+@pytest.mark.parametrize("recurrent", ["gru", "lstm"])
 @pytest.mark.parametrize("continuous", [False, True])
-def test_the_carry_is_what_is_remembered(tmp_path, memory, continuous):
-    worlds = [Remember(continuous) for _ in range(7)]
-    agent = untrained(worlds[0].observation_space, worlds[0].action_space, memory=memory)
+def test_the_carry_is_what_is_remembered(tmp_path, recurrent, continuous):
+    envs = [Remember(continuous) for _ in range(7)]
+    agent = untrained(envs[0].observation_space, envs[0].action_space, recurrent=recurrent)
     session = exported(agent, tmp_path)
-    play(agent, session, worlds)
+    play(agent, session, envs)
     given, zero = {"observation": np.ones((7, 1), np.float32)}, begin(session, 7)
-    assert zero["carry"].shape == (7, 16 if memory == "lstm" else 8)  # the critic's is left out
+    assert zero["recurrent_state"].shape == (
+        7,
+        16 if recurrent == "lstm" else 8,
+    )  # the critic's is left out
     first = run(session, given | zero)
-    later = run(session, given | {"carry": first["next_carry"]})
+    later = run(session, given | {"recurrent_state": first["next_recurrent_state"]})
     assert (np.abs(later["distribution"] - first["distribution"]).max(-1) > 1e-3).all()
 
 
@@ -218,10 +223,10 @@ def test_spaces_of_every_type_and_start(tmp_path, seen, done, measured):
 
 
 def test_the_distribution_is_there(tmp_path):
-    world = Questions("vector", "hybrid", masks=True)
-    agent = untrained(world.observation_space, world.action_space, log_std=-0.5)
+    env = Questions("vector", "hybrid", masks=True)
+    agent = untrained(env.observation_space, env.action_space, log_std=-0.5)
     session = exported(agent, tmp_path)
-    obs, _ = world.reset(seed=1)
+    obs, _ = env.reset(seed=1)
     found = run(session, feed(agent, [obs]))["distribution"][0]
     row = torch.as_tensor(agent.policy.observations.row(obs))[None]
     with torch.no_grad():
@@ -233,23 +238,23 @@ def test_the_distribution_is_there(tmp_path):
 
 
 def test_what_only_the_critic_sees_is_not_asked_for(tmp_path):
-    world = Questions("dict")
-    spaces = (world.observation_space, world.action_space)
-    agent = untrained(*spaces, critic_only=("noise",), normalize_obs=True)
+    env = Questions("dict")
+    spaces = (env.observation_space, env.action_space)
+    agent = untrained(*spaces, privileged=("noise",), normalize_obs=True)
     session = exported(agent, tmp_path)
     assert [put.name for put in session.get_inputs()] == ["obs/symbol"]
     for seed in range(4):
-        obs, _ = world.reset(seed=seed)
+        obs, _ = env.reset(seed=seed)
         found = run(session, {"obs/symbol": np.array([obs["symbol"]])})
         check_actions(agent, found, [agent.act(obs)])
 
 
 def test_a_network_of_ones_own(tmp_path):
-    world = Nearest()
-    spaces = (world.observation_space, world.action_space)
+    env = Nearest()
+    spaces = (env.observation_space, env.action_space)
     agent = untrained(*spaces, own=Attention, module="examples.attention:Attention")
     session = exported(agent, tmp_path)
-    seen = [world.reset(seed=seed)[0] for seed in range(7)]
+    seen = [env.reset(seed=seed)[0] for seed in range(7)]
     check_actions(agent, run(session, feed(agent, seen)), [agent.act(obs) for obs in seen])
 
 
@@ -269,8 +274,8 @@ class Torn(Fixed):
 
 @pytest.mark.parametrize("own", [Fixed, Torn])
 def test_a_network_that_cannot_be_exported_is_told_why(tmp_path, capfd, own):
-    world = Questions()
-    spaces = (world.observation_space, world.action_space)
+    env = Questions()
+    spaces = (env.observation_space, env.action_space)
     agent = untrained(*spaces, own=own, module="tests:Own")
     with pytest.raises(UsageError, match=r"cannot be exported \(.*must not depend") as caught:
         agent.export(tmp_path / "policy.onnx")
@@ -289,21 +294,21 @@ def test_a_file_that_acts_otherwise_is_not_written(tmp_path, monkeypatch, done):
         return graph(acting, about)
 
     monkeypatch.setattr(proximo.export, "_graph", off)
-    world = Questions(done=done)
-    agent = untrained(world.observation_space, world.action_space)
+    env = Questions(done=done)
+    agent = untrained(env.observation_space, env.action_space)
     with pytest.raises(UsageError, match="would not act as it does"):
         agent.export(tmp_path / "policy.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_says_what_it_is_and_not_where_it_was_made(tmp_path):
-    world = Questions()
-    agent = untrained(world.observation_space, world.action_space, memory="lstm")
+    env = Questions()
+    agent = untrained(env.observation_space, env.action_space, recurrent="lstm")
     before = {name: tensor.clone() for name, tensor in agent.policy.state_dict().items()}
     session = exported(agent, tmp_path)
     assert session.get_modelmeta().custom_metadata_map == {
         "proximo": proximo.__version__,
-        "world": "tests:World",
+        "env": "tests:Env",
         "algorithm": "ppo",
         "steps": "5",
         "observation_space": "Box(-1.0, 1.0, (3,), float32)",
@@ -323,17 +328,17 @@ def test_the_file_says_what_it_is_and_not_where_it_was_made(tmp_path):
 def test_names_that_would_meet_are_refused(tmp_path):
     one = SPACES.Box(-1, 1, (1,))
     agent = untrained(SPACES.Dict({"a": SPACES.Dict({"b": one}), "a/b": one}), SPACES.Discrete(2))
-    with pytest.raises(UsageError, match="two parts of this world would be named obs/a/b"):
+    with pytest.raises(UsageError, match="two parts of this env would be named obs/a/b"):
         agent.export(tmp_path / "policy.onnx")
 
 
 def test_the_example_of_the_docs_runs_without_pytorch(tmp_path):
     page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
     example = page.split("```python\n", 1)[1].split("```", 1)[0]
-    world = gym.make("CartPole-v1")
-    agent = untrained(world.observation_space, world.action_space)
+    env = gym.make("CartPole-v1")
+    agent = untrained(env.observation_space, env.action_space)
     agent.export(tmp_path / "policy.onnx")
-    seen = [world.reset(seed=seed)[0] for seed in range(3)]
+    seen = [env.reset(seed=seed)[0] for seed in range(3)]
     checked = (
         f"{example}\nimport sys\n"
         "assert not {'torch', 'proximo', 'gymnasium'} & set(sys.modules)\n"

@@ -26,7 +26,7 @@ class Slow(gym.wrappers.TimeLimit):
 
 def go(env=None, callbacks=(), run_dir=None, profile=True):
     return train(
-        env or EnvConfig(id="CartPole-v1", worlds=2),
+        env or EnvConfig(id="CartPole-v1", num_envs=2),
         PPO(minibatch_size=64, epochs=2),
         rollout=RolloutConfig(steps=64),
         run_config=RunConfig(total_steps=1024, profile=profile, seed=3),
@@ -42,14 +42,14 @@ def test_its_phases_add_up(tmp_path):
         assert sum(phase[share] for phase in report["phases"].values()) == pytest.approx(1)
     each = sum(phase["microseconds_per_step"] for phase in report["phases"].values())
     assert each == pytest.approx(1e6 / report["steps_per_second"])
-    assert report["reached"] == pytest.approx(report["phases"]["world"]["share"])
+    assert report["reached"] == pytest.approx(report["phases"]["env"]["share"])
     assert report["ceiling"] * report["reached"] == pytest.approx(report["steps_per_second"])
     stored = json.loads((tmp_path / "run" / "result.json").read_text())["profile"]
     assert stored == report
 
 
 def test_it_names_what_is_slow():
-    assert go(Slow).result["profile"]["phases"]["world"]["share"] > 0.8
+    assert go(Slow).result["profile"]["phases"]["env"]["share"] > 0.8
 
     def slow(state, rollout, metrics):
         time.sleep(0.1)
@@ -72,7 +72,7 @@ def test_it_is_printed(tmp_path):
     done = succeeded(command_train("--run.profile", "--run-dir", tmp_path / "run"))
     for name in PHASES:
         assert f"  {name} " in done.out
-    assert "the worlds alone would run at" in done.out
+    assert "the envs alone would run at" in done.out
 
 
 @pytest.mark.parametrize("engine", ["native", "torch"])
@@ -89,7 +89,7 @@ def test_all_checks_take_little_of_the_processor(tmp_path, monkeypatch, engine):
 
     monkeypatch.setattr("proximo.algorithms.engines.not_finite", timed)
     agent = train(
-        EnvConfig(id="CartPole-v1", worlds=4),
+        EnvConfig(id="CartPole-v1", num_envs=4),
         PPO(minibatch_size=128, epochs=4),
         rollout=RolloutConfig(steps=128),
         run_config=RunConfig(total_steps=15_360, profile=True, engine=engine, threads=1),

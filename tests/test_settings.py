@@ -25,13 +25,13 @@ from proximo.run.session import Session
 
 
 class Unbounded(gym.Env):
-    """A world whose actions have no bounds."""
+    """An env whose actions have no bounds."""
 
     observation_space = gym.spaces.Box(-1, 1, (1,))
     action_space = gym.spaces.Box(-float("inf"), float("inf"), (1,))
 
 
-ONE_WORLD = gym.make("CartPole-v1")
+ONE_ENV = gym.make("CartPole-v1")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ ONE_WORLD = gym.make("CartPole-v1")
         (lambda: TRPO(critic=False), r"algorithm\.critic is False, .* trpo"),
         (lambda: TRPO(line_search_decay=0.0), r"line_search_decay is 0\.0: .* in \(0, 0\.99\]"),
         (
-            lambda: train("CartPole-v1", QActorCritic(normalize_advantage="batch"), worlds=1),
+            lambda: train("CartPole-v1", QActorCritic(normalize_advantage="batch"), num_envs=1),
             r"normalize_advantage is batch, but an update has one sample",
         ),
         (
@@ -100,9 +100,9 @@ ONE_WORLD = gym.make("CartPole-v1")
         (lambda: RolloutConfig(steps="8"), "rollout.steps is '8'"),
         (lambda: train(gym.make("CartPole-v1"), PPO()), "pass a callable"),
         (lambda: train("CartPole-v1", PPO), "give an instance"),
-        (lambda: train(lambda: ONE_WORLD, PPO()), "the same world"),
+        (lambda: train(lambda: ONE_ENV, PPO()), "the same env"),
         (lambda: train("CartPole-v1", PPO(), callbacks=print), "give a list"),
-        (lambda: train("CartPole-v1", worlds=4), "changes the preset"),
+        (lambda: train("CartPole-v1", num_envs=4), "changes the preset"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(make, message):
@@ -144,7 +144,7 @@ def test_presets_are_configurations_with_a_source_and_a_result(preset):
     assert preset.result or preset.by_name
     # Whole updates fit into the budget, which is therefore not overrun.
     if not config.rollout.episodes and not preset.by_name:
-        assert config.run.total_steps % (config.env.worlds * config.rollout.steps) == 0
+        assert config.run.total_steps % (config.env.num_envs * config.rollout.steps) == 0
 
 
 def test_a_configuration_survives_its_tables():

@@ -183,7 +183,7 @@ def test_bytes_that_are_no_image_are_numbers():
         def _look(self):
             return (255 * np.eye(3)[self._symbol]).astype(np.uint8)
 
-    agent = train(Console, total_steps=256, worlds=2, net=NetConfig(normalize_obs=True))
+    agent = train(Console, total_steps=256, num_envs=2, net=NetConfig(normalize_obs=True))
     assert agent.act(np.array([0, 255, 0], np.uint8)) in (1, 2, 3)
     row = Observations(gym.spaces.Box(0, 255, (3,), np.uint8))
     assert row.dtype == np.float32

@@ -42,7 +42,7 @@ class Larger(PPO):
     extra: float = 1.0
 
 
-class Steps(Schedule):
+class RolloutBuffer(Schedule):
     def __call__(self, progress):
         return 1e-3 if progress < 0.5 else 1e-4
 
@@ -69,16 +69,16 @@ OWN = {
     "takes another's name": {"algorithm": Taking(**SMALL)},
     "has an unknown name": {"algorithm": Unknown(**SMALL)},
     "has more settings": {"algorithm": Larger(**SMALL)},
-    "a schedule": {"algorithm": PPO(learning_rate=Steps("linear", 1e-3, 1e-4), **SMALL)},
+    "a schedule": {"algorithm": PPO(learning_rate=RolloutBuffer("linear", 1e-3, 1e-4), **SMALL)},
     "net": {"net": Net(hidden=(8,))},
-    "env": {"env": Env(id="CartPole-v1", worlds=2)},
+    "env": {"env": Env(id="CartPole-v1", num_envs=2)},
     "run": {"run_config": Run(total_steps=32)},
     "rollout": {"rollout": Rollout(steps=16)},
 }
 
 
 def quick(env="CartPole-v1", algorithm=None, **more):
-    settings = {"rollout": RolloutConfig(steps=16), "total_steps": 32, "worlds": 2, **more}
+    settings = {"rollout": RolloutConfig(steps=16), "total_steps": 32, "num_envs": 2, **more}
     return train(env, algorithm or PPO(**SMALL), **settings)
 
 
@@ -122,7 +122,7 @@ def test_numbers_of_numpy_are_settings_and_are_stored_as_pythons(tmp_path):
             adam_betas=[np.float64(0.75), 0.5],
             normalize_reward=np.bool_(True),
         ),
-        worlds=np.int64(2),
+        num_envs=np.int64(2),
         total_steps=np.int64(32),
         seed=np.arange(5)[3],
         rollout=RolloutConfig(steps=np.int64(16)),
@@ -131,7 +131,7 @@ def test_numbers_of_numpy_are_settings_and_are_stored_as_pythons(tmp_path):
     )
     config = RunFolder.open(tmp_path / "run").read_config()
     assert config == agent.config
-    assert (config.run.seed, config.env.worlds, config.env.reward_scale) == (3, 2, 0.5)
+    assert (config.run.seed, config.env.num_envs, config.env.reward_scale) == (3, 2, 0.5)
     assert (config.net.hidden, config.algorithm.adam_betas) == ((8, 4), (0.75, 0.5))
     assert str(config.algorithm.clip) == "linear:0.25:0.125"
     assert "np." not in (tmp_path / "run/config.toml").read_text()
@@ -157,8 +157,8 @@ def test_a_configuration_is_what_its_file_says(tmp_path):
         (lambda: quick(seed=1.0), r"run.seed is 1\.0: it must be a whole number"),
         (lambda: quick(seed="1"), "run.seed is '1': it must be a whole number"),
         (lambda: quick(seed=torch.tensor(1)), r"run.seed is tensor\(1\): it must be a whole"),
-        (lambda: quick(worlds=True), "env.worlds is True"),
-        (lambda: quick(worlds=0), "env.worlds is 0"),
+        (lambda: quick(num_envs=True), "env.num_envs is True"),
+        (lambda: quick(num_envs=0), "env.num_envs is 0"),
         (lambda: quick(total_steps=0), "run.total_steps is 0: give at least 1"),
         (lambda: quick(total_steps=np.float64(100)), "run.total_steps is 100.0: .*whole number"),
         (lambda: PPO(gamma=None), "gamma is None: it must be a number"),

@@ -566,7 +566,7 @@ def test_every_verb_and_every_process_sees_the_same_space(strict, here, name):
 def test_an_exported_policy_has_the_keys_in_their_order(strict, here):
     pytest.importorskip("onnxscript", reason="export is an extra")
     made = strict.OddKeys
-    train(made, PPO(minibatch_size=32, epochs=1), worlds=2, total_steps=64, run_dir="r")
+    train(made, PPO(minibatch_size=32, epochs=1), num_envs=2, total_steps=64, run_dir="r")
     found = load("r").export(here / "policy.onnx")
     names = [put.rsplit(" [")[0].rsplit(" ", 1)[0] for put in found.inputs]
     assert names == ["obs/Side.LEFT", "obs/Side.RIGHT", "obs/(0, 1)", "obs/3"]
@@ -584,7 +584,7 @@ def test_what_no_file_can_hold_is_refused_before_training_and_nothing_is_left(st
     assert not (here / "r").exists()
     # Each env has keys of its own, as it copies its space.
     algorithm = PPO(minibatch_size=32, epochs=1)
-    train(strict.Unheard, algorithm, worlds=1, total_steps=64, rollout=RolloutConfig(steps=64))
+    train(strict.Unheard, algorithm, num_envs=1, total_steps=64, rollout=RolloutConfig(steps=64))
 
 
 def test_a_run_goes_on_only_where_its_columns_mean_the_same(strict):
@@ -600,7 +600,7 @@ def test_a_run_that_logged_its_choices_as_int64_goes_on(strict, here):
     path = here / "r/checkpoints/last.safetensors"
     succeeded(train_in("strict:Strict", "--run-dir", "r", "--quiet"))
     saved = Checkpoint(path)
-    logs = [name for name in saved.tensors if name.startswith("worlds.actions.")]
+    logs = [name for name in saved.tensors if name.startswith("envs.actions.")]
     assert logs
     assert all(saved.tensors[name].dtype is torch.int8 for name in logs)
     record = {key: part for key, part in saved.record.items() if key != "schema"}

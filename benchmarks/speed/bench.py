@@ -140,7 +140,7 @@ GROUPS = {
     "halfcheetah-envpool": Group(
         {
             "proximo": Job("ours.py", "halfcheetah-envpool", steps=65_536),
-            "the worlds alone": Job("worlds_only.py", "halfcheetah-envpool", steps=100_000),
+            "the envs alone": Job("envs_only.py", "halfcheetah-envpool", steps=100_000),
         }
     ),
     "memory": Group(
@@ -191,12 +191,12 @@ GROUPS = {
     ),
 }
 
-CARTPOLE = "CartPole-v1, 4 worlds x 128 steps, 4 epochs x 4 minibatches of 128"
-CARTPOLE64 = "CartPole-v1, 64 worlds x 128 steps, 4 epochs x 32 minibatches of 256"
-CHEETAH = "HalfCheetah-v5, 1 world x 2048 steps, 10 epochs x 32 minibatches of 64"
-LANDER = "LunarLander-v3, 16 worlds x 1024 steps, 4 epochs x 256 minibatches of 64"
+CARTPOLE = "CartPole-v1, 4 envs x 128 steps, 4 epochs x 4 minibatches of 128"
+CARTPOLE64 = "CartPole-v1, 64 envs x 128 steps, 4 epochs x 32 minibatches of 256"
+CHEETAH = "HalfCheetah-v5, 1 env x 2048 steps, 10 epochs x 32 minibatches of 64"
+LANDER = "LunarLander-v3, 16 envs x 1024 steps, 4 epochs x 256 minibatches of 64"
 BASELINES = ("stable-baselines3",)
-LSTM = "CartPole-v1, LSTM of {} units each, 8 worlds x 128 steps, 10 epochs x 8 minibatches of 128"
+LSTM = "CartPole-v1, LSTM of {} units each, 8 envs x 128 steps, 10 epochs x 8 minibatches of 128"
 WHOLE = "proximo, through whole episodes"
 
 ROWS = (
@@ -208,7 +208,7 @@ ROWS = (
     Row("halfcheetah", CHEETAH, "proximo", ("sbx",), 6, 7),
     Row(
         "pendulum",
-        "Pendulum-v1, 4 worlds x 1024 steps, 10 epochs x 64 minibatches of 64",
+        "Pendulum-v1, 4 envs x 1024 steps, 10 epochs x 64 minibatches of 64",
         "proximo",
         BASELINES,
         9,
@@ -218,19 +218,19 @@ ROWS = (
     Row("lunarlander", LANDER + ", ours on EnvPool", "proximo, EnvPool", BASELINES, 10, 10),
     Row(
         "halfcheetah-envpool",
-        "HalfCheetah-v5 on EnvPool, 64 worlds x 32 steps, 10 epochs x 32 minibatches of 64",
+        "HalfCheetah-v5 on EnvPool, 64 envs x 32 steps, 10 epochs x 32 minibatches of 64",
         "proximo",
-        ("the worlds alone",),
+        ("the envs alone",),
         0.6,
         0.75,
     ),
     Row("memory", LSTM.format(256), "proximo", ("RecurrentPPO",), 3, 3),
-    Row("memory", LSTM.format(256) + ", memory_steps 128", WHOLE, ("RecurrentPPO",), 3, 3),
+    Row("memory", LSTM.format(256) + ", bptt_steps 128", WHOLE, ("RecurrentPPO",), 3, 3),
     Row("memory64", LSTM.format(64), "proximo", ("RecurrentPPO",), 3, 3),
-    Row("memory64", LSTM.format(64) + ", memory_steps 128", WHOLE, ("RecurrentPPO",), 3, 3),
+    Row("memory64", LSTM.format(64) + ", bptt_steps 128", WHOLE, ("RecurrentPPO",), 3, 3),
     Row(
         "masks",
-        "A masked grid, 8 worlds x 128 steps, 10 epochs x 16 minibatches of 64",
+        "A masked grid, 8 envs x 128 steps, 10 epochs x 16 minibatches of 64",
         "proximo",
         ("MaskablePPO",),
         5,
@@ -238,7 +238,7 @@ ROWS = (
     ),
     Row(
         "pong",
-        "ALE/Pong-v5 from pixels, 8 worlds x 128 steps, 4 epochs x 4 minibatches of 256",
+        "ALE/Pong-v5 from pixels, 8 envs x 128 steps, 4 epochs x 4 minibatches of 256",
         "proximo",
         BASELINES,
         1,
@@ -587,7 +587,7 @@ def notes(groups: dict[str, dict]) -> list[str]:
         f"Medians of {' or '.join(map(str, rounds))} runs that alternate, each a process of its "
         "own; the first tenth of a run is not timed. Separate 64-64 tanh networks, the same "
         "settings for all (benchmarks/speed/settings.py). Ours keeps its run folder, metrics and "
-        "checkpoints. Rejax and PureJaxRL step worlds of their own in JAX; their compilation is "
+        "checkpoints. Rejax and PureJaxRL step envs of their own in JAX; their compilation is "
         "not timed, except in the start from nothing.",
         f"Commit {', '.join(commits)}; {', '.join(cpus)}; {', '.join(found)}.",
     ]

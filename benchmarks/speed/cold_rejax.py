@@ -1,6 +1,6 @@
 """Train CartPole-v1 with rejax until an evaluation gives 475, and save the policy.
 
-The settings are the library's own for this world. Training, evaluations and the stop are one
+The settings are the library's own for this env. Training, evaluations and the stop are one
 compiled program, so that it is compiled once and no step is taken after the stop.
 """
 
@@ -50,15 +50,15 @@ def learn(path: Path, seed: int) -> None:
     agent = make_agent()
     updates = BETWEEN // (agent.num_envs * agent.num_steps)
 
-    def more(carry):
-        state, _ = carry
+    def more(recurrent_state):
+        state, _ = recurrent_state
         state = jax.lax.fori_loop(0, updates, lambda _, s: agent.train_iteration(s), state)
         act = best_action(agent, state.actor_ts.params)
         _, returns = evaluate(act, state.rng, agent.env, agent.env_params, 20)
         return state, returns.mean()
 
-    def go_on(carry):
-        state, mean = carry
+    def go_on(recurrent_state):
+        state, mean = recurrent_state
         return (mean < 475) & (state.global_step < MOST)
 
     @jax.jit
@@ -73,12 +73,12 @@ def score(path: Path) -> None:
     import gymnasium as gym
 
     act = jax.jit(best_action(make_agent(), pickle.loads(path.read_bytes())))
-    world, total = gym.make("CartPole-v1"), 0.0
+    env, total = gym.make("CartPole-v1"), 0.0
     for episode in range(100):
-        obs, _ = world.reset(seed=1_000_000 + episode)
+        obs, _ = env.reset(seed=1_000_000 + episode)
         over = False
         while not over:
-            obs, reward, terminated, truncated, _ = world.step(int(act(obs, None)))
+            obs, reward, terminated, truncated, _ = env.step(int(act(obs, None)))
             total += reward
             over = terminated or truncated
     print(json.dumps({"return_mean": total / 100}))

@@ -46,8 +46,8 @@ def learn(path: Path, seed: int) -> None:
 
 
 def score(path: Path) -> None:
-    worlds = make_vec_env("CartPole-v1", n_envs=10, seed=1_000_000)
-    mean, _ = evaluate_policy(PPO.load(path, device="cpu"), worlds, n_eval_episodes=100)
+    envs = make_vec_env("CartPole-v1", n_envs=10, seed=1_000_000)
+    mean, _ = evaluate_policy(PPO.load(path, device="cpu"), envs, n_eval_episodes=100)
     print(json.dumps({"return_mean": float(mean)}))
 
 

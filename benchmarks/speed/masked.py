@@ -1,4 +1,4 @@
-"""A world with action masks that both libraries are given: a walk on a grid with walls.
+"""An env with action masks that both libraries are given: a walk on a grid with walls.
 
 Imported by name in both environments: it needs Gymnasium alone.
 """

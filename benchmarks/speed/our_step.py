@@ -32,12 +32,12 @@ def main():
             algorithm = dataclasses.replace(ppo, **changes)
             algorithm.update(state, batch)
             begin = time.perf_counter()
-            taken = algorithm.update(state, batch)["gradient_steps"]
-            figures[f"us_{size}"] = 1e6 * (time.perf_counter() - begin) / taken
+            env_action = algorithm.update(state, batch)["gradient_steps"]
+            figures[f"us_{size}"] = 1e6 * (time.perf_counter() - begin) / env_action
         return True
 
     train(
-        EnvConfig(id="CartPole-v1", worlds=64, backend="vector"),
+        EnvConfig(id="CartPole-v1", num_envs=64, backend="vector"),
         ppo,
         rollout=RolloutConfig(steps=SAMPLES // 64),
         run_config=RunConfig(total_steps=SAMPLES, threads=chosen.threads, seed=1),

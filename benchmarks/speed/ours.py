@@ -30,7 +30,7 @@ def learn(
     train(
         EnvConfig(
             id=work.env,
-            worlds=work.worlds,
+            num_envs=work.num_envs,
             backend=work.backend,
             threads=threads if work.backend == "envpool" or work.pixels else 0,
             action_masks="method" if work.masked else "observation",
@@ -52,8 +52,12 @@ def learn(
             hidden=hidden or ((512,) if work.pixels else (64, 64)),
             **({"trunk": "shared", "activation": "relu"} if work.pixels else {}),
             normalize_obs=work.normalize,
-            **({"memory": "lstm", "memory_size": work.memory_size} if work.memory_size else {}),
-            memory_steps=work.memory_steps,
+            **(
+                {"memory": "lstm", "recurrent_size": work.recurrent_size}
+                if work.recurrent_size
+                else {}
+            ),
+            bptt_steps=work.bptt_steps,
         ),
         run_config=RunConfig(total_steps=total_steps, threads=threads, engine=engine, seed=seed),
         run_dir=run_dir,
@@ -68,8 +72,8 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--backend")
-    parser.add_argument("--worlds", type=int)
-    parser.add_argument("--rollout", type=int, help="steps in each world per update")
+    parser.add_argument("--num-envs", type=int)
+    parser.add_argument("--rollout", type=int, help="steps in each env per update")
     parser.add_argument("--minibatch", type=int)
     parser.add_argument(
         "--hidden",
@@ -79,7 +83,7 @@ def main():
     chosen = parser.parse_args()
     changes = {
         "backend": chosen.backend,
-        "worlds": chosen.worlds,
+        "envs": chosen.envs,
         "steps": chosen.rollout,
         "minibatch": chosen.minibatch,
     }

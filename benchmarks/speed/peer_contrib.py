@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecFrameStack
 
 
 def make(work: Work, seed: int = 1):
-    """The algorithm with its worlds."""
+    """The algorithm with its envs."""
     shared = {
         "learning_rate": work.learning_rate,
         "n_steps": work.steps,
@@ -30,15 +30,15 @@ def make(work: Work, seed: int = 1):
     }
     if work.pixels:
         gym.register_envs(ale_py)
-        # Its wrapper repeats actions itself, so the world must not; sticky ones as in v5.
+        # Its wrapper repeats actions itself, so the env must not; sticky ones as in v5.
         kwargs = {"frameskip": 1, "repeat_action_probability": 0.25}
-        worlds = make_atari_env(work.env, work.worlds, seed=seed, env_kwargs=kwargs)
-        return PPO("CnnPolicy", VecFrameStack(worlds, 4), **shared)
+        envs = make_atari_env(work.env, work.num_envs, seed=seed, env_kwargs=kwargs)
+        return PPO("CnnPolicy", VecFrameStack(envs, 4), **shared)
     if work.masked:
-        return MaskablePPO("MlpPolicy", make_vec_env(Walk, work.worlds, seed=seed), **shared)
-    worlds = make_vec_env(work.env, work.worlds, seed=seed)
-    net = {"lstm_hidden_size": work.memory_size}
-    return RecurrentPPO("MlpLstmPolicy", worlds, policy_kwargs=net, **shared)
+        return MaskablePPO("MlpPolicy", make_vec_env(Walk, work.num_envs, seed=seed), **shared)
+    envs = make_vec_env(work.env, work.num_envs, seed=seed)
+    net = {"lstm_hidden_size": work.recurrent_size}
+    return RecurrentPPO("MlpLstmPolicy", envs, policy_kwargs=net, **shared)
 
 
 def main():

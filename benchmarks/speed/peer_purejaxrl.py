@@ -22,7 +22,7 @@ def main():
     pin(chosen.threads)  # before JAX starts its threads
     import jax
 
-    # Its wrappers also import the worlds of Brax and Navix, which this setting does not use.
+    # Its wrappers also import the envs of Brax and Navix, which this setting does not use.
     unused = ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training", "navix")
     sys.modules.update({name: MagicMock() for name in unused})
     sys.path.insert(0, str(chosen.checkout / "purejaxrl"))
@@ -34,7 +34,7 @@ def main():
         "ENV_NAME": work.env,
         "LR": work.learning_rate,
         "ANNEAL_LR": work.anneal,
-        "NUM_ENVS": work.worlds,
+        "NUM_ENVS": work.num_envs,
         "NUM_STEPS": work.steps,
         "TOTAL_TIMESTEPS": total,
         "UPDATE_EPOCHS": work.epochs,

@@ -1,6 +1,6 @@
 """Steps per second of rejax at one setting: the second call of its compiled training function.
 
-Its evaluations while training are left out; worlds and learning are one XLA program.
+Its evaluations while training are left out; envs and learning are one XLA program.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main():
     agent = PPO.create(
         env=work.env,
         agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
-        num_envs=work.worlds,
+        num_envs=work.num_envs,
         num_steps=work.steps,
         num_epochs=work.epochs,
         num_minibatches=work.samples // work.minibatch,

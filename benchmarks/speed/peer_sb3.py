@@ -41,7 +41,7 @@ def main():
     else:
         from stable_baselines3 import PPO
     torch.set_num_threads(chosen.threads)
-    envs = make_vec_env(work.env, n_envs=work.worlds, seed=1)
+    envs = make_vec_env(work.env, n_envs=work.num_envs, seed=1)
     if work.normalize:
         envs = VecNormalize(envs, gamma=work.gamma)
     rate = work.learning_rate

@@ -2,8 +2,8 @@
 
     python benchmarks/speed/scaling.py [--only PANEL ...] [--rounds 1] [--quick]
 
-From CartPole-v1, 64 worlds in one vector world x 128 steps, 4 epochs, minibatches of 256, two
-hidden layers of 64 (minibatches of 128 where the number of worlds changes, as one world has no
+From CartPole-v1, 64 envs in one vector env x 128 steps, 4 epochs, minibatches of 256, two
+hidden layers of 64 (minibatches of 128 where the number of envs changes, as one env has no
 more). Each measurement is a process of its own, with one and with two threads; the better counts.
 
 Writes benchmarks/results/scaling.json and scaling.png.
@@ -22,10 +22,10 @@ from bench import HERE, RESULTS, commit, machine
 ENGINES = ("native", "torch")
 # panel: (label of the axis, {line: {value: arguments of ours.py}})
 PANELS = {
-    "worlds": (
-        "parallel worlds",
+    "envs": (
+        "parallel envs",
         {
-            backend: {n: f"--backend {backend} --minibatch 128 --worlds {n}" for n in counts}
+            backend: {n: f"--backend {backend} --minibatch 128 --num-envs {n}" for n in counts}
             for backend, counts in {
                 "vector": (1, 4, 16, 64, 256, 1024, 4096),
                 "sync": (1, 4, 16, 64),
@@ -58,8 +58,8 @@ PANELS = {
     ),
 }
 NAMES = {
-    "vector": "one vector world",
-    "sync": "single worlds in turn",
+    "vector": "one vector env",
+    "sync": "single envs in turn",
     "native": "engine native (C++)",
     "torch": "engine torch",
 }

@@ -16,8 +16,8 @@ class Work:
     """One PPO setting; every library is given these very numbers."""
 
     env: str
-    worlds: int
-    steps: int  # in each world per update
+    num_envs: int
+    steps: int  # in each env per update
     epochs: int
     minibatch: int
     learning_rate: float = 3e-4
@@ -27,16 +27,16 @@ class Work:
     entropy: float = 0.0
     value_clip: float | None = None  # None: plain squared error
     normalize: bool = False  # running moments of observations and of returns
-    backend: str = "sync"  # ours only: how the worlds are stepped
-    memory_size: int = 0  # of an LSTM each for actor and critic
-    memory_steps: int = 16  # ours only: through which it is trained; the peer's are the rollout's
+    backend: str = "sync"  # ours only: how the envs are stepped
+    recurrent_size: int = 0  # of an LSTM each for actor and critic
+    bptt_steps: int = 16  # ours only: through which it is trained; the peer's are the rollout's
     masked: bool = False
     pixels: bool = False
     clip: float = 0.2
 
     @property
     def samples(self) -> int:
-        return self.worlds * self.steps
+        return self.envs * self.steps
 
     def whole_updates(self, steps: int, least: int = 3) -> int:
         """Steps rounded to whole updates: at least three, as the first is not timed."""
@@ -52,7 +52,7 @@ CARTPOLE = {
 WORKS = {
     # CleanRL's defaults.
     "cartpole": Work(
-        worlds=4,
+        num_envs=4,
         steps=128,
         epochs=4,
         minibatch=128,
@@ -62,7 +62,7 @@ WORKS = {
     ),
     # A larger rate, as the minibatches are; rejax keeps it constant, having no other.
     "cartpole64": Work(
-        worlds=64,
+        num_envs=64,
         steps=128,
         epochs=4,
         minibatch=256,
@@ -74,11 +74,11 @@ WORKS = {
     "halfcheetah": Work("HalfCheetah-v5", 1, 2048, 10, 64, normalize=True),
     "pendulum": Work("Pendulum-v1", 4, 1024, 10, 64, learning_rate=1e-3, gamma=0.9),
     "lunarlander": Work("LunarLander-v3", 16, 1024, 4, 64, gamma=0.999, lam=0.98, entropy=0.01),
-    # sb3-contrib's defaults, but for the worlds.
-    "memory": Work("CartPole-v1", 8, 128, 10, 128, memory_size=256),
-    "memory-whole": Work("CartPole-v1", 8, 128, 10, 128, memory_size=256, memory_steps=128),
-    "memory64": Work("CartPole-v1", 8, 128, 10, 128, memory_size=64),
-    "memory64-whole": Work("CartPole-v1", 8, 128, 10, 128, memory_size=64, memory_steps=128),
+    # sb3-contrib's defaults, but for the envs.
+    "memory": Work("CartPole-v1", 8, 128, 10, 128, recurrent_size=256),
+    "memory-whole": Work("CartPole-v1", 8, 128, 10, 128, recurrent_size=256, bptt_steps=128),
+    "memory64": Work("CartPole-v1", 8, 128, 10, 128, recurrent_size=64),
+    "memory64-whole": Work("CartPole-v1", 8, 128, 10, 128, recurrent_size=64, bptt_steps=128),
     "masks": Work("masked:Walk", 8, 128, 10, 64, masked=True),
     # RL Baselines3 Zoo's for Atari, without their schedules: sticky actions, rewards of -1, 0, 1.
     "pong": Work(

@@ -1,4 +1,4 @@
-"""PPO-clip as it is taught, written plainly: one world, an update per episode, torch alone.
+"""PPO-clip as it is taught, written plainly: one env, an update per episode, torch alone.
 
 A re-writing of the two listings behind `teaching-cartpole` and `teaching-pendulum` (Hands-on RL,
 chapter 12), with what they do and nothing else: time limits count as terminations, advantages are
@@ -116,10 +116,10 @@ def main() -> None:  # noqa: PLR0915 one long page, as such listings are
         while not done:
             with torch.no_grad():
                 action = actor(torch.tensor(obs[None], dtype=torch.float)).sample()
-            taken = action.item() if discrete else action.numpy()[0]
-            following, reward, terminated, truncated, _ = env.step(taken)
+            env_action = action.item() if discrete else action.numpy()[0]
+            following, reward, terminated, truncated, _ = env.step(env_action)
             done = terminated or truncated
-            for key, value in zip(seen, (obs, taken, reward, following, done), strict=True):
+            for key, value in zip(seen, (obs, env_action, reward, following, done), strict=True):
                 seen[key].append(value)
             obs = following
         returns.append(float(sum(seen["reward"])))

@@ -46,7 +46,7 @@ class Agent:
         self._player = Player(self.policy)
 
     def act(self, obs: Any, *, deterministic: bool = True) -> Any:
-        """The action for one observation, as the world takes it.
+        """The action for one observation, as the env takes it.
 
         deterministic: the most likely action; else one drawn from the policy. Raises `ValueError`
         for an observation of another shape, with a number that is not finite, or with a mask that
@@ -72,15 +72,15 @@ class Agent:
 
         about = {
             "proximo": __version__,
-            "world": self.config.env.id,
+            "env": self.config.env.id,
             "algorithm": self.config.algorithm.name,
             "steps": str(self.result.get("steps", "")),
             "observation_space": str(self.obs_space),
             "action_space": str(self.action_space),
         }
-        hidden = self.config.net.critic_only
+        hidden = self.config.net.privileged
         return export(
-            self.policy, Path(path), about, write=replace, hidden_from=hidden, overwrite=overwrite
+            self.policy, Path(path), about, write=replace, privileged=hidden, overwrite=overwrite
         )
 
 

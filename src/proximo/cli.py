@@ -10,13 +10,13 @@ from proximo.commands.streams import standard_streams
 from proximo.types import TrainingError, UsageError, check_utf8, nearest
 
 VERBS = {
-    "train": ("training", "Train a policy in a world."),
+    "train": ("training", "Train a policy in an env."),
     "resume": ("resuming", "Go on with an interrupted or finished run, exactly where it stopped."),
     "eval": ("evaluation", "Play seeded episodes with a trained policy and print its scores."),
     "play": ("playing", "Show a trained policy on screen, or write a video of it."),
     "plot": ("plotting", "Draw learning curves of one or more runs."),
     "export": ("exporting", "Write a trained policy as an ONNX file, which acts without PyTorch."),
-    "check": ("checking", "Play a world of your own at random, and say what is wrong with it."),
+    "check": ("checking", "Play an env of your own at random, and say what is wrong with it."),
     "lm": ("lm", "Language models: fine-tuning, reward models, PPO with a KL penalty."),
     "compare": ("comparing", "Train several algorithms with several seeds, and compare scores."),
 }

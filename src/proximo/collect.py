@@ -1,4 +1,4 @@
-"""Run the old policy in N worlds for T steps, or for K episodes.
+"""Run the old policy in N envs for T steps, or for K episodes.
 
 While collecting, the policy only acts: log-probabilities and values come from one batched forward
 afterwards, through the same `evaluate` that the update uses.
@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Worlds
-from proximo.envs.tensors import TensorSteps, account
+from proximo.envs.make import Envs
+from proximo.envs.tensors import TensorRolloutBuffer, account
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
-from proximo.types import Episode, Rollout, Steps, TrainState, UsageError, Watch, explain, faults
+from proximo.types import (
+    Episode,
+    Rollout,
+    RolloutBuffer,
+    TrainState,
+    UsageError,
+    Watch,
+    explain,
+    faults,
+)
 
 BLOCK = 256
 """Steps for which room is made and noise drawn at once when episodes are counted."""
@@ -29,14 +38,14 @@ GLANCE = 0.1
 class Tickets:
     """Which episodes count when K are asked for: the first K that *start*.
 
-    The first K that *end* would favour short ones. A world without a ticket idles, masked.
+    The first K that *end* would favour short ones. An env without a ticket idles, masked.
     """
 
-    def __init__(self, episodes: int, worlds: int) -> None:
+    def __init__(self, episodes: int, num_envs: int) -> None:
         self.left = episodes
         self._episodes = episodes
-        self._handed = min(episodes, worlds)
-        self._holds = np.arange(worlds) < episodes
+        self._handed = min(episodes, num_envs)
+        self._holds = np.arange(num_envs) < episodes
         self.rows: list[np.ndarray] = []  # per step: who held a ticket
 
     def pass_step(self, ended: np.ndarray) -> None:
@@ -51,37 +60,37 @@ class Tickets:
 
 @torch.no_grad()
 def collect(
-    worlds: Worlds, state: TrainState, env: EnvConfig, *, steps: int, episodes: int = 0
+    envs: Envs, state: TrainState, env: EnvConfig, *, steps: int, episodes: int = 0
 ) -> Rollout:
     """T = `steps` rows of experience or, if `episodes` is above 0, that many whole episodes.
 
     Rewards are shifted, scaled and clipped as `env` says; the returns in `Rollout.episodes` are
-    the world's own. Raises `UsageError` before the first update, `TrainingError` after it, for an
-    observation or reward that is not finite: world, step and value are named.
+    the env's own. Raises `UsageError` before the first update, `TrainingError` after it, for an
+    observation or reward that is not finite: env, step and value are named.
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
-    tickets = Tickets(episodes, worlds.count) if episodes else None
+    tickets = Tickets(episodes, envs.count) if episodes else None
     if tickets:
-        worlds.fresh(state.worlds)
+        envs.fresh(state.envs)
     parts: list[Any] = []
     done = 0
-    carry = torch.zeros(worlds.count, policy.carry_size, device=policy.device)
-    if policy.carry_size:
-        if state.carry is None or tickets:  # whole episodes begin anew
-            state.carry = carry.clone()
-        carry = state.carry.clone()
-    # Where worlds reset in a step of their own, a rollout might hold nothing else: then it goes on.
-    while not parts or (tickets.left if tickets else not parts[-1].real.any()):
-        here = parts[-1].obs[-1] if parts else state.worlds.obs
+    recurrent_state = torch.zeros(envs.count, policy.state_size, device=policy.device)
+    if policy.state_size:
+        if state.recurrent_state is None or tickets:  # whole episodes begin anew
+            state.recurrent_state = recurrent_state.clone()
+        recurrent_state = state.recurrent_state.clone()
+    # Where envs reset in a step of their own, a rollout might hold nothing else: then it goes on.
+    while not parts or (tickets.left if tickets else not parts[-1].valid.any()):
+        here = parts[-1].obs[-1] if parts else state.envs.obs
         part = make_room(policy, here, BLOCK if tickets else steps)
-        done += _fill(part, worlds, state, tickets, done)
+        done += _fill(part, envs, state, tickets, done)
         parts.append(part)
-    whole: Steps | TensorSteps = type(parts[0]).joined(parts, done)
-    if isinstance(whole, TensorSteps):
-        settled = _settle_tensors(whole, tickets, state, worlds)
+    whole: RolloutBuffer | TensorRolloutBuffer = type(parts[0]).joined(parts, done)
+    if isinstance(whole, TensorRolloutBuffer):
+        settled = _settle_tensors(whole, tickets, state, envs)
     else:
-        settled = _settle(whole, tickets, state, worlds)
-        worlds.remember(state.worlds, whole)
+        settled = _settle(whole, tickets, state, envs)
+        envs.remember(state.envs, whole)
     mask, final, final_index, finished = settled
 
     def tensor(array: Any) -> Tensor:
@@ -92,13 +101,13 @@ def collect(
         action=tensor(whole.action),
         reward=tensor(env.shape_reward(whole.reward)).to(policy.dtype),
         terminated=tensor(whole.terminated),
-        boundary=tensor(whole.ended | ~mask),  # after a masked row comes another episode too
+        boundary=tensor(whole.done | ~mask),  # after a masked row comes another episode too
         mask=tensor(mask),
         last_obs=tensor(whole.obs[-1]),
         final_obs=tensor(final),
         final_index=tensor(final_index),
         acted=tensor(whole.parameters),
-        carry=carry,
+        initial_state=recurrent_state,
         episodes=finished,
     )
 
@@ -107,31 +116,33 @@ Settled = tuple[Any, Any, Any, tuple[Episode, ...]]
 """The mask [T, N]; true successors [F, *obs], and their rows as t*N + i; the finished episodes."""
 
 
-def _settle(steps: Steps, tickets: Tickets | None, state: TrainState, worlds: Worlds) -> Settled:
+def _settle(
+    buffer: RolloutBuffer, tickets: Tickets | None, state: TrainState, envs: Envs
+) -> Settled:
     """Look at the record for what cannot be, and bring the running episodes up to date."""
-    state.worlds.obs = steps.obs[-1].copy()
-    mask = steps.real & np.stack(tickets.rows) if tickets else steps.real
-    final = np.array([obs for *_, obs in steps.finals], steps.obs.dtype)
-    _check_finite(steps, final, state, worlds)
-    finished = _account(steps, mask, state)
-    count = steps.reward.shape[1]
-    index = np.array([t * count + i for t, i, _ in steps.finals], np.int64)
-    return mask, final.reshape(-1, *steps.obs.shape[2:]), index, finished
+    state.envs.obs = buffer.obs[-1].copy()
+    mask = buffer.valid & np.stack(tickets.rows) if tickets else buffer.valid
+    final = np.array([obs for *_, obs in buffer.final_obs], buffer.obs.dtype)
+    _check_finite(buffer, final, state, envs)
+    finished = _account(buffer, mask, state)
+    count = buffer.reward.shape[1]
+    index = np.array([t * count + i for t, i, _ in buffer.final_obs], np.int64)
+    return mask, final.reshape(-1, *buffer.obs.shape[2:]), index, finished
 
 
 def _settle_tensors(
-    steps: TensorSteps, tickets: Tickets | None, state: TrainState, worlds: Worlds
+    buffer: TensorRolloutBuffer, tickets: Tickets | None, state: TrainState, envs: Envs
 ) -> Settled:
     """The same on the device."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
-    state.worlds.obs = steps.obs[-1].clone()
-    mask = steps.real
+    state.envs.obs = buffer.obs[-1].clone()
+    mask = buffer.valid
     if tickets:
         mask = mask & torch.from_numpy(np.stack(tickets.rows)).to(mask.device)
-    found = account(steps, mask, state.worlds, policy.observations, policy.head.choices)
+    found = account(buffer, mask, state.envs, policy.observations, policy.head.choices)
     if not found.finite:
-        on_host = steps.on_host(found.final, found.rows)
-        _check_finite(on_host, found.final.cpu().numpy(), state, worlds)
+        on_host = buffer.on_host(found.final, found.rows)
+        _check_finite(on_host, found.final.cpu().numpy(), state, envs)
     if found.fault:
         raise state.fault(f"{found.fault} of update {state.updates + 1}")
     return mask, found.final, found.rows, found.episodes
@@ -140,7 +151,7 @@ def _settle_tensors(
 def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
     """Room for this many steps, of which the first begins with `obs`, an array or a tensor.
 
-    Returns `Steps`, or `TensorSteps` on the device of `obs`.
+    Returns `RolloutBuffer`, or `TensorRolloutBuffer` on the device of `obs`.
     """
     head, acts, count = policy.head, policy.actions, len(obs)
     device = obs.device if isinstance(obs, Tensor) else None
@@ -162,60 +173,63 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
 
     seen = empty(steps + 1, *obs.shape, kind=np.dtype(np.uint8) if image else number)
     seen[0] = obs
-    return (Steps if device is None else TensorSteps)(
+    return (RolloutBuffer if device is None else TensorRolloutBuffer)(
         obs=seen,
         action=empty(steps, count, *head.action_shape, kind=whole),
         parameters=empty(2, count, head.parameter_count, kind=number),
-        taken=empty(steps, count, *(acts.shape or ()), kind=acts.dtype),
+        env_action=empty(steps, count, *(acts.shape or ()), kind=acts.dtype),
         reward=empty(steps, count, kind=exact),
         terminated=flags(False),
-        ended=flags(False),
-        real=flags(True),
-        finals=[],
+        done=flags(False),
+        valid=flags(True),
+        final_obs=[],
     )
 
 
-def _fill(steps: Any, worlds: Worlds, state: TrainState, tickets: Tickets | None, done: int) -> int:
+def _fill(steps: Any, envs: Envs, state: TrainState, tickets: Tickets | None, done: int) -> int:
     """Act and step through it, until the tickets are spent; returns how many steps there were."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
         policy.head.begin(noise, state.ahead)
         state.ahead = None
-    carry = state.carry
-    act, step, world = state.engine.actor(steps, noise, carry), worlds.step, state.worlds
+    recurrent_state = state.recurrent_state
+    act, step, env = state.engine.actor(steps, noise, recurrent_state), envs.step, state.envs
     glance = _Glance(state.watch, state.steps, steps, tickets) if state.watch else None
     following = 0 if glance else -1
-    t, looks = 0, policy.masked and isinstance(steps, Steps)  # tensors are looked at afterwards
+    t, looks = (
+        0,
+        policy.masked and isinstance(steps, RolloutBuffer),
+    )  # tensors are looked at afterwards
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for t in range(len(steps)):
                 if t == following and glance:
                     following = glance(t)
-                if looks and (stuck := policy.stuck(steps.obs[t]) & ~world.resetting).any():
+                if looks and (stuck := policy.stuck(steps.obs[t]) & ~env.resetting).any():
                     raise UsageError(
-                        f"the {MASK} of {_whose(worlds, int(stuck.argmax()))} allows no action: "
+                        f"the {MASK} of {_whose(envs, int(stuck.argmax()))} allows no action: "
                         "one must be legal until the episode has ended"
                     )
                 act(t)
-                step(world, steps, t)
+                step(env, steps, t)
                 if tickets:
-                    ended = steps.ended[t]
+                    ended = steps.done[t]
                     tickets.pass_step(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
                     if not tickets.left:
                         break
     except faults() as error:
         where = f"step {done + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
-        raise state.fault(f"a world failed at {where}: {what}") from error
-    if carry is not None:
-        begins = torch.as_tensor(steps.ended[t] | ~steps.real[t], device=carry.device)
-        carry.masked_fill_(begins.unsqueeze(-1), 0)
+        raise state.fault(f"an env failed at {where}: {what}") from error
+    if recurrent_state is not None:
+        begins = torch.as_tensor(steps.done[t] | ~steps.valid[t], device=recurrent_state.device)
+        recurrent_state.masked_fill_(begins.unsqueeze(-1), 0)
     return t + 1
 
 
 class _Glance:
-    """Tells how far a rollout is, and looks at the clock as seldom as its worlds allow."""
+    """Tells how far a rollout is, and looks at the clock as seldom as its envs allow."""
 
     def __init__(self, watch: Watch, before: int, steps: Any, tickets: Tickets | None) -> None:
         """before: environment steps of earlier rollouts."""
@@ -233,18 +247,18 @@ class _Glance:
     def _taken(self, t: int) -> int:
         if self._tickets:
             return int(np.sum(self._tickets.rows))
-        real = self._steps.real  # of tensors, to ask would cost a wait
+        real = self._steps.valid  # of tensors, to ask would cost a wait
         return int(real[:t].sum()) if isinstance(real, np.ndarray) else t * real.shape[1]
 
 
-def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:
+def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:
     """Bring returns and lengths of the running episodes up to date; those that finished.
 
     Every return is added up from zero, step by step, whatever other episodes paid: equal episodes
     have equal returns, wherever a rollout ends.
     """
-    world, (length, count) = state.worlds, steps.reward.shape
-    t, i = np.array([(t, i) for t, i, _ in steps.finals], np.int64).reshape(-1, 2).T
+    env, (length, count) = state.envs, buffer.reward.shape
+    t, i = np.array([(t, i) for t, i, _ in buffer.final_obs], np.int64).reshape(-1, 2).T
     number = np.zeros((length + 1, count), np.int64)
     number[t + 1, i] = 1
     number = number.cumsum(0) * count + np.arange(count)  # [T + 1, N] a number for each episode
@@ -254,26 +268,26 @@ def _account(steps: Steps, mask: np.ndarray, state: TrainState) -> tuple[Episode
         weights = np.concatenate([before[None], values]).reshape(-1)
         return np.bincount(of, weights, int(number[-1].max()) + 1)  # one after the other, in order
 
-    returns = added(world.ret, np.where(steps.real, steps.reward, 0))
-    lengths = added(world.length, steps.real).astype(np.int64)
-    world.ret, world.length = returns[number[-1]], lengths[number[-1]]
+    returns = added(env.ret, np.where(buffer.valid, buffer.reward, 0))
+    lengths = added(env.length, buffer.valid).astype(np.int64)
+    env.ret, env.length = returns[number[-1]], lengths[number[-1]]
     counts = mask[t, i]
     ended = number[t, i][counts]
     pairs = zip(returns[ended].tolist(), lengths[ended].tolist(), strict=True)
     return tuple(Episode(*pair) for pair in pairs)
 
 
-def _whose(worlds: Worlds, row: int) -> str:
-    """Whose row this is: of a world, or of an agent in one."""
-    world, agent = divmod(row, worlds.agents)
-    return f"agent {worlds.names[agent]} of world {world}" if worlds.names else f"world {world}"
+def _whose(envs: Envs, row: int) -> str:
+    """Whose row this is: of an env, or of an agent in one."""
+    env, agent = divmod(row, envs.agents)
+    return f"agent {envs.names[agent]} of env {env}" if envs.names else f"env {env}"
 
 
-def _check_finite(steps: Steps, final: np.ndarray, state: TrainState, worlds: Worlds) -> None:
+def _check_finite(buffer: RolloutBuffer, final: np.ndarray, state: TrainState, envs: Envs) -> None:
     """One look at the whole record; only if it fails, a search for the culprit."""
-    obs, reward, finals = steps.obs, steps.reward, steps.finals
+    obs, reward, finals = buffer.obs, buffer.reward, buffer.final_obs
     with np.errstate(over="ignore"):
-        single = reward.astype(steps.parameters.dtype)  # as the policy learns from it
+        single = reward.astype(buffer.parameters.dtype)  # as the policy learns from it
     seen = (obs, final) if obs.dtype.kind == "f" else ()  # bytes always are
     if state.engine.finite(single, *seen):
         return
@@ -287,6 +301,6 @@ def _check_finite(steps: Steps, final: np.ndarray, state: TrainState, worlds: Wo
     t, i, what = min(found, key=lambda item: item[0])
     where = f"step {t} of update {state.updates + 1}" if t >= 0 else "its reset"
     raise state.fault(
-        f"{_whose(worlds, i)} gave {what} at {where}: it must be finite. Look for a division by "
-        "zero or an overflow in the world"
+        f"{_whose(envs, i)} gave {what} at {where}: it must be finite. Look for a division by "
+        "zero or an overflow in the env"
     )

@@ -15,13 +15,13 @@ import torch
 from proximo.envs.agents import Agents
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE
-from proximo.envs.make import RESET, Worlds, misanswer, time_limit
+from proximo.envs.make import RESET, Envs, misanswer, time_limit
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Observations
-from proximo.types import Episode, Steps, UsageError, explain, faults
+from proximo.types import Episode, RolloutBuffer, UsageError, explain, faults
 
 Choose = Callable[[Any, torch.Generator | None], Any]
-"""The world's action for one observation: the most likely one, or drawn by the generator."""
+"""The env's action for one observation: the most likely one, or drawn by the generator."""
 Act = Callable[[np.ndarray], Any]
 """The same as rows: the most likely action."""
 Rewards = dict[Any, float]
@@ -51,7 +51,7 @@ def unwatched(episode: int) -> None:
 
 @dataclass(frozen=True)
 class Scores:
-    """Episodes of an evaluation, in the world's own units."""
+    """Episodes of an evaluation, in the env's own units."""
 
     episodes: tuple[Episode, ...]
     seed: int
@@ -105,7 +105,7 @@ class Scores:
 
 def evaluate(
     policy: ActorCritic | Choose,
-    world: gym.Env,
+    env: gym.Env,
     *,
     episodes: int,
     seed: int,
@@ -115,15 +115,15 @@ def evaluate(
 ) -> Scores:
     """Play episodes 0..episodes-1, number i from seed + i, each to its end or to `limit` steps.
 
-    One world, one row per forward: an episode's result depends on its seed and on nothing else.
-    In a world of several agents each one's part of an episode counts as one, as in training.
+    One env, one row per forward: an episode's result depends on its seed and on nothing else.
+    In an env of several agents each one's part of an episode counts as one, as in training.
     The policy and its moments are not changed. watch: called in every state, with i. Raises
-    `UsageError` if the world fails.
+    `UsageError` if the env fails.
     """
     played, cut = [], 0
     for i in range(episodes):
         watched = partial(watch, i)
-        parts, cut_off = play_episode(policy, world, seed + i, deterministic, limit, watched)
+        parts, cut_off = play_episode(policy, env, seed + i, deterministic, limit, watched)
         played += parts
         cut += cut_off
     return Scores(tuple(played), seed, deterministic, limit, cut)
@@ -131,7 +131,7 @@ def evaluate(
 
 def play_episode(
     policy: ActorCritic | Choose,
-    world: gym.Env,
+    env: gym.Env,
     seed: int,
     deterministic: bool,
     limit: int,
@@ -139,15 +139,15 @@ def play_episode(
 ) -> tuple[list[Episode], int]:
     """One episode from this seed, with noise from it as well; `watch` is called in every state.
 
-    It is one `Episode`, or one for every agent of the world; and how many of them had not ended
+    It is one `Episode`, or one for every agent of the env; and how many of them had not ended
     after `limit` steps.
     """
     noise = None if deterministic else torch.Generator().manual_seed(seed)
-    play = _play_agents if isinstance(world, Agents) else _play
+    play = _play_agents if isinstance(env, Agents) else _play
     parts: dict[Any, Episode] = {}
     there: Collection[Any] = ()
     try:
-        game = play(policy, world, seed, noise, watch)  # type: ignore[arg-type]
+        game = play(policy, env, seed, noise, watch)  # type: ignore[arg-type]
         for rewards, there in itertools.islice(game, limit):  # noqa: B007 read behind it
             for agent, reward in rewards.items():
                 ret, length = parts.get(agent, (0.0, 0))
@@ -156,29 +156,29 @@ def play_episode(
         raise
     except faults() as error:
         length = max((part.length for part in parts.values()), default=0)
-        raise UsageError(f"the world failed after {length} steps: {explain(error)}") from error
+        raise UsageError(f"the env failed after {length} steps: {explain(error)}") from error
     return list(parts.values()), sum(agent in parts for agent in there)
 
 
 def _play(
     policy: ActorCritic | Choose,
-    world: gym.Env,
+    env: gym.Env,
     seed: int,
     noise: torch.Generator | None,
     watch: Callable[[], None],
 ) -> Iterator[tuple[Rewards, Collection[Any]]]:
     """The rewards of every step of an episode, and who goes on."""
     act = Player(policy) if isinstance(policy, ActorCritic) else policy
-    begun = world.reset(seed=seed)
+    begun = env.reset(seed=seed)
     if not isinstance(begun, tuple) or len(begun) != 2:
         raise UsageError(RESET)
     obs = begun[0]
     watch()
     over = False
     while not over:
-        answer = world.step(act(obs, noise))
+        answer = env.step(act(obs, noise))
         if not isinstance(answer, tuple) or len(answer) != 5:
-            raise UsageError(misanswer(answer, Observations(world.observation_space)))
+            raise UsageError(misanswer(answer, Observations(env.observation_space)))
         obs, reward, terminated, truncated, _ = answer
         watch()
         over = terminated or truncated
@@ -187,32 +187,32 @@ def _play(
 
 def _play_agents(
     policy: ActorCritic | Choose,
-    world: Agents,
+    env: Agents,
     seed: int,
     noise: torch.Generator | None,
     watch: Callable[[], None],
 ) -> Iterator[tuple[Rewards, Collection[Any]]]:
     """The same of several agents, each of which remembers for itself."""
-    act = {a: Player(policy) if isinstance(policy, ActorCritic) else policy for a in world.agents}
-    seen, _ = world.reset(seed=seed)
+    act = {a: Player(policy) if isinstance(policy, ActorCritic) else policy for a in env.agents}
+    seen, _ = env.reset(seed=seed)
     watch()
-    while world.present:
-        actions = {agent: act[agent](seen[agent], noise) for agent in world.present}
-        seen, rewards, *_ = world.step(actions)
+    while env.present:
+        actions = {agent: act[agent](seen[agent], noise) for agent in env.present}
+        seen, rewards, *_ = env.step(actions)
         watch()
-        yield {agent: float(rewards[agent]) for agent in actions}, world.present
+        yield {agent: float(rewards[agent]) for agent in actions}, env.present
 
 
 class Player:
-    """A policy in one episode of one world: what it remembers is kept from step to step."""
+    """A policy in one episode of one env: what it remembers is kept from step to step."""
 
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
-        self._carry = torch.zeros(1, policy.carry_size, device=policy.device)
+        self._carry = torch.zeros(1, policy.state_size, device=policy.device)
         self._noise, self._sampled, self._acted = torch.empty(0), 0, 0
 
     def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
-        """The world's action: the most likely one, or sampled by `generator`."""
+        """The env's action: the most likely one, or sampled by `generator`."""
         row = self.act(self._policy.observations.row(obs), generator)
         return self._policy.actions.given(row)
 
@@ -221,7 +221,7 @@ class Player:
         """The same of a row, as a row. Raises `UsageError` for a mask that allows nothing."""
         if self._policy.stuck(seen[None]).any():
             raise UsageError(
-                f"the {MASK} of a world allows no action at step {self._acted} of an episode: one "
+                f"the {MASK} of an env allows no action at step {self._acted} of an episode: one "
                 "must be legal until it ends"
             )
         self._acted += 1
@@ -245,31 +245,31 @@ class Player:
 
 
 class Supervised:
-    """A world in a process that is watched over, to play in as `evaluate` does, to the bit.
+    """An env in a process that is watched over, to play in as `evaluate` does, to the bit.
 
     An episode in which it fails is left out, and one more is played behind the others.
     """
 
-    def __init__(self, worlds: Worlds) -> None:
-        """worlds: one, whose seed is `NUMBERED`. It is closed if its first reset fails."""
-        self._worlds = worlds
+    def __init__(self, envs: Envs) -> None:
+        """envs: one, whose seed is `NUMBERED`. It is closed if its first reset fails."""
+        self._envs = envs
         try:
-            self._state = worlds.start()
+            self._state = envs.start()
         except BaseException:
-            worlds.close()
+            envs.close()
             raise
-        seen, acts, rows = worlds.observations, worlds.actions, (1, worlds.count)
+        seen, acts, rows = envs.observations, envs.actions, (1, envs.count)
         nothing = np.empty(0)
-        self._steps = Steps(
-            obs=np.empty((2, worlds.count, *seen.shape), seen.dtype),
+        self._steps = RolloutBuffer(
+            obs=np.empty((2, envs.count, *seen.shape), seen.dtype),
             action=nothing,
             parameters=nothing,
-            taken=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
+            env_action=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
             reward=np.empty(rows),
             terminated=np.empty(rows, bool),
-            ended=np.empty(rows, bool),
-            real=np.empty(rows, bool),
-            finals=[],
+            done=np.empty(rows, bool),
+            valid=np.empty(rows, bool),
+            final_obs=[],
         )
 
     def play(
@@ -285,13 +285,13 @@ class Supervised:
 
         watch: called at every step, with the number of episodes before this one.
 
-        Raises `UsageError` if the world has failed once too often.
+        Raises `UsageError` if the env has failed once too often.
         """
         self._state.episode[:] = seed - 1
         self._begin()
         played, cut, done = list[Episode](), 0, 0
         while done < episodes:
-            acts = [begin() for _ in range(self._worlds.count)]
+            acts = [begin() for _ in range(self._envs.count)]
             parts, there = self._play(acts, limit, partial(watch, done))
             played += parts
             cut += there
@@ -303,7 +303,7 @@ class Supervised:
     def _begin(self) -> None:
         """The next episode, where the last one has not ended by itself."""
         self._state.length[:] = 1
-        self._worlds.fresh(self._state)
+        self._envs.fresh(self._state)
         self._steps.obs[0] = self._state.obs
 
     def _play(
@@ -313,29 +313,29 @@ class Supervised:
 
         Nothing if the env fails in it.
         """
-        worlds, state, steps = self._worlds, self._state, self._steps
-        ret, length = np.zeros(worlds.count), np.zeros(worlds.count, np.int64)
-        over = np.zeros(worlds.count, bool)
+        envs, state, buffer = self._envs, self._state, self._steps
+        ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)
+        over = np.zeros(envs.count, bool)
         for _ in range(limit):
             for i in np.flatnonzero(~over):  # an agent that has left shows nothing
-                steps.taken[0, i] = acts[i](steps.obs[0, i])
-            steps.ended[:], steps.real[:] = False, True
-            worlds.step(state, steps, 0)
+                buffer.env_action[0, i] = acts[i](buffer.obs[0, i])
+            buffer.done[:], buffer.valid[:] = False, True
+            envs.step(state, buffer, 0)
             watch()
-            worlds.remember(state, steps)
-            steps.finals.clear()
-            steps.obs[0] = steps.obs[1]
-            ret += np.where(steps.real[0], steps.reward[0], 0)
-            length += steps.real[0]
-            over = (steps.ended | ~steps.real)[0]
+            envs.remember(state, buffer)
+            buffer.final_obs.clear()
+            buffer.obs[0] = buffer.obs[1]
+            ret += np.where(buffer.valid[0], buffer.reward[0], 0)
+            length += buffer.valid[0]
+            over = (buffer.done | ~buffer.valid)[0]
             if over.all():
                 break
         there = int((~over).sum())
-        if not there and not steps.ended.any():
+        if not there and not buffer.done.any():
             return [], 0
         pairs = zip(ret.tolist(), length.tolist(), strict=True)
         return [Episode(r, n) for r, n in pairs if n], there
 
     def close(self) -> None:
         """Close the env's process."""
-        self._worlds.close()
+        self._envs.close()

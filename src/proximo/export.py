@@ -1,6 +1,6 @@
 """A policy as one ONNX file: it acts where there is no PyTorch. What is needed for it is an extra.
 
-Everything between the world and the policy stands in the graph: one-hots, scaling, standardisation,
+Everything between the env and the policy stands in the graph: one-hots, scaling, standardisation,
 masks, bounds. The file was run, and compared with the policy, before it is written.
 """
 
@@ -29,7 +29,7 @@ from proximo.types import UsageError, faults
 TOLERANCE = 1e-4
 """Between the file's numbers and the policy's, in shares of the largest of them, or of 1."""
 BATCHES, STEPS = (1, 7), 4
-"""Observations that the file is tried on: in so many worlds, for so many steps."""
+"""Observations that the file is tried on: in so many envs, for so many steps."""
 
 
 class Exported(NamedTuple):
@@ -47,19 +47,19 @@ def export(
     about: dict[str, str],
     *,
     write: Callable[[Path, bytes], None],
-    hidden_from: tuple[str, ...] = (),
+    privileged: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> Exported:
     """Write the file by `write`, with `about` as its metadata.
 
-    hidden_from: first keys of what only the critic sees, which the file does not ask for.
+    privileged: first keys of what only the critic sees, which the file does not ask for.
     Raises `UsageError` for a path that cannot be written, a package that is missing, or a file that
     would not act as the policy does.
     """
     path = path.absolute()  # a network may change the current folder
     _check_path(path, overwrite)
     onnxruntime = [_extra(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
-    acting = _Acting(policy, hidden_from)
+    acting = _Acting(policy, privileged)
     try:
         data = _graph(acting, about)
     except faults() as error:
@@ -107,24 +107,24 @@ def _in_words(end: Any) -> str:
 class _Acting(nn.Module):
     """What the file computes: the leaves of observations in, those of actions out."""
 
-    def __init__(self, policy: ActorCritic, hidden_from: tuple[str, ...]) -> None:
+    def __init__(self, policy: ActorCritic, privileged: tuple[str, ...]) -> None:
         """Of a copy, without the critic: what exporting does to it stays here."""
         super().__init__()
         self.policy = copy.deepcopy(policy).cpu().eval()
-        self.policy.critic = self.policy.critic_memory = None
-        memory = self.policy.actor_memory
-        self.carry_size = memory.carry_size if memory else 0
+        self.policy.critic = self.policy.critic_recurrent = None
+        memory = self.policy.actor_recurrent
+        self.state_size = memory.state_size if memory else 0
         leaves = policy.observations.leaves
-        self.hidden = {leaf.path for leaf in leaves if leaf.path and leaf.keys[0] in hidden_from}
+        self.hidden = {leaf.path for leaf in leaves if leaf.path and leaf.keys[0] in privileged}
         self.shown = [leaf for leaf in leaves if leaf.path not in self.hidden]
         self.inputs = [_input(leaf) for leaf in self.shown]
         self.outputs = [_output(leaf) for leaf in policy.actions.leaves] + ["distribution"]
         if memory:
-            self.inputs.append("carry")
-            self.outputs.append("next_carry")
+            self.inputs.append("recurrent_state")
+            self.outputs.append("next_recurrent_state")
         for name in (*self.inputs, *self.outputs):
             if (self.inputs + self.outputs).count(name) > 1:
-                raise UsageError(f"two parts of this world would be named {name}: rename a key")
+                raise UsageError(f"two parts of this env would be named {name}: rename a key")
 
     def given(self, parts: list[np.ndarray]) -> list[np.ndarray]:
         """Of all leaves of an observation, those that the file takes."""
@@ -133,10 +133,10 @@ class _Acting(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Each [N, *leaf], as `inputs` and `outputs` name them; the carry is [N, C]."""
-        policy, carry = self.policy, inputs[-1] if self.carry_size else None
+        policy, recurrent_state = self.policy, inputs[-1] if self.state_size else None
         row = self._row({leaf.path: part for leaf, part in zip(self.shown, inputs, strict=False)})
-        action, distribution, moved = policy.act(row, None, carry)
-        nested = policy.actions.nested(policy.head.taken(action))
+        action, distribution, moved = policy.act(row, None, recurrent_state)
+        nested = policy.actions.nested(policy.head.env_action(action))
         parts = [leaf.of(nested) for leaf in policy.actions.leaves]
         return (*parts, distribution.parameters, *([] if moved is None else [moved]))
 
@@ -182,8 +182,8 @@ def _graph(acting: _Acting, about: dict[str, str]) -> bytes:
     rows, count = acting.policy.observations, 3  # neither 0 nor 1, which may be taken for special
     drawn = acting.given(rows.draw(np.random.default_rng(0), count))
     example = [torch.from_numpy(part) for part in drawn]
-    if acting.carry_size:
-        example.append(torch.zeros(count, acting.carry_size, dtype=acting.policy.dtype))
+    if acting.state_size:
+        example.append(torch.zeros(count, acting.state_size, dtype=acting.policy.dtype))
     shapes = (({0: torch.export.Dim("batch")},) * len(example),)
     with torch.no_grad(), _quiet():
         acting(*example)  # bounds of actions come to the CPU with the first one
@@ -230,11 +230,13 @@ def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
     """
     rows, drawn, worst = policy.observations, np.random.default_rng(1), 0.0
     for count in BATCHES:
-        carry = None
+        recurrent_state = None
         remembered = list[np.ndarray]()  # by the file
-        if acting.carry_size:
-            carry = torch.zeros(count, policy.carry_size, device=policy.device, dtype=policy.dtype)
-            remembered = [carry[:, : acting.carry_size].cpu().numpy()]
+        if acting.state_size:
+            recurrent_state = torch.zeros(
+                count, policy.state_size, device=policy.device, dtype=policy.dtype
+            )
+            remembered = [recurrent_state[:, : acting.state_size].cpu().numpy()]
         for _ in range(STEPS):
             parts = rows.draw(drawn, count)
             given = acting.given(parts) + remembered
@@ -244,14 +246,16 @@ def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
             seen = rows.rows(parts)
             kind = None if seen.dtype == np.uint8 else policy.dtype
             row = torch.as_tensor(seen, dtype=kind, device=policy.device)
-            _, distribution, carry = policy.act(row, None, carry)
+            _, distribution, recurrent_state = policy.act(row, None, recurrent_state)
             own = policy.head.restore(torch.from_numpy(found["distribution"]).to(policy.device))
             nested = policy.actions.nested(policy.head.to_env(own.mode()))
             expected = {_output(leaf): leaf.of(nested) for leaf in policy.actions.leaves}
             expected["distribution"] = distribution.parameters.cpu().numpy()
-            if carry is not None:
-                remembered = [found["next_carry"]]
-                expected["next_carry"] = carry[:, : acting.carry_size].cpu().numpy()
+            if recurrent_state is not None:
+                remembered = [found["next_recurrent_state"]]
+                expected["next_recurrent_state"] = (
+                    recurrent_state[:, : acting.state_size].cpu().numpy()
+                )
             worst = max(worst, *(_apart(name, found[name], expected[name]) for name in found))
     return worst
 

@@ -14,7 +14,7 @@ from proximo.agent import Agent
 from proximo.algorithms.base import OnPolicy
 from proximo.collect import collect
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, Worlds
+from proximo.envs.make import Envs, Maker
 from proximo.named import name_of
 from proximo.nets.config import NetConfig
 from proximo.nets.own import Maker as NetMaker
@@ -26,11 +26,11 @@ from proximo.run.session import Session
 from proximo.types import TrainState, UsageError
 
 
-def learn(worlds: Worlds, state: TrainState, config: Config, callbacks: Sequence[Callback]) -> bool:
+def learn(envs: Envs, state: TrainState, config: Config, callbacks: Sequence[Callback]) -> bool:
     """Schulman et al. 2017 (arXiv 1707.06347), Algorithm 1. Returns whether a callback ended it."""
     algorithm, steps, episodes = config.algorithm, config.rollout.steps, config.rollout.episodes
     while not config.run.ended_by(vars(state)):
-        rollout = collect(worlds, state, config.env, steps=steps, episodes=episodes)
+        rollout = collect(envs, state, config.env, steps=steps, episodes=episodes)
         batch = algorithm.prepare(state, rollout)  # advantages and value targets, once
         metrics = algorithm.update(state, batch)  # K epochs of minibatches of size M <= NT
         state.advance(rollout, config.run.smoothing)
@@ -42,7 +42,7 @@ def learn(worlds: Worlds, state: TrainState, config: Config, callbacks: Sequence
 def run_session(session: Session) -> Agent:
     """Train in a session that stands ready, and close it."""
     with session:
-        stopped = learn(session.worlds, session.state, session.running, session.callbacks)
+        stopped = learn(session.envs, session.state, session.running, session.callbacks)
         result = session.finish(stopped=stopped)
         return Agent(session.policy, session.config, session.spaces, result)
 
@@ -73,7 +73,7 @@ def train(
     *,
     total_steps: int | None = None,
     seed: int | None = None,
-    worlds: int | None = None,
+    num_envs: int | None = None,
     rollout: RolloutConfig | None = None,
     net: NetConfig | NetMaker | None = None,
     run_config: RunConfig | None = None,
@@ -82,21 +82,21 @@ def train(
 ) -> Agent:
     """Train a policy and return it.
 
-    env: a Gymnasium id, `module:Class`, an `EnvConfig`, a callable that makes one world (or a
+    env: a Gymnasium id, `module:Class`, an `EnvConfig`, a callable that makes one env (or a
     PettingZoo `ParallelEnv`, whose agents share the policy), or a Gymnasium `VectorEnv`. algorithm:
-    what to train with; where it is left out, the preset of the world if there is one, else
-    PPO's defaults. total_steps, seed, worlds: shorthands for `RunConfig.total_steps`,
-    `RunConfig.seed`, `EnvConfig.worlds`. net: settings of the networks, or the class of a
+    what to train with; where it is left out, the preset of the env if there is one, else
+    PPO's defaults. total_steps, seed, envs: shorthands for `RunConfig.total_steps`,
+    `RunConfig.seed`, `EnvConfig.num_envs`. net: settings of the networks, or the class of a
     `torch.nn.Module` of your own (docs/networks.md). run_dir: a new folder to keep the run in; None
     keeps nothing. callbacks: called with (state, rollout, metrics) after each update; True ends the
     training.
 
-    Raises `UsageError` for settings and worlds that do not work, before any training.
+    Raises `UsageError` for settings and envs that do not work, before any training.
     """
     source = None if isinstance(env, str | EnvConfig) else env
     named = env.id if isinstance(env, EnvConfig) else env if isinstance(env, str) else ""
     if isinstance(source, gym.Env):
-        raise UsageError(f"env is one world, {source}: pass a callable that makes it, lambda: ...")
+        raise UsageError(f"env is one env, {source}: pass a callable that makes it, lambda: ...")
     if algorithm is not None and not isinstance(algorithm, OnPolicy):
         raise UsageError(f"algorithm is {algorithm!r}: give an instance, such as PPO()")
     _check_kinds(net, rollout, run_config, callbacks)
@@ -104,18 +104,18 @@ def train(
     config = from_tables(preset.tables if preset else {})
     steps = config.rollout if algorithm is None else RolloutConfig(steps=algorithm.rollout_steps)
     env_config = env if isinstance(env, EnvConfig) else dataclasses.replace(config.env, id=named)
-    if preset and worlds is not None:
+    if preset and num_envs is not None:
         raise UsageError(
-            f"worlds={worlds} changes the preset of {named}, which fits its own number of worlds: "
+            f"num_envs={num_envs} changes the preset of {named}, which fits its own number of envs: "
             "give an algorithm too, such as PPO()"
         )
-    if isinstance(source, VectorEnv) and worlds not in (None, source.num_envs):
+    if isinstance(source, VectorEnv) and num_envs not in (None, source.num_envs):
         raise UsageError(
-            f"worlds is {worlds}, but the vector env has {source.num_envs}: leave worlds out"
+            f"envs is {num_envs}, but the vector env has {source.num_envs}: leave envs out"
         )
-    count = source.num_envs if isinstance(source, VectorEnv) else worlds
+    count = source.num_envs if isinstance(source, VectorEnv) else num_envs
     if count is not None:
-        env_config = dataclasses.replace(env_config, worlds=count)
+        env_config = dataclasses.replace(env_config, num_envs=count)
     own = None if isinstance(net, NetConfig) else net
     if own:
         net = dataclasses.replace(config.net, module=name_of(own))

@@ -1,8 +1,8 @@
 """Every observation and action as one row of numbers, however nested its space is.
 
-What a world shows becomes a row: the leaves of a Dict or Tuple side by side, a Discrete one as a
+What an env shows becomes a row: the leaves of a Dict or Tuple side by side, a Discrete one as a
 one-hot, an action mask last. The rest of the library stores, shuffles and learns from rows alone.
-What a policy chooses is a row as well, and is nested again for the world.
+What a policy chooses is a row as well, and is nested again for the env.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EXACT = 2**53
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
     """PyTorch's name for a type of NumPy's."""
-    import torch  # here alone: a process that only steps worlds does without
+    import torch  # here alone: a process that only steps envs does without
 
     return torch.from_numpy(np.empty(0, dtype)).dtype
 
@@ -332,22 +332,22 @@ def misfit(leaf: Leaf, seen: Any, shape: tuple[int, ...] | None = None) -> str:
     if isinstance(seen, tuple) and not (leaf.path and type(leaf.path[0]) is int):
         parts = ", ".join(type(part).__name__ for part in seen)
         return (
-            f"a world returned a tuple ({parts}) as its observation, where its observation_space "
+            f"an env returned a tuple ({parts}) as its observation, where its observation_space "
             f"has {leaf.space} for {leaf.name}: give the observation alone. reset returns "
             "(observation, info), and step (observation, reward, terminated, truncated, info)"
         )
     if shape is not None:
         return (
-            f"a world returned {leaf.name} of shape {shape}, but its observation_space says "
+            f"an env returned {leaf.name} of shape {shape}, but its observation_space says "
             f"{leaf.space.shape}"
         )
     if leaf.path:
         return (
-            f"a world returned an observation without {leaf.name!r}, which its "
+            f"an env returned an observation without {leaf.name!r}, which its "
             f"observation_space names: {seen!r}"
         )
     return (
-        f"a world returned an observation of {type(seen).__name__} that is no array of numbers of "
+        f"an env returned an observation of {type(seen).__name__} that is no array of numbers of "
         f"one shape, but its observation_space says {leaf.space}: {seen!r}"
     )
 
@@ -372,7 +372,7 @@ def _one_hot(leaf: Leaf, part: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
     counts = np.array(sizes(space))
     chosen = (part - space.start).reshape(*lead, len(counts)).astype(np.int64)
     if ((chosen < 0) | (chosen >= counts)).any():
-        raise UsageError(f"a world returned {leaf.name} = {part}, which is not in {space}")
+        raise UsageError(f"an env returned {leaf.name} = {part}, which is not in {space}")
     row = np.zeros((*lead, leaf.end - leaf.begin), np.float32)
     first = np.concatenate([[0], counts[:-1]]).cumsum()
     np.put_along_axis(row, chosen + first, 1.0, -1)
@@ -382,7 +382,7 @@ def _one_hot(leaf: Leaf, part: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
 class Actions:
     """The simple spaces of an action space, and the way back from a row to the action itself.
 
-    A simple space's action is taken as it is. Of a Dict or Tuple the worlds are given rows of
+    A simple space's action is taken as it is. Of a Dict or Tuple the envs are given rows of
     float64, a column per number, for `nested` to turn into actions.
     """
 
@@ -391,7 +391,7 @@ class Actions:
         self.single = not isinstance(space, spaces.Dict | spaces.Tuple)
         """Whether it is a simple space itself."""
         self.simple = self.single and (space.shape != () or isinstance(space, spaces.Discrete))
-        """Whether what the worlds are given is the action already."""
+        """Whether what the envs are given is the action already."""
         begin = 0
         for path, inner in _leaves(space):
             leaf = Leaf(path, inner, begin, begin + int(np.prod(inner.shape or ())))
@@ -484,7 +484,7 @@ def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
             row = np.empty(0, np.int8)
         if len(row) != choices(space):
             raise UsageError(
-                f"a world's {where} is {mask!r}: give 0 or 1 for each of the {choices(space)} "
+                f"an env's {where} is {mask!r}: give 0 or 1 for each of the {choices(space)} "
                 f"choices of {space}, one after the other"
             )
         return row
@@ -492,7 +492,7 @@ def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
     if isinstance(mask, dict) and not chosen.keys() <= mask.keys():
         lacking = next(key for key in chosen if key not in mask)
         raise UsageError(
-            f"a world's {where} has no key {lacking!r}, of which there is something to choose: it "
+            f"an env's {where} has no key {lacking!r}, of which there is something to choose: it "
             f"has {', '.join(map(str, mask)) or 'none'}"
         )
     return np.concatenate([flat_mask(mask[k], s, f"{where}/{k}") for k, s in chosen.items()])

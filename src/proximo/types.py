@@ -1,4 +1,4 @@
-"""The records everything passes around. Time comes first: T steps, N worlds, B = T*N samples."""
+"""The records everything passes around. Time comes first: T steps, N envs, B = T*N samples."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class Episode(NamedTuple):
-    """A finished episode, in the world's own units (before any scaling of rewards)."""
+    """A finished episode, in the env's own units (before any scaling of rewards)."""
 
     ret: float
     length: int
@@ -217,39 +217,39 @@ class Moments(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steps:
-    """Room for T steps of N worlds: the policy fills it up to `taken`, the worlds the rest."""
+class RolloutBuffer:
+    """Room for T steps of N envs: the policy fills it up to `env_action`, the envs the rest."""
 
     obs: np.ndarray  # [T + 1, N, *obs] row t + 1 is the answer to step t
     action: np.ndarray  # [T, N, *act] what the policy chose
     parameters: np.ndarray  # [2, N, P] of the distributions that acted first and latest
-    taken: np.ndarray  # [T, N, *] the action as the worlds take it
+    env_action: np.ndarray  # [T, N, *] the action as the envs take it
     reward: np.ndarray  # [T, N] float64
     terminated: np.ndarray  # [T, N] bool
-    ended: np.ndarray  # [T, N] bool: terminated or cut off by a time limit
-    real: np.ndarray  # [T, N] bool: False where a next-step world only reset itself
-    finals: list[tuple[int, int, np.ndarray]]  # (t, world, true successor) where an episode ended
+    done: np.ndarray  # [T, N] bool: terminated or cut off by a time limit
+    valid: np.ndarray  # [T, N] bool: False where a next-step env only reset itself
+    final_obs: list[tuple[int, int, np.ndarray]]  # (t, env, true successor) where an episode ended
 
     def __len__(self) -> int:
         return len(self.reward)
 
     @staticmethod
-    def joined(parts: list[Steps], count: int) -> Steps:
+    def joined(parts: list[RolloutBuffer], count: int) -> RolloutBuffer:
         """The first `count` steps of these, which follow on one another."""
         if len(parts) == 1 and len(parts[0]) == count:
             return parts[0]
         arrays = {
             name: np.concatenate([getattr(part, name) for part in parts])[:count]
-            for name in ("action", "taken", "reward", "terminated", "ended", "real")
+            for name in ("action", "env_action", "reward", "terminated", "done", "valid")
         }
         begins = itertools.accumulate((len(part) for part in parts), initial=0)
-        return Steps(
+        return RolloutBuffer(
             obs=np.concatenate([parts[0].obs[:1], *(part.obs[1:] for part in parts)])[: count + 1],
             parameters=np.stack([parts[0].parameters[0], parts[-1].parameters[1]]),
-            finals=[
+            final_obs=[
                 (begin + t, i, obs)
                 for begin, part in zip(begins, parts, strict=False)
-                for t, i, obs in part.finals
+                for t, i, obs in part.final_obs
             ],
             **arrays,
         )
@@ -257,27 +257,27 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """T steps of the old policy in N worlds, as they happened."""
+    """T steps of the old policy in N envs, as they happened."""
 
     obs: Tensor  # [T, N, *obs] what the policy saw
     action: Tensor  # [T, N, *act] what it chose, before clipping or squashing
     reward: Tensor  # [T, N]
     terminated: Tensor  # [T, N] bool: no future after this step, so no bootstrap
     boundary: Tensor  # [T, N] bool: the next row belongs to another episode, so no trace
-    mask: Tensor  # [T, N] bool: False on reset steps of next-step worlds and on idle worlds
+    mask: Tensor  # [T, N] bool: False on reset steps of next-step envs and on idle envs
     last_obs: Tensor  # [N, *obs] what followed row T-1
     final_obs: Tensor  # [F, *obs] the true successors of the steps that ended an episode
     final_index: Tensor  # [F] int64: their rows, as t*N + i
     acted: Tensor  # [2, N, P] parameters of the distributions that acted first and last
-    carry: Tensor  # [N, C] what was remembered before row 0
+    initial_state: Tensor  # [N, C] what was remembered before row 0
     episodes: tuple[Episode, ...]  # those that finished
 
 
-class Recall(NamedTuple):
+class Segments(NamedTuple):
     """What a memory must know of a batch: which rows follow on one another, and on what."""
 
-    stretch: Tensor  # [B] int64: the rows of a stretch stand together, in order, with one number
-    carry: Tensor  # [B, C] what was remembered before the first row of a stretch
+    segment_id: Tensor  # [B] int64: the rows of a stretch stand together, in order, with one number
+    initial_state: Tensor  # [B, C] what was remembered before the first row of a stretch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,13 +292,15 @@ class Batch:
     advantage: Tensor  # [B]
     target: Tensor  # [B] what the critic should say
     episode: Tensor  # [B] int64: which episode of the batch a sample belongs to, in order
-    stretch: Tensor  # [B] int64: the same, but that an episode is cut where a memory's training is
-    carry: Tensor  # [B, C] what was remembered before the first sample of a stretch, or C is 0
+    segment_id: Tensor  # [B] int64: as `episode`, but an episode is cut after bptt_steps
+    initial_state: Tensor  # [B, C] recurrent state before the first sample of a segment, or C is 0
 
     @property
-    def recall(self) -> Recall | None:
+    def segments(self) -> Segments | None:
         """For a policy with a memory."""
-        return Recall(self.stretch, self.carry) if self.carry.shape[-1] else None
+        return (
+            Segments(self.segment_id, self.initial_state) if self.initial_state.shape[-1] else None
+        )
 
     def __len__(self) -> int:
         return self.obs.shape[0]
@@ -320,13 +322,13 @@ class Transitions(Batch):
 
 
 @dataclass(kw_only=True)
-class WorldState:
-    """Where each of N worlds stands: with the seeds, enough to bring every one of them back."""
+class EnvState:
+    """Where each of N envs stands: with the seeds, enough to bring every one of them back."""
 
-    obs: Any  # [N, *obs] the observation to act on next: a tensor where worlds hold tensors
+    obs: Any  # [N, *obs] the observation to act on next: a tensor where envs hold tensors
     episode: np.ndarray  # [N] int64: number of the running episode, from which its seed follows
-    actions: list[list[np.ndarray]]  # per world: stretches of the actions since it began
-    resetting: np.ndarray  # [N] bool: the next step of this world is a reset (next-step mode)
+    actions: list[list[np.ndarray]]  # per env: stretches of the actions since it began
+    resetting: np.ndarray  # [N] bool: the next step of this env is a reset (next-step mode)
     ret: np.ndarray  # [N] float64: return of the running episode so far
     length: np.ndarray  # [N] int64: its length so far
 
@@ -337,7 +339,7 @@ class TrainState:
 
     policy: torch.nn.Module
     optimizer: Any  # a nets.optimizer.FlatOptimizer
-    worlds: WorldState
+    envs: EnvState
     collecting: torch.Generator  # noise of the actions
     shuffling: torch.Generator  # order of the minibatches
     engine: Any  # what acts, evaluates and steps with the policy: an algorithms.engines.Engine
@@ -356,7 +358,7 @@ class TrainState:
     reward_return: Tensor | None = None  # [N] the running discounted return itself
     beta: float | None = None  # weight of the KL penalty, once it has moved
     rate_scale: float = 1.0  # factor on the learning rate, where it follows the KL
-    carry: Tensor | None = None  # [N, C] what the policy remembers in each world
+    recurrent_state: Tensor | None = None  # [N, C] what the policy remembers in each env
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
     skipped: int = 0  # gradient steps that were left out, for what was not finite
     keep: Keep | None = None  # of the run, not of its state: where the first of those is written

@@ -20,13 +20,13 @@ from proximo.run.session import Session
 
 FACTORS = {
     "name": list(ALGORITHMS),
-    "memory": ["none", "gru", "lstm"],
+    "recurrent": ["none", "gru", "lstm"],
     "trunk": ["separate", "shared"],
     "seen": ["vector", "discrete", "image", "dict"],
     "done": list(Match.DONE),
     "masks": [False, True],
     "normalized": ["nothing", "observations", "returns", "rewards", "all"],
-    "deviation": ["free", "softplus", "gsde"],
+    "std": ["free", "softplus", "gsde"],
     "action": ["clip", "squash", "beta"],
     "module": ["Proximo's", "own"],
     "experience": ["steps", "episodes"],
@@ -40,9 +40,8 @@ def fits(case):
         case["name"] == "reinforce" and case["trunk"] == "shared",
         case["masks"] and case["done"] in ("binary", "box"),
         case["normalized"] in ("observations", "all") and case["seen"] in ("image", "discrete"),
-        case["deviation"] != "free" and case["action"] == "beta",
-        {"free", "clip"} != {case["deviation"], case["action"]}
-        and case["done"] not in ("box", "hybrid"),
+        case["std"] != "free" and case["action"] == "beta",
+        {"free", "clip"} != {case["std"], case["action"]} and case["done"] not in ("box", "hybrid"),
     )
     return not any(wrong)
 
@@ -109,7 +108,7 @@ class Own(nn.Module):
     "case", all_pairs(), ids=lambda case: "-".join(str(level) for level in case.values())
 )
 def test_it_trains_resumes_to_the_bit_and_acts(case, tmp_path):
-    def world():
+    def env():
         return Chain(case["seen"], case["done"], case["masks"])
 
     name, normalized = case["name"], case["normalized"]
@@ -119,23 +118,23 @@ def test_it_trains_resumes_to_the_bit_and_acts(case, tmp_path):
     own = Own if case["module"] == "own" else None
     q_of_numbers = name == "qac" and case["done"] != "discrete"
     net = {} if own and not q_of_numbers else {"hidden": (8,)}
-    if case["memory"] != "none":
-        net |= {"memory_size": 5, "memory_steps": 3}
-    if case["deviation"] == "gsde":
+    if case["recurrent"] != "none":
+        net |= {"recurrent_size": 5, "bptt_steps": 3}
+    if case["std"] == "gsde":
         net["gsde_steps"] = 3
 
     def begin(folder, callbacks=()):
         return train(
-            world,
+            env,
             ALGORITHMS[name](gamma=0.9, entropy_coef=0.01, **settings),
             rollout=RolloutConfig(steps=8, episodes=3 if case["experience"] == "episodes" else 0),
-            worlds=2,
+            num_envs=2,
             net=NetConfig(
                 **net,
                 module=f"{__name__}:Own" if own else "",
-                memory=case["memory"],
+                recurrent=case["recurrent"],
                 trunk=case["trunk"],
-                deviation=case["deviation"],
+                std=case["std"],
                 action=case["action"],
                 normalize_obs=normalized in ("observations", "all"),
                 normalize_returns=normalized in ("returns", "all"),
@@ -156,7 +155,7 @@ def test_it_trains_resumes_to_the_bit_and_acts(case, tmp_path):
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
     assert saved.updates == 1
-    session = Session(folder.read_config(), folder=folder, source=world, resume=saved)
+    session = Session(folder.read_config(), folder=folder, source=env, resume=saved)
     assert not any("cannot be brought back" in note for note in session.notes)
     run_session(session)
     ends = [RunFolder(tmp_path / part).checkpoint("last") for part in ("straight", "parts")]
@@ -165,7 +164,7 @@ def test_it_trains_resumes_to_the_bit_and_acts(case, tmp_path):
     again = load(tmp_path / "straight", net=own)
     for deterministic in (True, False):
         scores = [
-            evaluate(a.policy, world(), episodes=3, seed=5, deterministic=deterministic).returns
+            evaluate(a.policy, env(), episodes=3, seed=5, deterministic=deterministic).returns
             for a in (agent, again)
         ]
         np.testing.assert_allclose(*scores, rtol=1e-4)  # products round by how weights are aligned
@@ -176,5 +175,5 @@ def test_the_runs_hold_what_matters_most():
     cases = all_pairs()
     assert len(cases) < 60
     held = set().union(*map(pairs, cases))
-    for name, memory in itertools.product(FACTORS["name"], FACTORS["memory"]):
-        assert (("memory", memory), ("name", name)) in held
+    for name, recurrent in itertools.product(FACTORS["name"], FACTORS["recurrent"]):
+        assert (("name", name), ("recurrent", recurrent)) in held

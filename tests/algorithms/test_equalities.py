@@ -52,8 +52,8 @@ def batch_of(kind, samples=40, moved=0.0, dtype=torch.float64):
         advantage=advantage,
         target=value + advantage,
         episode=torch.zeros(samples, dtype=torch.int64),
-        stretch=torch.zeros(samples, dtype=torch.int64),
-        carry=torch.zeros(samples, 0),
+        segment_id=torch.zeros(samples, dtype=torch.int64),
+        initial_state=torch.zeros(samples, 0),
     )
 
 
@@ -71,7 +71,7 @@ def trained(algorithm, kind, **kwargs):
         lambda: probes.BestActionGivenObservation(kind == "continuous"),
         algorithm,
         total_steps=1024,
-        worlds=4,
+        num_envs=4,
         rollout=kwargs.pop("rollout", RolloutConfig(steps=32)),
         net=NetConfig(hidden=(16,)),
         seed=5,

@@ -46,7 +46,7 @@ def learn(algorithm, engine="auto", **more):
     def watch(state, rollout, metrics):
         weights.append(torch.cat([p.detach().flatten() for p in state.policy.actor_parameters()]))
 
-    settings = {"worlds": 1, "total_steps": 320, "rollout": RolloutConfig(steps=64), **more}
+    settings = {"num_envs": 1, "total_steps": 320, "rollout": RolloutConfig(steps=64), **more}
     run = RunConfig(engine=engine)
     agent = train(Bandit, algorithm, callbacks=[watch], run_config=run, **settings)
     return agent, (weights[-1] - weights[0]).abs().max().item()
@@ -79,14 +79,14 @@ def test_what_the_data_alone_shows_is_learned_from_and_said_once(algorithm, roll
     [
         (PPO(minibatch_size=1), {}, "minibatch_size is 1"),
         (PPOPenalty(minibatch_size=1), {}, "minibatch_size is 1"),
-        (PPO(minibatch_size=1), {"net": NetConfig(memory="gru", memory_steps=1)}, "size is 1"),
+        (PPO(minibatch_size=1), {"net": NetConfig(recurrent="gru", bptt_steps=1)}, "size is 1"),
         (A2C(normalize_advantage="batch"), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (A2C(normalize_advantage="minibatch"), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (TRPO(minibatch_size=1), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (Reinforce(), {"rollout": RolloutConfig(steps=1)}, "one sample"),
         (
             A2C(normalize_advantage="episode"),
-            {"rollout": RolloutConfig(steps=1), "worlds": 8},
+            {"rollout": RolloutConfig(steps=1), "num_envs": 8},
             "an episode has one step.*Use batch",
         ),
     ],
@@ -125,8 +125,8 @@ def batch(count, episode=None):
         obs=zeros[:, None],
         parameters=zeros[:, None],
         episode=lengths if episode is None else torch.tensor(episode),
-        stretch=lengths,
-        carry=torch.zeros(count, 0),
+        segment_id=lengths,
+        initial_state=torch.zeros(count, 0),
     )
 
 

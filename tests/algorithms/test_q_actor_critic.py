@@ -38,7 +38,7 @@ class Walk(gym.Env):
         return obs, float(self.time), self.time == self.length, False, {}
 
 
-def follow(monkeypatch, world, algorithm, steps, rollout=1, worlds=1):
+def follow(monkeypatch, env, algorithm, steps, rollout=1, num_envs=1):
     """Every batch with the network before and after its update."""
     seen = []
     plain = updates.act_then_judge
@@ -51,10 +51,10 @@ def follow(monkeypatch, world, algorithm, steps, rollout=1, worlds=1):
 
     monkeypatch.setattr(updates, "act_then_judge", spy)
     train(
-        world,
+        env,
         algorithm,
         total_steps=steps,
-        worlds=worlds,
+        num_envs=num_envs,
         rollout=RolloutConfig(steps=rollout),
         net=NET,
         seed=2,
@@ -116,10 +116,10 @@ def test_the_steps_by_hand(monkeypatch):
 
 @KINDS
 def test_in_longer_rollouts_the_next_action_is_what_was_done(continuous, monkeypatch):
-    seen = follow(monkeypatch, lambda: Walk(continuous), QActorCritic(), 240, rollout=5, worlds=2)
+    seen = follow(monkeypatch, lambda: Walk(continuous), QActorCritic(), 240, rollout=5, num_envs=2)
     ends = 0
     for _, batch, *_ in seen:
-        # Laid out world after world: rows 0 to 4 and 5 to 9.
+        # Laid out env after env: rows 0 to 4 and 5 to 9.
         for row in range(10):
             last, over = row % 5 == 4, batch.terminated[row].item()
             assert batch.undecided[row].item() == (last or over)
@@ -136,7 +136,7 @@ def test_where_a_time_limit_cuts_the_next_action_is_drawn_in_the_true_last_state
     def cut():
         return gym.wrappers.TimeLimit(Walk(length=99), 4)
 
-    seen = follow(monkeypatch, cut, QActorCritic(), 96, rollout=6, worlds=2)
+    seen = follow(monkeypatch, cut, QActorCritic(), 96, rollout=6, num_envs=2)
     cuts = 0
     for _, batch, *_ in seen:
         assert not batch.terminated.any()
@@ -148,17 +148,17 @@ def test_where_a_time_limit_cuts_the_next_action_is_drawn_in_the_true_last_state
 
 @KINDS
 @pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED"])
-def test_in_vector_worlds_of_every_mode_what_follows_is_what_is_done(mode, continuous, monkeypatch):
-    def worlds():
+def test_in_vector_envs_of_every_mode_what_follows_is_what_is_done(mode, continuous, monkeypatch):
+    def envs():
         return gym.vector.SyncVectorEnv(
             [lambda: Walk(continuous)] * 3, autoreset_mode=gym.vector.AutoresetMode[mode]
         )
 
     try:
-        vector = worlds()
+        vector = envs()
     except ValueError:
         pytest.skip(f"this Gymnasium has no {mode} for it")
-    seen = follow(monkeypatch, vector, QActorCritic(), 120, rollout=2, worlds=None)
+    seen = follow(monkeypatch, vector, QActorCritic(), 120, rollout=2, num_envs=None)
     compared = 0
     for (_, batch, after, _), (_, following, *_) in pairwise(seen):
         # An episode has three states to act in; its true successors count on from them.
@@ -168,7 +168,7 @@ def test_in_vector_worlds_of_every_mode_what_follows_is_what_is_done(mode, conti
             drawn, _, _ = after.act(batch.next_obs, batch.noise)
         last = batch.undecided & ~batch.terminated
         for row in last.nonzero().squeeze(-1):
-            # It is done in the state that followed, unless no world stands there any more.
+            # It is done in the state that followed, unless no env stands there any more.
             same = (following.obs == batch.next_obs[row]).all(-1)
             if same.sum() == 1:
                 torch.testing.assert_close(following.action[same][0], drawn[row])

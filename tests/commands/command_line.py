@@ -18,7 +18,7 @@ SMALL = [
     "none",
     "--rollout.steps",
     "32",
-    "--env.worlds",
+    "--env.num-envs",
     "2",
     "--algorithm.minibatch-size",
     "32",
@@ -27,7 +27,7 @@ SMALL = [
 ]
 """Settings under which an update is 64 steps and takes a few milliseconds."""
 
-WORLD = '''
+ENV = '''
 from pathlib import Path
 
 import gymnasium as gym
@@ -36,8 +36,8 @@ import numpy as np
 Path("imported").touch()
 
 
-class World(gym.Env):
-    """Episodes of ten steps that earn 1 each: the simplest world there is."""
+class Env(gym.Env):
+    """Episodes of ten steps that earn 1 each: the simplest env there is."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -63,7 +63,7 @@ class World(gym.Env):
     def render(self):
         return np.full((32, 32, 3), 20 * self.time, np.uint8)
 '''
-"""Source of a user's own world. Importing it leaves a file named `imported`."""
+"""Source of a user's own env. Importing it leaves a file named `imported`."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def train(*words: str | Path, steps: int = 512) -> Outcome:
     return train_in("CartPole-v1", *words, steps=steps)
 
 
-def train_in(world: str, *words: str | Path, steps: int = 512) -> Outcome:
-    """`proximo train ppo WORLD` with small settings; those that are given go before them."""
-    return proximo("train", "ppo", world, "--total-steps", str(steps), *SMALL, *words)
+def train_in(env: str, *words: str | Path, steps: int = 512) -> Outcome:
+    """`proximo train ppo ENV` with small settings; those that are given go before them."""
+    return proximo("train", "ppo", env, "--total-steps", str(steps), *SMALL, *words)
 
 
 def succeeded(outcome: Outcome) -> Outcome:
@@ -159,10 +159,10 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def own_world(here):
-    """The name of a world in a module of the current folder, written there."""
-    (here / "own_world.py").write_text(WORLD)
-    return "own_world:World"
+def own_env(here):
+    """The name of an env in a module of the current folder, written there."""
+    (here / "own_env.py").write_text(ENV)
+    return "own_env:Env"
 
 
 @pytest.fixture(scope="session")

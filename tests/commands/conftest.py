@@ -1,3 +1,3 @@
-from commands.command_line import here, own_world, trained
+from commands.command_line import here, own_env, trained
 
-__all__ = ["here", "own_world", "trained"]
+__all__ = ["here", "own_env", "trained"]

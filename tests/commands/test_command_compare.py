@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from commands.command_line import WORLD, proximo, refusal, run_folders, succeeded
+from commands.command_line import ENV, proximo, refusal, run_folders, succeeded
 from proximo.commands.comparing import Run, steps_to, summarize, table
 from proximo.commands.statistics import (
     bootstrap_interval,
@@ -143,21 +143,21 @@ def test_two_seeds_in_two_processes(here):
     assert (here / "both/compare.png").read_bytes()[:8] == PNG
 
 
-def test_without_a_place_one_is_found_and_a_world_without_a_threshold_has_no_steps_to_it(
-    here, own_world
+def test_without_a_place_one_is_found_and_an_env_without_a_threshold_has_no_steps_to_it(
+    here, own_env
 ):
-    (here / "runs/compare-own_world-World").mkdir(parents=True)
-    said = succeeded(compare(own_world, "--seeds", "1", "--total-steps", "1024")).out
-    assert (here / "runs/compare-own_world-World-2/compare.png").is_file()
+    (here / "runs/compare-own_env-Env").mkdir(parents=True)
+    said = succeeded(compare(own_env, "--seeds", "1", "--total-steps", "1024")).out
+    assert (here / "runs/compare-own_env-Env-2/compare.png").is_file()
     assert "steps to" not in said
     assert " 10.00 " in said
 
 
 STUCK = (
-    WORLD
+    ENV
     + '''
 
-class Stuck(World):
+class Stuck(Env):
     """Stuck at the first step of the first run; well from then on."""
 
     def step(self, action):
@@ -171,8 +171,8 @@ class Stuck(World):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(here):
-    (here / "worlds.py").write_text(STUCK)
-    ended = compare("worlds:Stuck", "--seeds", "2", "--total-steps", "1024", "--dir", "d")
+    (here / "envs.py").write_text(STUCK)
+    ended = compare("envs:Stuck", "--seeds", "2", "--total-steps", "1024", "--dir", "d")
     assert ended.code == 1
     assert "ppo seed 1 failed (train, exit code 2)" in ended.err
     assert "the motor is stuck" in ended.err
@@ -187,8 +187,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(here):
 
 
 def test_where_every_run_fails_there_is_a_table_and_no_picture(here):
-    (here / "worlds.py").write_text(STUCK)
-    ended = compare("worlds:Stuck", "--seeds", "1", "--dir", "d")
+    (here / "envs.py").write_text(STUCK)
+    ended = compare("envs:Stuck", "--seeds", "1", "--dir", "d")
     assert ended.code == 1
     assert "ppo (0 of 1 runs)" in ended.out
     assert "compare.png" not in (here / "d/compare.md").read_text()
@@ -231,7 +231,7 @@ def test_a_signal_ends_the_runs_too(here, number):
         (["CartPole-v1", "--algorithms", "ppo,"], "there is no algorithm ''"),
         (["CartPole-v1"], "name the algorithms"),
         (["--algorithms", "ppo"], "name an env"),
-        (["CartPole-v2", "--algorithms", "ppo"], "there is no world 'CartPole-v2'"),
+        (["CartPole-v2", "--algorithms", "ppo"], "there is no env 'CartPole-v2'"),
         (["CartPole-v1", "--algorithms", "ppo", "--seeds", "0"], "--seeds is 0"),
         (["CartPole-v1", "--algorithms", "ppo", "--processes", "0"], "--processes is 0"),
         (["CartPole-v1", "--algorithms", "ppo", "--episodes", "-1"], "--episodes is -1"),

@@ -106,16 +106,16 @@ def test_evaluating_changes_nothing_in_the_folder(trained):
     assert content() == before
 
 
-def test_a_world_of_ones_own_needs_its_name_again(here, own_world):
-    succeeded(train_in(own_world, "--run-dir", "r", "--quiet"))
+def test_an_env_of_ones_own_needs_its_name_again(here, own_env):
+    succeeded(train_in(own_env, "--run-dir", "r", "--quiet"))
     (here / "imported").unlink()
-    del sys.modules["own_world"]
+    del sys.modules["own_env"]
 
     message = refusal(proximo("eval", "r"))
-    assert f"proximo eval r --env {own_world}" in message
+    assert f"proximo eval r --env {own_env}" in message
     assert not (here / "imported").exists()
 
-    assert scores("r", "--env", own_world)["return_mean"] == 10
+    assert scores("r", "--env", own_env)["return_mean"] == 10
     assert (here / "imported").exists()
 
 
@@ -128,7 +128,7 @@ def test_a_world_of_ones_own_needs_its_name_again(here, own_world):
         (["--env", "CartPoll-v1"], ["CartPoll-v1", "CartPole-v1"]),
         (["--env", "Pendulum-v1"], ["Pendulum-v1", "(3,)", "(4,)"]),
     ],
-    ids=["no episodes", "a seed below 0", "no such checkpoint", "no such world", "unfit world"],
+    ids=["no episodes", "a seed below 0", "no such checkpoint", "no such env", "unfit env"],
 )
 def test_eval_refuses(trained, words, parts):
     message = refusal(proximo("eval", trained, *words))

@@ -26,14 +26,14 @@ def test_the_file_plays_the_episode_that_the_agent_plays(here, trained, checkpoi
     assert "run on 32 random observations, it acts as the policy does" in said
     session = onnxruntime.InferenceSession("p.onnx")
     about = session.get_modelmeta().custom_metadata_map
-    assert (about["world"], about["algorithm"]) == ("CartPole-v1", "ppo")
+    assert (about["env"], about["algorithm"]) == ("CartPole-v1", "ppo")
     assert about["steps"] == str(agent.result["steps"])
-    world, over = gym.make("CartPole-v1"), False
-    obs, _ = world.reset(seed=1)
+    env, over = gym.make("CartPole-v1"), False
+    obs, _ = env.reset(seed=1)
     while not over:
         (action,) = session.run(["action"], {"observation": obs[None]})
         assert action[0] == agent.act(obs)
-        obs, _, terminated, truncated, _ = world.step(action[0])
+        obs, _, terminated, truncated, _ = env.step(action[0])
         over = terminated or truncated
 
 
@@ -78,10 +78,10 @@ def test_a_missing_package_is_named_with_its_extra(here, trained, monkeypatch, p
     assert not (here / "p.onnx").exists()
 
 
-def test_a_world_of_ones_own_is_not_imported(here, own_world):
-    succeeded(train_in(own_world, "--run-dir", "r", steps=64))
+def test_an_env_of_ones_own_is_not_imported(here, own_env):
+    succeeded(train_in(own_env, "--run-dir", "r", steps=64))
     (here / "imported").unlink()
-    del sys.modules["own_world"]
+    del sys.modules["own_env"]
     succeeded(proximo("export", "r"))
     assert not (here / "imported").exists()
     (obs,) = np.zeros((1, 1, 2), np.float32)

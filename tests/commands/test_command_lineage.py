@@ -6,7 +6,7 @@ from commands.command_line import proximo, refusal, result, rows, succeeded
 from proximo.run.config import ALGORITHMS, ALIASES
 from proximo.run.presets import PRESETS
 
-QUICK = ("--preset", "none", "--env.worlds", "2", "--rollout.steps", "64")
+QUICK = ("--preset", "none", "--env.num-envs", "2", "--rollout.steps", "64")
 BY_NAME = [preset.name for preset in PRESETS if preset.by_name]
 
 

@@ -35,7 +35,7 @@ def vowels(completions, weight):
     return [w * sum(c in "ae" for c in text) for text, w in zip(completions, weight)]
 """
 
-WORLD = """
+ENV = """
 from pathlib import Path
 
 from gymnasium import Env
@@ -72,7 +72,7 @@ def folder(tmp_path, monkeypatch):
     for name, lines in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp_path / "own_reward.py").write_text(REWARD)
-    (tmp_path / "echo_world.py").write_text(WORLD)
+    (tmp_path / "echo_env.py").write_text(ENV)
     return tmp_path
 
 
@@ -154,17 +154,17 @@ def test_adapters_from_the_command_line(folder):
     assert succeeded(proximo(*said)).out.startswith("a | ")
 
 
-def test_a_world_instead_of_prompts_and_a_reward(folder):
-    line = ["lm", "ppo", *TINY, *PPO[2:], "--world", "echo_world:Echo", "--quiet"]
+def test_an_env_instead_of_prompts_and_a_reward(folder):
+    line = ["lm", "ppo", *TINY, *PPO[2:], "--env", "echo_env:Echo", "--quiet"]
     succeeded(proximo(*line, "--run-dir", "straight", "--updates", "6"))
     succeeded(proximo(*line, "--run-dir", "short"))
     assert {row["turns"] for row in rows(folder / "short")} == {2.0}
     (folder / "imported").unlink()
     message = refusal(proximo("lm", "resume", "short", "--updates", "6"))
-    assert "env, echo_world:Echo, is code: importing it needs your word" in message
-    assert "resume short --updates 6 --world echo_world:Echo" in message
+    assert "env, echo_env:Echo, is code: importing it needs your word" in message
+    assert "resume short --updates 6 --env echo_env:Echo" in message
     assert not (folder / "imported").exists()
-    succeeded(proximo("lm", "resume", "short", "--updates", "6", "--world", "echo_world:Echo"))
+    succeeded(proximo("lm", "resume", "short", "--updates", "6", "--env", "echo_env:Echo"))
     assert rows(folder / "short") == rows(folder / "straight")
     with_prompts = [*line, "--prompts", "prompts.jsonl", "--run-dir", "prompted"]
     assert succeeded(proximo(*with_prompts)).out == ""
@@ -207,11 +207,11 @@ def test_signals_end_it_after_the_update_or_only_save(folder):
             ("lm", "ppo", *PPO, "--reward", "x:y", "--kl.reference", "adapter"),
             "no adapters to switch off: give model.lora_rank",
         ),
-        (("lm", "ppo", "--world", "echo_world:Eko"), "echo_world has no 'Eko'"),
-        (("lm", "ppo", "--world", "CartPole-v1"), "a language model talks with worlds of which"),
+        (("lm", "ppo", "--env", "echo_env:Eko"), "echo_env has no 'Eko'"),
+        (("lm", "ppo", "--env", "CartPole-v1"), "a language model talks with envs of which"),
         (
-            ("lm", "ppo", "--world", "echo_world:Echo", "--reward", "own_reward:vowels"),
-            "a world gives its own rewards",
+            ("lm", "ppo", "--env", "echo_env:Echo", "--reward", "own_reward:vowels"),
+            "an env gives its own rewards",
         ),
         (("lm", "generate", "base"), "give prompts as text"),
         (("lm", "resume", "away"), "away is no run folder"),

@@ -26,7 +26,7 @@ def test_every_setting_is_a_flag():
         for setting in dataclasses.fields(algorithm):
             assert f"algorithm.{setting.name.replace('_', '-')}" in KNOWN
     assert {"run-dir", "env", "net", "from", "quiet", "no-quiet", "seed"} <= set(KNOWN)
-    assert not {"method", "world", "env-name", "start"} & set(KNOWN)
+    assert not {"method", "env-id", "start"} & set(KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,19 @@ def test_widths_are_read(here):
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--env.worlds 8", "--env.worlds is now --num-envs. Type: "),  # names of schema 1
+        ("--worlds 8", "Type: proximo train ppo CartPole-v1 --num-envs 8"),  # names of schema 1
+        ("--net.memory gru", "CartPole-v1 --net.recurrent gru"),  # names of schema 1
+        ("--memory-steps 8", "--net.bptt-steps 8"),  # names of schema 1
+    ],
+)
+def test_an_old_name_is_answered_with_the_new_one(here, words, said):
+    assert said in refusal(proximo("train", "ppo", "CartPole-v1", *words.split()))
+
+
+@pytest.mark.parametrize(
     ("words", "stored"),
     [
         ("--lr 1e-3", "learning_rate = 0.001"),
@@ -184,7 +197,7 @@ def test_sizes_have_short_forms(here):
     words = ["--preset", "none", "--run-dir", "r", "--quiet", *sizes.split()]
     succeeded(proximo("train", "ppo", "--env", "CartPole-v1", *words))
     text = (here / "r/config.toml").read_text()
-    for line in ("total_steps = 96", "worlds = 3", "minibatch_size = 16", "epochs = 2"):
+    for line in ("total_steps = 96", "num_envs = 3", "minibatch_size = 16", "epochs = 2"):
         assert f"\n{line}\n" in text
     succeeded(proximo("resume", "r", "--steps", "192", "--quiet"))
     assert "\ntotal_steps = 192\n" in (here / "r/config.toml").read_text()

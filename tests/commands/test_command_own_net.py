@@ -77,14 +77,14 @@ def test_a_new_run_takes_it_over_once_it_is_named(run, here):
     succeeded(train(*words, "--net.module", "own_net:Net", steps=64))
 
 
-def test_world_and_network_are_asked_for_together(here, own_world):
+def test_env_and_network_are_asked_for_together(here, own_env):
     (here / "own_net.py").write_text(NET)
-    succeeded(train_in(own_world, "--net.module", "own_net:Net", "--run-dir", "run", steps=64))
+    succeeded(train_in(own_env, "--net.module", "own_net:Net", "--run-dir", "run", steps=64))
     message = refusal(proximo("eval", "run"))
     assert message == (
-        "proximo: this run's env, own_world:World, and its network, own_net:Net, are code: "
+        "proximo: this run's env, own_env:Env, and its network, own_net:Net, are code: "
         "importing them needs your word. If you trust them, type: proximo eval run --env "
-        "own_world:World --net own_net:Net"
+        "own_env:Env --net own_net:Net"
     )
 
 

@@ -46,24 +46,24 @@ def test_several_episodes_follow_each_other(here, trained):
     assert "episode 2 (seed 1000001): return" in said
 
 
-def test_a_world_of_ones_own_needs_its_name_again(here, own_world):
-    succeeded(train_in(own_world, "--run-dir", "r", "--quiet"))
+def test_an_env_of_ones_own_needs_its_name_again(here, own_env):
+    succeeded(train_in(own_env, "--run-dir", "r", "--quiet"))
     (here / "imported").unlink()
-    del sys.modules["own_world"]
+    del sys.modules["own_env"]
 
     message = refusal(proximo("play", "r", "--video", "r.gif"))
-    assert f"--env {own_world}" in message
+    assert f"--env {own_env}" in message
     assert not (here / "imported").exists()
     assert not (here / "r.gif").exists()
 
-    succeeded(proximo("play", "r", "--video", "r.gif", "--env", own_world))
+    succeeded(proximo("play", "r", "--video", "r.gif", "--env", own_env))
     assert frames(here / "r.gif") == 11  # ten steps, and where they end
 
 
-def test_the_line_to_type_for_a_world_of_ones_own_is_the_whole_line(here, own_world):
-    succeeded(train_in(own_world, "--run-dir", "r", "--quiet"))
+def test_the_line_to_type_for_an_env_of_ones_own_is_the_whole_line(here, own_env):
+    succeeded(train_in(own_env, "--run-dir", "r", "--quiet"))
     message = refusal(proximo("play", "r", "--video", "r.gif"))
-    assert f"proximo play r --video r.gif --env {own_world}" in message
+    assert f"proximo play r --video r.gif --env {own_env}" in message
 
 
 @pytest.mark.parametrize("name", ["replay.avi", "replay", "replay.gif.txt"])
@@ -86,7 +86,7 @@ def test_a_video_into_a_folder_that_is_not_there_is_refused_before_playing(here,
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--env", "Pendulum-v1"], ["Pendulum-v1", "(3,)", "(4,)"]),
     ],
-    ids=["no episodes", "a seed below 0", "unfit world"],
+    ids=["no episodes", "a seed below 0", "unfit env"],
 )
 def test_play_refuses(here, trained, words, parts):
     message = refusal(proximo("play", trained, "--video", "replay.gif", *words))
@@ -94,7 +94,7 @@ def test_play_refuses(here, trained, words, parts):
         assert part in message
 
 
-def test_a_world_may_draw_every_picture_in_one_and_the_same_array(tmp_path):
+def test_an_env_may_draw_every_picture_in_one_and_the_same_array(tmp_path):
     class Canvas:
         picture = np.zeros((16, 16, 3), np.uint8)
 

@@ -68,7 +68,7 @@ def test_runs_of_other_algorithms_and_settings_are_curves_of_their_own(here, oth
 
 
 def test_runs_that_differ_in_much_are_told_apart_by_their_folders(here, trained):
-    words = ["--rollout.steps", "16", "--env.worlds", "4", "--algorithm.gamma", "0.9"]
+    words = ["--rollout.steps", "16", "--env.num-envs", "4", "--algorithm.gamma", "0.9"]
     succeeded(train("--run-dir", "other", *words, "--net.hidden", "8"))
     folders = [RunFolder.open(trained), RunFolder.open("other")]
     labels = group_runs(folders, [folder.read_config() for folder in folders])
@@ -93,7 +93,7 @@ def test_a_run_with_evaluations_can_be_drawn(here):
     assert is_picture(here / "r/curves.png")
 
 
-def test_runs_of_different_worlds_are_refused(here, trained):
+def test_runs_of_different_envs_are_refused(here, trained):
     succeeded(train_in("Acrobot-v1", "--run-dir", "r", steps=64))
     message = refusal(proximo("plot", trained, "r", "--out", "all.png"))
     assert "CartPole-v1" in message

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from commands.command_line import (
+    ENV,
     SMALL,
-    WORLD,
     proximo,
     refusal,
     result,
@@ -28,14 +28,14 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 SIGNALS = pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 
 SIGNALLING = (
-    WORLD
+    ENV
     + '''
 
 import os
 import signal
 
 
-class Signalling(World):
+class Signalling(Env):
     """Sends the signals that the file `signals` names, as soon as it has taken so many steps."""
 
     def step(self, action):
@@ -59,7 +59,7 @@ def run(here, trained):
 
 @pytest.fixture
 def signalling(here):
-    """A world that sends signals: write their time and numbers into the file `signals`."""
+    """An env that sends signals: write their time and numbers into the file `signals`."""
     (here / "signalling.py").write_text(SIGNALLING)
     return "signalling:Signalling"
 
@@ -156,18 +156,18 @@ def test_quiet_prints_nothing(run):
     assert succeeded(proximo("resume", run, "--total-steps", "576", "--quiet")).out == ""
 
 
-def test_a_world_of_ones_own_needs_its_name_again(here, own_world):
-    succeeded(train_in(own_world, "--run-dir", "r", "--quiet", steps=128))
+def test_an_env_of_ones_own_needs_its_name_again(here, own_env):
+    succeeded(train_in(own_env, "--run-dir", "r", "--quiet", steps=128))
     (here / "imported").unlink()
-    del sys.modules["own_world"]
+    del sys.modules["own_env"]
 
     message = refusal(proximo("resume", "r", "--total-steps", "256"))
     assert "proximo resume r" in message
-    assert message.endswith(f"--env {own_world}")
+    assert message.endswith(f"--env {own_env}")
     assert not (here / "imported").exists()
     assert result("r")["steps"] == 128
 
-    succeeded(proximo("resume", "r", "--total-steps", "256", "--env", own_world))
+    succeeded(proximo("resume", "r", "--total-steps", "256", "--env", own_env))
     assert (here / "imported").exists()
     assert result("r")["steps"] == 256
 

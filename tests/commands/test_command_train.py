@@ -166,13 +166,13 @@ def test_presets_can_be_turned_off(here):
     assert config(here / "r")["algorithm"]["gamma"] == 0.99
 
 
-def test_a_named_preset_needs_neither_algorithm_nor_world(here):
+def test_a_named_preset_needs_neither_algorithm_nor_env(here):
     said = succeeded(proximo("train", "--preset", "cartpole", *FEW, "--run-dir", "r")).out
     assert "ppo on CartPole-v1" in said
     assert config(here / "r")["env"]["id"] == "CartPole-v1"
 
 
-def test_a_named_preset_can_be_used_on_another_world(here):
+def test_a_named_preset_can_be_used_on_another_env(here):
     words = ("ppo", "Acrobot-v1", "--preset", "cartpole", *FEW, "--run-dir", "r")
     succeeded(proximo("train", *words))
     assert config(here / "r")["env"]["id"] == "Acrobot-v1"
@@ -180,11 +180,11 @@ def test_a_named_preset_can_be_used_on_another_world(here):
 
 
 def test_what_is_typed_goes_before_a_preset_even_where_it_is_the_plain_default(here):
-    words = ("--algorithm.gamma", "0.99", "--env.worlds", "5", "--algorithm.minibatch-size", "64")
+    words = ("--algorithm.gamma", "0.99", "--env.num-envs", "5", "--algorithm.minibatch-size", "64")
     succeeded(proximo("train", "ppo", "CartPole-v1", *FEW, *words, "--run-dir", "r"))
     written = config(here / "r")
     assert written["algorithm"]["gamma"] == 0.99
-    assert written["env"]["worlds"] == 5
+    assert written["env"]["num_envs"] == 5
     assert written["algorithm"]["lam"] == 0.8  # the preset's own, which was not typed
 
 
@@ -233,10 +233,10 @@ def test_the_device_is_chosen_and_explained(here):
     assert "device: cpu (small networks are faster there" in succeeded(train(steps=64)).out
 
 
-# Worlds
+# Envs
 
 
-def test_arguments_reach_the_world(here):
+def test_arguments_reach_the_env(here):
     flags = ("--env.kwargs", "sutton_barto_reward", "True")
     succeeded(train("--run-dir", "r", *flags))
     assert result("r")["return_mean"] == -1  # 0 per step and -1 at the end, instead of 1 per step
@@ -269,28 +269,28 @@ def test_the_return_that_solves_the_task_is_shown(here):
     assert rows("r")[0]["success_rate"] == 0
 
 
-def test_a_world_of_ones_own(here, own_world):
-    succeeded(train_in(own_world, "--run-dir", "r"))
+def test_an_env_of_ones_own(here, own_env):
+    succeeded(train_in(own_env, "--run-dir", "r"))
     assert result("r")["return_mean"] == 10
-    assert config(here / "r")["env"]["id"] == "own_world:World"
+    assert config(here / "r")["env"]["id"] == "own_env:Env"
 
 
-def test_a_configuration_with_a_world_of_ones_own_needs_its_name_again(here, own_world):
-    succeeded(train_in(own_world, "--run-dir", "r", "--quiet"))
+def test_a_configuration_with_an_env_of_ones_own_needs_its_name_again(here, own_env):
+    succeeded(train_in(own_env, "--run-dir", "r", "--quiet"))
     (here / "imported").unlink()
-    del sys.modules["own_world"]
+    del sys.modules["own_env"]
 
     message = refusal(proximo("train", "--config", "r/config.toml", "--run-dir", "again"))
     assert "type: proximo train --config r/config.toml" in message
-    assert message.endswith(f"--env {own_world}")
+    assert message.endswith(f"--env {own_env}")
     assert not (here / "imported").exists()
     assert not (here / "again").exists()
 
-    words = ("--config", "r/config.toml", "--run-dir", "again", "--env", own_world)
+    words = ("--config", "r/config.toml", "--run-dir", "again", "--env", own_env)
     succeeded(proximo("train", *words))
     assert (here / "imported").exists()
     assert timeless("again") == timeless("r")
-    words = ("--config", "r/config.toml", "--run-dir", "third", "--env.id", own_world)
+    words = ("--config", "r/config.toml", "--run-dir", "third", "--env.id", own_env)
     succeeded(proximo("train", *words))
 
 

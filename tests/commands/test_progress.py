@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from commands.command_line import WORLD, succeeded, train, train_in
+from commands.command_line import ENV, succeeded, train, train_in
 from proximo import collect
 from proximo.commands import display
 from proximo.commands.display import LiveDisplay, Patience, PlainDisplay
@@ -53,12 +53,12 @@ def test_it_moves_while_episodes_are_evaluated(here, monkeypatch):
 
 
 def glances(monkeypatch, seconds):
-    """When somebody is told, of worlds that take so long for each step."""
+    """When somebody is told, of envs that take so long for each step."""
     now, told, times = [0.0], [], []
     monkeypatch.setattr(collect.time, "perf_counter", lambda: now[0])
     real = np.ones((len(seconds), 8), bool)
     real[1] = False
-    steps = SimpleNamespace(real=real)
+    steps = SimpleNamespace(valid=real)
     glance = collect._Glance(lambda steps, doing: told.append(steps), 1000, steps, None)
     following = 0
     for t, duration in enumerate(seconds):
@@ -69,13 +69,13 @@ def glances(monkeypatch, seconds):
     return told, times
 
 
-def test_worlds_that_are_fast_are_seldom_interrupted(monkeypatch):
+def test_envs_that_are_fast_are_seldom_interrupted(monkeypatch):
     told, _ = glances(monkeypatch, [1e-6] * 10_000)
     assert len(told) < 20
     assert told[:3] == [1000, 1008, 1040]
 
 
-def test_worlds_that_become_slow_are_looked_at_more_often(monkeypatch):
+def test_envs_that_become_slow_are_looked_at_more_often(monkeypatch):
     _, times = glances(monkeypatch, [1e-4] * 2000 + [0.2] * 3000)
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert max(gaps[-2000:]) < 1
@@ -112,9 +112,9 @@ def test_long_evaluations_say_how_long(capsys, monkeypatch):
 
 def test_what_takes_long_before_training_is_said(here, monkeypatch):
     slow = "self.steps = 0\n        import time; time.sleep(0.3)\n"
-    source = WORLD.replace("self.steps = 0\n", slow)
-    (here / "own_world.py").write_text(source)
+    source = ENV.replace("self.steps = 0\n", slow)
+    (here / "own_env.py").write_text(source)
     assert "takes long" not in succeeded(train("--run-dir", "s")).out
     monkeypatch.setattr(display, "SLOW", 0.1)
-    said = succeeded(train_in("own_world:World", "--run-dir", "r")).out
-    assert said.startswith("making 2 worlds and trying one takes long")
+    said = succeeded(train_in("own_env:Env", "--run-dir", "r")).out
+    assert said.startswith("making 2 envs and trying one takes long")

@@ -56,7 +56,7 @@ def test_a_reader_that_has_gone_changes_no_exit_code(here):
 
 @pytest.mark.parametrize("mode", ["pipe", "full", "ascii"])
 def test_whatever_is_printed_to_never_fails(mode, tmp_path, monkeypatch):
-    """In every way in which a verb, its packages and a world may print."""
+    """In every way in which a verb, its packages and an env may print."""
     reader, writer = os.pipe()
     if mode == "pipe":
         os.close(reader)

@@ -11,16 +11,16 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from proximo import PPO, EnvConfig, NetConfig, UsageError
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
-from proximo.envs.make import VectorWorlds, make_worlds
+from proximo.envs.make import VectorEnvs, make_envs
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import TrainState
 
-WORLDS, STEPS, GAMMA, LAM = 3, 40, 0.9, 0.8
+ENVS, STEPS, GAMMA, LAM = 3, 40, 0.9, 0.8
 
 
-def script(world, episode, step):
-    """An action that depends on nothing but (world, episode, step)."""
-    return float(np.sin(1.0 + 3.1 * world + 1.7 * episode + 0.9 * step))
+def script(env, episode, step):
+    """An action that depends on nothing but (env, episode, step)."""
+    return float(np.sin(1.0 + 3.1 * env + 1.7 * episode + 0.9 * step))
 
 
 class Scripted(gym.Env):
@@ -29,21 +29,21 @@ class Scripted(gym.Env):
     observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
     action_space = gym.spaces.Box(-2, 2, (1,), np.float32)
 
-    def __init__(self, world):
-        self.world, self.episode = world, -1
+    def __init__(self, env):
+        self.env, self.episode = env, -1
 
     def reset(self, *, seed=None, options=None):
         self.episode, self.step_number, self.total = self.episode + 1, 0, 0.0
         return self.see(), {}
 
     def see(self):
-        return np.array([self.world, self.episode, self.step_number, self.total], np.float32)
+        return np.array([self.env, self.episode, self.step_number, self.total], np.float32)
 
     def step(self, action):
         self.total += float(action[0])
         reward = self.total + self.step_number
         self.step_number += 1
-        over = self.step_number >= 2 + (self.world + 2 * self.episode) % 5
+        over = self.step_number >= 2 + (self.env + 2 * self.episode) % 5
         cut = over and self.episode % 3 == 2
         return self.see(), reward, over and not cut, cut, {}
 
@@ -51,10 +51,10 @@ class Scripted(gym.Env):
 class ScriptedPolicy(ActorCritic):
     """Acts by the script, whatever its noise."""
 
-    def act(self, obs, noise=None, carry=None):
-        _, distribution, carry = super().act(obs, noise, carry)
+    def act(self, obs, noise=None, recurrent_state=None):
+        _, distribution, recurrent_state = super().act(obs, noise, recurrent_state)
         action = [[script(*map(int, row[:3]))] for row in obs.numpy()]
-        return torch.tensor(action, dtype=self.dtype), distribution, carry
+        return torch.tensor(action, dtype=self.dtype), distribution, recurrent_state
 
 
 def make_policy():
@@ -63,35 +63,35 @@ def make_policy():
     return policy.double()
 
 
-def experience(worlds, policy, algorithm, steps, rollouts=1):
+def experience(envs, policy, algorithm, steps, rollouts=1):
     state = TrainState(
         policy=policy,
         optimizer=None,
         engine=TorchEngine(policy, None),
-        worlds=worlds.start(),
+        envs=envs.start(),
         collecting=torch.Generator(),
         shuffling=torch.Generator(),
         horizon=1,
     )
-    collected = [collect(worlds, state, EnvConfig(), steps=steps) for _ in range(rollouts)]
+    collected = [collect(envs, state, EnvConfig(), steps=steps) for _ in range(rollouts)]
     return [(rollout, algorithm.prepare(state, rollout)) for rollout in collected]
 
 
-def reference(policy, steps_per_world):
-    """Plain Python, one world after the other, one episode after the other."""
+def reference(policy, steps_per_env):
+    """Plain Python, one env after the other, one episode after the other."""
     rows = []
-    for world in range(WORLDS):
-        env, taken = Scripted(world), 0
-        while taken < steps_per_world[world]:
+    for one_env in range(ENVS):
+        env, env_action = Scripted(one_env), 0
+        while env_action < steps_per_env[one_env]:
             obs, _ = env.reset()
             episode, over = [], False
-            while not over and taken < steps_per_world[world]:
-                action = script(world, env.episode, env.step_number)
+            while not over and env_action < steps_per_env[one_env]:
+                action = script(one_env, env.episode, env.step_number)
                 following, reward, terminated, truncated, _ = env.step(
                     np.array([action], np.float32)
                 )
                 episode.append((obs, action, reward, following, terminated))
-                obs, over, taken = following, terminated or truncated, taken + 1
+                obs, over, env_action = following, terminated or truncated, env_action + 1
             rows += scalar_gae(policy, episode)
     return rows
 
@@ -115,8 +115,8 @@ def table(batch):
 
 
 def sync(mode):
-    makers = [lambda world=world: Scripted(world) for world in range(WORLDS)]
-    return VectorWorlds(SyncVectorEnv(makers, autoreset_mode=mode), seed=0)
+    makers = [lambda env=env: Scripted(env) for env in range(ENVS)]
+    return VectorEnvs(SyncVectorEnv(makers, autoreset_mode=mode), seed=0)
 
 
 ALGORITHM = PPO(gamma=GAMMA, lam=LAM, normalize_advantage="none")
@@ -127,16 +127,16 @@ def test_every_mode_gives_the_transitions_values_and_advantages_of_the_reference
     policy = make_policy()
     rollout, batch = experience(sync(mode), policy, ALGORITHM, STEPS)[0]
     real = rollout.mask.sum(0).tolist()
-    # A next-step world spends a step on every reset; the others none.
-    assert (sum(real) < WORLDS * STEPS) == (mode is AutoresetMode.NEXT_STEP)
+    # A next-step env spends a step on every reset; the others none.
+    assert (sum(real) < ENVS * STEPS) == (mode is AutoresetMode.NEXT_STEP)
     expected = np.array(reference(policy, real))
     np.testing.assert_allclose(table(batch), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name.lower())
 def test_returns_and_lengths_of_episodes_run_on_across_rollouts(mode):
-    worlds = sync(mode)
-    pieces = experience(worlds, make_policy(), ALGORITHM, steps=3, rollouts=12)
+    envs = sync(mode)
+    pieces = experience(envs, make_policy(), ALGORITHM, steps=3, rollouts=12)
     whole = experience(sync(mode), make_policy(), ALGORITHM, steps=36)
     episodes = [e for rollout, _ in pieces for e in rollout.episodes]
     in_order = sorted(episodes)
@@ -147,15 +147,15 @@ def test_returns_and_lengths_of_episodes_run_on_across_rollouts(mode):
 def test_the_modes_differ_where_a_reset_step_were_taken_for_a_step():
     """The reference must be able to fail: without the mask, next-step mode gives other rows."""
     policy = make_policy()
-    worlds = sync(AutoresetMode.NEXT_STEP)
-    rollout, _ = experience(worlds, policy, ALGORITHM, STEPS)[0]
+    envs = sync(AutoresetMode.NEXT_STEP)
+    rollout, _ = experience(envs, policy, ALGORITHM, STEPS)[0]
     assert not rollout.mask.all()
     naive = dataclasses.replace(rollout, mask=torch.ones_like(rollout.mask))
     state = TrainState(
         policy=policy,
         optimizer=None,
         engine=TorchEngine(policy, None),
-        worlds=None,
+        envs=None,
         collecting=None,
         shuffling=None,
         horizon=1,
@@ -164,10 +164,10 @@ def test_the_modes_differ_where_a_reset_step_were_taken_for_a_step():
 
 
 def test_the_vector_entry_of_cartpole_masks_its_reset_steps():
-    worlds = make_worlds(EnvConfig(id="CartPole-v1", worlds=4, backend="vector"), seed=1)
+    envs = make_envs(EnvConfig(id="CartPole-v1", num_envs=4, backend="vector"), seed=1)
     torch.manual_seed(0)
-    policy = ActorCritic(worlds.obs_space, worlds.action_space, NetConfig())
-    rollout, batch = experience(worlds, policy, PPO(), 200)[0]
+    policy = ActorCritic(envs.obs_space, envs.action_space, NetConfig())
+    rollout, batch = experience(envs, policy, PPO(), 200)[0]
     ghosts = int((~rollout.mask).sum())
     assert 0 < ghosts <= len(rollout.episodes)
     assert (rollout.reward[~rollout.mask] == 0).all()
@@ -176,24 +176,24 @@ def test_the_vector_entry_of_cartpole_masks_its_reset_steps():
     assert all(episode.ret == episode.length for episode in rollout.episodes)
 
 
-def test_worlds_that_do_not_say_how_they_reset_are_refused():
+def test_envs_that_do_not_say_how_they_reset_are_refused():
     envs = SyncVectorEnv([lambda: Scripted(0)])
     envs.metadata = {}
     with pytest.raises(UsageError, match="autoreset_mode"):
-        VectorWorlds(envs, seed=0)
+        VectorEnvs(envs, seed=0)
 
 
-def test_episodes_of_our_worlds_start_from_their_own_seeds():
-    def first_observations(worlds_count, steps):
-        worlds = make_worlds(EnvConfig(id="CartPole-v1", worlds=worlds_count), seed=5)
+def test_episodes_of_our_envs_start_from_their_own_seeds():
+    def first_observations(envs_count, steps):
+        envs = make_envs(EnvConfig(id="CartPole-v1", num_envs=envs_count), seed=5)
         torch.manual_seed(0)
-        policy = ActorCritic(worlds.obs_space, worlds.action_space, NetConfig())
-        rollout, _ = experience(worlds, policy, PPO(), steps)[0]
-        starts = torch.cat([torch.ones(1, worlds_count, dtype=bool), rollout.boundary[:-1]])
-        return [rollout.obs[:, i][starts[:, i]].numpy() for i in range(worlds_count)]
+        policy = ActorCritic(envs.obs_space, envs.action_space, NetConfig())
+        rollout, _ = experience(envs, policy, PPO(), steps)[0]
+        starts = torch.cat([torch.ones(1, envs_count, dtype=bool), rollout.boundary[:-1]])
+        return [rollout.obs[:, i][starts[:, i]].numpy() for i in range(envs_count)]
 
     two, four = first_observations(2, 120), first_observations(4, 120)
-    for a, b in zip(two, four, strict=False):  # the same worlds, whatever runs beside them
+    for a, b in zip(two, four, strict=False):  # the same envs, whatever runs beside them
         shared = min(len(a), len(b))
         assert shared > 2
         np.testing.assert_array_equal(a[:shared], b[:shared])

@@ -1,4 +1,4 @@
-"""Wrong worlds are found before training, with value and remedy; right ones are left alone."""
+"""Wrong envs are found before training, with value and remedy; right ones are left alone."""
 
 import sys
 import time
@@ -10,19 +10,19 @@ import pytest
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from commands.command_line import here, own_world, proximo, refusal, result, succeeded, train_in
+from commands.command_line import here, own_env, proximo, refusal, result, succeeded, train_in
 from proximo import PPO, EnvConfig, UsageError, train
 from proximo.envs import probes
-from proximo.envs.check import Bounds, check_vector, check_world
-from proximo.envs.make import VectorWorlds, make_world, make_worlds
+from proximo.envs.check import Bounds, check_env, check_vector
+from proximo.envs.make import VectorEnvs, make_env, make_envs
 from proximo.envs.puzzles import Cards
-from proximo.envs.tensors import TensorWorlds
+from proximo.envs.tensors import TensorEnvs
 from proximo.loop import run_session
 from proximo.run.config import Config, RolloutConfig, RunConfig
 from proximo.run.session import Session
 from proximo.spaces import Observations
 
-__all__ = ["here", "own_world"]
+__all__ = ["here", "own_env"]
 
 LONG = 20.0
 """Seconds, where the test is not to depend on the machine."""
@@ -60,7 +60,7 @@ class Right(gym.Env):
 
 
 def seeing(**parts):
-    """A world that shows this where it should show something else, from the third step on."""
+    """An env that shows this where it should show something else, from the third step on."""
 
     class Wrong(Right):
         def see(self):
@@ -70,7 +70,7 @@ def seeing(**parts):
 
 
 def answering(change):
-    """A world whose step returns something else, from the third step on."""
+    """An env whose step returns something else, from the third step on."""
 
     class Wrong(Right):
         def step(self, action):
@@ -174,12 +174,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("world", "parts"), WRONG.values(), ids=WRONG)
-def test_a_world_that_cannot_be_trained_in_is_refused_by_name_value_and_remedy(world, parts):
+@pytest.mark.parametrize(("env", "parts"), WRONG.values(), ids=WRONG)
+def test_an_env_that_cannot_be_trained_in_is_refused_by_name_value_and_remedy(env, parts):
     with pytest.raises(UsageError) as caught:
-        check_world(world(), seconds=LONG)
+        check_env(env(), seconds=LONG)
     message = str(caught.value)
-    assert message.startswith(f"{world.__name__} cannot be trained in: ")
+    assert message.startswith(f"{env.__name__} cannot be trained in: ")
     for part in parts:
         assert part in message
 
@@ -230,19 +230,19 @@ DOUBTFUL = {
 }
 
 
-@pytest.mark.parametrize(("world", "parts"), DOUBTFUL.values(), ids=DOUBTFUL)
-def test_what_is_doubtful_is_noted(world, parts):
-    found = check_world(world(), seconds=LONG)
+@pytest.mark.parametrize(("env", "parts"), DOUBTFUL.values(), ids=DOUBTFUL)
+def test_what_is_doubtful_is_noted(env, parts):
+    found = check_env(env(), seconds=LONG)
     text = "\n".join(found.notes)
     for part in parts:
         assert part in text
-    assert found.replayable == (world not in (Unseeded, Outlives))
+    assert found.replayable == (env not in (Unseeded, Outlives))
     assert found.within == ("bounds" not in text)
 
 
-def test_an_endless_world_with_a_time_limit_is_in_order():
-    limited = make_world(EnvConfig(max_episode_steps=400), Endless)
-    assert check_world(limited, seconds=LONG).notes == []
+def test_an_endless_env_with_a_time_limit_is_in_order():
+    limited = make_env(EnvConfig(max_episode_steps=400), Endless)
+    assert check_env(limited, seconds=LONG).notes == []
 
 
 RIGHT = [
@@ -253,10 +253,10 @@ RIGHT = [
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_right_worlds_get_no_note(name):
-    world = make_world(EnvConfig(id=name))
-    found = check_world(world, seconds=LONG)
-    world.close()
+def test_right_envs_get_no_note(name):
+    env = make_env(EnvConfig(id=name))
+    found = check_env(env, seconds=LONG)
+    env.close()
     assert found.notes == []
     assert found.replayable
     assert found.steps > 3
@@ -283,23 +283,23 @@ PROBES = [
 
 def test_probes_get_no_note():
     for maker in PROBES:
-        assert check_world(maker(), seconds=LONG).notes == []
+        assert check_env(maker(), seconds=LONG).notes == []
 
 
-def test_a_slow_world_is_left_alone_after_its_first_step():
+def test_a_slow_env_is_left_alone_after_its_first_step():
     class Slow(Right):
         def step(self, action):
             time.sleep(0.15)
             return super().step(action)
 
-    assert check_world(Slow()).steps == 1
+    assert check_env(Slow()).steps == 1
 
 
-# Vector worlds
+# Vector envs
 
 
 class Vector(VectorEnv):
-    """Three worlds of five steps, in any mode; `how` says what is wrong with them."""
+    """Three envs of five steps, in any mode; `how` says what is wrong with them."""
 
     num_envs = 3
     single_observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -324,7 +324,7 @@ class Vector(VectorEnv):
             self.time, self.state = np.zeros(3, np.int64), np.zeros((3, 2), np.float32)
         if not (options and self.how == "deaf"):
             self._begin(which)
-        self.ended = np.zeros(3, bool)
+        self.done = np.zeros(3, bool)
         return self._out(self.state), {}
 
     def _begin(self, which):
@@ -332,7 +332,7 @@ class Vector(VectorEnv):
         self.state[which] = self.drawn.uniform(-1, 1, (int(which.sum()), 2))
 
     def step(self, action):
-        before = self.ended
+        before = self.done
         self.time += 1
         self.state[:] = self.drawn.uniform(-1, 1, (3, 2))
         reward, info = np.ones(3), {}
@@ -340,7 +340,7 @@ class Vector(VectorEnv):
         if self.does is AutoresetMode.NEXT_STEP:
             self._begin(before)
             reward[before], over = 0, over & ~before
-        self.ended = over
+        self.done = over
         if self.does is AutoresetMode.SAME_STEP and over.any():
             info["final_obs"] = self._out(self.state)
             self._begin(over if self.how != "kept" else np.zeros(3, bool))
@@ -361,8 +361,8 @@ class Vector(VectorEnv):
 
 def checked(envs):
     device = torch.device("cpu")
-    worlds = VectorWorlds(envs, 0) if envs.lib is np else TensorWorlds(envs, 0, device)
-    return check_vector(worlds, seconds=LONG)
+    envs = VectorEnvs(envs, 0) if envs.lib is np else TensorEnvs(envs, 0, device)
+    return check_vector(envs, seconds=LONG)
 
 
 LIBS = pytest.mark.parametrize("lib", [np, torch], ids=["numpy", "torch"])
@@ -371,7 +371,7 @@ NEXT, SAME, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, Autores
 
 @LIBS
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_a_vector_world_that_does_what_it_declares_is_in_order(mode, lib):
+def test_a_vector_env_that_does_what_it_declares_is_in_order(mode, lib):
     found = checked(Vector(mode, lib=lib))
     assert found.notes == []
     assert found.episodes >= 2
@@ -388,19 +388,19 @@ def test_a_vector_world_that_does_what_it_declares_is_in_order(mode, lib):
         (SAME, DISABLED, "", "SameStep, but info has no final_obs"),
         (SAME, SAME, "kept", "SameStep, but where an episode ends its observation is final_obs"),
         (DISABLED, SAME, "", "Disabled, but info has a final_obs"),
-        (DISABLED, DISABLED, "all", "Disabled, but reset with a reset_mask moves worlds that"),
-        (DISABLED, DISABLED, "deaf", "Disabled, but reset with a reset_mask leaves the worlds"),
+        (DISABLED, DISABLED, "all", "Disabled, but reset with a reset_mask moves envs that"),
+        (DISABLED, DISABLED, "deaf", "Disabled, but reset with a reset_mask leaves the envs"),
         (NEXT, NEXT, "flags", r"terminated is int64 of shape \(3,\).*bools of shape \(3,\)"),
         (NEXT, NEXT, "reward", r"reward must be numbers of shape \(3,\)"),
         (NEXT, NEXT, "shape", r"shape \(4,\), but its observation_space says \(2,\)"),
     ],
 )
-def test_a_vector_world_that_does_something_else_is_refused(declared, does, how, words, lib):
+def test_a_vector_env_that_does_something_else_is_refused(declared, does, how, words, lib):
     with pytest.raises(UsageError, match=f"Vector cannot be trained in: .*{words}"):
         checked(Vector(declared, does, how, lib))
 
 
-def test_a_vector_world_that_cannot_be_reset_is_named():
+def test_a_vector_env_that_cannot_be_reset_is_named():
     class Stuck(Vector):
         def reset(self, *, seed=None, options=None):
             raise RuntimeError("no such scene")
@@ -410,7 +410,7 @@ def test_a_vector_world_that_cannot_be_reset_is_named():
 
 
 @LIBS
-def test_notes_of_a_vector_world(lib):
+def test_notes_of_a_vector_env(lib):
     (note,) = checked(Vector(NEXT, how="unseeded", lib=lib)).notes
     assert "same seed gives other observations" in note
     (note,) = checked(Vector(NEXT, how="bounds", lib=lib)).notes
@@ -419,13 +419,13 @@ def test_notes_of_a_vector_world(lib):
 
 @pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name.lower())
 @pytest.mark.parametrize("masks", [False, True])
-def test_gymnasiums_own_vector_worlds_are_in_order(mode, masks):
+def test_gymnasiums_own_vector_envs_are_in_order(mode, masks):
     for maker in (lambda: gym.make("CartPole-v1"), lambda: probes.Match("dict", "hybrid", masks)):
-        worlds = VectorWorlds(SyncVectorEnv([maker] * 3, autoreset_mode=mode), 0)
-        assert check_vector(worlds, seconds=LONG).notes == []
-        worlds.close()
-    worlds = make_worlds(EnvConfig(id="CartPole-v1", worlds=4, backend="vector"), 0)
-    assert check_vector(worlds, seconds=LONG).notes == []
+        envs = VectorEnvs(SyncVectorEnv([maker] * 3, autoreset_mode=mode), 0)
+        assert check_vector(envs, seconds=LONG).notes == []
+        envs.close()
+    envs = make_envs(EnvConfig(id="CartPole-v1", num_envs=4, backend="vector"), 0)
+    assert check_vector(envs, seconds=LONG).notes == []
 
 
 class Over(Right):
@@ -451,22 +451,22 @@ def test_only_legal_actions_are_played_behind_the_end_of_an_episode(mode, many):
     """An illegal card is an error, and the mask behind an end is that of a new hand."""
     envs = many([Cards] * 2, autoreset_mode=mode)
     try:
-        found = check_vector(VectorWorlds(envs, 0), seconds=LONG)
+        found = check_vector(VectorEnvs(envs, 0), seconds=LONG)
         assert found.notes == []
         assert found.episodes == (2 if mode is DISABLED else 4)
     finally:
         envs.close()
 
 
-def test_a_mask_that_allows_nothing_is_named_with_its_world_and_step():
+def test_a_mask_that_allows_nothing_is_named_with_its_env_and_step():
     class Late(Over):
         def see(self):
             return super().see() | ({"action_mask": np.zeros(3, np.int8)} if self.time == 4 else {})
 
     envs = SyncVectorEnv([Over, Late])
-    words = r"action_mask, \[0 0 0\], allows no action for step 4 in world 1: one must be legal"
+    words = r"action_mask, \[0 0 0\], allows no action for step 4 in env 1: one must be legal"
     with pytest.raises(UsageError, match=words):
-        check_vector(VectorWorlds(envs, 0), seconds=LONG)
+        check_vector(VectorEnvs(envs, 0), seconds=LONG)
 
 
 # Within a run
@@ -496,20 +496,20 @@ def test_a_run_is_the_same_with_and_without_the_check(make, monkeypatch):
     assert same_weights(checked, run())
 
 
-def run_of(world, **env):
+def run_of(one_env, **env):
     """One update of eight steps."""
     config = Config(
         algorithm=PPO(minibatch_size=8, epochs=1),
         rollout=RolloutConfig(steps=8),
-        env=EnvConfig(worlds=1, **env),
+        env=EnvConfig(num_envs=1, **env),
         run=RunConfig(total_steps=8),
     )
-    return run_session(Session(config, source=world))
+    return run_session(Session(config, source=one_env))
 
 
 def test_notes_stand_in_the_result():
     (doubt,) = run_of(seeing(place=np.array([0, -3.0]))).result["doubts"]
-    assert doubt.startswith("the worlds: at step 2 of episode 0, place[1] was -3")
+    assert doubt.startswith("the envs: at step 2 of episode 0, place[1] was -3")
     assert "doubts" not in run_of(Right).result
 
 
@@ -526,7 +526,7 @@ def test_the_check_can_be_left_out():
     assert len(made) == 3
 
 
-def test_a_world_of_which_there_can_be_only_one_is_trained_in_unchecked():
+def test_an_env_of_which_there_can_be_only_one_is_trained_in_unchecked():
     made = []
 
     def maker():
@@ -586,8 +586,8 @@ def test_looking_again_costs_less_than_a_thousandth():
 # The verb
 
 
-def test_the_verb_says_what_it_saw(own_world):
-    shown = succeeded(proximo("check", own_world)).out
+def test_the_verb_says_what_it_saw(own_env):
+    shown = succeeded(proximo("check", own_env)).out
     assert "observations  Box(-1.0, 1.0, (2,), float32), 2 numbers to the network" in shown
     assert "200 steps, 20 episodes" not in shown  # and some again
     assert "20 episodes to their end" in shown
@@ -605,6 +605,6 @@ def test_the_verb_names_what_is_doubtful_and_refuses_what_is_wrong(here):
     assert "Did you mean CartPole-v1" in refusal(proximo("check", "CartPoll-v1"))
 
 
-def test_the_verb_checks_vector_worlds():
+def test_the_verb_checks_vector_envs():
     shown = succeeded(proximo("check", "CartPole-v1", "--env.backend", "vector")).out
     assert "nothing is wrong with it" in shown

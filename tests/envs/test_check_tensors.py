@@ -1,4 +1,4 @@
-"""What the check of a world says of images that are no bytes, and of tensors with a gradient."""
+"""What the check of an env says of images that are no bytes, and of tensors with a gradient."""
 
 import gymnasium as gym
 import numpy as np
@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from proximo import UsageError
-from proximo.envs.check import check_world
+from proximo.envs.check import check_env
 
 
 class Shown(gym.Env):
@@ -42,7 +42,7 @@ class Shown(gym.Env):
     ],
 )
 def test_an_image_of_floats_is_noted(space, noted):
-    notes = [note for note in check_world(Shown(space)).notes if "image" in note]
+    notes = [note for note in check_env(Shown(space)).notes if "image" in note]
     assert len(notes) == noted
     assert all("dtype=np.uint8" in note for note in notes)
 
@@ -57,4 +57,4 @@ def test_an_image_of_floats_is_noted(space, noted):
 )
 def test_a_tensor_that_needs_a_gradient_is_refused_by_name(given):
     with pytest.raises(UsageError, match=r"needs a gradient: give x\.detach\(\)"):
-        check_world(Shown(spaces.Box(-1, 1, (2,), np.float32), **given))
+        check_env(Shown(spaces.Box(-1, 1, (2,), np.float32), **given))

@@ -8,7 +8,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from envs import made_envs
 from proximo import PPO, EnvConfig, UsageError, train
-from proximo.envs.make import make_world
+from proximo.envs.make import make_env
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, RolloutConfig, RunConfig
@@ -30,7 +30,7 @@ KINDS = {
     "module:function": (f"{HERE}:function", None),
     "module:function with limits of its own": (f"{HERE}:wrapped", None),
     "module:function without Gymnasium's": (f"{HERE}:duck", None),
-    "module:Class of PettingZoo": ("envs.parallel_worlds:Leaving", None),
+    "module:Class of PettingZoo": ("envs.parallel_envs:Leaving", None),
     "a class": ("", made_envs.Own),
     "a function": ("", made_envs.wrapped),
     "a function without Gymnasium's": ("", made_envs.duck),
@@ -49,7 +49,7 @@ def lived_through(kind, **settings):
         settings, source = {"backend": source, **settings}, None
     elif source is many:
         source = many()
-    env = EnvConfig(**{"id": name, "worlds": 2, "check": False, **settings})
+    env = EnvConfig(**{"id": name, "num_envs": 2, "check": False, **settings})
     config = Config(
         algorithm=PPO(epochs=1, minibatch_size=32),
         rollout=RolloutConfig(steps=64),
@@ -90,8 +90,8 @@ EFFECTS = {
     "processes": (2, None),
     "timeout": (5.0, None),
     "restarts": (1, None),
-    "backend": ("vector", lambda r, m, s: type(s.worlds).__name__ == "VectorWorlds"),
-    "worlds": (1, lambda r, m, s: s.worlds.count // s.worlds.agents == 1),
+    "backend": ("vector", lambda r, m, s: type(s.envs).__name__ == "VectorEnvs"),
+    "num_envs": (1, lambda r, m, s: s.envs.count // s.envs.agents == 1),
 }
 
 
@@ -99,9 +99,9 @@ EFFECTS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_setting_acts_on_every_kind_of_env_or_is_refused_by_name(kind, setting):
     value, effect = EFFECTS[setting]
-    if kind in VECTOR and setting == "worlds":
+    if kind in VECTOR and setting == "num_envs":
         value = 2  # what it has: `train` refuses another number, below
-        effect = lambda r, m, s: s.worlds.count == 2  # noqa: E731
+        effect = lambda r, m, s: s.envs.count == 2  # noqa: E731
     try:
         rollout, metrics, session = lived_through(kind, **{setting: value})
     except UsageError as refused:
@@ -129,20 +129,20 @@ def test_a_time_limit_acts_in_processes_too(kind):
 
 @pytest.mark.parametrize(("steps", "length"), [(5, 5), (25, 25), (99, 30)])
 def test_a_time_limit_replaces_those_of_gymnasium_and_lengthens_nothing_else(steps, length):
-    env = make_world(EnvConfig(max_episode_steps=steps), made_envs.wrapped)
+    env = make_env(EnvConfig(max_episode_steps=steps), made_envs.wrapped)
     env.reset(seed=0)
-    taken = 0
-    while taken < 200:
+    env_action = 0
+    while env_action < 200:
         *_, terminated, truncated, _ = env.step(0)
-        taken += 1
+        env_action += 1
         if terminated or truncated:
             break
-    assert taken == length
+    assert env_action == length
 
 
 def test_a_time_limit_reaches_what_a_function_makes_by_an_id():
     for steps in (5, 700):
-        env = make_world(EnvConfig(max_episode_steps=steps), made_envs.pole)
+        env = make_env(EnvConfig(max_episode_steps=steps), made_envs.pole)
         limits = [env]
         while isinstance(limits[-1], gym.Wrapper):
             limits.append(limits[-1].env)
@@ -151,7 +151,7 @@ def test_a_time_limit_reaches_what_a_function_makes_by_an_id():
 
 
 def test_a_time_limit_among_the_arguments_is_one():
-    env = make_world(EnvConfig(id="CartPole-v1", kwargs={"max_episode_steps": 3}))
+    env = make_env(EnvConfig(id="CartPole-v1", kwargs={"max_episode_steps": 3}))
     env.reset(seed=0)
     assert [env.step(0)[3] for _ in range(3)] == [False, False, True]
 
@@ -163,9 +163,9 @@ def test_a_backend_that_makes_envs_by_their_id_takes_none_that_is_given(backend)
 
 
 def test_the_number_of_a_vector_env_is_its_own():
-    with pytest.raises(UsageError, match="worlds is 3, but the vector env has 2"):
-        train(many(), PPO(minibatch_size=32), worlds=3)
-    train(many(), PPO(minibatch_size=32), worlds=2, total_steps=64)
+    with pytest.raises(UsageError, match="envs is 3, but the vector env has 2"):
+        train(many(), PPO(minibatch_size=32), num_envs=3)
+    train(many(), PPO(minibatch_size=32), num_envs=2, total_steps=64)
 
 
 def test_settings_of_a_backend_that_is_not_used_are_refused_before_anything_is_made():

@@ -11,12 +11,12 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from commands.command_line import SMALL, here, proximo, refusal, succeeded
 from envs.made_envs import Duck, Own, Raises
 from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, UsageError, train
-from proximo.envs.check import check_world
-from proximo.envs.make import close_all, make_world
+from proximo.envs.check import check_env
+from proximo.envs.make import close_all, make_env
 
 __all__ = ["here"]
 
-QUICK = {"rollout": RolloutConfig(steps=32), "total_steps": 64, "worlds": 2}
+QUICK = {"rollout": RolloutConfig(steps=32), "total_steps": 64, "num_envs": 2}
 
 
 def learn(env, **settings):
@@ -66,7 +66,7 @@ def test_what_is_no_env_is_refused_where_it_is_made(maker, words):
     with pytest.raises(UsageError, match=words):
         learn(maker)
     with pytest.raises(UsageError, match=words):
-        make_world(EnvConfig(check=False), maker)
+        make_env(EnvConfig(check=False), maker)
 
 
 def test_a_wrapper_that_returns_nothing_is_named(here):
@@ -135,13 +135,13 @@ class FailingSpec(Odd):
 
 @pytest.mark.parametrize("env", [Odd, OddSpec, FailingSpec, Duck])
 def test_attributes_under_other_names_or_none_are_an_envs_own_business(env):
-    assert check_world(make_world(EnvConfig(), env)).notes == []
+    assert check_env(make_env(EnvConfig(), env)).notes == []
     evaluated = RunConfig(eval_every=1, eval_episodes=1)
     limited = EnvConfig(
-        id=f"{__name__}:{env.__name__}", worlds=2, max_episode_steps=4, wrappers=(WRAP,)
+        id=f"{__name__}:{env.__name__}", num_envs=2, max_episode_steps=4, wrappers=(WRAP,)
     )
     for given in (env, limited):
-        settings = {"worlds": None} if given is limited else {}
+        settings = {"num_envs": None} if given is limited else {}
         assert learn(given, run_config=evaluated, **settings).result["episodes"] > 0
 
 
@@ -151,7 +151,7 @@ WRAP = "gymnasium.wrappers:RecordEpisodeStatistics"
 def test_the_same_env_given_twice_is_seen_through_wrappers():
     one = Duck()
     for same in (lambda: one, lambda: gym.wrappers.TimeLimit(SAME, 5)):
-        with pytest.raises(UsageError, match="one and the same world twice"):
+        with pytest.raises(UsageError, match="one and the same env twice"):
             learn(same)
 
 
@@ -225,11 +225,11 @@ class OnImport(Connected):
 
 
 @pytest.mark.parametrize("env", [Connected, OnImport])
-@pytest.mark.parametrize("worlds", [1, 2])
-def test_the_env_that_is_checked_is_closed_with_the_others(env, worlds):
+@pytest.mark.parametrize("envs", [1, 2])
+def test_the_env_that_is_checked_is_closed_with_the_others(env, envs):
     Connected.connected = True
     run = RunConfig(eval_every=1, eval_episodes=1)
-    assert learn(env, worlds=worlds, run_config=run).result["episodes"] > 0
+    assert learn(env, num_envs=envs, run_config=run).result["episodes"] > 0
     assert not Connected.connected
 
 
@@ -248,7 +248,7 @@ class Licensed(Own):
 
 def test_the_env_that_is_checked_is_the_one_of_evaluations():
     run = RunConfig(eval_every=1, eval_episodes=1)
-    assert "evaluation" in learn(Licensed, worlds=1, run_config=run).result
+    assert "evaluation" in learn(Licensed, num_envs=1, run_config=run).result
     assert Licensed.left == 2
 
 
@@ -268,9 +268,9 @@ def test_checking_changes_no_env_that_is_learned_in():
     seen = []
     for check in (True, False):
         Counted.made = 0
-        env = EnvConfig(id=f"{__name__}:Counted", worlds=2, check=check)
+        env = EnvConfig(id=f"{__name__}:Counted", num_envs=2, check=check)
         look = lambda state, rollout, metrics: seen.append(rollout.obs.numpy().copy())  # noqa: E731
-        learn(env, worlds=None, callbacks=[look])
+        learn(env, num_envs=None, callbacks=[look])
     assert len(seen) == 2
     assert np.array_equal(*seen)
 
@@ -313,4 +313,4 @@ def test_infos_as_a_list_are_refused(mode):
         return gym.wrappers.vector.DictInfoToList(SyncVectorEnv([Own, Own], autoreset_mode=mode))
 
     with pytest.raises(UsageError, match="info is a list, as the wrapper DictInfoToList makes it"):
-        learn(envs(), worlds=None)
+        learn(envs(), num_envs=None)

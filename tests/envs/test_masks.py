@@ -1,4 +1,4 @@
-"""Action masks from every source and in every kind of world; what the critic alone sees."""
+"""Action masks from every source and in every kind of env; what the critic alone sees."""
 
 import itertools
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, TrainingError, UsageError, train
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
-from proximo.envs.make import SyncWorlds, VectorWorlds, make_world
+from proximo.envs.make import SyncEnvs, VectorEnvs, make_env
 from proximo.envs.probes import Match
 from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
@@ -28,7 +28,7 @@ def quick(source, *, env=None, **more):
         env or source,
         more.pop("algorithm", PLAIN),
         rollout=RolloutConfig(steps=16),
-        worlds=None if env else 2,
+        num_envs=None if env else 2,
         **{"net": NetConfig(hidden=(8,)), "total_steps": 96, "seed": 1} | more,
     )
 
@@ -72,7 +72,7 @@ def test_a_mask_is_the_same_wherever_it_comes_from(source, done):
     """To the bit: rows of numbers are laid out alike, so are the networks."""
     kwargs = {"source": source, "done": done}
     told = train(
-        EnvConfig(id=f"{__name__}:Told", kwargs=kwargs, worlds=2, action_masks=source),
+        EnvConfig(id=f"{__name__}:Told", kwargs=kwargs, num_envs=2, action_masks=source),
         PLAIN, rollout=RolloutConfig(steps=16), net=NetConfig(hidden=(8,)), total_steps=96, seed=1,
     )  # fmt: skip
     shown = quick(lambda: Match("vector", done, masks=True))
@@ -84,7 +84,7 @@ def test_a_mask_is_the_same_wherever_it_comes_from(source, done):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("info", "env.action_masks is info, but a world's info has no action_mask: it has nothing"),
+        ("info", "env.action_masks is info, but an env's info has no action_mask: it has nothing"),
         ("method", r"env.action_masks is method, but .* has no method action_masks\(\)"),
     ],
 )
@@ -122,7 +122,7 @@ class Workshop(gym.Env):
 
 
 class Wrapped(gym.Wrapper):
-    """Where the masks of a world that knows none come from its wrapper."""
+    """Where the masks of an env that knows none come from its wrapper."""
 
     def action_masks(self):
         return np.array([1, 0])
@@ -131,8 +131,8 @@ class Wrapped(gym.Wrapper):
 @pytest.mark.parametrize("source", ["info", "method"])
 def test_a_nested_mask_is_laid_by_its_keys_and_joins_a_dict(source):
     """What the critic alone sees keeps its name."""
-    env = EnvConfig(id=f"{__name__}:Workshop", worlds=2, action_masks=source)
-    agent = quick(None, env=env, net=NetConfig(hidden=(8,), critic_only=("secret",)))
+    env = EnvConfig(id=f"{__name__}:Workshop", num_envs=2, action_masks=source)
+    agent = quick(None, env=env, net=NetConfig(hidden=(8,), privileged=("secret",)))
     assert list(agent.obs_space.spaces) == [MASK, "secret", "seen"]
     seen = {"seen": np.zeros(2), "secret": np.zeros(1), MASK: [0, 0, 1, 1, 0, 0]}
     assert (agent.act(seen)["gear"], agent.act(seen)["tool"]) == (2, 0)
@@ -167,10 +167,10 @@ def test_every_way_to_write_a_mask(mask):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (None, "a world's action_mask is None: give 0 or 1 for each of the 7 choices"),
-        ([1, 1], r"a world's action_mask is \[1, 1\]: give 0 or 1 for each of the 7"),
-        ({"a": [1] * 5}, "a world's action_mask has no key 'b', .* it has a$"),
-        ({"a": [1] * 5, "b": [1]}, r"a world's action_mask/b is \[1\]: give .* of the 2 choices"),
+        (None, "an env's action_mask is None: give 0 or 1 for each of the 7 choices"),
+        ([1, 1], r"an env's action_mask is \[1, 1\]: give 0 or 1 for each of the 7"),
+        ({"a": [1] * 5}, "an env's action_mask has no key 'b', .* it has a$"),
+        ({"a": [1] * 5, "b": [1]}, r"an env's action_mask/b is \[1\]: give .* of the 2 choices"),
         ({"a": ([1], [1]), "b": [1, 1]}, r"action_mask/a/1 is \[1\]: give .* of the 5 choices"),
         ("all", "action_mask is 'all': give"),
     ],
@@ -214,15 +214,15 @@ def test_masks_in_an_observation_lie_as_the_actions_do():
 )
 def test_masks_that_make_no_sense(name, kwargs, message):
     with pytest.raises(UsageError, match=message):
-        make_world(EnvConfig(id=name, kwargs=kwargs, action_masks="info"))
+        make_env(EnvConfig(id=name, kwargs=kwargs, action_masks="info"))
 
 
-def test_vector_worlds_show_their_masks_themselves():
-    env = EnvConfig(id="CartPole-v1", worlds=2, backend="vector", action_masks="info")
+def test_vector_envs_show_their_masks_themselves():
+    env = EnvConfig(id="CartPole-v1", num_envs=2, backend="vector", action_masks="info")
     with pytest.raises(UsageError, match=r"env.action_masks is info, but .* observation"):
         train(env, PLAIN, total_steps=64)
-    many = EnvConfig(id="CartPole-v1", worlds=32, action_masks="info")
-    with pytest.raises(UsageError, match="a world's info has no action_mask"):  # not vector, then
+    many = EnvConfig(id="CartPole-v1", num_envs=32, action_masks="info")
+    with pytest.raises(UsageError, match="an env's info has no action_mask"):  # not vector, then
         train(many, PLAIN, total_steps=64)
 
 
@@ -230,14 +230,14 @@ def test_vector_worlds_show_their_masks_themselves():
 
 
 class Stuck(Match):
-    """The mask of one of the worlds allows nothing in a certain step."""
+    """The mask of one of the envs allows nothing in a certain step."""
 
     def __init__(self, at, done):
         super().__init__("vector", done, masks=True)
-        self.at, self.taken = at, -1
+        self.at, self.env_action = at, -1
 
     def reset(self, **kwargs):
-        self.taken += 1
+        self.env_action += 1
         return super().reset(**kwargs)
 
     def step(self, action):
@@ -246,7 +246,7 @@ class Stuck(Match):
 
     def legal(self):
         mask = super().legal()
-        if self.taken == self.at:
+        if self.env_action == self.at:
             mask[-3:] = 0
         return mask
 
@@ -260,20 +260,20 @@ class Stuck(Match):
         (16 + 3, TrainingError, "step 3 of update 2"),
     ],
 )
-def test_one_that_allows_nothing_is_named_with_world_and_step(done, at, error, where):
+def test_one_that_allows_nothing_is_named_with_env_and_step(done, at, error, where):
     """For a MultiDiscrete, one that leaves one of the choices without any."""
     numbers = itertools.count()
-    message = f"a world failed at {where}: the {MASK} of world 1 allows no action: one must be"
+    message = f"an env failed at {where}: the {MASK} of env 1 allows no action: one must be"
     with pytest.raises(error, match=message):
         quick(lambda: Stuck(at if next(numbers) % 2 else None, done))
 
 
 def test_one_that_allows_nothing_is_no_way_to_act():
     agent = quick(lambda: Match("vector", "hybrid", masks=True))
-    world = Stuck(1, "hybrid")
+    env = Stuck(1, "hybrid")
     with pytest.raises(UsageError, match="allows no action at step 0 of an episode: one must be"):
-        evaluate(agent.policy, world, episodes=3, seed=0)
-    assert world.taken == 1
+        evaluate(agent.policy, env, episodes=3, seed=0)
+    assert env.env_action == 1
     with pytest.raises(ValueError, match="the action_mask of the observation allows no action"):
         agent.act({"shown": np.zeros(3), MASK: np.zeros(3)})
 
@@ -288,24 +288,24 @@ def test_the_state_in_which_an_episode_ended_may_allow_nothing():
 def secretive(**net):
     torch.manual_seed(0)
     space = spaces.Dict({"seen": spaces.Box(-1, 1, (2,)), "secret": spaces.Box(-1, 1, (2,))})
-    return ActorCritic(space, spaces.Discrete(3), NetConfig(critic_only=("secret",), **net))
+    return ActorCritic(space, spaces.Discrete(3), NetConfig(privileged=("secret",), **net))
 
 
-@pytest.mark.parametrize("memory", ["none", "gru"])
-def test_the_policy_does_not_see_what_only_the_critic_sees(memory):
-    policy = secretive(memory=memory, policy_gain=1.0)
+@pytest.mark.parametrize("recurrent", ["none", "gru"])
+def test_the_policy_does_not_see_what_only_the_critic_sees(recurrent):
+    policy = secretive(recurrent=recurrent, policy_gain=1.0)
     rows = torch.randn(6, 4)
     other = rows.clone()
     other[:, :2] += 1
     assert policy.observations.leaves[0].name == "secret"
-    carry = torch.zeros(6, policy.carry_size)
+    recurrent_state = torch.zeros(6, policy.state_size)
     with torch.no_grad():
-        first, second = (policy.act(x, None, carry)[1].parameters for x in (rows, other))
+        first, second = (policy.act(x, None, recurrent_state)[1].parameters for x in (rows, other))
         assert torch.equal(first, second)
         seen = rows.clone()
         seen[:, 2:] += 1
-        assert not torch.equal(policy.act(seen, None, carry)[1].parameters, first)
-        if memory == "none":
+        assert not torch.equal(policy.act(seen, None, recurrent_state)[1].parameters, first)
+        if recurrent == "none":
             values = policy.value(rows), policy.value(other)
             assert (values[0] != values[1]).all()
 
@@ -315,7 +315,7 @@ def test_the_policy_does_not_see_what_only_the_critic_sees(memory):
     [
         (("secrets",), {}, "names 'secrets', but the observations have: secret, seen"),
         (("seen", "secret"), {}, "leaves the policy nothing to see"),
-        (("secret",), {"trunk": "shared"}, "net.critic_only .* net.trunk is shared"),
+        (("secret",), {"trunk": "shared"}, "net.privileged .* net.trunk is shared"),
         (("secret", MASK), {}, f"names '{MASK}', which is never shown to the networks"),
     ],
 )
@@ -323,18 +323,18 @@ def test_keys_that_will_not_do(keys, settings, message):
     box, mask = spaces.Box(-1, 1, (2,)), spaces.MultiBinary(3)
     space = spaces.Dict({"seen": box, "secret": box} | ({MASK: mask} if MASK in keys else {}))
     with pytest.raises(UsageError, match=message):
-        ActorCritic(space, spaces.Discrete(3), NetConfig(critic_only=keys, **settings))
+        ActorCritic(space, spaces.Discrete(3), NetConfig(privileged=keys, **settings))
 
 
-# Vector worlds
+# Vector envs
 
 
-WORLDS, STEPS = 3, 40
+ENVS, STEPS = 3, 40
 
 
-def script(world, episode, step):
-    """An action that depends on nothing but (world, episode, step), and its mask beside it."""
-    choice = (world + 2 * episode + step) % 3
+def script(env, episode, step):
+    """An action that depends on nothing but (env, episode, step), and its mask beside it."""
+    choice = (env + 2 * episode + step) % 3
     return choice, np.array([(choice + 1) % 3 != i for i in range(3)], np.int8)
 
 
@@ -350,17 +350,17 @@ class Scripted(gym.Env):
     )
     action_space = spaces.Discrete(3)
 
-    def __init__(self, world):
-        self.world, self.episode = world, -1
+    def __init__(self, env):
+        self.env, self.episode = env, -1
 
     def reset(self, *, seed=None, options=None):
         self.episode, self.time, self.total = self.episode + 1, 0, 0
         return self.see(), {}
 
     def see(self):
-        over = self.time >= 2 + (self.world + 2 * self.episode) % 5
-        mask = script(self.world, self.episode, self.time)[1]
-        place = np.array([self.world, self.episode], np.float32)
+        over = self.time >= 2 + (self.env + 2 * self.episode) % 5
+        mask = script(self.env, self.episode, self.time)[1]
+        place = np.array([self.env, self.episode], np.float32)
         return {
             MASK: 0 * mask if over else mask,
             "count": (self.time, place),
@@ -368,11 +368,11 @@ class Scripted(gym.Env):
         }
 
     def step(self, action):
-        assert script(self.world, self.episode, self.time)[1][action]
+        assert script(self.env, self.episode, self.time)[1][action]
         self.total += int(action)
         reward = float(self.total + self.time)
         self.time += 1
-        over = self.time >= 2 + (self.world + 2 * self.episode) % 5
+        over = self.time >= 2 + (self.env + 2 * self.episode) % 5
         cut = over and self.episode % 3 == 2
         return self.see(), reward, over and not cut, cut, {}
 
@@ -380,37 +380,37 @@ class Scripted(gym.Env):
 class ScriptedPolicy(ActorCritic):
     """Acts by the script, whatever its noise."""
 
-    def act(self, obs, noise=None, carry=None):
-        _, distribution, carry = super().act(obs, noise, carry)
+    def act(self, obs, noise=None, recurrent_state=None):
+        _, distribution, recurrent_state = super().act(obs, noise, recurrent_state)
         leaves = {leaf.name: obs[:, leaf.begin : leaf.end] for leaf in self.observations.leaves}
         times, places = leaves["count/0"].argmax(-1), leaves["count/1"].long()
         action = [
             script(*map(int, place), int(t))[0] for place, t in zip(places, times, strict=True)
         ]
-        return torch.tensor(action), distribution, carry
+        return torch.tensor(action), distribution, recurrent_state
 
 
-def scripted(worlds, steps, normalize=False):
+def scripted(envs, steps, normalize=False):
     torch.manual_seed(0)
     net = NetConfig(normalize_returns=normalize)
-    policy = ScriptedPolicy(worlds.obs_space, worlds.action_space, net).double()
+    policy = ScriptedPolicy(envs.obs_space, envs.action_space, net).double()
     state = TrainState(
         policy=policy,
         optimizer=None,
         engine=TorchEngine(policy, None),
-        worlds=worlds.start(),
+        envs=envs.start(),
         collecting=torch.Generator(),
         shuffling=torch.Generator(),
         horizon=1,
     )
-    rollout = collect(worlds, state, EnvConfig(), steps=steps)
+    rollout = collect(envs, state, EnvConfig(), steps=steps)
     algorithm = PPO(gamma=0.9, lam=0.8, normalize_advantage="none")
     return rollout, algorithm.prepare(state, rollout), state
 
 
 def vector(mode):
-    makers = [lambda world=world: Scripted(world) for world in range(WORLDS)]
-    return VectorWorlds(SyncVectorEnv(makers, autoreset_mode=mode), seed=0)
+    makers = [lambda env=env: Scripted(env) for env in range(ENVS)]
+    return VectorEnvs(SyncVectorEnv(makers, autoreset_mode=mode), seed=0)
 
 
 every_mode = pytest.mark.parametrize(
@@ -419,16 +419,16 @@ every_mode = pytest.mark.parametrize(
 
 
 @every_mode
-def test_nested_observations_with_masks_are_those_of_single_worlds(mode):
+def test_nested_observations_with_masks_are_those_of_single_envs(mode):
     """Rows, what was allowed, true successors and all that is computed from them."""
     found, batch, _ = scripted(vector(mode), STEPS)
-    single, by_one, _ = scripted(SyncWorlds([Scripted(i) for i in range(WORLDS)], 0), STEPS)
+    single, by_one, _ = scripted(SyncEnvs([Scripted(i) for i in range(ENVS)], 0), STEPS)
     ghosts = mode is AutoresetMode.NEXT_STEP
     assert bool((~found.mask).any()) == ghosts
     assert torch.isfinite(batch.log_prob).all()
     assert (batch.log_prob > -20).all()  # what was done was legal
     names = ("obs", "action", "reward", "terminated")
-    for i in range(WORLDS):
+    for i in range(ENVS):
         real = found.mask[:, i]
         count = int(real.sum())
         for name in names:
@@ -439,7 +439,7 @@ def test_nested_observations_with_masks_are_those_of_single_worlds(mode):
     (a, b), (c, d) = leaves["count/0"], leaves["count/1"]
     times, places = found.final_obs[:, a:b].argmax(-1), found.final_obs[:, c:d].long()
     assert len(times) > 20
-    assert times.tolist() == [2 + (world + 2 * episode) % 5 for world, episode in places.tolist()]
+    assert times.tolist() == [2 + (env + 2 * episode) % 5 for env, episode in places.tolist()]
     assert (found.final_obs[:, leaves[MASK][0] :] == 0).all()
     if not ghosts:
         for name in ("advantage", "target", "value"):
@@ -447,7 +447,7 @@ def test_nested_observations_with_masks_are_those_of_single_worlds(mode):
     else:  # all but the last episodes, which are cut elsewhere
         known = {tuple(o.tolist()): x for o, x in zip(by_one.obs, by_one.advantage, strict=True)}
         end = found.boundary & found.mask
-        last = torch.tensor([int(end[:, i].nonzero().max()) for i in range(WORLDS)])
+        last = torch.tensor([int(end[:, i].nonzero().max()) for i in range(ENVS)])
         whole = (torch.arange(STEPS)[:, None] <= last) & found.mask
         keep = whole.t()[found.mask.t()]
         assert keep.sum() > 80
@@ -473,20 +473,20 @@ def test_standardised_values_are_right_behind_masks(done):
         lambda: Match("dict", done, masks=True),
         PPO(gamma=0.9, learning_rate="linear:5e-3:0", epochs=4, minibatch_size=64),
         total_steps=6_144,
-        worlds=4,
+        num_envs=4,
         rollout=RolloutConfig(steps=64),
         net=NetConfig(hidden=(32,), normalize_obs=True, normalize_returns=True),
         seed=1,
     )
     rows = torch.as_tensor(agent.policy.observations.examples(64))
-    world, symbols = Match("dict", done, masks=True), set()
+    env, symbols = Match("dict", done, masks=True), set()
     for seed in range(12):
-        obs, _ = world.reset(seed=seed)
-        symbols.add(world._symbol)
-        np.testing.assert_array_equal(agent.act(obs), world.right(world._symbol))
+        obs, _ = env.reset(seed=seed)
+        symbols.add(env._symbol)
+        np.testing.assert_array_equal(agent.act(obs), env.right(env._symbol))
         row = torch.as_tensor(agent.policy.observations.row(obs))[None]
         with torch.no_grad():
             value = agent.policy.value(row).item()
-        assert value == pytest.approx(world.worth(world._symbol), abs=0.15)
+        assert value == pytest.approx(env.worth(env._symbol), abs=0.15)
     assert symbols == {0, 1, 2}
     assert torch.isfinite(agent.policy.value(rows)).all()

@@ -1,4 +1,4 @@
-"""EnvPool: what it does not check is checked, and its worlds are Gymnasium's."""
+"""EnvPool: what it does not check is checked, and its envs are Gymnasium's."""
 
 import ctypes.util
 import json
@@ -13,14 +13,14 @@ from gymnasium.vector import AutoresetMode
 
 from commands.command_line import SMALL, here, proximo, refusal, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
-from proximo.envs.make import make_worlds
+from proximo.envs.make import make_envs
 from proximo.envs.pool import NEVER, Pool
 
 __all__ = ["here"]
 
 
 class FakePool:
-    """Counts steps; no episode of it ends by itself but world 0's, on its fifth step."""
+    """Counts steps; no episode of it ends by itself but env 0's, on its fifth step."""
 
     def __init__(self, arguments, discrete):
         self.arguments, self.steps = arguments, []
@@ -73,8 +73,8 @@ def fake(monkeypatch):
     return made
 
 
-def pool(name="CartPole-v1", worlds=3, **settings):
-    return Pool(EnvConfig(id=name, worlds=worlds, backend="envpool", **settings), None, 2)
+def pool(name="CartPole-v1", num_envs=3, **settings):
+    return Pool(EnvConfig(id=name, num_envs=num_envs, backend="envpool", **settings), None, 2)
 
 
 @pytest.mark.parametrize(
@@ -94,54 +94,54 @@ def pool(name="CartPole-v1", worlds=3, **settings):
     ],
 )
 def test_actions_that_envpool_would_not_refuse_are_refused(fake, name, actions):
-    worlds = pool(name)
-    worlds.reset(seed=1)
+    envs = pool(name)
+    envs.reset(seed=1)
     with pytest.raises(ValueError, match="action"):
-        worlds.step(actions)
+        envs.step(actions)
     assert fake[-1].steps == []
 
 
 def test_actions_reach_it_in_its_own_type(fake):
-    worlds = pool("Reach-v0")
-    worlds.reset(seed=1)
-    worlds.step(np.zeros((3, 3), np.float32))
+    envs = pool("Reach-v0")
+    envs.reset(seed=1)
+    envs.step(np.zeros((3, 3), np.float32))
     assert fake[-1].steps[0].dtype == np.float64
 
 
-def test_every_world_has_a_seed_of_its_own_and_a_new_seed_makes_a_new_pool(fake):
-    worlds = pool()
-    worlds.reset(seed=1)
-    worlds.reset(seed=2)
+def test_every_env_has_a_seed_of_its_own_and_a_new_seed_makes_a_new_pool(fake):
+    envs = pool()
+    envs.reset(seed=1)
+    envs.reset(seed=2)
     first, second = fake[-2], fake[-1]
     assert first.closed
     seeds = first.arguments["seed"] + second.arguments["seed"]
     assert len(set(seeds)) == 6
     assert all(-(2**31) <= seed < 2**31 for seed in seeds)
-    worlds.reset()
+    envs.reset()
     assert fake[-1] is second
 
 
 def test_its_arguments(fake):
-    worlds = pool("Reach-v0", max_episode_steps=9, kwargs={"weight": 2.0})
+    envs = pool("Reach-v0", max_episode_steps=9, kwargs={"weight": 2.0})
     assert fake[-1].arguments["weight"] == 2.0
     assert fake[-1].arguments["max_episode_steps"] == NEVER
     assert fake[-1].arguments["num_threads"] == 2
-    assert worlds.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     with pytest.raises(UsageError, match=r"\['num_threads'\], which EnvPool uses for itself"):
         pool(kwargs={"num_threads": 3})
     with pytest.raises(UsageError, match="Did you mean CartPole-v1"):
         pool("CartPole-v2")
-    worlds.close()
+    envs.close()
     assert fake[-1].closed
 
 
 @pytest.mark.parametrize("limit", [None, 5, 3])
 def test_time_limits_cut_and_a_fall_on_the_last_step_is_still_a_fall(fake, limit):
-    worlds = pool(worlds=2, max_episode_steps=limit)
-    worlds.reset(seed=1)
+    envs = pool(num_envs=2, max_episode_steps=limit)
+    envs.reset(seed=1)
     history = []
     for _ in range(20):
-        obs, _, terminated, truncated, _ = worlds.step(np.zeros(2, np.int64))
+        obs, _, terminated, truncated, _ = envs.step(np.zeros(2, np.int64))
         history.append((obs[:, 0].tolist(), terminated.tolist(), truncated.tolist()))
     at = (limit or 7) - 1
     seen, terminated, truncated = history[at]
@@ -162,16 +162,16 @@ def test_time_limits_cut_and_a_fall_on_the_last_step_is_still_a_fall(fake, limit
 def test_without_the_package_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "envpool", None)
     with pytest.raises(UsageError, match=r"pip install 'proximo\[envpool\]'"):
-        make_worlds(EnvConfig(id="CartPole-v1", backend="envpool"), 0)
+        make_envs(EnvConfig(id="CartPole-v1", backend="envpool"), 0)
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "LunarLander-v3", "HalfCheetah-v5"])
-def test_policies_trained_in_it_are_for_gymnasiums_world(tmp_path, name):
+def test_policies_trained_in_it_are_for_gymnasiums_env(tmp_path, name):
     pytest.importorskip("envpool")
     runs = []
     for number in range(2):
         agent = train(
-            EnvConfig(id=name, worlds=8, backend="envpool", max_episode_steps=40),
+            EnvConfig(id=name, num_envs=8, backend="envpool", max_episode_steps=40),
             PPO(epochs=2, minibatch_size=64),
             rollout=RolloutConfig(steps=64),
             net=NetConfig(normalize_obs=True),
@@ -180,9 +180,9 @@ def test_policies_trained_in_it_are_for_gymnasiums_world(tmp_path, name):
         )
         runs.append((tmp_path / str(number) / "checkpoints" / "last.safetensors").read_bytes())
     assert runs[0] == runs[1]
-    world = gym.make(name)
-    assert (agent.obs_space, agent.action_space) == (world.observation_space, world.action_space)
-    assert world.action_space.contains(agent.act(world.reset(seed=0)[0]))
+    env = gym.make(name)
+    assert (agent.obs_space, agent.action_space) == (env.observation_space, env.action_space)
+    assert env.action_space.contains(agent.act(env.reset(seed=0)[0]))
     if name == "CartPole-v1":
         assert agent.result["return_mean"] == agent.result["length_mean"]
 
@@ -194,7 +194,7 @@ def test_what_only_envpool_has_is_scored_and_shown_in_it(here, name, length):
     words = ("train", "ppo", name, *SMALL, *small, "--env.max-episode-steps", str(length))
     refused = refusal(proximo(*words, "--total-steps", "128"))
     assert "EnvPool has it: use --env.backend envpool" in refused
-    # A time limit that cuts one world off while the other goes on, or both, in nested rows too.
+    # A time limit that cuts one env off while the other goes on, or both, in nested rows too.
     succeeded(proximo(*words, "--total-steps", "128", "--env.backend", "envpool"))
     first, again = (
         json.loads(succeeded(proximo("eval", "run", "--episodes", "2", "--json")).out)
@@ -208,11 +208,11 @@ def test_what_only_envpool_has_is_scored_and_shown_in_it(here, name, length):
         done = subprocess.run(play, capture_output=True, text=True, timeout=120)
         assert "31 states" in done.stdout, done.stderr
     resumed = succeeded(proximo("resume", "run", "--total-steps", "192"))
-    assert "these worlds cannot be brought back" in resumed.out
+    assert "these envs cannot be brought back" in resumed.out
 
 
-def test_nested_observations_keep_their_places_when_some_worlds_are_cut_off(fake):
-    worlds = pool(worlds=2, max_episode_steps=3)
+def test_nested_observations_keep_their_places_when_some_envs_are_cut_off(fake):
+    envs = pool(num_envs=2, max_episode_steps=3)
     inner = fake[-1]
     for method in ("reset", "step"):
         plain = getattr(inner, method)
@@ -222,8 +222,8 @@ def test_nested_observations_keep_their_places_when_some_worlds_are_cut_off(fake
             return {"place": {"x": obs[:, :1], "rest": obs[:, 1:]}}, *rest
 
         setattr(inner, method, nested)
-    worlds.reset()
-    inner.elapsed[1] = 1  # world 1 is a step ahead, and is cut off alone
-    seen = [worlds.step(np.zeros(2, np.int64))[0]["place"] for _ in range(4)]
+    envs.reset()
+    inner.elapsed[1] = 1  # env 1 is a step ahead, and is cut off alone
+    seen = [envs.step(np.zeros(2, np.int64))[0]["place"] for _ in range(4)]
     assert [obs["x"][:, 0].tolist() for obs in seen] == [[1, 2], [2, 3], [3, 0], [0, 1]]
     assert all((obs["rest"] == obs["x"]).all() for obs in seen)

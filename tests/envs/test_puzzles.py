@@ -1,4 +1,4 @@
-"""The worlds by which masks, memory and images are measured: their best scores are reached."""
+"""The envs by which masks, memory and images are measured: their best scores are reached."""
 
 import numpy as np
 import pytest
@@ -15,16 +15,16 @@ from proximo.envs.puzzles import (
 )
 
 
-def episodes(world, act, count=20):
-    """The mean return of the policy act(world, obs)."""
+def episodes(env, act, count=20):
+    """The mean return of the policy act(env, obs)."""
     returns = []
     for seed in range(count):
-        obs, _ = world.reset(seed=seed)
-        assert world.observation_space.contains(obs)
+        obs, _ = env.reset(seed=seed)
+        assert env.observation_space.contains(obs)
         total, over = 0.0, False
         while not over:
-            obs, reward, terminated, truncated, _ = world.step(act(world, obs))
-            assert world.observation_space.contains(obs)
+            obs, reward, terminated, truncated, _ = env.step(act(env, obs))
+            assert env.observation_space.contains(obs)
             total, over = total + reward, terminated or truncated
         returns.append(total)
     return np.mean(returns)
@@ -43,7 +43,7 @@ def lowest_that_beats(_, obs):
     return min(higher or held)
 
 
-def right_tool(world, obs):
+def right_tool(env, obs):
     material = obs["material"]
     return {
         "strength": obs["work"] * (0.9, -0.5, 0.2)[material],
@@ -51,17 +51,17 @@ def right_tool(world, obs):
     }
 
 
-def remembered(world, _):
-    t = world._taken - world.DELAY
-    return world._shown[t] if t >= 0 else 0
+def remembered(env, _):
+    t = env._taken - env.DELAY
+    return env._shown[t] if t >= 0 else 0
 
 
-def under_the_ball(world, obs):
-    return 1 + np.sign(world._column - world._paddle)
+def under_the_ball(env, obs):
+    return 1 + np.sign(env._column - env._paddle)
 
 
 @pytest.mark.parametrize(
-    ("world", "act", "best"),
+    ("env", "act", "best"),
     [
         *[(Identity(kind), lambda w, obs: obs, 100.0) for kind in Identity.SPACES],
         (Copy(), remembered, 1.0),
@@ -72,8 +72,8 @@ def under_the_ball(world, obs):
     ],
     ids=lambda x: type(x).__name__ if hasattr(x, "step") else "",
 )
-def test_the_best_policy_reaches_what_is_said_to_be_best(world, act, best):
-    assert episodes(world, act) == pytest.approx(best, abs=1e-5)
+def test_the_best_policy_reaches_what_is_said_to_be_best(env, act, best):
+    assert episodes(env, act) == pytest.approx(best, abs=1e-5)
 
 
 def test_the_way_out_of_the_maze_is_as_long_as_it_says():
@@ -92,32 +92,32 @@ def test_the_way_out_of_the_maze_is_as_long_as_it_says():
     assert np.mean(found) == pytest.approx(maze.best(), abs=0.02)
 
 
-@pytest.mark.parametrize("world", [Maze(), Cards()], ids=["maze", "cards"])
-def test_what_is_illegal_is_refused(world):
-    obs, _ = world.reset(seed=1)
+@pytest.mark.parametrize("env", [Maze(), Cards()], ids=["maze", "cards"])
+def test_what_is_illegal_is_refused(env):
+    obs, _ = env.reset(seed=1)
     wrong = int(np.flatnonzero(obs["action_mask"] == 0)[0])
     with pytest.raises(ValueError, match=r"illegal|not in the hand"):
-        world.step(wrong)
+        env.step(wrong)
 
 
-@pytest.mark.parametrize("world", [Maze(masks=False), Cards(masks=False)], ids=["maze", "cards"])
-def test_without_masks_it_costs(world):
-    world.reset(seed=1)
-    wrong = [a for a in range(world.action_space.n) if illegal(world, a)]
-    assert world.step(wrong[0])[1] == pytest.approx({Maze: -0.11, Cards: -1.0}[type(world)])
+@pytest.mark.parametrize("env", [Maze(masks=False), Cards(masks=False)], ids=["maze", "cards"])
+def test_without_masks_it_costs(env):
+    env.reset(seed=1)
+    wrong = [a for a in range(env.action_space.n) if illegal(env, a)]
+    assert env.step(wrong[0])[1] == pytest.approx({Maze: -0.11, Cards: -1.0}[type(env)])
 
 
-def illegal(world, action):
-    return not (world.open[world._cell, action] if isinstance(world, Maze) else world._hand[action])
+def illegal(env, action):
+    return not (env.open[env._cell, action] if isinstance(env, Maze) else env._hand[action])
 
 
-@pytest.mark.parametrize("world", [still_cartpole(200), still_pendulum()])
-def test_velocities_are_not_seen(world):
-    whole = world.unwrapped
-    seen, _ = world.reset(seed=3)
+@pytest.mark.parametrize("env", [still_cartpole(200), still_pendulum()])
+def test_velocities_are_not_seen(env):
+    whole = env.unwrapped
+    seen, _ = env.reset(seed=3)
     assert seen.shape == (2,)
     if len(whole.state) == 4:
         np.testing.assert_allclose(seen, np.float32(whole.state)[[0, 2]])
-        assert world.spec.max_episode_steps == 200
+        assert env.spec.max_episode_steps == 200
     else:
         np.testing.assert_allclose(seen, [np.cos(whole.state[0]), np.sin(whole.state[0])], 1e-5)

@@ -12,8 +12,8 @@ from gymnasium.wrappers.vector import NormalizeReward as NormalizeRewards
 from commands.command_line import SMALL, here, proximo, refusal, succeeded
 from envs.made_envs import Duck, Own
 from proximo import PPO, EnvConfig, UsageError, train
-from proximo.envs.check import check_world, running_statistics
-from proximo.envs.make import make_world
+from proximo.envs.check import check_env, running_statistics
+from proximo.envs.make import make_env
 
 __all__ = ["here"]
 
@@ -120,7 +120,7 @@ KEPT = {
 @pytest.mark.parametrize(("maker", "keeper", "remedy"), KEPT.values(), ids=KEPT)
 def test_they_are_refused_with_our_setting_as_the_remedy(maker, keeper, remedy):
     with pytest.raises(UsageError, match=rf"{keeper}.*no checkpoint holds.*use {remedy}"):
-        train(maker, PPO(minibatch_size=32), total_steps=64, worlds=1)
+        train(maker, PPO(minibatch_size=32), total_steps=64, num_envs=1)
 
 
 VECTORS = {
@@ -148,7 +148,7 @@ def test_what_keeps_none_or_updates_none_is_in_order():
         lambda: statistics(Own()),
         lambda: gym.make("CartPole-v1"),
     ):
-        assert running_statistics(make_world(EnvConfig(), maker)) == ""
+        assert running_statistics(make_env(EnvConfig(), maker)) == ""
     for envs in (AsyncVectorEnv([frozen]), AsyncVectorEnv([Own]), SyncVectorEnv([frozen])):
         assert running_statistics(envs) == ""
         envs.close()
@@ -183,7 +183,7 @@ class Unseen(Own):
 
 
 def test_what_else_outlives_a_reset_is_noted_with_what_it_means():
-    (note,) = check_world(Unseen(), seconds=20.0).notes
+    (note,) = check_env(Unseen(), seconds=20.0).notes
     assert "reset with the same seed gives another observation" in note
     assert "an evaluation may show something else" in note
     assert "neither in the env nor in a wrapper of it" in note

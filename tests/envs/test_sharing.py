@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from envs.sharing_worlds import ACTIONS, MODES, Pair, Single, Vector, spoil, vector
+from envs.sharing_envs import ACTIONS, MODES, Pair, Single, Vector, spoil, vector
 from envs.test_tensors import Drift
 from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, load, train
-from proximo.envs.make import make_world
+from proximo.envs.make import make_env
 from proximo.evaluate import evaluate
 from proximo.loop import run_session
 from proximo.run.callbacks import TRAINING_EVALUATION_SEED
@@ -51,9 +51,9 @@ def go(env, folder, stop=0, **run):
 
 def single(how, actions, backend="sync"):
     return EnvConfig(
-        id="envs.sharing_worlds:Single",
+        id="envs.sharing_envs:Single",
         kwargs={"how": how, "actions": actions},
-        worlds=2,
+        num_envs=2,
         backend=backend,
     )
 
@@ -61,9 +61,7 @@ def single(how, actions, backend="sync"):
 def scores(agent, env):
     """Returns of an evaluation, deterministic and drawn."""
     return [
-        evaluate(
-            agent.policy, make_world(env), episodes=4, seed=5, deterministic=d
-        ).returns.tolist()
+        evaluate(agent.policy, make_env(env), episodes=4, seed=5, deterministic=d).returns.tolist()
         for d in (True, False)
     ]
 
@@ -114,7 +112,7 @@ def test_so_it_is_with_envs_of_tensors(mode, actions, tmp_path):
 @pytest.mark.parametrize("how", ["keeps", "changes"])
 def test_so_it_is_with_several_agents(how, tmp_path):
     def env(how):
-        return EnvConfig(id=f"{Pair.__module__}:Pair", kwargs={"how": how}, worlds=1)
+        return EnvConfig(id=f"{Pair.__module__}:Pair", kwargs={"how": how}, num_envs=1)
 
     evaluations = {"eval_every": 1, "eval_episodes": 2}
     expected = scores(go(env("copies"), tmp_path / "copies", **evaluations), env("copies"))
@@ -124,7 +122,7 @@ def test_so_it_is_with_several_agents(how, tmp_path):
     # In training it is evaluated as it is afterwards: each agent by its own action.
     *_, last = RunFolder(tmp_path / how).read_metrics()
     policy, seed = load(tmp_path / how).policy, TRAINING_EVALUATION_SEED
-    after = evaluate(policy, make_world(env(how)), episodes=2, seed=seed)
+    after = evaluate(policy, make_env(env(how)), episodes=2, seed=seed)
     assert last["evaluation"] == pytest.approx(after.mean)
 
 

@@ -1,4 +1,4 @@
-"""Vector worlds of tensors: the numbers of their NumPy twin, and no read before a rollout's end."""
+"""Vector envs of tensors: the numbers of their NumPy twin, and no read before a rollout's end."""
 
 import dataclasses
 import re
@@ -22,8 +22,8 @@ from proximo import (
     load,
     train,
 )
-from proximo.envs.make import VectorWorlds
-from proximo.envs.tensors import TensorWorlds
+from proximo.envs.make import VectorEnvs
+from proximo.envs.tensors import TensorEnvs
 from proximo.run.config import Config, RolloutConfig
 from proximo.run.session import Session
 
@@ -75,13 +75,13 @@ class Drift(VectorEnv):
             self.time = self._of(np.zeros(COUNT, np.int64))
         all_of_them = self._of(np.ones(COUNT, bool))
         self._begin(all_of_them if options is None else options["reset_mask"])
-        self.ended = ~all_of_them
+        self.done = ~all_of_them
         return self._look(), {}
 
     def _begin(self, which):
         self.episode = self.episode + self._cast(which, "int64")
-        worlds = self._of(np.arange(COUNT))
-        start = self.starts[self.episode % 50, worlds]
+        envs = self._of(np.arange(COUNT))
+        start = self.starts[self.episode % 50, envs]
         self.place[:] = self.lib.where(which[:, None], start, self.place)
         self.time = self.lib.where(which, 0, self.time)
 
@@ -114,7 +114,7 @@ class Drift(VectorEnv):
         if self.done == "hybrid":
             push = push * (1 + self._cast(action["tool"], "float32"))[:, None]
         reset_alone = self.mode is AutoresetMode.NEXT_STEP
-        before = self.ended
+        before = self.done
         moved = self._cast(self.place * 0.9 + push, "float32")
         self.place[:] = moved
         self.time = self.time + 1
@@ -126,14 +126,14 @@ class Drift(VectorEnv):
             self._begin(before)
             reward = lib.where(before, 0.0, reward)
             terminated, truncated = terminated & ~before, truncated & ~before
-        self.ended, info = terminated | truncated, {}
+        self.done, info = terminated | truncated, {}
         seen = self._look()
         if self.mode is AutoresetMode.SAME_STEP:
             if self.broken != "final":
                 info["final_obs"] = seen
             if self.seen == "vector" and self.broken != "final":
                 info["final_obs"] = seen * 1
-            self._begin(self.ended)
+            self._begin(self.done)
             seen = self._look()
         return seen, reward, terminated, truncated, info
 
@@ -144,7 +144,7 @@ def session(lib, mode, seen="vector", done="box", *, algorithm=None, net=None, r
     config = Config(
         algorithm=algorithm,
         rollout=rollout or RolloutConfig(steps=16),
-        env=EnvConfig(worlds=COUNT),
+        env=EnvConfig(num_envs=COUNT),
         net=net or NetConfig(hidden=(8, 8)),
         run=settings,
     )
@@ -158,7 +158,7 @@ def rounds(session, count=3):
     config, state, rollouts = session.config, session.state, []
     for _ in range(count):
         rollout = collect(
-            session.worlds,
+            session.envs,
             state,
             config.env,
             steps=config.rollout.steps,
@@ -186,9 +186,9 @@ CASES = {
     "squashed": ("vector", "box", {"action": "squash"}),
     "beta": ("vector", "box", {"action": "beta"}),
     "dict, mask and discrete": ("dict", "discrete", {}),
-    "dict, mask and hybrid": ("dict", "hybrid", {"memory": "lstm", "memory_size": 8}),
+    "dict, mask and hybrid": ("dict", "hybrid", {"recurrent": "lstm", "recurrent_size": 8}),
     "image and discrete": ("image", "discrete", {}),
-    "memory": ("vector", "discrete", {"memory": "gru", "memory_size": 8}),
+    "recurrent": ("vector", "discrete", {"recurrent": "gru", "recurrent_size": 8}),
 }
 
 
@@ -202,7 +202,7 @@ def test_tensors_give_the_rollouts_and_the_policy_of_their_numpy_twin_to_the_bit
     for lib in (np, torch):
         net_config = NetConfig(hidden=(8, 8), **net)
         own = session(lib, mode, seen, done, net=net_config, engine=engine)
-        assert type(own.worlds) is (TensorWorlds if lib is torch else VectorWorlds)
+        assert type(own.envs) is (TensorEnvs if lib is torch else VectorEnvs)
         found.append((*rounds(own), own.state))
     (rollouts, policy, state), (others, other_policy, other_state) = found
     assert sum(len(rollout.episodes) for rollout in rollouts) > 10
@@ -211,10 +211,10 @@ def test_tensors_give_the_rollouts_and_the_policy_of_their_numpy_twin_to_the_bit
     for name, tensor in policy.items():
         assert torch.equal(tensor, other_policy[name])
     for name in ("episode", "resetting", "ret", "length"):
-        own, other = getattr(state.worlds, name), getattr(other_state.worlds, name)
+        own, other = getattr(state.envs, name), getattr(other_state.envs, name)
         assert own.dtype == other.dtype
         np.testing.assert_array_equal(own, other)
-    np.testing.assert_array_equal(state.worlds.obs, other_state.worlds.obs.numpy())
+    np.testing.assert_array_equal(state.envs.obs, other_state.envs.obs.numpy())
     assert state.recent == other_state.recent
 
 
@@ -236,13 +236,13 @@ READS += ("__index__", "__array__", "__contains__")
 
 @MODES
 @pytest.mark.parametrize("seen", ["vector", "dict"])
-@pytest.mark.parametrize("memory", ["none", "lstm"])
+@pytest.mark.parametrize("recurrent", ["none", "lstm"])
 def test_nothing_is_read_on_the_host_from_the_first_step_to_the_last(
-    monkeypatch, mode, seen, memory
+    monkeypatch, mode, seen, recurrent
 ):
-    net = NetConfig(hidden=(8, 8), memory=memory, normalize_obs=True)
+    net = NetConfig(hidden=(8, 8), recurrent=recurrent, normalize_obs=True)
     own = session(torch, mode, seen, "hybrid" if seen == "dict" else "box", net=net, engine="torch")
-    envs, reads, steps = own.worlds.envs, [], []
+    envs, reads, steps = own.envs.envs, [], []
     counting = False
     for name in READS:
         original = getattr(torch.Tensor, name)
@@ -274,11 +274,11 @@ def test_nothing_is_read_on_the_host_from_the_first_step_to_the_last(
 
 @MODES
 @pytest.mark.parametrize("name", ["run.device"])
-def test_the_worlds_say_where_the_networks_live(mode, name):
+def test_the_envs_say_where_the_networks_live(mode, name):
     own = session(torch, mode)
-    assert own.worlds.device == torch.device("cpu")
-    assert any("where the worlds' tensors are" in note for note in own.notes)
-    with pytest.raises(UsageError, match=rf"{name} is cuda, but the worlds hold tensors on cpu"):
+    assert own.envs.device == torch.device("cpu")
+    assert any("where the envs' tensors are" in note for note in own.notes)
+    with pytest.raises(UsageError, match=rf"{name} is cuda, but the envs hold tensors on cpu"):
         session(torch, mode, device="cuda")
 
 
@@ -289,32 +289,32 @@ def test_the_worlds_say_where_the_networks_live(mode, name):
             "nan",
             "vector",
             AutoresetMode.NEXT_STEP,
-            r"world \d gave the observation\[\d\] = -inf .* must be f",
+            r"env \d gave the observation\[\d\] = -inf .* must be f",
         ),
         (
             "mask",
             "dict",
             AutoresetMode.NEXT_STEP,
-            r"world \d shows an action_mask that allows no action: .*, at step \d+ of update 2$",
+            r"env \d shows an action_mask that allows no action: .*, at step \d+ of update 2$",
         ),
         (
             "phase",
             "dict",
             AutoresetMode.DISABLED,
-            r"world \d returned phase with a number that is not in Discrete.*, at step \d+ of upd",
+            r"env \d returned phase with a number that is not in Discrete.*, at step \d+ of upd",
         ),
         (
             "final",
             "vector",
             AutoresetMode.SAME_STEP,
-            r"world \d ended an episode, but info has no final_obs.*, at step \d+ of",
+            r"env \d ended an episode, but info has no final_obs.*, at step \d+ of",
         ),
     ],
 )
 def test_what_is_wrong_is_found_at_the_end_of_the_rollout(broken, seen, mode, words):
     own = session(torch, mode, seen, "discrete")
     rounds(own, 1)
-    own.worlds.envs.broken = broken
+    own.envs.envs.broken = broken
     with pytest.raises(TrainingError, match=words):
         rounds(own, 1)
 
@@ -349,11 +349,11 @@ class Wrong(Drift):
 def test_an_answer_of_the_wrong_kind_is_named(how, words):
     config = Config(
         rollout=RolloutConfig(steps=16),
-        env=EnvConfig(worlds=COUNT, check=False),  # which would name it before
+        env=EnvConfig(num_envs=COUNT, check=False),  # which would name it before
         net=NetConfig(hidden=(8, 8)),
     )
     own = Session(config, source=Wrong(torch, AutoresetMode.NEXT_STEP))
-    own.worlds.envs.how = how
+    own.envs.envs.how = how
     with pytest.raises(UsageError, match=words):
         rounds(own, 1)
 
@@ -372,7 +372,7 @@ def test_a_run_is_kept_resumed_and_loaded(tmp_path):
         )
 
     agent = run(200, run_dir=tmp_path / "r")
-    assert agent.result["profile"]["phases"]["world"]["share"] > 0
+    assert agent.result["profile"]["phases"]["env"]["share"] > 0
     obs = np.zeros(3, np.float32)
     np.testing.assert_array_equal(load(tmp_path / "r").act(obs), agent.act(obs))
 
@@ -386,12 +386,12 @@ def test_a_run_is_kept_resumed_and_loaded(tmp_path):
     source = Drift(torch, AutoresetMode.NEXT_STEP)
     with Session(config, folder=folder, source=source, resume=saved) as resumed:
         assert any("new episodes begin" in note for note in resumed.notes)
-        assert (resumed.state.worlds.length == 0).all()
-        assert isinstance(resumed.state.worlds.obs, torch.Tensor)
+        assert (resumed.state.envs.length == 0).all()
+        assert isinstance(resumed.state.envs.obs, torch.Tensor)
         rounds(resumed, 1)
 
 
-def test_a_world_of_tensors_is_not_evaluated_one_episode_at_a_time():
+def test_an_env_of_tensors_is_not_evaluated_one_episode_at_a_time():
     with pytest.raises(UsageError, match="cannot be evaluated one episode at a time"):
         session(torch, AutoresetMode.NEXT_STEP, stop_at=1.0)
 
@@ -415,7 +415,7 @@ def test_on_a_gpu_nothing_waits_for_the_host_within_a_rollout(mode):
     original, steps = envs.step, []
 
     def step(action):
-        torch.cuda.set_sync_debug_mode("default")  # the world's own copies are its own
+        torch.cuda.set_sync_debug_mode("default")  # the env's own copies are its own
         answer = original(action)
         steps.append(1)
         torch.cuda.set_sync_debug_mode("error" if len(steps) % 8 else "default")

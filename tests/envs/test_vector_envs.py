@@ -10,7 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from commands.command_line import SMALL, here, proximo, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, train
 from proximo.envs.check import check_vector
-from proximo.envs.make import VectorWorlds, make_worlds
+from proximo.envs.make import VectorEnvs, make_envs
 from proximo.run.checkpoint import Checkpoint
 
 __all__ = ["here"]
@@ -73,9 +73,9 @@ def test_an_env_that_owes_nothing_is_not_taken_for_one_that_does(draws):
             super().reset(seed=None if draws else seed)
             return self.np_random.random(1, np.float32), {}
 
-    worlds = VectorWorlds(SyncVectorEnv([Drawing] * 3), 0)
-    check_vector(worlds)
-    assert not worlds.owes
+    envs = VectorEnvs(SyncVectorEnv([Drawing] * 3), 0)
+    check_vector(envs)
+    assert not envs.owes
 
 
 class Shown(gym.Env):
@@ -183,7 +183,7 @@ class Batch(VectorEnv):
 @pytest.mark.parametrize("of", [np.asarray, torch.from_numpy])
 def test_so_are_those_of_a_vector_env_of_ones_own(of):
     def check(leaf):
-        check_vector(make_worlds(EnvConfig(), 0, Batch(leaf, of)))
+        check_vector(make_envs(EnvConfig(), 0, Batch(leaf, of)))
 
     with pytest.raises(UsageError, match="returned for time, so that"):
         check(leaf=True)
@@ -232,22 +232,22 @@ class Elsewhere(VectorEnv):
     def reset(self, *, seed=None, options=None):
         which = np.ones(self.num_envs, bool) if options is None else options["reset_mask"]
         if seed is not None:
-            self.drawn, self.ended = np.random.default_rng(seed), np.zeros(self.num_envs, bool)
+            self.drawn, self.done = np.random.default_rng(seed), np.zeros(self.num_envs, bool)
             self.time = self.limit = np.zeros(self.num_envs, int)
         return self.begin(which), {}
 
     def begin(self, which):
         self.time = np.where(which, 0, self.time)
         self.limit = np.where(which, self.drawn.integers(3, 7, self.num_envs), self.limit)
-        self.ended = self.ended & ~which
+        self.done = self.done & ~which
         return self.see()
 
     def step(self, actions):
-        due = self.ended
+        due = self.done
         self.time = self.time + 1
-        self.ended = (self.time >= self.limit) & ~due
+        self.done = (self.time >= self.limit) & ~due
         reward = np.where(due, 0, 0.5)
-        final, info, ended = self.see(), {}, self.ended
+        final, info, ended = self.see(), {}, self.done
         if due.any():
             self.begin(due)
         if self.metadata["autoreset_mode"] is SAME and ended.any():
@@ -271,7 +271,7 @@ def test_arrays_of_other_libraries_give_the_bits_of_numpys(mode, tmp_path):
         )
         saved.append(Checkpoint(tmp_path / name / "checkpoints/last.safetensors"))
     assert saved[0].sha256 == saved[1].sha256
-    assert saved[0].tensors["worlds.episode"].dtype is torch.int64
+    assert saved[0].tensors["envs.episode"].dtype is torch.int64
 
 
 def test_a_run_in_such_an_env_goes_on(here):
@@ -282,4 +282,4 @@ def test_a_run_in_such_an_env_goes_on(here):
         done = succeeded(proximo("resume", "run", "--total-steps", "1024"))
     finally:
         del gym.registry["Elsewhere-v0"]
-    assert "these worlds cannot be brought back: new episodes begin in them" in done.out
+    assert "these envs cannot be brought back: new episodes begin in them" in done.out

@@ -2,9 +2,9 @@ import resource
 
 import pytest
 
-from commands.command_line import here, own_world, trained
+from commands.command_line import here, own_env, trained
 
-__all__ = ["here", "own_world", "trained"]
+__all__ = ["here", "own_env", "trained"]
 
 
 @pytest.hookimpl(wrapper=True)

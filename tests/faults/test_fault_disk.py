@@ -71,7 +71,7 @@ def go(run_dir, *calls, updates=8, **settings):
         PPO(epochs=1, minibatch_size=32),
         rollout=RolloutConfig(steps=32),
         run_config=RunConfig(total_steps=64 * updates, **settings),
-        worlds=2,
+        num_envs=2,
         run_dir=run_dir,
         callbacks=[call],
     )
@@ -162,7 +162,7 @@ def test_an_end_whose_best_cannot_be_saved_ends_badly_and_has_its_last(here):
     assert Checkpoint(RunFolder("r").checkpoint("last")).updates == 8
 
 
-WORLD = """
+ENV = """
 import resource
 
 import gymnasium as gym
@@ -186,7 +186,7 @@ class Filling(gym.Env):
 
 
 def test_the_command_ends_with_1_and_says_how_to_go_on(here, limit):
-    (here / "filling.py").write_text(WORLD)
+    (here / "filling.py").write_text(ENV)
     ended = train_in("filling:Filling", "--run-dir", "r", "--env.no-check")
     limit(None)
     assert ended.code == 1

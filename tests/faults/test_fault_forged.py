@@ -151,17 +151,17 @@ TENSORS = [
     ("collecting", lambda x: x[:100]),
     ("collecting", lambda x: x * 0),
     ("shuffling", None),
-    ("worlds.obs", lambda x: x[:1]),
-    ("worlds.obs", nan),
-    ("worlds.obs", of(torch.uint8)),
-    ("worlds.episode", of(torch.int32)),
-    ("worlds.episode", lambda x: x - 10**6),
-    ("worlds.ret", nan),
-    ("worlds.length", lambda x: -x - 1),
-    ("worlds.actions.0", lambda x: torch.full_like(x, 99)),
-    ("worlds.actions.0", lambda x: torch.zeros(3, 2, dtype=torch.int64)),
-    ("worlds.actions.7", lambda x: torch.zeros(3, dtype=torch.int64)),
-    ("carry", lambda x: torch.zeros(5, 5)),
+    ("envs.obs", lambda x: x[:1]),
+    ("envs.obs", nan),
+    ("envs.obs", of(torch.uint8)),
+    ("envs.episode", of(torch.int32)),
+    ("envs.episode", lambda x: x - 10**6),
+    ("envs.ret", nan),
+    ("envs.length", lambda x: -x - 1),
+    ("envs.actions.0", lambda x: torch.full_like(x, 99)),
+    ("envs.actions.0", lambda x: torch.zeros(3, 2, dtype=torch.int64)),
+    ("envs.actions.7", lambda x: torch.zeros(3, dtype=torch.int64)),
+    ("recurrent_state", lambda x: torch.zeros(5, 5)),
     ("ahead", lambda x: torch.zeros(1, 5)),
     ("reward_return", lambda x: torch.zeros(2)),
     ("obs_moments.number", lambda x: torch.zeros((), dtype=torch.float64)),
@@ -281,7 +281,9 @@ class Fuzz:
 
     def numbers(self, path):
         chance, tensors = self.chance, dict(self.tensors)
-        name = chance.choice([*tensors, "carry", "ahead", "reward_return", "worlds.actions.5"])
+        name = chance.choice(
+            [*tensors, "recurrent_state", "ahead", "reward_return", "envs.actions.5"]
+        )
         tensor = tensors.pop(name, torch.zeros(2))
         kinds = [torch.float64, torch.float16, torch.int64, torch.bool, torch.uint8]
         change = chance.randrange(6)
@@ -328,8 +330,8 @@ def test_any_file_is_read_or_refused(run, cases):
                 highest = peak()
             damaged = fuzz.write(path)
             state.obs_moments = state.return_moments = state.reward_moments = None
-            state.reward_return = state.carry = state.ahead = None
-            state.worlds.actions = [[] for _ in state.worlds.actions]
+            state.reward_return = state.recurrent_state = state.ahead = None
+            state.envs.actions = [[] for _ in state.envs.actions]
             try:
                 saved = Checkpoint(path)
                 assert not damaged
@@ -367,8 +369,8 @@ PAYLOADS = {
     "python": b"__import__('pathlib').Path('marker').touch()\n",
     "yaml": b"!!python/object/apply:pathlib.Path.touch [marker]\n",
     "toml": b'[net]\nactivation = \'__import__("pathlib").Path("marker").touch()\'\n',
-    "code in toml": b"[env]\nid = 'own_world:World'\n[net]\nmodule = 'own_world:World'\n",
-    "wrappers": b"[env]\nid = 'CartPole-v1'\nwrappers = ['own_world:World']\n",
+    "code in toml": b"[env]\nid = 'own_env:Env'\n[net]\nmodule = 'own_env:Env'\n",
+    "wrappers": b"[env]\nid = 'CartPole-v1'\nwrappers = ['own_env:Env']\n",
     "depth": json_of(10**5),
     "depth in toml": b"[env]\nid = " + b"[" * 10**5,
     "deep keys": b"a." * 10**3 + b"a = 1",
@@ -407,7 +409,7 @@ READS = {
 
 @pytest.mark.parametrize("payload", PAYLOADS)
 @pytest.mark.parametrize("file", FILES, ids=lambda file: Path(file).stem)
-def test_no_file_of_a_run_runs_or_crashes_anything(here, trained, own_world, file, payload):
+def test_no_file_of_a_run_runs_or_crashes_anything(here, trained, own_env, file, payload):
     for words in READS[file]:
         shutil.copytree(trained, here / "r")
         (here / "r" / file).write_bytes(PAYLOADS[payload])

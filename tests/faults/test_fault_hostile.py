@@ -128,7 +128,7 @@ def evil(here):
 
 @pytest.fixture
 def unharmed(here, victim, evil):
-    """To be called after each verb; `ended`: how that ended."""
+    """To be called after each verb; `done`: how that ended."""
     before, memory = state(victim), peak()
 
     def check(ended):
@@ -210,10 +210,10 @@ def test_nothing_that_is_read_hangs_or_fills_the_memory(here, trained, unharmed,
 
 
 def test_a_run_folder_that_is_itself_a_link_is_the_users_choice(here, trained):
-    shutil.copytree(trained, here / "real")
-    (here / "r").symlink_to("real")
+    shutil.copytree(trained, here / "valid")
+    (here / "r").symlink_to("valid")
     succeeded(proximo("resume", "r", "--total-steps", "576", "--quiet"))
-    assert len(rows("real")) == 9
+    assert len(rows("valid")) == 9
     (here / "out").mkdir()
     (here / "way").symlink_to("out")
     succeeded(proximo("plot", "r", "--out", "way/curves.svg"))
@@ -225,7 +225,7 @@ def test_text_of_a_file_reaches_the_terminal_as_text(here, trained, unharmed):
     config = (trained / "config.toml").read_text()
     shown = printable(ESCAPE).replace("'", "'\"'\"'")
     for name, asks in (
-        ('id = "CartPole-v1"', f"evil{ESCAPE}:World"),
+        ('id = "CartPole-v1"', f"evil{ESCAPE}:Env"),
         ("wrappers = []", f"evil:{ESCAPE}"),
         ('module = ""', f"evil{ESCAPE}\nproximo: type yes:Net"),
     ):
@@ -301,7 +301,7 @@ def test_of_a_long_log_of_metrics_some_rows_are_held(here, monkeypatch):
     assert found[0] == 1
     assert found[-1] == 1000
     assert 10 < len(found) < 40
-    held, lost = RunFolder("r").cut_metrics(990, 2, ended=False)
+    held, lost = RunFolder("r").cut_metrics(990, 2, done=False)
     assert not lost.number
     assert held[-1] == {"update": 990, "seconds": 1}
     cut = (here / "r/metrics.jsonl").read_text().splitlines()

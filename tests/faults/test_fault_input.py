@@ -47,7 +47,7 @@ def nothing_left(place):
         (["--preset", "none"], ["proximo train ppo CartPole-v1", "--preset"]),
         (["ppo"], ["name an env", "proximo train ppo CartPole-v1"]),
         ([], ["name an algorithm and an env", "proximo train ppo CartPole-v1"]),
-        (["ppo", "nowhere:World"], ["'nowhere'", "failed"]),
+        (["ppo", "nowhere:Env"], ["'nowhere'", "failed"]),
         (["ppo", "os:NoSuchWorld"], ["os", "'NoSuchWorld'"]),
         (["ppo", "CartPole-v1", "--net.activation", "tahn"], ["tahn", "tanh"]),
         (["ppo", "CartPole-v1", "--device", "tpu"], ["tpu", "cpu", "cuda", "mps"]),
@@ -99,7 +99,7 @@ def test_an_unknown_algorithm_beside_a_configuration_is_not_overlooked(here, tra
         ("--algorithm.huber-delta", "-1.0", "above 0"),
         ("--rollout.steps", "0", "at least 1"),
         ("--rollout.episodes", "-1", "0 or more"),
-        ("--env.worlds", "0", "one world"),
+        ("--env.num-envs", "0", "one env"),
         ("--env.max-episode-steps", "0", "at least 1"),
         ("--env.reward-clip", "-1.0", "above 0"),
         ("--env.reward-clip", "nan", "finite"),
@@ -150,7 +150,7 @@ def test_a_layer_without_width(here):
         ("--algorithm.learning-rate", "linear:1:2:3:4", "linear:START:END"),
         ("--algorithm.learning-rate", "fast", "linear:START:END"),
         ("--algorithm.epochs", "2.5", "INT"),
-        ("--env.worlds", "many", "INT"),
+        ("--env.num-envs", "many", "INT"),
         ("--env.kwargs", "lonely", "pair"),
     ],
 )
@@ -185,7 +185,7 @@ class Marked(gym.Env):
     [
         (["--rollout.steps", 10**12], [f"rollout.steps is {10**12}", f"{32 * 10**12:,} bytes"]),
         (["--rollout.steps", 10**40], [f"{32 * 10**40:,} bytes"]),
-        (["--env.worlds", 10**11], [f"env.worlds is {10**11}", f"{10**14:,} bytes"]),
+        (["--env.num-envs", 10**11], [f"env.num_envs is {10**11}", f"{10**14:,} bytes"]),
         (["--rollout.episodes", 10**13], [f"rollout.episodes is {10**13}"]),
         (["--net.hidden", 10**9, 10**9], ["net.hidden is (1000000000, 1000000000)"]),
         (["--net.hidden", 10**30], [f"{8 * 10**30:,} bytes"]),
@@ -209,7 +209,7 @@ def test_a_size_for_which_there_is_no_memory(here, words, parts):
         (["--rollout.steps", 10**9], f"bytes at least, and this machine has {2**40:,}"),
     ],
 )
-def test_a_size_for_which_there_is_no_memory_in_this_world(here, words, part, monkeypatch):
+def test_a_size_for_which_there_is_no_memory_in_this_env(here, words, part, monkeypatch):
     monkeypatch.setattr(memory, "memory", lambda: 2**40)
     (here / "marked.py").write_text(MARKED)
     words = ("--env.no-check", "--run-dir", "r", *words)
@@ -252,7 +252,7 @@ def test_a_container_says_how_much_memory_there_is(monkeypatch):
     [
         (
             ["--algorithm.minibatch-size", "65"],
-            ["algorithm.minibatch_size is 65", "64 samples", "env.worlds 2 x rollout.steps 32"],
+            ["algorithm.minibatch_size is 65", "64 samples", "env.num_envs 2 x rollout.steps 32"],
         ),
         (
             ["--algorithm.minibatches", "episodes"],
@@ -289,7 +289,7 @@ def test_minibatches_by_episode_need_whole_episodes(here):
     assert nothing_left(here)
 
 
-def test_a_world_without_a_vector_version(here):
+def test_an_env_without_a_vector_version(here):
     message = refusal(train_in("Acrobot-v1", "--env.backend", "vector", steps=64))
     assert "env.backend is vector" in message
     assert "Acrobot-v1" in message
@@ -374,7 +374,7 @@ def test_starting_from_a_run_that_is_missing(here):
     assert nothing_left(here)
 
 
-def test_starting_from_a_policy_of_another_world(here, trained):
+def test_starting_from_a_policy_of_another_env(here, trained):
     message = refusal(train_in("Acrobot-v1", "--run-dir", "r", "--from", trained, steps=64))
     assert "(4,)" in message
     assert "(6,)" in message
@@ -386,7 +386,7 @@ def test_a_run_that_starts_from_a_policy_has_its_network(trained, here):
     assert "hidden = [64, 64]" in (here / "r/config.toml").read_text()
 
 
-def test_resuming_in_another_world(here, trained):
+def test_resuming_in_another_env(here, trained):
     shutil.copytree(trained, here / "r")
     words = ("--env", "Acrobot-v1", "--total-steps", "576")
     message = refusal(proximo("resume", "r", *words))
@@ -438,7 +438,7 @@ def test_a_configuration_file_that_is_wrong(here, text, parts):
     assert nothing_left(here)
 
 
-def test_a_configuration_file_without_a_world(here):
+def test_a_configuration_file_without_an_env(here):
     (here / "half.toml").write_text("[run]\nseed = 3\n")
     assert "name an env" in refusal(proximo("train", "--config", "half.toml"))
     assert nothing_left(here)

@@ -97,9 +97,9 @@ def ends_as_if_it_had_never_stopped(trainer, words, steps):
         assert tensor.equal(mine.tensors[name]), name
 
 
-def test_neither_restarts_nor_processes_of_worlds_change_a_bit(here, trainer):
-    """Killed with its worlds in 4, 2 and 1 processes; with 3 to its end. The other has none."""
-    words = ["--preset", "none", "--env.worlds", "4", "--quiet"]
+def test_neither_restarts_nor_processes_of_envs_change_a_bit(here, trainer):
+    """Killed with its envs in 4, 2 and 1 processes; with 3 to its end. The other has none."""
+    words = ["--preset", "none", "--env.num-envs", "4", "--quiet"]
     command = ["train", "ppo", "CartPole-v1", *SMALL, *words, "--total-steps", str(STEPS)]
     command += ["--env.backend", "workers", "--env.processes", "4", "--run-dir", "r"]
     config, reached = here / "r/config.toml", 0

@@ -87,7 +87,7 @@ def test_a_run_of_control_is_no_run_of_a_language_model(run, trained):
     assert "is of no run of sft" in refusal(proximo("lm", "resume", "r", "--updates", "7"))
     shutil.copytree(trained, "control")
     shutil.copy(run / "checkpoints/last-5.safetensors", "control/" + LAST)
-    assert "is no checkpoint of a policy for worlds" in refusal(proximo("resume", "control"))
+    assert "is no checkpoint of a policy for envs" in refusal(proximo("resume", "control"))
     refusal(proximo("eval", "control"))
 
 

@@ -17,7 +17,7 @@ from proximo.language.data import Examples
 from proximo.language.reward import Judge, find_reward
 from proximo.types import faults
 
-WORLD = '''
+ENV = '''
 import asyncio
 import os
 import signal
@@ -86,8 +86,8 @@ BACKENDS = pytest.mark.parametrize("backend", ["sync", "workers"])
 
 
 @pytest.fixture(autouse=True)
-def _worlds(here):
-    (here / "leaving.py").write_text(WORLD)
+def _envs(here):
+    (here / "leaving.py").write_text(ENV)
 
 
 def leave(how, at, *words):
@@ -97,7 +97,7 @@ def leave(how, at, *words):
 
 @BACKENDS
 @pytest.mark.parametrize("how", NAMES)
-def test_a_world_that_leaves_before_training_is_refused_by_name(here, how, backend):
+def test_an_env_that_leaves_before_training_is_refused_by_name(here, how, backend):
     for at in (-1, 5):
         said = refusal(leave(how, at, "--env.backend", backend))
         assert NAMES[how] in said
@@ -109,23 +109,23 @@ def test_a_world_that_leaves_before_training_is_refused_by_name(here, how, backe
 
 @BACKENDS
 @pytest.mark.parametrize("how", NAMES)
-def test_a_world_that_leaves_later_ends_the_run_which_is_kept(here, how, backend):
+def test_an_env_that_leaves_later_ends_the_run_which_is_kept(here, how, backend):
     once = ("--env.restarts", "0") if backend == "workers" else ()
     failed = leave(how, 75, "--env.backend", backend, *once)
     assert failed.code == 1
-    assert f"step 11 of update 3: {'world 0' if backend == 'workers' else NAMES[how]}" in failed.err
+    assert f"step 11 of update 3: {'env 0' if backend == 'workers' else NAMES[how]}" in failed.err
     assert NAMES[how] in failed.err
     assert "go on by: proximo resume r" in failed.err
     assert not (here / "r/result.json").exists()
     assert [row["update"] for row in rows("r")] == [1, 2]
 
 
-def test_a_world_that_leaves_in_a_process_begins_anew(here):
+def test_an_env_that_leaves_in_a_process_begins_anew(here):
     succeeded(leave("exit", 75, "--env.backend", "workers"))
     assert "SystemExit (" in result("r")["doubts"][0]
 
 
-def test_a_world_that_leaves_is_named_by_every_verb(here):
+def test_an_env_that_leaves_is_named_by_every_verb(here):
     words = (*SMALL, "--run-dir", "r", "--total-steps", "512")
     succeeded(proximo("train", "ppo", "leaving:Leaving", *words))
     source = (here / "leaving.py").read_text()
@@ -146,7 +146,7 @@ def test_a_world_that_leaves_is_named_by_every_verb(here):
 
 def test_a_module_that_leaves_when_it_is_imported_is_refused(here):
     (here / "script.py").write_text("import sys\nsys.exit(0)\n")
-    assert "SystemExit: 0" in refusal(proximo("check", "script:World"))
+    assert "SystemExit: 0" in refusal(proximo("check", "script:Env"))
     with pytest.raises(UsageError, match="cannot be imported: SystemExit: 0"):
         find_reward("script:reward")
 
@@ -234,7 +234,7 @@ def test_a_ctrl_c_is_no_fault_of_the_code_in_which_it_comes():
 
 
 @pytest.mark.parametrize(("at", "backend"), [(-1, "sync"), (75, "sync"), (75, "workers")])
-def test_a_world_may_change_the_current_folder(here, at, backend):
+def test_an_env_may_change_the_current_folder(here, at, backend):
     try:
         succeeded(leave("chdir", at, "--env.backend", backend, "--run.eval-every", "2"))
         os.chdir(here)
@@ -269,7 +269,7 @@ def test_compare_runs_where_it_was_started(here, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_world_with_handlers_of_its_own_takes_no_signal_from_the_run(here, number):
+def test_an_env_with_handlers_of_its_own_takes_no_signal_from_the_run(here, number):
     words = (
         "train",
         "ppo",

@@ -37,12 +37,12 @@ COUNT, SIZE, EPOCHS, BAD = 48, 12, 2, slice(12, 24)  # samples, of which the sec
 HUGE = 1e30  # finite, and its square is not
 
 GENEROUS = '''
-from commands.command_line import WORLD
+from commands.command_line import ENV
 
-exec(WORLD)
+exec(ENV)
 
 
-class Generous(World):
+class Generous(Env):
     """From its step 150 on it earns what is finite, and its square is not."""
 
     def step(self, action):
@@ -69,8 +69,8 @@ def case(algorithm):
         advantage=torch.randn(COUNT),
         target=torch.randn(COUNT),
         episode=torch.zeros(COUNT, dtype=torch.int64),
-        stretch=torch.zeros(COUNT, dtype=torch.int64),
-        carry=torch.zeros(COUNT, 0),
+        segment_id=torch.zeros(COUNT, dtype=torch.int64),
+        initial_state=torch.zeros(COUNT, 0),
     )
     return policy, optimizer, batch
 
@@ -179,7 +179,7 @@ class Spoilt(PPO):
 
 def go(algorithm, run_dir=None, callbacks=(), net=None, **run):
     return train(
-        EnvConfig(id="CartPole-v1", worlds=2),
+        EnvConfig(id="CartPole-v1", num_envs=2),
         algorithm,
         net=net,
         rollout=RolloutConfig(steps=32),
@@ -289,7 +289,7 @@ def test_in_the_first_update_too_the_run_is_kept_for_what_it_shows(here):
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_no_checkpoint_ever_holds_what_is_not_finite(here, name):
     Path("generous.py").write_text(GENEROUS)
-    words = ["train", name, "generous:Generous", "--preset", "none", "--env.worlds", "2"]
+    words = ["train", name, "generous:Generous", "--preset", "none", "--env.num-envs", "2"]
     words += ["--rollout.steps", "8", "--total-steps", "640", "--run-dir", "r"]
     words += ["--run.save-every", "1", "--algorithm.optimizer", "sgd", "--env.no-check"]
     if ALGORITHMS[name].minibatches == "shuffled":

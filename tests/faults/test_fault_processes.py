@@ -1,4 +1,4 @@
-"""Signals that reach every process of a job, and what worlds start in sessions of their own."""
+"""Signals that reach every process of a job, and what envs start in sessions of their own."""
 
 import contextlib
 import os
@@ -12,9 +12,9 @@ import pytest
 
 from commands.command_line import SMALL, proximo, rows, succeeded, timeless, wait_for
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import make_worlds
+from proximo.envs.make import make_envs
 
-WORLD = '''
+ENV = '''
 import os
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def keep(pid):
         file.write(f"{pid}\\n")
 
 
-class World(gym.Env):
+class Env(gym.Env):
     """Episodes of ten steps. `starts`: what a killed process might leave behind, in three ways."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -70,8 +70,8 @@ SETTINGS = (*SMALL, "--env.backend", "workers", "--env.processes", "2", "--total
 
 
 @pytest.fixture(autouse=True)
-def _worlds(here, monkeypatch):
-    (here / "own.py").write_text(WORLD)
+def _envs(here, monkeypatch):
+    (here / "own.py").write_text(ENV)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -82,7 +82,7 @@ def start():
 
     def begin(*words):
         Path("slowly").touch()
-        command = [sys.executable, "-m", "proximo", "train", "ppo", "own:World", "--run-dir", "r"]
+        command = [sys.executable, "-m", "proximo", "train", "ppo", "own:Env", "--run-dir", "r"]
         popen = subprocess.Popen(
             [*command, *SETTINGS, *words],
             stdout=subprocess.PIPE,
@@ -142,7 +142,7 @@ def to_all(popen, number):
 def test_signals_for_the_trainer_may_reach_every_process(start):
     """A checkpoint is asked for five times, then the end: nothing is lost, and no bit changes."""
     popen = start()
-    assert len(descendants(popen.pid)) == 4  # two of worlds, each with its supervisor
+    assert len(descendants(popen.pid)) == 4  # two of envs, each with its supervisor
     for _ in range(5):
         to_all(popen, signal.SIGUSR1)
         time.sleep(0.1)
@@ -155,16 +155,16 @@ def test_signals_for_the_trainer_may_reach_every_process(start):
     assert "failed" not in Path("r/log").read_text()
     assert not any(map(alive, kept()))
     Path("slowly").unlink()
-    succeeded(proximo("resume", "r", "--env", "own:World", "--quiet"))
-    succeeded(proximo("train", "ppo", "own:World", "--run-dir", "whole", *SETTINGS, "--quiet"))
+    succeeded(proximo("resume", "r", "--env", "own:Env", "--quiet"))
+    succeeded(proximo("train", "ppo", "own:Env", "--run-dir", "whole", *SETTINGS, "--quiet"))
     assert timeless("r") == timeless("whole")
     last = "checkpoints/last.safetensors"
     assert Path("r", last).read_bytes() == Path("whole", last).read_bytes()
 
 
 def make(**kwargs):
-    return make_worlds(
-        EnvConfig(id="own:World", backend="workers", worlds=2, processes=2, kwargs=kwargs), 1
+    return make_envs(
+        EnvConfig(id="own:Env", backend="workers", num_envs=2, processes=2, kwargs=kwargs), 1
     )
 
 
@@ -193,59 +193,59 @@ def test_signals_for_the_trainer_come_before_a_process_can_ignore_them():
             time.sleep(0.002)
         os._exit(0)
     try:
-        worlds = make()
-        assert worlds.start().obs.shape == (2, 2)
-        worlds.close()
+        envs = make()
+        assert envs.start().obs.shape == (2, 2)
+        envs.close()
     finally:
         os.kill(sender, signal.SIGKILL)
         os.waitpid(sender, 0)
 
 
 def started(trainer):
-    """All that two worlds have started, and themselves."""
+    """All that two envs have started, and themselves."""
     wait_for(lambda: len(kept()) == 8)
     found = {*kept(), *descendants(trainer)}
     assert len(found) == 12  # a supervisor for each, and a sleep under each timeout
     return found
 
 
-def test_nothing_that_a_world_has_started_is_left_when_it_is_closed():
-    worlds = make(starts=True)
+def test_nothing_that_an_env_has_started_is_left_when_it_is_closed():
+    envs = make(starts=True)
     found = started(os.getpid())
-    worlds.close()
+    envs.close()
     assert not any(map(alive, found))
 
 
-def test_nothing_that_a_world_has_started_is_left_when_its_process_is_killed():
-    worlds = make(starts=True)
+def test_nothing_that_an_env_has_started_is_left_when_its_process_is_killed():
+    envs = make(starts=True)
     try:
-        state = worlds.start()
+        state = envs.start()
         found = started(os.getpid())
-        worlds.report = lambda text, trace: None
-        for process in worlds._processes:
+        envs.report = lambda text, trace: None
+        for process in envs._processes:
             os.kill(process.pid, signal.SIGKILL)
         wait_for(lambda: not any(map(alive, found)), 2)
         state.length[:] = 1
-        worlds.fresh(state)  # in new processes
+        envs.fresh(state)  # in new processes
         wait_for(lambda: len(kept()) == 16)  # the last names itself later
     finally:
-        worlds.close()
+        envs.close()
     assert not any(map(alive, kept()))
 
 
 SCRIPT = """
 import time
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import make_worlds
+from proximo.envs.make import make_envs
 kwargs = {"starts": True}
-worlds = make_worlds(
-    EnvConfig(id="own:World", backend="workers", worlds=2, processes=2, kwargs=kwargs), 1
+envs = make_envs(
+    EnvConfig(id="own:Env", backend="workers", num_envs=2, processes=2, kwargs=kwargs), 1
 )
 time.sleep(60)
 """
 
 
-def test_nothing_that_a_world_has_started_is_left_when_the_trainer_is_killed(here):
+def test_nothing_that_an_env_has_started_is_left_when_the_trainer_is_killed(here):
     popen = subprocess.Popen([sys.executable, "-c", SCRIPT])
     try:
         wait_for(lambda: Path("kept").exists())

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from commands.command_line import (
+    ENV,
     SMALL,
-    WORLD,
     proximo,
     result,
     rows,
@@ -29,7 +29,7 @@ from proximo.run.checkpoint import Checkpoint
 
 NAMED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 OWN = (
-    WORLD
+    ENV
     + '''
 
 import hashlib
@@ -38,7 +38,7 @@ import os
 import time
 
 
-class Slow(World):
+class Slow(Env):
     """Does what the file `how` says, if there is one: go slowly, or hang in one of two ways."""
 
     def step(self, action):
@@ -60,8 +60,8 @@ def wait():
     time.sleep(60)
 
 
-class Forking(World):
-    """Ends a process that it has forked, as vector worlds of processes do."""
+class Forking(Env):
+    """Ends a process that it has forked, as vector envs of processes do."""
 
     def step(self, action):
         if self.steps == 5:
@@ -101,7 +101,7 @@ SETTINGS = [*SMALL, "--total-steps", str(STEPS)]
 
 @pytest.fixture
 def own(here, monkeypatch):
-    """The worlds above, and what a run of the slow one comes to if nothing disturbs it."""
+    """The envs above, and what a run of the slow one comes to if nothing disturbs it."""
     (here / "own.py").write_text(OWN)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return here
@@ -109,7 +109,7 @@ def own(here, monkeypatch):
 
 @pytest.fixture
 def start(own):
-    """A training in a process of its own, some updates old; `how` its world goes from then on."""
+    """A training in a process of its own, some updates old; `how` its env goes from then on."""
     started = []
 
     def begin(*words, how="slowly", **streams):
@@ -184,19 +184,19 @@ def test_sigterm_at_any_time(start):
 
 
 @pytest.mark.parametrize("how", ["asleep", "in C"])
-def test_sigterm_while_a_world_hangs(start, how):
+def test_sigterm_while_an_env_hangs(start, how):
     popen = start("--run.grace", 2, how=how)
     begun = time.monotonic()
     popen.terminate()
     code, said = ended(popen, 40)
     assert code == 143
-    assert 0.5 < time.monotonic() - begun < 2 + 20  # and not the 60 s that the world takes
+    assert 0.5 < time.monotonic() - begun < 2 + 20  # and not the 60 s that the env takes
     assert "stopped at once; go on from its last checkpoint by: proximo resume r" in said
     goes_on_as_if_nothing_had_been()
 
 
 @pytest.mark.parametrize("how", ["asleep", "in C"])
-def test_a_second_ctrl_c_while_a_world_hangs(start, how):
+def test_a_second_ctrl_c_while_an_env_hangs(start, how):
     popen = start("--run.grace", 60, how=how)
     popen.send_signal(signal.SIGINT)
     time.sleep(0.5)
@@ -205,7 +205,7 @@ def test_a_second_ctrl_c_while_a_world_hangs(start, how):
     popen.send_signal(signal.SIGINT)
     code, said = ended(popen, 40)
     assert code == 130
-    assert time.monotonic() - begun < AT_ONCE + 20  # and not the 60 s that the world takes
+    assert time.monotonic() - begun < AT_ONCE + 20  # and not the 60 s that the env takes
     assert "stopped at once" in said
     goes_on_as_if_nothing_had_been()
 
@@ -223,7 +223,7 @@ def test_a_second_ctrl_c_while_it_saves(start):
     goes_on_as_if_nothing_had_been()
 
 
-def test_sigterm_while_the_processes_of_worlds_hang(start):
+def test_sigterm_while_the_processes_of_envs_hang(start):
     words = ("--env.backend", "workers", "--env.processes", 2, "--run.grace", 4)
     popen = start(*words, how="asleep")
     wait_for(lambda: len(set(Path("hanging").read_text().split())) == 2)
@@ -251,7 +251,7 @@ def test_sigusr1_saves_and_changes_nothing(start):
     goes_on_as_if_nothing_had_been()
 
 
-def test_what_a_world_forks_is_ended_by_its_own_signals(own):
+def test_what_an_env_forks_is_ended_by_its_own_signals(own):
     """And they are not taken for ours."""
     command = [sys.executable, "-c", SCRIPT, "train", "ppo", "own:Forking", "--run-dir", "r"]
     done = subprocess.run([*command, *SETTINGS, "--quiet"], capture_output=True, timeout=60)
@@ -262,7 +262,7 @@ def test_handlers_are_put_back(own):
     before = [signal.getsignal(number) for number in NAMED]
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        words = ["train", "ppo", "own:World", "--run-dir", "r", *SETTINGS, "--quiet"]
+        words = ["train", "ppo", "own:Env", "--run-dir", "r", *SETTINGS, "--quiet"]
         assert main(words) == 0
         assert [signal.getsignal(number) for number in NAMED] == [*before[:2], signal.SIG_IGN]
         assert signal.set_wakeup_fd(-1) == -1

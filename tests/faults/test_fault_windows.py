@@ -358,7 +358,7 @@ def test_a_resume_that_is_refused_changes_nothing(here):
     """Not even the configuration, which would then be of another run than the checkpoint."""
     succeeded(train("--run-dir", "r", "--quiet"))
     config = (here / "r/config.toml").read_text()
-    (here / "r/config.toml").write_text(config.replace("worlds = 2", "worlds = 3"))
+    (here / "r/config.toml").write_text(config.replace("num_envs = 2", "num_envs = 3"))
     before = {path: path.read_bytes() for path in (here / "r").rglob("*") if path.is_file()}
     refusal(command("resume", "r", "--total-steps", "640"))
     after = {path: path.read_bytes() for path in (here / "r").rglob("*") if path.is_file()}
@@ -400,7 +400,9 @@ def test_any_run_that_is_killed_anywhere_ends_as_if_it_never_was(here, monkeypat
         engine=chance.choice(["auto", "torch"]),
         seed=seed,
     )
-    memory = {"memory": "gru", "memory_size": 4} if name == "ppo" and chance.random() < 0.5 else {}
+    memory = (
+        {"memory": "gru", "recurrent_size": 4} if name == "ppo" and chance.random() < 0.5 else {}
+    )
     monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
     monkeypatch.setattr(checkpoint, "SAVE_SHARE", chance.choice([float("inf"), 0.2]))
     killed = []
@@ -411,7 +413,7 @@ def test_any_run_that_is_killed_anywhere_ends_as_if_it_never_was(here, monkeypat
             shutil.copytree("whole", killed[-1])
 
     train_policy(
-        EnvConfig(id=env, worlds=2, max_episode_steps=23),
+        EnvConfig(id=env, num_envs=2, max_episode_steps=23),
         ALGORITHMS[name],
         rollout=chance.choice([RolloutConfig(steps=20), RolloutConfig(episodes=2)]),
         net=NetConfig(hidden=(8,), normalize_obs=chance.random() < 0.5, **memory),

@@ -1,4 +1,4 @@
-"""Worlds in processes of their own: to the bit those in the trainer, and faults are mended."""
+"""Envs in processes of their own: to the bit those in the trainer, and faults are mended."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ from proximo import (
 )
 from proximo.collect import collect
 from proximo.envs import supervisor, workers
-from proximo.envs.make import episode_seed, make_worlds
+from proximo.envs.make import episode_seed, make_envs
 from proximo.loop import run_session
 from proximo.named import find, import_module
 from proximo.run.callbacks import TRAINING_EVALUATION_SEED
@@ -39,7 +39,7 @@ from proximo.run.config import Config
 from proximo.run.folder import RunFolder
 from proximo.run.session import Session
 
-WORLD = '''
+ENV = '''
 import ctypes
 import os
 import signal
@@ -104,7 +104,7 @@ class Troubled(gym.Env):
         super().reset(seed=seed)
         self.seed, self.time = seed, 0
         self.last = 10 + seed % 10
-        print("a world may print")
+        print("an env may print")
         self.trouble()
         return self.see(), {}
 
@@ -143,20 +143,18 @@ SEED = 5
 
 
 @pytest.fixture(autouse=True)
-def _worlds(here):
-    (here / "troubled.py").write_text(WORLD)
+def _envs(here):
+    (here / "troubled.py").write_text(ENV)
 
 
-def seed_of(world, episode):
-    return episode_seed(SEED, world, episode)
+def seed_of(env, episode):
+    return episode_seed(SEED, env, episode)
 
 
-def env_config(
-    how="", world=1, episode=2, at=4, *, backend="workers", id="troubled:Troubled", **own
-):
-    kwargs = {"how": how, "target": seed_of(world, episode), "at": at} | own.pop("kwargs", {})
+def env_config(how="", env=1, episode=2, at=4, *, backend="workers", id="troubled:Troubled", **own):
+    kwargs = {"how": how, "target": seed_of(env, episode), "at": at} | own.pop("kwargs", {})
     supervised = {"processes": 2, "timeout": 1.0} if backend == "workers" else {}
-    settings = {"worlds": 3} | supervised | own
+    settings = {"num_envs": 3} | supervised | own
     return EnvConfig(id=id, kwargs=kwargs, backend=backend, check=False, **settings)
 
 
@@ -179,7 +177,7 @@ def gather(env, **settings):
     with session(env, **settings) as begun:
         rollout = begun.config.rollout
         found = collect(
-            begun.worlds, begun.state, env, steps=rollout.steps, episodes=rollout.episodes
+            begun.envs, begun.state, env, steps=rollout.steps, episodes=rollout.episodes
         )
         return found, begun.doubts
 
@@ -222,12 +220,12 @@ def go(env, folder, callbacks=(), episodes=0, **settings):
     )
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "HalfCheetah-v5", "envs.parallel_worlds:Sides"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "HalfCheetah-v5", "envs.parallel_envs:Sides"])
 @pytest.mark.parametrize("episodes", [0, 4])
-def test_any_number_of_processes_gives_the_bits_of_worlds_in_the_trainer(name, episodes, here):
+def test_any_number_of_processes_gives_the_bits_of_envs_in_the_trainer(name, episodes, here):
     if "parallel" in name:
         pytest.importorskip("pettingzoo")
-    env = EnvConfig(id=name, worlds=4, max_episode_steps=37, backend="sync")
+    env = EnvConfig(id=name, num_envs=4, max_episode_steps=37, backend="sync")
     go(env, "sync", episodes=episodes)
     for count in (1, 2, 4):
         split = dataclasses.replace(env, backend="workers", processes=count)
@@ -235,12 +233,12 @@ def test_any_number_of_processes_gives_the_bits_of_worlds_in_the_trainer(name, e
         assert last(f"w{count}") == last("sync")
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "envs.parallel_worlds:Sides"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "envs.parallel_envs:Sides"])
 def test_a_run_goes_on_to_the_bit_whatever_the_number_of_processes(name, here):
     if "parallel" in name:
         pytest.importorskip("pettingzoo")
-    env = EnvConfig(id=name, worlds=4, max_episode_steps=37, backend="sync")
-    net = NetConfig(memory="gru", memory_size=8)
+    env = EnvConfig(id=name, num_envs=4, max_episode_steps=37, backend="sync")
+    net = NetConfig(recurrent="gru", recurrent_size=8)
     go(env, "sync", net=net)
     split = dataclasses.replace(env, backend="workers", processes=2)
     go(split, "w", [lambda state, rollout, metrics: state.updates == 5], net=net)
@@ -253,31 +251,31 @@ def test_a_run_goes_on_to_the_bit_whatever_the_number_of_processes(name, here):
     assert last("w") == last("sync")
 
 
-def test_worlds_that_do_not_come_back_begin_new_episodes():
-    worlds = make_worlds(env_config(), SEED)
+def test_envs_that_do_not_come_back_begin_new_episodes():
+    envs = make_envs(env_config(), SEED)
     try:
-        state = worlds.start()
-        assert worlds.restore(state)
+        state = envs.start()
+        assert envs.restore(state)
         state.obs = state.obs + 1
-        assert not worlds.restore(state)
+        assert not envs.restore(state)
         assert state.episode.tolist() == [1, 1, 1]
         assert state.obs[:, 0].tolist() == [seed_of(i, 1) % 1009 for i in range(3)]
     finally:
-        worlds.close()
+        envs.close()
 
 
 @pytest.mark.parametrize(("how", "restarts"), [("raise", 1), ("hang", 1), ("kill", 1), ("kill", 0)])
-def test_a_world_that_fails_while_it_is_brought_back_begins_a_new_episode(how, restarts, here):
+def test_an_env_that_fails_while_it_is_brought_back_begins_a_new_episode(how, restarts, here):
     go(env_config(), "r", [lambda state, rollout, metrics: state.updates == 5])
     folder = RunFolder.open(here / "r")
     saved = Checkpoint(folder.checkpoint("last"))
-    episodes, lengths = (saved.tensors[f"worlds.{name}"] for name in ("episode", "length"))
-    world = int(lengths.argmax())
-    target = episode_seed(3, world, int(episodes[world]))
-    kwargs = {"how": how, "target": target, "at": int(lengths[world]), "kept": "pids"}
+    episodes, lengths = (saved.tensors[f"envs.{name}"] for name in ("episode", "length"))
+    one_env = int(lengths.argmax())
+    target = episode_seed(3, one_env, int(episodes[one_env]))
+    kwargs = {"how": how, "target": target, "at": int(lengths[one_env]), "kept": "pids"}
     env = env_config(kwargs=kwargs, restarts=restarts)
     config = dataclasses.replace(folder.read_config(), env=env)
-    fault = f"world {world} failed while its episode was replayed: "
+    fault = f"env {one_env} failed while its episode was replayed: "
     if not restarts:
         with pytest.raises(UsageError, match=f"^{fault}.*Killed.* may fail 0 times"):
             Session(config, folder=folder, resume=saved)
@@ -289,13 +287,13 @@ def test_a_world_that_fails_while_it_is_brought_back_begins_a_new_episode(how, r
         assert FAULTS[how] in doubt
         assert doubt.endswith("Restart 1 of 1 in 10,000 steps")
         tags = [episode_seed(3, i, e + 1) % 1009 for i, e in enumerate(episodes.tolist())]
-        assert begun.state.worlds.obs[:, 0].tolist() == tags
+        assert begun.state.envs.obs[:, 0].tolist() == tags
         run_session(begun)
         assert rows("r")[-1]["update"] == 12
     assert gone([int(line) for line in (here / "pids").read_text().split()])
 
 
-# A world that fails
+# An env that fails
 
 
 FAULTS = {
@@ -321,7 +319,7 @@ def test_it_is_named_and_begins_anew_and_the_others_notice_nothing(how, at):
     assert len(faults) == 1
     assert any(part in faults[0] for part in FAULTS[how].split("|")), faults
     where = f"after {at - 1} steps of" if at else "at the beginning of"
-    assert f"world 1 failed {where} its episode 2 (seed {seed_of(1, 2)})" in faults[0]
+    assert f"env 1 failed {where} its episode 2 (seed {seed_of(1, 2)})" in faults[0]
     assert "Restart 1 of 3" in faults[0]
     checked(rollout)
     clean, none = gather(env_config(backend="sync"))
@@ -350,8 +348,8 @@ def test_the_log_says_where_in_its_code_it_was(how, here):
         run_dir="r",
     )
     log = (here / "r/log").read_text()
-    assert "world 1 failed after 3 steps of its episode 1" in log
-    line = next(i for i, text in enumerate(WORLD.splitlines(), 1) if f'== "{how}"' in text) + 1
+    assert "env 1 failed after 3 steps of its episode 1" in log
+    line = next(i for i, text in enumerate(ENV.splitlines(), 1) if f'== "{how}"' in text) + 1
     assert re.search(rf'troubled.py", line {line},? in trouble', log), log
     assert len(result("r")["doubts"]) == 1
 
@@ -374,14 +372,14 @@ def test_an_episode_that_is_cut_behind_a_rollout_leaves_nothing_behind():
     env = env_config("kill", episode=1, at=9)
     with session(env, rollout=RolloutConfig(steps=16)) as begun:
         found = [
-            checked(collect(begun.worlds, begun.state, env, steps=16, episodes=0)) for _ in range(4)
+            checked(collect(begun.envs, begun.state, env, steps=16, episodes=0)) for _ in range(4)
         ]
         length = 10 + seed_of(1, 0) % 10
         counted = np.concatenate([r.mask[:, 1].numpy() for r in found])
         cut_at = length + 8
         first = max(length, cut_at // 16 * 16)
         assert np.flatnonzero(~counted).tolist() == list(range(first, cut_at + 1))
-        state = begun.state.worlds
+        state = begun.state.envs
         played = 64 - (cut_at + 1)
         own = [10 + seed_of(1, e) % 10 for e in (2, 3, 4, 5)]
         while played >= own[0]:
@@ -394,22 +392,22 @@ def test_a_reset_that_fails_when_whole_episodes_begin():
     rollout, algorithm = RolloutConfig(episodes=4), Reinforce()
     clean = env_config(backend="sync", processes=0)
     with session(clean, rollout=rollout, algorithm=algorithm) as begun:
-        collect(begun.worlds, begun.state, clean, steps=64, episodes=4)
-        world = int(np.flatnonzero(begun.state.worlds.length)[0])  # it idled into another one
-        begins = int(begun.state.worlds.episode[world]) + 1
-    env = env_config("kill", world=world, episode=begins, at=0)
+        collect(begun.envs, begun.state, clean, steps=64, episodes=4)
+        one_env = int(np.flatnonzero(begun.state.envs.length)[0])  # it idled into another one
+        begins = int(begun.state.envs.episode[one_env]) + 1
+    env = env_config("kill", env=one_env, episode=begins, at=0)
     with session(env, rollout=rollout, algorithm=algorithm) as begun:
         for _ in range(2):
             assert not begun.doubts
-            found = checked(collect(begun.worlds, begun.state, env, steps=64, episodes=4))
+            found = checked(collect(begun.envs, begun.state, env, steps=64, episodes=4))
             assert len(found.episodes) == 4
-        assert f"world {world} failed at the beginning of its episode {begins}" in begun.doubts[0]
-        tags = found.obs[found.mask[:, world], world, 0].tolist()
-        assert tags[0] == seed_of(world, begins + 1) % 1009
+        assert f"env {one_env} failed at the beginning of its episode {begins}" in begun.doubts[0]
+        tags = found.obs[found.mask[:, one_env], one_env, 0].tolist()
+        assert tags[0] == seed_of(one_env, begins + 1) % 1009
 
 
 AGENTS = """
-from envs.parallel_worlds import Sides
+from envs.parallel_envs import Sides
 
 
 class Failing(Sides):
@@ -428,7 +426,7 @@ class Failing(Sides):
 """
 
 
-def test_a_world_of_several_agents_that_fails_is_cut_for_all_of_them(here):
+def test_an_env_of_several_agents_that_fails_is_cut_for_all_of_them(here):
     pytest.importorskip("pettingzoo")
     (here / "failing_agents.py").write_text(AGENTS)
     found = []
@@ -438,7 +436,7 @@ def test_a_world_of_several_agents_that_fails_is_cut_for_all_of_them(here):
         found.append(rollout)
         assert len(faults) == (target >= 0)
     clean, cut = found
-    assert clean.mask[:, 2:4].any(1).all()  # while a world goes on, somebody is there
+    assert clean.mask[:, 2:4].any(1).all()  # while an env goes on, somebody is there
     gone = (~cut.mask[:, 2:4]).all(1)
     assert 1 <= gone.sum() <= 2  # one who had ended before had a whole episode
     assert cut.boundary[gone, 2:4].all()
@@ -449,26 +447,26 @@ def test_a_world_of_several_agents_that_fails_is_cut_for_all_of_them(here):
 
 def test_a_memory_begins_anew_with_the_episode():
     for how in ("raise", "kill"):
-        with session(env_config(how), net=NetConfig(memory="gru", memory_size=8)) as begun:
+        with session(env_config(how), net=NetConfig(recurrent="gru", recurrent_size=8)) as begun:
             run_session(begun)  # what acted is compared with what is evaluated
-            assert len([doubt for doubt in begun.doubts if "world 1" in doubt]) == 1
+            assert len([doubt for doubt in begun.doubts if "env 1" in doubt]) == 1
 
 
 def test_a_process_that_is_killed_while_it_idles_changes_nothing():
     clean, _ = gather(env_config(backend="sync"))
     env = env_config()
     with session(env) as begun:
-        step, worlds = begun.worlds.step, begun.worlds
+        step, envs = begun.envs.step, begun.envs
 
         def killing(state, steps, t):
             if t in (0, 20, 45):
-                os.kill(worlds._processes[t % 2].pid, signal.SIGKILL)
+                os.kill(envs._processes[t % 2].pid, signal.SIGKILL)
             step(state, steps, t)
 
-        worlds.step = killing
-        rollout = collect(worlds, begun.state, env, steps=64)
+        envs.step = killing
+        rollout = collect(envs, begun.state, env, steps=64)
         assert len(begun.doubts) == 3
-        assert all("the process of worlds" in doubt for doubt in begun.doubts)
+        assert all("the process of envs" in doubt for doubt in begun.doubts)
         assert all("signal 9 (Killed)" in doubt for doubt in begun.doubts)
     for name in FIELDS:
         assert torch.equal(getattr(rollout, name), getattr(clean, name)), name
@@ -476,14 +474,14 @@ def test_a_process_that_is_killed_while_it_idles_changes_nothing():
 
 def test_an_episode_that_is_too_long_to_be_replayed_ends_with_its_process(monkeypatch):
     monkeypatch.setattr("proximo.envs.make.REPLAYED", 20)
-    env = EnvConfig(id="Pendulum-v1", worlds=2, backend="workers", processes=1)
+    env = EnvConfig(id="Pendulum-v1", num_envs=2, backend="workers", processes=1)
     with session(env, rollout=RolloutConfig(steps=16)) as begun:
-        worlds = begun.worlds
+        envs = begun.envs
         for _ in range(2):
-            collect(worlds, begun.state, env, steps=16)
-        assert begun.state.worlds.actions == [[], []]
-        os.kill(worlds._processes[0].pid, signal.SIGKILL)
-        rollout = collect(worlds, begun.state, env, steps=16)
+            collect(envs, begun.state, env, steps=16)
+        assert begun.state.envs.actions == [[], []]
+        os.kill(envs._processes[0].pid, signal.SIGKILL)
+        rollout = collect(envs, begun.state, env, steps=16)
         killed, *lost = begun.doubts
         assert "signal 9 (Killed)" in killed
         assert len(lost) == 2
@@ -491,24 +489,24 @@ def test_an_episode_that_is_too_long_to_be_replayed_ends_with_its_process(monkey
         assert (~rollout.mask[0]).all()
         assert rollout.boundary[0].all()
         assert rollout.mask[1:].all()
-        assert begun.state.worlds.length.tolist() == [15, 15]
-        assert begun.state.worlds.episode.tolist() == [1, 1]
+        assert begun.state.envs.length.tolist() == [15, 15]
+        assert begun.state.envs.episode.tolist() == [1, 1]
 
 
-def test_worlds_that_cannot_be_brought_back_begin_anew_with_the_one_that_failed():
+def test_envs_that_cannot_be_brought_back_begin_anew_with_the_one_that_failed():
     rollout, faults = gather(
-        env_config("kill", id="troubled:Drawn", world=2, at=3, kwargs={"at": 3}), net=NetConfig()
+        env_config("kill", id="troubled:Drawn", env=2, at=3, kwargs={"at": 3}), net=NetConfig()
     )
     # It draws the time it shows, so the fault is found by the true time.
-    assert any("world 2 failed" in fault for fault in faults)
-    assert any("world 1 does not come back" in fault for fault in faults)
+    assert any("env 2 failed" in fault for fault in faults)
+    assert any("env 1 does not come back" in fault for fault in faults)
     assert (~rollout.mask[:, 1]).any()
     assert rollout.mask[:, 0].all()
 
 
-def test_a_world_that_always_fails_ends_the_run():
+def test_an_env_that_always_fails_ends_the_run():
     env = env_config("raise", kwargs={"target": -2})
-    with pytest.raises(UsageError, match=r"world 0 failed after 3 steps .* the motor is stuck"):
+    with pytest.raises(UsageError, match=r"env 0 failed after 3 steps .* the motor is stuck"):
         gather(env)
     with pytest.raises(UsageError, match="may fail 0 times in 10,000 steps"):
         gather(dataclasses.replace(env, restarts=0))
@@ -516,7 +514,7 @@ def test_a_world_that_always_fails_ends_the_run():
 
 def test_the_budget_is_for_so_many_steps(monkeypatch):
     monkeypatch.setattr(workers, "SPAN", 20)
-    env = env_config("raise", kwargs={"target": -2, "at": 12}, worlds=1)  # of 10 to 19 steps
+    env = env_config("raise", kwargs={"target": -2, "at": 12}, num_envs=1)  # of 10 to 19 steps
     lasts = [10 + seed_of(0, episode) % 10 for episode in range(50)]
     ends = np.cumsum([min(length, 12) for length in lasts])
     falls = [int(end) for end, length in zip(ends, lasts, strict=True) if length >= 12]
@@ -525,7 +523,7 @@ def test_the_budget_is_for_so_many_steps(monkeypatch):
         session(dataclasses.replace(env, restarts=1), rollout=RolloutConfig(steps=400)) as begun,
         pytest.raises(UsageError, match=f"failed at step {spent - 1} of update 1"),
     ):
-        collect(begun.worlds, begun.state, env, steps=400)
+        collect(begun.envs, begun.state, env, steps=400)
     assert len(begun.doubts) == falls.index(spent) >= 1
 
 
@@ -536,10 +534,10 @@ def test_the_budget_is_for_so_many_steps(monkeypatch):
     ("name", "net"),
     [
         ("CartPole-v1", NetConfig()),
-        ("CartPole-v1", NetConfig(memory="gru", memory_size=8)),
+        ("CartPole-v1", NetConfig(recurrent="gru", recurrent_size=8)),
         ("HalfCheetah-v5", NetConfig(normalize_obs=True)),
         ("FrozenLake-v1", NetConfig()),
-        ("envs.parallel_worlds:Sides", NetConfig()),
+        ("envs.parallel_envs:Sides", NetConfig()),
     ],
 )
 def test_evaluations_in_processes_give_the_bits_of_those_in_the_trainer(name, net, here):
@@ -549,7 +547,7 @@ def test_evaluations_in_processes_give_the_bits_of_those_in_the_trainer(name, ne
     for backend in ("sync", "workers"):
         processes = int(backend == "workers")
         env = EnvConfig(
-            id=name, worlds=2, processes=processes, max_episode_steps=37, backend=backend
+            id=name, num_envs=2, processes=processes, max_episode_steps=37, backend=backend
         )
         go(env, backend, run_config=run, net=net)
     found, expected = (
@@ -571,23 +569,23 @@ def evaluated(how, at, restarts=3):
 
 
 @pytest.mark.parametrize(("how", "at"), [("raise", 4), ("hang", 4), ("kill", 4), ("kill", 0)])
-def test_a_world_that_fails_in_an_evaluation_is_named_and_its_episode_is_left_out(how, at, here):
+def test_an_env_that_fails_in_an_evaluation_is_named_and_its_episode_is_left_out(how, at, here):
     faults = evaluated(how, at).result["doubts"]
     where = f"after {at - 1} steps of" if at else "at the beginning of"
     for restart, fault in enumerate(faults, 1):
-        assert f"evaluating: world 0 failed {where} its episode 2000001 (seed 2000001)" in fault
+        assert f"evaluating: env 0 failed {where} its episode 2000001 (seed 2000001)" in fault
         assert FAULTS[how] in fault
         assert f"Restart {restart} of 3" in fault
     assert len(faults) == 2  # in each of the evaluations
-    # The world pays (seed % 1009 + time) for a step; the episode before a reset that fails is lost.
+    # The env pays (seed % 1009 + time) for a step; the episode before a reset that fails is lost.
     seeds = [TRAINING_EVALUATION_SEED + i for i in ((0, 2, 3, 4) if at else (2, 3, 4, 5))]
     returns = [sum(seed % 1009 + t for t in range(10 + seed % 10)) for seed in seeds]
     assert [row["evaluation"] for row in rows("r")] == [np.mean(returns)] * 2
     assert gone([int(line) for line in Path("pids").read_text().split()])
 
 
-def test_a_world_that_always_fails_in_evaluations_ends_the_run_which_is_kept(here):
-    with pytest.raises(TrainingError, match=r"evaluation after update 1 failed: world 0 failed .*"):
+def test_an_env_that_always_fails_in_evaluations_ends_the_run_which_is_kept(here):
+    with pytest.raises(TrainingError, match=r"evaluation after update 1 failed: env 0 failed .*"):
         evaluated("hang", 4, restarts=0)
     assert Checkpoint(RunFolder("r").checkpoint("last")).updates == 0
     assert gone([int(line) for line in Path("pids").read_text().split()])
@@ -596,7 +594,7 @@ def test_a_world_that_always_fails_in_evaluations_ends_the_run_which_is_kept(her
 # A process that does not start
 
 
-def test_a_world_that_cannot_be_made_is_refused(here):
+def test_an_env_that_cannot_be_made_is_refused(here):
     words = ("--env.backend", "workers", "--env.kwargs", "how", "constructor", "--run-dir", "r")
     said = refusal(proximo("train", "ppo", "troubled:Troubled", *SMALL, *words))
     assert "no such port" in said
@@ -611,11 +609,11 @@ def test_a_first_reset_that_fails_is_refused(here):
     assert not (here / "r").exists()
 
 
-def test_a_wrong_world_is_found_before_training(here):
+def test_a_wrong_env_is_found_before_training(here):
     """In a process of its own, so that neither a crash nor a long wait is the trainer's."""
     for how, said in (
         ("shape", "the observation of shape (3,)"),
-        ("crash", "a world that was played apart: its process was killed by signal 11"),
+        ("crash", "an env that was played apart: its process was killed by signal 11"),
     ):
         kwargs = ("--env.kwargs", "how", how, "target", "-2", "at", "3")
         words = ("--env.backend", "workers", "--run-dir", "r", *kwargs)
@@ -623,7 +621,7 @@ def test_a_wrong_world_is_found_before_training(here):
         assert not (here / "r").exists()
 
 
-def test_what_is_doubtful_about_a_world_is_said():
+def test_what_is_doubtful_about_an_env_is_said():
     env = dataclasses.replace(env_config(id="troubled:Drawn"), check=True)
     with session(env) as begun:
         assert any("the same seed" in doubt for doubt in begun.doubts)
@@ -632,8 +630,8 @@ def test_what_is_doubtful_about_a_world_is_said():
 def test_a_constructor_that_does_not_end_is_given_up(monkeypatch):
     monkeypatch.setattr(workers, "START", 2.0)
     begun = time.monotonic()
-    with pytest.raises(UsageError, match="no world was made: no answer in 2 s"):
-        make_worlds(env_config("long constructor"), SEED)
+    with pytest.raises(UsageError, match="no env was made: no answer in 2 s"):
+        make_envs(env_config("long constructor"), SEED)
     assert time.monotonic() - begun < 30  # and not the two minutes of START
 
 
@@ -645,34 +643,34 @@ def test_what_has_no_name_cannot_be_made_elsewhere():
 
     for source in (Inner, lambda: None):
         with pytest.raises(UsageError, match="define it in a module"):
-            make_worlds(env_config(), SEED, source)
+            make_envs(env_config(), SEED, source)
 
 
 def test_a_script_that_trains_when_it_is_imported_starts_no_processes_without_end(here):
     (here / "script.py").write_text(
         "from proximo import EnvConfig, train\n"
         "from troubled import Troubled\n"
-        "train(EnvConfig(id='script:Troubled', backend='workers', worlds=1))\n"
+        "train(EnvConfig(id='script:Troubled', backend='workers', num_envs=1))\n"
     )
     with pytest.raises(
         UsageError, match=r'it trains .*when it is imported.*__name__ == "__main__"'
     ):
-        make_worlds(dataclasses.replace(env_config(), id="script:Troubled"), SEED)
+        make_envs(dataclasses.replace(env_config(), id="script:Troubled"), SEED)
 
 
 def test_what_has_a_name_can():
     troubled = import_module("troubled:")
     named, given = env_config(), dataclasses.replace(env_config(), id="")
-    worlds = make_worlds(given, SEED, troubled.Slow)
-    worlds.close()
-    assert worlds.count == named.worlds
+    envs = make_envs(given, SEED, troubled.Slow)
+    envs.close()
+    assert envs.count == named.envs
 
 
-def test_a_world_that_a_script_registered_is_named_with_its_module():
+def test_an_env_that_a_script_registered_is_named_with_its_module():
     gym.register("Registered-v0", find("troubled:Troubled"))
     try:
         with pytest.raises(UsageError, match="as in module:Registered-v0"):
-            make_worlds(dataclasses.replace(env_config(), id="Registered-v0"), SEED)
+            make_envs(dataclasses.replace(env_config(), id="Registered-v0"), SEED)
     finally:
         del gym.registry["Registered-v0"]
 
@@ -682,12 +680,12 @@ def test_memory_that_is_full_is_refused_and_nothing_lies_about(monkeypatch):
     with monkeypatch.context() as full:
         full.setattr(workers, "_memory", lambda: os.open("/dev/full", os.O_RDWR))
         with pytest.raises(UsageError, match=r"no memory .* No space left on device"):
-            make_worlds(env_config(), SEED)
-    worlds = make_worlds(env_config(), SEED)
+            make_envs(env_config(), SEED)
+    envs = make_envs(env_config(), SEED)
     try:
         assert set(os.listdir("/dev/shm")) == before
     finally:
-        worlds.close()
+        envs.close()
 
 
 # Their end
@@ -708,21 +706,21 @@ def gone(pids, seconds=2.0):
     return not any(map(alive, pids))
 
 
-def test_a_process_of_worlds_does_without_pytorch():
+def test_a_process_of_envs_does_without_pytorch():
     """Its import takes 2 seconds, and 200 MB."""
-    make_worlds(env_config(id="troubled:Light"), SEED).close()
+    make_envs(env_config(id="troubled:Light"), SEED).close()
 
 
 @pytest.mark.parametrize("trouble", ["", "stopped", "killed", "another"])
 def test_closing_takes_no_longer_than_its_grace(trouble, here):
     how = "starts another" if trouble == "another" else ""
-    worlds = make_worlds(env_config(how, kwargs={"kept": "pids"}), SEED)
+    envs = make_envs(env_config(how, kwargs={"kept": "pids"}), SEED)
     pids = [int(line) for line in (here / "pids").read_text().split()]
     assert all(map(alive, pids))
     if trouble in ("stopped", "killed"):
         os.kill(pids[0], signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
     begun = time.monotonic()
-    worlds.close()
+    envs.close()
     assert time.monotonic() - begun < supervisor.GRACE + 10
     assert gone(pids)
 
@@ -737,7 +735,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture
 def training(here):
-    """A training in a process of its own that goes on for long, and the processes of its worlds."""
+    """A training in a process of its own that goes on for long, and the processes of its envs."""
     started = []
 
     def start(how="", **kwargs):
@@ -796,7 +794,7 @@ def test_ctrl_c_ends_the_update_and_saves(training):
     assert result("r")["updates"] == rows("r")[-1]["update"]
 
 
-def test_a_second_ctrl_c_does_not_wait_for_a_world_that_hangs(training):
+def test_a_second_ctrl_c_does_not_wait_for_an_env_that_hangs(training):
     popen, pids = training()
     os.kill(pids[1], signal.SIGSTOP)  # the trainer waits for it now
     time.sleep(0.3)
@@ -816,6 +814,6 @@ def test_a_run_of_the_command_line_survives_faults_and_says_so(here):
     words = ("--env.backend", "workers", "--env.processes", "2", "--run-dir", "r", "--seed", SEED)
     words += ("--total-steps", "512", "--env.kwargs", "how", "kill", "target", target, "at", "3")
     said = succeeded(proximo("train", "ppo", "troubled:Troubled", *SMALL, *words)).out
-    assert "worlds: workers" in said
-    assert "world 1 failed after 2 steps of its episode 1" in said
+    assert "envs: workers" in said
+    assert "env 1 failed after 2 steps of its episode 1" in said
     assert result("r")["steps"] >= 512

@@ -1,6 +1,6 @@
 """Trouble of every kind, one after the other, while CartPole is learned through the command line.
 
-The worlds raise, hang, answer nonsense, leave and crash; their processes are killed and stopped;
+The envs raise, hang, answer nonsense, leave and crash; their processes are killed and stopped;
 the trainer is told to save, to end, and killed, and its last checkpoint is cut off.
 """
 
@@ -20,7 +20,7 @@ import pytest
 from commands.command_line import proximo, result, rows, succeeded
 from proximo import PPO, RolloutConfig, RunConfig, train
 
-WORLD = '''
+ENV = '''
 import ctypes
 import os
 import time
@@ -74,7 +74,7 @@ GONE = 2.0
 GROWTH = 20
 """MiB, of a trainer that has warmed up, and between one and the next."""
 RESULT = Path(__file__).parents[2] / "benchmarks/results/soak.json"
-IN_WORLDS = {
+IN_ENVS = {
     "raise": "the motor is stuck",
     "hang": "no answer in 1 s",
     "exit": "exit code 7",
@@ -96,7 +96,7 @@ class Soak:
         self.mark = f"PROXIMO_SOAK={os.getpid()}-{time.monotonic()}"
         self.lives = []
         self.counts = {}
-        Path("chaos.py").write_text(WORLD)
+        Path("chaos.py").write_text(ENV)
         Path("slowly").touch()
 
     def start(self):
@@ -142,7 +142,7 @@ class Soak:
         return found
 
     def workers(self):
-        """Those of worlds, each below its supervisor, without what the worlds have started."""
+        """Those of envs, each below its supervisor, without what the envs have started."""
         return [pid for pid in self.processes() if parent(parent(pid)) == self.trainer.pid]
 
     def wait(self, what, seconds=30.0):
@@ -167,11 +167,11 @@ class Soak:
 
     def trouble(self, how, chance):
         self.counts[how] = self.counts.get(how, 0) + 1
-        if how in IN_WORLDS:
-            before = said(IN_WORLDS[how])
+        if how in IN_ENVS:
+            before = said(IN_ENVS[how])
             Path("new").write_text(how)
             os.rename("new", "order")
-            self.wait(lambda: said(IN_WORLDS[how]) > before)
+            self.wait(lambda: said(IN_ENVS[how]) > before)
         elif how in OF_PROCESSES:
             before = said(OF_PROCESSES[how])
             number = signal.SIGKILL if how == "kill" else signal.SIGSTOP
@@ -306,7 +306,7 @@ def test_twenty_minutes_of_trouble(soak):
     begun = time.monotonic()
     for due in range(10, seconds + 1, 10):
         time.sleep(max(0, begun + due - time.monotonic()))
-        kinds = OF_TRAINERS if chance.random() < 0.2 else [*IN_WORLDS, *OF_PROCESSES]
+        kinds = OF_TRAINERS if chance.random() < 0.2 else [*IN_ENVS, *OF_PROCESSES]
         run.trouble(chance.choice(kinds), chance)
     lasted = time.monotonic() - begun
     report = {"seed": seed, "minutes_of_faults": round(lasted / 60, 1), **run.finish()}

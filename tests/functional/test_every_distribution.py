@@ -209,13 +209,13 @@ def test_bits_that_are_certain_lose_nothing() -> None:
 # Squashed Gaussians
 
 
-def as_world(d: SquashedGaussian | Beta, action: Tensor) -> Tensor:
-    """The world's action, by the definition."""
+def as_env(d: SquashedGaussian | Beta, action: Tensor) -> Tensor:
+    """The env's action, by the definition."""
     share = action if isinstance(d, Beta) else (action.tanh() + 1) / 2
     return LOW + share * (HIGH - LOW)
 
 
-def test_squashed_is_that_of_torch_in_the_units_of_the_world() -> None:
+def test_squashed_is_that_of_torch_in_the_units_of_the_env() -> None:
     outputs = normal(0, 9, 4)
     d = squashed(outputs)
     inner = distributions.Normal(d.mean, d.log_std.exp())
@@ -223,7 +223,7 @@ def test_squashed_is_that_of_torch_in_the_units_of_the_world() -> None:
     steps = [TanhTransform(cache_size=1), AffineTransform(middle, reach, cache_size=1)]
     oracle = Independent(distributions.TransformedDistribution(inner, steps), 1)
     u = 1.5 * normal(1, 9, 2)
-    same(d.log_prob(u), oracle.log_prob(as_world(d, u)), atol=1e-7)  # which takes an atanh
+    same(d.log_prob(u), oracle.log_prob(as_env(d, u)), atol=1e-7)  # which takes an atanh
     assert torch.equal(d.mode(), d.mean)
     assert torch.equal(d.parameters, d.gaussian.parameters)
     assert torch.equal(d.sample(u), d.gaussian.sample(u))
@@ -269,7 +269,7 @@ def integral(density: Tensor, axis: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("outputs", [(0.0, 0.0), (1.5, -1.0), (-0.4, 1.0)], ids=str)
 def test_the_integrals_of_a_squashed_density(outputs: tuple[float, float]) -> None:
-    """Over the world's actions: ∫ p = 1, -∫ p log p is the entropy, ∫ p log p/q the KL."""
+    """Over the env's actions: ∫ p = 1, -∫ p log p is the entropy, ∫ p log p/q the KL."""
     u = torch.linspace(-30, 30, 60_001, dtype=DOUBLE)[:, None]
     rows, reach = torch.tensor([outputs, (0.3, 0.2)], dtype=DOUBLE), LOG_REACH[:1]
     d, other = (SquashedGaussian(m.expand(len(u), 1), s[None], reach) for m, s in rows)
@@ -296,7 +296,7 @@ def test_gradients_of_squashed() -> None:
 # Betas
 
 
-def test_beta_is_that_of_torch_in_the_units_of_the_world() -> None:
+def test_beta_is_that_of_torch_in_the_units_of_the_env() -> None:
     d, other = beta(3 * normal(0, 9, 4)), beta(normal(1, 9, 4))
     oracle, theirs = (Independent(distributions.Beta(x.alpha, x.beta), 1) for x in (d, other))
     x = uniform(2, 9, 2)

@@ -170,7 +170,7 @@ def box(low, high, size):
 
 
 def test_a_bounded_mean_and_a_deviation_from_the_state_by_hand():
-    net = NetConfig(mean="tanh", deviation="softplus")
+    net = NetConfig(mean="tanh", std="softplus")
     head = ActorCritic(box(-1, 1, 3), box(-2, 4, 2), net).head
     outputs = torch.tensor([[0.5, -1.0, 0.3, -2.0]])
     found = head.distribution(outputs)
@@ -185,7 +185,7 @@ def test_a_bounded_mean_and_a_deviation_from_the_state_by_hand():
 
 def test_a_deviation_from_the_state_begins_where_a_free_one_does():
     for orthogonal in (True, False):
-        net = NetConfig(deviation="softplus", log_std=-1.0, orthogonal=orthogonal)
+        net = NetConfig(std="softplus", log_std=-1.0, orthogonal=orthogonal)
         policy = ActorCritic(box(-1, 1, 3), box(-1, 1, 2), net)
         log_std = policy.distribution(torch.zeros(1, 3)).log_std
         torch.testing.assert_close(log_std, torch.full((1, 2), -1.0), rtol=0, atol=0.25)
@@ -193,7 +193,7 @@ def test_a_deviation_from_the_state_begins_where_a_free_one_does():
 
 @pytest.mark.parametrize("raw", [-1e4, -120.0, -50.0, 0.0, 50.0, 1e4])
 def test_no_deviation_makes_a_gradient_nan(raw):
-    net = NetConfig(deviation="softplus")
+    net = NetConfig(std="softplus")
     head = ActorCritic(box(-1, 1, 3), box(-1, 1, 1), net).head
     outputs = torch.tensor([[0.5, raw]], requires_grad=True)
     distribution = head.distribution(outputs)

@@ -1,4 +1,4 @@
-"""Advantages against their definitions, which are loops over the time of one world."""
+"""Advantages against their definitions, which are loops over the time of one env."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from proximo.functional.returns import discounted_sum, gae, n_step, td_error
 
 
-class World(NamedTuple):
+class Env(NamedTuple):
     """What returns are made of. All [T, N]."""
 
     reward: Tensor
@@ -25,23 +25,23 @@ class World(NamedTuple):
         return td_error(self.reward, self.value, self.next_value, self.terminated, gamma)
 
 
-def random_world(seed: int, steps: int, worlds: int) -> World:
+def random_env(seed: int, steps: int, num_envs: int) -> Env:
     """Episodes that end at random, by termination or by time limit.
 
     Inside an episode the successor's value is the next row's; where one ends, and in the last
     row, it is the value of a state that no row shows.
     """
     generator = torch.Generator().manual_seed(seed)
-    shape = (steps, worlds)
+    shape = (steps, num_envs)
     reward, value, hidden = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
     terminated, truncated = torch.rand(2, *shape, generator=generator) < 0.2
     boundary = terminated | truncated
     following = torch.cat([value[1:], hidden[-1:]])
-    return World(reward, value, torch.where(boundary, hidden, following), terminated, boundary)
+    return Env(reward, value, torch.where(boundary, hidden, following), terminated, boundary)
 
 
-random_worlds = st.builds(
-    random_world, st.integers(0, 2**32 - 1), steps=st.integers(1, 9), worlds=st.integers(1, 3)
+random_envs = st.builds(
+    random_env, st.integers(0, 2**32 - 1), steps=st.integers(1, 9), num_envs=st.integers(1, 3)
 )
 fractions = st.floats(0, 1)
 
@@ -49,12 +49,12 @@ fractions = st.floats(0, 1)
 # The oracles. None of them knows a recursion: each looks forward from every step anew.
 
 
-def n_step_by_definition(world: World, gamma: float, n: int) -> Tensor:
+def n_step_by_definition(env: Env, gamma: float, n: int) -> Tensor:
     """r_t + γ r_{t+1} + … + γ^n V(s_{t+n}) - V(s_t), ending early where the episode does."""
-    reward, value, next_value, terminated, boundary = (x.t().tolist() for x in world)
-    steps, worlds = world.reward.shape
-    advantage = torch.zeros_like(world.reward)
-    for i in range(worlds):
+    reward, value, next_value, terminated, boundary = (x.t().tolist() for x in env)
+    steps, num_envs = env.reward.shape
+    advantage = torch.zeros_like(env.reward)
+    for i in range(num_envs):
         for t in range(steps):
             total, discount = -value[i][t], 1.0
             for s in range(t, min(t + n, steps)):
@@ -67,12 +67,12 @@ def n_step_by_definition(world: World, gamma: float, n: int) -> Tensor:
     return advantage
 
 
-def gae_by_double_loop(world: World, gamma: float, lam: float) -> Tensor:
+def gae_by_double_loop(env: Env, gamma: float, lam: float) -> Tensor:
     """Â_t = Σ_l (γλ)^l δ_{t+l} until the episode ends. O(T²)."""
-    reward, value, next_value, terminated, boundary = (x.t().tolist() for x in world)
-    steps, worlds = world.reward.shape
-    advantage = torch.zeros_like(world.reward)
-    for i in range(worlds):
+    reward, value, next_value, terminated, boundary = (x.t().tolist() for x in env)
+    steps, num_envs = env.reward.shape
+    advantage = torch.zeros_like(env.reward)
+    for i in range(num_envs):
         for t in range(steps):
             total = 0.0
             for s in range(t, steps):
@@ -84,15 +84,15 @@ def gae_by_double_loop(world: World, gamma: float, lam: float) -> Tensor:
     return advantage
 
 
-def gae_as_mixture(world: World, gamma: float, lam: float) -> Tensor:
+def gae_as_mixture(env: Env, gamma: float, lam: float) -> Tensor:
     """(1 - λ)(Â¹ + λ Â² + λ² Â³ + …): GAE as it was first defined (2016, eq. 16).
 
     After the last row Âⁿ no longer changes with n, so the rest of the series has weight λ^(T-1).
     """
-    steps = world.reward.shape[0]
-    mixture = lam ** (steps - 1) * n_step_by_definition(world, gamma, steps)
+    steps = env.reward.shape[0]
+    mixture = lam ** (steps - 1) * n_step_by_definition(env, gamma, steps)
     for n in range(1, steps):
-        mixture += (1 - lam) * lam ** (n - 1) * n_step_by_definition(world, gamma, n)
+        mixture += (1 - lam) * lam ** (n - 1) * n_step_by_definition(env, gamma, n)
     return mixture
 
 
@@ -129,14 +129,14 @@ def test_td_error_by_hand() -> None:
     ],
 )
 def test_gae_by_hand(middle: str, next_value: float, advantage: tuple[float, ...]) -> None:
-    world = World(
+    env = Env(
         reward=column(1, 2, 3),
         value=column(4, 5, 6),
         next_value=column(5, next_value, 8),
         terminated=flags(0, middle == "terminated", 0),
         boundary=flags(0, middle != "goes on", 0),
     )
-    same(gae(world.delta(0.5), world.boundary, 0.5, 0.5), column(*advantage))
+    same(gae(env.delta(0.5), env.boundary, 0.5, 0.5), column(*advantage))
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_n_step_by_hand(n: int, ends: int, advantage: tuple[float, ...]) -> None
 # Against the definitions
 
 
-@given(random_worlds, st.integers(0, 2**32 - 1))
-def test_discounted_sum_is_a_sum_of_products(world: World, seed: int) -> None:
-    x = world.reward
+@given(random_envs, st.integers(0, 2**32 - 1))
+def test_discounted_sum_is_a_sum_of_products(env: Env, seed: int) -> None:
+    x = env.reward
     decay = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
     expected = torch.stack(
         [
@@ -169,57 +169,53 @@ def test_discounted_sum_is_a_sum_of_products(world: World, seed: int) -> None:
     same(discounted_sum(x, decay), expected)
 
 
-@given(random_worlds, fractions, fractions)
-def test_gae_is_the_discounted_sum_of_td_errors(world: World, gamma: float, lam: float) -> None:
-    actual = gae(world.delta(gamma), world.boundary, gamma, lam)
-    same(actual, gae_by_double_loop(world, gamma, lam))
+@given(random_envs, fractions, fractions)
+def test_gae_is_the_discounted_sum_of_td_errors(env: Env, gamma: float, lam: float) -> None:
+    actual = gae(env.delta(gamma), env.boundary, gamma, lam)
+    same(actual, gae_by_double_loop(env, gamma, lam))
 
 
-@given(random_worlds, fractions, fractions)
-def test_gae_is_the_mixture_of_all_n_steps(world: World, gamma: float, lam: float) -> None:
-    actual = gae(world.delta(gamma), world.boundary, gamma, lam)
-    same(actual, gae_as_mixture(world, gamma, lam))
+@given(random_envs, fractions, fractions)
+def test_gae_is_the_mixture_of_all_n_steps(env: Env, gamma: float, lam: float) -> None:
+    actual = gae(env.delta(gamma), env.boundary, gamma, lam)
+    same(actual, gae_as_mixture(env, gamma, lam))
 
 
-@given(random_worlds, fractions, st.integers(1, 12))
-def test_n_step_is_the_n_step_return_minus_the_value(world: World, gamma: float, n: int) -> None:
-    actual = n_step(world.delta(gamma), world.boundary, gamma, n)
-    same(actual, n_step_by_definition(world, gamma, n))
+@given(random_envs, fractions, st.integers(1, 12))
+def test_n_step_is_the_n_step_return_minus_the_value(env: Env, gamma: float, n: int) -> None:
+    actual = n_step(env.delta(gamma), env.boundary, gamma, n)
+    same(actual, n_step_by_definition(env, gamma, n))
 
 
 # Their ends
 
 
-@given(random_worlds, fractions)
-def test_gae_at_lambda_0_is_the_td_error(world: World, gamma: float) -> None:
-    delta = world.delta(gamma)
-    assert torch.equal(gae(delta, world.boundary, gamma, 0.0), delta)
+@given(random_envs, fractions)
+def test_gae_at_lambda_0_is_the_td_error(env: Env, gamma: float) -> None:
+    delta = env.delta(gamma)
+    assert torch.equal(gae(delta, env.boundary, gamma, 0.0), delta)
 
 
-@given(random_worlds, fractions)
-def test_gae_at_lambda_1_is_the_monte_carlo_return_minus_the_value(
-    world: World, gamma: float
-) -> None:
-    whole_episode = n_step_by_definition(world, gamma, len(world.reward))
-    same(gae(world.delta(gamma), world.boundary, gamma, 1.0), whole_episode)
+@given(random_envs, fractions)
+def test_gae_at_lambda_1_is_the_monte_carlo_return_minus_the_value(env: Env, gamma: float) -> None:
+    whole_episode = n_step_by_definition(env, gamma, len(env.reward))
+    same(gae(env.delta(gamma), env.boundary, gamma, 1.0), whole_episode)
 
 
-@given(random_worlds, fractions)
-def test_n_step_at_1_is_the_td_error(world: World, gamma: float) -> None:
-    delta = world.delta(gamma)
-    assert torch.equal(n_step(delta, world.boundary, gamma, 1), delta)
+@given(random_envs, fractions)
+def test_n_step_at_1_is_the_td_error(env: Env, gamma: float) -> None:
+    delta = env.delta(gamma)
+    assert torch.equal(n_step(delta, env.boundary, gamma, 1), delta)
 
 
-@given(random_worlds, fractions, st.integers(0, 5))
-def test_n_step_beyond_the_rollout_is_gae_at_lambda_1(
-    world: World, gamma: float, beyond: int
-) -> None:
-    delta = world.delta(gamma)
+@given(random_envs, fractions, st.integers(0, 5))
+def test_n_step_beyond_the_rollout_is_gae_at_lambda_1(env: Env, gamma: float, beyond: int) -> None:
+    delta = env.delta(gamma)
     n = len(delta) + beyond
-    same(n_step(delta, world.boundary, gamma, n), gae(delta, world.boundary, gamma, 1.0))
+    same(n_step(delta, env.boundary, gamma, n), gae(delta, env.boundary, gamma, 1.0))
 
 
-# Episodes and worlds are separate
+# Episodes and envs are separate
 
 
 @pytest.mark.parametrize(
@@ -229,21 +225,21 @@ def test_n_step_beyond_the_rollout_is_gae_at_lambda_1(
 )
 class TestSeparation:
     def test_nothing_reaches_back_over_a_boundary(self, estimate) -> None:
-        world = random_world(0, steps=8, worlds=2)
-        world.boundary[3] = True
-        before = world.delta(0.9)
+        env = random_env(0, steps=8, num_envs=2)
+        env.boundary[3] = True
+        before = env.delta(0.9)
         after = before.clone()
         after[4:] += 1e6
-        changed = estimate(after, world.boundary) != estimate(before, world.boundary)
+        changed = estimate(after, env.boundary) != estimate(before, env.boundary)
         assert not changed[:4].any()
         assert changed[4:].all()
 
-    def test_worlds_do_not_mix(self, estimate) -> None:
-        world = random_world(1, steps=8, worlds=3)
-        delta = world.delta(0.9)
+    def test_envs_do_not_mix(self, estimate) -> None:
+        env = random_env(1, steps=8, num_envs=3)
+        delta = env.delta(0.9)
         for i in range(3):
-            alone = estimate(delta[:, i : i + 1], world.boundary[:, i : i + 1])
-            same(estimate(delta, world.boundary)[:, i : i + 1], alone)
+            alone = estimate(delta[:, i : i + 1], env.boundary[:, i : i + 1])
+            same(estimate(delta, env.boundary)[:, i : i + 1], alone)
 
 
 def test_the_value_behind_a_termination_is_never_used() -> None:
@@ -273,10 +269,10 @@ def test_gae_of_equal_errors_is_a_geometric_series() -> None:
 
 
 def test_gradients() -> None:
-    world = random_world(2, steps=4, worlds=2)
-    reward, value, next_value = (x.requires_grad_() for x in world[:3])
-    boundary = world.boundary
-    assert gradcheck(lambda *x: td_error(*x, world.terminated, 0.9), (reward, value, next_value))
+    env = random_env(2, steps=4, num_envs=2)
+    reward, value, next_value = (x.requires_grad_() for x in env[:3])
+    boundary = env.boundary
+    assert gradcheck(lambda *x: td_error(*x, env.terminated, 0.9), (reward, value, next_value))
     assert gradcheck(discounted_sum, (reward, value))
     assert gradcheck(lambda delta: gae(delta, boundary, 0.9, 0.8), (reward,))
     assert gradcheck(lambda delta: n_step(delta, boundary, 0.9, 3), (reward,))

@@ -16,7 +16,7 @@ from proximo.algorithms.engines import TorchEngine
 from proximo.nets.actor_critic import ActorCritic
 from proximo.types import Rollout, TrainState
 
-STEPS, WORLDS, UPDATES = 16, 4, 20
+STEPS, ENVS, UPDATES = 16, 4, 20
 OBS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
 CASES = {
     "discrete": (
@@ -54,30 +54,28 @@ def synthetic(random, policy):
     def normal(*shape):
         return torch.tensor(random.normal(size=shape))
 
-    obs = normal(STEPS, WORLDS, 3)
-    ended = torch.tensor(random.random((STEPS, WORLDS)) < 0.15)
-    terminated = ended & torch.tensor(random.random((STEPS, WORLDS)) < 0.5)
+    obs = normal(STEPS, ENVS, 3)
+    ended = torch.tensor(random.random((STEPS, ENVS)) < 0.15)
+    terminated = ended & torch.tensor(random.random((STEPS, ENVS)) < 0.5)
     index = ended.reshape(-1).nonzero().squeeze(-1)
     discrete = policy.head.action_shape == ()
     action = (
-        torch.tensor(random.integers(0, 3, (STEPS, WORLDS)))
-        if discrete
-        else normal(STEPS, WORLDS, 2)
+        torch.tensor(random.integers(0, 3, (STEPS, ENVS))) if discrete else normal(STEPS, ENVS, 2)
     )
     with torch.no_grad():
         acted = policy.distribution(obs).parameters[[0, -1]]
     return Rollout(
         obs=obs,
         action=action,
-        reward=normal(STEPS, WORLDS),
+        reward=normal(STEPS, ENVS),
         terminated=terminated,
         boundary=ended,
-        mask=torch.ones(STEPS, WORLDS, dtype=torch.bool),
-        last_obs=normal(WORLDS, 3),
+        mask=torch.ones(STEPS, ENVS, dtype=torch.bool),
+        last_obs=normal(ENVS, 3),
         final_obs=normal(len(index), 3),
         final_index=index,
         acted=acted,
-        carry=torch.zeros(WORLDS, 0),
+        initial_state=torch.zeros(ENVS, 0),
         episodes=(),
     )
 
@@ -94,10 +92,10 @@ def numbers(name):
         policy=policy,
         optimizer=optimizer,
         engine=TorchEngine(policy, optimizer),
-        worlds=None,
+        envs=None,
         collecting=None,
         shuffling=torch.Generator().manual_seed(11),
-        horizon=UPDATES * STEPS * WORLDS,
+        horizon=UPDATES * STEPS * ENVS,
     )
     rows = []
     for _ in range(UPDATES):

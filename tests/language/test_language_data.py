@@ -209,7 +209,7 @@ def test_what_is_no_rows_is_refused(source, said):
 
 
 def test_splits_and_open_files_are_refused(tmp_path):
-    with pytest.raises(UsageError, match="dict of train, test"):  # rows for a world have any column
+    with pytest.raises(UsageError, match="dict of train, test"):  # rows for an env have any column
         Examples.read({"train": ROWS, "test": ROWS})
     assert Examples.read(COLUMNS).rows == ROWS
     file = tmp_path / "data.jsonl"

@@ -34,7 +34,7 @@ def test_the_example_runs(capsys):
     assert len(capsys.readouterr().out.splitlines()) >= 2
 
 
-def test_the_example_of_a_world_runs(capsys):
+def test_the_example_of_an_env_runs(capsys):
     quick = EXAMPLES[1].replace("updates=100", "updates=2")
     exec(compile(quick, "language.md", "exec"), {"__name__": "__main__"})
     first, last = map(float, capsys.readouterr().out.split())
@@ -57,8 +57,8 @@ def test_every_reading_is_explained(tmp_path):
         sampling=Sampling(max_tokens=2),
     )
     example = {}
-    exec(compile(EXAMPLES[1], "language.md", "exec"), example)  # its world
-    talked = ppo("tiny", world=example["Remember"], updates=1, sampling=Sampling(max_tokens=2))
+    exec(compile(EXAMPLES[1], "language.md", "exec"), example)  # its env
+    talked = ppo("tiny", env=example["Remember"], updates=1, sampling=Sampling(max_tokens=2))
     fitted = [stage("tiny", file, updates=1) for stage in (sft, fit_reward)]
     both = PAGE + (DOCS / "metrics.md").read_text(encoding="utf-8")
     for result in (tuned, talked, *fitted):

@@ -235,7 +235,7 @@ def test_whitening_leaves_padding_out(scene):
 
 
 class Bigrams(gym.Env):
-    """The token world: one sees the last token, and says the next; 0 ends it, and so does time."""
+    """The token env: one sees the last token, and says the next; 0 ends it, and so does time."""
 
     observation_space = gym.spaces.Box(0, 1, (TOKENS_THERE,), np.float32)
     action_space = gym.spaces.Discrete(TOKENS_THERE)
@@ -270,7 +270,7 @@ class Bigram(torch.nn.Module):
 
 
 @pytest.mark.parametrize("normalize", ["minibatch", "batch", "none"])
-def test_a_token_world_gives_the_gradient_of_the_same_world_in_control(normalize):
+def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
     tokens = TokenPPO(
         gamma=0.9, lam=0.8, entropy_coef=0.02, normalize_advantage=normalize, clip_high=0.3
     )
@@ -278,13 +278,13 @@ def test_a_token_world_gives_the_gradient_of_the_same_world_in_control(normalize
     config = Config(
         algorithm=algorithm,
         rollout=RolloutConfig(episodes=12),
-        env=EnvConfig(worlds=3, check=False),
+        env=EnvConfig(num_envs=3, check=False),
         net=NetConfig(hidden=(8,), trunk="shared", policy_gain=1.0),
         run=RunConfig(engine="torch", seed=2),
     )
     with Session(config, source=Bigrams) as session:
         state = session.state
-        rollout = collect(session.worlds, state, config.env, steps=256, episodes=12)
+        rollout = collect(session.envs, state, config.env, steps=256, episodes=12)
         batch = algorithm.prepare(state, rollout)
         control = copy.deepcopy(state.policy)
     policy = LanguagePolicy(Bigram(copy.deepcopy(control)), ())

@@ -370,7 +370,7 @@ def unloaded(monkeypatch):
         ({"sampling": Sampling(top_p=0.9)}, "sampling.top_p is 0.9, but PPO needs"),
         ({"sampling": Sampling(max_tokens=15)}, "row 1 .* 2 tokens and 15 to be drawn"),
         ({"sampling": Sampling(stop=("zz",))}, "no single token"),
-        ({"sampling": Sampling(max_turns=2)}, "max_turns is 2, but without a world"),
+        ({"sampling": Sampling(max_turns=2)}, "max_turns is 2, but without an env"),
         ({"score": ScoreConfig(weights=(1.0, 2.0))}, "1 rewards and 2 weights"),
         ({"algorithm": TokenPPO(normalize_reward=True)}, "use score.normalize"),
         ({"algorithm": TokenPPO(desired_kl=0.1)}, "use target_kl"),

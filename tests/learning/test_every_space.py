@@ -10,7 +10,7 @@ import torch
 from proximo import PPO, NetConfig, RolloutConfig, train
 from proximo.envs.probes import Match
 from proximo.run.config import ALGORITHMS
-from proximo.types import Recall
+from proximo.types import Segments
 
 QUICK = PPO(gamma=0.9, learning_rate="linear:5e-3:0", epochs=4, minibatch_size=64)
 
@@ -32,7 +32,7 @@ def learn(
         lambda: Match(seen, done, masks, later),
         algorithm,
         total_steps=steps,
-        worlds=4,
+        num_envs=4,
         rollout=RolloutConfig(steps=rows),
         net=NetConfig(**net),
         seed=1,
@@ -41,25 +41,25 @@ def learn(
 
 def check(agent, seen, done, masks=False, later=0, apart=0.25):
     """The right action and value for every symbol, less what the deviation costs."""
-    world, met, policy = Match(seen, done, masks, later), set(), agent.policy
+    env, met, policy = Match(seen, done, masks, later), set(), agent.policy
     for seed in itertools.count():
-        obs, _ = world.reset(seed=seed)
+        obs, _ = env.reset(seed=seed)
         agent.reset()
         rows, ended = [], False
         while not ended:
             rows.append(torch.as_tensor(policy.observations.row(obs)))
             action = agent.act(obs)
-            assert world.action_space.contains(action)
-            obs, _, ended, _, _ = world.step(action)
-        for found, best in zip(*map(parts, (action, world.right(world._symbol))), strict=True):
+            assert env.action_space.contains(action)
+            obs, _, ended, _, _ = env.step(action)
+        for found, best in zip(*map(parts, (action, env.right(env._symbol))), strict=True):
             np.testing.assert_allclose(found, best, atol=apart)
-        nothing = torch.zeros(len(rows), policy.carry_size)
-        recall = Recall(torch.zeros(len(rows), dtype=torch.int64), nothing) if later else None
+        nothing = torch.zeros(len(rows), policy.state_size)
+        segments = Segments(torch.zeros(len(rows), dtype=torch.int64), nothing) if later else None
         with torch.no_grad():
-            values = policy.value(torch.stack(rows), recall)
-        worth = world.worth(world._symbol) * 0.9 ** np.arange(later, -1, -1)
+            values = policy.value(torch.stack(rows), segments)
+        worth = env.worth(env._symbol) * 0.9 ** np.arange(later, -1, -1)
         np.testing.assert_allclose(values, worth, atol=apart)
-        met.add(world._symbol)
+        met.add(env._symbol)
         if len(met) == 3:
             return
 
@@ -86,7 +86,7 @@ def but_long(values, *long):
 
 @pytest.mark.parametrize("seen", but_long(Match.SEEN, "stack", "grey"))
 def test_every_kind_of_observation_is_remembered(seen):
-    net = {"hidden": (32,), "memory": "gru", "memory_size": 16}
+    net = {"hidden": (32,), "recurrent": "gru", "recurrent_size": 16}
     agent = learn(seen, later=1, steps=enough(seen), **net)
     check(agent, seen, "discrete", later=1)
 
@@ -98,7 +98,7 @@ def test_every_kind_of_action(done):
 
 DISTRIBUTIONS = [
     *({"action": "squash"}, {"action": "beta"}),
-    *({"deviation": "softplus"}, {"deviation": "gsde"}),
+    *({"std": "softplus"}, {"std": "gsde"}),
 ]
 
 
@@ -129,7 +129,7 @@ def test_every_kind_of_mask(seen, done):
 
 
 @pytest.mark.parametrize("name", but_long(ALGORITHMS, "qac", "a2c"))
-def test_every_algorithm_on_a_hybrid_world_with_masks(name):
+def test_every_algorithm_on_a_hybrid_env_with_masks(name):
     kind = ALGORITHMS[name]
     settings = {
         "reinforce": {"learning_rate": "linear:1e-2:0", "critic_learning_rate": 3e-2},

@@ -49,7 +49,7 @@ def learn(probe, name, continuous, **kwargs):
     return train(
         lambda: probe(continuous),
         algorithm,
-        **{"total_steps": 16_000, "worlds": 4, "seed": 1, "net": net} | kwargs,
+        **{"total_steps": 16_000, "num_envs": 4, "seed": 1, "net": net} | kwargs,
         rollout=RolloutConfig(**rollout),
     )
 
@@ -88,7 +88,7 @@ def test_a_time_limit_is_no_termination(name, continuous):
         lambda: gym.wrappers.TimeLimit(probes.Endless(continuous), 8),
         ALGORITHMS[name][0],
         total_steps=24_000,
-        worlds=4,
+        num_envs=4,
         rollout=RolloutConfig(**ALGORITHMS[name][1]),
         net=NetConfig(hidden=(32, 32), normalize_returns=True),
         seed=1,
@@ -114,7 +114,7 @@ def test_q_values_tell_right_from_wrong(continuous):
     np.testing.assert_allclose(found, truth, atol=0.1)
 
 
-@pytest.mark.parametrize("net", [{"mean": "tanh"}, {"deviation": "softplus"}])
+@pytest.mark.parametrize("net", [{"mean": "tanh"}, {"std": "softplus"}])
 @pytest.mark.parametrize("engine", ["torch", "native"])
 def test_gaussians_of_another_kind_find_it(net, engine):
     from proximo import RunConfig
@@ -145,7 +145,7 @@ def test_beta_moves_by_the_papers_rule():
         probes.BestActionGivenObservation,
         algorithm,
         total_steps=8_000,
-        worlds=4,
+        num_envs=4,
         rollout=RolloutConfig(steps=64),
         seed=1,
         callbacks=[note],
@@ -167,7 +167,7 @@ def test_the_learning_rate_follows_the_kl():
         probes.BestActionGivenObservation,
         PPO(learning_rate=3e-3, desired_kl=0.003),
         total_steps=8_000,
-        worlds=4,
+        num_envs=4,
         rollout=RolloutConfig(steps=64),
         seed=1,
         callbacks=[note],

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, train
-from proximo.envs.make import make_world
+from proximo.envs.make import make_env
 from proximo.envs.puzzles import (
     Cards,
     Catch,
@@ -19,18 +19,18 @@ from proximo.envs.puzzles import (
 from proximo.evaluate import evaluate
 
 
-def score(world, algorithm, steps, *, worlds=8, rollout=128, episodes=20, **net):
+def score(env, algorithm, steps, *, num_envs=8, rollout=128, episodes=20, **net):
     """The mean return of the deterministic policy after so many steps."""
     agent = train(
-        world,
+        env,
         algorithm,
         total_steps=steps,
-        worlds=worlds,
+        num_envs=num_envs,
         rollout=RolloutConfig(steps=rollout),
         net=NetConfig(**net),
         seed=1,
     )
-    tried = make_world(EnvConfig(), world)
+    tried = make_env(EnvConfig(), env)
     return evaluate(agent.policy, tried, episodes=episodes, seed=0).returns.mean()
 
 
@@ -40,13 +40,13 @@ CART = PPO(gamma=0.98, learning_rate="linear:1e-3:0", minibatch_size=256)
 
 @pytest.mark.parametrize("kind", ["discrete", "multi-discrete", "binary"])
 def test_choices_do_what_is_shown_after_2000_steps(kind):
-    found = score(partial(Identity, kind), PPO(**SOON), 2_000, worlds=1, rollout=250)
+    found = score(partial(Identity, kind), PPO(**SOON), 2_000, num_envs=1, rollout=250)
     assert found >= 95
 
 
 def test_numbers_do_what_is_shown_after_2000_steps():
     algorithm = PPO(**SOON, minibatch_size=32)
-    found = score(partial(Identity, "box"), algorithm, 2_000, worlds=1, rollout=125, log_std=-0.7)
+    found = score(partial(Identity, "box"), algorithm, 2_000, num_envs=1, rollout=125, log_std=-0.7)
     assert found >= 95
 
 
@@ -65,12 +65,12 @@ def test_the_right_card_of_a_changing_hand():
 
 def test_a_symbol_is_repeated_four_steps_later():
     algorithm = PPO(gamma=0.5, learning_rate=2e-3, epochs=4, minibatch_size=288)
-    found = score(Copy, algorithm, 120_000, worlds=16, rollout=72, memory="lstm")
+    found = score(Copy, algorithm, 120_000, num_envs=16, rollout=72, recurrent="lstm")
     assert found >= 0.95
 
 
 def test_a_pole_is_balanced_without_seeing_velocities():
-    assert score(partial(still_cartpole, 200), CART, 80_000, memory="lstm") >= 150
+    assert score(partial(still_cartpole, 200), CART, 80_000, recurrent="lstm") >= 150
 
 
 @pytest.mark.long
@@ -80,7 +80,7 @@ def test_without_a_memory_it_falls():
 
 @pytest.mark.long
 def test_a_pole_is_balanced_for_500_steps():
-    assert score(still_cartpole, CART, 200_000, memory="lstm", episodes=100) >= 475
+    assert score(still_cartpole, CART, 200_000, recurrent="lstm", episodes=100) >= 475
 
 
 @pytest.mark.long
@@ -88,7 +88,7 @@ def test_a_pendulum_is_swung_up_without_its_velocity():
     algorithm = PPO(
         gamma=0.9, learning_rate="linear:1e-3:0", minibatch_size=256, normalize_reward=True
     )
-    found = score(still_pendulum, algorithm, 300_000, rollout=256, episodes=100, memory="lstm")
+    found = score(still_pendulum, algorithm, 300_000, rollout=256, episodes=100, recurrent="lstm")
     assert found >= -250
 
 
@@ -100,5 +100,5 @@ def test_a_ball_is_caught_from_pixels():
         learning_rate="linear:5e-4:0",
         entropy_coef="linear:0.05:0",
     )
-    size = {"worlds": 16, "rollout": 64, "trunk": "shared"}
+    size = {"num_envs": 16, "rollout": 64, "trunk": "shared"}
     assert score(Catch, algorithm, 200_000, episodes=100, **size) >= 0.95

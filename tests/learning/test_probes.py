@@ -1,4 +1,4 @@
-"""Worlds with known answers: the learned values are right within 0.1, and so are the actions."""
+"""Envs with known answers: the learned values are right within 0.1, and so are the actions."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def learn(probe, continuous, algorithm=QUICK, steps=8_000, **kwargs):
         lambda: probe(continuous),
         algorithm,
         total_steps=steps,
-        worlds=4,
+        num_envs=4,
         rollout=RolloutConfig(steps=64),
         net=NetConfig(**{"hidden": (32, 32), "log_std": -0.5 * continuous} | kwargs.pop("net", {})),
         seed=1,
@@ -123,7 +123,7 @@ def test_whole_episodes_in_order_find_it():
         lambda: gym.wrappers.TimeLimit(probes.Endless(), 8),
         dataclasses.replace(episodes, gamma=0.9, advantage="monte-carlo"),
         total_steps=8_000,
-        worlds=4,
+        num_envs=4,
         rollout=RolloutConfig(episodes=8),
         net=NetConfig(hidden=(32, 32), normalize_returns=True),
         seed=1,
@@ -137,7 +137,7 @@ def test_a_time_limit_is_no_termination():
         lambda: gym.wrappers.TimeLimit(probes.Endless(), 8),
         PPO(gamma=0.98, learning_rate="linear:1e-2:0", epochs=10, minibatch_size=64),
         total_steps=60_000,
-        worlds=8,
+        num_envs=8,
         rollout=RolloutConfig(steps=64),
         net=NetConfig(hidden=(32, 32), normalize_returns=True),
         seed=1,

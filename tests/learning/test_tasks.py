@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from proximo.envs.make import make_world
+from proximo.envs.make import make_env
 from proximo.evaluate import evaluate
 from proximo.loop import run_session
 from proximo.run.config import from_tables
@@ -35,9 +35,9 @@ def score(task, seed, episodes=100, name="ppo", **sections):
         tables[section].update(changes)
     config = from_tables(tables)
     agent = run_session(Session(config))
-    world = make_world(config.env)
-    scores = evaluate(agent.policy, world, episodes=episodes, seed=1_000_000)
-    world.close()
+    env = make_env(config.env)
+    scores = evaluate(agent.policy, env, episodes=episodes, seed=1_000_000)
+    env.close()
     return float(scores.returns.mean())
 
 

@@ -92,7 +92,7 @@ def test_forty_steps_on_one_batch(kind, masked, trunk, algorithm):
 
 
 @pytest.mark.parametrize("kind", ["box", "hybrid"])
-@pytest.mark.parametrize("net", [{"action": "squash"}, {"mean": "tanh", "deviation": "softplus"}])
+@pytest.mark.parametrize("net", [{"action": "squash"}, {"mean": "tanh", "std": "softplus"}])
 def test_forty_steps_with_other_gaussians(kind, net):
     algorithm = PPO(entropy_coef=0.0)
     results = both(algorithm, NetConfig(**net), epochs=40, space=KINDS[kind], masked=True)
@@ -131,13 +131,13 @@ def acted(policy, rows, noise):
     optimizer = PPO().make_optimizer(policy)
     found = []
     for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
-        steps = make_room(policy, rows[0].numpy(), len(rows))
-        steps.obs[:-1] = rows.numpy()
+        buffer = make_room(policy, rows[0].numpy(), len(rows))
+        buffer.obs[:-1] = rows.numpy()
         with torch.no_grad():
-            act = engine.actor(steps, noise)
+            act = engine.actor(buffer, noise)
             for t in range(len(rows)):
                 act(t)
-        found.append(steps)
+        found.append(buffer)
     return found
 
 
@@ -152,29 +152,31 @@ def policy_for(space, masked, **net):
 @each_kind
 @pytest.mark.parametrize(
     "net",
-    [{}, {"action": "squash"}, {"mean": "tanh", "deviation": "softplus"}],
+    [{}, {"action": "squash"}, {"mean": "tanh", "std": "softplus"}],
     ids=["plain", "squash", "from-the-state"],
 )
 @pytest.mark.parametrize("draws", [True, False], ids=["drawn", "most-likely"])
 def test_acting(kind, masked, net, draws):
-    """From the same rows and noise come the same actions, in what the worlds take."""
+    """From the same rows and noise come the same actions, in what the envs take."""
     space, generator = KINDS[kind], torch.Generator().manual_seed(1)
     policy = policy_for(space, masked, **net)
     rows = rows_of(policy, generator, 20, 70)
     noise = policy.head.noise(generator, (20, 70)) if draws else None
     expected, found = acted(policy, rows, noise)
     np.testing.assert_allclose(found.parameters, expected.parameters, rtol=1e-5, atol=1e-5)
-    for ours, theirs in ((found.action, expected.action), (found.taken, expected.taken)):
+    for ours, theirs in ((found.action, expected.action), (found.env_action, expected.env_action)):
         assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
         # Rounding may carry a draw over the edge between two choices, once in a million.
         assert np.isclose(ours, theirs, rtol=1e-5, atol=1e-5).mean() > 0.9995
-    taken = policy.actions.nested(found.taken.reshape(-1, *found.taken.shape[2:])[:, None])
-    for i in range(len(found.taken)):
+    taken = policy.actions.nested(
+        found.env_action.reshape(-1, *found.env_action.shape[2:])[:, None]
+    )
+    for i in range(len(found.env_action)):
         assert space.contains(_row(taken, i))
     if masked:
         log_prob = policy.distribution(rows).log_prob(torch.from_numpy(found.action))
         assert (log_prob > -100).all()  # nothing illegal
-    assert len(np.unique(found.taken.reshape(-1, found.taken[0, 0].size), axis=0)) > 1
+    assert len(np.unique(found.env_action.reshape(-1, found.env_action[0, 0].size), axis=0)) > 1
 
 
 def _row(taken, index):
@@ -247,7 +249,7 @@ def test_both_engines_learn_alike_for_the_first_updates(done, masks, trunk):
             lambda: Match("dict", done, masks),
             PPO(epochs=2, minibatch_size=32, max_grad_norm=0.5, entropy_coef=0.01),
             total_steps=256,
-            worlds=2,
+            num_envs=2,
             rollout=RolloutConfig(steps=64),
             net=NetConfig(hidden=(32, 32), trunk=trunk, normalize_obs=True, normalize_returns=True),
             run_config=RunConfig(engine=engine),

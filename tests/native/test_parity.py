@@ -29,13 +29,13 @@ from proximo.collect import make_room
 from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, choices
-from proximo.types import Batch, Recall
+from proximo.types import Batch, Segments
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 
 
 def shown(space, inputs, masked):
-    """What a world shows of which these are the actions: numbers, and what is legal."""
+    """What an env shows of which these are the actions: numbers, and what is legal."""
     numbers = gym.spaces.Box(-9, 9, (inputs,))
     if not (masked and choices(space)):
         return numbers
@@ -84,29 +84,29 @@ def case(
     obs = rows_of(policy, generator, samples)
     earlier = obs.clone()
     earlier[:, :inputs] += 0.2 * normal(samples, inputs)
-    stretch, recall = torch.zeros(samples, dtype=torch.int64), None
-    carry = 0.5 * normal(samples, policy.carry_size)
-    if policy.carry_size:
+    segment_id, segments = torch.zeros(samples, dtype=torch.int64), None
+    recurrent_state = 0.5 * normal(samples, policy.state_size)
+    if policy.state_size:
         begins = torch.rand(samples, generator=generator) < 0.25
         begins[0] = False
-        stretch = begins.long().cumsum(0)
-        recall = Recall(stretch, carry)
+        segment_id = begins.long().cumsum(0)
+        segments = Segments(segment_id, recurrent_state)
     with torch.no_grad():
-        distribution = policy.distribution(obs, recall)
+        distribution = policy.distribution(obs, segments)
         noise = policy.head.noise(generator, (samples,))
         action = distribution.sample(noise)
-        before = policy.distribution(earlier, recall)
+        before = policy.distribution(earlier, segments)
         batch = Batch(
             obs=obs,
             action=action,
             log_prob=distribution.log_prob(action) + 0.2 * normal(samples),
             parameters=before.parameters,
-            value=policy.value(obs, recall) + 0.3 * normal(samples),
+            value=policy.value(obs, segments) + 0.3 * normal(samples),
             advantage=normal(samples),
             target=normal(samples) * 2,
             episode=torch.arange(samples) // 7,
-            stretch=stretch,
-            carry=carry,
+            segment_id=segment_id,
+            initial_state=recurrent_state,
         )
     return policy, algorithm.make_optimizer(policy), batch
 
@@ -216,7 +216,7 @@ nets = st.builds(
     trunk=st.sampled_from(["separate", "shared"]),
     normalize_returns=st.booleans(),
     mean=st.sampled_from(["linear", "tanh"]),
-    deviation=st.sampled_from(["free", "softplus"]),
+    std=st.sampled_from(["free", "softplus"]),
 )
 
 
@@ -281,7 +281,7 @@ def test_forty_steps_of_the_lineage(continuous, algorithm, heads):
     if heads == "from-the-state":
         if not continuous:
             pytest.skip("only continuous actions have a mean and a deviation")
-        net = NetConfig(mean="tanh", deviation="softplus")
+        net = NetConfig(mean="tanh", std="softplus")
     assert_same(both(algorithm, net, epochs=40, continuous=continuous), gradients=None)
 
 
@@ -353,7 +353,7 @@ def test_tanh_is_exact_to_2e_7():
 def test_both_engines_learn_alike_for_the_first_updates(env):
     def go(engine):
         return train(
-            EnvConfig(id=env, worlds=2),
+            EnvConfig(id=env, num_envs=2),
             PPO(epochs=2, minibatch_size=32, max_grad_norm=0.5),
             rollout=RolloutConfig(steps=64),
             net=NetConfig(hidden=(32, 32), normalize_obs=True, normalize_returns=True),
@@ -574,7 +574,7 @@ def test_evaluations(net, inputs, actions, continuous, samples, seed):
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 @pytest.mark.parametrize("count", [1, 3, 130])
 def test_acting(action, dtype, kind, count):
-    """From the same observations and noise come the same actions, in what the worlds take."""
+    """From the same observations and noise come the same actions, in what the envs take."""
     if kind == "discrete":
         space = gym.spaces.Discrete(5, start=3)
     else:
@@ -584,7 +584,7 @@ def test_acting(action, dtype, kind, count):
     torch.manual_seed(0)
     changes = {"action": action}
     if action == "tanh-mean":
-        changes = {"mean": "tanh", "deviation": "softplus"}
+        changes = {"mean": "tanh", "std": "softplus"}
     net = NetConfig(normalize_obs=True, policy_gain=1.0, **changes)
     policy = ActorCritic(gym.spaces.Box(-9, 9, (6,)), space, net)
     policy.obs_shift.fill_(0.2)
@@ -592,26 +592,26 @@ def test_acting(action, dtype, kind, count):
     results = []
     for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
         generator = torch.Generator().manual_seed(1)
-        steps = make_room(policy, np.zeros((count, 6), np.float32), 20)
-        steps.obs[:] = torch.randn(steps.obs.shape, generator=generator).numpy()
+        buffer = make_room(policy, np.zeros((count, 6), np.float32), 20)
+        buffer.obs[:] = torch.randn(buffer.obs.shape, generator=generator).numpy()
         noise = policy.head.noise(generator, (20, count))
         with torch.no_grad():
-            act = engine.actor(steps, noise)
+            act = engine.actor(buffer, noise)
             for t in range(20):
                 act(t)
-        results.append(steps)
+        results.append(buffer)
     expected, found = results
     np.testing.assert_allclose(found.parameters, expected.parameters, rtol=1e-5, atol=1e-5)
-    assert found.taken.dtype == (np.int64 if kind == "discrete" else dtype)
-    assert found.taken.shape == (20, count, *space.shape)
-    assert all(space.contains(taken) for row in found.taken for taken in row)
+    assert found.env_action.dtype == (np.int64 if kind == "discrete" else dtype)
+    assert found.env_action.shape == (20, count, *space.shape)
+    assert all(space.contains(taken) for row in found.env_action for taken in row)
     if kind == "discrete":
         # Rounding may carry a draw over the edge between two actions, once in a million.
         assert (found.action == expected.action).mean() > 0.999
-        assert count < 100 or set(found.taken.reshape(-1)) == {3, 4, 5, 6, 7}
+        assert count < 100 or set(found.env_action.reshape(-1)) == {3, 4, 5, 6, 7}
     else:
         np.testing.assert_allclose(found.action, expected.action, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found.taken, expected.taken, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.env_action, expected.env_action, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
@@ -619,11 +619,11 @@ def test_the_most_likely_actions(kind):
     policy, optimizer, _ = case(PPO(), NetConfig(policy_gain=1.0), continuous=kind == "continuous")
     rooms = []
     for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
-        steps = make_room(policy, np.zeros((7, 4)), 1)
-        steps.obs[:] = np.random.default_rng(0).normal(size=steps.obs.shape)
+        buffer = make_room(policy, np.zeros((7, 4)), 1)
+        buffer.obs[:] = np.random.default_rng(0).normal(size=buffer.obs.shape)
         with torch.no_grad():
-            engine.actor(steps, None)(0)
-        rooms.append(steps)
+            engine.actor(buffer, None)(0)
+        rooms.append(buffer)
     expected, found = rooms
     np.testing.assert_allclose(found.action, expected.action, rtol=1e-5, atol=1e-6)
     assert len(np.unique(found.action)) > 1
@@ -632,13 +632,13 @@ def test_the_most_likely_actions(kind):
 def test_an_actor_keeps_the_weights_that_it_began_with():
     policy, optimizer, _ = case(PPO(), NetConfig())
     engine = NativeEngine(policy, optimizer, 1)
-    steps = make_room(policy, np.ones((3, 4), np.float32), 2)
-    steps.obs[:] = 1
-    act = engine.actor(steps, torch.rand(2, 3))
+    buffer = make_room(policy, np.ones((3, 4), np.float32), 2)
+    buffer.obs[:] = 1
+    act = engine.actor(buffer, torch.rand(2, 3))
     act(0)
     with torch.no_grad():
         policy.logits.bias.add_(torch.tensor([1.0, 0.0, 0.0]))
     act(1)
-    assert np.array_equal(steps.parameters[0], steps.parameters[1])
-    engine.actor(steps, torch.rand(2, 3))(1)
-    assert not np.array_equal(steps.parameters[0], steps.parameters[1])
+    assert np.array_equal(buffer.parameters[0], buffer.parameters[1])
+    engine.actor(buffer, torch.rand(2, 3))(1)
+    assert not np.array_equal(buffer.parameters[0], buffer.parameters[1])

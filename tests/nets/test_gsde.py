@@ -11,7 +11,7 @@ from gymnasium import spaces
 from proximo import PPO, EnvConfig, NetConfig, QActorCritic, RolloutConfig, UsageError, train
 from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
-from proximo.envs.make import make_worlds
+from proximo.envs.make import make_envs
 from proximo.evaluate import Player
 from proximo.functional.distributions import Gaussian, gsde_log_std, gsde_noise
 from proximo.functional.kl import kl_divergence
@@ -27,7 +27,7 @@ ACTIONS = spaces.Box(-1, 1, (2,))
 
 def policy(action_space=ACTIONS, **net):
     torch.manual_seed(1)
-    net = {"deviation": "gsde", "hidden": (6,), "policy_gain": 1.0} | net
+    net = {"std": "gsde", "hidden": (6,), "policy_gain": 1.0} | net
     return ActorCritic(spaces.Box(-9, 9, (3,)), action_space, NetConfig(**net)).double()
 
 
@@ -76,7 +76,7 @@ def test_draws_have_the_density_that_they_are_judged_by(action, scale):
     density = net.head.distribution(
         net.logits(rows[:1]).expand(4001, -1), None, rows[:1].expand(4001, -1)
     ).log_prob(axis)
-    if action == "squash":  # of the world's units, back to those of the axis
+    if action == "squash":  # of the env's units, back to those of the axis
         density = density + (1 - axis.tanh().square()).log().squeeze(-1)
     p = density.exp()
     assert torch.trapezoid(p, axis[:, 0]).item() == pytest.approx(1, abs=1e-6)
@@ -147,20 +147,20 @@ class Hybrid(Still):
     action_space = spaces.Dict({"place": ACTIONS, "tool": spaces.Discrete(5)})
 
 
-def rollouts(world, steps, count=2, **net):
-    worlds = make_worlds(EnvConfig(worlds=3), 0, world)
-    acting = policy(worlds.action_space, **net)
+def rollouts(env, steps, count=2, **net):
+    envs = make_envs(EnvConfig(num_envs=3), 0, env)
+    acting = policy(envs.action_space, **net)
     optimizer = PPO().make_optimizer(acting)
     state = TrainState(
         policy=acting,
         optimizer=optimizer,
         engine=TorchEngine(acting, optimizer),
-        worlds=worlds.start(),
+        envs=envs.start(),
         collecting=torch.Generator().manual_seed(0),
         shuffling=torch.Generator(),
         horizon=1,
     )
-    return [collect(worlds, state, EnvConfig(), steps=steps).action for _ in range(count)]
+    return [collect(envs, state, EnvConfig(), steps=steps).action for _ in range(count)]
 
 
 @pytest.mark.parametrize("hold", [1, 4])
@@ -170,7 +170,7 @@ def test_the_same_state_has_the_same_noise_until_it_is_drawn_anew(hold):
     assert [len(block) for block in blocks] == 2 * [4, 4, 2] if hold == 4 else 20 * [1]
     for block in blocks:
         assert (block == block[0]).all()
-    means = torch.stack([block[0] for block in blocks]).reshape(-1, 2)  # of worlds and blocks
+    means = torch.stack([block[0] for block in blocks]).reshape(-1, 2)  # of envs and blocks
     assert len(means.unique(dim=0)) == len(means)
 
 
@@ -208,11 +208,11 @@ def learn(folder, stop=None):
         return state.updates == stop
 
     train(
-        EnvConfig(id=f"{__name__}:Hybrid", worlds=3),
+        EnvConfig(id=f"{__name__}:Hybrid", num_envs=3),
         QActorCritic(),
         total_steps=4 * 3 * 20,
         rollout=RolloutConfig(steps=20),
-        net=NetConfig(deviation="gsde", hidden=(6,), gsde_steps=8),
+        net=NetConfig(std="gsde", hidden=(6,), gsde_steps=8),
         run_dir=folder,
         callbacks=[keep],
     )
@@ -242,10 +242,10 @@ def test_noise_that_was_drawn_ahead_is_kept_after_a_break(tmp_path):
 def test_a_player_keeps_it_too():
     player, generator = Player(policy(gsde_steps=3)), torch.Generator().manual_seed(0)
     seen = np.array([1, -2, 0.5], np.float32)
-    taken = np.array([player(seen, generator) for _ in range(6)])
-    assert (taken[:3] == taken[0]).all()
-    assert (taken[3:] == taken[3]).all()
-    assert (taken[0] != taken[3]).all()
+    env_action = np.array([player(seen, generator) for _ in range(6)])
+    assert (env_action[:3] == env_action[0]).all()
+    assert (env_action[3:] == env_action[3]).all()
+    assert (env_action[0] != env_action[3]).all()
     likely = [player(seen, None) for _ in range(2)]
     assert (likely[0] == likely[1]).all()
 
@@ -262,4 +262,4 @@ def test_a_player_keeps_it_too():
 )
 def test_what_does_not_fit_is_refused(net, message):
     with pytest.raises(UsageError, match=message):
-        NetConfig(deviation="gsde", **net)
+        NetConfig(std="gsde", **net)

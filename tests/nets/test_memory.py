@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from proximo import PPO, NetConfig, RolloutConfig, train
 from proximo.envs import probes
-from proximo.nets.memory import Memory
+from proximo.nets.recurrent import Memory
 from proximo.run.config import ALGORITHMS
-from proximo.types import Recall
+from proximo.types import Segments
 
 KINDS = pytest.mark.parametrize("kind", ["gru", "lstm"])
 
@@ -22,17 +22,17 @@ KINDS = pytest.mark.parametrize("kind", ["gru", "lstm"])
 )
 def test_packed_stretches_are_what_single_steps_are(kind, lengths, seed):
     torch.manual_seed(seed)
-    memory, rows = Memory(kind, 3, 5, True), sum(lengths)
-    x, first = torch.randn(rows, 3), torch.randn(len(lengths), memory.carry_size)
+    recurrent, rows = Memory(kind, 3, 5, True), sum(lengths)
+    x, first = torch.randn(rows, 3), torch.randn(len(lengths), recurrent.state_size)
     episode = torch.arange(len(lengths)).flip(0).repeat_interleave(torch.tensor(lengths))
-    carry = torch.zeros(rows, memory.carry_size)
+    recurrent_state = torch.zeros(rows, recurrent.state_size)
     begins = np.cumsum([0, *lengths[:-1]])
-    carry[begins] = first
-    found, after = memory(x, Recall(episode, carry))
+    recurrent_state[begins] = first
+    found, after = recurrent(x, Segments(episode, recurrent_state))
     for s, (begin, length) in enumerate(zip(begins, lengths, strict=True)):
         state = first[s : s + 1]
         for t in range(begin, begin + length):
-            y, state = memory.step(x[t : t + 1], state)
+            y, state = recurrent.step(x[t : t + 1], state)
             torch.testing.assert_close(found[t : t + 1], y, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(after[s : s + 1], state, rtol=1e-5, atol=1e-6)
 
@@ -40,21 +40,21 @@ def test_packed_stretches_are_what_single_steps_are(kind, lengths, seed):
 @KINDS
 def test_its_gradient_is_that_of_single_steps(kind):
     torch.manual_seed(0)
-    memory = Memory(kind, 2, 4, True).double()
+    recurrent = Memory(kind, 2, 4, True).double()
     x = torch.randn(9, 2, dtype=torch.float64)
     episode = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2])
-    carry = torch.zeros(9, memory.carry_size, dtype=torch.float64)
+    recurrent_state = torch.zeros(9, recurrent.state_size, dtype=torch.float64)
     weight = torch.randn(9, 4, dtype=torch.float64)
-    packed = (memory(x, Recall(episode, carry))[0] * weight).sum()
+    packed = (recurrent(x, Segments(episode, recurrent_state))[0] * weight).sum()
     total = torch.zeros((), dtype=torch.float64)
     for t in range(9):
         if t == 0 or episode[t] != episode[t - 1]:
-            state = carry[:1]
-        y, state = memory.step(x[t : t + 1], state)
+            state = recurrent_state[:1]
+        y, state = recurrent.step(x[t : t + 1], state)
         total = total + (y * weight[t]).sum()
     for a, b in zip(
-        torch.autograd.grad(packed, list(memory.parameters())),
-        torch.autograd.grad(total, list(memory.parameters())),
+        torch.autograd.grad(packed, list(recurrent.parameters())),
+        torch.autograd.grad(total, list(recurrent.parameters())),
         strict=True,
     ):
         torch.testing.assert_close(a, b)
@@ -68,7 +68,7 @@ def learn(algorithm=QUICK, continuous=False, steps=16_000, **net):
         lambda: probes.Remember(continuous),
         algorithm,
         total_steps=steps,
-        worlds=4,
+        num_envs=4,
         rollout=RolloutConfig(steps=64),
         net=NetConfig(hidden=(16,), log_std=-0.5 * continuous, **net),
         seed=1,
@@ -90,11 +90,11 @@ def last_actions(agent):
 @pytest.mark.parametrize("trunk", ["separate", "shared"])
 @pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
 def test_it_remembers_what_it_saw_two_steps_ago(kind, trunk, continuous):
-    agent = learn(continuous=continuous, memory=kind, memory_size=16, trunk=trunk)
+    agent = learn(continuous=continuous, recurrent=kind, recurrent_size=16, trunk=trunk)
     best = [-0.5, 0.5] if continuous else [0, 1]
     np.testing.assert_allclose(last_actions(agent), best, atol=0.15)
     with torch.no_grad():
-        alone = Recall(torch.arange(2), torch.zeros(2, agent.policy.carry_size))
+        alone = Segments(torch.arange(2), torch.zeros(2, agent.policy.state_size))
         value = agent.policy.value(torch.tensor([[-1.0], [1.0]]), alone)
     np.testing.assert_allclose(value, [0.81, 0.81], atol=0.1)
 
@@ -120,5 +120,5 @@ def test_every_algorithm_learns_to_remember(name):
         "qac": {"learning_rate": "linear:1e-2:0", "normalize_advantage": "batch"},
     }.get(name, {"learning_rate": "linear:1e-2:0", "epochs": 4})
     algorithm = ALGORITHMS[name](gamma=0.9, **settings)
-    agent = learn(algorithm, steps=40_000, memory="gru", memory_size=16)
+    agent = learn(algorithm, steps=40_000, recurrent="gru", recurrent_size=16)
     assert last_actions(agent) == [0, 1]

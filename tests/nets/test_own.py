@@ -79,8 +79,8 @@ class Spy(nn.Module):
         return seen["place"].flatten(1) * self.weight
 
 
-def test_it_is_shown_the_world_s_observations():
-    net = NetConfig(module="here:Spy", critic_only=("secret",), normalize_obs=True)
+def test_it_is_shown_the_env_s_observations():
+    net = NetConfig(module="here:Spy", privileged=("secret",), normalize_obs=True)
     policy = ActorCritic(ROOM, spaces.Discrete(2), net, own=Spy)
     ROOM.seed(3)
     samples = [ROOM.sample() for _ in range(5)]
@@ -169,7 +169,7 @@ REFUSED = {
         broken(lambda self, x: (y := self.layer(x)) - y.mean(0)),
         "other features where others stand beside it",
     ),
-    "not finite": (broken(lambda self, x: self.layer(x) / 0), "not finite for the world's first"),
+    "not finite": (broken(lambda self, x: self.layer(x) / 0), "not finite for the env's first"),
     "no gradient": (broken(lambda self, x: self.layer(x).detach()), "lets no gradient through"),
     "dropout by hand": (
         broken(lambda self, x: nn.functional.dropout(self.layer(x))),
@@ -312,7 +312,7 @@ def test_a_critic_of_actions_has_layers_over_features_and_action(done):
 def test_a_run_goes_on_and_acts_only_once_its_network_is_named_again(tmp_path):
     def go(name, stop=None):
         return train(
-            EnvConfig(id="Acrobot-v1", worlds=2, max_episode_steps=20),
+            EnvConfig(id="Acrobot-v1", num_envs=2, max_episode_steps=20),
             PPO(epochs=2, minibatch_size=16),
             total_steps=128,
             rollout=RolloutConfig(steps=16),
@@ -387,7 +387,7 @@ def test_attention_finds_the_nearest_thing():
         Nearest,
         PPO(gamma=0.5, learning_rate="linear:3e-3:0", epochs=4, minibatch_size=256),
         total_steps=16_384,
-        worlds=8,
+        num_envs=8,
         rollout=RolloutConfig(steps=128),
         net=Attention,
         seed=1,
@@ -396,10 +396,10 @@ def test_attention_finds_the_nearest_thing():
 
 
 def test_the_order_of_the_things_does_not_matter():
-    world = Nearest()
-    seen, _ = world.reset(seed=5)
-    module = Attention(world.observation_space).eval()
-    rows = Observations(world.observation_space)
+    env = Nearest()
+    seen, _ = env.reset(seed=5)
+    module = Attention(env.observation_space).eval()
+    rows = Observations(env.observation_space)
 
     def features(order):
         moved = {key: part[order] for key, part in seen.items()}

@@ -35,12 +35,12 @@ OTHER = {
     "orthogonal": False,
     "policy_gain": 0.9,
     "log_std": -1.0,
-    "deviation": "softplus",
+    "std": "softplus",
     "gsde_steps": 2,
     "mean": "tanh",
-    "memory": "gru",
-    "memory_size": 5,
-    "memory_steps": 2,
+    "recurrent": "gru",
+    "recurrent_size": 5,
+    "bptt_steps": 2,
     "action": "squash",
     "normalize_obs": True,
     "obs_clip": 0.05,
@@ -49,8 +49,8 @@ OTHER = {
 """Each setting at another value than its default."""
 BASES = (
     {},
-    {"memory": "lstm"},
-    {"deviation": "gsde"},
+    {"recurrent": "lstm"},
+    {"std": "gsde"},
     {"action": "beta"},
     {"normalize_obs": True},
     {"orthogonal": False},
@@ -92,7 +92,7 @@ class Walk(gym.Env):
 def outcome(kind, net, critic, **more):
     """What a short training came to: the weights behind the policy and the critic."""
     algorithm = PPO(minibatch_size=16, epochs=2, critic=critic)
-    env = EnvConfig(id=f"{__name__}:Walk", kwargs={"kind": kind}, worlds=2, check=False)
+    env = EnvConfig(id=f"{__name__}:Walk", kwargs={"kind": kind}, num_envs=2, check=False)
     agent = train(
         env,
         algorithm,
@@ -103,7 +103,7 @@ def outcome(kind, net, critic, **more):
     )
     obs = torch.linspace(-1, 1, 12).view(4, 3)
     policy = agent.policy
-    if policy.carry_size:
+    if policy.state_size:
         return [p.detach().flatten() for p in policy.parameters()]
     with torch.no_grad():
         return [policy.distribution(obs).parameters, policy.value(obs)]
@@ -117,7 +117,7 @@ def same(a, b):
 
 def test_every_setting_is_tried():
     named = {f.name for f in dataclasses.fields(NetConfig)}
-    assert named - set(OTHER) == {"module", "kwargs", "critic_only"}  # refused elsewhere
+    assert named - set(OTHER) == {"module", "kwargs", "privileged"}  # refused elsewhere
     assert all(getattr(NetConfig(), name) != value for name, value in OTHER.items())
 
 
@@ -146,15 +146,15 @@ def test_a_setting_changes_what_is_learned_or_is_refused(name, base, kind, criti
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        ({"deviation": "gsde"}, "no action is a Box"),
-        ({"deviation": "softplus"}, "no action is a Box"),
+        ({"std": "gsde"}, "no action is a Box"),
+        ({"std": "softplus"}, "no action is a Box"),
         ({"action": "squash"}, "no action is a Box"),
         ({"action": "beta"}, "no action is a Box"),
         ({"mean": "tanh"}, "no action is a Box"),
         ({"log_std": -1.0}, "no action is a Box"),
         ({"gsde_steps": 2}, "no action is a Box"),
-        ({"memory_size": 32}, "net.memory is none"),
-        ({"memory_steps": 4}, "net.memory is none"),
+        ({"recurrent_size": 32}, "net.recurrent is none"),
+        ({"bptt_steps": 4}, "net.recurrent is none"),
         ({"obs_clip": 5.0}, "net.normalize_obs is off"),
         ({"orthogonal": False, "policy_gain": 0.1}, "net.orthogonal is off"),
         ({"trunk": "shared", "critic_hidden": (8,)}, "net.trunk is shared"),
@@ -172,9 +172,9 @@ def test_what_does_nothing_is_refused_before_training(net, why, tmp_path):
 @pytest.mark.parametrize(
     ("net", "why"),
     [
-        ({"action": "beta", "deviation": "softplus"}, "net.action is beta"),
+        ({"action": "beta", "std": "softplus"}, "net.action is beta"),
         ({"action": "beta", "log_std": -1.0}, "net.action is beta"),
-        ({"gsde_steps": 2}, "net.deviation is free"),
+        ({"gsde_steps": 2}, "net.std is free"),
     ],
 )
 def test_what_does_nothing_to_a_box_is_refused_too(net, why):
@@ -195,7 +195,7 @@ def test_layers_of_ones_own_leave_nothing_to_ours():
             outcome("box", {"module": module, name: OTHER[name]}, critic=True)
     # A critic of numbers takes them, beside the features, through layers of ours.
     net = NetConfig(module=module, hidden=(5,), critic_hidden=(4,))
-    agent = train(lambda: Walk("box"), QActorCritic(), worlds=2, total_steps=8, net=net)
+    agent = train(lambda: Walk("box"), QActorCritic(), num_envs=2, total_steps=8, net=net)
     assert agent.policy.critic.outputs == 4
 
 
@@ -211,7 +211,9 @@ class Own(torch.nn.Module):
 def test_a_run_that_began_with_such_settings_loads_and_goes_on(tmp_path, monkeypatch):
     """As those of earlier versions may have."""
     monkeypatch.setattr(Config, "check_net", lambda self, spaces: None)
-    outcome("discrete", {"log_std": -1.0, "memory_size": 9}, critic=True, run_dir=tmp_path / "run")
+    outcome(
+        "discrete", {"log_std": -1.0, "recurrent_size": 9}, critic=True, run_dir=tmp_path / "run"
+    )
     monkeypatch.undo()
     folder = RunFolder.open(tmp_path / "run")
     assert folder.read_config().net.log_std == -1.0
@@ -237,9 +239,9 @@ def test_widths_survive_their_file(widths, tmp_path):
         {"hidden": (9,), "critic_hidden": (17, 5)},
         {"hidden": (9, 4), "critic_hidden": ()},
         {"hidden": (), "critic_hidden": (8,)},
-        {"hidden": (), "memory": "gru"},
-        {"hidden": (), "memory": "lstm", "trunk": "shared"},
-        {"hidden": (9,), "critic_hidden": (), "memory": "gru"},
+        {"hidden": (), "recurrent": "gru"},
+        {"hidden": (), "recurrent": "lstm", "trunk": "shared"},
+        {"hidden": (9,), "critic_hidden": (), "recurrent": "gru"},
     ],
     ids=str,
 )
@@ -251,7 +253,7 @@ def test_a_linear_policy_and_a_critic_of_other_widths_are_alike_in_both_engines(
         agent = train(
             lambda: Walk(kind),
             PPO(minibatch_size=16, epochs=2),
-            worlds=2,
+            num_envs=2,
             total_steps=96,
             rollout=RolloutConfig(steps=16),
             net=NetConfig(**net),
@@ -264,7 +266,7 @@ def test_a_linear_policy_and_a_critic_of_other_widths_are_alike_in_both_engines(
             np.testing.assert_array_equal(again.act(obs), agent.act(obs))
     torch.testing.assert_close(weights["torch"], weights["native"], rtol=1e-4, atol=1e-5)
     policy = load(tmp_path / "native").policy
-    if not net["hidden"] and "memory" not in net:
+    if not net["hidden"] and "recurrent" not in net:
         assert policy.logits.in_features == 3  # the observation itself
     if net["hidden"] == (9,) and net["critic_hidden"] == (17, 5):
         assert [layer.out_features for layer in policy.critic.linears()] == [17, 5]

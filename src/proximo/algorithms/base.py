@@ -45,7 +45,7 @@ class OnPolicy(ABC):
     exact_kl: ClassVar[bool] = False
     """Whether KL(old, new) is also reported as it is, not only estimated."""
     rollout_steps: ClassVar[int] = 256
-    """T where nothing else is said: the steps in each world that an update suits best."""
+    """T where nothing else is said: the steps in each env that an update suits best."""
     without: ClassVar[tuple[str, ...]] = ()
     """Settings below that do nothing here, and so are refused."""
 
@@ -84,7 +84,7 @@ class OnPolicy(ABC):
     epochs: int = 10
     """K, passes over each rollout."""
     minibatch_size: int = 64
-    """M, samples per gradient step; at most worlds x steps. The last may be smaller, but one of a
+    """M, samples per gradient step; at most envs x steps. The last may be smaller, but one of a
     single sample joins the one before it where advantages are standardised in each."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "shuffled"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
@@ -254,7 +254,7 @@ class OnPolicy(ABC):
         compiled anew when they change: do not branch on their values.
         """
         new = policy.evaluate(
-            batch.obs, batch.action, entropy=self.values_entropy, recall=batch.recall
+            batch.obs, batch.action, entropy=self.values_entropy, segments=batch.segments
         )
         return self.loss_of(policy, new, batch, coefficients)
 

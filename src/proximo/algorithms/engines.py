@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from proximo.algorithms.skips import Skip, not_finite
-from proximo.envs.tensors import TensorSteps
+from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.native.library import NativePolicy
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Recall, Steps
+from proximo.types import Batch, RolloutBuffer, Segments
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -68,7 +68,10 @@ class Engine(ABC):
 
     @abstractmethod
     def actor(
-        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
+        self,
+        buffer: RolloutBuffer | TensorRolloutBuffer,
+        noise: Tensor | None,
+        recurrent_state: Tensor | None = None,
     ) -> Callable[[int], None]:
         """`act(t)`: from steps.obs[t] and noise[t] to action[t] and taken[t].
 
@@ -78,12 +81,12 @@ class Engine(ABC):
 
     @abstractmethod
     def evaluate(
-        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
         """Log π(a|s), V(s) and, where asked for, the entropy of π(·|s). obs: [..., *obs]."""
 
     @abstractmethod
-    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
+    def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
 
     @abstractmethod
@@ -118,38 +121,43 @@ class TorchEngine(Engine):
         self._looks = policy.device.type == "cpu"
 
     def actor(
-        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
+        self,
+        buffer: RolloutBuffer | TensorRolloutBuffer,
+        noise: Tensor | None,
+        recurrent_state: Tensor | None = None,
     ) -> Callable[[int], None]:
         policy = self.policy
         noise = noise.to(policy.device, policy.dtype) if noise is not None else None
         obs, action, parameters, taken = map(
-            torch.as_tensor, (steps.obs, steps.action, steps.parameters, steps.taken)
+            torch.as_tensor, (buffer.obs, buffer.action, buffer.parameters, buffer.env_action)
         )
 
         def act(t: int) -> None:
-            if carry is not None and t:  # another episode begins with nothing remembered
-                begins = steps.ended[t - 1] | ~steps.real[t - 1]
-                carry.masked_fill_(torch.as_tensor(begins, device=carry.device).unsqueeze(-1), 0)
+            if recurrent_state is not None and t:  # another episode begins with nothing remembered
+                begins = buffer.done[t - 1] | ~buffer.valid[t - 1]
+                recurrent_state.masked_fill_(
+                    torch.as_tensor(begins, device=recurrent_state.device).unsqueeze(-1), 0
+                )
             chosen, distribution, moved = policy.act(
-                obs[t].to(policy.device), None if noise is None else noise[t], carry
+                obs[t].to(policy.device), None if noise is None else noise[t], recurrent_state
             )
-            if carry is not None and moved is not None:
-                carry.copy_(moved)
+            if recurrent_state is not None and moved is not None:
+                recurrent_state.copy_(moved)
             action[t] = chosen
             parameters[1] = distribution.parameters
             if t == 0:
                 parameters[0] = parameters[1]
-            taken[t] = policy.head.taken(chosen.to(taken.device))
+            taken[t] = policy.head.env_action(chosen.to(taken.device))
 
         return act
 
     def evaluate(
-        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
-        return self.policy.evaluate(obs, action, entropy=entropy, recall=recall)
+        return self.policy.evaluate(obs, action, entropy=entropy, segments=segments)
 
-    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
-        return self.policy.value(obs, recall)
+    def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
+        return self.policy.value(obs, segments)
 
     def descend(
         self,
@@ -295,18 +303,21 @@ class NativeEngine(Engine):
         self._native = NativePolicy(policy, optimizer, threads)
 
     def actor(
-        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
+        self,
+        buffer: RolloutBuffer | TensorRolloutBuffer,
+        noise: Tensor | None,
+        recurrent_state: Tensor | None = None,
     ) -> Callable[[int], None]:
-        arrays = steps if isinstance(steps, Steps) else steps.on_host()
-        return self._native.actor(arrays, noise, carry)
+        arrays = buffer if isinstance(buffer, RolloutBuffer) else buffer.on_host()
+        return self._native.actor(arrays, noise, recurrent_state)
 
     def evaluate(
-        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
-        return self._native.evaluate(obs, action, entropy=entropy, recall=recall)
+        return self._native.evaluate(obs, action, entropy=entropy, segments=segments)
 
-    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
-        return self._native.value(obs, recall)
+    def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
+        return self._native.value(obs, segments)
 
     def descend(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 from proximo.functional.masked import standardize, standardize_groups
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import discounted_sum, gae, n_step, td_error
-from proximo.types import Batch, Recall, Rollout, TrainingError, TrainState, Transitions
+from proximo.types import Batch, Rollout, Segments, TrainingError, TrainState, Transitions
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -30,7 +30,7 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
-    log_prob, parameters, value, next_value, carry = _judge(state, rollout)
+    log_prob, parameters, value, next_value, recurrent_state = _judge(state, rollout)
     if not algorithm.critic:
         value = next_value = torch.zeros_like(value)
     delta = td_error(reward, value, next_value, rollout.terminated, algorithm.gamma)
@@ -39,7 +39,7 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
     same = other in ("same", algorithm.advantage)
     target = value + (advantage if same else estimate(algorithm, other, delta, rollout.boundary))
 
-    keep, episode, stretch = _layout(rollout, policy)
+    keep, episode, segment_id = _layout(rollout, policy)
 
     def flat(x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(0, 1)[keep]
@@ -58,8 +58,8 @@ def prepare(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Batch:
         advantage=advantage,
         target=target,
         episode=episode,
-        stretch=stretch,
-        carry=flat(carry),
+        segment_id=segment_id,
+        initial_state=flat(recurrent_state),
     )
 
 
@@ -72,9 +72,11 @@ def _judge(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor,
     engine: Engine = state.engine
     log_prob, parameters, value, before, after = _evaluate(state, rollout)
 
-    def closing(obs: Tensor, carry: Tensor) -> Tensor:
+    def closing(obs: Tensor, recurrent_state: Tensor) -> Tensor:
         alone = torch.arange(len(obs), device=obs.device)
-        return engine.value(obs, Recall(alone, carry) if carry.shape[-1] else None)
+        return engine.value(
+            obs, Segments(alone, recurrent_state) if recurrent_state.shape[-1] else None
+        )
 
     following = torch.cat([value[1:], closing(rollout.last_obs, after[-1])[None]])
     if len(rollout.final_obs):
@@ -84,16 +86,16 @@ def _judge(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor,
 
 
 def _evaluate(state: TrainState, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log π(a|s), what defines π(·|s), V(s) or Q(s,a), and the carries. All [T, N, ...].
+    """Log π(a|s), what defines π(·|s), V(s) or Q(s,a), and the recurrent states. All [T, N, ...].
 
-    The carry before a stretch stands at its first row, with 0 at the others; the one behind it at
-    all of its rows. `state.carry` becomes what is remembered when the next rollout begins.
+    The state before a segment stands at its first row, with 0 at the others; the one after it at
+    all of its rows. `state.recurrent_state` becomes the one that the next rollout begins with.
     """
-    if rollout.carry.shape[-1]:
+    if rollout.initial_state.shape[-1]:
         found = _evaluate_by_stretches(state, rollout)
     else:
         old = state.engine.evaluate(rollout.obs, rollout.action, entropy=False)
-        nothing = rollout.carry.new_empty(*rollout.mask.shape, 0)
+        nothing = rollout.initial_state.new_empty(*rollout.mask.shape, 0)
         found = (old.log_prob, old.distribution.parameters, old.value, nothing, nothing)
     _check_acted(rollout, found[1][[0, -1]])
     return found
@@ -104,38 +106,40 @@ def _evaluate_by_stretches(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The first stretch of every episode, then the second ones, which need what the first left."""
     policy: ActorCritic = state.policy  # type: ignore[assignment]
-    steps, worlds = rollout.mask.shape
+    steps, num_envs = rollout.mask.shape
 
     def flat(x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(0, 1)
 
     age = flat(_ages(rollout))
-    obs, action, stretch = map(flat, (rollout.obs, rollout.action, _stretches(rollout, policy)))
-    before = rollout.carry.new_zeros(worlds * steps, policy.carry_size)
-    before[::steps] = rollout.carry
-    found, rows, number = [], [], age // policy.memory_steps
+    obs, action, segment_id = map(
+        flat, (rollout.obs, rollout.action, _segment_ids(rollout, policy))
+    )
+    before = rollout.initial_state.new_zeros(num_envs * steps, policy.state_size)
+    before[::steps] = rollout.initial_state
+    found, rows, number = [], [], age // policy.bptt_steps
     after = torch.empty_like(before)
     for which in range(int(number.max()) + 1):
         here = (number == which).nonzero().squeeze(-1)
-        goes_on = here[(age[here] == which * policy.memory_steps) & (which > 0)]
+        goes_on = here[(age[here] == which * policy.bptt_steps) & (which > 0)]
         before[goes_on] = after[goes_on - 1]
-        own = torch.unique_consecutive(stretch[here], return_inverse=True)[1]
-        recall = Recall(own, before[here])
-        old = state.engine.evaluate(obs[here], action[here], entropy=False, recall=recall)
-        assert old.carry is not None
-        after[here] = old.carry[own]
+        own = torch.unique_consecutive(segment_id[here], return_inverse=True)[1]
+        segments = Segments(own, before[here])
+        old = state.engine.evaluate(obs[here], action[here], entropy=False, segments=segments)
+        assert old.recurrent_state is not None
+        after[here] = old.recurrent_state[own]
         found.append((old.log_prob, old.distribution.parameters, old.value))
         rows.append(here)
     order = torch.cat(rows).argsort()
 
     def back(x: Tensor) -> Tensor:
-        return x.view(worlds, steps, *x.shape[1:]).transpose(0, 1)
+        return x.view(num_envs, steps, *x.shape[1:]).transpose(0, 1)
 
     log_prob, parameters, value = (
         back(torch.cat(parts)[order]) for parts in zip(*found, strict=True)
     )
     before, after = back(before), back(after)
-    state.carry = torch.where(rollout.boundary[-1].unsqueeze(-1), 0.0, after[-1])
+    state.recurrent_state = torch.where(rollout.boundary[-1].unsqueeze(-1), 0.0, after[-1])
     return log_prob, parameters, value, before, after
 
 
@@ -147,15 +151,15 @@ def _ages(rollout: Rollout) -> Tensor:
     return time - torch.where(begins, time, 0).cummax(0).values
 
 
-def _stretches(rollout: Rollout, policy: ActorCritic | None = None) -> Tensor:
-    """[T, N] int64: the number of a row's episode, counted world after world.
+def _segment_ids(rollout: Rollout, policy: ActorCritic | None = None) -> Tensor:
+    """[T, N] int64: the number of a row's episode, counted env after env.
 
     Or, given a policy, of the stretch that its memory is trained through.
     """
     age = _ages(rollout)
-    begins = age % policy.memory_steps == 0 if policy else age == 0
-    steps, worlds = age.shape
-    return begins.t().reshape(-1).cumsum(0).view(worlds, steps).t() - 1
+    begins = age % policy.bptt_steps == 0 if policy else age == 0
+    steps, num_envs = age.shape
+    return begins.t().reshape(-1).cumsum(0).view(num_envs, steps).t() - 1
 
 
 @torch.no_grad()
@@ -169,7 +173,7 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     reward = _scaled(algorithm, state, rollout) if algorithm.normalize_reward else rollout.reward
-    log_prob, parameters, value, carry, _ = _evaluate(state, rollout)
+    log_prob, parameters, value, recurrent_state, _ = _evaluate(state, rollout)
     next_obs = torch.cat([rollout.obs[1:], rollout.last_obs[None]])
     undecided = rollout.boundary.clone()
     undecided[-1] = True
@@ -181,7 +185,7 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
         ended[rollout.final_index] = True
     goes_on = ~ended.view_as(undecided)[-1]
     noise[-1, goes_on] = state.ahead.to(noise)[0, goes_on]
-    keep, episode, stretch = _layout(rollout, policy)
+    keep, episode, segment_id = _layout(rollout, policy)
 
     def flat(x: Tensor) -> Tensor:
         return x.transpose(0, 1).flatten(0, 1)[keep]
@@ -196,8 +200,8 @@ def prepare_transitions(algorithm: OnPolicy, state: TrainState, rollout: Rollout
         advantage=normalized(algorithm, value, episode),
         target=value,  # until the actor has moved
         episode=episode,
-        stretch=stretch,
-        carry=flat(carry),
+        segment_id=segment_id,
+        initial_state=flat(recurrent_state),
         reward=flat(reward),
         terminated=flat(rollout.terminated),
         next_obs=flat(next_obs),
@@ -225,7 +229,7 @@ def estimate(algorithm: OnPolicy, kind: str, delta: Tensor, boundary: Tensor) ->
 
 
 def _layout(rollout: Rollout, policy: ActorCritic) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the real steps lie, world after world in order of time; each one's episode, stretch."""
+    """Where the real steps lie, env after env in order of time; each one's episode, stretch."""
     keep = rollout.mask.t().reshape(-1).nonzero().squeeze(-1)
 
     def number(stretches: Tensor) -> Tensor:
@@ -233,7 +237,7 @@ def _layout(rollout: Rollout, policy: ActorCritic) -> tuple[Tensor, Tensor, Tens
         numbers: Tensor = torch.unique_consecutive(own, return_inverse=True)[1]
         return numbers
 
-    return keep, number(_stretches(rollout)), number(_stretches(rollout, policy))
+    return keep, number(_segment_ids(rollout)), number(_segment_ids(rollout, policy))
 
 
 def _scaled(algorithm: OnPolicy, state: TrainState, rollout: Rollout) -> Tensor:

@@ -104,7 +104,7 @@ class PPO(OnPolicy):
         from proximo.functional.masked import masked_mean
 
         with torch.no_grad():
-            new = engine.evaluate(batch.obs, batch.action, entropy=False, recall=batch.recall)
+            new = engine.evaluate(batch.obs, batch.action, entropy=False, segments=batch.segments)
             return bool(masked_mean(k3(new.log_prob, batch.log_prob)) > self.target_kl)
 
     def read(

@@ -18,7 +18,7 @@ class QActorCritic(OnPolicy):
     Sutton et al. 2000; Konda & Tsitsiklis 2000. First the actor moves, then the moved actor draws
     A', which is what is done next, then the critic moves. No bootstrap where S' is terminal; where
     a time limit cut the episode, A' is drawn in its true last state. An update learns from all of
-    its rollout in one step each: with one world and one step it is the textbook's. The critic has
+    its rollout in one step each: with one env and one step it is the textbook's. The critic has
     an output per discrete action, or takes a continuous one beside the observation.
     """
 

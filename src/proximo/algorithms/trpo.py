@@ -82,7 +82,7 @@ class TRPO(OnPolicy):
         """The critic's part alone: the policy has been moved already."""
         from proximo.functional.masked import masked_mean
 
-        value = policy.value(batch.obs, batch.recall)
+        value = policy.value(batch.obs, batch.segments)
         error = self.value_error(policy, value, batch, coefficients["value_clip"])
         value_loss = masked_mean(error)
         loss = self.value_weight * value_loss
@@ -123,7 +123,7 @@ class TRPO(OnPolicy):
 
         def surrogate_and_kl() -> tuple[Tensor, Tensor]:
             new = policy.evaluate(
-                batch.obs, batch.action, entropy=self.values_entropy, recall=batch.recall
+                batch.obs, batch.action, entropy=self.values_entropy, segments=batch.segments
             )
             objective = self.objective(policy, new, batch, advantage, coefficients)
             return masked_mean(objective), masked_mean(kl_divergence(old, new.distribution))

@@ -22,7 +22,7 @@ from proximo.functional.masked import alone, explained_variance, masked_mean
 from proximo.functional.moments import batch_moments, merge, no_moments
 from proximo.functional.returns import td_error
 from proximo.native.library import obstacle
-from proximo.types import Batch, Metrics, Recall, TrainState, Transitions, UsageError
+from proximo.types import Batch, Metrics, Segments, TrainState, Transitions, UsageError
 
 if TYPE_CHECKING:
     from proximo.algorithms.base import OnPolicy
@@ -42,8 +42,8 @@ def lay_out(algorithm: OnPolicy, batch: Batch, generator: torch.Generator) -> La
         if algorithm.minibatches == "episodes":
             bounds = [0, *torch.bincount(batch.episode).cumsum(0).tolist()]
         orders, edges = torch.arange(count).expand(epochs, count), [bounds]
-    elif batch.recall:
-        lengths = torch.bincount(batch.stretch).cpu()
+    elif batch.segments:
+        lengths = torch.bincount(batch.segment_id).cpu()
         drawn = [_by_stretches(lengths, algorithm.minibatch_size, generator) for _ in range(epochs)]
         orders = torch.stack([order for order, _ in drawn])
         edges = [bounds for _, bounds in drawn]
@@ -105,7 +105,7 @@ def choose_engine(wish: str, algorithm: OnPolicy, policy: ActorCritic) -> tuple[
     """
     if wish == "compile" and algorithm.action_values:
         raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
-    if wish == "compile" and policy.carry_size:
+    if wish == "compile" and policy.state_size:
         raise UsageError("run.engine is compile, but the policy has a memory: use torch or auto")
     if wish == "compile" and policy.own:
         raise UsageError(
@@ -184,7 +184,7 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
         return norm
 
     new = policy.evaluate(
-        batch.obs, batch.action, entropy=algorithm.values_entropy, recall=batch.recall
+        batch.obs, batch.action, entropy=algorithm.values_entropy, segments=batch.segments
     )
     advantage = algorithm.standardized(batch.advantage)
     policy_loss = -masked_mean(algorithm.objective(policy, new, batch, advantage, coefficients))
@@ -201,7 +201,7 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
             state.return_moments = merge(before, batch_moments(target.cpu()))
             policy.set_return_moments(state.return_moments)
     batch = dataclasses.replace(batch, target=target)
-    value = policy.action_value(batch.obs, batch.action, batch.recall)
+    value = policy.action_value(batch.obs, batch.action, batch.segments)
     error = algorithm.value_error(policy, value, batch, coefficients["value_clip"])
     value_loss = masked_mean(error)
     critic_norm = step(1, batch, value_loss)
@@ -220,11 +220,11 @@ def act_then_judge(algorithm: OnPolicy, state: TrainState, batch: Transitions) -
 
 def _next_value(policy: ActorCritic, batch: Transitions) -> Tensor:
     """Q(S',A'), A' being what was done there or, where nothing was yet, drawn now. [B]."""
-    obs, noise, action, recall = batch.next_obs, batch.noise, batch.next_action, batch.recall
+    obs, noise, action, segments = batch.next_obs, batch.noise, batch.next_action, batch.segments
     undecided = batch.undecided
     following: Tensor | slice = slice(None)
-    if recall:  # what is remembered in S' comes of S: every stretch with the state behind it
-        places = torch.arange(len(batch), device=obs.device) + batch.stretch
+    if segments:  # what is remembered in S' comes of S: every stretch with the state behind it
+        places = torch.arange(len(batch), device=obs.device) + batch.segment_id
         following = places + 1
 
         def extended(behind: Tensor, own: Tensor) -> Tensor:
@@ -233,14 +233,15 @@ def _next_value(policy: ActorCritic, batch: Transitions) -> Tensor:
             rows[places] = own
             return rows
 
-        recall = Recall(
-            extended(batch.stretch, batch.stretch), extended(0 * batch.carry, batch.carry)
+        segments = Segments(
+            extended(batch.segment_id, batch.segment_id),
+            extended(0 * batch.initial_state, batch.initial_state),
         )
         obs, action = extended(obs, batch.obs), extended(action, batch.action)
         noise, undecided = extended(noise, 0 * noise), extended(undecided, undecided & False)
-    drawn = policy.draw(obs, noise, recall)
+    drawn = policy.draw(obs, noise, segments)
     action = torch.where(undecided.view(-1, *[1] * (drawn.dim() - 1)), drawn, action)
-    return policy.action_value(obs, action, recall)[following]
+    return policy.action_value(obs, action, segments)[following]
 
 
 def _read(
@@ -256,7 +257,7 @@ def _read(
     """
     policy: ActorCritic = state.policy  # type: ignore[assignment]
     with torch.no_grad():
-        new = state.engine.evaluate(batch.obs, batch.action, entropy=True, recall=batch.recall)
+        new = state.engine.evaluate(batch.obs, batch.action, entropy=True, segments=batch.segments)
         readings = {**terms, **algorithm.read(policy, new, batch, coefficients)}
         if algorithm.critic:
             readings["explained_variance"] = explained_variance(batch.value, batch.target)

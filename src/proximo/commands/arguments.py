@@ -93,7 +93,7 @@ def _whole_numbers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 @REGISTRY.primitive_rule
 def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Arguments of a world: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
+    """Arguments of an env: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
     if typing.get_origin(info.type) is not dict:
         return None
 
@@ -129,7 +129,7 @@ SHORT = {
     "algorithm.minibatch-size": ("minibatch-size",),
     "algorithm.batch-size": ("batch-size",),
     "env.id": ("env",),
-    "env.worlds": ("num-envs",),
+    "env.num-envs": ("num-envs",),
     "model.path": ("model",),
     "net.module": ("net",),
     "run.device": ("device",),
@@ -139,7 +139,7 @@ SHORT = {
     "run.total-steps": ("total-steps", "steps"),
     "run.updates": ("updates",),
     "score.reward": ("reward",),
-    "score.world": ("world",),
+    "score.env": ("env",),
     "total-steps": ("steps",),
 }
 """Flag -> its short forms, in every command that has it."""

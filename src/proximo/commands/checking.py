@@ -15,12 +15,12 @@ from proximo.types import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Play a world at random, and say what is wrong or doubtful about it.
+    """Play an env at random, and say what is wrong or doubtful about it.
 
     Training does so too, for a tenth of a second.
     """
 
-    world: Annotated[Positional[str], arg(metavar="ENV")]
+    env_id: Annotated[Positional[str], arg(metavar="ENV")]
     """A Gymnasium id such as CartPole-v1, or module:Class."""
     episodes: int = 20
     """Episodes to play, at most."""
@@ -39,40 +39,40 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.display import said_if_slow
 
-    with said_if_slow(f"playing {command.world}: it takes long, still at it"):
+    with said_if_slow(f"playing {command.env}: it takes long, still at it"):
         return _check(command)
 
 
 def _check(command: Check) -> int:
     from proximo.envs.agents import Agents
-    from proximo.envs.check import check_vector, check_world
-    from proximo.envs.make import VectorWorlds, make_world, make_worlds
+    from proximo.envs.check import check_env, check_vector
+    from proximo.envs.make import VectorEnvs, make_env, make_envs
     from proximo.nets.config import NetConfig
     from proximo.nets.heads import make_head
     from proximo.run.choices import check_backend, choose_backend
     from proximo.spaces import Observations
 
     agents = 1
-    env = dataclasses.replace(command.env, id=command.world)
+    env = dataclasses.replace(command.env, id=command.env_id)
     check_backend(dataclasses.replace(env, backend=choose_backend(env, given=False)[0]))  # type: ignore[arg-type]
     limits: dict[str, Any] = {"seconds": command.seconds, "steps": command.steps}
     if env.backend in ("vector", "envpool"):
-        worlds = make_worlds(env, 0)
-        if not isinstance(worlds, VectorWorlds):
-            worlds.close()
+        envs = make_envs(env, 0)
+        if not isinstance(envs, VectorEnvs):
+            envs.close()
             raise UsageError(f"env.backend is {env.backend}, which is not checked: use sync")
-        with closing(worlds.envs):
-            spaces, found = (worlds.obs_space, worlds.action_space), check_vector(worlds, **limits)
+        with closing(envs.envs):
+            spaces, found = (envs.obs_space, envs.action_space), check_vector(envs, **limits)
     else:
-        world = make_world(env)
-        with closing(world):
-            found = check_world(world, episodes=command.episodes, **limits)
-            spaces = world.observation_space, world.action_space
-            agents = len(world.agents) if isinstance(world, Agents) else 1
+        one_env = make_env(env)
+        with closing(one_env):
+            found = check_env(one_env, episodes=command.episodes, **limits)
+            spaces = one_env.observation_space, one_env.action_space
+            agents = len(one_env.agents) if isinstance(one_env, Agents) else 1
     make_head(spaces[1], NetConfig(), features=1)
     shown, taken = (" ".join(str(space).split()) for space in spaces)
     if agents > 1:
-        show(f"agents        {agents} in each world, acting by one policy")
+        show(f"agents        {agents} in each env, acting by one policy")
     show(f"observations  {shown}, {Observations(spaces[0]).width} numbers to the network")
     show(f"actions       {taken}")
     show(f"played        {found.steps:,} steps, {found.episodes:,} episodes to their end")

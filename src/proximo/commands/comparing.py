@@ -51,7 +51,7 @@ class Compare:
     numbers and the run folders.
     """
 
-    world: Annotated[Positional[str], arg(metavar="ENV", help_behavior_hint="")] = ""
+    env: Annotated[Positional[str], arg(metavar="ENV", help_behavior_hint="")] = ""
     """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
     algorithms: Annotated[str, arg(metavar="NAME,NAME,...", help_behavior_hint="")] = ""
     """Algorithms to compare, such as a2c,trpo,ppo."""
@@ -126,14 +126,14 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.pictures import draw_comparison, figure
     from proximo.envs.config import EnvConfig
-    from proximo.envs.make import close_all, make_world, return_threshold
+    from proximo.envs.make import close_all, make_env, return_threshold
     from proximo.run.folder import RunFolder
 
     # Fail now with what would fail after hours, or in every run.
     figure()
     folder, here = _free_folder(command), Path.cwd()
-    env = EnvConfig(id=command.world)
-    close_all([make_world(env)])
+    env = EnvConfig(id=command.env)
+    close_all([make_env(env)])
     if command.threshold is None:
         command = dataclasses.replace(command, threshold=return_threshold(env))
     os.chdir(here)  # an env may have changed it, and the runs would not find its module
@@ -141,7 +141,7 @@ def main(arguments: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from error
-    head = f"{', '.join(names)} on {command.world}"
+    head = f"{', '.join(names)} on {command.env}"
     show(f"{head}, {command.seeds_in_words}, in {folder}")
     try:
         runs, failures = _run_all(command, names, folder)
@@ -159,7 +159,7 @@ def main(arguments: list[str]) -> int:
     show(legend)
     if runs:
         title = (
-            f"{command.world}: evaluations of {EPISODES} deterministic episodes, the last (the "
+            f"{command.env}: evaluations of {EPISODES} deterministic episodes, the last (the "
             f"score) of {command.episodes}\nmean over seeds, band from the lowest to the highest"
         )
         groups = {n: [(RunFolder(r.folder), r.score) for r in by_name[n]] for n in names}
@@ -170,7 +170,7 @@ def main(arguments: list[str]) -> int:
 
 def _check(command: Compare) -> list[str]:
     """Names of the algorithms. Raises `UsageError` for settings that cannot be worked with."""
-    if not command.world:
+    if not command.env:
         raise UsageError("name an env, as in: proximo compare CartPole-v1 --algorithms a2c,ppo")
     if not command.algorithms:
         raise UsageError("name the algorithms to compare, as in: --algorithms a2c,trpo,ppo")
@@ -192,7 +192,7 @@ def _check(command: Compare) -> list[str]:
 
 
 def _free_folder(command: Compare) -> Path:
-    base = Path("runs") / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.world)}"
+    base = Path("runs") / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.env)}"
     others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
     return command.dir or next(p for p in itertools.chain([base], others) if not p.exists())
 
@@ -284,13 +284,13 @@ def _run(
 ) -> Run | Failure:
     from proximo.run.folder import RunFolder
 
-    train = ["train", algorithm, command.world, "--seed", str(seed), "--run-dir", str(folder)]
+    train = ["train", algorithm, command.env, "--seed", str(seed), "--run-dir", str(folder)]
     train += ["--quiet", *_evaluating(command, algorithm)]
     if command.total_steps is not None:
         train += ["--total-steps", str(command.total_steps)]
     score = ["eval", str(folder), "--episodes", str(command.episodes), "--json"]
-    if ":" in command.world:
-        score += ["--env", command.world]
+    if ":" in command.env:
+        score += ["--env", command.env]
     for words in (train, score):
         code, out, err = children.run(words)
         if code:
@@ -324,9 +324,9 @@ def _evaluating(command: Compare, algorithm: str) -> list[str]:
     """Flags of `train` that evaluate the policy along the way."""
     from proximo.run.presets import find_preset
 
-    preset = find_preset(algorithm, command.world)
+    preset = find_preset(algorithm, command.env)
     config = from_tables(preset.tables if preset else {"algorithm": {"name": algorithm}})
-    steps = config.env.worlds * config.rollout.steps
+    steps = config.env.num_envs * config.rollout.steps
     updates = -(-(command.total_steps or config.run.total_steps) // steps)
     every = ["--run.eval-every", str(max(1, updates // EVALUATIONS))]
     return [*every, "--run.eval-episodes", str(EPISODES)]
@@ -427,7 +427,7 @@ def _write_numbers(
 
     settings = ("seeds", "episodes", "total_steps", "threshold", "processes")
     numbers = {
-        "env": command.world,
+        "env": command.env,
         **{name: getattr(command, name) for name in settings},
         "table": summaries,
         "runs": runs,

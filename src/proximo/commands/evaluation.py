@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     from proximo.agent import load
     from proximo.commands.display import Patience
     from proximo.envs.check import running_statistics
-    from proximo.envs.make import make_world
+    from proximo.envs.make import make_env
     from proximo.evaluate import evaluate, step_limit, unwatched
     from proximo.run.choices import choose_threads
 
@@ -42,15 +42,15 @@ def main(arguments: list[str]) -> int:
     agent = load(command.run, command.checkpoint, net=command.net)
     # Those of training may have been the native engine's.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
-    world, patience = make_world(config.env), Patience()
+    env, patience = make_env(config.env), Patience()
     watched = sys.stderr is not None and sys.stderr.isatty()
-    with closing(world):
-        check_spaces(world, agent)
-        if found := running_statistics(world):
+    with closing(env):
+        check_spaces(env, agent)
+        if found := running_statistics(env):
             warn(f"what is scored is not what was trained: {found}")
         scores = evaluate(
             agent.policy,
-            world,
+            env,
             episodes=command.episodes,
             seed=command.seed,
             deterministic=not command.stochastic,

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 TEXT = arg(metavar="FILE", help_behavior_hint="")
 REWARD = arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
-WORLD = arg(metavar="MODULE:CLASS", help_behavior_hint="")
+ENV = arg(metavar="MODULE:CLASS", help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class Ppo(Begin):
     """Train a language model by PPO for a reward, near the model that it began as.
 
     The prompts are lines of JSON with "prompt"; other columns are handed to the reward. With a
-    world, which speaks first, they are handed to its reset, or left out.
+    env, which speaks first, they are handed to its reset, or left out.
     """
 
     prompts: Annotated[Path | None, TEXT] = None
@@ -130,8 +130,8 @@ class Resume:
     """Train to this many updates instead; schedules keep their horizon."""
     reward: Annotated[tuple[str, ...], REWARD] = ()
     """What scores completions, which a function of your own needs to hear again."""
-    world: Annotated[str | None, WORLD] = None
-    """The world, likewise."""
+    env: Annotated[str | None, ENV] = None
+    """The env, likewise."""
     data: Annotated[Path | None, TEXT] = None
     """The data, where the file stands elsewhere now."""
     strict: bool = False
@@ -160,7 +160,7 @@ def usage() -> str:
         "  proximo lm sft --model tiny --data texts.jsonl --run-dir runs/base\n"
         "  proximo lm reward --model runs/base --data pairs.jsonl --run-dir runs/judge\n"
         "  proximo lm ppo --model runs/base --prompts prompts.jsonl --reward runs/judge\n"
-        "  proximo lm ppo --model runs/base --world my_world:World\n"
+        "  proximo lm ppo --model runs/base --env my_env:Env\n"
         "  proximo lm generate runs/lm-ppo-seed0 --prompt 'The weather'"
     )
 
@@ -181,11 +181,11 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
     config: StageConfig
     if isinstance(command, Ppo):
         data, score = command.prompts, command.score
-        if data is None and not score.world:
+        if data is None and not score.env:
             raise UsageError("name the data: --prompts FILE.jsonl")
-        if not (score.reward or score.world):
+        if not (score.reward or score.env):
             raise UsageError(
-                "name what scores completions: --reward module:function, or a run, or --world"
+                "name what scores completions: --reward module:function, or a run, or --env"
             )
         config = PPOConfig(
             lm=Task(stage="ppo", data=str(data or "")),
@@ -220,7 +220,7 @@ def _resume(command: Resume, arguments: list[str]) -> int:
         config = dataclasses.replace(
             config, lm=dataclasses.replace(config.lm, data=str(command.data))
         )
-    if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.world):
+    if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.env):
         raise UsageError("this run's data were given by a program: name them by --data")
     if command.updates is not None:
         run = dataclasses.replace(config.run, updates=command.updates)
@@ -246,25 +246,25 @@ def _resume(command: Resume, arguments: list[str]) -> int:
 
 def _scored(score: ScoreConfig, command: Resume) -> ScoreConfig:
     """With the shorthands laid over it."""
-    given: dict[str, Any] = {"reward": command.reward, "world": command.world}
+    given: dict[str, Any] = {"reward": command.reward, "env": command.env}
     return dataclasses.replace(score, **{name: value for name, value in given.items() if value})
 
 
 def _check_code(score: ScoreConfig, command: Resume, arguments: list[str]) -> None:
     """Refuse to import code because a file names it. Raises `UsageError` with the line to type."""
     reward = score.reward if any(not Path(name).is_dir() for name in score.reward) else ()
-    env = [score.world] * (":" in score.world)
+    env = [score.env] * (":" in score.env)
     check_code(
         "lm resume",
         arguments,
         (
             Code("reward", "--reward", reward, bool(command.reward)),
-            Code("env", "--world", env, bool(command.world)),
+            Code("env", "--env", env, bool(command.env)),
         ),
     )
-    if not (score.reward or score.world):
+    if not (score.reward or score.env):
         raise UsageError(
-            "this run's reward was given by a program: name it by --reward, or a world by --world"
+            "this run's reward was given by a program: name it by --reward, or an env by --env"
         )
 
 

@@ -23,7 +23,7 @@ USUAL = {
     "algorithm.optimizer-eps": ("adam-eps", "adam-epsilon"),
     "algorithm.target-kl": ("kl-target", "max-kl"),
     "rollout.steps": ("n-steps", "num-steps", "nsteps", "rollout-length", "horizon", "unroll"),
-    "env.worlds": ("n-envs", "nenvs", "envs", "num-env", "n-env"),
+    "env.num-envs": ("n-envs", "nenvs", "envs", "num-env", "n-env"),
     "env.processes": ("num-workers", "n-workers", "workers", "n-proc"),
     "env.kwargs": ("env-kwargs", "env-config"),
     "env.max-episode-steps": ("time-limit", "max-steps", "max-ep-len"),
@@ -46,7 +46,10 @@ USUAL = {
 FORMER = {  # names of schema 1
     "env.worlds": "env.num-envs",  # names of schema 1
     "net.memory": "net.recurrent",  # names of schema 1
+    "net.memory-size": "net.recurrent-size",  # names of schema 1
     "net.memory-steps": "net.bptt-steps",  # names of schema 1
+    "net.critic-only": "net.privileged",  # names of schema 1
+    "net.deviation": "net.std",  # names of schema 1
     "score.world": "score.env",  # names of schema 1
     "world": "score.env",  # names of schema 1
 }
@@ -93,6 +96,7 @@ def _meant(name: str, known: Mapping[str, str]) -> list[str]:
     """The most likely flags, each in the first of its short forms where it has one."""
     name = name.lower()
     others = {other: ours for ours, words in USUAL.items() for other in words} | FORMER
+    others |= {old.rpartition(".")[2]: new for old, new in FORMER.items()}
     others = {other: ours for other, ours in others.items() if ours in known}
     ends = {flag for flag in known.values() if name == flag.rpartition(".")[2]}
     near = sorted(ends)

@@ -43,57 +43,57 @@ def main(arguments: list[str]) -> int:
     if command.video and not command.video.parent.is_dir():
         raise UsageError(f"--video is {command.video}: there is no folder {command.video.parent}")
     if command.video:
-        # Said before the world is made: SDL and MuJoCo look for a display when they are loaded.
+        # Said before the env is made: SDL and MuJoCo look for a display when they are loaded.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
-    video = command.video and command.video.absolute()  # a world may change the current folder
+    video = command.video and command.video.absolute()  # an env may change the current folder
 
     from proximo.agent import load
     from proximo.envs.check import running_statistics
-    from proximo.envs.make import make_world
+    from proximo.envs.make import make_env
 
     config = command.config("play", arguments)
     agent = load(command.run, command.checkpoint, net=command.net)
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
-    world = make_world(config.env, render_mode=mode)
-    with closing(world):
-        check_spaces(world, agent)
-        metadata = _metadata(world)
-        _check_mode(world, metadata, mode)
-        if found := running_statistics(world):
+    env = make_env(config.env, render_mode=mode)
+    with closing(env):
+        check_spaces(env, agent)
+        metadata = _metadata(env)
+        _check_mode(env, metadata, mode)
+        if found := running_statistics(env):
             warn(f"what is shown is not what was trained: {found}")
-        _play(command, agent, world, metadata, config, video)
+        _play(command, agent, env, metadata, config, video)
     return 0
 
 
-def _metadata(world: gym.Env) -> dict[str, Any]:
+def _metadata(env: gym.Env) -> dict[str, Any]:
     """What an env says of itself. Raises `UsageError` where that fails."""
     from proximo.envs.make import title
 
     try:
-        found = world.metadata
+        found = env.metadata
     except faults() as error:
-        raise UsageError(f"{title(world)} failed at its metadata: {explain(error)}") from error
+        raise UsageError(f"{title(env)} failed at its metadata: {explain(error)}") from error
     return found if isinstance(found, dict) else {}
 
 
-def _check_mode(world: gym.Env, metadata: dict[str, Any], mode: str) -> None:
+def _check_mode(env: gym.Env, metadata: dict[str, Any], mode: str) -> None:
     """Raises `UsageError` for an env that says that it cannot be shown so."""
     from gymnasium.wrappers import HumanRendering
 
     from proximo.envs.make import layers, title
 
     modes = metadata.get("render_modes")
-    drawn = any(isinstance(layer, HumanRendering) for layer in layers(world))
+    drawn = any(isinstance(layer, HumanRendering) for layer in layers(env))
     if isinstance(modes, list | tuple) and modes and mode not in modes and not drawn:
         remedy = "give it one that draws, and name it there"
         if mode == "human" and "rgb_array" in modes:
             remedy = "write a video instead, with --video FILE.gif"
         raise UsageError(
-            f"{title(world)} cannot be shown by render_mode {mode}: the render_modes of its "
+            f"{title(env)} cannot be shown by render_mode {mode}: the render_modes of its "
             f"metadata are {', '.join(map(str, modes))}; {remedy}"
         )
 
@@ -105,7 +105,7 @@ def _has_display() -> bool:
 def _play(
     command: Play,
     agent: Agent,
-    world: gym.Env,
+    env: gym.Env,
     metadata: dict[str, Any],
     config: Config,
     path: Path | None,
@@ -116,13 +116,13 @@ def _play(
 
     limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
     rate, said = frame_rate(metadata)
-    video = Video(path, rate, world) if path else None
+    video = Video(path, rate, env) if path else None
     try:
         for number in range(command.episodes):
             seed = command.seed + number
             watch = video.watch if video else _nothing
             played, cut = play_episode(
-                agent.policy, world, seed, not command.stochastic, limit, watch
+                agent.policy, env, seed, not command.stochastic, limit, watch
             )
             returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
             end = f", cut off after {limit:,} steps (--max-episode-steps)" if cut else ""

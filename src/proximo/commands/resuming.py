@@ -21,7 +21,7 @@ class Resume(OfRun):
     """Go on with a run exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as if it had never stopped (on the same processor and
-    versions, for worlds that are stepped singly and answer alike; the run says so if they do not).
+    versions, for envs that are stepped singly and answer alike; the run says so if they do not).
     What was logged after the checkpoint is dropped and made again.
     """
 

@@ -88,7 +88,7 @@ def _train(
         display = kind(config.run.total_steps, folder.note)
     with Interrupt(folder, config.run.grace, "proximo resume") as interrupt:
         try:
-            slow = f"making {config.env.worlds} worlds and trying one takes long: still at it"
+            slow = f"making {config.env.num_envs} envs and trying one takes long: still at it"
             with contextlib.nullcontext() if quiet else said_if_slow(slow):
                 session = Session(
                     config,
@@ -99,7 +99,7 @@ def _train(
                     start=start,
                     resume=resume,
                 )
-            interrupt.install()  # its worlds are there, and perhaps handlers of theirs
+            interrupt.install()  # its envs are there, and perhaps handlers of theirs
             _say([*lines, *session.notes], folder, quiet=quiet)
 
             def heed(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
@@ -118,7 +118,7 @@ def _train(
             return 128 + (interrupt.signal or signal.SIGINT)
         except (TrainingError, SystemExit) as error:
             what = str(error)
-            if isinstance(error, SystemExit):  # worlds name theirs: perhaps a network has
+            if isinstance(error, SystemExit):  # envs name theirs: perhaps a network has
                 what = f"code of your own has ended the training: {explain(error)}"
                 if not folder.path.exists():  # nothing was learned yet
                     raise UsageError(what) from error
@@ -159,7 +159,7 @@ def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[s
     elif "evaluation" in result:
         lines.append(f"evaluation of the last policy: {result['evaluation']:.1f}")
     mean = result["return_mean"]
-    score = "no episode ended (does the world have a time limit? see --env.max-episode-steps)"
+    score = "no episode ended (does the env have a time limit? see --env.max-episode-steps)"
     if mean is not None:
         score = f"return {mean:.1f} (last 100 episodes of training, with the policies before)"
     lines.append(f"{score} after {result['steps']:,} steps in {result['seconds']:.1f} s")

@@ -16,21 +16,21 @@ from typing import Self
 from proximo.run.folder import RunFolder
 
 AT_ONCE = 3.0
-"""Seconds in which a run that is stopped at once may still close its worlds."""
+"""Seconds in which a run that is stopped at once may still close its envs."""
 
 
 class Interrupt:
     """Heeds signals while it is entered; as a callback it ends the training after an update.
 
-    Signals belong to the run: handlers that a world installs are replaced after each update.
+    Signals belong to the run: handlers that an env installs are replaced after each update.
 
     The first Ctrl-C ends the run after the update, saved; the second at once. SIGTERM ends it
     within `grace` seconds: after the update if that is time enough, else at once. It may come
     twice, as `timeout` sends it. SIGUSR1 asks for a checkpoint, and the run goes on (`asked`).
 
-    Python's handlers wait until the main thread is back from C code, where a world or a long
+    Python's handlers wait until the main thread is back from C code, where an env or a long
     update may keep it. So a thread listens besides, and where the time is up it ends the process:
-    files are replaced in one step and the processes of worlds end with it, so it may at any time.
+    files are replaced in one step and the processes of envs end with it, so it may at any time.
     """
 
     def __init__(self, folder: RunFolder, grace: float, resume: str) -> None:
@@ -52,13 +52,13 @@ class Interrupt:
         self._before = {number: signal.getsignal(number) for number in heeded}
         self._rung = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
         self.install()
-        if hasattr(os, "register_at_fork"):  # what a world forks is ended by signals of its own
+        if hasattr(os, "register_at_fork"):  # what an env forks is ended by signals of its own
             os.register_at_fork(after_in_child=self._restore)
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def install(self) -> None:
-        """Put our handlers in the place of those that a world has installed for itself."""
+        """Put our handlers in the place of those that an env has installed for itself."""
         for number in self._before:
             if signal.getsignal(number) != self._note:
                 signal.signal(number, self._note)
@@ -77,7 +77,7 @@ class Interrupt:
 
     def __call__(self, state: object, seen: object, metrics: object) -> bool:
         self.install()
-        if self._code and not self.signal:  # a world's own handler has taken it
+        if self._code and not self.signal:  # an env's own handler has taken it
             self.signal = signal.Signals(self._code - 128)
         return self.signal is not None
 

@@ -44,7 +44,7 @@ class Train:
         None
     )
     """What to train with: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
-    world: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
+    env_id: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
     """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
     run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """A new folder for the run; by default runs/ENV-ALGORITHM-seedS."""
@@ -136,10 +136,10 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
                 "algorithm out, or begin without --config"
             )
         return config, None
-    world = _world(chosen)
-    if chosen.method and world is None and chosen.preset is None and "-v" in chosen.method:
+    env_id = _env_id(chosen)
+    if chosen.method and env_id is None and chosen.preset is None and "-v" in chosen.method:
         raise UsageError(
-            f"there is no algorithm {chosen.method!r}: name one before the world, as in: "
+            f"there is no algorithm {chosen.method!r}: name one before the env, as in: "
             f"proximo train ppo {chosen.method}"
         )
     if chosen.method is None and chosen.preset in (None, "none") and not asks:
@@ -151,28 +151,28 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
     preset = None
     method = algorithm_type(chosen.method).name if chosen.method else None
     if chosen.preset is None:
-        preset = find_preset(method or "", world or "")
+        preset = find_preset(method or "", env_id or "")
     elif chosen.preset != "none":
         preset = named_preset(chosen.preset)
     if preset and method not in (None, preset.algorithm):
         raise UsageError(f"the preset {preset.name} is for {preset.algorithm}, not {method}")
     plain = {"algorithm": {"name": method or PPO.name}}
     tables = {name: dict(table) for name, table in (preset.tables if preset else plain).items()}
-    tables.setdefault("env", {})["id"] = world or (preset.envs[0] if preset else "")
+    tables.setdefault("env", {})["id"] = env_id or (preset.envs[0] if preset else "")
     return from_tables(tables), preset
 
 
-def _world(chosen: Train) -> str | None:
+def _env_id(chosen: Train) -> str | None:
     """The environment that the command line names."""
-    if chosen.world and chosen.env.id:
-        raise UsageError(f"two environments, {chosen.world} and {chosen.env.id}: give one of them")
-    return chosen.world or chosen.env.id or None
+    if chosen.env_id and chosen.env.id:
+        raise UsageError(f"two environments, {chosen.env_id} and {chosen.env.id}: give one of them")
+    return chosen.env_id or chosen.env.id or None
 
 
 def _config(final: Train, chosen: Train, arguments: list[str]) -> Config:
     """chosen: what the command line gives, over no preset and no file."""
-    world = _world(chosen)
-    env = dataclasses.replace(final.env, id=world) if world else final.env
+    env_id = _env_id(chosen)
+    env = dataclasses.replace(final.env, id=env_id) if env_id else final.env
     config = Config(
         algorithm=final.algorithm, rollout=final.rollout, env=env, net=final.net, run=final.run
     )
@@ -180,5 +180,5 @@ def _config(final: Train, chosen: Train, arguments: list[str]) -> Config:
     if not config.env.id:
         raise UsageError("name an env, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
-        allow_code(config, world, chosen.env.wrappers, chosen.net.module, "train", arguments)
+        allow_code(config, env_id, chosen.env.wrappers, chosen.net.module, "train", arguments)
     return config

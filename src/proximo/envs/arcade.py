@@ -1,4 +1,4 @@
-"""Atari games of the Arcade Learning Environment, as its own native vector world steps them.
+"""Atari games of the Arcade Learning Environment, as its own native vector env steps them.
 
 Machado et al. 2018 (arXiv 1709.06009) and Mnih et al. 2015: four frames per action, of which the
 brighter of the last two counts pixel by pixel, grey, 84 x 84, the last four of them stacked; up to
@@ -15,26 +15,26 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Worlds, close_all, episode_seed
-from proximo.types import Steps, UsageError, WorldState, explain, faults
+from proximo.envs.make import Envs, close_all, episode_seed
+from proximo.types import EnvState, RolloutBuffer, UsageError, explain, faults
 
 REFUSED = {
-    "autoreset_mode": "the worlds are reset here",
-    "batch_size": "all worlds are stepped together",
+    "autoreset_mode": "the envs are reset here",
+    "batch_size": "all envs are stepped together",
     "episodic_life": "it begins a whole new game after each life: use life_loss_info, which lets "
     "the game go on",
-    "num_envs": "use env.worlds",
+    "num_envs": "use env.num_envs",
     "num_threads": "use env.threads",
     "reward_clipping": "use env.reward_clip, which leaves the logged scores whole",
 }
-"""Arguments of the native world that are set here, and what to do instead."""
+"""Arguments of the native env that are set here, and what to do instead."""
 SEEDS = 2**31
 """How many seeds a game knows."""
 FRAMES = 4
 """Frames that an action lasts, unless `frameskip` says otherwise."""
 
 
-def _make(env: EnvConfig, worlds: int, threads: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
+def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
     for name, instead in REFUSED.items():
         if name in env.kwargs:
             raise UsageError(f"env.kwargs.{name} is not for {env.id}: {instead}")
@@ -45,10 +45,10 @@ def _make(env: EnvConfig, worlds: int, threads: int, **kwargs: Any) -> VectorEnv
     try:
         made: VectorEnv[Any, Any, Any] = gym.make_vec(
             env.id,
-            num_envs=worlds,
+            num_envs=num_envs,
             vectorization_mode="vector_entry_point",
             reward_clipping=False,
-            num_threads=min(threads, worlds),
+            num_threads=min(threads, num_envs),
             **own,
         )
     except faults() as error:
@@ -61,7 +61,7 @@ def _goes_on(env: EnvConfig) -> bool:
     return bool(env.kwargs.get("life_loss_info"))
 
 
-class ArcadeWorlds(Worlds):
+class ArcadeEnvs(Envs):
     """N games, stepped in C++, each episode from its own seed, so that they can be replayed.
 
     With the argument `life_loss_info` a lost life ends what the agent looks forward to: nothing is
@@ -71,12 +71,12 @@ class ArcadeWorlds(Worlds):
     replayable = True
 
     def __init__(self, env: EnvConfig, seed: int, threads: int) -> None:
-        self._games, self._seed = _make(env, env.worlds, threads), seed
+        self._games, self._seed = _make(env, env.num_envs, threads), seed
         spaces = self._games.single_observation_space, self._games.single_action_space
-        super().__init__(env.worlds, *spaces)
-        self._lives, self._goes_on = np.zeros(env.worlds, np.int64), _goes_on(env)
+        super().__init__(env.num_envs, *spaces)
+        self._lives, self._goes_on = np.zeros(env.num_envs, np.int64), _goes_on(env)
 
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         begun = state.length > 0
         if not begun.any():
             return
@@ -87,8 +87,8 @@ class ArcadeWorlds(Worlds):
         obs = self._reset(state, begun)
         state.obs = obs if begun.all() else np.where(_wide(begun), obs, state.obs)
 
-    def _reset(self, state: WorldState, which: np.ndarray) -> np.ndarray:
-        """[N, *obs]; rows of worlds that are not reset show what they show already."""
+    def _reset(self, state: EnvState, which: np.ndarray) -> np.ndarray:
+        """[N, *obs]; rows of envs that are not reset show what they show already."""
         seeds = [
             episode_seed(self._seed, int(i), int(state.episode[i])) % SEEDS
             for i in np.flatnonzero(which)
@@ -100,20 +100,22 @@ class ArcadeWorlds(Worlds):
         self._lives = np.where(which, info["lives"], self._lives)
         return np.array(obs)
 
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        obs, steps.reward[t], terminated, truncated, info = self._games.step(steps.taken[t].copy())
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        obs, buffer.reward[t], terminated, truncated, info = self._games.step(
+            buffer.env_action[t].copy()
+        )
         lives = info["lives"]
         lost = terminated & (lives > 0) & (lives < self._lives) & self._goes_on
         over = (terminated & ~lost) | truncated
         self._lives = lives.copy()
-        steps.obs[t + 1] = obs
-        steps.terminated[t], steps.ended[t] = terminated, over | lost
+        buffer.obs[t + 1] = obs
+        buffer.terminated[t], buffer.done[t] = terminated, over | lost
         if over.any():
-            steps.finals.extend((t, int(i), obs[i].copy()) for i in np.flatnonzero(over))
+            buffer.final_obs.extend((t, int(i), obs[i].copy()) for i in np.flatnonzero(over))
             state.episode += over
-            steps.obs[t + 1] = self._reset(state, over)
+            buffer.obs[t + 1] = self._reset(state, over)
 
-    def _bring_back(self, state: WorldState) -> bool:
+    def _bring_back(self, state: EnvState) -> bool:
         logs = [np.concatenate(log) if log else np.empty(0, np.int64) for log in state.actions]
         lengths = np.array([len(log) for log in logs])
         longest = int(lengths.max())
@@ -139,7 +141,7 @@ def _wide(which: np.ndarray) -> np.ndarray:
 
 
 class Arcade(gym.Env[Any, Any]):
-    """One game of the native vector world, shown as a single world: for evaluation and replays.
+    """One game of the native vector env, shown as a single env: for evaluation and replays.
 
     Its screen comes from a twin in colour and full size, which is given the same seeds and actions.
     """
@@ -184,6 +186,6 @@ class Arcade(gym.Env[Any, Any]):
         return self._frame
 
     def close(self) -> None:
-        for world in (self._game, self._screen):
-            if world is not None:
-                world.close()
+        for env in (self._game, self._screen):
+            if env is not None:
+                env.close()

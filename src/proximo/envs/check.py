@@ -1,8 +1,8 @@
-"""Wrong worlds are found before training: one is played for a moment, at random, and looked at.
+"""Wrong envs are found before training: one is played for a moment, at random, and looked at.
 
 What cannot be trained in is a `UsageError` with the value found and the remedy; what is doubtful is
-a note. A single world, or one of several agents, is one apart from those that are trained in; a
-vector world is reset after.
+a note. A single env, or one of several agents, is one apart from those that are trained in; a
+vector env is reset after.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from proximo.envs.agents import Agents
-from proximo.envs.make import SyncWorlds, VectorWorlds, final_of, infos_of, layers, title
+from proximo.envs.make import SyncEnvs, VectorEnvs, final_of, infos_of, layers, title
 from proximo.spaces import (
     MASK,
     Actions,
@@ -48,15 +48,15 @@ SMALLEST_SIDE = 8
 MOST_CHANNELS = 16
 """and what its channels are at most."""
 ENDS = 4
-"""Ends of episodes after which the mode of a vector world's resets is known."""
+"""Ends of episodes after which the mode of a vector env's resets is known."""
 FIRST = 4
-"""Steps that are repeated to see whether a vector world's reset leaves others due."""
+"""Steps that are repeated to see whether a vector env's reset leaves others due."""
 ENOUGH = 32
-"""Different actions for the worlds of a step, without masks."""
+"""Different actions for the envs of a step, without masks."""
 
 
 class Checked(NamedTuple):
-    """What was found in a world that can be trained in."""
+    """What was found in an env that can be trained in."""
 
     notes: list[str]
     steps: int
@@ -70,7 +70,7 @@ class _Clock:
 
     def __init__(self, seconds: float, steps: int) -> None:
         self._begin = time.monotonic()
-        self._until, self.left, self.taken = self._begin + seconds, steps, 0
+        self._until, self.left, self.env_action = self._begin + seconds, steps, 0
 
     @property
     def seconds(self) -> float:
@@ -83,9 +83,9 @@ class _Clock:
 
     def step(self) -> bool:
         """Whether there is room for one more; counts it. There always is for the first."""
-        if self.taken and self.over:
+        if self.env_action and self.over:
             return False
-        self.left, self.taken = self.left - 1, self.taken + 1
+        self.left, self.env_action = self.left - 1, self.env_action + 1
         return True
 
 
@@ -165,7 +165,7 @@ class _Watch:
         if not np.isfinite(row).all():
             raise UsageError(
                 f"it gave {self._not_finite(row)} at {where}: it must be finite. Look for a "
-                "division by zero or an overflow in the world"
+                "division by zero or an overflow in the env"
             )
         if outside := self.bounds.outside(row):
             self.within = False
@@ -224,7 +224,7 @@ class _Watch:
             )
 
     def reward(self, reward: Any, where: str) -> np.ndarray:
-        found = _array(reward).copy()  # the world may use its own again
+        found = _array(reward).copy()  # the env may use its own again
         if found.shape != self.lead or found.dtype.kind not in "biuf":
             what = f"numbers of shape {self.lead}" if self.lead else "one number"
             raise UsageError(f"its reward must be {what}, but it is {reward!r} at {where}")
@@ -233,7 +233,7 @@ class _Watch:
         if not finite:
             raise UsageError(
                 f"it gave the reward {_short(found)} at {where}: it must be finite. Look for a "
-                "division by zero or an overflow in the world"
+                "division by zero or an overflow in the env"
             )
         return found
 
@@ -277,23 +277,23 @@ class _Watch:
         )
 
 
-def check_world(
-    world: gym.Env[Any, Any],
+def check_env(
+    env: gym.Env[Any, Any],
     *,
     seconds: float = SECONDS,
     steps: int = STEPS,
     episodes: int = EPISODES,
 ) -> Checked:
-    """Play the first episodes of a world, and the first one again. Raises `UsageError`."""
+    """Play the first episodes of an env, and the first one again. Raises `UsageError`."""
     try:
-        return _check_world(world, seconds, steps, episodes)
+        return _check_env(env, seconds, steps, episodes)
     except UsageError as error:
-        raise UsageError(f"{title(world)} cannot be trained in: {error}") from error
+        raise UsageError(f"{title(env)} cannot be trained in: {error}") from error
 
 
-def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes: int) -> Checked:
-    _refuse_statistics(world)
-    play = _Play(world)
+def _check_env(env: gym.Env[Any, Any], seconds: float, steps: int, episodes: int) -> Checked:
+    _refuse_statistics(env)
+    play = _Play(env)
     clock, ended = _Clock(0.7 * seconds, steps), 0
     first: list[tuple[ByAgent, _Answer]] = []
     for episode in range(episodes):
@@ -312,21 +312,21 @@ def _check_world(world: gym.Env[Any, Any], seconds: float, steps: int, episodes:
         if clock.over:
             break
     notes = [*_rooms(play.actions), *play.watch.notes.values()]
-    if not ended and clock.left == 0 and not _limited(world):
+    if not ended and clock.left == 0 and not _limited(env):
         notes.append(
             f"no episode ended in the first {steps} steps, and there is no time limit: where none "
             "ever ends there are no returns to show; env.max_episode_steps sets a limit"
         )
     again = _Clock(seconds - clock.seconds, steps // 3)
-    difference = "" if again.over else _replay(world, beginning, first, again)
+    difference = "" if again.over else _replay(env, beginning, first, again)
     if difference:
         notes.append(difference)
-    taken = clock.taken + again.taken
+    taken = clock.env_action + again.env_action
     return Checked(notes, taken, ended, not difference, play.watch.within)
 
 
 ByAgent = dict[Any, Any]
-"""Of each agent; the one of a single world is None."""
+"""Of each agent; the one of a single env is None."""
 PARTS = ("observation", "reward", "terminated", "truncated")
 """What a step says to every agent."""
 
@@ -347,19 +347,19 @@ def _same(one: ByAgent, other: ByAgent) -> bool:
 
 
 class _Play:
-    """A world that is played at random and looked at: that of one, or of several agents."""
+    """An env that is played at random and looked at: that of one, or of several agents."""
 
-    def __init__(self, world: gym.Env[Any, Any]) -> None:
-        worlds = SyncWorlds([world], 0)
-        self._world, self.actions, self._space = world, worlds.actions, worlds.action_space
-        self._agents = world if isinstance(world, Agents) else None
-        self.watch, self._sampler = _Watch(worlds.observations), _Sampler(worlds.actions)
-        if (masks := worlds.observations.masks) is not None:
-            check_masks(masks, worlds.action_space)
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        envs = SyncEnvs([env], 0)
+        self._env, self.actions, self._space = env, envs.actions, envs.action_space
+        self._agents = env if isinstance(env, Agents) else None
+        self.watch, self._sampler = _Watch(envs.observations), _Sampler(envs.actions)
+        if (masks := envs.observations.masks) is not None:
+            check_masks(masks, envs.action_space)
 
     def reset(self, seed: int, where: str) -> ByAgent:
         """What those see who act first, as rows."""
-        seen = _reset(self._world, seed)
+        seen = _reset(self._env, seed)
         if not self._agents:
             return {None: self.watch.look(seen, where)}
         if not self._agents.present:
@@ -384,7 +384,7 @@ class _Play:
             parts, info = list(zip(whole, PARTS, strict=False)), whole[-1]
             answers = {a: (*(_told(a, *part, where) for part in parts), info) for a in actions}
         else:
-            answers = {None: _step(self._world, given[None], self._space, where)}
+            answers = {None: _step(self._env, given[None], self._space, where)}
         rows, rewards = ByAgent(), ByAgent()
         for agent, answer in answers.items():
             here = _for(agent, where)
@@ -433,15 +433,15 @@ def _told(agent: Any, part: ByAgent, name: str, where: str) -> Any:
     return part[agent]
 
 
-def _reset(world: Any, seed: int) -> Any:
+def _reset(env: Any, seed: int) -> Any:
     try:
-        answer = world.reset(seed=seed)
+        answer = env.reset(seed=seed)
     except UsageError:
         raise
     except TypeError as error:
         if "seed" in str(error):
             remedy = "def reset(self, *, seed=None, options=None)"
-            if not isinstance(world, Agents):
+            if not isinstance(env, Agents):
                 remedy += ", and in it super().reset(seed=seed)"
             raise UsageError(
                 f"its reset takes no seed ({error}), as Gym's did before 0.26: write {remedy}"
@@ -449,7 +449,7 @@ def _reset(world: Any, seed: int) -> Any:
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
     except faults() as error:
         raise UsageError(f"it failed at its reset: {explain(error)}") from error
-    if isinstance(world, VectorEnv) and isinstance(answer, tuple) and isinstance(answer[-1], list):
+    if isinstance(env, VectorEnv) and isinstance(answer, tuple) and isinstance(answer[-1], list):
         raise UsageError(infos_of(answer[-1]))
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], dict):
         raise UsageError(
@@ -459,14 +459,14 @@ def _reset(world: Any, seed: int) -> Any:
     return answer[0]
 
 
-def _step(world: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
+def _step(env: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
     try:
-        return world.step(action)
+        return env.step(action)
     except UsageError:
         raise
     except faults() as error:
         what = f"action {_short(action)}, which is one"
-        if isinstance(world, Agents):
+        if isinstance(env, Agents):
             what = f"actions {_short(action)}, each of them one"
         raise UsageError(
             f"it failed at {where} on the {what} of its action_space {space}: {explain(error)}"
@@ -474,21 +474,21 @@ def _step(world: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
 
 
 def _replay(
-    world: gym.Env[Any, Any],
+    env: gym.Env[Any, Any],
     beginning: ByAgent,
     first: list[tuple[ByAgent, _Answer]],
     clock: _Clock,
 ) -> str:
     """In what the first episode differs, played again; empty if in nothing."""
     source = "self.np_random, which super().reset(seed=seed) sets"
-    if isinstance(world, Agents):
+    if isinstance(env, Agents):
         source = "a generator that reset makes anew from its seed"
     consequence = (
         "so that a run of the same seed differs, a resumed one may begin new episodes, and an "
         f"evaluation may show something else. Draw only from {source}, and let nothing outlive "
         "reset, neither in the env nor in a wrapper of it"
     )
-    play = _Play(world)
+    play = _Play(env)
     if not _same(play.reset(SEED, "its reset"), beginning):
         return f"reset with the same seed gives another observation, {consequence}"
     for number, (actions, answer) in enumerate(first):
@@ -512,11 +512,11 @@ def _rooms(actions: Actions) -> Iterator[str]:
         )
 
 
-def _limited(world: gym.Env[Any, Any]) -> bool:
+def _limited(env: gym.Env[Any, Any]) -> bool:
     """Whether a wrapper cuts episodes off."""
-    if isinstance(world, Agents):
-        return world.limit is not None
-    return any(isinstance(layer, gym.wrappers.TimeLimit) for layer in layers(world))
+    if isinstance(env, Agents):
+        return env.limit is not None
+    return any(isinstance(layer, gym.wrappers.TimeLimit) for layer in layers(env))
 
 
 def running_statistics(env: Any) -> str:
@@ -668,7 +668,7 @@ def _array(value: Any) -> np.ndarray:
     if value.requires_grad:
         raise UsageError(
             f"it gave {value!r:.80}, a tensor that needs a gradient: give x.detach(), as nothing "
-            "is learned through the world"
+            "is learned through the env"
         )
     return np.asarray(value.cpu())
 
@@ -694,22 +694,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def _written_over(world: gym.Env[Any, Any], clock: _Clock) -> str:
+def _written_over(env: gym.Env[Any, Any], clock: _Clock) -> str:
     """The first leaf of an observation over whose array a later reset writes, or nothing."""
-    alone = SyncWorlds([world], 0)
+    alone = SyncEnvs([env], 0)
     observations, sampler = alone.observations, _Sampler(alone.actions)
     for number in range(FIRST):
-        seen = _reset(world, SEED)
+        seen = _reset(env, SEED)
         for step in range(number + 1):
-            where = f"step {step} of a world alone"
+            where = f"step {step} of an env alone"
             action = sampler.draw(_mask(observations, observations.row(seen)), where)
             given = alone.actions.given(action)
-            seen, _, terminated, truncated, _ = _step(world, given, alone.action_space, where)
+            seen, _, terminated, truncated, _ = _step(env, given, alone.action_space, where)
             if terminated or truncated:
                 break
         parts = [np.asarray(leaf.of(seen)) for leaf in observations.leaves]
         before = [part.copy() for part in parts]
-        _reset(world, SEED + number)
+        _reset(env, SEED + number)
         for leaf, one, other in zip(observations.leaves, before, parts, strict=True):
             if not np.array_equal(one, other):
                 return leaf.name
@@ -718,48 +718,48 @@ def _written_over(world: gym.Env[Any, Any], clock: _Clock) -> str:
     return ""
 
 
-def check_vector(worlds: VectorWorlds, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
-    """Step a vector world until some episodes have ended: how does it reset? Raises `UsageError`.
+def check_vector(envs: VectorEnvs, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
+    """Step a vector env until some episodes have ended: how does it reset? Raises `UsageError`.
 
     It is left somewhere: reset it with a seed before anything else.
     """
-    name = title(worlds.envs)
+    name = title(envs.envs)
     try:
-        _refuse_statistics(worlds.envs)
-        return _Vector(worlds).play(_Clock(seconds, steps))
+        _refuse_statistics(envs.envs)
+        return _Vector(envs).play(_Clock(seconds, steps))
     except UsageError as error:
         raise UsageError(f"{name} cannot be trained in: {error}") from error
 
 
 class _Vector:
-    """What a vector world does at the ends of its episodes."""
+    """What a vector env does at the ends of its episodes."""
 
-    def __init__(self, worlds: VectorWorlds) -> None:
-        self._worlds, self._envs, self._mode = worlds, worlds.envs, worlds.mode
-        self._watch = _Watch(worlds.observations, (worlds.count,))
-        if (masks := worlds.observations.masks) is not None:
-            check_masks(masks, worlds.action_space)
-        self._sampler = _Sampler(worlds.actions)
+    def __init__(self, envs: VectorEnvs) -> None:
+        self._envs, self._vector_env, self._mode = envs, envs.envs, envs.mode
+        self._watch = _Watch(envs.observations, (envs.count,))
+        if (masks := envs.observations.masks) is not None:
+            check_masks(masks, envs.action_space)
+        self._sampler = _Sampler(envs.actions)
         self._ends = self._resets = self._again = self._kept = 0
-        leaves = worlds.observations.leaves
+        leaves = envs.observations.leaves
         self._alike = np.ones(len(leaves), bool)  # which were, at all ends, as after the reset
         self._finals: list[list[np.ndarray]] = []  # as they were given, by leaf
 
     def play(self, clock: _Clock) -> Checked:
-        worlds, watch = self._worlds, self._watch
-        notes = list(_rooms(worlds.actions))
+        envs, watch = self._envs, self._watch
+        notes = list(_rooms(envs.actions))
         if self._mode is AutoresetMode.SAME_STEP:
             self._single(clock)
-        rows, again = (self._look(_reset(self._envs, SEED), "its reset") for _ in range(2))
+        rows, again = (self._look(_reset(self._vector_env, SEED), "its reset") for _ in range(2))
         if not np.array_equal(rows, again):
             notes.append(
                 "reset with the same seed gives other observations, so that a run of the same seed "
                 "differs"
             )
-        before = np.zeros(worlds.count, bool)  # whose step is the reset after an end
+        before = np.zeros(envs.count, bool)  # whose step is the reset after an end
         first: list[tuple[Any, np.ndarray]] = []
         while self._ends < ENDS and clock.step():
-            where = f"step {clock.taken - 1}"
+            where = f"step {clock.env_action - 1}"
             action = self._draw(rows, before, where)
             obs, reward, terminated, truncated, info = self._step(action, where)
             ended, rows = terminated | truncated, self._look(obs, where)
@@ -786,28 +786,28 @@ class _Vector:
         if self._finals and self._alike.any():
             self._written_over(rows)
         return Checked(
-            [*notes, *watch.notes.values()], clock.taken, self._ends, False, watch.within
+            [*notes, *watch.notes.values()], clock.env_action, self._ends, False, watch.within
         )
 
     def _look(self, seen: Any, where: str) -> np.ndarray:
         return self._watch.look(_arrays(seen), where)
 
     def _draw(self, rows: np.ndarray, before: np.ndarray, where: str) -> np.ndarray:
-        worlds, masks = self._worlds, _mask(self._watch.observations, rows)
+        envs, masks = self._envs, _mask(self._watch.observations, rows)
         if masks is None:
-            few = [self._sampler.draw(None, where) for _ in range(min(worlds.count, ENOUGH))]
-            return np.stack([few[i % ENOUGH] for i in range(worlds.count)])
+            few = [self._sampler.draw(None, where) for _ in range(min(envs.count, ENOUGH))]
+            return np.stack([few[i % ENOUGH] for i in range(envs.count)])
         # Those that are about to reset show their last state, where nothing need be legal.
         legal = [None if resets else mask for mask, resets in zip(masks, before, strict=True)]
         draw = self._sampler.draw
-        return np.stack([draw(m, f"{where} in world {i}") for i, m in enumerate(legal)])
+        return np.stack([draw(m, f"{where} in env {i}") for i, m in enumerate(legal)])
 
     def _step(self, action: np.ndarray, where: str) -> Any:
-        given, space = self._given(action), self._worlds.action_space
-        return self._watch.parts(_step(self._envs, given, space, where), where)
+        given, space = self._given(action), self._envs.action_space
+        return self._watch.parts(_step(self._vector_env, given, space, where), where)
 
     def _given(self, action: np.ndarray) -> Any:
-        actions, device = self._worlds.actions, self._worlds.device
+        actions, device = self._envs.actions, self._envs.device
         if device is None:
             return actions.given(action)
         import torch
@@ -821,7 +821,7 @@ class _Vector:
 
     def _repeat(self, first: list[tuple[Any, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """The first steps from the first seed again, until they differ: [N] whose do, who ended."""
-        self._look(_reset(self._envs, SEED), "its reset")
+        self._look(_reset(self._vector_env, SEED), "its reset")
         for action, shown in first:
             where = "the first steps, again"
             obs, reward, terminated, truncated, _ = self._step(action, where)
@@ -833,7 +833,7 @@ class _Vector:
     def _still_due(self, due: np.ndarray, first: list[tuple[Any, np.ndarray]]) -> None:
         """Next-step mode: does a reset leave those that are due after an end?
 
-        Then only the worlds in which one was due begin otherwise, and no longer once it is done.
+        Then only the envs in which one was due begin otherwise, and no longer once it is done.
         (Gymnasium's AsyncVectorEnv does so without shared memory.)
         """
         other, ended = self._repeat(first)
@@ -841,14 +841,14 @@ class _Vector:
             return
         again, last = self._repeat(first)
         known = ~ended  # in these none is due
-        self._worlds.owes = bool((other & known).any() and not (again & known).any())
-        self._worlds.due = last
+        self._envs.owes = bool((other & known).any() and not (again & known).any())
+        self._envs.due = last
 
     def _at(self, ended: np.ndarray, rows: np.ndarray, info: Any, where: str) -> None:
         """What stands in info where episodes ended."""
         given = isinstance(info, dict) and "final_obs" in info
         if self._mode is not AutoresetMode.SAME_STEP:
-            # In the other modes the world's own observation is the final one.
+            # In the other modes the env's own observation is the final one.
             if given:
                 self._mismatch(f"info has a final_obs at {where}, as in same-step mode")
             return
@@ -858,36 +858,36 @@ class _Vector:
                 "what the last action led to"
             )
         last, final = rows.copy(), _arrays(info["final_obs"])
-        self._worlds.write_finals(final, ended, last)
+        self._envs.write_finals(final, ended, last)
         alike = (last == rows).reshape(len(rows), -1)[ended]
         self._kept += int(alike.all(-1).sum())
-        leaves = self._worlds.observations.leaves
+        leaves = self._envs.observations.leaves
         self._alike &= [alike[:, leaf.begin : leaf.end].all() for leaf in leaves]
         own = [final_of(final, int(i)) for i in np.flatnonzero(ended)]
         self._finals += [[np.asarray(leaf.of(seen)) for leaf in leaves] for seen in own]
 
     def _single(self, clock: _Clock) -> None:
-        """Same-step mode: a final_obs is what a step of a single world returned, before its reset.
+        """Same-step mode: a final_obs is what a step of a single env returned, before its reset.
 
         Gymnasium keeps it as it is. Raises `UsageError` for a reset that writes over it.
         """
-        made = self._envs.unwrapped
+        made = self._vector_env.unwrapped
         if isinstance(made, SyncVectorEnv):
             self._refuse(_written_over(made.envs[0], clock))
-        elif isinstance(made, AsyncVectorEnv):  # its worlds live elsewhere: look at another one
+        elif isinstance(made, AsyncVectorEnv):  # its envs live elsewhere: look at another one
             found = ""
-            with contextlib.suppress(Exception), contextlib.closing(made.env_fns[0]()) as world:
-                found = _written_over(world, clock)
+            with contextlib.suppress(Exception), contextlib.closing(made.env_fns[0]()) as env:
+                found = _written_over(env, clock)
             self._refuse(found)
 
     def _written_over(self, rows: np.ndarray) -> None:
         """Same-step mode: does a reset write over arrays that were given as final_obs?"""
-        leaves, nobody = self._worlds.observations.leaves, np.zeros(len(rows), bool)
+        leaves, nobody = self._envs.observations.leaves, np.zeros(len(rows), bool)
         for number in range(FIRST):
             where = f"step {number} behind the last end"
             self._step(self._draw(rows, nobody, where), where)
             before = [[part.copy() for part in parts] for parts in self._finals]
-            rows = self._look(_reset(self._envs, SEED + number), "its reset")
+            rows = self._look(_reset(self._vector_env, SEED + number), "its reset")
             for old, new in zip(before, self._finals, strict=True):
                 for leaf, one, other, alike in zip(leaves, old, new, self._alike, strict=True):
                     if alike and not np.array_equal(one, other):
@@ -907,12 +907,12 @@ class _Vector:
         self._again += int((~resets).sum())
 
     def _unreset(self, ended: np.ndarray, rows: np.ndarray) -> None:
-        """Disabled mode: does it wait for us, and does it then reset these worlds alone?"""
-        following = self._look(self._worlds.reset_some(ended), "reset with a reset_mask")
+        """Disabled mode: does it wait for us, and does it then reset these envs alone?"""
+        following = self._look(self._envs.reset_some(ended), "reset with a reset_mask")
         if not np.array_equal(following[~ended], rows[~ended]):
-            self._mismatch("reset with a reset_mask moves worlds that the mask leaves out")
+            self._mismatch("reset with a reset_mask moves envs that the mask leaves out")
         if np.array_equal(following[ended], rows[ended]):
-            self._mismatch("reset with a reset_mask leaves the worlds where they ended")
+            self._mismatch("reset with a reset_mask leaves the envs where they ended")
 
     def _mismatch(self, seen: str) -> None:
         raise UsageError(

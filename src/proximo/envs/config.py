@@ -13,40 +13,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig:
-    """The worlds to learn in."""
+    """The envs to learn in."""
 
     id: str = ""
-    """The name of a world, as Gymnasium, ALE, MiniGrid, PettingZoo or EnvPool have it, or
+    """The name of an env, as Gymnasium, ALE, MiniGrid, PettingZoo or EnvPool have it, or
     module:Class (imported from the current folder or the environment)."""
-    worlds: int = 4
-    """N, the number of parallel worlds (the paper's actors)."""
+    num_envs: int = 4
+    """N, the number of parallel envs (the paper's actors)."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
-    """Arguments for the world's constructor, as KEY VALUE pairs."""
+    """Arguments for the env's constructor, as KEY VALUE pairs."""
     wrappers: tuple[str, ...] = ()
-    """What each single world is wrapped in, in this order: module:Class, called with the world."""
+    """What each single env is wrapped in, in this order: module:Class, called with the env."""
     max_episode_steps: int | None = None
     """Time limit in steps; by default the env's own. It replaces a limit of Gymnasium's, and cannot
     lengthen what an env ends by itself."""
     backend: Literal["auto", "sync", "workers", "vector", "envpool"] = "auto"
-    """sync: single worlds in turn. workers: in processes of their own, for those that are slow or
-    crash. vector: the version of many that the world registers (auto: from 32 worlds, and for
+    """sync: single envs in turn. workers: in processes of their own, for those that are slow or
+    crash. vector: the version of many that the env registers (auto: from 32 envs, and for
     Atari). envpool: EnvPool's, in C++."""
     check: bool = True
-    """Play a world apart for a moment before training, and look for mistakes in it."""
+    """Play an env apart for a moment before training, and look for mistakes in it."""
     threads: int = 0
-    """Threads that step the worlds (Atari and EnvPool only); 0: all cores."""
+    """Threads that step the envs (Atari and EnvPool only); 0: all cores."""
     processes: int = 0
-    """Processes that the worlds are spread over (workers only); 0: all cores."""
+    """Processes that the envs are spread over (workers only); 0: all cores."""
     timeout: float = 60.0
-    """Seconds that one step or reset of a world may take (workers only)."""
+    """Seconds that one step or reset of an env may take (workers only)."""
     restarts: int = 3
-    """How often a world may fail within 10,000 steps (workers only): it begins a new episode, and
+    """How often an env may fail within 10,000 steps (workers only): it begins a new episode, and
     one time more ends the run."""
     action_masks: Literal["observation", "info", "method"] = "observation"
-    """Where a world says which actions are legal, if it does: an observation's key or one of info's
+    """Where an env says which actions are legal, if it does: an observation's key or one of info's
     named action_mask, or a method action_masks()."""
     reward_shift: float = 0.0
-    """Added to every reward, before `reward_scale`. Logged returns stay in the world's units."""
+    """Added to every reward, before `reward_scale`. Logged returns stay in the env's units."""
     reward_scale: float = 1.0
     """Every reward is multiplied by this."""
     reward_clip: float | None = None
@@ -58,7 +58,7 @@ class EnvConfig:
             if not isinstance(value, bool | int | float | str):
                 raise UsageError(
                     f"env.kwargs.{name} is {value!r}: only true, false, numbers and text can be "
-                    "stored; pass a callable that makes the world instead"
+                    "stored; pass a callable that makes the env instead"
                 )
         for name in self.wrappers:
             if not all(name.partition(":")):
@@ -68,8 +68,8 @@ class EnvConfig:
                 raise UsageError(f"env.{name} is {getattr(self, name)}: give 0 or more")
         if self.timeout <= 0:
             raise UsageError(f"env.timeout is {self.timeout}: give seconds, more than 0")
-        if self.worlds < 1:
-            raise UsageError(f"env.worlds is {self.worlds}: at least one world is needed")
+        if self.num_envs < 1:
+            raise UsageError(f"env.num_envs is {self.num_envs}: at least one env is needed")
         if self.max_episode_steps is not None and self.max_episode_steps < 1:
             raise UsageError(f"env.max_episode_steps is {self.max_episode_steps}: give at least 1")
         if self.reward_clip is not None and not self.reward_clip > 0:

@@ -1,6 +1,6 @@
-"""What a world of a given name needs before Gymnasium knows it, and what is done to it.
+"""What an env of a given name needs before Gymnasium knows it, and what is done to it.
 
-The packages are extras of Proximo, and are imported when a world of theirs is named.
+The packages are extras of Proximo, and are imported when an env of theirs is named.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ ARCADE = "ALE/"
 """What the names of the Arcade Learning Environment begin with."""
 GRIDS = ("MiniGrid-", "BabyAI-")
 PARALLEL = ("atari/", "butterfly/", "classic/", "sisl/")
-"""What the names of PettingZoo's parallel worlds begin with."""
+"""What the names of PettingZoo's parallel envs begin with."""
 SUITE = "dm_control/"
 MISSION = "mission"
 
 
 class Family(NamedTuple):
-    """Worlds whose names begin alike."""
+    """Envs whose names begin alike."""
 
     prefixes: tuple[str, ...]
     packages: tuple[str, ...]  # importing the last one registers them
@@ -60,7 +60,7 @@ def is_registered(name: str) -> bool:
 
 
 def parallel_maker(name: str) -> Callable[..., Any] | None:
-    """What makes PettingZoo's parallel world of this name, if it is one. Raises `UsageError`."""
+    """What makes PettingZoo's parallel env of this name, if it is one. Raises `UsageError`."""
     if not name.startswith(PARALLEL) or is_registered(name):
         return None
     import pettingzoo
@@ -72,23 +72,23 @@ def parallel_maker(name: str) -> Callable[..., Any] | None:
         )
     if name not in pettingzoo.parallel_registry:
         known = nearest(name, pettingzoo.parallel_registry)
-        raise UsageError(f"there is no parallel world {name!r} in PettingZoo. {known}")
+        raise UsageError(f"there is no parallel env {name!r} in PettingZoo. {known}")
     return partial(pettingzoo.make, "parallel", name)
 
 
-def prepared(world: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[Any, Any]:
-    """A single world with the preparation that is standard for its name.
+def prepared(env: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[Any, Any]:
+    """A single env with the preparation that is standard for its name.
 
     MiniGrid: the mission, a text, is left out, and what a cell holds is told as the categories that
     it is (object, colour, state), and not as an image. wrapped: by the user, who may have made
     another image of it; then only the mission is left out.
-    dm_control: a replay runs as fast as the world (Shimmy 2.0 says another speed).
+    dm_control: a replay runs as fast as the env (Shimmy 2.0 says another speed).
     """
     if name.startswith(SUITE):
-        world.metadata = {**world.metadata, "render_fps": round(1 / world.get_wrapper_attr("dt"))}
-    shown = world.observation_space
+        env.metadata = {**env.metadata, "render_fps": round(1 / env.get_wrapper_attr("dt"))}
+    shown = env.observation_space
     if not name.startswith(GRIDS) or not isinstance(shown, spaces.Dict):
-        return world
+        return env
     kept = {key: space for key, space in shown.spaces.items() if key != MISSION}
     if not wrapped:
         from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
@@ -101,4 +101,4 @@ def prepared(world: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[A
     def without_mission(seen: dict[str, Any]) -> dict[str, Any]:
         return {key: part for key, part in seen.items() if key != MISSION}
 
-    return gym.wrappers.TransformObservation(world, without_mission, spaces.Dict(kept))
+    return gym.wrappers.TransformObservation(env, without_mission, spaces.Dict(kept))

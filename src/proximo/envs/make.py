@@ -1,4 +1,4 @@
-"""Worlds from a configuration, under one step for all three autoreset modes of Gymnasium."""
+"""Envs from a configuration, under one step for all three autoreset modes of Gymnasium."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
 from proximo.named import find, import_module
 from proximo.spaces import MASK, Actions, Observations, choices, flat_mask, misfit, own_copy
-from proximo.types import Steps, UsageError, WorldState, explain, faults, nearest
+from proximo.types import EnvState, RolloutBuffer, UsageError, explain, faults, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -32,33 +32,33 @@ Space = gym.Space[Any]
 REPLAYED = 100_000
 """Steps of an episode up to which its actions are kept, so that it can be replayed."""
 NUMBERED = -1
-"""The seed of worlds each of whose episodes begins from its own number."""
+"""The seed of envs each of whose episodes begins from its own number."""
 
 
-def episode_seed(seed: int, world: int, episode: int) -> int:
-    """The seed, in [0, 2^32), with which episode number `episode` of a world starts: a hash.
+def episode_seed(seed: int, env: int, episode: int) -> int:
+    """The seed, in [0, 2^32), with which episode number `episode` of an env starts: a hash.
 
     `NUMBERED` gives the number itself.
     """
     if seed == NUMBERED:
         return episode
-    digest = hashlib.blake2b(f"{seed}/{world}/{episode}".encode(), digest_size=4).digest()
+    digest = hashlib.blake2b(f"{seed}/{env}/{episode}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
 
 
-RESET = "a world's reset must return two things, (observation, info)"
+RESET = "an env's reset must return two things, (observation, info)"
 """Said of one that returns something else."""
 
 
-class Worlds(ABC):
-    """N worlds in step. `WorldState` says where they stand, and is theirs to move."""
+class Envs(ABC):
+    """N envs in step. `EnvState` says where they stand, and is theirs to move."""
 
     replayable: bool
-    """Whether seeds and actions bring a world back, so that a run resumes exactly."""
+    """Whether seeds and actions bring an env back, so that a run resumes exactly."""
     device: torch.device | None = None
     """Where their tensors lie; None: they give and take NumPy arrays."""
     agents: int = 1
-    """Rows of one world, which begin together: its agents."""
+    """Rows of one env, which begin together: its agents."""
     names: tuple[str, ...] = ()
     """What they are called, in the order of their rows, where they have names."""
 
@@ -69,9 +69,9 @@ class Worlds(ABC):
         self.observations = Observations(self.obs_space)
         self.actions = Actions(self.action_space)
 
-    def start(self, episode: int = 0) -> WorldState:
-        """Every world at the beginning of the episode of this number."""
-        state = WorldState(
+    def start(self, episode: int = 0) -> EnvState:
+        """Every env at the beginning of the episode of this number."""
+        state = EnvState(
             obs=np.empty(0),
             episode=np.full(self.count, episode - 1, np.int64),
             actions=[[] for _ in range(self.count)],
@@ -83,46 +83,46 @@ class Worlds(ABC):
         return state
 
     @abstractmethod
-    def fresh(self, state: WorldState) -> None:
-        """Let every world begin a new episode, unless it has just begun one."""
+    def fresh(self, state: EnvState) -> None:
+        """Let every env begin a new episode, unless it has just begun one."""
 
     @abstractmethod
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        """One step of every world by `steps.taken[t]`; fills in the rest of row t, and obs[t + 1].
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        """One step of every env by `buffer.env_action[t]`: fills the rest of row t, and obs[t + 1].
 
         `state.obs` is not touched: `collect` sets it when the rollout has ended.
         """
 
-    def remember(self, state: WorldState, steps: Steps) -> None:
-        """Keep the actions since each world began, for `restore` to replay."""
+    def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
+        """Keep the actions since each env began, for `restore` to replay."""
         if not self.replayable:
             return
-        begin = self._begins(steps)
+        begin = self._begins(buffer)
         for i, log in enumerate(state.actions):
             if begin[i] or state.length[i] > REPLAYED:
                 log.clear()
             if state.length[i] > REPLAYED:
                 continue
-            if begin[i] < len(steps):
-                log.append(steps.taken[begin[i] :, i].copy())
+            if begin[i] < len(buffer):
+                log.append(buffer.env_action[begin[i] :, i].copy())
                 if len(log) > 64:  # an episode over many rollouts
                     log[:] = [np.concatenate(log)]
 
     @staticmethod
-    def remembered(state: WorldState) -> np.ndarray:
+    def remembered(state: EnvState) -> np.ndarray:
         """[N] whose actions since they began are all kept."""
         logged = np.array([sum(map(len, log)) for log in state.actions])
         return logged >= state.length
 
-    def _begins(self, steps: Steps) -> np.ndarray:
-        """[N] the row with which each world began for the last time; 0: before these steps."""
+    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
+        """[N] the row with which each env began for the last time; 0: before these steps."""
         begin = np.zeros(self.count, np.int64)
-        for t, i, _ in steps.finals:
+        for t, i, _ in buffer.final_obs:
             begin[i] = t + 1
         return begin
 
-    def restore(self, state: WorldState) -> bool:
-        """Bring every world back to where `state` says it stood.
+    def restore(self, state: EnvState) -> bool:
+        """Bring every env back to where `state` says it stood.
 
         Where that cannot be done, let new episodes begin in all of them and return False.
         """
@@ -132,8 +132,8 @@ class Worlds(ABC):
         self.fresh(state)
         return False
 
-    def _bring_back(self, state: WorldState) -> bool:
-        """Replay all actions; whether every world then shows what `state` says."""
+    def _bring_back(self, state: EnvState) -> bool:
+        """Replay all actions; whether every env then shows what `state` says."""
         return False
 
     @abstractmethod
@@ -141,8 +141,8 @@ class Worlds(ABC):
         """Close the envs. Returns what failed, in words: no result depends on it any more."""
 
 
-class SyncWorlds(Worlds):
-    """Single worlds, stepped in turn and reset by us, each episode from its own seed.
+class SyncEnvs(Envs):
+    """Single envs, stepped in turn and reset by us, each episode from its own seed.
 
     first: the number of the first one, where others are stepped elsewhere.
     """
@@ -157,31 +157,31 @@ class SyncWorlds(Worlds):
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
 
-    def _reset(self, state: WorldState, world: int) -> Any:
-        seed = episode_seed(self._seed, self._first + world, int(state.episode[world]))
-        answer = self._envs[world].reset(seed=seed)
+    def _reset(self, state: EnvState, env: int) -> Any:
+        seed = episode_seed(self._seed, self._first + env, int(state.episode[env]))
+        answer = self._envs[env].reset(seed=seed)
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise UsageError(RESET)
         return answer[0]
 
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         begun = state.length > 0
         obs = [self._begin(state, i) if begun[i] else state.obs[i] for i in range(self.count)]
         state.obs = np.stack(obs)
 
-    def _begin(self, state: WorldState, world: int) -> np.ndarray:
-        state.episode[world] += 1
-        state.actions[world] = []
-        state.ret[world] = state.length[world] = 0
-        return self.observations.row(self._reset(state, world))
+    def _begin(self, state: EnvState, env: int) -> np.ndarray:
+        state.episode[env] += 1
+        state.actions[env] = []
+        state.ret[env] = state.length[env] = 0
+        return self.observations.row(self._reset(state, env))
 
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        obs, reward = steps.obs[t + 1], steps.reward[t]
-        plain, taken = self._plain, steps.taken[t]
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        obs, reward = buffer.obs[t + 1], buffer.reward[t]
+        plain, env_action = self._plain, buffer.env_action[t]
         # One copy for all of them: an env may keep its part of it, and change it.
-        given = taken.copy() if self.actions.simple else map(self.actions.nested, taken)
-        for i, (world_step, action) in enumerate(zip(self._steps, given, strict=True)):
-            answer = world_step(action)
+        given = env_action.copy() if self.actions.simple else map(self.actions.nested, env_action)
+        for i, (env_step, action) in enumerate(zip(self._steps, given, strict=True)):
+            answer = env_step(action)
             try:
                 seen, reward[i], over, cut, _ = answer
                 if plain:
@@ -193,12 +193,12 @@ class SyncWorlds(Worlds):
             elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
                 raise UsageError(misfit(self.observations.leaves[0], seen, np.shape(seen)))
             if over or cut:
-                steps.terminated[t, i], steps.ended[t, i] = over, True
-                steps.finals.append((t, i, obs[i].copy()))
+                buffer.terminated[t, i], buffer.done[t, i] = over, True
+                buffer.final_obs.append((t, i, obs[i].copy()))
                 state.episode[i] += 1
                 self.observations.write(self._reset(state, i), obs[i])
 
-    def _bring_back(self, state: WorldState) -> bool:
+    def _bring_back(self, state: EnvState) -> bool:
         obs = np.empty_like(state.obs)
         for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
             seen = self._reset(state, i)
@@ -260,7 +260,7 @@ def check_spaces(env: Any) -> None:
         except faults() as error:
             raise UsageError(f"{title(env)} failed at its {name}: {explain(error)}") from error
         if space is None:
-            raise UsageError(f"the world {title(env)} has no {name}: set it in its __init__")
+            raise UsageError(f"the env {title(env)} has no {name}: set it in its __init__")
         if not isinstance(space, gym.Space):
             kind = f"{type(space).__module__}.{type(space).__name__}"
             raise UsageError(
@@ -270,24 +270,24 @@ def check_spaces(env: Any) -> None:
 
 
 def misanswer(answer: Any, observations: Observations) -> str:
-    """What is wrong with what a world's step returned."""
+    """What is wrong with what an env's step returned."""
     if not isinstance(answer, tuple) or len(answer) != 5:
         found = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
         return (
-            "a world's step must return (observation, reward, terminated, truncated, info), "
+            "an env's step must return (observation, reward, terminated, truncated, info), "
             f"but returned {found}"
         )
     if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
-        return f"a world's reward must be one number, but it is {answer[1]!r}"
+        return f"an env's reward must be one number, but it is {answer[1]!r}"
     try:
         observations.row(answer[0])
     except UsageError as error:
         return str(error)
-    return f"a world returned an observation that cannot be: {answer[0]!r}"
+    return f"an env returned an observation that cannot be: {answer[0]!r}"
 
 
-class VectorWorlds(Worlds):
-    """A Gymnasium vector world, which keeps its own resets in whichever mode it declares."""
+class VectorEnvs(Envs):
+    """A Gymnasium vector env, which keeps its own resets in whichever mode it declares."""
 
     replayable = False
 
@@ -309,7 +309,7 @@ class VectorWorlds(Worlds):
         self.due = np.zeros(self.count, bool)
         """In which envs one is due before the first reset, where `owes`."""
 
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         begun = (state.length > 0) | state.resetting
         if not begun.any():
             return
@@ -317,7 +317,7 @@ class VectorWorlds(Worlds):
         if self.mode is AutoresetMode.DISABLED and len(state.obs):
             state.obs = self._rows(self.reset_some(begun))
         else:
-            # One generator serves all the worlds: it is seeded once, and goes on from there.
+            # One generator serves all the envs: it is seeded once, and goes on from there.
             # After a resume it is seeded anew, by how far it had come: not the same beginnings.
             first = episode_seed(self._seed, 0, int(state.episode.max()))
             seed = None if len(state.obs) else first
@@ -334,40 +334,40 @@ class VectorWorlds(Worlds):
         return self.envs.reset(options={"reset_mask": which.copy()})[0]
 
     def _rows(self, seen: Any) -> np.ndarray:
-        """The observations of all worlds, copied: some give every one in one and the same array."""
+        """The observations of all envs, copied: some give every one in one and the same array."""
         rows = np.empty((self.count, *self.observations.shape), self.observations.dtype)
         self.observations.write(seen, rows)
         return rows
 
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        action = self.actions.given(steps.taken[t])
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        action = self.actions.given(buffer.env_action[t])
         obs, reward, terminated, truncated, info = self.envs.step(action)
         # NumPy's: arrays of other libraries would take our own over, with types of theirs.
         terminated = np.asarray(terminated, bool)
         ended = terminated | np.asarray(truncated, bool)
         if self.mode is AutoresetMode.NEXT_STEP:
             if state.resetting.any():
-                steps.real[t] = ~state.resetting
-                ended &= steps.real[t]
+                buffer.valid[t] = ~state.resetting
+                ended &= buffer.valid[t]
             state.resetting = ended
-        steps.reward[t] = np.asarray(reward)
-        self.observations.write(obs, steps.obs[t + 1])
+        buffer.reward[t] = np.asarray(reward)
+        self.observations.write(obs, buffer.obs[t + 1])
         if ended.any():
-            steps.terminated[t], steps.ended[t] = terminated & ended, ended
-            last = steps.obs[t + 1].copy()
+            buffer.terminated[t], buffer.done[t] = terminated & ended, ended
+            last = buffer.obs[t + 1].copy()
             if self.mode is AutoresetMode.SAME_STEP:
                 self.write_finals(info["final_obs"], ended, last)
-            steps.finals.extend((t, int(i), last[i]) for i in np.flatnonzero(ended))
+            buffer.final_obs.extend((t, int(i), last[i]) for i in np.flatnonzero(ended))
             state.episode += ended
             if self.mode is AutoresetMode.DISABLED:
-                self.observations.write(self.reset_some(ended), steps.obs[t + 1])
+                self.observations.write(self.reset_some(ended), buffer.obs[t + 1])
 
     def write_finals(self, final: Any, ended: np.ndarray, rows: np.ndarray) -> None:
-        """True successors: one per world, or batched by leaf where observations are nested."""
+        """True successors: one per env, or batched by leaf where observations are nested."""
         for i in np.flatnonzero(ended):
             self.observations.write(final_of(final, int(i)), rows[i])
 
-    def restore(self, state: WorldState) -> bool:
+    def restore(self, state: EnvState) -> bool:
         state.obs = np.empty(0)
         return super().restore(state)
 
@@ -384,12 +384,12 @@ def infos_of(info: Any) -> str:
 
 
 def final_of(final: Any, index: int) -> Any:
-    """One world's part of `final_obs`, the world's own array where it is one."""
+    """One env's part of `final_obs`, the env's own array where it is one."""
     return final[index] if isinstance(final, np.ndarray) else _pick(final, index)
 
 
 def _pick(nested: Any, index: int) -> Any:
-    """One world's part of a nested batch."""
+    """One env's part of a nested batch."""
     if isinstance(nested, dict):
         return {key: _pick(part, index) for key, part in nested.items()}
     if isinstance(nested, tuple):
@@ -398,33 +398,33 @@ def _pick(nested: Any, index: int) -> Any:
 
 
 class Masked(gym.Wrapper[Any, Any, Any, Any]):
-    """A world whose masks stand in its info, or come from a method, shown as an observation.
+    """An env whose masks stand in its info, or come from a method, shown as an observation.
 
     They join the keys of a `Dict`; any other observation becomes the key `observation` beside them.
     """
 
-    def __init__(self, world: gym.Env[Any, Any], source: str) -> None:
-        super().__init__(world)
+    def __init__(self, env: gym.Env[Any, Any], source: str) -> None:
+        super().__init__(env)
         self._method: Callable[[], Any] | None = None
         if source == "method":
-            if not world.has_wrapper_attr(f"{MASK}s"):
+            if not env.has_wrapper_attr(f"{MASK}s"):
                 raise UsageError(
-                    f"env.action_masks is method, but {title(world)} has no method {MASK}s(): give "
+                    f"env.action_masks is method, but {title(env)} has no method {MASK}s(): give "
                     f"it one, or an observation with the key {MASK}"
                 )
-            self._method = world.get_wrapper_attr(f"{MASK}s")
-        count = choices(world.action_space)
+            self._method = env.get_wrapper_attr(f"{MASK}s")
+        count = choices(env.action_space)
         if not count:
             raise UsageError(
-                f"env.action_masks is {source}, but {world.action_space} has nothing to choose "
+                f"env.action_masks is {source}, but {env.action_space} has nothing to choose "
                 "from: leave it out"
             )
-        seen = world.observation_space
+        seen = env.observation_space
         self._joins = isinstance(seen, gym.spaces.Dict)
         shown = dict(seen.spaces) if isinstance(seen, gym.spaces.Dict) else {"observation": seen}
         if MASK in shown:
             raise UsageError(
-                f"env.action_masks is {source}, but the observations of {title(world)} have the "
+                f"env.action_masks is {source}, but the observations of {title(env)} have the "
                 f"key {MASK} already: leave it out"
             )
         self.observation_space = gym.spaces.Dict({**shown, MASK: gym.spaces.MultiBinary(count)})
@@ -432,7 +432,7 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
     def _shown(self, seen: Any, info: dict[str, Any]) -> Any:
         if self._method is None and MASK not in info:
             raise UsageError(
-                f"env.action_masks is info, but a world's info has no {MASK}: it has "
+                f"env.action_masks is info, but an env's info has no {MASK}: it has "
                 f"{', '.join(map(str, info)) or 'nothing'}"
             )
         mask = flat_mask(self._method() if self._method else info[MASK], self.env.action_space)
@@ -470,12 +470,10 @@ class Bare(gym.Env[Any, Any]):
         own()
 
 
-def make_world(
-    env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None
-) -> gym.Env:
-    """One world, as `EnvConfig` or a callable describes it. Raises `UsageError`.
+def make_env(env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None) -> gym.Env:
+    """One env, as `EnvConfig` or a callable describes it. Raises `UsageError`.
 
-    A PettingZoo parallel world comes as `proximo.envs.agents.Agents`.
+    A PettingZoo parallel env comes as `proximo.envs.agents.Agents`.
     """
     from proximo.envs.agents import Agents, is_parallel
 
@@ -486,31 +484,31 @@ def make_world(
         kwargs["render_mode"] = render_mode
     arcade = maker is None and env.id.startswith(ARCADE)
     if arcade:
-        world = _arcade(env, render_mode)
+        one_env = _arcade(env, render_mode)
     else:
         made_by = maker or _maker(env)
-        world = _single(_call(made_by, env, kwargs), _said(made_by, env))
+        one_env = _single(_call(made_by, env, kwargs), _said(made_by, env))
     for name in env.wrappers:
         try:
-            wrapped = find(name)(world)
+            wrapped = find(name)(one_env)
         except UsageError:
             raise
         except faults() as error:
             raise UsageError(f"the wrapper {name} failed: {explain(error)}") from error
-        world = _single(wrapped, f"the wrapper {name}")
-    if is_parallel(world):
-        return Agents(world, env)
+        one_env = _single(wrapped, f"the wrapper {name}")
+    if is_parallel(one_env):
+        return Agents(one_env, env)
     if env.max_episode_steps is not None and not arcade:  # which counts frames
-        world = _limited(world, env.max_episode_steps)
+        one_env = _limited(one_env, env.max_episode_steps)
     if maker is None:
-        world = prepared(world, env.id, wrapped=bool(env.wrappers))
-    return world if env.action_masks == "observation" else Masked(world, env.action_masks)
+        one_env = prepared(one_env, env.id, wrapped=bool(env.wrappers))
+    return one_env if env.action_masks == "observation" else Masked(one_env, env.action_masks)
 
 
 def _arcade(env: EnvConfig, render_mode: str | None) -> gym.Env[Any, Any]:
     from proximo.envs.arcade import Arcade
 
-    _maker(env)  # names the world that does not exist
+    _maker(env)  # names the env that does not exist
     if render_mode != "human":
         return Arcade(env, render_mode)
     return gym.wrappers.HumanRendering(Arcade(env, "rgb_array"))
@@ -533,7 +531,7 @@ def _single(made: Any, maker: str) -> Any:
     if isinstance(made, VectorEnv):
         raise UsageError(
             f"{maker} returned {type(made).__name__}, a vector env, where one env is expected: "
-            "return one, of which env.worlds says the number, or give the vector env itself to "
+            "return one, of which env.num_envs says the number, or give the vector env itself to "
             "proximo.train"
         )
     if is_turn_based(made):
@@ -584,49 +582,49 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
         raise UsageError(f"{what} cannot be made: {explain(error)}{hint}") from error
 
 
-def make_worlds(
+def make_envs(
     env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None, first: int = 0
-) -> Worlds:
-    """N worlds: from the configuration, a callable that makes one, or a vector world itself.
+) -> Envs:
+    """N envs: from the configuration, a callable that makes one, or a vector env itself.
 
-    first: the number of the first single world, by which its episodes are seeded.
+    first: the number of the first single env, by which its episodes are seeded.
     """
-    from proximo.envs.agents import Agents, AgentWorlds
+    from proximo.envs.agents import AgentEnvs, Agents
 
     many = env.backend in ("vector", "envpool") or isinstance(source, VectorEnv)
     if source is not None:
         _check_given(env, source)
     if many and env.wrappers:
         raise UsageError(
-            f"env.wrappers is {', '.join(env.wrappers)}, which wrap single worlds: leave them out, "
+            f"env.wrappers is {', '.join(env.wrappers)}, which wrap single envs: leave them out, "
             "or use --env.backend sync"
         )
     if many and env.action_masks != "observation":
         raise UsageError(
-            f"env.action_masks is {env.action_masks}, but worlds that are stepped together have "
+            f"env.action_masks is {env.action_masks}, but envs that are stepped together have "
             f"masks only under the key {MASK} of their observation: use --env.backend sync"
         )
     if isinstance(source, VectorEnv):
-        from proximo.envs.tensors import TensorWorlds, held_on
+        from proximo.envs.tensors import TensorEnvs, held_on
 
         device = held_on(source, seed)
-        return TensorWorlds(source, seed, device) if device else VectorWorlds(source, seed)
+        return TensorEnvs(source, seed, device) if device else VectorEnvs(source, seed)
     if env.backend == "vector" and env.id.startswith(ARCADE):
-        from proximo.envs.arcade import ArcadeWorlds
+        from proximo.envs.arcade import ArcadeEnvs
 
-        _maker(env)  # names the world that does not exist
-        return ArcadeWorlds(env, seed, env.threads or cores())
+        _maker(env)  # names the env that does not exist
+        return ArcadeEnvs(env, seed, env.threads or cores())
     if env.backend == "vector":
-        return VectorWorlds(_native_vector(env), seed)
+        return VectorEnvs(_native_vector(env), seed)
     if env.backend == "envpool":
-        return VectorWorlds(Pool(env, _spaces(env), env.threads or cores()), seed)
+        return VectorEnvs(Pool(env, _spaces(env), env.threads or cores()), seed)
     if env.backend == "workers":  # each of its processes comes back here, for sync
-        from proximo.envs.workers import WorkerWorlds
+        from proximo.envs.workers import WorkerEnvs
 
-        return WorkerWorlds(env, seed, source)
+        return WorkerEnvs(env, seed, source)
     made = _several(env, source)
-    together = [world for world in made if isinstance(world, Agents)]
-    return AgentWorlds(together, seed, first) if together else SyncWorlds(made, seed, first)
+    together = [one_env for one_env in made if isinstance(one_env, Agents)]
+    return AgentEnvs(together, seed, first) if together else SyncEnvs(made, seed, first)
 
 
 def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
@@ -656,14 +654,14 @@ def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
 
     made: list[gym.Env[Any, Any]] = []
     try:
-        for _ in range(env.worlds):
-            made.append(make_world(env, source))
+        for _ in range(env.num_envs):
+            made.append(make_env(env, source))
     except BaseException:
         close_all(made)
         raise
     if len({id(w.parallel if isinstance(w, Agents) else base(w)) for w in made}) < len(made):
         raise UsageError(
-            "the callable returned one and the same world twice: make a new one each time"
+            "the callable returned one and the same env twice: make a new one each time"
         )
     return made
 
@@ -677,19 +675,19 @@ def cores() -> int:
 
 
 def _spaces(env: EnvConfig) -> tuple[Space, Space] | None:
-    """Those of Gymnasium's own world of that name, with which the policy will be used."""
+    """Those of Gymnasium's own env of that name, with which the policy will be used."""
     if not is_registered(env.id):
         return None
     try:
-        world = make_world(dataclasses.replace(env, kwargs={}))
-    except UsageError:  # a package that only Gymnasium's world needs
+        one_env = make_env(dataclasses.replace(env, kwargs={}))
+    except UsageError:  # a package that only Gymnasium's env needs
         return None
-    close_all([world])
-    return world.observation_space, world.action_space
+    close_all([one_env])
+    return one_env.observation_space, one_env.action_space
 
 
 def has_vector_version(env: EnvConfig) -> bool:
-    """Whether the world registers a version of itself that steps many at once."""
+    """Whether the env registers a version of itself that steps many at once."""
     return is_registered(env.id) and gym.registry[env.id].vector_entry_point is not None
 
 
@@ -705,7 +703,7 @@ def time_limit(env: EnvConfig) -> int | None:
 
 def _maker(env: EnvConfig) -> Maker:
     if not env.id:
-        raise UsageError("no world is named: give a Gymnasium id or module:Class")
+        raise UsageError("no env is named: give a Gymnasium id or module:Class")
     if ":" in env.id:
         return _user_maker(env)
     if parallel := parallel_maker(env.id):
@@ -716,7 +714,7 @@ def _maker(env: EnvConfig) -> Maker:
             known = "EnvPool has it: use --env.backend envpool"
         elif not known.startswith("Did"):
             known = f"An env that a module registers is named with it, as in module:{env.id}"
-        raise UsageError(f"there is no world {env.id!r} in Gymnasium. {known}")
+        raise UsageError(f"there is no env {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
 
@@ -760,14 +758,14 @@ def _unregistered(module: ModuleType, name: str) -> str:
 
 
 def _native_vector(env: EnvConfig) -> VectorEnv:
-    _maker(env)  # names the world that does not exist
+    _maker(env)  # names the env that does not exist
     if not has_vector_version(env):
         raise UsageError(f"env.backend is vector, but {env.id} has no vector version: use sync")
     kwargs: dict[str, Any] = dict(env.kwargs)
     if env.max_episode_steps is not None:
         kwargs["max_episode_steps"] = env.max_episode_steps
     make = partial(
-        gym.make_vec, env.id, num_envs=env.worlds, vectorization_mode="vector_entry_point"
+        gym.make_vec, env.id, num_envs=env.num_envs, vectorization_mode="vector_entry_point"
     )
     made: VectorEnv[Any, Any, Any] = _call(make, env, kwargs)
     return made

@@ -1,8 +1,8 @@
-"""EnvPool's worlds, many at once in C++, as a Gymnasium vector world that does not trust its input.
+"""EnvPool's envs, many at once in C++, as a Gymnasium vector env that does not trust its input.
 
 EnvPool itself ends the process at a batch of the wrong size, plays on with actions that do not
 exist, ignores a seed given to `reset`, calls an end on the last step before the time limit a
-truncation, and gives other bounds and types than Gymnasium's world of the same name.
+truncation, and gives other bounds and types than Gymnasium's env of the same name.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TAKEN = {
 
 
 class Pool(VectorEnv[Any, Any, Any]):
-    """N worlds of EnvPool. They reset in a step of their own (next-step mode)."""
+    """N envs of EnvPool. They reset in a step of their own (next-step mode)."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 as Gymnasium has it
 
@@ -50,7 +50,7 @@ class Pool(VectorEnv[Any, Any, Any]):
         threads: int,
         render_mode: str | None = None,
     ) -> None:
-        """spaces: of Gymnasium's world of that name. threads: step the worlds, up to one for each.
+        """spaces: of Gymnasium's env of that name. threads: step the envs, up to one for each.
 
         Raises `UsageError`.
         """
@@ -63,24 +63,26 @@ class Pool(VectorEnv[Any, Any, Any]):
             ) from error
         known = envpool.list_all_envs()
         if env.id not in known:
-            raise UsageError(f"there is no world {env.id!r} in EnvPool. {nearest(env.id, known)}")
+            raise UsageError(f"there is no env {env.id!r} in EnvPool. {nearest(env.id, known)}")
         if taken := TAKEN & env.kwargs.keys():
             raise UsageError(
                 f"env.kwargs holds {sorted(taken)}, which EnvPool uses for itself: leave it out"
             )
-        self.num_envs, self._id = env.worlds, env.id
+        self.num_envs, self._id = env.num_envs, env.id
         self._arguments = {
             **env.kwargs,
-            "num_envs": env.worlds,
-            "num_threads": max(1, min(threads, env.worlds)),
+            "num_envs": env.num_envs,
+            "num_threads": max(1, min(threads, env.num_envs)),
             "max_episode_steps": NEVER,
             **({"render_mode": render_mode} if render_mode else {}),
         }
         self._make = envpool.make_gymnasium
-        self._pool = self._made([0] * env.worlds)
+        self._pool = self._made([0] * env.num_envs)
         own = envpool.make_spec(env.id, **env.kwargs).config.max_episode_steps
         self._limit = env.max_episode_steps or own
-        self._cut = np.zeros(env.worlds, bool)  # by the time limit, which EnvPool does not know of
+        self._cut = np.zeros(
+            env.num_envs, bool
+        )  # by the time limit, which EnvPool does not know of
         self._spaces = self._pool.single_observation_space, self._pool.single_action_space
         for ours, theirs in zip(spaces or (), self._spaces, strict=False):
             if type(ours) is not type(theirs) or ours.shape != theirs.shape:
@@ -104,10 +106,10 @@ class Pool(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """All worlds at the beginning of an episode; with a seed, in a new pool made from it."""
+        """All envs at the beginning of an episode; with a seed, in a new pool made from it."""
         if isinstance(seed, int):
             self.close_extras()
-            # One for each: from a single one, world i of seed s would be world i + 1 of seed s - 1.
+            # One for each: from a single one, env i of seed s would be env i + 1 of seed s - 1.
             drawn = np.random.SeedSequence(seed).generate_state(self.num_envs)
             self._pool = self._made([int(number) - 2**31 for number in drawn])
         self._cut[:] = False
@@ -115,12 +117,12 @@ class Pool(VectorEnv[Any, Any, Any]):
         return obs, info
 
     def step(self, actions: np.ndarray) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One step of every world. Raises `ValueError` for what EnvPool would not notice."""
+        """One step of every env. Raises `ValueError` for what EnvPool would not notice."""
         actions = self._checked(actions)
         if not self._cut.any():
             obs, reward, terminated, _, info = self._pool.step(actions)
             elapsed = info["elapsed_step"]
-        else:  # the pool resets the worlds that terminated; those that we cut off, we reset
+        else:  # the pool resets the envs that terminated; those that we cut off, we reset
             on, off = (np.flatnonzero(x).astype(np.int32) for x in (~self._cut, self._cut))
             first = self._pool.reset(env_id=off)[0]  # their rows only
             obs = _room(first, self.num_envs)
@@ -155,12 +157,12 @@ class Pool(VectorEnv[Any, Any, Any]):
             self._pool = None  # only now do its threads end
 
     def render(self) -> Any:
-        """The screen of the first world, if `render_mode` is an argument."""
+        """The screen of the first env, if `render_mode` is an argument."""
         return self._pool.render()[0]
 
 
 def is_pooled(name: str) -> bool:
-    """Whether EnvPool, if it is installed, has a world of this name."""
+    """Whether EnvPool, if it is installed, has an env of this name."""
     try:
         import envpool
     except ImportError:
@@ -190,10 +192,10 @@ def _only(batch: Any) -> Any:
 
 
 class Pooled(gym.Env[Any, Any]):
-    """One world of EnvPool as a single world, for what only EnvPool has."""
+    """One env of EnvPool as a single env, for what only EnvPool has."""
 
     def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
-        one = dataclasses.replace(env, worlds=1)
+        one = dataclasses.replace(env, num_envs=1)
         if render_mode is not None:
             # MuJoCo within EnvPool ends the process unless these are in it already.
             for library in filter(None, map(ctypes.util.find_library, ("OpenGL", "EGL"))):

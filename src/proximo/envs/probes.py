@@ -1,4 +1,4 @@
-"""Tiny worlds whose answer is known: the first thing to run when something does not learn.
+"""Tiny envs whose answer is known: the first thing to run when something does not learn.
 
 Each isolates one more thing that can be wrong (after Andy Jones, "Debugging RL, without the
 agonizing pain"). All come with one discrete action of two, or one continuous action in [-1, 1].

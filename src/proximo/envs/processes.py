@@ -1,7 +1,7 @@
-"""A process that steps some worlds: the worlds in it, and the trainer's end of its pipes.
+"""A process that steps some envs: the envs in it, and the trainer's end of its pipes.
 
-The trainer and its processes share one row of `Steps` in memory without a name. What goes through
-their pipes is one byte for a command, and a line of JSON for an answer; tracebacks have a pipe of
+The trainer and its processes share one row of `RolloutBuffer` in memory without a name. Through
+their pipes go one byte for a command and a line of JSON for an answer; tracebacks have a pipe of
 their own, so that a signal at any moment leaves the answers whole.
 """
 
@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Space, Worlds, make_world, make_worlds
+from proximo.envs.make import Envs, Space, make_env, make_envs
 from proximo.envs.supervisor import GRACE, MEANT_FOR_TRAINER
 from proximo.spaces import Actions, Observations, space_record
-from proximo.types import Steps, UsageError, explain, faults
+from proximo.types import RolloutBuffer, UsageError, explain, faults
 
 MAP, BEGIN, STEP = b"m", b"b", b"s"
-"""What a process is told: the memory stands; begin an episode in some worlds; step some of them."""
+"""What a process is told: the memory stands; begin an episode in some envs; step some of them."""
 CODE = """
 import sys
 words, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
@@ -41,7 +41,7 @@ work()
 
 
 class Fault(NamedTuple):
-    """Why a world is lost."""
+    """Why an env is lost."""
 
     what: str
     trace: str = ""
@@ -56,26 +56,26 @@ class Gone(Exception):
 
 
 class Shared:
-    """One row of the `Steps` of all worlds, and what their processes must know and tell besides."""
+    """One row of the `RolloutBuffer` of all envs, and what else their processes share."""
 
     def __init__(
-        self, memory: int, spaces: Sequence[Space], worlds: int, agents: int, processes: int
+        self, memory: int, spaces: Sequence[Space], num_envs: int, agents: int, processes: int
     ) -> None:
         """memory: the descriptor of a file. An empty one is filled, so that it cannot run out."""
         seen, acts = Observations(spaces[0]), Actions(spaces[1])
         # Wide enough for whatever the trainer keeps them in.
         kind = np.uint8 if seen.dtype == np.uint8 else np.float64
-        rows = worlds * agents
+        rows = num_envs * agents
         plan: list[tuple[str, tuple[int, ...], Any]] = [
             ("obs", (2, rows, *seen.shape), kind),
             ("final", (rows, *seen.shape), kind),
-            ("taken", (1, rows, *(acts.shape or ())), acts.dtype),
+            ("env_action", (1, rows, *(acts.shape or ())), acts.dtype),
             ("reward", (1, rows), np.float64),
-            *((name, (1, rows), np.bool_) for name in ("terminated", "ended", "real")),
+            *((name, (1, rows), np.bool_) for name in ("terminated", "done", "valid")),
             ("episode", (rows,), np.int64),
-            ("active", (worlds,), np.bool_),  # which worlds a command is for
-            ("doing", (processes,), np.int64),  # the world that is being stepped, or -1
-            ("beat", (processes,), np.int64),  # moves with every world
+            ("active", (num_envs,), np.bool_),  # which envs a command is for
+            ("doing", (processes,), np.int64),  # the env that is being stepped, or -1
+            ("beat", (processes,), np.int64),  # moves with every env
         ]
         begins, size = [], 0
         for _, shape, dtype in plan:
@@ -91,35 +91,35 @@ class Shared:
 
     obs: np.ndarray
     final: np.ndarray
-    taken: np.ndarray
+    env_action: np.ndarray
     reward: np.ndarray
     terminated: np.ndarray
-    ended: np.ndarray
-    real: np.ndarray
+    done: np.ndarray
+    valid: np.ndarray
     episode: np.ndarray
     active: np.ndarray
     doing: np.ndarray
     beat: np.ndarray
 
-    def steps(self, rows: slice) -> Steps:
+    def steps(self, rows: slice) -> RolloutBuffer:
         """The row of some of them."""
         nothing = np.empty(0)
-        names = ("obs", "taken", "reward", "terminated", "ended", "real")
+        names = ("obs", "env_action", "reward", "terminated", "done", "valid")
         views = {name: getattr(self, name)[:, rows] for name in names}
-        return Steps(action=nothing, parameters=nothing, finals=[], **views)
+        return RolloutBuffer(action=nothing, parameters=nothing, final_obs=[], **views)
 
 
-# In the process of the worlds
+# In the process of the envs
 
 
-class _World:
-    """One world, and its row in the memory that is shared."""
+class _Env:
+    """One env, and its row in the memory that is shared."""
 
-    def __init__(self, make: Callable[[], Worlds], number: int) -> None:
+    def __init__(self, make: Callable[[], Envs], number: int) -> None:
         self._make, self._number = make, number
-        self._worlds, self._broken = make(), False
-        self.agents, self.names = self._worlds.agents, self._worlds.names
-        self.spaces = self._worlds.obs_space, self._worlds.action_space
+        self._envs, self._broken = make(), False
+        self.agents, self.names = self._envs.agents, self._envs.names
+        self.spaces = self._envs.obs_space, self._envs.action_space
 
     def share(self, shared: Shared) -> None:
         first = self._number * self.agents
@@ -127,55 +127,55 @@ class _World:
         self._steps = shared.steps(self._rows)
 
     def do(self, command: bytes) -> None:
-        """Whatever the world raises is raised."""
-        steps = self._steps
-        steps.terminated[:], steps.ended[:], steps.real[:] = False, False, True
-        steps.finals.clear()
+        """Whatever the env raises is raised."""
+        buffer = self._steps
+        buffer.terminated[:], buffer.done[:], buffer.valid[:] = False, False, True
+        buffer.final_obs.clear()
         try:
             if command == BEGIN:
                 self._begin()
             else:
-                self._worlds.step(self._state, steps, 0)
+                self._envs.step(self._state, buffer, 0)
             self._look()
         except faults():
             self._broken = True
             raise
-        for _, i, obs in steps.finals:
+        for _, i, obs in buffer.final_obs:
             self._shared.final[self._rows][i] = obs
 
     def _begin(self) -> None:
         if self._broken:  # another one in its place
             self.close()
-            self._worlds, self._broken = self._make(), False
+            self._envs, self._broken = self._make(), False
         episode = self._shared.episode[self._rows]
-        self._state = self._worlds.start(int(episode[0]))
+        self._state = self._envs.start(int(episode[0]))
         self._state.episode = episode  # the trainer sees which one it is, even if this is the end
         self._steps.obs[1] = self._state.obs
         self._steps.reward[:] = 0
 
     def _look(self) -> None:
         """Raises `UsageError` for what is not finite."""
-        steps = self._steps
+        buffer = self._steps
         whom = [f"agent {name} " for name in self.names] or [""]
-        for agent, reward in zip(whom, steps.reward[0], strict=True):
+        for agent, reward in zip(whom, buffer.reward[0], strict=True):
             if not np.isfinite(reward):
                 raise UsageError(f"it gave {agent}the reward {reward}")
-        for i, obs in (*enumerate(steps.obs[1]), *((i, obs) for _, i, obs in steps.finals)):
+        for i, obs in (*enumerate(buffer.obs[1]), *((i, obs) for _, i, obs in buffer.final_obs)):
             if not np.isfinite(obs).all():
-                what = self._worlds.observations.not_finite(obs)
+                what = self._envs.observations.not_finite(obs)
                 raise UsageError(f"it gave {whom[i]}{what}")
 
     def close(self) -> None:
         with contextlib.suppress(Exception):
-            self._worlds.close()
+            self._envs.close()
 
 
 def work() -> None:
-    """The process of some worlds: make them, then do as told until the trainer is gone."""
+    """The process of some envs: make them, then do as told until the trainer is gone."""
     Process.inside = True
     commands, answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)  # a world may print, and must not answer in our place
+    os.dup2(2, 1)  # an env may print, and must not answer in our place
     order = json.loads(commands.readline())
 
     def answer(**words: Any) -> None:
@@ -184,55 +184,55 @@ def work() -> None:
             text = text[os.write(answers, text) :]
 
     env = EnvConfig(**{**order["env"], "wrappers": tuple(order["env"]["wrappers"])})
-    if "worlds" not in order:
+    if "envs" not in order:
         answer(**_check(env))
         return
-    first, last = order["worlds"]
+    first, last = order["envs"]
 
-    def make(number: int) -> Callable[[], Worlds]:
-        return lambda: make_worlds(env, order["seed"], first=number)
+    def make(number: int) -> Callable[[], Envs]:
+        return lambda: make_envs(env, order["seed"], first=number)
 
     try:
-        worlds = {i: _World(make(i), i) for i in range(first, last)}
-        records = [space_record(space) for space in worlds[first].spaces]
+        envs = {i: _Env(make(i), i) for i in range(first, last)}
+        records = [space_record(space) for space in envs[first].spaces]
     except faults() as error:
         answer(error=str(error) if isinstance(error, UsageError) else explain(error))
         return
-    one = worlds[first]
+    one = envs[first]
     answer(agents=one.agents, names=one.names, spaces=records)
     if commands.read(1) != MAP:
         return
     me = order["process"]
     shared = Shared(order["memory"], one.spaces, order["count"], one.agents, order["processes"])
-    for world in worlds.values():
-        world.share(shared)
+    for one_env in envs.values():
+        one_env.share(shared)
     while command := commands.read(1):
         failed = {}
         for i in np.flatnonzero(shared.active[first:last]) + first:
             shared.beat[me] += 1
             shared.doing[me] = i
             try:
-                worlds[i].do(command)
+                envs[i].do(command)
             except faults() as error:
                 what = str(error) if isinstance(error, UsageError) else explain(error)
                 failed[int(i)] = [what, traceback.format_exc()]
         shared.doing[me] = -1
         answer(**({"faults": failed} if failed else {}))
-    for world in worlds.values():
-        world.close()
+    for one_env in envs.values():
+        one_env.close()
 
 
 def _check(env: EnvConfig) -> dict[str, Any]:
-    """What is found in a world apart."""
-    from proximo.envs.check import Checked, check_world
+    """What is found in an env apart."""
+    from proximo.envs.check import Checked, check_env
 
     try:
-        world = make_world(env)
+        one_env = make_env(env)
     except UsageError as error:  # perhaps there can be no more of them
         note = f"not checked, for one apart cannot be made ({error})"
         return Checked([note], 0, 0, replayable=True, within=False)._asdict()
     try:
-        return check_world(world)._asdict()
+        return check_env(one_env)._asdict()
     except UsageError as error:
         return {"error": str(error)}
 
@@ -281,7 +281,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The process of the worlds, which its supervisor names first; 0 before it has."""
+        """The process of the envs, which its supervisor names first; 0 before it has."""
         number, line, _ = self._heard().partition("\n")
         return int(number) if line else 0
 

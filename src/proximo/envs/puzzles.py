@@ -1,4 +1,4 @@
-"""Small worlds with a known best score, by which masks, memory, images and actions are measured.
+"""Small envs with a known best score, by which masks, memory, images and actions are measured.
 
 Every one is a `module:Class` for the command line, such as proximo.envs.puzzles:Maze.
 """
@@ -295,11 +295,11 @@ class Catch(gym.Env[np.ndarray, Any]):
 
 
 class Positions(gym.ObservationWrapper[Any, Any, Any]):
-    """Only some numbers of a world's observation: what is left out has to be remembered."""
+    """Only some numbers of an env's observation: what is left out has to be remembered."""
 
-    def __init__(self, world: gym.Env[Any, Any], keep: list[int]) -> None:
-        super().__init__(world)
-        whole, self._keep = world.observation_space, keep
+    def __init__(self, env: gym.Env[Any, Any], keep: list[int]) -> None:
+        super().__init__(env)
+        whole, self._keep = env.observation_space, keep
         assert isinstance(whole, spaces.Box)
         self.observation_space = spaces.Box(whole.low[keep], whole.high[keep], dtype=np.float32)
 
@@ -310,8 +310,8 @@ class Positions(gym.ObservationWrapper[Any, Any, Any]):
 
 def still_cartpole(limit: int = 500, **kwargs: Any) -> gym.Env[Any, Any]:
     """CartPole without velocities: the places of cart and pole. Best: the limit."""
-    world = gym.make("CartPole-v1", max_episode_steps=limit, disable_env_checker=True, **kwargs)
-    return Positions(world, [0, 2])
+    env = gym.make("CartPole-v1", max_episode_steps=limit, disable_env_checker=True, **kwargs)
+    return Positions(env, [0, 2])
 
 
 def still_pendulum(**kwargs: Any) -> gym.Env[Any, Any]:

@@ -1,8 +1,8 @@
-"""The parent of a process of worlds, which ends whatever that process has started.
+"""The parent of a process of envs, which ends whatever that process has started.
 
 It stands between the trainer and the process. On Linux it is a subreaper (prctl(2)): what has lost
-its own parent becomes its child, whatever session or process group it has begun, so nothing that a
-world starts escapes it. Elsewhere it reaches the process group of the worlds. Imports nothing that
+its own parent becomes its child, whatever session or process group it has begun, so nothing that an
+env starts escapes it. Elsewhere it reaches the process group of the envs. Imports nothing that
 takes long.
 """
 
@@ -49,7 +49,7 @@ def supervise(words: int) -> None:
     _end_with(parent)
     faulthandler.enable(words)
     faulthandler.register(signal.SIGUSR1, words)
-    # Handlers and not SIG_IGN, which the programs that worlds start would inherit.
+    # Handlers and not SIG_IGN, which the programs that envs start would inherit.
     ignored = MEANT_FOR_TRAINER - {signal.SIGUSR1}
     for number in ignored:
         signal.signal(number, _ignore)
@@ -63,7 +63,7 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _default(numbers: set[signal.Signals]) -> None:
-    """What a world forks can be ended by signals, as any process."""
+    """What an env forks can be ended by signals, as any process."""
     faulthandler.unregister(signal.SIGUSR1)
     for number in numbers:
         if signal.getsignal(number) is _ignore:
@@ -107,7 +107,7 @@ def _stand_by(process: int, trainer: int) -> NoReturn:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANT_FOR_TRAINER)
     threading.Thread(target=watch, daemon=True).start()
     while (found := os.waitpid(-1, 0))[0] != process:
-        pass  # it was something that a world has started, and that had lost its parent
+        pass  # it was something that an env has started, and that had lost its parent
     with contextlib.suppress(OSError):
         os.killpg(process, signal.SIGKILL)
     _end_children()

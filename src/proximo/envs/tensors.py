@@ -1,4 +1,4 @@
-"""Vector worlds that hold tensors already, on any device: simulators that run on a GPU.
+"""Vector envs that hold tensors already, on any device: simulators that run on a GPU.
 
 They return tensors and take tensors, and nothing is read on the host from a rollout's first step to
 its last: what an error needs to know is looked for at the end, when the returns and lengths of the
@@ -18,58 +18,60 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from proximo.envs.make import VectorWorlds, episode_seed
+from proximo.envs.make import VectorEnvs, episode_seed
 from proximo.spaces import MASK, Observations, misfit, sizes, starts
-from proximo.types import Episode, Steps, UsageError, WorldState, faults
+from proximo.types import EnvState, Episode, RolloutBuffer, UsageError, faults
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorSteps:
-    """`Steps` as tensors on one device."""
+class TensorRolloutBuffer:
+    """`RolloutBuffer` as tensors on one device."""
 
     obs: Tensor  # [T + 1, N, *obs]
     action: Tensor  # [T, N, *act]
     parameters: Tensor  # [2, N, P]
-    taken: Tensor  # [T, N, *]
+    env_action: Tensor  # [T, N, *]
     reward: Tensor  # [T, N] float64, or float32 on a device that has no other
     terminated: Tensor  # [T, N] bool
-    ended: Tensor  # [T, N] bool
-    real: Tensor  # [T, N] bool
-    finals: list[Tensor | None]  # per step: true successors [N, *obs]; empty: they are rows of obs
+    done: Tensor  # [T, N] bool
+    valid: Tensor  # [T, N] bool
+    final_obs: list[
+        Tensor | None
+    ]  # per step: true successors [N, *obs]; empty: they are rows of obs
 
     def __len__(self) -> int:
         return len(self.reward)
 
     @staticmethod
-    def joined(parts: list[TensorSteps], count: int) -> TensorSteps:
+    def joined(parts: list[TensorRolloutBuffer], count: int) -> TensorRolloutBuffer:
         """The first `count` steps of these, which follow on one another."""
         if len(parts) == 1 and len(parts[0]) == count:
             return parts[0]
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts])[:count]
-            for name in ("action", "taken", "reward", "terminated", "ended", "real")
+            for name in ("action", "env_action", "reward", "terminated", "done", "valid")
         }
-        return TensorSteps(
+        return TensorRolloutBuffer(
             obs=torch.cat([parts[0].obs[:1], *(part.obs[1:] for part in parts)])[: count + 1],
             parameters=torch.stack([parts[0].parameters[0], parts[-1].parameters[1]]),
-            finals=[rows for part in parts for rows in part.finals][:count],
+            final_obs=[rows for part in parts for rows in part.final_obs][:count],
             **tensors,
         )
 
-    def on_host(self, final: Tensor | None = None, index: Tensor | None = None) -> Steps:
+    def on_host(self, final: Tensor | None = None, index: Tensor | None = None) -> RolloutBuffer:
         """As NumPy arrays, which share the memory of tensors on the CPU.
 
         final: [F, *obs] the true successors of the rows `index`, t*N + i, if they are wanted.
         """
         arrays = {
-            name: value.cpu().numpy() for name, value in vars(self).items() if name != "finals"
+            name: value.cpu().numpy() for name, value in vars(self).items() if name != "final_obs"
         }
-        steps = Steps(**arrays, finals=[])
+        buffer = RolloutBuffer(**arrays, final_obs=[])
         if final is not None and index is not None:
             count = self.reward.shape[1]
             rows = zip(index.tolist(), final.cpu().numpy(), strict=True)
-            steps.finals.extend((k // count, k % count, row) for k, row in rows)
-        return steps
+            buffer.final_obs.extend((k // count, k % count, row) for k, row in rows)
+        return buffer
 
 
 class Account(NamedTuple):
@@ -82,10 +84,10 @@ class Account(NamedTuple):
     fault: str  # what else was wrong, and where, or nothing
 
 
-class TensorWorlds(VectorWorlds):
-    """A Gymnasium vector world of tensors, in whichever autoreset mode it declares.
+class TensorEnvs(VectorEnvs):
+    """A Gymnasium vector env of tensors, in whichever autoreset mode it declares.
 
-    In same-step mode `info["final_obs"]` holds a row for every world, of which those that ended
+    In same-step mode `info["final_obs"]` holds a row for every env, of which those that ended
     count. In disabled mode `reset` is called after every step, with a `reset_mask` that may be all
     False. Both, because to know whether an episode ended would be a read on the host.
     """
@@ -95,7 +97,7 @@ class TensorWorlds(VectorWorlds):
         self.device = device
         self._resetting = torch.zeros(self.count, dtype=torch.bool, device=device)
 
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         super().fresh(state)
         self._resetting = torch.from_numpy(state.resetting).to(self.device)
 
@@ -109,27 +111,29 @@ class TensorWorlds(VectorWorlds):
         write(self.observations, seen, rows)
         return rows
 
-    def step(self, state: WorldState, steps: TensorSteps, t: int) -> None:  # type: ignore[override]
-        action = self.actions.nested(steps.taken[t].clone())  # the simulator may change its own
+    def step(self, state: EnvState, buffer: TensorRolloutBuffer, t: int) -> None:  # type: ignore[override]
+        action = self.actions.nested(
+            buffer.env_action[t].clone()
+        )  # the simulator may change its own
         obs, reward, terminated, truncated, info = self.envs.step(action)
         if t == 0:
             self._check(reward, terminated, truncated)
         ended = terminated | truncated
         if self.mode is AutoresetMode.NEXT_STEP:
-            steps.real[t] = ~self._resetting
+            buffer.valid[t] = ~self._resetting
             ended = ended & ~self._resetting
             self._resetting = ended
-        steps.reward[t] = reward
-        steps.terminated[t], steps.ended[t] = terminated & ended, ended
-        following = steps.obs[t + 1]
+        buffer.reward[t] = reward
+        buffer.terminated[t], buffer.done[t] = terminated & ended, ended
+        following = buffer.obs[t + 1]
         write(self.observations, obs, following)
         if self.mode is AutoresetMode.SAME_STEP:
             last = torch.empty_like(following) if "final_obs" in info else None
             if last is not None:
                 write(self.observations, info["final_obs"], last)
-            steps.finals.append(last)
+            buffer.final_obs.append(last)
         elif self.mode is AutoresetMode.DISABLED:
-            steps.finals.append(following.clone())
+            buffer.final_obs.append(following.clone())
             write(self.observations, self.reset_some(ended), following)
 
     def _check(self, reward: Any, terminated: Any, truncated: Any) -> None:
@@ -143,19 +147,19 @@ class TensorWorlds(VectorWorlds):
                 if isinstance(value, Tensor):
                     shown = f"{value.dtype} of shape {tuple(value.shape)}"
                 raise UsageError(
-                    f"the vector world's {name} is {shown}: as its observations are tensors, it "
+                    f"the vector env's {name} is {shown}: as its observations are tensors, it "
                     f"must be {kind} of shape ({self.count},)"
                 )
 
 
 def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
-    """The device on which a vector world holds its observations; None: they are NumPy arrays.
+    """The device on which a vector env holds its observations; None: they are NumPy arrays.
 
     Seen from what `reset` returns, which is called again with the same seed before the first step.
     """
     try:
         answer = envs.reset(seed=episode_seed(seed, 0, 0))
-    except faults():  # it is named where the worlds are checked, or reset for good
+    except faults():  # it is named where the envs are checked, or reset for good
         return None
     seen = answer[0] if isinstance(answer, tuple) and answer else None
     while isinstance(seen, dict | tuple) and seen:
@@ -177,12 +181,12 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
         if not isinstance(part, Tensor) or part.device != rows.device:
             where = part.device if isinstance(part, Tensor) else type(part).__name__
             raise UsageError(
-                f"a world returned {leaf.name} as {where}, but other observations as tensors on "
+                f"an env returned {leaf.name} as {where}, but other observations as tensors on "
                 f"{rows.device}: all must be there"
             )
         if part.shape != (len(rows), *shape):
             raise UsageError(
-                f"a world returned {leaf.name} of shape {tuple(part.shape[1:])}, but its "
+                f"an env returned {leaf.name} of shape {tuple(part.shape[1:])}, but its "
                 f"observation_space says {shape}"
             )
         if observations.plain:
@@ -204,9 +208,9 @@ def _one_hot(space: Any, part: Tensor) -> Tensor:
 
 
 def account(
-    steps: TensorSteps,
+    buffer: TensorRolloutBuffer,
     mask: Tensor,
-    world: WorldState,
+    env: EnvState,
     observations: Observations,
     choices: tuple[int, ...],
 ) -> Account:
@@ -215,34 +219,36 @@ def account(
     mask: [T, N] the steps that count. choices: how much there is to choose from, choice by choice.
     Reads on the host how many episodes ended, and then all that it needs in one transfer.
     """
-    count, exact = steps.reward.shape[1], steps.reward
-    values = torch.stack([torch.where(steps.real, exact, 0), steps.real.to(exact)], 1)  # [T, 2, N]
-    running = torch.from_numpy(np.stack([world.ret, world.length])).to(exact)  # [2, N]
-    sums, goes_on = torch.empty_like(values), (~steps.ended).to(exact)
+    count, exact = buffer.reward.shape[1], buffer.reward
+    values = torch.stack(
+        [torch.where(buffer.valid, exact, 0), buffer.valid.to(exact)], 1
+    )  # [T, 2, N]
+    running = torch.from_numpy(np.stack([env.ret, env.length])).to(exact)  # [2, N]
+    sums, goes_on = torch.empty_like(values), (~buffer.done).to(exact)
     keep = torch.ones_like(running[0])
     # One after the other, from zero: a sum over all of them less another one is rounded otherwise.
     for value, here, keeps in zip(values.unbind(), sums.unbind(), goes_on.unbind(), strict=True):
         running, keep = torch.addcmul(value, running, keep, out=here), keeps
     running = running * keep
 
-    index = steps.ended.flatten().nonzero().squeeze(-1)  # [F], in order of time
+    index = buffer.done.flatten().nonzero().squeeze(-1)  # [F], in order of time
     episodes = sums.transpose(0, 1).flatten(1)[:, index]  # [2, F]
-    final = _successors(steps, index)
-    reward = steps.reward.to(steps.parameters.dtype)  # as the policy learns from it
-    finite = torch.stack([x.isfinite().all() for x in (steps.obs, reward, final)]).all()
-    faults = list(_faults(steps, observations, choices))
+    final = _successors(buffer, index)
+    reward = buffer.reward.to(buffer.parameters.dtype)  # as the policy learns from it
+    finite = torch.stack([x.isfinite().all() for x in (buffer.obs, reward, final)]).all()
+    faults = list(_faults(buffer, observations, choices))
     found = (
-        *(episodes.flatten(), mask.flatten()[index], running.flatten(), steps.ended.sum(0)),
-        torch.zeros_like(index[:0]) if steps.finals else steps.ended[-1],
+        *(episodes.flatten(), mask.flatten()[index], running.flatten(), buffer.done.sum(0)),
+        torch.zeros_like(index[:0]) if buffer.final_obs else buffer.done[-1],
         torch.stack([finite, *(where.any() for _, where in faults)]),
     )
     numbers = torch.cat([x.to(exact.dtype) for x in found]).cpu().numpy()
     pieces = np.split(numbers, [*accumulate(x.numel() for x in found)][:-1])
     pairs, counts, now, more, resetting, flags = pieces
-    world.ret, length = now.reshape(2, -1).astype(np.float64)
-    world.length = length.astype(np.int64)
-    world.episode += more.astype(np.int64)
-    world.resetting = resetting.astype(bool) if len(resetting) else np.zeros(count, bool)
+    env.ret, length = now.reshape(2, -1).astype(np.float64)
+    env.length = length.astype(np.int64)
+    env.episode += more.astype(np.int64)
+    env.resetting = resetting.astype(bool) if len(resetting) else np.zeros(count, bool)
     finished = tuple(
         Episode(float(ret), int(length))
         for ret, length, counted in zip(*pairs.reshape(2, -1), counts, strict=True)
@@ -253,38 +259,40 @@ def account(
 
 
 def _told(words: str, where: Tensor) -> str:
-    """The first of the worlds of which that is true, and when."""
+    """The first of the envs of which that is true, and when."""
     t, i = where.nonzero()[0].tolist()
-    return f"world {i} {words}, at step {t}"
+    return f"env {i} {words}, at step {t}"
 
 
-def _successors(steps: TensorSteps, index: Tensor) -> Tensor:
+def _successors(buffer: TensorRolloutBuffer, index: Tensor) -> Tensor:
     """[F, *obs] what followed the steps in which an episode ended."""
-    following = steps.obs[1:]
-    if not steps.finals:
+    following = buffer.obs[1:]
+    if not buffer.final_obs:
         return following.flatten(0, 1)[index]
-    count = steps.obs.shape[1]
-    numbers = torch.bincount(index // count, minlength=len(steps)).tolist()
-    worlds = torch.split(index % count, numbers)
-    rows = (a if a is not None else b for a, b in zip(steps.finals, following, strict=True))
-    return torch.cat([row[own] for row, own in zip(rows, worlds, strict=True)])
+    count = buffer.obs.shape[1]
+    numbers = torch.bincount(index // count, minlength=len(buffer)).tolist()
+    envs = torch.split(index % count, numbers)
+    rows = (a if a is not None else b for a, b in zip(buffer.final_obs, following, strict=True))
+    return torch.cat([row[own] for row, own in zip(rows, envs, strict=True)])
 
 
 def _faults(
-    steps: TensorSteps, observations: Observations, choices: tuple[int, ...]
+    buffer: TensorRolloutBuffer, observations: Observations, choices: tuple[int, ...]
 ) -> Iterator[tuple[str, Tensor]]:
-    """What would be wrong with a world, and where it is: [T, N] or [T + 1, N] bool."""
-    if any(rows is None for rows in steps.finals):
-        lacking = torch.tensor([rows is None for rows in steps.finals], device=steps.ended.device)
+    """What would be wrong with an env, and where it is: [T, N] or [T + 1, N] bool."""
+    if any(rows is None for rows in buffer.final_obs):
+        lacking = torch.tensor(
+            [rows is None for rows in buffer.final_obs], device=buffer.done.device
+        )
         words = "ended an episode, but info has no final_obs, which same-step mode needs"
-        yield words, steps.ended & lacking.unsqueeze(-1)
+        yield words, buffer.done & lacking.unsqueeze(-1)
     for leaf in observations.leaves:
         if counts := sizes(leaf.space):
-            chosen = steps.obs[..., leaf.begin : leaf.end].sum(-1)
+            chosen = buffer.obs[..., leaf.begin : leaf.end].sum(-1)
             words = f"returned {leaf.name} with a number that is not in {leaf.space}"
             yield words, chosen != len(counts)
     if observations.mask_begin < observations.width:
-        legal = steps.obs[:-1, :, observations.mask_begin :] > 0.5
+        legal = buffer.obs[:-1, :, observations.mask_begin :] > 0.5
         some = torch.stack([own.any(-1) for own in torch.split(legal, list(choices), -1)]).all(0)
         words = f"shows an {MASK} that allows no action: one must be legal until the episode ends"
-        yield words, steps.real & ~some
+        yield words, buffer.valid & ~some

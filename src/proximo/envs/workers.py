@@ -1,9 +1,9 @@
-"""Single worlds in processes of their own, under supervision.
+"""Single envs in processes of their own, under supervision.
 
-For worlds that are slow, and for those that crash. A world that raises, hangs, dies or answers
+For envs that are slow, and for those that crash. An env that raises, hangs, dies or answers
 nonsense begins a new episode, and what this update has seen of the old one is left out; the others
 in a process that is lost are brought back by their seeds and actions. What is learned from is the
-same to the bit, however many processes there are, and the same as that of worlds in the trainer.
+same to the bit, however many processes there are, and the same as that of envs in the trainer.
 """
 
 from __future__ import annotations
@@ -24,52 +24,54 @@ import numpy as np
 
 from proximo.envs.check import Checked
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import REPLAYED, Maker, Worlds, cores, episode_seed
+from proximo.envs.make import REPLAYED, Envs, Maker, cores, episode_seed
 from proximo.envs.processes import BEGIN, MAP, STEP, Fault, Gone, Process, Shared
 from proximo.envs.supervisor import GRACE
 from proximo.named import find, name_of
 from proximo.spaces import recorded_space
-from proximo.types import Steps, UsageError, WorldState
+from proximo.types import EnvState, RolloutBuffer, UsageError
 
 START = 120.0
-"""Seconds in which a process must have made its worlds."""
+"""Seconds in which a process must have made its envs."""
 SPAN = 10_000
-"""Steps within which a world may fail `env.restarts` times."""
+"""Steps within which an env may fail `env.restarts` times."""
 Lost = dict[int, Fault | None]
-"""Worlds that are lost, and why; None: by no fault of theirs, with a process."""
+"""Envs that are lost, and why; None: by no fault of theirs, with a process."""
 
 
-class WorkerWorlds(Worlds):
-    """W single worlds, each with seeds of its own, spread over processes.
+class WorkerEnvs(Envs):
+    """W single envs, each with seeds of its own, spread over processes.
 
-    Row w*A + a is agent a of world w; A is 1 but for PettingZoo's.
+    Row w*A + a is agent a of env w; A is 1 but for PettingZoo's.
     """
 
     replayable = True
 
     def __init__(self, env: EnvConfig, seed: int, source: Maker | None = None) -> None:
-        """Raises `UsageError` for worlds that cannot be made there, and for a lack of memory."""
+        """Raises `UsageError` for envs that cannot be made there, and for a lack of memory."""
         if os.name != "posix":
             raise UsageError("env.backend is workers, which needs Linux or macOS: use sync")
         name = env.id if source is None else _importable(source)
         self._env, self._seed = env, seed
         self.report: Callable[[str, str], None] = lambda text, trace: None
-        """Told of every fault that is mended: in words, and where in the world it came from."""
+        """Told of every fault that is mended: in words, and where in the env it came from."""
         self._clock = 0
         self._charged: dict[str, deque[int]] = {}  # when each of them failed
-        self._parts: list[Steps] = []  # since `remember`
+        self._parts: list[RolloutBuffer] = []  # since `remember`
         self._path, self._folder = list(sys.path), os.getcwd()
-        size = min(env.processes or cores(), env.worlds)
-        ends = [env.worlds * k // size for k in range(size + 1)]
+        size = min(env.processes or cores(), env.num_envs)
+        ends = [env.num_envs * k // size for k in range(size + 1)]
         self._spread = [range(*pair) for pair in itertools.pairwise(ends)]
         self._home = [k for k, own in enumerate(self._spread) for _ in own]
         self._memory = _memory()
         self._order = {
-            "env": dataclasses.asdict(dataclasses.replace(env, id=name, backend="sync", worlds=1)),
+            "env": dataclasses.asdict(
+                dataclasses.replace(env, id=name, backend="sync", num_envs=1)
+            ),
             "seed": seed,
             "memory": self._memory,
             "trainer": os.getpid(),
-            "count": env.worlds,
+            "count": env.num_envs,
             "processes": size,
         }
         self._processes: list[Process | None] = [None] * size
@@ -77,16 +79,16 @@ class WorkerWorlds(Worlds):
             self._made = self._launch(range(size))
             spaces = [recorded_space(record) for record in self._made["spaces"]]
             self.agents, self.names = self._made["agents"], tuple(self._made["names"])
-            super().__init__(env.worlds * self.agents, *spaces)
-            self._shared = Shared(self._memory, spaces, env.worlds, self.agents, size)
+            super().__init__(env.num_envs * self.agents, *spaces)
+            self._shared = Shared(self._memory, spaces, env.num_envs, self.agents, size)
         except Gone as lost:
             self.close()
-            raise _failure(f"no world was made: {lost}", lost.fault) from lost
+            raise _failure(f"no env was made: {lost}", lost.fault) from lost
         except OSError as error:
             self.close()
             raise UsageError(
-                f"there is no memory to share with the processes of {env.worlds} worlds ({error}): "
-                "fewer env.worlds need less"
+                f"there is no memory to share with the processes of {env.num_envs} envs ({error}): "
+                "fewer env.num_envs need less"
             ) from error
         except BaseException:
             self.close()
@@ -97,10 +99,10 @@ class WorkerWorlds(Worlds):
             process.tell(MAP)
 
     def _launch(self, which: Iterable[int]) -> dict[str, Any]:
-        """New processes; what each of them says of its worlds. Raises `Gone` and `UsageError`."""
+        """New processes; what each of them says of its envs. Raises `Gone` and `UsageError`."""
         for k in which:
             own = self._spread[k]
-            order = {**self._order, "process": k, "worlds": [own.start, own.stop]}
+            order = {**self._order, "process": k, "envs": [own.start, own.stop]}
             self._processes[k] = Process(order, self._path, self._folder)
         found: list[dict[str, Any]] = []
         for k in which:
@@ -110,11 +112,11 @@ class WorkerWorlds(Worlds):
             if "error" in found[-1]:
                 raise UsageError(f"in a process of its own: {found[-1]['error']}")
             if found[-1] != found[0]:
-                raise UsageError(f"the worlds are not alike: {found[0]}, but also {found[-1]}")
+                raise UsageError(f"the envs are not alike: {found[0]}, but also {found[-1]}")
         return found[0]
 
     def check(self) -> Checked:
-        """Play a world apart for a moment, in a process of its own.
+        """Play an env apart for a moment, in a process of its own.
 
         Raises `UsageError` for one that cannot be trained in.
         """
@@ -122,7 +124,7 @@ class WorkerWorlds(Worlds):
         try:
             found = process.answer(max(START, self._env.timeout))
         except Gone as gone:
-            raise _failure(f"a world that was played apart: {gone}", gone.fault) from gone
+            raise _failure(f"an env that was played apart: {gone}", gone.fault) from gone
         finally:
             process.end(0)
         if "error" in found:
@@ -135,7 +137,7 @@ class WorkerWorlds(Worlds):
         try:
             made = self._launch([k])
             if made != self._made:
-                raise UsageError(f"its worlds are no longer alike: {made}")
+                raise UsageError(f"its envs are no longer alike: {made}")
         except (Gone, UsageError):
             self._end(k)
             raise
@@ -148,18 +150,18 @@ class WorkerWorlds(Worlds):
         if process:
             process.end(seconds)
 
-    def _rows(self, world: int) -> slice:
-        return slice(world * self.agents, (world + 1) * self.agents)
+    def _rows(self, env: int) -> slice:
+        return slice(env * self.agents, (env + 1) * self.agents)
 
-    def _do(self, command: bytes, worlds: Sequence[int]) -> Lost:
-        """Let these worlds do it, all processes at once; returns those that are lost by it.
+    def _do(self, command: bytes, envs: Sequence[int]) -> Lost:
+        """Let these envs do it, all processes at once; returns those that are lost by it.
 
         Raises `UsageError` when a process has failed once too often.
         """
         shared, lost = self._shared, Lost()
         shared.active[:] = False
-        shared.active[worlds] = True
-        busy = sorted({self._home[world] for world in worlds})
+        shared.active[envs] = True
+        busy = sorted({self._home[env] for env in envs})
         for k in busy:
             try:
                 if not self._processes[k]:
@@ -173,20 +175,20 @@ class WorkerWorlds(Worlds):
             beat = partial(shared.beat.item, k)
             try:
                 faults = process.answer(self._env.timeout, beat).get("faults", {})
-                lost |= {int(world): Fault(*fault) for world, fault in faults.items()}
+                lost |= {int(env): Fault(*fault) for env, fault in faults.items()}
             except Gone as gone:
                 self._processes[k] = None
                 self._lose(k, gone.fault, lost)
         return lost
 
     def _lose(self, k: int, fault: Fault, lost: Lost) -> None:
-        """Process k is gone, and all of its worlds with it: by one of them, or by none."""
+        """Process k is gone, and all of its envs with it: by one of them, or by none."""
         own, culprit = self._spread[k], int(self._shared.doing[k])
         lost |= dict.fromkeys(own)
         if culprit >= 0:
             lost[culprit] = fault
         else:
-            self._charge(f"the process of worlds {own.start} to {own.stop - 1}", "", fault)
+            self._charge(f"the process of envs {own.start} to {own.stop - 1}", "", fault)
 
     def _charge(self, who: str, where: str, fault: Fault) -> None:
         """Report a fault. Raises `UsageError` if it is one too many."""
@@ -202,7 +204,7 @@ class WorkerWorlds(Worlds):
             )
         self.report(f"{text}. Restart {len(past)} of {limit} in {SPAN:,} steps", fault.trace)
 
-    def fresh(self, state: WorldState) -> None:
+    def fresh(self, state: EnvState) -> None:
         first = not len(state.obs)
         begun = (state.length > 0).reshape(-1, self.agents).any(-1)
         if not begun.any():
@@ -214,149 +216,149 @@ class WorkerWorlds(Worlds):
             state.actions[i] = []
         self._shared.episode[:] = state.episode
         lost = self._do(BEGIN, np.flatnonzero(begun).tolist())
-        for world, fault in lost.items():
+        for env, fault in lost.items():
             if first and fault:
-                raise _failure(f"world {world} failed at its first reset: {fault.what}", fault)
-        self._recover(lost, set(), state, lambda world: [])
+                raise _failure(f"env {env} failed at its first reset: {fault.what}", fault)
+        self._recover(lost, set(), state, lambda env: [])
         obs = self._shared.obs[1].astype(self.observations.dtype)
         if not first:
             obs[~rows] = state.obs[~rows]
         state.obs = obs
 
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        if not self._parts or self._parts[-1] is not steps:
-            self._parts.append(steps)
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        if not self._parts or self._parts[-1] is not buffer:
+            self._parts.append(buffer)
         self._clock += 1
-        shared, left, cut = self._shared, list(range(self._env.worlds)), set[int]()
+        shared, left, cut = self._shared, list(range(self._env.num_envs)), set[int]()
         while left:
-            shared.taken[0] = steps.taken[t]
+            shared.env_action[0] = buffer.env_action[t]
             lost = self._do(STEP, left)
-            self._recover(lost, cut, state, partial(self._log, state, t), steps.obs[t])
-            left = [world for world in lost if world not in cut]
-        for name in ("reward", "terminated", "ended", "real"):
-            getattr(steps, name)[t] = getattr(shared, name)[0]
-        steps.obs[t + 1] = shared.obs[1]
-        for i in np.flatnonzero(shared.ended[0]):
-            steps.finals.append((t, int(i), shared.final[i].astype(steps.obs.dtype)))
+            self._recover(lost, cut, state, partial(self._log, state, t), buffer.obs[t])
+            left = [env for env in lost if env not in cut]
+        for name in ("reward", "terminated", "done", "valid"):
+            getattr(buffer, name)[t] = getattr(shared, name)[0]
+        buffer.obs[t + 1] = shared.obs[1]
+        for i in np.flatnonzero(shared.done[0]):
+            buffer.final_obs.append((t, int(i), shared.final[i].astype(buffer.obs.dtype)))
         state.episode[:] = shared.episode
-        for world in cut:
-            self._leave_out(world, t)
+        for env in cut:
+            self._leave_out(env, t)
 
     def _recover(
         self,
         lost: Lost,
         cut: set[int],
-        state: WorldState,
+        state: EnvState,
         log: Callable[[int], Sequence[np.ndarray] | None],
         obs: np.ndarray | None = None,
     ) -> None:
-        """Bring lost worlds back to where they stood; those at fault begin a new episode: `cut`.
+        """Bring lost envs back to where they stood; those at fault begin a new episode: `cut`.
 
-        log: what was done in a world since it began, if all of it is known; obs: what was seen
-        then, to compare. More worlds may be lost on the way: they are added.
+        log: what was done in an env since it began, if all of it is known; obs: what was seen
+        then, to compare. More envs may be lost on the way: they are added.
         """
         shared, todo = self._shared, dict(lost)
         while todo:
-            for world, fault in todo.items():
+            for env, fault in todo.items():
                 if fault:
-                    episode = int(shared.episode[world * self.agents])  # perhaps it was the next
-                    goes_on = world not in cut and episode == state.episode[world * self.agents]
-                    done = log(world) if goes_on else ()
+                    episode = int(shared.episode[env * self.agents])  # perhaps it was the next
+                    goes_on = env not in cut and episode == state.episode[env * self.agents]
+                    done = log(env) if goes_on else ()
                     where = f"after {len(done)} steps of" if done else "at the beginning of"
                     if done is None:
                         where = f"after more than {REPLAYED:,} steps of"
-                    seed = episode_seed(self._seed, world, episode)
+                    seed = episode_seed(self._seed, env, episode)
                     self._charge(
-                        f"world {world}",
+                        f"env {env}",
                         f" failed {where} its episode {episode} (seed {seed})",
                         fault,
                     )
-                    cut.add(world)
-                    state.episode[self._rows(world)] = episode + 1
-            for world in todo:
-                if world not in cut and log(world) is None:
+                    cut.add(env)
+                    state.episode[self._rows(env)] = episode + 1
+            for env in todo:
+                if env not in cut and log(env) is None:
                     self.report(
-                        f"world {world} was lost with its process after more than {REPLAYED:,} "
+                        f"env {env} was lost with its process after more than {REPLAYED:,} "
                         "steps of an episode, which are not replayed: it begins a new one",
                         "",
                     )
-                    cut.add(world)
-                    state.episode[self._rows(world)] += 1
-                shared.episode[self._rows(world)] = state.episode[self._rows(world)]
-            logs = {world: log(world) or () for world in todo if world not in cut}
+                    cut.add(env)
+                    state.episode[self._rows(env)] += 1
+                shared.episode[self._rows(env)] = state.episode[self._rows(env)]
+            logs = {env: log(env) or () for env in todo if env not in cut}
             if failed := self._do(BEGIN, list(todo)) or self._replay(logs):
                 todo = {**dict.fromkeys(todo), **failed}
                 lost |= todo
                 continue
-            strange = [world for world in logs if obs is not None and not self._shows(world, obs)]
-            for world in strange:
-                self.report(f"world {world} does not come back by its seed and actions", "")
-                cut.add(world)
-                state.episode[self._rows(world)] += 1
+            strange = [env for env in logs if obs is not None and not self._shows(env, obs)]
+            for env in strange:
+                self.report(f"env {env} does not come back by its seed and actions", "")
+                cut.add(env)
+                state.episode[self._rows(env)] += 1
             todo = dict.fromkeys(strange)
 
-    def _shows(self, world: int, obs: np.ndarray) -> bool:
-        rows = self._rows(world)
+    def _shows(self, env: int, obs: np.ndarray) -> bool:
+        rows = self._rows(env)
         return np.array_equal(self._shared.obs[1, rows].astype(obs.dtype), obs[rows])
 
     def _replay(self, logs: dict[int, Sequence[np.ndarray]]) -> Lost:
-        """Do again in every world what its log says. Returns those that are lost by it."""
+        """Do again in every env what its log says. Returns those that are lost by it."""
         for t in range(max(map(len, logs.values()), default=0)):
-            active = [world for world, log in logs.items() if t < len(log)]
-            for world in active:
-                self._shared.taken[0, self._rows(world)] = logs[world][t]
+            active = [env for env, log in logs.items() if t < len(log)]
+            for env in active:
+                self._shared.env_action[0, self._rows(env)] = logs[env][t]
             if lost := self._do(STEP, active):
                 return lost
         return Lost()
 
-    def _log(self, state: WorldState, t: int, world: int) -> Sequence[np.ndarray] | None:
-        """[n][A, ...] the actions since a world began, up to row t of the latest steps.
+    def _log(self, state: EnvState, t: int, env: int) -> Sequence[np.ndarray] | None:
+        """[n][A, ...] the actions since an env began, up to row t of the latest steps.
 
         None where they are no longer kept.
         """
-        rows, first = self._rows(world), world * self.agents
+        rows, first = self._rows(env), env * self.agents
         log, known = _by_step(state, rows), self.remembered(state)[first]
         for part in self._parts:
             begin = int(self._begins(part)[first])
             if begin:
                 log, known = [], True
             end = t if part is self._parts[-1] else len(part)
-            log += list(part.taken[begin:end, rows])
+            log += list(part.env_action[begin:end, rows])
         return log if known else None
 
-    def _leave_out(self, world: int, t: int) -> None:
+    def _leave_out(self, env: int, t: int) -> None:
         """An episode was cut in row t: nothing of it in these steps counts."""
-        rows = self._rows(world)
+        rows = self._rows(env)
         for i in range(rows.start, rows.stop):
             end = t + 1
             for part in reversed(self._parts):
-                begin = max((at + 1 for at, j, _ in part.finals if j == i), default=0)
-                part.real[begin:end, i] = False
+                begin = max((at + 1 for at, j, _ in part.final_obs if j == i), default=0)
+                part.valid[begin:end, i] = False
                 if begin:
                     break
                 end = len(part)
-            steps = self._parts[-1]
-            steps.finals.append((t, i, steps.obs[t, i].copy()))
+            buffer = self._parts[-1]
+            buffer.final_obs.append((t, i, buffer.obs[t, i].copy()))
 
-    def remember(self, state: WorldState, steps: Steps) -> None:
-        super().remember(state, steps)
+    def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
+        super().remember(state, buffer)
         self._parts.clear()
 
-    def _begins(self, steps: Steps) -> np.ndarray:
-        # A world begins anew behind the step at which nobody in it is left.
-        gone = (steps.ended | ~steps.real).reshape(len(steps), -1, self.agents).all(-1)
-        behind = np.arange(1, len(steps) + 1)[:, None]
+    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
+        # An env begins anew behind the step at which nobody in it is left.
+        gone = (buffer.done | ~buffer.valid).reshape(len(buffer), -1, self.agents).all(-1)
+        behind = np.arange(1, len(buffer) + 1)[:, None]
         return np.repeat((gone * behind).max(0), self.agents)
 
-    def _bring_back(self, state: WorldState) -> bool:
+    def _bring_back(self, state: EnvState) -> bool:
         self._shared.episode[:] = state.episode
-        worlds = range(self._env.worlds)
-        lost = self._do(BEGIN, worlds)
-        lost = lost or self._replay({i: _by_step(state, self._rows(i)) for i in worlds})
-        for world, fault in lost.items():
+        envs = range(self._env.num_envs)
+        lost = self._do(BEGIN, envs)
+        lost = lost or self._replay({i: _by_step(state, self._rows(i)) for i in envs})
+        for env, fault in lost.items():
             if fault:
-                self._charge(f"world {world}", " failed while its episode was replayed", fault)
-        return not lost and all(self._shows(world, state.obs) for world in worlds)
+                self._charge(f"env {env}", " failed while its episode was replayed", fault)
+        return not lost and all(self._shows(env, state.obs) for env in envs)
 
     def close(self) -> list[str]:
         for process in self._processes:
@@ -371,7 +373,7 @@ class WorkerWorlds(Worlds):
         return []
 
 
-def _by_step(state: WorldState, rows: slice) -> list[np.ndarray]:
+def _by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
     """The actions in some rows since these began: [n][A, ...]."""
     logs = [np.concatenate(log) for log in state.actions[rows] if log]
     return list(np.stack(logs, 1)) if logs else []
@@ -380,7 +382,7 @@ def _by_step(state: WorldState, rows: slice) -> list[np.ndarray]:
 def _failure(text: str, fault: Fault) -> UsageError:
     error = UsageError(text)
     if fault.trace:
-        error.add_note(f"In the process of the world:\n{fault.trace}")
+        error.add_note(f"In the process of the env:\n{fault.trace}")
     return error
 
 
@@ -393,13 +395,13 @@ def _memory() -> int:
 
 
 def _importable(source: Maker) -> str:
-    """The name by which another process finds what makes the world. Raises `UsageError`."""
+    """The name by which another process finds what makes the env. Raises `UsageError`."""
     with contextlib.suppress(AttributeError, UsageError):  # without a name, or not by that name
         name = name_of(source)
         if not name.startswith("__main__:") and find(name) == source:
             return name
     raise UsageError(
-        f"env.backend is workers, whose processes import the world by its name, but {source} has "
+        f"env.backend is workers, whose processes import the env by its name, but {source} has "
         "none: define it in a module (not in the script that is run, nor in a function), or use "
         "sync"
     )

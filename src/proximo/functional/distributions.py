@@ -159,7 +159,7 @@ is off by 4e-7 at most, at σ = 7.4, where the poles of tanh(μ + σ ε) come cl
 
 @dataclass(frozen=True)
 class SquashedGaussian:
-    """a_d = m_d + h_d tanh u_d with u_d ~ N(μ_d, σ_d²): within m ± h, in the world's units.
+    """a_d = m_d + h_d tanh u_d with u_d ~ N(μ_d, σ_d²): within m ± h, in the env's units.
 
     The action that it draws and judges is u, so that no a is ever taken back through the tanh; its
     log-density is that of a.

@@ -91,7 +91,7 @@ class Sampling:
     """Tokens that end a completion besides the model's own ends: the tokenizer's end of sequence,
     those of generation_config.json, and the end of a turn in the chat template."""
     max_turns: int = 8
-    """Completions in one episode of a world at most."""
+    """Completions in one episode of an env at most."""
 
     def __post_init__(self) -> None:
         check_values("sampling", self)
@@ -182,8 +182,8 @@ class ScoreConfig:
     """Each a function (module:function) or a run of `proximo lm reward`; the score is their sum."""
     weights: tuple[float, ...] = ()
     """One for each of them; none given: 1 each."""
-    world: str = ""
-    """A world of text to talk with instead, module:Class or a Gymnasium id; its rewards count."""
+    env: str = ""
+    """An env of text to talk with instead, module:Class or a Gymnasium id; its rewards count."""
     missing_eos_penalty: float = 0.0
     """Taken off the score of a completion that was cut off at its longest instead of stopping."""
     normalize: bool = False
@@ -194,9 +194,9 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_values("score", self)
         _at_least("score", self, 0, "missing_eos_penalty")
-        if self.world and self.reward:
+        if self.env and self.reward:
             raise UsageError(
-                f"score.world is {self.world} and score.reward {' '.join(self.reward)}: a world "
+                f"score.env is {self.env} and score.reward {' '.join(self.reward)}: an env "
                 "gives its own rewards, so leave one of them out"
             )
         if self.clip is not None and self.clip <= 0:
@@ -411,13 +411,13 @@ class PPOConfig:
                 "give one for each"
             )
 
-    def check_lone(self, *, with_world: bool) -> None:
+    def check_lone(self, *, with_env: bool) -> None:
         """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
 
         See `proximo.run.config.Config.check_lone`.
         """
         algorithm, count = self.algorithm, self.run.sequences
-        tokens = self.sampling.max_tokens * (self.sampling.max_turns if with_world else 1)
+        tokens = self.sampling.max_tokens * (self.sampling.max_turns if with_env else 1)
         sizes = {"shuffled": algorithm.minibatch_size, "episodes": 1, "whole": count}
         size, over = sizes[algorithm.minibatches], algorithm.normalize_advantage
         found = ""

@@ -353,8 +353,8 @@ class Sequences(NamedTuple):
     """Prompts, padded on the left, and completions, padded on the right.
 
     What is padding is known by the lengths, never by a token's number: the padding token may be
-    the end of sequence, or any other. In a conversation with a world the completion holds several
-    replies, and between them what the world said, which is read but is no response.
+    the end of sequence, or any other. In a conversation with an env the completion holds several
+    replies, and between them what the env said, which is read but is no response.
     """
 
     tokens: Tensor  # [N, P + R] int64

@@ -91,7 +91,7 @@ def shaped(
     """r_t = dense_t - β (log π - log π_ref)_t, and the score in the last token; 0 in padding.
 
     Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, token by token. score: [M], one for each reply,
-    of which a conversation with a world has several; the others [N, R].
+    of which a conversation with an env has several; the others [N, R].
     """
     reward = torch.where(response, dense - beta * log_ratio, 0)
     reward[reply_ends(response)] += score
@@ -112,8 +112,8 @@ def prepare(
     """A row per token of the completions, in order of sequence, then of time. reward: [N, R].
 
     Advantages run backwards in each completion from its last token, which ends an episode: being
-    cut off at the longest length is part of the task, so nothing is expected after it. What a
-    world said is skipped: behind a reply's last token comes the first one of the next reply. Or all
+    cut off at the longest length is part of the task, so nothing is expected after it. What an
+    env said is skipped: behind a reply's last token comes the first one of the next reply. Or all
     tokens of a completion have that of its return, Σ_t r_t, among the k completions of its prompt.
     """
     response, lengths = sequences.response, sequences.lengths.unsqueeze(-1)
@@ -154,6 +154,6 @@ def prepare(
         advantage=normalized(algorithm, flat(advantage), episode),
         target=flat(target),
         episode=episode,
-        stretch=episode,
-        carry=nothing,
+        segment_id=episode,
+        initial_state=nothing,
     )

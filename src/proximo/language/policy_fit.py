@@ -14,6 +14,7 @@ from proximo.functional.kl import controlled_beta
 from proximo.functional.moments import batch_moments, merge
 from proximo.language.config import PPOConfig
 from proximo.language.data import Examples, Order, Sequences, reply_ends
+from proximo.language.envs import Episode, TextEnvs, joined, readings_of
 from proximo.language.experience import Judged, check_drawn, judge, prepare, shaped
 from proximo.language.fitting import add_text_gradient
 from proximo.language.generate import Completions, generate
@@ -22,7 +23,6 @@ from proximo.language.reference import Reference
 from proximo.language.reward import Judge
 from proximo.language.session import Learner, mean_of
 from proximo.language.update import after, descend, readings
-from proximo.language.worlds import Episode, TextWorlds, joined, readings_of
 from proximo.types import Batch, Metrics, TrainingError, UsageError
 
 SHOWN = 4
@@ -38,7 +38,7 @@ class Experience:
     sparse: Tensor  # [M] what each reply is worth in all, in the reward's own units
     dense: Tensor  # [N, R] what each token is worth by itself
     old: Judged
-    episodes: Sequence[Episode] = ()  # where they are conversations with a world
+    episodes: Sequence[Episode] = ()  # where they are conversations with an env
 
     @property
     def score(self) -> Tensor:
@@ -73,7 +73,7 @@ class PolicyFit(Learner):
         examples: Examples,
         prompts: list[list[int]],
         parts: tuple[list[int], list[int]],
-        judges: Judge | TextWorlds,
+        judges: Judge | TextEnvs,
         ptx: tuple[list[list[int]], list[list[int]]] | None,
     ) -> None:
         """parts: which prompts are trained on, and which are held out."""
@@ -132,18 +132,18 @@ class PolicyFit(Learner):
         return [self._trained[i] for i in drawn for _ in range(k)]
 
     def _next_episodes(self) -> list[int]:
-        """The numbers by which worlds are seeded: those compared with each other begin alike."""
+        """The numbers by which envs are seeded: those compared with each other begin alike."""
         first, k = self.counters["episodes"], self.run.completions_per_prompt
         return [first // k + i // k for i in range(self.run.sequences)]
 
     def _draw(
         self, examples: Sequence[int], generator: torch.Generator, numbers: Sequence[int]
     ) -> Experience:
-        """Complete these prompts and score what was said. numbers: those of a world's episodes."""
+        """Complete these prompts and score what was said. numbers: those of an env's episodes."""
         sampling, micro_batch = self.config.sampling, self.run.micro_batch
         rows = [self._examples.rows[i] for i in examples]
         episodes: list[Episode] = []
-        if isinstance(self._judges, TextWorlds):
+        if isinstance(self._judges, TextEnvs):
             episodes = self._judges.play(
                 self.lm, numbers, rows, generator, micro_batch, self._fault
             )
@@ -257,7 +257,7 @@ class PolicyFit(Learner):
         }
 
     def _texts(self, new: Experience) -> list[tuple[Any, Any]]:
-        """Prompt and completion of each; with a world, the first text and all that followed."""
+        """Prompt and completion of each; with an env, the first text and all that followed."""
         if new.episodes:
             return [(episode.texts[0], episode.texts[1:]) for episode in new.episodes]
         prompts = [self._examples.rows[i]["prompt"] for i in new.examples]

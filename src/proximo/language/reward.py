@@ -113,7 +113,7 @@ class Judge:
         """Raises `UsageError` for a function that wants what there is not."""
         if not rewards:
             raise UsageError(
-                "there is no reward: give a function, a run of proximo lm reward, or a world"
+                "there is no reward: give a function, a run of proximo lm reward, or an env"
             )
         self._rewards = list(rewards)
         self._weights = list(weights) or [1.0] * len(self._rewards)

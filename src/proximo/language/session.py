@@ -95,7 +95,7 @@ class Learner(ABC):
         record: dict[str, Any],
         budget: int,
     ) -> None:
-        """Count a gradient step that is not taken: see `proximo.algorithms.skips`."""
+        """Count a gradient step that is not env_action: see `proximo.algorithms.skips`."""
         skipped = self.counters["skipped"] = self.counters.get("skipped", 0) + 1
         tensors = tensors | {f"policy.{name}": x for name, x in self.module.state_dict().items()}
         update = self.updates + 1
@@ -264,7 +264,7 @@ class _Kept:
         samples = folder.path / "samples.jsonl"
         with writable(folder.path):
             folder.enter()
-            self.rows, lost = folder.cut_metrics(learner.updates, run.log_every, ended=False)
+            self.rows, lost = folder.cut_metrics(learner.updates, run.log_every, done=False)
             sampled = _cut_samples(samples, learner.updates)
             folder.remove_result()
             self._metrics = Lines(folder.metrics_file, self._warn)

@@ -27,6 +27,7 @@ from proximo.language.config import (
     read_stage,
 )
 from proximo.language.data import Examples, Limit, Source, split
+from proximo.language.envs import TextEnv, TextEnvs, symbols, text_envs
 from proximo.language.fitting import Fit, Likelihood, Preference
 from proximo.language.generate import generate
 from proximo.language.model import (
@@ -42,7 +43,6 @@ from proximo.language.reference import make_reference
 from proximo.language.reward import Judge, Reward, RewardModel, find_reward
 from proximo.language.session import Callback, Display, Learner, Row, read_checkpoint, train
 from proximo.language.token_ppo import TOKENS, TokenPPO
-from proximo.language.worlds import TextWorlds, World, symbols, text_worlds
 from proximo.run.checkpoint import Checkpoint, newest
 from proximo.run.config import check_storable
 from proximo.run.disk import writable
@@ -162,7 +162,7 @@ def ppo(
     prompts: Source | None = None,
     reward: Reward | RewardModel | Result | Sequence[Reward | RewardModel | Result] = (),
     *,
-    world: Maker | None = None,
+    env: Maker | None = None,
     updates: int | None = None,
     seed: int | None = None,
     algorithm: TokenPPO = TOKENS,
@@ -181,8 +181,8 @@ def ppo(
 
     prompts: rows with a prompt and any columns that the reward wants, plain texts, or a JSONL file.
     reward: a function (see `Reward`), a reward model, or several, whose weighted sum counts.
-    world: instead, a Gymnasium world of text to talk with (its class, or what makes one), see
-    `TextWorlds`; prompts, if any, are then the `options` of its episodes, a row each.
+    env: instead, a Gymnasium env of text to talk with (its class, or what makes one), see
+    `TextEnvs`; prompts, if any, are then the `options` of its episodes, a row each.
     critic, lora_rank: shorthands for `ModelConfig`. The rest is as for `sft`. The result's `scores`
     hold the mean score of each update.
     """
@@ -202,7 +202,7 @@ def ppo(
         config,
         prompts,
         rewards=[r.reward if isinstance(r, Result) else r for r in several] or None,  # type: ignore[misc]
-        world=world,
+        env=env,
         model=given,
         run_dir=run_dir,
         resume=resume,
@@ -250,42 +250,41 @@ def run_ppo(
     prompts: Source | None,
     *,
     rewards: Sequence[Reward | RewardModel] | None = None,
-    world: Maker | None = None,
+    env: Maker | None = None,
     model: LanguageModel | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     display: Display | None = None,
 ) -> Result:
-    """`ppo`, from a whole configuration. rewards, world: None takes those that it names."""
-    here = Path.cwd()  # a world or a reward may change the current folder
+    """`ppo`, from a whole configuration. rewards, env: None takes those that it names."""
+    here = Path.cwd()  # an env or a reward may change the current folder
     if run_dir is not None:
         run_dir = here / run_dir
-    if world and config.score.world:
+    if env and config.score.env:
         raise UsageError(
-            f"there are two worlds, the one given and score.world {config.score.world}: leave one "
-            "out"
+            f"there are two envs, the one given and score.env {config.score.env}: leave one out"
         )
-    with_world = bool(world or config.score.world)
-    if with_world:
-        _check_world(config, rewards)
+    with_env = bool(env or config.score.env)
+    if with_env:
+        _check_env(config, rewards)
     elif prompts is None:
-        raise UsageError("there are no prompts: only a world does without")
+        raise UsageError("there are no prompts: only an env does without")
     elif config.sampling.max_turns != Sampling.max_turns:
         raise UsageError(
-            f"sampling.max_turns is {config.sampling.max_turns}, but without a world every prompt "
+            f"sampling.max_turns is {config.sampling.max_turns}, but without an env every prompt "
             "is completed once: leave it out"
         )
     if not resume:
-        config.check_lone(with_world=with_world)
-    columns = () if with_world else ("prompt",)
+        config.check_lone(with_env=with_env)
+    columns = () if with_env else ("prompt",)
     examples = Examples.read([{}] if prompts is None else prompts, *columns)
     ptx = Examples.read(config.ptx.data, "prompt", "completion") if config.ptx.coef else None
     config, folder = _again(config, run_dir, resume=resume)
-    count = config.run.sequences if with_world else 0
-    with text_worlds(config.score.world, world, count) as worlds:
+    count = config.run.sequences if with_env else 0
+    with text_envs(config.score.env, env, count) as envs:
         found = _within(here, config)
-        learner, digest = _policy_fit(found, examples, ptx, rewards, worlds, model, folder)
+        learner, digest = _policy_fit(found, examples, ptx, rewards, envs, model, folder)
         return _run(learner, config, digest, folder, run_dir, callbacks, display)
 
 
@@ -302,25 +301,25 @@ def _within(here: Path, config: PPOConfig) -> PPOConfig:
     )
 
 
-def _check_world(config: PPOConfig, rewards: Sequence[Reward | RewardModel] | None) -> None:
-    """Refuse what has no meaning in a world. Raises `UsageError`."""
+def _check_env(config: PPOConfig, rewards: Sequence[Reward | RewardModel] | None) -> None:
+    """Refuse what has no meaning in an env. Raises `UsageError`."""
     if rewards or config.score.reward:
-        raise UsageError("there are a world and a reward: a world gives its own, so leave one out")
+        raise UsageError("there are an env and a reward: an env gives its own, so leave one out")
     if config.run.overlong != TrainingConfig.overlong and not config.ptx.coef:
         raise UsageError(
-            f"run.overlong is {config.run.overlong}, but with a world there are no rows that could "
+            f"run.overlong is {config.run.overlong}, but with an env there are no rows that could "
             "be too long: an episode ends where the next reply would be; leave it out"
         )
     if config.score.weights:
-        raise UsageError("score.weights is set, but a world gives its own reward: leave it out")
+        raise UsageError("score.weights is set, but an env gives its own reward: leave it out")
     if config.score.normalize:
         raise UsageError(
-            "score.normalize is set, but shifting the rewards of a world would pay for long or for "
-            "short episodes: scale them in the world"
+            "score.normalize is set, but shifting the rewards of an env would pay for long or for "
+            "short episodes: scale them in the env"
         )
     if config.model.path == "tiny" and config.model.symbols == "words":
         raise UsageError(
-            "model.symbols is words, but of a world only the characters are known: use characters, "
+            "model.symbols is words, but of an env only the characters are known: use characters, "
             "or begin with a model that was fine-tuned on its texts"
         )
 
@@ -330,13 +329,13 @@ def _policy_fit(
     examples: Examples,
     ptx: Examples | None,
     rewards: Sequence[Reward | RewardModel] | None,
-    worlds: Sequence[World],
+    envs: Sequence[TextEnv],
     model: LanguageModel | None,
     folder: RunFolder | None,
 ) -> tuple[PolicyFit, str]:
     """Everything checked, then the model loaded. With the digest of the data."""
     device = _device(config.run)
-    said = symbols(worlds[0]) if worlds else examples.texts()
+    said = symbols(envs[0]) if envs else examples.texts()
     said += ptx.texts() if ptx else []
     plan = _plan(config.model, model, said, folder)
     tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop, plan.ends)
@@ -347,7 +346,7 @@ def _policy_fit(
         )
     limit = _limit(plan, config.run)
     ids: list[list[int]] = []
-    if not worlds:
+    if not envs:
         examples, (ids,) = examples.check_lengths(
             config.sampling.max_tokens, limit, examples.prompts(tokenizer)
         )
@@ -359,10 +358,10 @@ def _policy_fit(
         texts = (asked, answers)
     if rewards is None:
         rewards = [find_reward(name) for name in config.score.reward]
-    judges: Judge | TextWorlds
-    if worlds:
-        judges = TextWorlds(
-            worlds, tokenizer, config.sampling, limit.tokens, config.run.seed, examples.rows
+    judges: Judge | TextEnvs
+    if envs:
+        judges = TextEnvs(
+            envs, tokenizer, config.sampling, limit.tokens, config.run.seed, examples.rows
         )
     else:
         judges = Judge(rewards, config.score.weights, examples)

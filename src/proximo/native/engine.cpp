@@ -501,7 +501,7 @@ struct ProximoHead {  // of a simple action space: n choices, K bits or A dimens
   int32_t kind, size;
   int32_t squash, tanh_mean, softplus;  // a Gaussian's action through a tanh, its mean within its bounds,
                                         // its deviation from the state
-  int64_t start;                        // the first choice, as the world counts them
+  int64_t start;                        // the first choice, as the env counts them
   const float *low, *high;              // [size] bounds of continuous actions
   const float *middle, *reach;          // [size] their middle and half width, for tanh_mean
 };
@@ -513,7 +513,7 @@ struct ProximoPolicy {
   int32_t hidden_count, hidden[MAX_LAYERS];  // of the actor
   int32_t critic_count, critic_hidden[MAX_LAYERS];
   int32_t activation, shared, head_count;
-  int32_t memory, memory_size, carry_size;  // what remembers, and the numbers of a row of carries
+  int32_t memory, recurrent_size, state_size;  // what remembers, and the numbers of a row of recurrent states
   float obs_clip;
   const ProximoHead* heads;
   float *actor, *critic;    // flat weights, in the order of ActorCritic; shared: critic is null
@@ -522,17 +522,17 @@ struct ProximoPolicy {
   const float *return_shift, *return_scale;  // [], or null: the critic's output is the value
 };
 
-struct ProximoRollout {  // T steps of N worlds
-  int64_t worlds;
+struct ProximoRollout {  // T steps of N envs
+  int64_t num_envs;
   const float* obs;    // [T, N, columns]
   const float* noise;  // [T, N, actions] uniform or, for a Gaussian, normal; null: the most likely actions
   int64_t* choice;     // [T, N, actions] if there is no Gaussian
   float* action;       // [T, N, actions] else
-  void* taken;         // [T, N, actions] what the worlds are given
+  void* env_action;         // [T, N, actions] what the envs are given
   float* parameters;   // [2, N, P] of the first step and of the latest one
-  int32_t taken_number;
-  float* carry;                 // [N, carry_size] what is remembered; 0 behind an episode's end
-  const uint8_t *ended, *real;  // [T, N]
+  int32_t env_action_type;
+  float* recurrent_state;                 // [N, state_size] what is remembered; 0 behind an episode's end
+  const uint8_t *done, *valid;  // [T, N]
 };
 
 struct ProximoBatch {  // B samples
@@ -543,12 +543,12 @@ struct ProximoBatch {  // B samples
   const float *log_prob, *value, *advantage, *target;
   const float* parameters;  // [B, P] of the distributions that acted
   const uint8_t* begins;    // [B] for a memory: whether a stretch begins there
-  const float* carry;       // [B, carry_size] and what was remembered before it
+  const float* initial_state;       // [B, state_size] and what was remembered before it
 };
 
 struct ProximoEvaluation {  // of B samples
   float *log_prob, *entropy, *value, *parameters;  // each may be null
-  float* carry;                                    // [S, carry_size] behind every stretch, or null
+  float* recurrent_state;                                    // [S, state_size] behind every stretch, or null
 };
 
 struct ProximoPart {  // the actor's parameters, or the critic's
@@ -822,12 +822,12 @@ class Heads {
       r.choice[at] = (int64_t)action;
     else
       r.action[at] = (float)action;
-    if (r.taken_number == INT64)
-      ((int64_t*)r.taken)[at] = (int64_t)taken;
-    else if (r.taken_number == FLOAT32)
-      ((float*)r.taken)[at] = (float)taken;
+    if (r.env_action_type == INT64)
+      ((int64_t*)r.env_action)[at] = (int64_t)taken;
+    else if (r.env_action_type == FLOAT32)
+      ((float*)r.env_action)[at] = (float)taken;
     else
-      ((double*)r.taken)[at] = (double)taken;
+      ((double*)r.env_action)[at] = (double)taken;
   }
 
   std::vector<Head> heads_;
@@ -871,7 +871,7 @@ struct Packing {
 // An LSTM or GRU over packed samples (nets/memory.py).
 class Memory {
  public:
-  // column: where its part of a row of carries begins.
+  // column: where its part of a row of recurrent states begins.
   Memory(int kind, int inputs, int size, int column, int row, bool learning, int64_t& offset)
       : kind_(kind), blocks_(kind == LSTM ? 4 : 3), inputs_(inputs), size_(size), wide_in_(padded(inputs)),
         wide_(padded(size)), columns_(blocks_ * wide_), line_(columns_ + WIDE), column_(column), row_(row), learning_(learning),
@@ -936,7 +936,7 @@ class Memory {
     }
   }
 
-  // One step of rows whose carries stand in order, and are moved on.
+  // One step of rows whose recurrent states stand in order, and are moved on.
   void step(int rows, float* carry) {
     for (int64_t k = 0; k < rows; k++) recall(k, carry + k * row_);
     weigh_inputs(rows);
@@ -1097,10 +1097,10 @@ class Lane {
       width = hidden[n];
     }
     if (p.memory) {
-      const int own = p.memory == LSTM ? 2 * p.memory_size : p.memory_size;
-      const int column = acts ? 0 : p.carry_size - own;
-      memory_ = std::make_unique<Memory>(p.memory, width, p.memory_size, column, p.carry_size, most > 0, offset);
-      width = p.memory_size;
+      const int own = p.memory == LSTM ? 2 * p.recurrent_size : p.recurrent_size;
+      const int column = acts ? 0 : p.state_size - own;
+      memory_ = std::make_unique<Memory>(p.memory, width, p.recurrent_size, column, p.state_size, most > 0, offset);
+      width = p.recurrent_size;
     }
     if (acts) {
       logits_.add(width, heads_.outputs, offset);
@@ -1120,12 +1120,12 @@ class Lane {
     if (acts_) heads_.load(weights_ + deviations_);
   }
 
-  // Actions for one row of worlds.
+  // Actions for one row of envs.
   void act(const ProximoRollout& r, int64_t t) {
     const int width = heads_.parameters;
-    for (int64_t begin = 0; begin < r.worlds; begin += CHUNK) {
-      const int rows = (int)std::min<int64_t>(CHUNK, r.worlds - begin);
-      const int64_t first = t * r.worlds + begin;
+    for (int64_t begin = 0; begin < r.num_envs; begin += CHUNK) {
+      const int rows = (int)std::min<int64_t>(CHUNK, r.num_envs - begin);
+      const int64_t first = t * r.num_envs + begin;
       take(r.obs, nullptr, first, rows, true);
       trunk_.forward(x_.get(), wide_, rows);
       if (memory_) remember(r, t, begin, rows);
@@ -1133,17 +1133,17 @@ class Lane {
       for (int m = 0; m < rows; m++) {
         see(r.obs, first + m, m);
         heads_.draw(r, first + m);
-        std::copy_n(heads_.now(), width, r.parameters + (r.worlds + begin + m) * width);
+        std::copy_n(heads_.now(), width, r.parameters + (r.num_envs + begin + m) * width);
       }
     }
-    if (t == 0) std::copy_n(r.parameters + r.worlds * width, r.worlds * width, r.parameters);
+    if (t == 0) std::copy_n(r.parameters + r.num_envs * width, r.num_envs * width, r.parameters);
   }
 
   void evaluate(const ProximoBatch& b, const ProximoEvaluation& to) {
     if (!values_ && !to.log_prob) return;
     const int width = heads_.parameters;
     const int64_t* order = remember(b, nullptr, b.count, true);
-    if (memory_ && to.carry) memory_->store(packing_, to.carry);
+    if (memory_ && to.recurrent_state) memory_->store(packing_, to.recurrent_state);
     for (int64_t begin = 0; begin < b.count; begin += CHUNK) {
       const int rows = (int)std::min<int64_t>(CHUNK, b.count - begin);
       infer(b, order, begin, rows, true);
@@ -1268,16 +1268,16 @@ class Lane {
       trunk_.forward(x_.get(), wide_, rows);
       std::memcpy(memory_->inputs(begin), trunk_out(), (int64_t)rows * trunk_width() * sizeof(float));
     }
-    memory_->forward(packing_, b.carry);
+    memory_->forward(packing_, b.initial_state);
     return packing_.order.data();
   }
 
-  // The same for one step of some worlds, which have just begun an episode if the last step ended one.
+  // The same for one step of some envs, which have just begun an episode if the last step ended one.
   void remember(const ProximoRollout& r, int64_t t, int64_t begin, int rows) {
-    float* carry = r.carry + begin * p_.carry_size;
+    float* carry = r.recurrent_state + begin * p_.state_size;
     for (int m = 0; t && m < rows; m++) {
-      const int64_t last = (t - 1) * r.worlds + begin + m;
-      if (r.ended[last] || !r.real[last]) std::fill_n(carry + m * p_.carry_size, p_.carry_size, 0.0f);
+      const int64_t last = (t - 1) * r.num_envs + begin + m;
+      if (r.done[last] || !r.valid[last]) std::fill_n(carry + m * p_.state_size, p_.state_size, 0.0f);
     }
     memory_->room(CHUNK, CHUNK);
     std::memcpy(memory_->inputs(0), trunk_out(), (int64_t)rows * trunk_width() * sizeof(float));

@@ -20,7 +20,7 @@ from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.bodies import MLP
 from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Head, JointHead
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, LossSpec, Recall, Steps
+from proximo.types import Batch, LossSpec, RolloutBuffer, Segments
 
 LIBRARY = Path(__file__).with_name("engine.so")
 VERSION = 6
@@ -62,7 +62,7 @@ class _Policy(ctypes.Structure):
         *_fields(i="critic_count"),
         ("critic_hidden", _int * MAX_LAYERS),
         *_fields(
-            i="activation shared head_count memory memory_size carry_size",
+            i="activation shared head_count recurrent recurrent_size state_size",
             f="obs_clip",
             p="heads actor critic obs_shift obs_scale measured return_shift return_scale",
         ),
@@ -71,20 +71,22 @@ class _Policy(ctypes.Structure):
 
 class _Rollout(ctypes.Structure):
     _fields_ = (
-        *_fields(l="worlds", p="obs noise choice action taken parameters", i="taken_number"),
-        *_fields(p="carry ended real"),
+        *_fields(
+            l="num_envs", p="obs noise choice action env_action parameters", i="env_action_type"
+        ),
+        *_fields(p="recurrent_state done valid"),
     )
 
 
 class _Batch(ctypes.Structure):
     _fields_ = _fields(
         l="count",
-        p="obs choice action log_prob value advantage target parameters begins carry",
+        p="obs choice action log_prob value advantage target parameters begins initial_state",
     )
 
 
 class _Evaluation(ctypes.Structure):
-    _fields_ = _fields(p="log_prob entropy value parameters carry")
+    _fields_ = _fields(p="log_prob entropy value parameters recurrent_state")
 
 
 class _Part(ctypes.Structure):
@@ -153,7 +155,7 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
         return f"it does not know a {foreign.__name__}"
     layers = [actor.linears(), critic.linears() if critic else []]
     widths = [layer.out_features for part in layers for layer in part]
-    remembered = policy.actor_memory.size if policy.actor_memory else 0
+    remembered = policy.actor_recurrent.size if policy.actor_recurrent else 0
     squashed = any(isinstance(head, GaussianHead) and head.squash for head in heads)
     reasons = {
         "its entropy of squashed actions is an integral": squashed and spec.entropy_coef != 0,
@@ -226,7 +228,7 @@ class NativePolicy:
             for head, end in zip(heads, accumulate(widths), strict=True)
             if isinstance(head, GaussianHead) and head.squash
         ]
-        linears, seen, memory = actor.linears(), policy.observations, policy.actor_memory
+        linears, seen, memory = actor.linears(), policy.observations, policy.actor_recurrent
         shown, valued = policy.normalize_obs, policy.normalize_returns
         critic = policy.critic_parameters()[0] if own else None
         widths_of_critic = [layer.out_features for layer in own.linears()] if own else []
@@ -240,9 +242,9 @@ class NativePolicy:
             activation=_ACTIVATIONS[actor.activation],
             shared=policy.critic is None,
             head_count=len(heads),
-            memory=_MEMORIES[type(memory.cell)] if memory else 0,
-            memory_size=memory.size if memory else 0,
-            carry_size=policy.carry_size,
+            recurrent=_MEMORIES[type(memory.cell)] if memory else 0,
+            recurrent_size=memory.size if memory else 0,
+            state_size=policy.state_size,
             obs_clip=policy.obs_clip,
             heads=ctypes.addressof(self._heads),
             actor=first.data_ptr(),
@@ -274,29 +276,29 @@ class NativePolicy:
         )
 
     def actor(
-        self, steps: Steps, noise: Tensor | None, carry: Tensor | None
+        self, buffer: RolloutBuffer, noise: Tensor | None, recurrent_state: Tensor | None
     ) -> Callable[[int], None]:
         """act(t), from obs[t] and noise[t] to action[t] and taken[t]; the weights are read now.
 
-        carry: [N, C], which moves on in place.
+        recurrent_state: [N, C], which moves on in place.
         """
         noise = noise.to(torch.float32).contiguous() if noise is not None else None
-        # A world that wants another type of number than the library gives gets a copy.
-        taken = steps.taken
+        # An env that wants another type of number than the library gives gets a copy.
+        taken = buffer.env_action
         foreign = taken.dtype.name not in _NUMBERS
         if foreign:
             taken = np.empty(taken.shape, np.int64 if self._action == "choice" else np.float32)
         rollout = _Rollout(
-            worlds=steps.obs.shape[1],
-            obs=_address(steps.obs),
+            num_envs=buffer.obs.shape[1],
+            obs=_address(buffer.obs),
             noise=_address(noise),
-            taken=_address(taken),
-            taken_number=_NUMBERS[taken.dtype.name],
-            parameters=_address(steps.parameters),
-            carry=_address(carry),
-            ended=_address(steps.ended),
-            real=_address(steps.real),
-            **{self._action: _address(steps.action)},
+            env_action=_address(taken),
+            env_action_type=_NUMBERS[taken.dtype.name],
+            parameters=_address(buffer.parameters),
+            recurrent_state=_address(recurrent_state),
+            done=_address(buffer.done),
+            valid=_address(buffer.valid),
+            **{self._action: _address(buffer.action)},
         )
         handle = self._library.proximo_open(ctypes.byref(self._struct), ctypes.byref(rollout))
         if not handle:
@@ -305,31 +307,35 @@ class NativePolicy:
 
         def act(t: int) -> None:
             native(t)
-            steps.taken[t] = taken[t]
+            buffer.env_action[t] = taken[t]
 
         chosen = act if foreign else native
         # What it points to lives as long as it does.
-        weakref.finalize(chosen, _close, self._library, handle, self, noise, taken, steps, carry)
+        weakref.finalize(
+            chosen, _close, self._library, handle, self, noise, taken, buffer, recurrent_state
+        )
         return chosen
 
     def evaluate(
-        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None
     ) -> Evaluation:
         """As `ActorCritic.evaluate`, without gradients. obs: [..., *obs]."""
         shape = action.shape[: action.dim() - len(self._policy.head.action_shape)]
         log_prob, value = _empty(*shape), _empty(*shape)
         entropies = _empty(*shape) if entropy else None
         parameters = _empty(*shape, self._policy.head.parameter_count)
-        carry = self._evaluate(obs, action, log_prob, entropies, value, parameters, recall)
+        recurrent_state = self._evaluate(
+            obs, action, log_prob, entropies, value, parameters, segments
+        )
         distribution = self._policy.head.restore(parameters)
         if entropy and self._squashed:  # the library's entropies are those of u as well
             entropies = distribution.entropy()
-        return Evaluation(log_prob, entropies, value, distribution, carry)
+        return Evaluation(log_prob, entropies, value, distribution, recurrent_state)
 
-    def value(self, obs: Tensor, recall: Recall | None) -> Tensor:
+    def value(self, obs: Tensor, segments: Segments | None) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
         value = _empty(*obs.shape[: obs.dim() - len(self._policy.obs_shape)])
-        self._evaluate(obs, None, None, None, value, None, recall)
+        self._evaluate(obs, None, None, None, value, None, segments)
         return value
 
     def _evaluate(
@@ -340,23 +346,23 @@ class NativePolicy:
         entropy: Tensor | None,
         value: Tensor,
         parameters: Tensor | None,
-        recall: Recall | None,
+        segments: Segments | None,
     ) -> Tensor | None:
         """Fills in the rest; returns what is remembered behind every stretch. [S, C]."""
         obs = obs.contiguous()
-        begins = before = carry = None
-        if recall:
-            begins, before = _begins(recall), recall.carry.contiguous()
-            carry = _empty(int(begins.sum()), self._policy.carry_size)
+        begins = before = recurrent_state = None
+        if segments:
+            begins, before = _begins(segments), segments.initial_state.contiguous()
+            recurrent_state = _empty(int(begins.sum()), self._policy.state_size)
         action = action.contiguous() if action is not None else None
         batch = _Batch(
             count=value.numel(),
             obs=_address(obs),
             begins=_address(begins),
-            carry=_address(before),
+            initial_state=_address(before),
             **{self._action: _address(action)},
         )
-        to = _Evaluation(*map(_address, (log_prob, entropy, value, parameters, carry)))
+        to = _Evaluation(*map(_address, (log_prob, entropy, value, parameters, recurrent_state)))
         threads = self._threads if value.numel() >= WORTH_A_THREAD else 1
         failed = self._library.proximo_evaluate(
             ctypes.byref(self._struct), ctypes.byref(batch), ctypes.byref(to), threads
@@ -365,7 +371,7 @@ class NativePolicy:
             raise MemoryError("there is no memory for the native engine")
         if log_prob is not None and action is not None:
             log_prob -= self._log_slope(action)
-        return carry
+        return recurrent_state
 
     def _log_slope(self, action: Tensor) -> Tensor | float:
         """Log |da/du| of squashed actions: the library's densities are those of u."""
@@ -398,8 +404,11 @@ class NativePolicy:
                 "advantage": batch.advantage.contiguous(),
                 "target": target.contiguous(),
             }
-            if recall := batch.recall:
-                tensors |= {"begins": _begins(recall), "carry": recall.carry.contiguous()}
+            if segments := batch.segments:
+                tensors |= {
+                    "begins": _begins(segments),
+                    "initial_state": segments.initial_state.contiguous(),
+                }
         data = _Batch(
             count=len(batch), **{name: _address(tensor) for name, tensor in tensors.items()}
         )
@@ -479,10 +488,10 @@ class NativePolicy:
         return parts
 
 
-def _begins(recall: Recall) -> Tensor:
+def _begins(segments: Segments) -> Tensor:
     """[B] bool: whether a row is the first of its stretch."""
-    begins = torch.ones(len(recall.stretch), dtype=torch.bool)
-    torch.ne(recall.stretch[1:], recall.stretch[:-1], out=begins[1:])
+    begins = torch.ones(len(segments.segment_id), dtype=torch.bool)
+    torch.ne(segments.segment_id[1:], segments.segment_id[:-1], out=begins[1:])
     return begins
 
 

@@ -13,10 +13,10 @@ from proximo.functional.distributions import Distribution
 from proximo.nets.bodies import initialize, make_body
 from proximo.nets.config import NetConfig
 from proximo.nets.heads import CategoricalHead, make_head
-from proximo.nets.memory import Memory
 from proximo.nets.own import Maker, OwnBody
+from proximo.nets.recurrent import Memory
 from proximo.spaces import Actions, Observations, check_masks
-from proximo.types import Moments, Recall, UsageError
+from proximo.types import Moments, Segments, UsageError
 
 
 class Evaluation(NamedTuple):
@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
     entropy: Tensor | None
     value: Tensor
     distribution: Distribution
-    carry: Tensor | None = None  # [S, C] what is remembered after each stretch
+    recurrent_state: Tensor | None = None  # [S, C] what is remembered after each stretch
 
 
 class ActorCritic(nn.Module):
@@ -53,8 +53,8 @@ class ActorCritic(nn.Module):
         self.observations = seen = Observations(obs_space)
         self.actions = Actions(action_space)
         self.obs_shape = seen.shape
-        actor = make_body(seen, net, own, hidden_from=net.critic_only)
-        width = net.memory_size if net.memory != "none" else actor.outputs
+        actor = make_body(seen, net, own, privileged=net.privileged)
+        width = net.recurrent_size if net.recurrent != "none" else actor.outputs
         self.head = make_head(action_space, net, width)
         self.actor = actor
         self.masked, self.own = seen.mask_begin < seen.width, own is not None
@@ -68,16 +68,16 @@ class ActorCritic(nn.Module):
             make_body(seen, net.of_critic, own, beside=judged) if net.trunk != "shared" else None
         )
         judging = (self.critic or self.actor).outputs
-        self.actor_memory = self.critic_memory = None
-        if net.memory != "none":
-            size = (net.memory_size, net.orthogonal)
-            self.actor_memory = Memory(net.memory, self.actor.outputs, *size)
-            self.critic_memory = Memory(net.memory, judging, *size) if self.critic else None
-            judging = net.memory_size
-        memories = [m for m in (self.actor_memory, self.critic_memory) if m]
-        self.carry_size = sum(memory.carry_size for memory in memories)
-        """C, numbers that are remembered per world, the actor's first; 0 without a memory."""
-        self.memory_steps = net.memory_steps
+        self.actor_recurrent = self.critic_recurrent = None
+        if net.recurrent != "none":
+            size = (net.recurrent_size, net.orthogonal)
+            self.actor_recurrent = Memory(net.recurrent, self.actor.outputs, *size)
+            self.critic_recurrent = Memory(net.recurrent, judging, *size) if self.critic else None
+            judging = net.recurrent_size
+        memories = [m for m in (self.actor_recurrent, self.critic_recurrent) if m]
+        self.state_size = sum(memory.state_size for memory in memories)
+        """C, numbers that are remembered per env, the actor's first; 0 without a memory."""
+        self.bptt_steps = net.bptt_steps
         self.logits = nn.Linear(width, self.head.outputs)
         self.baseline = nn.Linear(judging, self.head.outputs if self._indexed else 1)
         if net.orthogonal:
@@ -113,14 +113,14 @@ class ActorCritic(nn.Module):
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The parameters behind π; with a shared trunk they include the trunk."""
-        memory = self.actor_memory.parameters() if self.actor_memory else ()
+        memory = self.actor_recurrent.parameters() if self.actor_recurrent else ()
         own = (*self.logits.parameters(), *self.head.parameters())
         return _learned([*self.actor.parameters(), *memory, *own])
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The parameters behind V alone."""
         own_trunk = list(self.critic.parameters()) if self.critic else []
-        memory = self.critic_memory.parameters() if self.critic_memory else ()
+        memory = self.critic_recurrent.parameters() if self.critic_recurrent else ()
         return _learned([*own_trunk, *memory, *self.baseline.parameters()])
 
     def check_own(self, obs: Tensor) -> None:
@@ -162,35 +162,39 @@ class ActorCritic(nn.Module):
         value = value.squeeze(-1)
         return self.return_shift + self.return_scale * value if self.normalize_returns else value
 
-    def distribution(self, obs: Tensor, recall: Recall | None = None) -> Distribution:
-        """π(·|s). obs: [..., *obs]; with a memory [B, *obs], and what it is to recall."""
-        return self._policy(self._features(obs, recall), obs)
+    def distribution(self, obs: Tensor, segments: Segments | None = None) -> Distribution:
+        """π(·|s). obs: [..., *obs]; with a memory [B, *obs], and what it is to segments."""
+        return self._policy(self._features(obs, segments), obs)
 
-    def draw(self, obs: Tensor, noise: Tensor, recall: Recall | None = None) -> Tensor:
+    def draw(self, obs: Tensor, noise: Tensor, segments: Segments | None = None) -> Tensor:
         """An action of π(·|s) per row, from this noise. obs: as for `distribution`."""
-        features = self._features(obs, recall)
+        features = self._features(obs, segments)
         return self._policy(features, obs).sample(self.head.drawn(noise, features))
 
-    def _features(self, obs: Tensor, recall: Recall | None) -> Tensor:
+    def _features(self, obs: Tensor, segments: Segments | None) -> Tensor:
         features: Tensor = self.actor(self.inputs(obs))
-        if self.actor_memory:
-            assert recall is not None, "a policy with a memory is judged by stretches"
-            features = self.actor_memory(features, self._for_actor(recall))[0]
+        if self.actor_recurrent:
+            assert segments is not None, "a policy with a memory is judged by stretches"
+            features = self.actor_recurrent(features, self._for_actor(segments))[0]
         return features
 
     def _policy(self, features: Tensor, obs: Tensor) -> Distribution:
         return self.head.distribution(self.logits(features), self.legal(obs), features)
 
-    def _for_actor(self, recall: Recall) -> Recall:
-        assert self.actor_memory
-        return recall._replace(carry=recall.carry[:, : self.actor_memory.carry_size])
+    def _for_actor(self, segments: Segments) -> Segments:
+        assert self.actor_recurrent
+        return segments._replace(
+            initial_state=segments.initial_state[:, : self.actor_recurrent.state_size]
+        )
 
-    def _for_critic(self, recall: Recall) -> Recall:
-        assert self.critic_memory
-        return recall._replace(carry=recall.carry[:, -self.critic_memory.carry_size :])
+    def _for_critic(self, segments: Segments) -> Segments:
+        assert self.critic_recurrent
+        return segments._replace(
+            initial_state=segments.initial_state[:, -self.critic_recurrent.state_size :]
+        )
 
     def act(
-        self, obs: Tensor, noise: Tensor | None = None, carry: Tensor | None = None
+        self, obs: Tensor, noise: Tensor | None = None, recurrent_state: Tensor | None = None
     ) -> tuple[Tensor, Distribution, Tensor | None]:
         """An action per row, from this noise or, without any, the most likely one.
 
@@ -199,73 +203,77 @@ class ActorCritic(nn.Module):
         `torch.inference_mode()` or `torch.no_grad()`, entered once and not at every step.
         """
         features = self.actor(self.inputs(obs))
-        if self.actor_memory:
-            assert carry is not None, "a policy with a memory acts on what it remembers"
-            own = self.actor_memory.carry_size
-            features, moved = self.actor_memory.step(features, carry[:, :own])
-            carry = torch.cat([moved, carry[:, own:]], -1) if self.critic_memory else moved
+        if self.actor_recurrent:
+            assert recurrent_state is not None, "a policy with a memory acts on what it remembers"
+            own = self.actor_recurrent.state_size
+            features, moved = self.actor_recurrent.step(features, recurrent_state[:, :own])
+            recurrent_state = (
+                torch.cat([moved, recurrent_state[:, own:]], -1) if self.critic_recurrent else moved
+            )
         distribution = self._policy(features, obs)
         if noise is None:
-            return distribution.mode(), distribution, carry
-        return distribution.sample(self.head.drawn(noise, features)), distribution, carry
+            return distribution.mode(), distribution, recurrent_state
+        return distribution.sample(self.head.drawn(noise, features)), distribution, recurrent_state
 
     def evaluate(
-        self, obs: Tensor, action: Tensor, *, entropy: bool, recall: Recall | None = None
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
         """Log π(a|s), V(s) or Q(s,a), and the entropy of π(·|s) if asked for. obs: [B, *obs].
 
-        recall: with a memory, the stretches that the rows are of.
+        segments: with a memory, the stretches that the rows are of.
         """
         inputs = self.inputs(obs)
         features = self.actor(inputs)
-        carries = []
-        if self.actor_memory:
-            assert recall is not None, "a policy with a memory is judged by stretches"
-            features, carry = self.actor_memory(features, self._for_actor(recall))
-            carries.append(carry)
+        recurrent_states = []
+        if self.actor_recurrent:
+            assert segments is not None, "a policy with a memory is judged by stretches"
+            features, recurrent_state = self.actor_recurrent(features, self._for_actor(segments))
+            recurrent_states.append(recurrent_state)
         judging = features
         if self.critic:
-            judging, carry = self._judging(inputs, action, recall)
-            carries += [] if carry is None else [carry]
+            judging, recurrent_state = self._judging(inputs, action, segments)
+            recurrent_states += [] if recurrent_state is None else [recurrent_state]
         distribution = self._policy(features, obs)
         return Evaluation(
             distribution.log_prob(action),
             distribution.entropy() if entropy else None,
             self._value(judging, action),
             distribution,
-            torch.cat(carries, -1) if carries else None,
+            torch.cat(recurrent_states, -1) if recurrent_states else None,
         )
 
     def _judging(
-        self, inputs: Tensor, action: Tensor | None, recall: Recall | None
+        self, inputs: Tensor, action: Tensor | None, segments: Segments | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The critic's own features, of an action as well where it judges one; its carries."""
+        """The critic's own features (of an action too, for Q) and its recurrent states."""
         assert self.critic is not None
         beside = None
         if action is not None and self.action_values and not self._indexed:
             beside = self.head.features(action)
         features = self.critic(inputs) if beside is None else self.critic(inputs, beside)
-        if self.critic_memory is None:
+        if self.critic_recurrent is None:
             return features, None
-        assert recall is not None, "a policy with a memory is judged by stretches"
-        remembered: tuple[Tensor, Tensor] = self.critic_memory(features, self._for_critic(recall))
+        assert segments is not None, "a policy with a memory is judged by stretches"
+        remembered: tuple[Tensor, Tensor] = self.critic_recurrent(
+            features, self._for_critic(segments)
+        )
         return remembered
 
-    def value(self, obs: Tensor, recall: Recall | None = None) -> Tensor:
+    def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [B, *obs]; returns [B].
 
         With a critic of actions, Q(s,a) of the most likely action.
         """
         if self.action_values:
-            return self.action_value(obs, self.distribution(obs, recall).mode(), recall)
+            return self.action_value(obs, self.distribution(obs, segments).mode(), segments)
         if self.critic:
-            return self._value(self._judging(self.inputs(obs), None, recall)[0])
-        return self._value(self._features(obs, recall))
+            return self._value(self._judging(self.inputs(obs), None, segments)[0])
+        return self._value(self._features(obs, segments))
 
-    def action_value(self, obs: Tensor, action: Tensor, recall: Recall | None = None) -> Tensor:
+    def action_value(self, obs: Tensor, action: Tensor, segments: Segments | None = None) -> Tensor:
         """Q(s,a) in units of the reward. obs: [B, *obs], action: [B, *act]; returns [B]."""
         assert self.action_values, "this critic judges states, not actions"
-        return self._value(self._judging(self.inputs(obs), action, recall)[0], action)
+        return self._value(self._judging(self.inputs(obs), action, segments)[0], action)
 
     @torch.no_grad()
     def set_obs_moments(self, moments: Moments) -> None:

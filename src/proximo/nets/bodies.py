@@ -153,27 +153,27 @@ def make_body(
     net: NetConfig,
     own: Maker | None,
     *,
-    hidden_from: tuple[str, ...] = (),
+    privileged: tuple[str, ...] = (),
     beside: int = 0,
 ) -> MLP | Encoder | OwnBody | Judge:
     """Hidden layers for such observations, without those keys, and with more numbers beside."""
     first = {leaf.keys[0] for leaf in row.leaves if leaf.path}
-    for key in hidden_from:
+    for key in privileged:
         if key not in first:
             raise UsageError(
-                f"net.critic_only names {key!r}, but the observations have: "
+                f"net.privileged names {key!r}, but the observations have: "
                 f"{', '.join(sorted(first)) or 'no keys'}"
             )
         if key == MASK:
             raise UsageError(
-                f"net.critic_only names {key!r}, which is never shown to the networks: leave it out"
+                f"net.privileged names {key!r}, which is never shown to the networks: leave it out"
             )
     seen = [leaf for leaf in row.leaves if leaf.begin < row.mask_begin]
-    shown = [leaf for leaf in seen if not leaf.path or leaf.keys[0] not in hidden_from]
+    shown = [leaf for leaf in seen if not leaf.path or leaf.keys[0] not in privileged]
     if not shown:
-        raise UsageError(f"net.critic_only is {hidden_from}: that leaves the policy nothing to see")
+        raise UsageError(f"net.privileged is {privileged}: that leaves the policy nothing to see")
     if own:
-        body = OwnBody(own, row, net, hidden_from=hidden_from)
+        body = OwnBody(own, row, net, privileged=privileged)
         return Judge(body, net, beside) if beside else body
     if len(shown) == len(seen) and not any(leaf.image for leaf in seen):
         return MLP(row.mask_begin + beside, net.hidden, net.activation, net.orthogonal)

@@ -13,7 +13,7 @@ class NetConfig:
     """The policy and value networks."""
 
     module: str = ""
-    """Hidden layers of your own, module:Class (imported as your own worlds are), in the place of
+    """Hidden layers of your own, module:Class (imported as your own envs are), in the place of
     `hidden` and `activation`."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments for the module's constructor, as KEY VALUE pairs."""
@@ -31,23 +31,23 @@ class NetConfig:
     """Gain of the last policy layer: small, so that the first policy hardly heeds the state."""
     log_std: float = 0.0
     """Initial log deviation of Gaussian actions (log sigma; 0 is a deviation of 1)."""
-    deviation: Literal["free", "softplus", "gsde"] = "free"
+    std: Literal["free", "softplus", "gsde"] = "free"
     """Of Gaussian actions: free parameters, the same in every state, or from the state, as
     softplus of outputs of the network; or gSDE, noise that is for some steps a function of it."""
     gsde_steps: int = 8
     """Steps for which gSDE keeps its noise; a rollout and an episode to watch begin with new."""
     mean: Literal["linear", "tanh"] = "linear"
     """Of Gaussian actions: what the network puts out, or its tanh, scaled to the bounds."""
-    memory: Literal["none", "gru", "lstm"] = "none"
+    recurrent: Literal["none", "gru", "lstm"] = "none"
     """What remembers, after the hidden layers: nothing, a GRU or an LSTM."""
-    memory_size: int = 64
+    recurrent_size: int = 64
     """Width of the memory."""
-    memory_steps: int = 16
+    bptt_steps: int = 16
     """Steps through which a memory's gradient flows: a longer episode is cut there, and goes on
     from what was remembered."""
     action: Literal["clip", "squash", "beta"] = "clip"
     """Actions of a Box: Gaussian and cut off at the bounds, Gaussian through a tanh, or Beta."""
-    critic_only: tuple[str, ...] = ()
+    privileged: tuple[str, ...] = ()
     """Keys of a Dict observation that the critic sees and the policy does not."""
     normalize_obs: bool = False
     """Standardise observations by their running mean and deviation, which belong to the policy."""
@@ -64,7 +64,7 @@ class NetConfig:
                 raise UsageError(
                     f"net.{name} is {getattr(self, name)}: give widths, each at least 1"
                 )
-        for name in ("memory_size", "memory_steps"):
+        for name in ("recurrent_size", "bptt_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"net.{name} is {getattr(self, name)}: give at least 1")
         if not -10 <= self.log_std <= 2:
@@ -76,11 +76,11 @@ class NetConfig:
             )
         if self.gsde_steps < 1:
             raise UsageError(f"net.gsde_steps is {self.gsde_steps}: give at least 1")
-        if self.deviation == "gsde" and self.action == "beta":
-            raise UsageError("net.deviation is gsde and net.action beta, which has no deviation")
-        if self.critic_only and self.trunk == "shared":
+        if self.std == "gsde" and self.action == "beta":
+            raise UsageError("net.std is gsde and net.action beta, which has no deviation")
+        if self.privileged and self.trunk == "shared":
             raise UsageError(
-                f"net.critic_only is {self.critic_only}, but net.trunk is shared: what only the "
+                f"net.privileged is {self.privileged}, but net.trunk is shared: what only the "
                 "critic sees needs layers of its own, --net.trunk separate"
             )
         for name in ("policy_gain", "obs_clip"):
@@ -95,19 +95,19 @@ class NetConfig:
         continuous: there is a Box among the actions. images: there is one to see. q_of_numbers: the
         critic takes actions beside the features. critic: one is learned.
         """
-        box = ("action", "mean", "deviation", "log_std", "gsde_steps")
+        box = ("action", "mean", "std", "log_std", "gsde_steps")
         unused = [
             (not continuous, box, "no action is a Box"),
-            (self.action == "beta", ("deviation", "log_std"), "net.action is beta"),
-            (self.deviation != "gsde", ("gsde_steps",), f"net.deviation is {self.deviation}"),
-            (self.memory == "none", ("memory_size", "memory_steps"), "net.memory is none"),
+            (self.action == "beta", ("std", "log_std"), "net.action is beta"),
+            (self.std != "gsde", ("gsde_steps",), f"net.std is {self.std}"),
+            (self.recurrent == "none", ("recurrent_size", "bptt_steps"), "net.recurrent is none"),
             (not self.normalize_obs, ("obs_clip",), "net.normalize_obs is off"),
             (not self.orthogonal, ("policy_gain",), "net.orthogonal is off"),
             (self.trunk == "shared", ("critic_hidden",), "net.trunk is shared"),
             (not critic, ("critic_hidden", "normalize_returns"), "algorithm.critic is off"),
             (not self._layers, ("activation",), "net.hidden is empty"),
         ]
-        if not (self.hidden or self.module or images or self.memory != "none"):
+        if not (self.hidden or self.module or images or self.recurrent != "none"):
             unused.append((True, ("trunk",), "there is no layer to share"))
         if self.module:
             layers = ("critic_hidden", "hidden", "activation")

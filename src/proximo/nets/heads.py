@@ -48,7 +48,7 @@ class Head(nn.Module, ABC):
     """Of the action as the policy knows it; fractions are of the network's own type."""
     taken_shape: tuple[int, ...]
     taken_dtype: np.dtype
-    """Of the action as the world takes it."""
+    """Of the action as the env takes it."""
 
     @abstractmethod
     def distribution(
@@ -75,7 +75,7 @@ class Head(nn.Module, ABC):
         noise[: self.hold] = first
 
     def cut_off(self, action: Tensor) -> Tensor | None:
-        """[...] which actions lie outside their bounds, so that the world is given others.
+        """[...] which actions lie outside their bounds, so that the env is given others.
 
         None: of these there are none.
         """
@@ -91,12 +91,12 @@ class Head(nn.Module, ABC):
         return math.prod(self.noise_shape)
 
     @abstractmethod
-    def taken(self, action: Tensor) -> Tensor:
-        """The action as the world takes it, where the action lies. action: [..., *act]."""
+    def env_action(self, action: Tensor) -> Tensor:
+        """The action as the env takes it, where the action lies. action: [..., *act]."""
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """The action for a world that takes NumPy arrays. action: [..., *act]."""
-        array: np.ndarray = self.taken(action.cpu()).numpy()
+        """The action for an env that takes NumPy arrays. action: [..., *act]."""
+        array: np.ndarray = self.env_action(action.cpu()).numpy()
         return array
 
     def initialize(self, layer: nn.Linear) -> None:
@@ -144,7 +144,7 @@ class CategoricalHead(Head):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.rand(shape, generator=generator)
 
-    def taken(self, action: Tensor) -> Tensor:
+    def env_action(self, action: Tensor) -> Tensor:
         """Counted from the start of its space, in its type."""
         return (action + self.start if self.start else action).to(self._kind)
 
@@ -171,7 +171,7 @@ class BernoulliHead(Head):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.rand((*shape, *self.noise_shape), generator=generator)
 
-    def taken(self, action: Tensor) -> Tensor:
+    def env_action(self, action: Tensor) -> Tensor:
         bits = action.to(torch_dtype(self.taken_dtype))
         return bits.reshape(*action.shape[:-1], *self.taken_shape)
 
@@ -219,7 +219,7 @@ class GaussianHead(BoxHead):
 
     def __init__(self, space: spaces.Box, net: NetConfig) -> None:
         super().__init__(space)
-        self.free, self.bounded = net.deviation == "free", net.mean == "tanh"
+        self.free, self.bounded = net.std == "free", net.mean == "tanh"
         self.outputs = self.size if self.free else 2 * self.size
         self.noise_shape = (self.size,)
         self.first_log_std = float(net.log_std)
@@ -264,8 +264,8 @@ class GaussianHead(BoxHead):
         low, high = (end.reshape(-1) for end in self.ends(action.device))
         return ((action < low) | (action > high)).any(-1)
 
-    def taken(self, action: Tensor) -> Tensor:
-        """In the world's shape, type and bounds, through a tanh if the policy says so."""
+    def env_action(self, action: Tensor) -> Tensor:
+        """In the env's shape, type and bounds, through a tanh if the policy says so."""
         numbers = self.shaped(action)
         if self.squash:
             low, high = self.ends(action.device)
@@ -300,7 +300,7 @@ class GSDEHead(GaussianHead):
         return self._make(Gaussian.from_parameters(self._mean(outputs), log_std))
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        """A θ for every `hold` steps, in each world its own, repeated."""
+        """A θ for every `hold` steps, in each env its own, repeated."""
         count = -(-shape[0] // self.hold)
         theta = super().noise(generator, (count, *shape[1:]))
         return theta.repeat_interleave(self.hold, 0)[: shape[0]]
@@ -336,7 +336,7 @@ class BetaHead(BoxHead):
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.randn((*shape, *self.noise_shape), generator=generator)
 
-    def taken(self, action: Tensor) -> Tensor:
+    def env_action(self, action: Tensor) -> Tensor:
         low, high = self.ends(action.device)
         return self.within(low + self.shaped(action) * (high - low))
 
@@ -432,13 +432,13 @@ class JointHead(Head):
         found = [cut for head, part in parts if (cut := head.cut_off(part)) is not None]
         return torch.stack(found).any(0) if found else None
 
-    def taken(self, action: Tensor) -> Tensor:
+    def env_action(self, action: Tensor) -> Tensor:
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)
-        taken = [
-            head.taken(part).reshape(*lead, -1).to(kind)
+        env_action = [
+            head.env_action(part).reshape(*lead, -1).to(kind)
             for head, part in zip(self._heads(), self._own(action), strict=True)
         ]
-        return torch.cat(taken, -1).reshape(*lead, *self.taken_shape)
+        return torch.cat(env_action, -1).reshape(*lead, *self.taken_shape)
 
     @torch.no_grad()
     def initialize(self, layer: nn.Linear) -> None:
@@ -479,7 +479,7 @@ def _simple(leaf: Leaf, net: NetConfig, features: int) -> Head:
                 f"net.{name} is {value}, but the action space{leaf.place}, {space}, has {lack}: "
                 f"use {'clip' if name == 'action' else 'linear'}"
             )
-    if net.deviation == "gsde":
+    if net.std == "gsde":
         return GSDEHead(space, net, features)
     return BetaHead(space) if net.action == "beta" else GaussianHead(space, net)
 

@@ -22,10 +22,10 @@ EXAMPLES = 4
 
 
 class OwnBody(nn.Module):
-    """Observations, as the world gives them, to features: f(s), [B, F].
+    """Observations, as the env gives them, to features: f(s), [B, F].
 
     The module is made with the space of what it is shown, without the action mask and, for the
-    policy, without `net.critic_only`. It is called with a batch of that: a tensor [B, ...] or,
+    policy, without `net.privileged`. It is called with a batch of that: a tensor [B, ...] or,
     where the space is nested, a dict or tuple of them. A Discrete part is a one-hot [B, n], a
     MultiDiscrete one its one-hots side by side, an image its bytes; everything else is floats.
 
@@ -39,7 +39,7 @@ class OwnBody(nn.Module):
         row: Observations,
         net: NetConfig,
         *,
-        hidden_from: tuple[str, ...] = (),
+        privileged: tuple[str, ...] = (),
     ) -> None:
         """Raises `UsageError` for a module that is none, or that returns something else."""
         super().__init__()
@@ -48,9 +48,9 @@ class OwnBody(nn.Module):
         self._leaves = {
             leaf.path: leaf
             for leaf in row.leaves
-            if leaf.begin < row.mask_begin and not (leaf.path and leaf.keys[0] in hidden_from)
+            if leaf.begin < row.mask_begin and not (leaf.path and leaf.keys[0] in privileged)
         }
-        self._hidden_from = (MASK, *hidden_from)
+        self._privileged = (MASK, *privileged)
         try:
             module = make(self._shown(row.space), **net.kwargs)
         except faults() as error:
@@ -78,16 +78,16 @@ class OwnBody(nn.Module):
         """The space of what the module is called with."""
         if isinstance(space, spaces.Dict):
             parts = space.spaces.items()
-            hidden = self._hidden_from
+            hidden = self._privileged
             return spaces.Dict({k: s for k, s in parts if str(plain_key(k)) not in hidden})
         if isinstance(space, spaces.Tuple):
             shown = enumerate(space.spaces)
-            return spaces.Tuple(s for i, s in shown if str(i) not in self._hidden_from)
+            return spaces.Tuple(s for i, s in shown if str(i) not in self._privileged)
         return space
 
     def _nested(self, space: gym.Space[Any], row: Tensor, path: tuple[Any, ...] = ()) -> Any:
-        """Rows of a batch as the world would give it."""
-        hidden = () if path else self._hidden_from
+        """Rows of a batch as the env would give it."""
+        hidden = () if path else self._privileged
         if isinstance(space, spaces.Dict):
             return {
                 key: self._nested(inner, row, (*path, key))
@@ -160,7 +160,7 @@ class OwnBody(nn.Module):
             again = self(obs)
         if not torch.isfinite(first).all():
             raise self._fault(
-                "gave features that are not finite for the world's first observations: look for a "
+                "gave features that are not finite for the env's first observations: look for a "
                 "division by zero, or a softmax over nothing"
             )
         if not _close(again, first):

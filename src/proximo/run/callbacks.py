@@ -105,20 +105,20 @@ class Evaluation:
         room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
         act = state.engine.actor(room, None)
 
-        def taken(row: np.ndarray) -> Any:
+        def env_action(row: np.ndarray) -> Any:
             room.obs[0, 0] = row
             act(0)
-            return room.taken[0, 0]
+            return room.env_action[0, 0]
 
         def choose(obs: Any, generator: object) -> Any:
-            return policy.actions.given(taken(policy.observations.row(obs)))
+            return policy.actions.given(env_action(policy.observations.row(obs)))
 
         def watch(episode: int) -> None:
             if state.watch:
                 doing = f"evaluating: episode {episode + 1} of {self._episodes}"
                 state.watch(state.steps, doing)
 
-        engine = not policy.carry_size  # its actor has no episodes
+        engine = not policy.state_size  # its actor has no episodes
         how: dict[str, Any] = {
             "episodes": self._episodes,
             "seed": TRAINING_EVALUATION_SEED,
@@ -126,7 +126,7 @@ class Evaluation:
             "watch": watch,
         }
         if isinstance(self._env, Supervised):
-            return self._env.play(lambda: taken if engine else Player(policy).act, **how)
+            return self._env.play(lambda: env_action if engine else Player(policy).act, **how)
         return evaluate(choose if engine else policy, self._env, **how)
 
 
@@ -144,7 +144,7 @@ class LookAgain:
             return
         seen = rollout.obs[-1][rollout.mask[-1]]  # the row of an agent that is away holds zeros
         if outside := self._bounds.outside(seen.cpu().numpy()):
-            self._note(f"the worlds: after update {state.updates}, {outside}")
+            self._note(f"the envs: after update {state.updates}, {outside}")
             self._done = True
 
 

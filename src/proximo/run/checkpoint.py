@@ -99,11 +99,11 @@ _LATER = {"beta", "rate_scale", "skipped", "last_trial_return"}
 """Counters that the first checkpoints did not have."""
 _CONTROL = {"policy_only", "recent", "spaces", *_COUNTERS} - _LATER
 _LANGUAGE = {"counters", "stage", "data", "finished"}
-_OPTIONAL = ("reward_return", "carry", "ahead")
+_OPTIONAL = ("reward_return", "recurrent_state", "ahead")
 _MOMENTS = ("obs_moments", "return_moments", "reward_moments")
 _GENERATORS = ("collecting", "shuffling")
-_WORLD_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
-_LOGS = "worlds.actions."
+_ENV_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
+_LOGS = "envs.actions."
 """What the names of the replay logs begin with."""
 _NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
 """Tensors, by the last part of their names."""
@@ -114,6 +114,22 @@ _DAMAGE = (
     *(ArithmeticError, AssertionError, RuntimeError),
 )
 """Whatever reading raises where what it reads is not what was written."""
+
+
+_RENAMED = {
+    "worlds.": "envs.",  # names of schema 1
+    "carry": "recurrent_state",  # names of schema 1
+    "policy.actor_memory.": "policy.actor_recurrent.",  # names of schema 1
+    "policy.critic_memory.": "policy.critic_recurrent.",  # names of schema 1
+}
+"""Beginnings of the names of tensors in files of earlier versions, and what they are now."""
+
+
+def _renamed(name: str) -> str:
+    for old, new in _RENAMED.items():
+        if name == old or (name.startswith(old) and not old[-1].isalpha()):
+            return new + name.removeprefix(old)
+    return name
 
 
 class Damaged(UsageError):
@@ -158,7 +174,7 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str
     data = safetensors.torch.save(tensors, {"proximo": json.dumps(header)})
     if int.from_bytes(data[:8], "little") > LONGEST_HEADER:
         raise UsageError(
-            "the world's spaces have too many numbers for a checkpoint: let it show smaller "
+            "the env's spaces have too many numbers for a checkpoint: let it show smaller "
             "observations, or train without a run folder"
         )
     replace(path, data, within=path.parent.parent)  # both of the run folder and what it is in
@@ -203,6 +219,7 @@ class Checkpoint:
             if _digest(self.tensors, text) != self.sha256:
                 raise ValueError("its SHA-256 does not match its content")
             self.record: dict[str, Any] = json.loads(text)
+            self.tensors = {_renamed(name): x for name, x in self.tensors.items()}
             schema = self.record.get("schema")
             if schema == SCHEMA:
                 _check(self.record)
@@ -238,7 +255,7 @@ class Checkpoint:
     @property
     def steps(self) -> int:
         if "policy_only" not in self.record:
-            raise UsageError(f"{self.path} is no checkpoint of a policy for worlds")
+            raise UsageError(f"{self.path} is no checkpoint of a policy for envs")
         return int(self.record["steps"])
 
     def load_policy(self, policy: torch.nn.Module) -> None:
@@ -277,9 +294,9 @@ class Checkpoint:
         later = {name: x for name, x in _later(state).items() if name in self.tensors}
         own = _tensors(state) | later
         # A rollout leaves all observations but bytes as the policy sees them.
-        obs, seen = own["worlds.obs"], self.tensors.get("worlds.obs")
+        obs, seen = own["envs.obs"], self.tensors.get("envs.obs")
         if seen is not None and seen.dtype is policy.dtype and obs.dtype is not torch.uint8:
-            own["worlds.obs"] = obs.to(policy.dtype)
+            own["envs.obs"] = obs.to(policy.dtype)
         for name in later:  # choices were int64 once, whatever the space said
             if name.startswith(_LOGS) and self.tensors[name].dtype is torch.int64:
                 own[name] = own[name].long()
@@ -295,12 +312,12 @@ class Checkpoint:
         for name in _OPTIONAL:
             setattr(state, name, saved.get(name))
         self.load_optimizer(state.optimizer)
-        world = state.worlds
-        for name in _WORLD_ARRAYS:
-            setattr(world, name, saved[f"worlds.{name}"].numpy().copy())
+        env = state.envs
+        for name in _ENV_ARRAYS:
+            setattr(env, name, saved[f"envs.{name}"].numpy().copy())
         kind = policy.actions.dtype
-        actions = (saved.get(f"{_LOGS}{i}") for i in range(len(world.episode)))
-        world.actions = [[] if log is None else [log.numpy().astype(kind)] for log in actions]
+        actions = (saved.get(f"{_LOGS}{i}") for i in range(len(env.episode)))
+        env.actions = [[] if log is None else [log.numpy().astype(kind)] for log in actions]
 
     def load_optimizer(self, optimizer: Any) -> None:
         """What a `FlatOptimizer` keeps of earlier gradients. Raises `UsageError`."""
@@ -333,7 +350,7 @@ class Checkpoint:
                 raise UsageError(
                     f"the checkpoint {self.path} has {found} where {name} {tuple(here.shape)} of "
                     f"{here.dtype} belongs: its network, its kind of critic, its optimizer or its "
-                    "worlds differ from the ones here"
+                    "envs differ from the ones here"
                 )
             wrong = ~there.isfinite()
             if there.shape == here.shape and not here.is_meta:
@@ -348,7 +365,7 @@ class Checkpoint:
         if names:
             raise UsageError(
                 f"the checkpoint {self.path} has {min(names)!r:.80}, for which there is no place: "
-                "its network, its kind of critic or its worlds differ from the ones here"
+                "its network, its kind of critic or its envs differ from the ones here"
             )
 
 
@@ -516,16 +533,16 @@ def _policy_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
-    world, tensors = state.worlds, _policy_tensors(state)
+    env, tensors = state.envs, _policy_tensors(state)
     tensors |= optimizer_tensors(state.optimizer)
     for name in _GENERATORS:
         tensors[name] = getattr(state, name).get_state()
     for name in _OPTIONAL:
         if (tensor := getattr(state, name)) is not None:
             tensors[name] = tensor
-    for name in _WORLD_ARRAYS:
-        tensors[f"worlds.{name}"] = torch.as_tensor(getattr(world, name))
-    for i, stretches in enumerate(world.actions):
+    for name in _ENV_ARRAYS:
+        tensors[f"envs.{name}"] = torch.as_tensor(getattr(env, name))
+    for i, stretches in enumerate(env.actions):
         if stretches:
             tensors[f"{_LOGS}{i}"] = torch.from_numpy(np.concatenate(stretches))
     return tensors
@@ -534,10 +551,10 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
 def _later(state: TrainState) -> dict[str, Tensor]:
     """What a state has only after its first updates, of the types and shapes it then has."""
     policy: Any = state.policy
-    count = len(state.worlds.episode)
+    count = len(state.envs.episode)
     tensors = {
         "reward_return": torch.zeros(count, dtype=torch.float64),
-        "carry": torch.zeros(count, policy.carry_size, dtype=policy.dtype),
+        "recurrent_state": torch.zeros(count, policy.state_size, dtype=policy.dtype),
         "ahead": policy.head.noise(torch.Generator(), (1, count)),
     }
     for name, shape in _moments(state).items():

@@ -15,8 +15,8 @@ from proximo.types import UsageError
 
 SMALL = 1_000_000
 """Parameters up to which a network runs on the CPU, and PyTorch's operations on one thread."""
-MANY_WORLDS = 32
-"""Worlds from which their vector version is worth that a resumed run begins new episodes."""
+MANY_ENVS = 32
+"""Envs from which their vector version is worth that a resumed run begins new episodes."""
 WORTH_A_THREAD = 500_000
 """Parameters x samples of a minibatch from which a second thread is worth the waiting for it."""
 
@@ -27,7 +27,7 @@ def size(policy: ActorCritic) -> int:
 
 
 def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
-    """What steps the worlds, and why. `given`: the caller brings the worlds."""
+    """What steps the envs, and why. `given`: the caller brings the envs."""
     if env.backend != "auto":
         return env.backend, "as set"
     if env.wrappers:
@@ -35,9 +35,9 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     if env.id.startswith(ARCADE) and not given:
         return "vector", "the games' own, in C++"
     single = given or env.action_masks != "observation"
-    if single or env.worlds < MANY_WORLDS or not has_vector_version(env):
+    if single or env.num_envs < MANY_ENVS or not has_vector_version(env):
         return "sync", "one after the other"
-    return "vector", f"{env.worlds} worlds in one; a resumed run begins new episodes"
+    return "vector", f"{env.num_envs} envs in one; a resumed run begins new episodes"
 
 
 def check_backend(env: EnvConfig) -> None:
@@ -57,23 +57,23 @@ def check_backend(env: EnvConfig) -> None:
 
 
 def choose_device(
-    wish: str, policy: ActorCritic, worlds: torch.device | None = None
+    wish: str, policy: ActorCritic, num_envs: torch.device | None = None
 ) -> tuple[str, str]:
     """Where the networks live, and why. Raises `UsageError` for a device that is not there.
 
-    worlds: where the worlds' tensors lie, if they hold any; the networks must be there too.
+    envs: where the envs' tensors lie, if they hold any; the networks must be there too.
     """
-    if worlds is not None:
-        if wish not in ("auto", worlds.type):
+    if num_envs is not None:
+        if wish not in ("auto", num_envs.type):
             raise UsageError(
-                f"run.device is {wish}, but the worlds hold tensors on {worlds}: use auto"
+                f"run.device is {wish}, but the envs hold tensors on {num_envs}: use auto"
             )
-        if worlds.type == "cuda" and worlds.index not in (None, torch.cuda.current_device()):
+        if num_envs.type == "cuda" and num_envs.index not in (None, torch.cuda.current_device()):
             raise UsageError(
-                f"the worlds hold tensors on {worlds}, but the networks would be on "
+                f"the envs hold tensors on {num_envs}, but the networks would be on "
                 f"cuda:{torch.cuda.current_device()}: call torch.cuda.set_device first"
             )
-        return worlds.type, "where the worlds' tensors are"
+        return num_envs.type, "where the envs' tensors are"
     if wish == "auto":
         if size(policy) <= SMALL:
             return "cpu", "small networks are faster there"

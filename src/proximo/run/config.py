@@ -88,7 +88,7 @@ class RolloutConfig:
     """How much experience one update learns from."""
 
     steps: int = 256
-    """T, steps in each world per update."""
+    """T, steps in each env per update."""
     episodes: int = 0
     """K whole episodes per update, the first that start, instead of steps; 0 counts steps."""
 
@@ -105,7 +105,7 @@ class RunSettings(ABC):
     """Settings of every run, in control and with language models."""
 
     seed: int = 0
-    """Seed of everything: weights, order of the data, actions or tokens, worlds."""
+    """Seed of everything: weights, order of the data, actions or tokens, envs."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the networks; auto keeps small ones on the CPU, where they are faster."""
     threads: int = 0
@@ -158,7 +158,7 @@ class RunConfig(RunSettings):
     """How long to train, on what, and what to keep."""
 
     total_steps: int = 100_000
-    """Environment steps, over all worlds; rounded up to whole updates."""
+    """Environment steps, over all envs; rounded up to whole updates."""
     total_episodes: int | None = None
     """End after the update in which this many episodes are complete; none: total_steps ends it."""
     engine: Literal["auto", "torch", "compile", "native"] = "auto"
@@ -169,7 +169,7 @@ class RunConfig(RunSettings):
     smoothed_from: float | None = None
     """Start of the smoothed return; none: at the first episode's."""
     success_at: float | None = None
-    """Return from which an episode counts as a success; none: `stop_at` or the world's own."""
+    """Return from which an episode counts as a success; none: `stop_at` or the env's own."""
     keep_best: Literal["smoothed", "evaluation"] = "smoothed"
     """Score that decides on the best policy: the smoothed return, or evaluations."""
     eval_episodes: int = 20
@@ -227,16 +227,16 @@ class Config:
             )
 
     def check_samples(self, agents: int) -> None:
-        """What cannot be seen before the worlds are there. agents: in each of them."""
+        """What cannot be seen before the envs are there. agents: in each of them."""
         algorithm, rollout = self.algorithm, self.rollout
-        samples = self.env.worlds * agents * rollout.steps
+        samples = self.env.num_envs * agents * rollout.steps
         if rollout.episodes:
             return
         if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > samples:
             of_each = f" x {agents} agents" if agents > 1 else ""
             raise UsageError(
                 f"algorithm.minibatch_size is {algorithm.minibatch_size}, but a rollout has only "
-                f"{samples} samples (env.worlds {self.env.worlds}{of_each} x rollout.steps "
+                f"{samples} samples (env.num_envs {self.env.num_envs}{of_each} x rollout.steps "
                 f"{rollout.steps}): lower the one or raise the others"
             )
 
@@ -261,12 +261,12 @@ class Config:
     def check_lone(self, agents: int) -> None:
         """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
 
-        The deviation of one sample from its own mean is 0. agents: in each of the worlds.
+        The deviation of one sample from its own mean is 0. agents: in each of the envs.
         """
         algorithm, rollout = self.algorithm, self.rollout
         over, each = algorithm.normalize_advantage, algorithm.standardizes_minibatches
-        whole = self.net.memory != "none" and self.net.memory_steps != 1  # segments stay together
-        samples = 0 if rollout.episodes else self.env.worlds * agents * rollout.steps
+        whole = self.net.recurrent != "none" and self.net.bptt_steps != 1  # segments stay together
+        samples = 0 if rollout.episodes else self.env.num_envs * agents * rollout.steps
         steps = 1 if self.env.max_episode_steps == 1 else 0 if rollout.episodes else rollout.steps
         alone = {
             "an update has one sample": over != "none" and samples == 1,

@@ -60,7 +60,7 @@ class RunFolder:
         """Raises `UsageError` for a path that is not UTF-8, which safetensors cannot open."""
         self.name = str(path)
         """As the user gave it, for messages."""
-        self.path = Path(path).absolute()  # a world may change the current folder
+        self.path = Path(path).absolute()  # an env may change the current folder
         check_utf8(str(self.path))
         self.config_file = self.path / "config.toml"
         self.metrics_file = self.path / "metrics.jsonl"
@@ -208,7 +208,7 @@ class RunFolder:
             return []
 
     def cut_metrics(
-        self, update: int, every: int, *, ended: bool
+        self, update: int, every: int, *, done: bool
     ) -> tuple[list[dict[str, Any]], Lost]:
         """Drop what was logged after this update, or only because a run that continues had ended.
 
@@ -222,7 +222,7 @@ class RunFolder:
             for line, row in self._metrics():
                 number = row["update"] if row else 0
                 if row and found < number <= update:
-                    if number % every and not (ended and number == update):
+                    if number % every and not (done and number == update):
                         continue
                     lost, found = lost.more(found, number, every), number
                     file.write(line.rstrip(b"\r\n") + b"\n")
@@ -338,8 +338,8 @@ def lost_rows(rows: list[dict[str, Any]], lost: Lost, updates: int, **counter: i
 
 def free_path(config: Config, parent: str | Path = "runs") -> Path:
     """A folder that does not exist yet: runs/CartPole-v1-ppo-seed1, then with -2, -3, ..."""
-    world = re.sub(r"[^A-Za-z0-9._-]+", "-", config.env.id or "world")
-    base = f"{world}-{config.algorithm.name}-seed{config.run.seed}"
+    env = re.sub(r"[^A-Za-z0-9._-]+", "-", config.env.id or "env")
+    base = f"{env}-{config.algorithm.name}-seed{config.run.seed}"
     return free(Path(parent) / base)
 
 

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 
 from proximo.collect import make_room
-from proximo.envs.make import Worlds
+from proximo.envs.make import Envs
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.choices import size
 from proximo.run.config import Config
 from proximo.types import UsageError
 
 LEAST_STEP = 16
-"""Bytes of one step of the smallest world there is."""
-LEAST_WORLD = 1000
-"""Bytes of a single world; Gymnasium's CartPole takes five times as many."""
+"""Bytes of one step of the smallest env there is."""
+LEAST_ENV = 1000
+"""Bytes of a single env; Gymnasium's CartPole takes five times as many."""
 PARAMETER = 2 * 4
 """Bytes of a parameter: its value and its gradient, in float32."""
 LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
@@ -42,35 +42,35 @@ def memory() -> int:
 
 
 def check_sizes(config: Config, *, made: bool) -> None:
-    """Before any world is made, so for the smallest there is. Raises `UsageError`.
+    """Before any env is made, so for the smallest there is. Raises `UsageError`.
 
-    config: its `env.backend` is settled. made: the caller brings the worlds, perhaps on a GPU.
+    config: its `env.backend` is settled. made: the caller brings the envs, perhaps on a GPU.
     """
     env, net = config.env, config.net
     if not net.module:
         layers = sum(net.hidden[:1]) + sum(a * b for a, b in pairwise(net.hidden))
-        _check_network(config, layers + (net.memory != "none") * net.memory_size**2)
+        _check_network(config, layers + (net.recurrent != "none") * net.recurrent_size**2)
     if made:
         return
     if env.backend in ("sync", "workers"):
-        _refuse(f"env.worlds is {env.worlds}", "the worlds take", env.worlds * LEAST_WORLD)
-    _check_rollout(config, env.worlds, LEAST_STEP)
+        _refuse(f"env.num_envs is {env.num_envs}", "the envs take", env.num_envs * LEAST_ENV)
+    _check_rollout(config, env.num_envs, LEAST_STEP)
 
 
-def check_room(policy: ActorCritic, worlds: Worlds, config: Config) -> None:
-    """For this network, which may be on the meta device, in these worlds. Raises `UsageError`."""
+def check_room(policy: ActorCritic, envs: Envs, config: Config) -> None:
+    """For this network, which may be on the meta device, in these envs. Raises `UsageError`."""
     _check_network(config, size(policy))
     seen = np.zeros((1, *policy.obs_shape), policy.observations.dtype)
     room = vars(make_room(policy, seen, 1))
-    step = sum(room[name].nbytes for name in room.keys() - {"obs", "parameters", "finals"})
-    _check_rollout(config, worlds.count, step + room["obs"][1:].nbytes, worlds.device)
+    step = sum(room[name].nbytes for name in room.keys() - {"obs", "parameters", "final_obs"})
+    _check_rollout(config, envs.count, step + room["obs"][1:].nbytes, envs.device)
 
 
 def _check_rollout(
     config: Config, rows: int, each: int, device: torch.device | None = None
 ) -> None:
     rollout, count = config.rollout, rows * config.rollout.steps
-    said = f"rollout.steps is {rollout.steps} and env.worlds {config.env.worlds}"
+    said = f"rollout.steps is {rollout.steps} and env.num_envs {config.env.num_envs}"
     if rollout.episodes:  # of one step at least
         said, count = f"rollout.episodes is {rollout.episodes}", rollout.episodes
     _refuse(said, "a rollout takes", count * each, device)
@@ -79,8 +79,8 @@ def _check_rollout(
 def _check_network(config: Config, parameters: int) -> None:
     net = config.net
     said = f"net.hidden is {net.hidden}"
-    if net.memory != "none":
-        said += f" and net.memory_size {net.memory_size}"
+    if net.recurrent != "none":
+        said += f" and net.recurrent_size {net.recurrent_size}"
     _refuse(said, f"{parameters:,} parameters and their gradients take", parameters * PARAMETER)
 
 

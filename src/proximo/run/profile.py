@@ -11,14 +11,14 @@ from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.engines import Engine
-from proximo.envs.make import Worlds
-from proximo.envs.tensors import TensorSteps
+from proximo.envs.make import Envs
+from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.callbacks import Callback
-from proximo.types import Batch, Metrics, Rollout, Steps, TrainState, WorldState
+from proximo.types import Batch, EnvState, Metrics, Rollout, RolloutBuffer, TrainState
 
 PHASES = {
-    "world": "stepping the worlds",
+    "env": "stepping the envs",
     "act": "choosing actions",
     "collect": "noise, returns",
     "checks": "whether all numbers are finite",
@@ -61,7 +61,7 @@ class Profile:
     def report(self) -> dict[str, Any]:
         """Per phase: microseconds per environment step, its share of them, and of processor time.
 
-        `ceiling`: steps per second if nothing but the worlds took time; `reached`: the share of it.
+        `ceiling`: steps per second if nothing but the envs took time; `reached`: the share of it.
         """
         self.switch(self._phase)
         assert self._state is not None
@@ -78,8 +78,8 @@ class Profile:
                 for name in PHASES
             },
             "steps_per_second": steps / total,
-            "ceiling": steps / max(self._seconds["world"], 1e-9),
-            "reached": self._seconds["world"] / total,
+            "ceiling": steps / max(self._seconds["env"], 1e-9),
+            "reached": self._seconds["env"] / total,
         }
 
 
@@ -92,37 +92,37 @@ def in_words(report: dict[str, Any]) -> list[str]:
             f"{phase['share']:>6.1%} {phase['processor_share']:>9.1%}"
         )
     lines.append(
-        f"the worlds alone would run at {report['ceiling']:,.0f} steps/s: "
+        f"the envs alone would run at {report['ceiling']:,.0f} steps/s: "
         f"{report['steps_per_second']:,.0f} is {report['reached']:.0%} of that"
     )
     return lines
 
 
-class TimedWorlds(Worlds):
-    """Worlds whose steps are timed."""
+class TimedEnvs(Envs):
+    """Envs whose steps are timed."""
 
-    def __init__(self, worlds: Worlds, profile: Profile) -> None:
-        super().__init__(worlds.count, worlds.obs_space, worlds.action_space)
-        self.replayable, self.device = worlds.replayable, worlds.device
-        self.agents, self.names = worlds.agents, worlds.names
-        self._worlds, self._profile = worlds, profile
+    def __init__(self, envs: Envs, profile: Profile) -> None:
+        super().__init__(envs.count, envs.obs_space, envs.action_space)
+        self.replayable, self.device = envs.replayable, envs.device
+        self.agents, self.names = envs.agents, envs.names
+        self._envs, self._profile = envs, profile
 
-    def fresh(self, state: WorldState) -> None:
-        self._worlds.fresh(state)
+    def fresh(self, state: EnvState) -> None:
+        self._envs.fresh(state)
 
-    def step(self, state: WorldState, steps: Steps, t: int) -> None:
-        before = self._profile.switch("world")
-        self._worlds.step(state, steps, t)
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        before = self._profile.switch("env")
+        self._envs.step(state, buffer, t)
         self._profile.switch(before)
 
-    def remember(self, state: WorldState, steps: Steps) -> None:
-        self._worlds.remember(state, steps)
+    def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
+        self._envs.remember(state, buffer)
 
-    def restore(self, state: WorldState) -> bool:
-        return self._worlds.restore(state)
+    def restore(self, state: EnvState) -> bool:
+        return self._envs.restore(state)
 
     def close(self) -> list[str]:
-        return self._worlds.close()
+        return self._envs.close()
 
 
 class TimedEngine(Engine):
@@ -133,9 +133,12 @@ class TimedEngine(Engine):
         self._engine, self._profile = engine, profile
 
     def actor(
-        self, steps: Steps | TensorSteps, noise: Tensor | None, carry: Tensor | None = None
+        self,
+        buffer: RolloutBuffer | TensorRolloutBuffer,
+        noise: Tensor | None,
+        recurrent_state: Tensor | None = None,
     ) -> Callable[[int], None]:
-        act, switch = self._engine.actor(steps, noise, carry), self._profile.switch
+        act, switch = self._engine.actor(buffer, noise, recurrent_state), self._profile.switch
 
         def timed(t: int) -> None:
             before = switch("act")

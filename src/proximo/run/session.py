@@ -15,21 +15,21 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from proximo.algorithms.update import choose_engine, make_engine
-from proximo.envs.agents import AgentWorlds
-from proximo.envs.check import Bounds, Checked, check_vector, check_world
+from proximo.envs.agents import AgentEnvs
+from proximo.envs.check import Bounds, Checked, check_env, check_vector
 from proximo.envs.make import (
     NUMBERED,
     REPLAYED,
+    Envs,
     Maker,
-    SyncWorlds,
-    VectorWorlds,
-    Worlds,
+    SyncEnvs,
+    VectorEnvs,
     close_all,
-    make_world,
-    make_worlds,
+    make_env,
+    make_envs,
 )
-from proximo.envs.tensors import TensorWorlds
-from proximo.envs.workers import WorkerWorlds
+from proximo.envs.tensors import TensorEnvs
+from proximo.envs.workers import WorkerEnvs
 from proximo.evaluate import Supervised, step_limit
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
@@ -60,13 +60,13 @@ from proximo.run.config import Config, make_policy, success_threshold
 from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
-from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedWorlds, phase_begins
+from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedEnvs, phase_begins
 from proximo.spaces import check_columns, space_record
 from proximo.types import TrainingError, TrainState, UsageError, Watch, explain, faults
 
 
 class Session:
-    """Worlds, state, callbacks and folder of one run; leaving it closes them all.
+    """Envs, state, callbacks and folder of one run; leaving it closes them all.
 
     An error before the first update removes the folder of a new run: there is nothing to keep,
     unless it is a `TrainingError`, after which the first minibatch that went wrong stands there.
@@ -87,12 +87,12 @@ class Session:
     ) -> None:
         """`start`: begin with this policy. `resume`: go on from this state. Raises `UsageError`.
 
-        source and net stand for the world and the network that the configuration names; what is
+        source and net stand for the env and the network that the configuration names; what is
         not given is imported by its name. watch: told what happens between updates.
         """
         self._folder, self._source, self._net = folder, source, net
         self._is_new, self._start, self._display = resume is None, start, display
-        self._world: gym.Env | Supervised | None = None
+        self._env: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._save: Save | None = None
@@ -111,13 +111,13 @@ class Session:
             env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
             config = dataclasses.replace(config, env=env)
             if backend != "sync":
-                self.notes.append(f"worlds: {backend} ({how})")
+                self.notes.append(f"envs: {backend} ({how})")
             if self._is_new:
                 check_backend(config.env)
             check_sizes(config, made=isinstance(source, VectorEnv))
-            self.worlds: Worlds = make_worlds(config.env, config.run.seed, source)
-            if isinstance(self.worlds, WorkerWorlds):
-                self.worlds.report = self._restarted
+            self.envs: Envs = make_envs(config.env, config.run.seed, source)
+            if isinstance(self.envs, WorkerEnvs):
+                self.envs.report = self._restarted
             try:
                 if folder:
                     list(map(space_record, self.spaces))  # refused before training
@@ -141,7 +141,7 @@ class Session:
     def _build(self, config: Config) -> TrainState:
         """Network and state at their beginning; `self.config` with every `auto` settled."""
         net = self._net or (find(config.net.module) if config.net.module else None)
-        agents = self.worlds.agents
+        agents = self.envs.agents
         config.check_samples(agents)
         if self._is_new:
             # One that began earlier may go on as it was, and so may the network of such a run.
@@ -150,25 +150,25 @@ class Session:
             if not self._start:
                 config.check_net(self.spaces)
         if agents > 1:
-            self.notes.append(f"agents: {agents} in each world, acting by one policy")
+            self.notes.append(f"agents: {agents} in each env, acting by one policy")
         with torch.random.fork_rng(devices=[]):
             if net is None:
                 with torch.device("meta"):  # where it takes no memory
                     draft = make_policy(self.spaces, config)
-                check_room(draft, self.worlds, config)
+                check_room(draft, self.envs, config)
             torch.manual_seed(config.run.seed)
             torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
             policy = make_policy(self.spaces, config, net)
             torch.set_num_threads(self._threads)
         if net:  # which can be made only in earnest
-            check_room(policy, self.worlds, config)
-        device, why = choose_device(config.run.device, policy, self.worlds.device)
+            check_room(policy, self.envs, config)
+        device, why = choose_device(config.run.device, policy, self.envs.device)
         self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
         policy.to(device)
         engine, why = choose_engine(config.run.engine, config.algorithm, policy)
         samples = config.algorithm.minibatch_size
         if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
-            samples = self.worlds.count * config.rollout.steps
+            samples = self.envs.count * config.rollout.steps
         threads = choose_threads(config.run.threads, engine, policy, samples)
         self.notes.append(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
         # The native engine has threads of its own, and small operations are slower on several.
@@ -181,38 +181,36 @@ class Session:
             self._check()
         state = self._make_state(policy)
         if net:
-            seen = torch.as_tensor(state.worlds.obs, device=device)
+            seen = torch.as_tensor(state.envs.obs, device=device)
             policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
-        updates = -(-run.total_steps // (self.worlds.count * config.rollout.steps))
+        updates = -(-run.total_steps // (self.envs.count * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(
                 f"total_steps is enough for {updates} updates only: more steps, or a smaller "
-                "env.worlds or rollout.steps, give more"
+                "env.num_envs or rollout.steps, give more"
             )
         return state
 
     def _check(self) -> None:
-        """Look for mistakes in the worlds. Raises `UsageError` for those that forbid training."""
+        """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
         config = self.config.env
-        if type(self.worlds) in (SyncWorlds, AgentWorlds):
+        if type(self.envs) in (SyncEnvs, AgentEnvs):
             try:
                 # It goes on to evaluations: there may be no room for another one, and what envs
                 # share in a process may end with the first that is closed.
-                world = self._world = make_world(config, self._source)  # type: ignore[arg-type]
+                env = self._env = make_env(config, self._source)  # type: ignore[arg-type]
             except UsageError as error:  # perhaps there can be no more of them
-                self.notes.append(
-                    f"the worlds were not checked: one apart cannot be made ({error})"
-                )
+                self.notes.append(f"the envs were not checked: one apart cannot be made ({error})")
                 return
-            self.checked = check_world(world)
-        elif type(self.worlds) in (VectorWorlds, TensorWorlds) and config.backend != "envpool":
-            assert isinstance(self.worlds, VectorWorlds)
-            self.checked = check_vector(self.worlds)
-        elif isinstance(self.worlds, WorkerWorlds):
-            self.checked = self.worlds.check()
+            self.checked = check_env(env)
+        elif type(self.envs) in (VectorEnvs, TensorEnvs) and config.backend != "envpool":
+            assert isinstance(self.envs, VectorEnvs)
+            self.checked = check_vector(self.envs)
+        elif isinstance(self.envs, WorkerEnvs):
+            self.checked = self.envs.check()
         if not self.checked:  # known: with a backend of ours
             return
-        found = [f"the worlds: {note}" for note in self.checked.notes]
+        found = [f"the envs: {note}" for note in self.checked.notes]
         self.doubts += found
         self.notes += found
 
@@ -227,12 +225,12 @@ class Session:
             start.load_moments(state)
         if resume:
             resume.load_state(state)
-            whole = not self.worlds.replayable or self.worlds.remembered(state.worlds).all()
-            if not self._restored(self.worlds, state):
-                state.reward_return = state.carry = None  # of the episodes that are gone
+            whole = not self.envs.replayable or self.envs.remembered(state.envs).all()
+            if not self._restored(self.envs, state):
+                state.reward_return = state.recurrent_state = None  # of the episodes that are gone
                 why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
                 self.notes.append(
-                    f"these worlds cannot be brought back{why}: new episodes begin in them"
+                    f"these envs cannot be brought back{why}: new episodes begin in them"
                 )
 
     def _cut(self, folder: RunFolder) -> list[dict[str, Any]]:
@@ -245,7 +243,7 @@ class Session:
         with writable(folder.path):
             folder.enter()
             folder.write_config(self.config)  # first: it says whether the run has ended here
-            rows, lost = folder.cut_metrics(state.updates, run.log_every, ended=ended)
+            rows, lost = folder.cut_metrics(state.updates, run.log_every, done=ended)
             folder.remove_result()
         if doubt := lost_rows(rows, lost, state.updates, steps=state.steps):
             self.notes.append(doubt)
@@ -262,7 +260,7 @@ class Session:
         callbacks: list[Callback] = []
         if run.eval_every or run.stop_at is not None:
             limit = step_limit(self.config.env, run.eval_max_episode_steps)
-            evaluation = Evaluation(self.world, run.eval_episodes, limit, self._doubt)
+            evaluation = Evaluation(self.env, run.eval_episodes, limit, self._doubt)
         if run.eval_every:
             callbacks.append(Evaluate(evaluation, run.eval_every))
         if run.stop_at is not None:
@@ -324,7 +322,7 @@ class Session:
 
     def _timed(self) -> Config:
         self.profile = profile = Profile()
-        self.worlds = TimedWorlds(self.worlds, profile)
+        self.envs = TimedEnvs(self.envs, profile)
         self.state.engine = TimedEngine(self.state.engine, profile)
         for place, callback in enumerate(self.callbacks):
             if isinstance(callback, LookAgain):
@@ -348,50 +346,50 @@ class Session:
 
     @property
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        return self.worlds.obs_space, self.worlds.action_space
+        return self.envs.obs_space, self.envs.action_space
 
     @property
-    def world(self) -> gym.Env | Supervised:
-        """One world apart, for evaluations: watched over if the others are."""
+    def env(self) -> gym.Env | Supervised:
+        """One env apart, for evaluations: watched over if the others are."""
         if isinstance(self._source, VectorEnv):
             raise UsageError(
-                "a vector world cannot be evaluated one episode at a time: leave out stop_at and "
-                "eval_every, or pass a callable that makes one world"
+                "a vector env cannot be evaluated one episode at a time: leave out stop_at and "
+                "eval_every, or pass a callable that makes one env"
             )
-        if self._world is None and isinstance(self.worlds, WorkerWorlds):
-            env = dataclasses.replace(self.config.env, worlds=1, processes=1)
-            worlds = WorkerWorlds(env, NUMBERED, self._source)
-            worlds.report = lambda text, trace: self._restarted(f"evaluating: {text}", trace)
-            self._world = Supervised(worlds)
-        elif self._world is None:
-            self._world = make_world(self.config.env, self._source)
-        return self._world
+        if self._env is None and isinstance(self.envs, WorkerEnvs):
+            env = dataclasses.replace(self.config.env, num_envs=1, processes=1)
+            envs = WorkerEnvs(env, NUMBERED, self._source)
+            envs.report = lambda text, trace: self._restarted(f"evaluating: {text}", trace)
+            self._env = Supervised(envs)
+        elif self._env is None:
+            self._env = make_env(self.config.env, self._source)
+        return self._env
 
     @staticmethod
-    def _restored(worlds: Worlds, state: TrainState) -> bool:
+    def _restored(envs: Envs, state: TrainState) -> bool:
         try:
-            return worlds.restore(state.worlds)
+            return envs.restore(state.envs)
         except UsageError:
             raise
         except faults() as error:
             raise UsageError(
-                f"a world failed while its episode was replayed: {explain(error)}"
+                f"an env failed while its episode was replayed: {explain(error)}"
             ) from error
 
     def _make_state(self, policy: ActorCritic) -> TrainState:
         try:
-            worlds = self.worlds.start()
+            envs = self.envs.start()
         except UsageError:
             raise
         except faults() as error:
-            raise UsageError(f"a world failed at its first reset: {explain(error)}") from error
+            raise UsageError(f"an env failed at its first reset: {explain(error)}") from error
         run = self.config.run
         optimizer = self.config.algorithm.make_optimizer(policy)
         return TrainState(
             policy=policy,
             optimizer=optimizer,
             engine=make_engine(run.engine, policy, optimizer, run.threads),
-            worlds=worlds,
+            envs=envs,
             # Streams apart, so that longer rollouts do not change the order of minibatches.
             collecting=torch.Generator().manual_seed(2 * run.seed),
             shuffling=torch.Generator().manual_seed(2 * run.seed + 1),
@@ -422,8 +420,8 @@ class Session:
         if self._record:
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
                 self._record.close()
-        apart = [self._world] if self._world else []
-        failed = [*self.worlds.close(), *close_all(apart)]
+        apart = [self._env] if self._env else []
+        failed = [*self.envs.close(), *close_all(apart)]
         for text in dict.fromkeys(failed if well else ()):
             self._warn(text)
         torch.set_num_threads(self._threads)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from proximo.types import Recall
+from proximo.types import Segments
 
 
 class Memory(nn.Module):
-    """y_t, m_t = cell(x_t, m_{t-1}): what is remembered, m, is the carry, one row per world.
+    """y_t, m_t = cell(x_t, m_{t-1}): what is remembered, m, is the carry, one row per env.
 
     A carry [.., C] is the hidden state, and for an LSTM the cell state beside it; 0 at the
     beginning of an episode.
@@ -19,7 +19,7 @@ class Memory(nn.Module):
     def __init__(self, kind: str, inputs: int, size: int, orthogonal: bool) -> None:
         super().__init__()
         self.size = size
-        self.carry_size = 2 * size if kind == "lstm" else size
+        self.state_size = 2 * size if kind == "lstm" else size
         self.cell = (nn.LSTM if kind == "lstm" else nn.GRU)(inputs, size)
         if orthogonal:
             for name, parameter in self.cell.named_parameters():
@@ -28,17 +28,17 @@ class Memory(nn.Module):
                 else:
                     nn.init.zeros_(parameter)
 
-    def step(self, x: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of every world. x: [N, inputs], carry: [N, C]; returns [N, size], [N, C]."""
-        y, state = self.cell(x.unsqueeze(0), self._state(carry))
+    def step(self, x: Tensor, recurrent_state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of every env. x: [N, inputs], carry: [N, C]; returns [N, size], [N, C]."""
+        y, state = self.cell(x.unsqueeze(0), self._state(recurrent_state))
         return y.squeeze(0), self._carry(state)
 
-    def forward(self, x: Tensor, recall: Recall) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, segments: Segments) -> tuple[Tensor, Tensor]:
         """All stretches at once, packed by their lengths: no padding, no loop over time.
 
         x: [B, inputs]; returns [B, size] and what is remembered after each stretch, [S, C].
         """
-        lengths = torch.unique_consecutive(recall.stretch, return_counts=True)[1]
+        lengths = torch.unique_consecutive(segments.segment_id, return_counts=True)[1]
         begins = lengths.cumsum(0) - lengths
         longest_first = lengths.argsort(descending=True, stable=True)
         rank = longest_first.argsort()
@@ -46,12 +46,12 @@ class Memory(nn.Module):
         # The fused cell takes the first rows of all stretches, then the second ones, and so on.
         order = (time * len(lengths) + rank.repeat_interleave(lengths)).argsort()
         packed = PackedSequence(x[order], torch.bincount(time).cpu())
-        state = self._state(recall.carry[begins[longest_first]])
+        state = self._state(segments.initial_state[begins[longest_first]])
         y, state = self.cell(packed, state)
         return y.data[order.argsort()], self._carry(state)[rank]
 
-    def _state(self, carry: Tensor) -> Tensor | tuple[Tensor, ...]:
-        parts = torch.split(carry.unsqueeze(0), self.size, -1)
+    def _state(self, recurrent_state: Tensor) -> Tensor | tuple[Tensor, ...]:
+        parts = torch.split(recurrent_state.unsqueeze(0), self.size, -1)
         return tuple(part.contiguous() for part in parts) if len(parts) > 1 else parts[0]
 
     def _carry(self, state: Tensor | tuple[Tensor, ...]) -> Tensor:

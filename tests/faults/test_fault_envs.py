@@ -1,4 +1,4 @@
-"""Worlds that fail: refused before the first update, survived by the run after it."""
+"""Envs that fail: refused before the first update, survived by the run after it."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ import torch
 from commands.command_line import proximo, refusal, rows, run_folders, succeeded, train_in
 from proximo import PPO, EnvConfig, RolloutConfig, TrainingError, load, train
 
-WORLDS = '''
+ENVS = '''
 import gymnasium as gym
 import numpy as np
 
@@ -78,12 +78,12 @@ number = 3
 
 
 @pytest.fixture(autouse=True)
-def _worlds(here):
-    (here / "failing.py").write_text(WORLDS)
+def _envs(here):
+    (here / "failing.py").write_text(ENVS)
 
 
 def fail(how, at, *words, run="r"):
-    """Train for eight updates of 32 steps in each of two worlds that fail at their step `at`."""
+    """Train for eight updates of 32 steps in each of two envs that fail at their step `at`."""
     settings = ("--env.kwargs", "how", how, "at", str(at), *words)
     return train_in("failing:Failing", "--run-dir", run, *settings)
 
@@ -122,7 +122,7 @@ def test_a_space_that_is_not_supported_is_refused_by_name(here, name, space):
         ("wrong shape", ["(3,)", "(2,)", "Failing"]),
     ],
 )
-def test_a_world_that_fails_at_once_is_refused(here, how, parts):
+def test_an_env_that_fails_at_once_is_refused(here, how, parts):
     message = refusal(fail(how, 0))
     assert message.startswith("proximo: ")
     for part in parts:
@@ -130,11 +130,11 @@ def test_a_world_that_fails_at_once_is_refused(here, how, parts):
     assert run_folders(here) == []
 
 
-def test_a_world_whose_first_observation_is_not_finite_is_not_said_to_fail_in_a_step(here):
+def test_an_env_whose_first_observation_is_not_finite_is_not_said_to_fail_in_a_step(here):
     assert "reset" in refusal(fail("nan at reset", 0))
 
 
-def test_a_world_that_fails_late_in_the_first_rollout_is_refused_as_well(here):
+def test_an_env_that_fails_late_in_the_first_rollout_is_refused_as_well(here):
     assert "step 31 of update 1" in refusal(fail("nan reward", 31))
     assert run_folders(here) == []
 
@@ -146,14 +146,14 @@ def test_a_world_that_fails_late_in_the_first_rollout_is_refused_as_well(here):
         ("failing:number", "cannot be made"),
         ("failing:", "failing"),
         (":Failing", "Failing"),
-        ("broken:World", "broken"),
-        ("unfinished:World", "unfinished"),
-        ("crashing:World", "no licence"),
+        ("broken:Env", "broken"),
+        ("unfinished:Env", "unfinished"),
+        ("crashing:Env", "no licence"),
     ],
 )
-def test_a_module_without_such_a_world_is_refused(here, name, part):
+def test_a_module_without_such_an_env_is_refused(here, name, part):
     (here / "broken.py").write_text("import a_package_that_nobody_has\n")
-    (here / "unfinished.py").write_text("class World(\n")
+    (here / "unfinished.py").write_text("class Env(\n")
     (here / "crashing.py").write_text("raise RuntimeError('no licence')\n")
     message = refusal(train_in(name, "--run-dir", "r"))
     assert message.startswith("proximo: ")
@@ -176,7 +176,7 @@ LATE = pytest.mark.parametrize(
 
 
 @LATE
-def test_a_world_that_fails_later_ends_the_run_with_code_1_and_a_short_message(how, part):
+def test_an_env_that_fails_later_ends_the_run_with_code_1_and_a_short_message(how, part):
     failed = fail(how, 75)
     assert failed.code == 1
     assert failed.err.startswith("proximo: ")
@@ -203,7 +203,7 @@ def test_nothing_of_it_reaches_the_weights(here, how, part):
         then = [p.detach().clone() for p in state.policy.parameters()]
         seen[:] = state.policy, then, state.updates
 
-    env = EnvConfig(id="failing:Failing", kwargs={"how": how, "at": 75}, worlds=2)
+    env = EnvConfig(id="failing:Failing", kwargs={"how": how, "at": 75}, num_envs=2)
     with pytest.raises(TrainingError, match=re.escape(part)):
         train(env, PPO(epochs=1), rollout=RolloutConfig(steps=32), callbacks=[look])
     policy, before, updates = seen
@@ -227,7 +227,7 @@ def test_quiet_is_not_quiet_about_faults():
     assert "reward nan" in failed.err
 
 
-def test_a_run_that_failed_goes_on_once_the_world_is_mended(here):
+def test_a_run_that_failed_goes_on_once_the_env_is_mended(here):
     fail("raise", 75)
     mended = (here / "failing.py").read_text().replace('if self.how == "raise":', "if False:")
     (here / "failing.py").write_text(mended + "\n# mended\n")
@@ -237,7 +237,7 @@ def test_a_run_that_failed_goes_on_once_the_world_is_mended(here):
 
 
 def test_a_fault_while_resuming_keeps_the_run(here):
-    succeeded(fail("raise", 300))  # 256 steps in each world: too late to be reached
+    succeeded(fail("raise", 300))  # 256 steps in each env: too late to be reached
     words = ("--env", "failing:Failing", "--total-steps", "2048")
     failed = proximo("resume", "r", *words)
     assert failed.code == 1
@@ -247,7 +247,7 @@ def test_a_fault_while_resuming_keeps_the_run(here):
     load("r")
 
 
-def test_a_world_that_cannot_be_made_again_leaves_the_run_as_it_was(here):
+def test_an_env_that_cannot_be_made_again_leaves_the_run_as_it_was(here):
     succeeded(fail("raise", 300))
     before = {path: path.read_bytes() for path in (here / "r").rglob("*") if path.is_file()}
     words = ("--env", "failing:number", "--total-steps", "1024")

@@ -1,4 +1,4 @@
-"""Parallel worlds of several agents, small enough to be known by heart."""
+"""Parallel envs of several agents, small enough to be known by heart."""
 
 import gymnasium as gym
 import numpy as np
@@ -146,7 +146,7 @@ class High(Leaving):
 
 
 def answering(base=Leaving, **wrong):
-    """A world in whose fourth step `late`, who is alone by then, is told something else."""
+    """An env in whose fourth step `late`, who is alone by then, is told something else."""
     parts = ("obs", "reward", "terminated", "truncated")
 
     class Wrong(base):

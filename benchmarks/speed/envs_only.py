@@ -1,4 +1,4 @@
-"""Steps per second of EnvPool's worlds alone: random actions in a bare loop, nothing learns.
+"""Steps per second of EnvPool's envs alone: random actions in a bare loop, nothing learns.
 
 What is left of this figure while training is the share of the time that learning does not take.
 """
@@ -20,21 +20,21 @@ def main():
     import numpy as np
 
     work = WORKS[chosen.work]
-    worlds = envpool.make_gymnasium(
-        work.env, num_envs=work.worlds, num_threads=chosen.threads, seed=1
+    envs = envpool.make_gymnasium(
+        work.env, num_envs=work.num_envs, num_threads=chosen.threads, seed=1
     )
-    space = worlds.action_space
+    space = envs.action_space
     draws = np.random.default_rng(1)
-    shape = (100, work.worlds, *space.shape)
+    shape = (100, work.num_envs, *space.shape)
     actions = draws.uniform(space.low, space.high, shape).astype(space.dtype)
-    worlds.reset()
-    rounds = max(chosen.steps // work.worlds, 100)
+    envs.reset()
+    rounds = max(chosen.steps // work.num_envs, 100)
     for number in range(rounds):
         if number == rounds // 10:
             begin = time.perf_counter()
-        worlds.step(actions[number % len(actions)])
+        envs.step(actions[number % len(actions)])
     seconds = time.perf_counter() - begin
-    steps = (rounds - rounds // 10) * work.worlds
+    steps = (rounds - rounds // 10) * work.num_envs
     report(steps_per_second=steps / seconds, timed_steps=steps, timed_seconds=seconds)
 
 

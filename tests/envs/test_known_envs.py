@@ -1,4 +1,4 @@
-"""Worlds that just work: trained, scored, shown and gone on with by their names alone."""
+"""Envs that just work: trained, scored, shown and gone on with by their names alone."""
 
 import ctypes.util
 import json
@@ -8,21 +8,21 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from commands.command_line import SMALL, here, own_world, proximo, refusal, succeeded
+from commands.command_line import SMALL, here, own_env, proximo, refusal, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, load, train
 from proximo.envs.known import FAMILIES
-from proximo.envs.make import episode_seed, make_world, make_worlds
+from proximo.envs.make import episode_seed, make_env, make_envs
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
 from proximo.run.session import Session
-from proximo.types import Steps
+from proximo.types import RolloutBuffer
 
-__all__ = ["here", "own_world"]
+__all__ = ["here", "own_env"]
 
-WORLDS = {
+ENVS = {
     "CartPole-v1": "",
     "FrozenLake-v1": "",
     "CliffWalking-v1": "",
@@ -36,10 +36,10 @@ WORLDS = {
 }
 
 
-@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("name", ENVS)
 def test_every_command_takes_it(here, monkeypatch, name):
-    if WORLDS[name]:
-        pytest.importorskip(WORLDS[name])
+    if ENVS[name]:
+        pytest.importorskip(ENVS[name])
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setenv("MUJOCO_GL", "egl")
     small = (
@@ -56,7 +56,7 @@ def test_every_command_takes_it(here, monkeypatch, name):
     succeeded(proximo("train", "ppo", name, "--total-steps", "128", *small))
     scores = json.loads(succeeded(proximo("eval", "run", "--episodes", "2", "--json")).out)
     assert scores["length_mean"] <= 20
-    if WORLDS[name] not in ("mujoco", "dm_control") or ctypes.util.find_library("EGL"):
+    if ENVS[name] not in ("mujoco", "dm_control") or ctypes.util.find_library("EGL"):
         assert "states in run.gif" in succeeded(proximo("play", "run", "--video", "run.gif")).out
     resumed = succeeded(proximo("resume", "run", "--total-steps", "192"))
     assert "cannot be brought back" not in resumed.out
@@ -90,57 +90,57 @@ SMALL_NET = NetConfig(hidden=(8,), trunk="shared")
 
 def arcade(**settings):
     pytest.importorskip("ale_py")
-    return EnvConfig(**{"id": "ALE/Breakout-v5", "worlds": 3, "backend": "vector"} | settings)
+    return EnvConfig(**{"id": "ALE/Breakout-v5", "num_envs": 3, "backend": "vector"} | settings)
 
 
-def played(worlds, actions):
-    """Every observation, reward and end of worlds that are given these actions. [T, N]."""
-    state = worlds.start()
+def played(envs, actions):
+    """Every observation, reward and end of envs that are given these actions. [T, N]."""
+    state = envs.start()
     size = actions.shape
-    steps = Steps(
+    buffer = RolloutBuffer(
         obs=np.empty((len(actions) + 1, *state.obs.shape), np.uint8),
         action=actions,
         parameters=np.empty(0),
-        taken=actions,
+        env_action=actions,
         reward=np.empty(size),
         terminated=np.zeros(size, bool),
-        ended=np.zeros(size, bool),
-        real=np.ones(size, bool),
-        finals=[],
+        done=np.zeros(size, bool),
+        valid=np.ones(size, bool),
+        final_obs=[],
     )
-    steps.obs[0] = state.obs
+    buffer.obs[0] = state.obs
     for t in range(len(actions)):
-        worlds.step(state, steps, t)
-    worlds.close()
-    return steps
+        envs.step(state, buffer, t)
+    envs.close()
+    return buffer
 
 
 def test_atari_is_evaluated_on_the_very_pixels_it_is_trained_on():
     assert choose_backend(EnvConfig(id="ALE/Breakout-v5"), given=False)[0] == "vector"
     actions = np.random.default_rng(0).integers(0, 4, (80, 3))
     many, single = (arcade(backend=name, max_episode_steps=30) for name in ("vector", "sync"))
-    steps = played(make_worlds(many, 7), actions)
-    singly = played(make_worlds(single, 7), actions)  # as they are evaluated
-    assert steps.obs.shape == (81, 3, 4, 84, 84)
-    assert steps.ended.any()  # the pixels of second episodes are compared too
-    for name in ("obs", "reward", "terminated", "ended", "real"):
-        np.testing.assert_array_equal(getattr(steps, name), getattr(singly, name), name)
-    for (t, i, one), (u, j, other) in zip(steps.finals, singly.finals, strict=True):
+    buffer = played(make_envs(many, 7), actions)
+    singly = played(make_envs(single, 7), actions)  # as they are evaluated
+    assert buffer.obs.shape == (81, 3, 4, 84, 84)
+    assert buffer.done.any()  # the pixels of second episodes are compared too
+    for name in ("obs", "reward", "terminated", "done", "valid"):
+        np.testing.assert_array_equal(getattr(buffer, name), getattr(singly, name), name)
+    for (t, i, one), (u, j, other) in zip(buffer.final_obs, singly.final_obs, strict=True):
         assert (t, i) == (u, j)
         np.testing.assert_array_equal(one, other)
 
 
 def test_atari_shows_the_screen_of_the_game_that_is_played():
     full = {"img_height": 210, "img_width": 160}
-    world = make_world(arcade(kwargs=full), render_mode="rgb_array")
-    seen, _ = world.reset(seed=3)
+    env = make_env(arcade(kwargs=full), render_mode="rgb_array")
+    seen, _ = env.reset(seed=3)
     for action in [1, 2, 3, 0] * 20:
-        frame = world.render()
+        frame = env.render()
         assert frame.shape == (210, 160, 3)
         grey = frame @ [0.299, 0.587, 0.114]
         assert np.abs(grey - seen[-1]).max() < 2  # what the policy sees, but for rounding
-        seen = world.step(action)[0]
-    world.close()
+        seen = env.step(action)[0]
+    env.close()
 
 
 def test_atari_resumes_to_the_bit(tmp_path):
@@ -170,41 +170,41 @@ def test_atari_resumes_to_the_bit(tmp_path):
 @pytest.mark.parametrize("ahead", [[50, 50, 50], [50, 0, 20]])
 def test_atari_games_that_began_at_different_times_are_brought_back(ahead):
     rng = np.random.default_rng(1)
-    worlds = make_worlds(arcade(), seed=2)
-    state = worlds.start()
+    envs = make_envs(arcade(), seed=2)
+    state = envs.start()
     actions = rng.integers(0, 4, (50, 3))
     state.actions = [[actions[50 - n :, i]] if n else [] for i, n in enumerate(ahead)]
-    single = make_world(arcade())
+    single = make_env(arcade())
     for i, n in enumerate(ahead):
         seen, _ = single.reset(seed=episode_seed(2, i, 0))
         for action in actions[50 - n :, i]:
             seen = single.step(action)[0]
         state.obs[i] = seen
-    assert worlds.restore(state)
+    assert envs.restore(state)
     assert state.episode.tolist() == [0, 0, 0]
     state.obs[1] += 1
-    assert not worlds.restore(state)
+    assert not envs.restore(state)
     assert state.episode.tolist() == [1, 1, 1]
 
 
 def test_a_lost_life_ends_the_bootstrap_but_not_the_game():
     actions = np.random.default_rng(0).integers(0, 4, (350, 1))
-    whole = played(make_worlds(arcade(worlds=1), 5), actions)
-    told = arcade(worlds=1, kwargs={"life_loss_info": True})
-    lives = played(make_worlds(told, 5), actions)
+    whole = played(make_envs(arcade(num_envs=1), 5), actions)
+    told = arcade(num_envs=1, kwargs={"life_loss_info": True})
+    lives = played(make_envs(told, 5), actions)
     for name in ("obs", "reward"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(lives, name), name)
-    assert [(t, i) for t, i, _ in whole.finals] == [(t, i) for t, i, _ in lives.finals]
-    games = len(whole.finals)
+    assert [(t, i) for t, i, _ in whole.final_obs] == [(t, i) for t, i, _ in lives.final_obs]
+    games = len(whole.final_obs)
     assert games >= 1
-    assert whole.ended.sum() == whole.terminated.sum() == games
-    assert lives.ended.sum() == lives.terminated.sum() >= 5 * games  # five lives in a game
+    assert whole.done.sum() == whole.terminated.sum() == games
+    assert lives.done.sum() == lives.terminated.sum() >= 5 * games  # five lives in a game
     # A score is that of a whole game, with all the lives.
-    world = make_world(told)
-    world.reset(seed=1)
+    env = make_env(told)
+    env.reset(seed=1)
     left = []
     for action in np.random.default_rng(0).integers(0, 4, 1000):
-        _, _, over, _, info = world.step(action)
+        _, _, over, _, info = env.step(action)
         left.append(info["lives"])
         if over:
             break
@@ -230,16 +230,16 @@ def test_rewards_of_atari_are_clipped_for_learning_and_logged_whole():
     [
         ({"episodic_life": True}, "life_loss_info"),
         ({"reward_clipping": True}, r"use env\.reward_clip"),
-        ({"num_envs": 3}, r"use env\.worlds"),
+        ({"num_envs": 3}, r"use env\.envs"),
         ({"colour": "red"}, "cannot be made"),
     ],
 )
 def test_arguments_that_are_not_for_atari_are_refused(kwargs, message):
     for backend in ("sync", "vector"):
         with pytest.raises(UsageError, match=message):
-            make_worlds(arcade(kwargs=kwargs, backend=backend), 0)
+            make_envs(arcade(kwargs=kwargs, backend=backend), 0)
     with pytest.raises(UsageError, match="Did you mean ALE/Pong-v5"):
-        make_worlds(arcade(id="ALE/Pongg-v5"), 0)
+        make_envs(arcade(id="ALE/Pongg-v5"), 0)
 
 
 def test_all_of_atari_has_the_settings_that_are_standard():
@@ -255,9 +255,9 @@ def test_all_of_atari_has_the_settings_that_are_standard():
 
 def test_a_grid_is_told_in_categories_and_without_its_mission():
     pytest.importorskip("minigrid")
-    worlds = make_worlds(EnvConfig(id="MiniGrid-Empty-5x5-v0", worlds=1), 0)
-    assert list(worlds.obs_space.spaces) == ["direction", "image"]
-    state = worlds.start()
+    envs = make_envs(EnvConfig(id="MiniGrid-Empty-5x5-v0", num_envs=1), 0)
+    assert list(envs.obs_space.spaces) == ["direction", "image"]
+    state = envs.start()
     assert state.obs.shape == (1, 4 + 49 * (11 + 6 + 4))
     seen, _ = gym.make("MiniGrid-Empty-5x5-v0").reset(seed=episode_seed(0, 0, 0))
     row = state.obs[0]
@@ -278,7 +278,7 @@ def test_a_grid_is_learned():
 
 
 class Doubled(gym.ObservationWrapper):
-    """Shows twice what the world shows."""
+    """Shows twice what the env shows."""
 
     def observation(self, seen):
         return 2 * seen
@@ -290,23 +290,23 @@ class Shifted(gym.ObservationWrapper):
 
 
 def test_wrappers_are_put_on_in_order():
-    names = tuple(f"envs.test_known_worlds:{name}" for name in ("Doubled", "Shifted"))
-    plain = make_world(EnvConfig(id="CartPole-v1")).reset(seed=1)[0]
+    names = tuple(f"envs.test_known_envs:{name}" for name in ("Doubled", "Shifted"))
+    plain = make_env(EnvConfig(id="CartPole-v1")).reset(seed=1)[0]
     for wrappers, expected in ((names, 2 * plain + 1), (names[::-1], 2 * (plain + 1))):
         env = EnvConfig(id="CartPole-v1", wrappers=wrappers)
-        np.testing.assert_array_equal(make_world(env).reset(seed=1)[0], expected)
+        np.testing.assert_array_equal(make_env(env).reset(seed=1)[0], expected)
         assert (
-            choose_backend(EnvConfig(id="CartPole-v1", worlds=64, wrappers=wrappers), given=False)[
-                0
-            ]
+            choose_backend(
+                EnvConfig(id="CartPole-v1", num_envs=64, wrappers=wrappers), given=False
+            )[0]
             == "sync"
         )
-    with pytest.raises(UsageError, match="wrap single worlds"):
-        make_worlds(EnvConfig(id="CartPole-v1", wrappers=names, backend="vector"), 0)
+    with pytest.raises(UsageError, match="wrap single envs"):
+        make_envs(EnvConfig(id="CartPole-v1", wrappers=names, backend="vector"), 0)
     with pytest.raises(UsageError, match="name a wrapper as module:Class"):
         EnvConfig(wrappers=("Doubled",))
     with pytest.raises(UsageError, match="Did you mean Doubled"):
-        make_world(EnvConfig(id="CartPole-v1", wrappers=("envs.test_known_worlds:Double",)))
+        make_env(EnvConfig(id="CartPole-v1", wrappers=("envs.test_known_envs:Double",)))
 
 
 def test_a_grid_may_be_wrapped_and_then_only_its_mission_is_left_out():
@@ -314,11 +314,11 @@ def test_a_grid_may_be_wrapped_and_then_only_its_mission_is_left_out():
     env = EnvConfig(
         id="MiniGrid-Empty-5x5-v0", wrappers=("minigrid.wrappers:RGBImgPartialObsWrapper",)
     )
-    shown = make_world(env).observation_space
+    shown = make_env(env).observation_space
     assert list(shown.spaces) == ["direction", "image"]
     assert shown["image"] == gym.spaces.Box(0, 255, (56, 56, 3), np.uint8)
     env = EnvConfig(id=env.id, wrappers=("minigrid.wrappers:ImgObsWrapper",))
-    assert make_world(env).observation_space == gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
+    assert make_env(env).observation_space == gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
 
 
 WRAPPER = """
@@ -356,11 +356,11 @@ def test_a_stored_wrapper_is_imported_only_at_the_users_word(here):
     succeeded(proximo(*again, "--env.wrappers", name))
 
 
-def test_a_world_and_its_wrapper_both_need_the_word(own_world, here):
+def test_an_env_and_its_wrapper_both_need_the_word(own_env, here):
     (here / "own_wrapper.py").write_text(WRAPPER)
     words = (*SMALL, "--run-dir", "run", "--env.wrappers", "own_wrapper:Same")
-    succeeded(proximo("train", "ppo", own_world, "--total-steps", "64", *words))
+    succeeded(proximo("train", "ppo", own_env, "--total-steps", "64", *words))
     message = refusal(proximo("eval", "run"))
-    assert f"type: proximo eval run --env {own_world} --wrappers own_wrapper:Same" in message
-    assert "--wrappers" in refusal(proximo("eval", "run", "--env", own_world))
+    assert f"type: proximo eval run --env {own_env} --wrappers own_wrapper:Same" in message
+    assert "--wrappers" in refusal(proximo("eval", "run", "--env", own_env))
     assert "--env" in refusal(proximo("eval", "run", "--wrappers", "own_wrapper:Same"))

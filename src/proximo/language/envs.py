@@ -1,4 +1,4 @@
-"""Worlds of text: Gymnasium worlds that a language model talks with, turn by turn."""
+"""Envs of text: Gymnasium envs that a language model talks with, turn by turn."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ from gymnasium import Env
 from gymnasium.spaces import Text
 
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, base, close_all, episode_seed, make_world, title
+from proximo.envs.make import Maker, base, close_all, episode_seed, make_env, title
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences
 from proximo.language.generate import Completions, Drawn, draw
 from proximo.language.model import LanguageModel, Tokenizer
 from proximo.types import Metrics, TrainingError, UsageError, explain, faults
 
-World = Env[str, str]
+TextEnv = Env[str, str]
 Row = Mapping[str, Any]
 
 
 @contextmanager
-def text_worlds(name: str, maker: Maker | None, count: int) -> Iterator[list[World]]:
+def text_envs(name: str, maker: Maker | None, count: int) -> Iterator[list[TextEnv]]:
     """By name (module:Class, or a Gymnasium id) or by a maker; closed afterwards.
 
     Raises `UsageError` for those with which one cannot talk.
     """
-    worlds: list[World] = []
+    envs: list[TextEnv] = []
     try:
         for _ in range(count):
-            worlds.append(make_world(EnvConfig(id=name), maker))
-            _check_spaces(worlds[-1])
-        if len({id(base(world)) for world in worlds}) < count:
+            envs.append(make_env(EnvConfig(id=name), maker))
+            _check_spaces(envs[-1])
+        if len({id(base(env)) for env in envs}) < count:
             raise UsageError(
-                "the callable returned one and the same world twice: make a new one each time"
+                "the callable returned one and the same env twice: make a new one each time"
             )
-        yield worlds
+        yield envs
     finally:
-        close_all(worlds)
+        close_all(envs)
 
 
-def _check_spaces(world: World) -> None:
+def _check_spaces(env: TextEnv) -> None:
     for what in ("observation_space", "action_space"):
-        space = getattr(world, what, None)
+        space = getattr(env, what, None)
         if not isinstance(space, Text):
             raise UsageError(
-                f"the world {title(world)} has the {what} {space}: a language model talks with "
-                "worlds of which both spaces are gymnasium.spaces.Text"
+                f"the env {title(env)} has the {what} {space}: a language model talks with "
+                "envs of which both spaces are gymnasium.spaces.Text"
             )
 
 
-def symbols(world: World) -> list[str]:
+def symbols(env: TextEnv) -> list[str]:
     """What can be said in it, for the symbols of a tiny model."""
-    return [world.observation_space.characters, world.action_space.characters]  # type: ignore[attr-defined]
+    return [env.observation_space.characters, env.action_space.characters]  # type: ignore[attr-defined]
 
 
 @dataclass
 class Episode:
-    """A conversation: a world's first text, then replies, and what the world says to them."""
+    """A conversation: an env's first text, then replies, and what the env says to them."""
 
     number: int
     seed: int
@@ -82,7 +82,7 @@ class Episode:
     """Of each reply: False where it was cut off at its longest."""
     terminated: bool = False
     truncated: bool = False
-    """By the world, the limit of turns, or the longest sequence that the model reads."""
+    """By the env, the limit of turns, or the longest sequence that the model reads."""
 
     def add(self, tokens: Sequence[int], text: str, *, own: bool) -> None:
         self.tokens += tokens
@@ -115,8 +115,8 @@ def joined(episodes: Sequence[Episode], device: torch.device) -> Completions:
     )
 
 
-class TextWorlds:
-    """N worlds in which a language model acts: its reply is the action, what they say is read.
+class TextEnvs:
+    """N envs in which a language model acts: its reply is the action, what they say is read.
 
     Episode k begins by `reset` with a seed that depends on the run's and k alone, so that a run
     that goes on meets the same episodes; `options` is its row of the data, where there are any.
@@ -124,7 +124,7 @@ class TextWorlds:
 
     def __init__(
         self,
-        worlds: Sequence[World],
+        envs: Sequence[TextEnv],
         tokenizer: Tokenizer,
         sampling: Sampling,
         context: int | None,
@@ -135,10 +135,10 @@ class TextWorlds:
 
         Raises `UsageError`.
         """
-        self._worlds, self._tokenizer, self._sampling = worlds, tokenizer, sampling
+        self._envs, self._tokenizer, self._sampling = envs, tokenizer, sampling
         self._context, self._seed = context, seed
-        self._name = type(worlds[0].unwrapped).__name__
-        self._begin(worlds[0], 0, rows[0], UsageError)
+        self._name = type(envs[0].unwrapped).__name__
+        self._begin(envs[0], 0, rows[0], UsageError)
 
     def play(
         self,
@@ -149,13 +149,13 @@ class TextWorlds:
         micro_batch: int,
         fault: type[Exception] = TrainingError,
     ) -> list[Episode]:
-        """The episodes of these numbers, as many at a time as there are worlds, turn by turn.
+        """The episodes of these numbers, as many at a time as there are envs, turn by turn.
 
         The conversation is read from its beginning in each turn: no keys and values are kept of
         conversations that have grown to different lengths. One uniform number per token is drawn
         for all of them in each turn, whether or not their episodes are over.
         """
-        size, found = len(self._worlds), []
+        size, found = len(self._envs), []
         for begin in range(0, len(numbers), size):
             part = slice(begin, begin + size)
             found += self._play(lm, numbers[part], rows[part], generator, micro_batch, fault)
@@ -171,8 +171,8 @@ class TextWorlds:
         fault: type[Exception],
     ) -> list[Episode]:
         episodes = [
-            self._begin(world, number, row, fault)
-            for world, number, row in zip(self._worlds, numbers, rows, strict=False)
+            self._begin(env, number, row, fault)
+            for env, number, row in zip(self._envs, numbers, rows, strict=False)
         ]
         going = list(range(len(episodes)))
         for turn in range(1, self._sampling.max_turns + 1):
@@ -187,33 +187,33 @@ class TextWorlds:
             )
             for i, reply, ended in zip(going, replies, stopped.tolist(), strict=True):
                 episodes[i].stopped.append(ended)
-                self._step(self._worlds[i], episodes[i], reply, turn, fault)
+                self._step(self._envs[i], episodes[i], reply, turn, fault)
             going = [i for i in going if not (episodes[i].terminated or episodes[i].truncated)]
             if not going:
                 break
         return episodes
 
-    def _begin(self, world: World, number: int, row: Row, fault: type[Exception]) -> Episode:
+    def _begin(self, env: TextEnv, number: int, row: Row, fault: type[Exception]) -> Episode:
         seed = episode_seed(self._seed, 0, number)
-        where = f"the world {self._name}, at the start of episode {number} (seed {seed}),"
-        options = copy.deepcopy(dict(row)) or None  # a world may use up what is its own
-        text, _ = _answer(lambda: world.reset(seed=seed, options=options), 2, where, fault)
+        where = f"the env {self._name}, at the start of episode {number} (seed {seed}),"
+        options = copy.deepcopy(dict(row)) or None  # an env may use up what is its own
+        text, _ = _answer(lambda: env.reset(seed=seed, options=options), 2, where, fault)
         prompt = self._heard(text, self._tokenizer.prompt, where, fault)
         return Episode(number, seed, prompt, [text])
 
     def _step(
-        self, world: World, episode: Episode, reply: Drawn, turn: int, fault: type[Exception]
+        self, env: TextEnv, episode: Episode, reply: Drawn, turn: int, fault: type[Exception]
     ) -> None:
-        """Hand the reply to the world, and take in what it says to it."""
+        """Hand the reply to the env, and take in what it says to it."""
         where = (
-            f"the world {self._name}, in turn {turn} of episode {episode.number} "
+            f"the env {self._name}, in turn {turn} of episode {episode.number} "
             f"(seed {episode.seed}),"
         )
         tokens = [token for token, _ in reply]
         said = self._tokenizer.text(tokens)
         episode.add(tokens, said, own=True)
         episode.log_prob += [log_prob for _, log_prob in reply]
-        answer = _answer(lambda: world.step(said), 5, where, fault)
+        answer = _answer(lambda: env.step(said), 5, where, fault)
         text, reward, terminated, truncated, _ = answer
         try:
             episode.rewards.append(float(reward))
@@ -238,13 +238,13 @@ class TextWorlds:
         where: str,
         fault: type[Exception],
     ) -> list[int]:
-        """Ids of what a world says, if it can be replied to."""
+        """Ids of what an env says, if it can be replied to."""
         if not isinstance(text, str):
             raise fault(f"{where} says {text!r}: it must be text")
         short = text if len(text) <= 60 else f"{text[:60]}..."
         if not (ids := read(text)):
             raise fault(f"{where} says {short!r}, which has no tokens to reply to")
-        if not self._worlds[0].observation_space.contains(text):
+        if not self._envs[0].observation_space.contains(text):
             raise fault(
                 f"{where} says {short!r}, which is not in its observation_space: see its charset, "
                 "min_length and max_length"
@@ -265,7 +265,7 @@ class TextWorlds:
 def _answer(
     act: Callable[[], tuple[Any, ...]], count: int, where: str, fault: type[Exception]
 ) -> tuple[Any, ...]:
-    """What a world's reset or step returns."""
+    """What an env's reset or step returns."""
     try:
         answer = act()
     except faults() as error:

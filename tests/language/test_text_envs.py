@@ -1,4 +1,4 @@
-"""Worlds of text: what is the model's and what is the world's, in tokens, advantages and losses."""
+"""Envs of text: what is the model's and what is the env's, in tokens, advantages and losses."""
 
 import copy
 import dataclasses
@@ -23,10 +23,10 @@ from proximo.language import (
     tiny,
 )
 from proximo.language.data import Sequences, reply_ends
+from proximo.language.envs import TextEnvs, joined
 from proximo.language.experience import Judged, check_drawn, judge, prepare, shaped
 from proximo.language.model import Blueprint, LanguagePolicy, Tokenizer
 from proximo.language.update import add_gradient
-from proximo.language.worlds import TextWorlds, joined
 from proximo.run.checkpoint import Checkpoint
 
 WORDS = gym.spaces.Text(12, charset="abcd?")
@@ -69,10 +69,10 @@ def lm():
 
 
 def converse(lm, sampling, count=12, rows=None, made=Talk, numbers=range(12)):
-    """The worlds and their episodes."""
-    worlds, rows = [made() for _ in range(count)], rows or [{}] * len(numbers)
-    together = TextWorlds(worlds, Tokenizer(lm.tokenizer), sampling, lm.context, 7, rows)
-    return worlds, together.play(lm, numbers, rows, torch.Generator().manual_seed(0), 5)
+    """The envs and their episodes."""
+    envs, rows = [made() for _ in range(count)], rows or [{}] * len(numbers)
+    together = TextEnvs(envs, Tokenizer(lm.tokenizer), sampling, lm.context, 7, rows)
+    return envs, together.play(lm, numbers, rows, torch.Generator().manual_seed(0), 5)
 
 
 @pytest.mark.parametrize("minimum", [0, 2])
@@ -88,16 +88,16 @@ def test_the_sampler_and_the_update_agree_over_one_to_three_turns(lm, minimum, t
         assert check_drawn(drawn.log_prob, old) < 1e-5
 
 
-def test_a_conversation_holds_what_was_drawn_and_what_the_world_said(lm):
+def test_a_conversation_holds_what_was_drawn_and_what_the_env_said(lm):
     sampling = Sampling(max_tokens=3)
-    worlds, episodes = converse(lm, sampling, rows=[{"level": i} for i in range(12)])
+    envs, episodes = converse(lm, sampling, rows=[{"level": i} for i in range(12)])
     tokenizer = Tokenizer(lm.tokenizer)
-    for number, (world, episode) in enumerate(zip(worlds, episodes, strict=True)):
-        assert world.heard[-len(episode.rewards) - 1] == (
+    for number, (env, episode) in enumerate(zip(envs, episodes, strict=True)):
+        assert env.heard[-len(episode.rewards) - 1] == (
             episode_seed(7, 0, number),
             {"level": number},
         )
-        replies = world.heard[-len(episode.rewards) :]
+        replies = env.heard[-len(episode.rewards) :]
         assert episode.texts[1::2] == replies
         assert episode.rewards == [float(reply.count("a")) for reply in replies]
         assert tokenizer.text(episode.prompt) == episode.texts[0]
@@ -116,7 +116,7 @@ def test_a_conversation_holds_what_was_drawn_and_what_the_world_said(lm):
     assert 0 < drawn.stopped.sum() < len(drawn.stopped)
 
 
-def test_more_episodes_than_worlds(lm):
+def test_more_episodes_than_envs(lm):
     _, episodes = converse(lm, Sampling(max_tokens=3), count=5)
     assert [e.seed for e in episodes] == [episode_seed(7, 0, number) for number in range(12)]
     first = converse(lm, Sampling(max_tokens=3), count=5, numbers=range(5))[1]
@@ -141,7 +141,7 @@ SEQUENCES = Sequences.join(
 
 
 def test_rewards_and_gae_of_turns_by_hand():
-    """Two turns of 2 and 3 tokens with a world's 3 between them, beside a single one."""
+    """Two turns of 2 and 3 tokens with an env's 3 between them, beside a single one."""
     response = SEQUENCES.response
     score = torch.tensor([1.0, -1.0, 0.5])  # of the first episode's turns, then the second's
     ratio = torch.full(response.shape, 0.2)
@@ -165,7 +165,7 @@ def test_rewards_and_gae_of_turns_by_hand():
     torch.testing.assert_close(batch.advantage[:5], torch.tensor(advantage))
     assert batch.action.tolist() == [5, 0, 6, 7, 0, 5, 6, 0]
     assert batch.episode.tolist() == [0] * 5 + [1] * 3
-    assert batch.obs.tolist() == [2, 3, 7, 8, 9, 1, 2, 3]  # positions count what the world said
+    assert batch.obs.tolist() == [2, 3, 7, 8, 9, 1, 2, 3]  # positions count what the env said
 
 
 @pytest.mark.parametrize("advantage", ["gae", "n-step", "monte-carlo"])
@@ -262,7 +262,7 @@ class Once(gym.Env):
         return "", float(action.count("b")), True, False, {}
 
 
-def test_a_world_of_one_turn_is_the_plain_reward_to_the_bit():
+def test_an_env_of_one_turn_is_the_plain_reward_to_the_bit():
     lm = tiny(["abcd?"], layers=1, width=16, heads=2, context=16)
     settings = {
         "algorithm": QUICK,
@@ -272,12 +272,12 @@ def test_a_world_of_one_turn_is_the_plain_reward_to_the_bit():
     }
     prompts = ["ab", "c", "dd?"]
     plain = ppo(lm, prompts, lambda completions: [t.count("b") for t in completions], **settings)
-    world = ppo(lm, prompts, world=Once, **settings)
-    for one, other in zip(plain.rows, world.rows, strict=True):
+    env = ppo(lm, prompts, env=Once, **settings)
+    for one, other in zip(plain.rows, env.rows, strict=True):
         assert {k: v for k, v in other.items() if k in one} | {"seconds": 0} == one | {"seconds": 0}
         assert other["turns"] == 1
         assert other["truncated"] == 0
-    states = zip(plain.lm.state_dict().values(), world.lm.state_dict().values(), strict=True)
+    states = zip(plain.lm.state_dict().values(), env.lm.state_dict().values(), strict=True)
     assert all(torch.equal(x, y) for x, y in states)
 
 
@@ -309,7 +309,7 @@ def test_what_was_said_in_both_turns_is_learned_in_200_updates():
 
     result = ppo(
         ModelConfig(layers=1, width=32, heads=2, context=16),
-        world=Remember,
+        env=Remember,
         updates=200,
         seed=2,
         sampling=Sampling(max_tokens=2),
@@ -328,7 +328,7 @@ def rows_without_time(result):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in result.rows]
 
 
-def run_talk(run_dir, *, resume=False, callbacks=(), world=Talk, prompts=None, **changes):
+def run_talk(run_dir, *, resume=False, callbacks=(), env=Talk, prompts=None, **changes):
     settings = {
         "algorithm": QUICK,
         "run": FEW,
@@ -339,7 +339,7 @@ def run_talk(run_dir, *, resume=False, callbacks=(), world=Talk, prompts=None, *
     return ppo(
         SMALL,
         prompts,
-        world=world,
+        env=env,
         run_dir=run_dir,
         resume=resume,
         callbacks=callbacks,
@@ -364,7 +364,7 @@ def test_a_run_after_a_break_is_the_same_to_the_bit(tmp_path, prompts):
     assert samples[0] == samples[1]
 
 
-def test_a_world_may_use_up_its_options_and_they_may_have_any_name(tmp_path):
+def test_an_env_may_use_up_its_options_and_they_may_have_any_name(tmp_path):
     class Dealt(Talk):
         def reset(self, *, seed=None, options=None):
             self.card = options["prompt"].pop()
@@ -375,10 +375,10 @@ def test_a_world_may_use_up_its_options_and_they_may_have_any_name(tmp_path):
             return text, self.card, *rest
 
     prompts = [{"prompt": [1, 2, 3]}, {"prompt": [4, 5]}]
-    straight = run_talk(None, world=Dealt, prompts=prompts)
+    straight = run_talk(None, env=Dealt, prompts=prompts)
     stop = [lambda learner, samples, metrics: learner.updates == 3]
-    run_talk(tmp_path / "run", world=Dealt, prompts=prompts, callbacks=stop)
-    resumed = run_talk(tmp_path / "run", world=Dealt, prompts=prompts, resume=True)
+    run_talk(tmp_path / "run", env=Dealt, prompts=prompts, callbacks=stop)
+    resumed = run_talk(tmp_path / "run", env=Dealt, prompts=prompts, resume=True)
     assert rows_without_time(resumed) == rows_without_time(straight)
     assert prompts == [{"prompt": [1, 2, 3]}, {"prompt": [4, 5]}]
 
@@ -393,7 +393,7 @@ def test_episodes_that_are_compared_begin_alike_and_held_out_ones_apart():
 
     result = run_talk(
         None,
-        world=Noted,
+        env=Noted,
         prompts=[{"level": i} for i in range(10)],
         kl=FREE,
         algorithm=TokenPPO(
@@ -412,7 +412,7 @@ def test_episodes_that_are_compared_begin_alike_and_held_out_ones_apart():
     assert all("held_out_score" in row for row in result.rows)
 
 
-def test_worlds_are_closed_whatever_happens(tmp_path):
+def test_envs_are_closed_whatever_happens(tmp_path):
     made = []
 
     class Counted(Talk):
@@ -429,11 +429,11 @@ def test_worlds_are_closed_whatever_happens(tmp_path):
         def step(self, action):
             raise RuntimeError("no more words")
 
-    run_talk(None, world=Counted)
+    run_talk(None, env=Counted)
     with pytest.raises(UsageError, match=r"Failing, in turn 1 of episode 0 .* no more words"):
-        run_talk(tmp_path / "run", world=Failing)
+        run_talk(tmp_path / "run", env=Failing)
     assert not (tmp_path / "run").exists()
-    assert [world.closed for world in made] == [1] * 16
+    assert [env.closed for env in made] == [1] * 16
 
 
 class Endless(Talk):
@@ -453,7 +453,7 @@ class Impatient(Endless):
     ("made", "context", "turns"), [(Endless, 64, 4), (Endless, 14, 2), (Impatient, 64, 1)]
 )
 def test_limits_end_an_episode(made, context, turns):
-    """That of turns, the world's own, and the model's: 4 said + 3 drawn + 2 + 3 + 2 + 3 > 14."""
+    """That of turns, the env's own, and the model's: 4 said + 3 drawn + 2 + 3 + 2 + 3 > 14."""
     lm = tiny(["abcd?"], layers=1, width=16, heads=2, context=context)
     sampling = Sampling(max_tokens=3, min_tokens=2, stop=(), max_turns=4)
     _, episodes = converse(lm, sampling, made=made)
@@ -489,7 +489,7 @@ ONE = Talk()
 
 
 @pytest.mark.parametrize(
-    ("world", "changes", "said"),
+    ("env", "changes", "said"),
     [
         (Boxed, {}, "has the observation_space Box.*both spaces are gymnasium.spaces.Text"),
         (Numbered, {}, r"has the action_space Discrete\(2\)"),
@@ -498,29 +498,29 @@ ONE = Talk()
         (opening("ab"), {}, r"returned 'ab': it must be \(text, info\)"),
         (opening(("xyz", {})), {}, "says 'xyz', which is not in its observation_space"),
         (opening(("a" * 12, {})), {"sampling": Sampling(max_tokens=30)}, "12 tokens and 30 to be"),
-        (lambda: ONE, {}, "one and the same world twice"),
+        (lambda: ONE, {}, "one and the same env twice"),
         (lambda: 1 / 0, {}, "cannot be made: ZeroDivisionError"),
         (Talk, {"score": ScoreConfig(normalize=True)}, "score.normalize is set"),
-        (Talk, {"reward": lambda completions: [1.0]}, "a world and a reward"),
-        (Talk, {"score": ScoreConfig(reward=("m:f",))}, "a world and a reward"),
-        (Talk, {"score": ScoreConfig(weights=(2.0,))}, "score.weights is set, but a world"),
+        (Talk, {"reward": lambda completions: [1.0]}, "an env and a reward"),
+        (Talk, {"score": ScoreConfig(reward=("m:f",))}, "an env and a reward"),
+        (Talk, {"score": ScoreConfig(weights=(2.0,))}, "score.weights is set, but an env"),
         (Talk, {"run": dataclasses.replace(FEW, held_out=0.5, eval_every=1)}, "which is none"),
         (None, {}, "there are no prompts"),
     ],
 )
-def test_worlds_with_which_one_cannot_talk(monkeypatch, tmp_path, world, changes, said):
+def test_envs_with_which_one_cannot_talk(monkeypatch, tmp_path, env, changes, said):
     def build(self, seed, *, random=False):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr(Blueprint, "build", build)
     with pytest.raises(UsageError, match=said):
-        run_talk(tmp_path / "run", world=world, **changes)
+        run_talk(tmp_path / "run", env=env, **changes)
     assert not (tmp_path / "run").exists()
 
 
-def test_of_a_world_only_the_characters_are_known():
+def test_of_an_env_only_the_characters_are_known():
     with pytest.raises(UsageError, match=r"model\.symbols is words"):
-        ppo(ModelConfig(symbols="words"), world=Talk, updates=1)
+        ppo(ModelConfig(symbols="words"), env=Talk, updates=1)
 
 
 @pytest.mark.parametrize(
@@ -533,7 +533,7 @@ def test_of_a_world_only_the_characters_are_known():
         (("", 1.0, False, False, {}), "says '', which has no tokens"),
     ],
 )
-def test_a_world_that_fails_later_is_named_with_its_turn_and_the_run_kept(tmp_path, answer, said):
+def test_an_env_that_fails_later_is_named_with_its_turn_and_the_run_kept(tmp_path, answer, said):
     class Late(Talk):
         bad = True
 
@@ -544,6 +544,6 @@ def test_a_world_that_fails_later_is_named_with_its_turn_and_the_run_kept(tmp_pa
     with pytest.raises(
         TrainingError, match=rf"Late, in turn 1 of episode \d+ \(seed \d+\), {said}"
     ):
-        run_talk(tmp_path / "run", world=Late)
+        run_talk(tmp_path / "run", env=Late)
     Late.bad = False
-    assert run_talk(tmp_path / "run", world=Late, resume=True).rows[-1]["update"] == 6
+    assert run_talk(tmp_path / "run", env=Late, resume=True).rows[-1]["update"] == 6
