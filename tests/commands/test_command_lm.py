@@ -180,7 +180,7 @@ def test_signals_end_it_after_the_update_or_only_save(folder):
     (folder / "signals").write_text(str(int(signal.SIGTERM)))
     stopped = proximo(*words, "--run-dir", "stopped")
     assert stopped.code == 143
-    assert stopped.err == "stopped; go on by: proximo lm resume stopped\n"
+    assert stopped.err == "stopped after update 1; go on by: proximo lm resume stopped\n"
     assert len(rows(folder / "stopped")) == 1
     succeeded(proximo("lm", "resume", "stopped", "--reward", "own_reward:vowels"))
     files = [folder / name / "checkpoints/last.safetensors" for name in ("saved", "stopped")]

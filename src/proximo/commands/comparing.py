@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -37,6 +36,8 @@ EVALUATIONS = 20
 """Evaluations along each run, about evenly apart: its curve and its steps to the threshold."""
 EPISODES = 10
 """Episodes of each of them."""
+Table = list[list[str]]
+"""Head and rows of words."""
 PATIENCE = 10.0
 """Seconds that a run has to end after SIGTERM."""
 
@@ -127,11 +128,12 @@ def main(arguments: list[str]) -> int:
     from proximo.commands.pictures import draw_comparison, figure
     from proximo.envs.config import EnvConfig
     from proximo.envs.make import close_all, make_env, return_threshold
-    from proximo.run.folder import RunFolder
+    from proximo.run.folder import RunFolder, free
 
     # Fail now with what would fail after hours, or in every run.
     figure()
-    folder, here = _free_folder(command), Path.cwd()
+    name = f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.env)}"
+    folder, here = command.dir or free(Path("runs") / name), Path.cwd()
     env = EnvConfig(id=command.env)
     close_all([make_env(env)])
     if command.threshold is None:
@@ -153,8 +155,8 @@ def main(arguments: list[str]) -> int:
     summaries = [summarize(name, by_name[name]) for name in names]
     rows = table(summaries, command.seeds, command.threshold)
     legend = explain_table(command, by_name)
-    _write_numbers(folder / "compare.json", command, runs, failures, summaries)
-    _write_page(folder / "compare.md", head, rows, legend, failures, picture=bool(runs))
+    parts: dict[str, Any] = {"table": summaries, "runs": runs, "failures": failures}
+    _write(folder, command, head, legend, rows, **parts)
     _print_table(rows)
     show(legend)
     if runs:
@@ -189,12 +191,6 @@ def _check(command: Compare) -> list[str]:
     if place and place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise UsageError(f"--dir is {place}: it exists and is no empty folder; name a new one")
     return names
-
-
-def _free_folder(command: Compare) -> Path:
-    base = Path("runs") / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.env)}"
-    others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
-    return command.dir or next(p for p in itertools.chain([base], others) if not p.exists())
 
 
 class Children:
@@ -291,26 +287,19 @@ def _run(
     score = ["eval", str(folder), "--episodes", str(command.episodes), "--json"]
     if ":" in command.env:
         score += ["--env", command.env]
+    task: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "folder": str(folder)}
     for words in (train, score):
         code, out, err = children.run(words)
         if code:
-            return Failure(
-                algorithm=algorithm,
-                seed=seed,
-                folder=str(folder),
-                verb=words[0],
-                code=code,
-                error=err.rstrip().splitlines()[-5:],
-            )
+            error = err.rstrip().splitlines()[-5:]
+            return Failure(**task, verb=words[0], code=code, error=error)
     # An env may print as well.
     scores = json.loads(next(line for line in out.splitlines()[::-1] if line.startswith("{")))
     run = RunFolder(folder)
     result = run.read_result()
     end = {"steps": result["steps"], "evaluation": scores["return_mean"]}
     return Run(
-        algorithm=algorithm,
-        seed=seed,
-        folder=str(folder),
+        **task,
         score=scores["return_mean"],
         evaluation=scores,
         total_steps=run.read_config().run.total_steps,
@@ -362,7 +351,7 @@ def summarize(algorithm: str, runs: Sequence[Run]) -> Summary:
     )
 
 
-def table(summaries: Iterable[Summary], seeds: int, threshold: float | None) -> list[list[str]]:
+def table(summaries: Iterable[Summary], seeds: int, threshold: float | None) -> Table:
     """Head and rows in words; without a threshold there is no column for it."""
     rows = [["algorithm", "mean score", "IQM", "seconds a run"]]
     if threshold is not None:
@@ -414,55 +403,35 @@ def explain_table(command: Compare, by_name: Mapping[str, Sequence[Run]]) -> str
     return "\n".join(lines)
 
 
-def _write_numbers(
-    path: Path,
-    command: Compare,
-    runs: Sequence[Run],
-    failures: Sequence[Failure],
-    summaries: Sequence[Summary],
+def _write(
+    folder: Path, command: Compare, head: str, legend: str, rows: Table, **all_: Any
 ) -> None:
+    """The numbers as compare.json, the table as compare.md."""
     import orjson
 
     from proximo.run.folder import versions
 
-    settings = ("seeds", "episodes", "total_steps", "threshold", "processes")
-    numbers = {
-        "env": command.env,
-        **{name: getattr(command, name) for name in settings},
-        "table": summaries,
-        "runs": runs,
-        "failures": failures,
-        "versions": versions(),
-    }
+    settings = ("env", "seeds", "episodes", "total_steps", "threshold", "processes")
+    numbers = {name: getattr(command, name) for name in settings} | all_ | {"versions": versions()}
     # orjson knows dataclasses, and writes null for NaN.
-    replace(path, orjson.dumps(numbers, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def _write_page(
-    path: Path,
-    head: str,
-    rows: Sequence[Sequence[str]],
-    legend: str,
-    failures: Sequence[Failure],
-    *,
-    picture: bool,
-) -> None:
+    data = orjson.dumps(numbers, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    replace(folder / "compare.json", data)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
     blocks = [f"# {head}", "\n".join(lines), legend]
-    if failures:
-        blocks.append("\n".join(["```", *map(str, failures), "```"]))
-    if picture:
+    if all_["failures"]:
+        blocks.append("\n".join(["```", *map(str, all_["failures"]), "```"]))
+    if all_["runs"]:
         blocks.append("![Learning curves](compare.png)")
-    replace(path, ("\n\n".join(blocks) + "\n").encode())
+    replace(folder / "compare.md", ("\n\n".join(blocks) + "\n").encode())
 
 
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
+def _print_table(rows: Table) -> None:
+    from rich import table
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    shown = Table()
+    shown = table.Table()
     for number, title in enumerate(rows[0]):
         shown.add_column(title, justify="right" if number else "left")
     for row in rows[1:]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import parse, say, show
+from proximo.commands.display import COMPLETIONS, FITTING, Display
 from proximo.commands.stored import Code, check_code
 from proximo.language.config import (
     FitConfig,
@@ -32,11 +32,10 @@ from proximo.language.config import (
 )
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.folder import RunFolder, free
-from proximo.types import TrainingError, UsageError, nearest
+from proximo.types import UsageError, nearest
 
 if TYPE_CHECKING:
     from proximo.language.session import Learner
-    from proximo.language.stages import Result
 
 TEXT = arg(metavar="FILE", help_behavior_hint="")
 REWARD = arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
@@ -45,7 +44,7 @@ ENV = arg(metavar="MODULE:CLASS", help_behavior_hint="")
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """What every stage is given."""
+    """Flags of every stage."""
 
     run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """A new folder for the run; by default runs/lm-STAGE-seedS."""
@@ -68,7 +67,7 @@ class Sft(Begin):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitReward(Begin):
+class FitReward(Sft):
     """Fit a reward model to pairs of answers, of which one was preferred.
 
     The data are lines of JSON with "prompt", "chosen" and "rejected".
@@ -76,15 +75,14 @@ class FitReward(Begin):
 
     data: Annotated[Path | None, TEXT] = None
     """JSONL with prompt, chosen and rejected."""
-    algorithm: Fitting = field(default_factory=Fitting)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ppo(Begin):
     """Train a language model by PPO for a reward, near the model that it began as.
 
-    The prompts are lines of JSON with "prompt"; other columns are handed to the reward. With a
-    env, which speaks first, they are handed to its reset, or left out.
+    The prompts are lines of JSON with "prompt"; other columns are passed to the reward. An env
+    speaks first: the columns are passed to its reset, and there may be no prompts.
     """
 
     prompts: Annotated[Path | None, TEXT] = None
@@ -129,11 +127,11 @@ class Resume:
     updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Train to this many updates instead; schedules keep their horizon."""
     reward: Annotated[tuple[str, ...], REWARD] = ()
-    """What scores completions, which a function of your own needs to hear again."""
+    """Reward; if it is code (module:function), repeat its name as consent to import it."""
     env: Annotated[str | None, ENV] = None
-    """The env, likewise."""
+    """Environment; likewise."""
     data: Annotated[Path | None, TEXT] = None
-    """The data, where the file stands elsewhere now."""
+    """Data, if the file has moved."""
     strict: bool = False
     """Refuse a last checkpoint that is damaged, instead of going on from the newest whole one."""
     quiet: bool = False
@@ -178,34 +176,24 @@ def main(arguments: list[str]) -> int:
 
 
 def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
-    config: StageConfig
+    kind: type[StageConfig]
     if isinstance(command, Ppo):
-        data, score = command.prompts, command.score
-        if data is None and not score.env:
-            raise UsageError("name the data: --prompts FILE.jsonl")
-        if not (score.reward or score.env):
-            raise UsageError(
-                "name what scores completions: --reward module:function, or a run, or --env"
-            )
-        config = PPOConfig(
-            lm=Task(stage="ppo", data=str(data or "")),
-            algorithm=command.algorithm,
-            sampling=command.sampling,
-            kl=command.kl,
-            score=score,
-            ptx=command.ptx,
-            model=command.model,
-            run=command.run,
-        )
+        stage, kind, data, flag = "ppo", PPOConfig, command.prompts, "--prompts"
     else:
-        if command.data is None:
-            raise UsageError("name the data: --data FILE.jsonl")
-        stage: Any = "sft" if isinstance(command, Sft) else "reward"
-        task = Task(stage=stage, data=str(command.data))
-        config = FitConfig(
-            lm=task, algorithm=command.algorithm, model=command.model, run=command.run
+        stage = "reward" if isinstance(command, FitReward) else "sft"
+        kind, data, flag = FitConfig, command.data, "--data"
+    score = getattr(command, "score", ScoreConfig())
+    if data is None and not score.env:
+        raise UsageError(f"name the data: {flag} FILE.jsonl")
+    if stage == "ppo" and not (score.reward or score.env):
+        raise UsageError(
+            "name what scores completions: --reward module:function, or a run, or --env"
         )
-    path = command.run_dir or free(Path("runs") / f"lm-{config.lm.stage}-seed{config.run.seed}")
+    names = [part.name for part in dataclasses.fields(kind) if part.name != "lm"]
+    sections: dict[str, Any] = {name: getattr(command, name) for name in names}
+    task: Any = {"stage": stage, "data": str(data or "")}
+    config: StageConfig = kind(lm=Task(**task), **sections)
+    path = command.run_dir or free(Path("runs") / f"lm-{stage}-seed{config.run.seed}")
     return _train(config, path, resume=False, quiet=command.quiet)
 
 
@@ -214,12 +202,10 @@ def _resume(command: Resume, arguments: list[str]) -> int:
     folder.check_begun()
     config = read_stage(folder.config_file)
     if isinstance(config, PPOConfig):
-        config = dataclasses.replace(config, score=_scored(config.score, command))
-        _check_code(config.score, command, arguments)
+        config = _allow_code(config, command, arguments)
     if command.data is not None:
-        config = dataclasses.replace(
-            config, lm=dataclasses.replace(config.lm, data=str(command.data))
-        )
+        task = dataclasses.replace(config.lm, data=str(command.data))
+        config = dataclasses.replace(config, lm=task)
     if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.env):
         raise UsageError("this run's data were given by a program: name them by --data")
     if command.updates is not None:
@@ -230,129 +216,72 @@ def _resume(command: Resume, arguments: list[str]) -> int:
 
     try:
         saved = Checkpoint(folder.checkpoint("last"))
-        done, finished = saved.updates, saved.record.get("finished")
-    except Damaged:  # then there is more to do, from an earlier one
+        updates, finished = saved.updates, saved.record.get("finished")
+    except Damaged:  # training continues, from an earlier one
         if command.strict:
             raise
-        done, finished = 0, False
+        updates, finished = 0, False
     result = folder.read_result()  # of this state, or it was killed before that was written
-    written = (result.get("stopped_by"), result.get("updates")) == ("updates", done)
-    if done >= config.run.updates and finished and written:
+    written = (result.get("stopped_by"), result.get("updates")) == ("updates", updates)
+    if updates >= config.run.updates and finished and written:
         if not command.quiet:
-            show(f"{command.run} is finished: {done:,} updates. To train further, give --updates")
+            show(
+                f"{command.run} is finished: {updates:,} updates. To train further, give --updates"
+            )
         return 0
     return _train(config, command.run, resume=True, quiet=command.quiet)
 
 
-def _scored(score: ScoreConfig, command: Resume) -> ScoreConfig:
-    """With the shorthands laid over it."""
-    given: dict[str, Any] = {"reward": command.reward, "env": command.env}
-    return dataclasses.replace(score, **{name: value for name, value in given.items() if value})
-
-
-def _check_code(score: ScoreConfig, command: Resume, arguments: list[str]) -> None:
-    """Refuse to import code because a file names it. Raises `UsageError` with the line to type."""
-    reward = score.reward if any(not Path(name).is_dir() for name in score.reward) else ()
-    env = [score.env] * (":" in score.env)
-    check_code(
-        "lm resume",
-        arguments,
-        (
-            Code("reward", "--reward", reward, bool(command.reward)),
-            Code("env", "--env", env, bool(command.env)),
-        ),
-    )
+def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPOConfig:
+    """Configuration with the reward and the env that were given again. Raises `UsageError`."""
+    stored = config.score
+    names: dict[str, Any] = {"reward": command.reward, "env": command.env}
+    score = dataclasses.replace(stored, **{name: value for name, value in names.items() if value})
     if not (score.reward or score.env):
         raise UsageError(
             "this run's reward was given by a program: name it by --reward, or an env by --env"
         )
+    code = stored.reward if any(not Path(name).is_dir() for name in stored.reward) else ()
+    reward = Code("reward", "--reward", code, bool(command.reward))
+    env = Code("env", "--env", [stored.env] * (":" in stored.env), bool(command.env))
+    check_code("lm resume", arguments, (reward, env))
+    return dataclasses.replace(config, score=score)
 
 
 def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
-    from proximo.commands.signals import Interrupt
+    from proximo.commands.running import note, supervised
     from proximo.language.stages import run_fit, run_ppo
 
     folder = RunFolder(path)
-    if not quiet:
-        say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
-    display = None if quiet else Lines(config.run.updates)
-    keep: dict[str, Any] = {"run_dir": path, "resume": resume, "display": display}
-    again = f"proximo lm resume {path}"
-    with Interrupt(folder, config.run.grace, "proximo lm resume") as interrupt:
-
-        def heed(learner: Learner, samples: object, metrics: object) -> bool:
-            if interrupt.asked:
-                interrupt.asked, learner.save_soon = False, True
-                folder.note(said := f"SIGUSR1: saving after update {learner.updates}")
-                if not quiet:
-                    say(said)
-            return interrupt(learner, samples, metrics)
-
-        keep["callbacks"] = [heed]
-        try:
-            if isinstance(config, PPOConfig):
-                result = run_ppo(config, config.lm.data or None, **keep)
-            else:
-                result = run_fit(config, config.lm.data, **keep)
-        except KeyboardInterrupt:
-            show(interrupt.stopped_at_once(), file=sys.stderr)
-            return 128 + (interrupt.signal or signal.SIGINT)
-        except TrainingError as error:
-            raise TrainingError(f"{error}\nThe run is kept; go on by: {again}") from error
-    if interrupt.signal is not None:
-        show(f"stopped; go on by: {again}", file=sys.stderr)
-        return 128 + interrupt.signal
+    columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
+    display = (
+        None
+        if quiet
+        else Display(columns, config.run.updates, folder.note, live=sys.stdout.isatty())
+    )
     if display:
-        display.end(result, path)
-    return 0
+        say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
+    with supervised(folder, config.run.grace, "proximo lm resume") as interrupt:
 
+        def check_signals(learner: Learner, samples: object, metrics: object) -> bool:
+            if interrupt.save_requested:
+                interrupt.save_requested, learner.save_soon = False, True
+                note([f"SIGUSR1: saving after update {learner.updates}"], folder, quiet=quiet)
+            if ends := interrupt(learner, samples, metrics):
+                interrupt.stopped_after = learner.updates
+            return ends
 
-READINGS = (
-    ("score", "score", "{:.3f}"),
-    ("held out", "held_out_score", "{:.3f}"),
-    ("loss", "loss", "{:.4f}"),
-    ("accuracy", "accuracy", "{:.2f}"),
-    ("KL", "kl", "{:.3f}"),
-    ("beta", "beta", "{:.3g}"),
-    ("length", "length", "{:.1f}"),
-    ("turns", "turns", "{:.1f}"),
-    ("stopped", "stopped", "{:.2f}"),
-    ("repeated", "repeated", "{:.2f}"),
-    ("explained variance", "explained_variance", "{:.2f}"),
-)
-"""Label, key of the row, format; what a stage has no reading of is not shown."""
-
-
-class Lines:
-    """A line every five seconds, and the last one."""
-
-    INTERVAL = 5.0
-
-    def __init__(self, total: int) -> None:
-        self._total, self._printed = total, time.perf_counter()
-        self._row: dict[str, Any] | None = None
-
-    def show(self, row: dict[str, Any]) -> None:
-        self._row = row
-        if time.perf_counter() - self._printed >= self.INTERVAL:
-            self._print()
-
-    def end(self, result: Result, path: Path) -> None:
-        """The last line, and what was measured at the end."""
-        self._print()
+        keep: dict[str, Any] = {"run_dir": path, "resume": resume, "callbacks": [check_signals]}
+        with display or contextlib.nullcontext():
+            if isinstance(config, PPOConfig):
+                result = run_ppo(config, config.lm.data or None, display=display, **keep)
+            else:
+                result = run_fit(config, config.lm.data, display=display, **keep)
+    if interrupt.code == 0 and not quiet:
         for name, value in result.final.items():
             say(f"{name.replace('_', ' ')} {value:.4f}")
         say(f"run folder: {path}")
-
-    def _print(self) -> None:
-        if self._row is None:
-            return
-        row, self._row, self._printed = self._row, None, time.perf_counter()
-        words = [f"{label} {form.format(row[key])}" for label, key, form in READINGS if key in row]
-        if "score" in row:
-            words = [word for word in words if not word.startswith("loss ")]
-        line = f"{row['update']:,}/{self._total:,} updates  {'  '.join(words)}"
-        say(f"{line}  {row['seconds']:.0f} s")
+    return interrupt.code
 
 
 def _generate(command: Generate, arguments: list[str]) -> int:
