@@ -18,7 +18,7 @@ VERBS = {
     "export": ("exporting", "Write a trained policy as an ONNX file, which acts without PyTorch."),
     "check": ("checking", "Play an env of your own at random, and report what is wrong with it."),
     "lm": ("lm", "Language models: fine-tuning, reward models, PPO with a KL penalty."),
-    "compare": ("comparing", "Train several algorithms with several seeds, and compare their scores."),
+    "compare": ("comparing", "Train several algorithms with several seeds, and compare scores."),
 }
 """Verb -> (module of `proximo.commands`, description)."""
 
@@ -59,7 +59,7 @@ def _run(arguments: list[str]) -> int:
         if verb not in VERBS:
             raise UsageError(f"there is no verb {verb!r}. {nearest(verb, VERBS)}")
         if "OMP_WAIT_POLICY" not in os.environ:
-            # PyTorch's threads wait for each other in a loop: let them sleep sooner, for other work.
+            # PyTorch's threads wait for each other in a loop: let them sleep sooner.
             os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         command = importlib.import_module(f"proximo.commands.{VERBS[verb][0]}")
         return int(command.main(rest) or 0)
