@@ -122,6 +122,11 @@ def _value(word: str) -> bool | int | float | str:
     return found if isinstance(found, bool | int | float | str) else word
 
 
+def optional(metavar: str, name: str | None = None) -> Any:
+    """Mark of a flag that may be left out: its help shows no default."""
+    return tyro.conf.arg(metavar=metavar, name=name, help_behavior_hint="")
+
+
 SHORT = {
     "algorithm.learning-rate": ("lr",),
     "algorithm.gamma": ("gamma",),

@@ -15,7 +15,7 @@ from proximo.types import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Play an env at random, and say what is wrong or doubtful about it.
+    """Play an env at random, and report what is wrong or doubtful about it.
 
     Training does so too, for a tenth of a second.
     """
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.display import said_if_slow
 
-    with said_if_slow(f"playing {command.env}: it takes long, still at it"):
+    with said_if_slow(f"playing {command.env_id}: it takes long, still at it"):
         return _check(command)
 
 

@@ -19,9 +19,9 @@ from types import FrameType
 from typing import Annotated, Any
 
 import numpy as np
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from proximo.commands.arguments import parse, show
+from proximo.commands.arguments import optional, parse, show
 from proximo.commands.statistics import (
     RESAMPLES,
     bootstrap_interval,
@@ -52,21 +52,21 @@ class Compare:
     numbers and the run folders.
     """
 
-    env: Annotated[Positional[str], arg(metavar="ENV", help_behavior_hint="")] = ""
+    env: Annotated[Positional[str], optional("ENV")] = ""
     """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
-    algorithms: Annotated[str, arg(metavar="NAME,NAME,...", help_behavior_hint="")] = ""
+    algorithms: Annotated[str, optional("NAME,NAME,...")] = ""
     """Algorithms to compare, such as a2c,trpo,ppo."""
     seeds: int = 5
     """K: every algorithm is trained with each of the seeds 1 to K."""
     processes: int = 1
     """Runs at a time; they share the processor, so each takes longer."""
-    total_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    total_steps: Annotated[int | None, optional("N")] = None
     """Environment steps of every run; by default those of its settings."""
     episodes: int = 100
     """Episodes of the evaluation at the end of every run."""
-    threshold: Annotated[float | None, arg(metavar="R", help_behavior_hint="")] = None
+    threshold: Annotated[float | None, optional("R")] = None
     """Return to reach; by default the one at which Gymnasium calls ENV solved, if it names one."""
-    dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    dir: Annotated[Path | None, optional("DIR")] = None
     """A new or empty folder; by default runs/compare-ENV."""
 
     @property

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse, show
+from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import allow_code
 
 
@@ -22,13 +22,13 @@ class Export:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
-    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    out: Annotated[Path | None, optional("FILE")] = None
     """The .onnx file; by default policy.onnx in the run folder."""
     overwrite: bool = False
     """Replace an existing file."""
     checkpoint: Literal["last", "best"] = "last"
     """Policy to use."""
-    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    net: Annotated[str | None, optional("module:Class")] = None
     """Network; if it is code, repeat its name as consent to import it."""
 
 

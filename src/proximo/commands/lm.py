@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse, say, show
+from proximo.commands.arguments import optional, parse, say, show
 from proximo.commands.display import COMPLETIONS, FITTING, Display
 from proximo.commands.stored import Code, check_code
 from proximo.language.config import (
@@ -37,16 +37,16 @@ from proximo.types import UsageError, nearest
 if TYPE_CHECKING:
     from proximo.language.session import Learner
 
-TEXT = arg(metavar="FILE", help_behavior_hint="")
-REWARD = arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
-ENV = arg(metavar="MODULE:CLASS", help_behavior_hint="")
+TEXT = optional("FILE")
+REWARD = optional("MODULE:FUNCTION|RUN ...")
+ENV = optional("MODULE:CLASS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
     """Flags of every stage."""
 
-    run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    run_dir: Annotated[Path | None, optional("DIR")] = None
     """A new folder for the run; by default runs/lm-STAGE-seedS."""
     quiet: bool = False
     """Print nothing but errors."""
@@ -103,7 +103,7 @@ class Generate:
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """A run of proximo lm, or a folder that transformers reads."""
-    prompt: Annotated[tuple[str, ...], arg(metavar="TEXT ...", help_behavior_hint="")] = ()
+    prompt: Annotated[tuple[str, ...], optional("TEXT ...")] = ()
     """Prompts as text."""
     prompts: Annotated[Path | None, TEXT] = None
     """Prompts as JSONL."""
@@ -116,7 +116,7 @@ class Generate:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Go on with a run of proximo lm exactly where its last checkpoint stands.
+    """Continue a run of proximo lm exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as if it had never stopped (on the same processor and
     versions).
@@ -124,7 +124,7 @@ class Resume:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
-    updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    updates: Annotated[int | None, optional("N")] = None
     """Train to this many updates instead; schedules keep their horizon."""
     reward: Annotated[tuple[str, ...], REWARD] = ()
     """Reward; if it is code (module:function), repeat its name as consent to import it."""
@@ -133,7 +133,7 @@ class Resume:
     data: Annotated[Path | None, TEXT] = None
     """Data, if the file has moved."""
     strict: bool = False
-    """Refuse a last checkpoint that is damaged, instead of going on from the newest whole one."""
+    """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -143,7 +143,7 @@ STAGES: dict[str, tuple[type, str]] = {
     "reward": (FitReward, "Fit a reward model to pairs of answers."),
     "ppo": (Ppo, "Train a language model by PPO for a reward."),
     "generate": (Generate, "Complete prompts."),
-    "resume": (Resume, "Go on with a run, exactly where it stopped."),
+    "resume": (Resume, "Continue a run, exactly where it stopped."),
 }
 
 

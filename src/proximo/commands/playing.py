@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import arg
-
-from proximo.commands.arguments import closing, parse, show
+from proximo.commands.arguments import closing, optional, parse, show
 from proximo.commands.stored import OfEpisodes, check_spaces
 from proximo.run.disk import warn
 from proximo.types import UsageError, explain, faults
@@ -29,7 +28,7 @@ class Play(OfEpisodes):
     Episodes start from the same seeds as those of `proximo eval`. A video needs no display.
     """
 
-    video: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    video: Annotated[Path | None, optional("FILE")] = None
     """Write a .gif or .mp4 here instead of opening a window."""
     episodes: int = 1
     """Number of episodes."""
@@ -43,7 +42,7 @@ def main(arguments: list[str]) -> int:
     if command.video and not command.video.parent.is_dir():
         raise UsageError(f"--video is {command.video}: there is no folder {command.video.parent}")
     if command.video:
-        # Said before the env is made: SDL and MuJoCo look for a display when they are loaded.
+        # Before the env is made: SDL and MuJoCo look for a display when they are loaded.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
@@ -61,31 +60,23 @@ def main(arguments: list[str]) -> int:
     env = make_env(config.env, render_mode=mode)
     with closing(env):
         check_spaces(env, agent)
-        metadata = _metadata(env)
-        _check_mode(env, metadata, mode)
+        metadata = _metadata(env, mode)
         if found := running_statistics(env):
             warn(f"what is shown is not what was trained: {found}")
         _play(command, agent, env, metadata, config, video)
     return 0
 
 
-def _metadata(env: gym.Env) -> dict[str, Any]:
-    """What an env says of itself. Raises `UsageError` where that fails."""
-    from proximo.envs.make import title
-
-    try:
-        found = env.metadata
-    except faults() as error:
-        raise UsageError(f"{title(env)} failed at its metadata: {explain(error)}") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _check_mode(env: gym.Env, metadata: dict[str, Any], mode: str) -> None:
-    """Raises `UsageError` for an env that says that it cannot be shown so."""
+def _metadata(env: gym.Env, mode: str) -> dict[str, Any]:
+    """Metadata of an env. Raises `UsageError` where they fail, or exclude this render_mode."""
     from gymnasium.wrappers import HumanRendering
 
     from proximo.envs.make import layers, title
 
+    try:
+        metadata = env.metadata if isinstance(env.metadata, dict) else {}
+    except faults() as error:
+        raise UsageError(f"{title(env)} failed at its metadata: {explain(error)}") from error
     modes = metadata.get("render_modes")
     drawn = any(isinstance(layer, HumanRendering) for layer in layers(env))
     if isinstance(modes, list | tuple) and modes and mode not in modes and not drawn:
@@ -96,6 +87,7 @@ def _check_mode(env: gym.Env, metadata: dict[str, Any], mode: str) -> None:
             f"{title(env)} cannot be shown by render_mode {mode}: the render_modes of its "
             f"metadata are {', '.join(map(str, modes))}; {remedy}"
         )
+    return metadata
 
 
 def _has_display() -> bool:
@@ -110,32 +102,21 @@ def _play(
     config: Config,
     path: Path | None,
 ) -> None:
-    """path: where a video is to be written."""
+    """`path`: the absolute path of the video, if one is written."""
     from proximo.commands.video import Video, frame_rate
     from proximo.evaluate import play_episode, step_limit
 
     limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
-    rate, said = frame_rate(metadata)
+    rate, warning = frame_rate(metadata)
     video = Video(path, rate, env) if path else None
-    try:
+    watch = video.watch if video else lambda: None  # a window draws itself
+    with video or contextlib.nullcontext():
         for number in range(command.episodes):
             seed = command.seed + number
-            watch = video.watch if video else _nothing
-            played, cut = play_episode(
-                agent.policy, env, seed, not command.stochastic, limit, watch
-            )
+            deterministic = not command.stochastic
+            played, cut = play_episode(agent.policy, env, seed, deterministic, limit, watch)
             returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
             end = f", cut off after {limit:,} steps (--max-episode-steps)" if cut else ""
             show(f"episode {number + 1} (seed {seed}): return {returns}{end}")
-        if video:
-            video.close()
-    except BaseException:
-        if video:
-            video.discard()
-        raise
     if video:
-        show(f"{video.frames} states in {command.video}{said and f'; {said}'}")
-
-
-def _nothing() -> None:
-    """A window draws itself."""
+        show(f"{video.frames} states in {command.video}{warning and f'; {warning}'}")

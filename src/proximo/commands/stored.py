@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
+from proximo.commands.arguments import optional
 from proximo.run.config import Config, sayable
 from proximo.run.folder import RunFolder
 from proximo.types import UsageError
@@ -30,11 +31,11 @@ class OfRun:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
-    env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
+    env: Annotated[str | None, optional("ENV")] = None
     """Environment; if it is code (module:Class), repeat its name as consent to import it."""
-    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
+    wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
     """Wrappers of the environment; likewise."""
-    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
+    net: Annotated[str | None, optional("module:Class")] = None
     """Network; if it is code, repeat its name as consent to import it."""
 
     def config(self, verb: str, arguments: Sequence[str]) -> Config:

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
-from proximo.commands.arguments import flags, given, parse
+from proximo.commands.arguments import flags, given, optional, parse
 from proximo.commands.stored import allow_code
 from proximo.envs.config import EnvConfig
 from proximo.nets.config import NetConfig
@@ -40,19 +40,17 @@ class Train:
     --num-envs, --steps, --stop-at, --seed, --device, --threads, --env, --net.
     """
 
-    method: Annotated[Positional[str | None], arg(metavar="ALGORITHM", help_behavior_hint="")] = (
-        None
-    )
+    method: Annotated[Positional[str | None], optional("ALGORITHM")] = None
     """What to train with: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
-    env_id: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
+    env_id: Annotated[Positional[str | None], optional("ENV")] = None
     """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
-    run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    run_dir: Annotated[Path | None, optional("DIR")] = None
     """A new folder for the run; by default runs/ENV-ALGORITHM-seedS."""
-    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    preset: Annotated[str | None, optional("NAME")] = None
     """Settings by name; none: the plain defaults. By default those of ENV, if there are."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    config: Annotated[Path | None, optional("FILE")] = None
     """Start from this TOML file, such as a run folder's config.toml."""
-    start: Annotated[Path | None, arg(name="from", metavar="RUN", help_behavior_hint="")] = None
+    start: Annotated[Path | None, optional("RUN", name="from")] = None
     """Begin with the last policy of this run."""
     quiet: bool = False
     """Print nothing but errors."""

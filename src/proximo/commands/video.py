@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -129,20 +129,20 @@ class Video:
         fitted: np.ndarray = picture[rows][:, columns]
         return fitted
 
-    def close(self) -> None:
-        """Finish the file. Raises `UsageError` if it cannot be written."""
-        with self._written():
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Finish the file, or after an error leave none. Raises `UsageError` if that fails."""
+        with self._aside, self._written():
+            if kind:
+                with contextlib.suppress(Exception):
+                    self._writer.close()
+                return
             self._writer.close()
             if not self._file.is_file() or not self._file.stat().st_size:
                 raise OSError("the encoder wrote nothing")
             os.replace(self._file, self._path)
-        self._aside.cleanup()
-
-    def discard(self) -> None:
-        """Leave no file."""
-        with contextlib.suppress(Exception):
-            self._writer.close()
-        self._aside.cleanup()
 
 
 def _short(value: Any) -> str:
