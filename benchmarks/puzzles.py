@@ -2,9 +2,9 @@
 
     python benchmarks/puzzles.py [--only TASK ...] [--processes N] [--runs FOLDER]
 
-Masks, memory, hybrid and image envs of `proximo.envs.puzzles`, some beside a control: no memory,
-or a penalty for what is illegal in place of masks. Adds a line per run to results/puzzles.jsonl and
-writes results/puzzles.md from all of them.
+Masked, recurrent, hybrid and image envs of `proximo.envs.puzzles`, some beside a control: a policy
+that is not recurrent, or a penalty for illegal actions instead of masks. Adds a line per run to
+results/puzzles.jsonl and writes results/puzzles.md from all of them.
 """
 
 import argparse
@@ -80,7 +80,7 @@ TASKS = {
         "CartPole without velocities, LSTM", "still_cartpole", 200_000, f"{CART} {LSTM}", 475
     ),
     "cartpole-control": Task(
-        "the same, no memory", "still_cartpole", 200_000, CART, 120, at_most=True
+        "the same, not recurrent", "still_cartpole", 200_000, CART, 120, at_most=True
     ),
     "cartpole-200": Task(
         "the same, LSTM, limit of 200 steps",

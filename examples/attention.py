@@ -1,6 +1,6 @@
-"""A network of your own: attention over a set of things of which any number may be there.
+"""A custom network: attention over a set with a variable number of things.
 
-proximo train ppo examples.attention:Nearest --net.module examples.attention:Attention
+proximo train ppo examples.attention:Nearest --net examples.attention:Attention
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ THINGS, COLOURS, STEPS = 8, 4, 8
 
 
 class Nearest(gym.Env[dict[str, np.ndarray], int]):
-    """Up to 8 coloured things lie around, in no order: name the colour of the nearest one.
+    """Up to 8 coloured things lie around, in no order; the answer is the colour of the nearest one.
 
-    Each right answer earns 1, and an episode is 8 questions: 8 is the best score, guessing has 2.
+    Each right answer earns 1. An episode has 8 questions: the best score is 8, guessing earns 2.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Nearest(gym.Env[dict[str, np.ndarray], int]):
 
 
 class Attention(nn.Module):
-    """softmax(q·K/√d) V over the things that are there: their order does not matter."""
+    """softmax(q·K/√d) V over the things that are present, in any order."""
 
     def __init__(self, space: spaces.Dict, width: int = 32, heads: int = 4) -> None:
         super().__init__()

@@ -8,12 +8,21 @@ import torch
 
 from commands.command_line import succeeded
 from commands.command_line import train as command_train
-from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
-from proximo.algorithms.update import choose_engine
-from proximo.native import library
+from proximo import (
+    PPO,
+    TRPO,
+    EnvConfig,
+    NetConfig,
+    QActorCritic,
+    RolloutConfig,
+    RunConfig,
+    UsageError,
+    train,
+)
+from proximo.engines import library
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run import choices
-from proximo.run.choices import choose_backend, choose_device, choose_threads
+from proximo.run.choices import choose_backend, choose_device, choose_engine, choose_threads
 
 native_only = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 
@@ -50,7 +59,7 @@ MASKED = gym.spaces.Dict(
     [
         (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {}, "native"),
         (gym.spaces.Discrete(9), gym.spaces.MultiDiscrete([2, 2]), {}, "native"),
-        (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {"memory": "gru"}, "native"),
+        (gym.spaces.Discrete(9), gym.spaces.Discrete(2), {"recurrent": "gru"}, "native"),
         (gym.spaces.Box(0, 255, (8, 8, 1), "uint8"), gym.spaces.Discrete(2), {}, "torch"),
         (MASKED, gym.spaces.Discrete(2), {}, "native"),
         (MASKED, gym.spaces.Discrete(2), {"normalize_obs": True}, "native"),
@@ -137,3 +146,14 @@ def test_compiling_whole_episodes_is_refused():
             rollout=RolloutConfig(episodes=2),
             run_config=RunConfig(engine="compile", total_steps=100),
         )
+
+
+def test_a_loss_term_of_a_callback_means_torch():
+    engine, why = choose_engine("auto", PPO(), policy(), loss_terms=True)
+    assert engine == "torch"
+    assert "a callback adds a loss term" in why
+    with pytest.raises(UsageError, match="a callback adds a loss term: use torch or auto"):
+        choose_engine("native", PPO(), policy(), loss_terms=True)
+    for algorithm in (TRPO(), QActorCritic()):
+        with pytest.raises(UsageError, match="has no one loss"):
+            choose_engine("auto", algorithm, policy(), loss_terms=True)

@@ -23,12 +23,12 @@ from proximo import (
     UsageError,
     train,
 )
-from proximo.algorithms.update import choose_engine, make_engine
 from proximo.collect import collect
 from proximo.envs.make import make_envs
 from proximo.functional.distributions import Categorical, Gaussian, SquashedGaussian
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import TrainState
+from proximo.run.choices import choose_engine, make_engine
+from proximo.state import TrainState
 
 NETS = {
     "plain": NetConfig(),

@@ -9,7 +9,7 @@ import pytest
 from commands.command_line import succeeded
 from commands.command_line import train as command_train
 from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, train
-from proximo.algorithms.skips import not_finite
+from proximo.engines.nonfinite import not_finite
 from proximo.run.profile import PHASES
 
 
@@ -87,7 +87,7 @@ def test_all_checks_take_little_of_the_processor(tmp_path, monkeypatch, engine):
         looking += time.perf_counter() - begin
         return found
 
-    monkeypatch.setattr("proximo.algorithms.engines.not_finite", timed)
+    monkeypatch.setattr("proximo.engines.torch.not_finite", timed)
     agent = train(
         EnvConfig(id="CartPole-v1", num_envs=4),
         PPO(minibatch_size=128, epochs=4),

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from proximo import NetConfig, train
 from proximo.envs import probes
+from proximo.errors import UsageError
 from proximo.spaces import MASK, Actions, Observations
-from proximo.types import UsageError
 
 NESTED = spaces.Dict(
     {

@@ -587,7 +587,7 @@ def notes(groups: dict[str, dict]) -> list[str]:
         f"Medians of {' or '.join(map(str, rounds))} runs that alternate, each a process of its "
         "own; the first tenth of a run is not timed. Separate 64-64 tanh networks, the same "
         "settings for all (benchmarks/speed/settings.py). Ours keeps its run folder, metrics and "
-        "checkpoints. Rejax and PureJaxRL step envs of their own in JAX; their compilation is "
+        "checkpoints. Rejax and PureJaxRL step their own envs in JAX; their compilation is "
         "not timed, except in the start from nothing.",
         f"Commit {', '.join(commits)}; {', '.join(cpus)}; {', '.join(found)}.",
     ]

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from proximo.algorithms.reinforce import Reinforce
     from proximo.algorithms.trpo import TRPO
     from proximo.envs.config import EnvConfig
+    from proximo.errors import TrainingError, UsageError
     from proximo.functional.schedules import Schedule
     from proximo.loop import train
     from proximo.nets.config import NetConfig
     from proximo.run.config import RolloutConfig, RunConfig
-    from proximo.types import TrainingError, UsageError
 
 __version__ = "0.1.0"
 
@@ -43,8 +43,8 @@ _HOMES = {
     "NetConfig": "nets.config",
     "RolloutConfig": "run.config",
     "RunConfig": "run.config",
-    "TrainingError": "types",
-    "UsageError": "types",
+    "TrainingError": "errors",
+    "UsageError": "errors",
 }
 __all__ = [  # spelled out for those who read without running
     "A2C",

@@ -10,17 +10,17 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from proximo.disk import replace
+from proximo.errors import UsageError
 from proximo.evaluate import Player
 from proximo.export import Exported, export
 from proximo.named import find, name_of
 from proximo.nets.actor_critic import ActorCritic
-from proximo.nets.own import Maker
+from proximo.nets.custom import Maker
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, make_policy
-from proximo.run.disk import replace
 from proximo.run.folder import RunFolder
 from proximo.spaces import MASK
-from proximo.types import UsageError
 
 
 class Agent:

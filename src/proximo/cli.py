@@ -7,7 +7,7 @@ import os
 import sys
 
 from proximo.commands.streams import standard_streams
-from proximo.types import TrainingError, UsageError, check_utf8, nearest
+from proximo.errors import TrainingError, UsageError, check_utf8, nearest
 
 VERBS = {
     "train": ("training", "Train a policy in an env."),

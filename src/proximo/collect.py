@@ -16,18 +16,11 @@ from torch import Tensor
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Envs
 from proximo.envs.tensors import TensorRolloutBuffer, account
+from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
-from proximo.types import (
-    Episode,
-    Rollout,
-    RolloutBuffer,
-    TrainState,
-    UsageError,
-    Watch,
-    explain,
-    faults,
-)
+from proximo.state import TrainState
+from proximo.types import Episode, Rollout, RolloutBuffer, Watch
 
 BLOCK = 256
 """Steps for which room is made and noise drawn at once when episodes are counted."""
@@ -68,7 +61,7 @@ def collect(
     the env's own. Raises `UsageError` before the first update, `TrainingError` after it, for an
     observation or reward that is not finite: env, step and value are named.
     """
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     tickets = Tickets(episodes, envs.count) if episodes else None
     if tickets:
         envs.fresh(state.envs)
@@ -134,7 +127,7 @@ def _settle_tensors(
     buffer: TensorRolloutBuffer, tickets: Tickets | None, state: TrainState, envs: Envs
 ) -> Settled:
     """The same on the device."""
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     state.envs.obs = buffer.obs[-1].clone()
     mask = buffer.valid
     if tickets:
@@ -188,7 +181,7 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
 
 def _fill(steps: Any, envs: Envs, state: TrainState, tickets: Tickets | None, done: int) -> int:
     """Act and step through it, until the tickets are spent; returns how many steps there were."""
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
         policy.head.begin(noise, state.ahead)
@@ -291,7 +284,7 @@ def _check_finite(buffer: RolloutBuffer, final: np.ndarray, state: TrainState, e
     seen = (obs, final) if obs.dtype.kind == "f" else ()  # bytes always are
     if state.engine.finite(single, *seen):
         return
-    policy: ActorCritic = state.policy  # type: ignore[assignment]
+    policy = state.policy
     told = policy.observations.not_finite
     found = [(t, i, f"the reward {reward[t, i]}") for t, i in np.argwhere(~np.isfinite(single))]
     bad_rows = ~np.isfinite(obs.reshape(*obs.shape[:2], -1)).all(-1)

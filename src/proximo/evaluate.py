@@ -16,9 +16,10 @@ from proximo.envs.agents import Agents
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE
 from proximo.envs.make import RESET, Envs, misanswer, time_limit
+from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Observations
-from proximo.types import Episode, RolloutBuffer, UsageError, explain, faults
+from proximo.types import Episode, RolloutBuffer
 
 Choose = Callable[[Any, torch.Generator | None], Any]
 """The env's action for one observation: the most likely one, or drawn by the generator."""

@@ -21,10 +21,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from proximo.errors import UsageError, faults
 from proximo.functional.distributions import ILLEGAL
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Leaf, sizes, starts, torch_dtype
-from proximo.types import UsageError, faults
 
 TOLERANCE = 1e-4
 """Between the file's numbers and the policy's, in shares of the largest of them, or of 1."""

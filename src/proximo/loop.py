@@ -15,15 +15,16 @@ from proximo.algorithms.base import OnPolicy
 from proximo.collect import collect
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Envs, Maker
+from proximo.errors import UsageError
 from proximo.named import name_of
 from proximo.nets.config import NetConfig
-from proximo.nets.own import Maker as NetMaker
+from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import Callback
 from proximo.run.config import Config, RolloutConfig, RunConfig, check_storable, from_tables
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
 from proximo.run.session import Session
-from proximo.types import TrainState, UsageError
+from proximo.state import TrainState
 
 
 def learn(envs: Envs, state: TrainState, config: Config, callbacks: Sequence[Callback]) -> bool:
@@ -106,7 +107,7 @@ def train(
     env_config = env if isinstance(env, EnvConfig) else dataclasses.replace(config.env, id=named)
     if preset and num_envs is not None:
         raise UsageError(
-            f"num_envs={num_envs} changes the preset of {named}, which fits its own number of envs: "
+            f"num_envs={num_envs} changes the preset of {named}, which fits its own number: "
             "give an algorithm too, such as PPO()"
         )
     if isinstance(source, VectorEnv) and num_envs not in (None, source.num_envs):

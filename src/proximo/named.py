@@ -12,7 +12,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from proximo.types import UsageError, explain, faults, nearest
+from proximo.errors import UsageError, explain, faults, nearest
 
 
 def import_module(name: str) -> ModuleType:

@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from proximo.types import UsageError
+from proximo.errors import UsageError
 
 if TYPE_CHECKING:
     import torch

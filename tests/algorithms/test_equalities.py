@@ -111,7 +111,7 @@ def test_the_gradient_of_a2c_is_that_of_the_surrogate_at_ratio_1(kind):
 @pytest.mark.parametrize("engine", ["torch", "native"])
 def test_one_epoch_of_one_full_batch_of_ppo_is_the_step_of_a2c(kind, engine):
     from proximo import RunConfig
-    from proximo.native import library
+    from proximo.engines import library
 
     if engine == "native" and library.load()[0] is None:
         pytest.skip(library.load()[1])
@@ -253,5 +253,5 @@ def test_every_step_of_trpo_keeps_its_bound(kind):
     )
     assert len(found) == 8
     assert all(row["kl"] <= 0.005 * (1 + 1e-4) for row in found)
-    assert sum(row["step_share"] > 0 for row in found) >= 6
+    assert sum(row["line_search_fraction"] > 0 for row in found) >= 6
     assert max(row["kl"] for row in found) > 0.001

@@ -19,7 +19,6 @@ from proximo import (
     UsageError,
     train,
 )
-from proximo.algorithms.update import lay_out
 from proximo.types import Batch
 
 ENGINES = pytest.mark.parametrize("engine", ["torch", "native"])
@@ -144,7 +143,7 @@ def batch(count, episode=None):
     ],
 )
 def test_no_minibatch_is_of_one_sample_where_it_is_standardised(algorithm, data, bounds):
-    layout = lay_out(algorithm, data, torch.Generator())
+    layout = algorithm.layout(data, torch.Generator())
     assert layout.bounds == [bounds] * algorithm.epochs
     assert all(sorted(order.tolist()) == list(range(len(data))) for order in layout.orders)
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proximo import PPO, EnvConfig, NetConfig, QActorCritic
-from proximo.algorithms.engines import TorchEngine
-from proximo.algorithms.update import _next_value, lay_out
+from proximo.algorithms.q_actor_critic import next_action_value
 from proximo.collect import collect
+from proximo.engines.torch import TorchEngine
 from proximo.envs.make import make_envs
 from proximo.envs.probes import Remember
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import TrainState
+from proximo.state import TrainState
 
 ENVS, STEPS, LIMIT = 3, 11, 5
 
@@ -39,7 +39,7 @@ def set_up(algorithm, **net):
     torch.manual_seed(0)
     settings = NetConfig(**{"hidden": (6,), "recurrent_size": 4, "bptt_steps": 3} | net)
     spaces = envs.obs_space, envs.action_space
-    policy = ActorCritic(*spaces, settings, action_values=algorithm.action_values)
+    policy = ActorCritic(*spaces, settings, q_critic=algorithm.q_critic)
     optimizer = algorithm.make_optimizer(policy)
     state = TrainState(
         policy=policy,
@@ -139,7 +139,7 @@ def test_q_of_what_comes_next_remembers_what_came_before(kind):
     policy, _, prepared = set_up(QActorCritic(gamma=0.9), recurrent=kind)
     rollout, begin, batch = prepared[1]
     _, after, _ = recurrent_states(policy, rollout, begin)
-    found = _next_value(policy, batch).view(ENVS, STEPS).t()
+    found = next_action_value(policy, batch).view(ENVS, STEPS).t()
     noise, undecided = (x.view(ENVS, STEPS).t() for x in (batch.noise, batch.undecided))
     own = policy.actor_recurrent.state_size
     for t in range(STEPS):
@@ -168,8 +168,8 @@ def test_minibatches_hold_whole_stretches_and_every_row_once(size, seed):
             return len(segment_id)
 
     batch = Fake()
-    batch.segment_id = segment_id
-    layout = lay_out(algorithm, batch, torch.Generator().manual_seed(seed))
+    batch.episode = batch.segment_id = segment_id
+    layout = algorithm.layout(batch, torch.Generator().manual_seed(seed))
     assert layout.steps == sum(len(bounds) - 1 for bounds in layout.bounds)
     for order, bounds in zip(layout.orders, layout.bounds, strict=True):
         assert sorted(order.tolist()) == list(range(len(segment_id)))

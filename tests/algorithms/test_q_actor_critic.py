@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from proximo import NetConfig, QActorCritic, RolloutConfig, RunConfig, UsageError, train
-from proximo.algorithms import update as updates
 from proximo.envs import probes
 from proximo.types import Transitions
 
@@ -41,7 +40,7 @@ class Walk(gym.Env):
 def follow(monkeypatch, env, algorithm, steps, rollout=1, num_envs=1):
     """Every batch with the network before and after its update."""
     seen = []
-    plain = updates.act_then_judge
+    plain = QActorCritic.update
 
     def spy(algorithm, state, batch):
         before = copy.deepcopy(state.policy)
@@ -49,7 +48,7 @@ def follow(monkeypatch, env, algorithm, steps, rollout=1, num_envs=1):
         seen.append((before, batch, copy.deepcopy(state.policy), metrics))
         return metrics
 
-    monkeypatch.setattr(updates, "act_then_judge", spy)
+    monkeypatch.setattr(QActorCritic, "update", spy)
     train(
         env,
         algorithm,

@@ -19,10 +19,12 @@ LAYERS = [
     ["agent"],
     ["run"],
     ["collect", "evaluate", "export", "algorithms"],
-    ["native"],
+    ["state"],
+    ["engines"],
     ["nets", "envs"],
     ["functional", "named", "spaces"],
-    ["types"],
+    ["disk", "types"],
+    ["errors"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 EXTRAS = {
@@ -95,7 +97,7 @@ def test_no_module_has_the_name_of_a_public_function():
         assert not (SOURCE / name).exists()
 
 
-PRINTS = {"cli": 4, "commands.arguments": 1, "envs.library_warnings": 1, "run.disk": 1}
+PRINTS = {"cli": 4, "commands.arguments": 1, "disk": 1}
 """Calls of print in a module: all else goes by `show`, which lets no control character pass."""
 
 

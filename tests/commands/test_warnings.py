@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from commands.command_line import SMALL, WORLD
+from commands.command_line import SMALL, ENV
 
 WARNING = """self.steps += 1
         import warnings
         warnings.warn(f"at {self.steps}\\nit is {self.steps / 7}", stacklevel=1)"""
-NOISY = WORLD.replace("self.steps += 1", WARNING)
+NOISY = ENV.replace("self.steps += 1", WARNING)
 
 
 def errors(*words):
@@ -24,11 +24,11 @@ def errors(*words):
 def test_what_differs_in_numbers_alone_is_shown_once(here):
     (here / "noisy.py").write_text(NOISY)
     line = "proximo: warning: at 1 it is 0.14285714285714285 (noisy.py:"
-    words = ["train", "ppo", "noisy:World", *SMALL, "--total-steps", 128, "--run-dir", "r"]
+    words = ["train", "ppo", "noisy:Env", *SMALL, "--total-steps", 128, "--run-dir", "r"]
     for verb in (
         words,
-        ["eval", "r", "--env", "noisy:World", "--episodes", 3],
-        ["check", "noisy:World"],
+        ["eval", "r", "--env", "noisy:Env", "--episodes", 3],
+        ["check", "noisy:Env"],
     ):
         (shown,) = errors(*verb)
         assert shown.startswith(line)

@@ -36,7 +36,7 @@ class Own(gym.Env):
 
 
 class Duck:
-    """The two spaces and two methods that docs/own-worlds.md asks for, and a method of masks."""
+    """The two spaces and two methods that an env needs without a base class, and masks."""
 
     observation_space, action_space = Own.observation_space, Own.action_space
 

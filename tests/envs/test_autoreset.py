@@ -9,11 +9,11 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from proximo import PPO, EnvConfig, NetConfig, UsageError
-from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
+from proximo.engines.torch import TorchEngine
 from proximo.envs.make import VectorEnvs, make_envs
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import TrainState
+from proximo.state import TrainState
 
 ENVS, STEPS, GAMMA, LAM = 3, 40, 0.9, 0.8
 

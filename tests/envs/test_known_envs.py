@@ -230,7 +230,7 @@ def test_rewards_of_atari_are_clipped_for_learning_and_logged_whole():
     [
         ({"episodic_life": True}, "life_loss_info"),
         ({"reward_clipping": True}, r"use env\.reward_clip"),
-        ({"num_envs": 3}, r"use env\.envs"),
+        ({"num_envs": 3}, r"use env\.num_envs"),
         ({"colour": "red"}, "cannot be made"),
     ],
 )

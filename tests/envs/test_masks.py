@@ -11,14 +11,14 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, TrainingError, UsageError, train
-from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
+from proximo.engines.torch import TorchEngine
 from proximo.envs.make import SyncEnvs, VectorEnvs, make_env
 from proximo.envs.probes import Match
 from proximo.evaluate import evaluate
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, flat_mask
-from proximo.types import TrainState
+from proximo.state import TrainState
 
 PLAIN = PPO(gamma=0.9, epochs=2, minibatch_size=16)
 

@@ -293,7 +293,7 @@ def test_one_without_metadata_is_called_by_its_class(capsys):
 def test_samples_are_counted_over_all_agents():
     settings = {"total_steps": 64, "rollout": RolloutConfig(steps=16), "num_envs": 1}
     train(Sides, PPO(minibatch_size=32, epochs=1), **settings)
-    with pytest.raises(UsageError, match=r"env\.envs 1 x 2 agents x rollout\.steps 16"):
+    with pytest.raises(UsageError, match=r"env\.num_envs 1 x 2 agents x rollout\.steps 16"):
         train(Sides, PPO(minibatch_size=33), **settings)
     envs = make_envs(EnvConfig(num_envs=3), 0, Sides)
     assert (envs.count, envs.agents) == (6, 2)

@@ -75,7 +75,7 @@ class Drift(VectorEnv):
             self.time = self._of(np.zeros(COUNT, np.int64))
         all_of_them = self._of(np.ones(COUNT, bool))
         self._begin(all_of_them if options is None else options["reset_mask"])
-        self.done = ~all_of_them
+        self.over = ~all_of_them
         return self._look(), {}
 
     def _begin(self, which):
@@ -114,7 +114,7 @@ class Drift(VectorEnv):
         if self.done == "hybrid":
             push = push * (1 + self._cast(action["tool"], "float32"))[:, None]
         reset_alone = self.mode is AutoresetMode.NEXT_STEP
-        before = self.done
+        before = self.over
         moved = self._cast(self.place * 0.9 + push, "float32")
         self.place[:] = moved
         self.time = self.time + 1
@@ -126,14 +126,14 @@ class Drift(VectorEnv):
             self._begin(before)
             reward = lib.where(before, 0.0, reward)
             terminated, truncated = terminated & ~before, truncated & ~before
-        self.done, info = terminated | truncated, {}
+        self.over, info = terminated | truncated, {}
         seen = self._look()
         if self.mode is AutoresetMode.SAME_STEP:
             if self.broken != "final":
                 info["final_obs"] = seen
             if self.seen == "vector" and self.broken != "final":
                 info["final_obs"] = seen * 1
-            self._begin(self.done)
+            self._begin(self.over)
             seen = self._look()
         return seen, reward, terminated, truncated, info
 
@@ -397,7 +397,7 @@ def test_an_env_of_tensors_is_not_evaluated_one_episode_at_a_time():
 
 
 def test_the_example_of_the_docs_learns():
-    page = (Path(__file__).parents[2] / "docs/own-worlds.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/custom-environments.md").read_text(encoding="utf-8")
     names = {}
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), names)
     # The origin is 0.77 away on average, and 0.05 are gone with a step: a return of -3.5 or so.

@@ -9,9 +9,10 @@ import json
 import os
 import sys
 
+from proximo import disk
 from proximo.cli import main
 from proximo.commands import resuming, running, training
-from proximo.run import checkpoint, disk
+from proximo.run import checkpoint
 
 WARM = (resuming, running, training)  # imported once, for all children
 EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}

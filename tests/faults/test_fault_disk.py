@@ -26,10 +26,10 @@ from commands.command_line import (
     train,
     train_in,
 )
-from proximo import TrainingError
+from proximo import TrainingError, disk
 from proximo import train as train_policy
 from proximo.algorithms.ppo import PPO
-from proximo.run import checkpoint, disk
+from proximo.run import checkpoint
 from proximo.run.checkpoint import Checkpoint, newest
 from proximo.run.config import RolloutConfig, RunConfig
 from proximo.run.folder import RunFolder

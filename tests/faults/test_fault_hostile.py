@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 
 from commands.command_line import proximo, refusal, rows, succeeded
-from proximo import UsageError, load
-from proximo.run import disk
+from proximo import UsageError, disk, load
+from proximo.errors import printable
 from proximo.run.folder import RunFolder
-from proximo.types import printable
 
 pytestmark = pytest.mark.timeout(120)
 

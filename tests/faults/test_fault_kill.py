@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from commands.command_line import SMALL, timeless
-from proximo.run import checkpoint, disk
+from proximo import disk
+from proximo.run import checkpoint
 from proximo.run.checkpoint import newest
 from proximo.run.folder import RunFolder
 

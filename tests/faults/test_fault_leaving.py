@@ -13,9 +13,9 @@ import pytest
 from commands.command_line import SMALL, proximo, refusal, result, rows, run_folders, succeeded
 from proximo import TrainingError, UsageError
 from proximo.commands import comparing
+from proximo.errors import faults
 from proximo.language.data import Examples
 from proximo.language.reward import Judge, find_reward
-from proximo.types import faults
 
 ENV = '''
 import asyncio

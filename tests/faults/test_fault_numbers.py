@@ -23,14 +23,16 @@ from proximo import (
     RunConfig,
     train,
 )
-from proximo.algorithms.engines import Layout, NativeEngine, TorchEngine
+from proximo.engines.native import NativeEngine
+from proximo.engines.torch import TorchEngine
+from proximo.errors import TrainingError, UsageError
 from proximo.loop import run_session
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import ALGORITHMS
 from proximo.run.folder import RunFolder
 from proximo.run.session import Session
-from proximo.types import Batch, TrainingError, UsageError
+from proximo.types import Batch, Layout
 
 OBS, ACTIONS = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Discrete(4)
 COUNT, SIZE, EPOCHS, BAD = 48, 12, 2, slice(12, 24)  # samples, of which the second minibatch is bad

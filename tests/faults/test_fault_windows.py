@@ -401,7 +401,7 @@ def test_any_run_that_is_killed_anywhere_ends_as_if_it_never_was(here, monkeypat
         seed=seed,
     )
     memory = (
-        {"memory": "gru", "recurrent_size": 4} if name == "ppo" and chance.random() < 0.5 else {}
+        {"recurrent": "gru", "recurrent_size": 4} if name == "ppo" and chance.random() < 0.5 else {}
     )
     monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
     monkeypatch.setattr(checkpoint, "SAVE_SHARE", chance.choice([float("inf"), 0.2]))

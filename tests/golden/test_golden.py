@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from proximo import PPO, NetConfig
-from proximo.algorithms.engines import TorchEngine
+from proximo.engines.torch import TorchEngine
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import Rollout, TrainState
+from proximo.state import TrainState
+from proximo.types import Rollout
 
 STEPS, ENVS, UPDATES = 16, 4, 20
 OBS = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)

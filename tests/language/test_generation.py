@@ -8,12 +8,12 @@ import torch
 
 pytest.importorskip("transformers")
 
+from proximo.errors import TrainingError, UsageError
 from proximo.language import LanguageModel, Sampling, load_model, tiny
 from proximo.language.data import Sequences
 from proximo.language.experience import check_drawn, judge
 from proximo.language.generate import generate
 from proximo.language.model import LanguagePolicy, Tokenizer, distribution
-from proximo.types import TrainingError, UsageError
 
 TEXT = "abcdefgh"
 PROMPTS = [[2], [3, 4, 5], [9, 8, 7, 6, 5, 4], [2, 2], [4, 6, 8, 9, 3]]

@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 from language.test_generation import PROMPTS, draw, judged, make
 from language.test_stages import FEW, SMALL, run_ppo, same_after_a_break
 from proximo import Schedule, UsageError
+from proximo.errors import TrainingError
 from proximo.language import (
     TOKENS,
     Fitting,
@@ -25,7 +26,6 @@ from proximo.language import (
 from proximo.language.data import Sequences
 from proximo.language.experience import ROUNDING, check_drawn
 from proximo.language.model import LanguagePolicy
-from proximo.types import TrainingError
 
 AGAIN = TrainingConfig(gradient_checkpointing=True)
 HALF = TrainingConfig(dtype="bfloat16")

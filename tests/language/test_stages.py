@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("transformers")
 
 from proximo import PPO, Schedule, UsageError
+from proximo.errors import TrainingError
 from proximo.language import (
     TOKENS,
     Fitting,
@@ -34,7 +35,6 @@ from proximo.language.config import read_stage
 from proximo.language.data import Sequences
 from proximo.language.model import Blueprint
 from proximo.run.checkpoint import Checkpoint
-from proximo.types import TrainingError
 
 SMALL = {"layers": 1, "width": 16, "heads": 2, "context": 16}
 SHORT = Sampling(max_tokens=4)

@@ -118,7 +118,7 @@ def test_q_values_tell_right_from_wrong(continuous):
 @pytest.mark.parametrize("engine", ["torch", "native"])
 def test_gaussians_of_another_kind_find_it(net, engine):
     from proximo import RunConfig
-    from proximo.native import library
+    from proximo.engines import library
 
     if engine == "native" and library.load()[0] is None:
         pytest.skip(library.load()[1])

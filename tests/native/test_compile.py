@@ -7,8 +7,7 @@ import torch
 from test_parity import assert_same, case, run
 
 from proximo import PPO, NetConfig, PPOPenalty
-from proximo.algorithms.engines import TorchEngine
-from proximo.algorithms.update import lay_out
+from proximo.engines.torch import TorchEngine
 
 pytestmark = [
     pytest.mark.skipif(
@@ -52,7 +51,7 @@ def test_coefficients_that_move_compile_nothing_anew():
     optimizer.rates = [1e-3]
     weights = []
     for progress in (0.0, 0.3, 0.6, 1.0):
-        layout = lay_out(algorithm, batch, torch.Generator().manual_seed(0))
+        layout = algorithm.layout(batch, torch.Generator().manual_seed(0))
         with torch.compiler.set_stance("fail_on_recompile" if progress else "default"):
             engine.descend(algorithm, batch, layout, algorithm.coefficients(progress))
         weights.append(optimizer.flats[0].detach().clone())
@@ -68,7 +67,7 @@ def test_only_batches_of_the_first_size_are_compiled():
     optimizer.rates = [1e-3]
     for size in (64, 40, 64):
         part = batch[:size]
-        layout = lay_out(algorithm, part, torch.Generator().manual_seed(0))
+        layout = algorithm.layout(part, torch.Generator().manual_seed(0))
         with torch.compiler.set_stance("default" if size == 64 else "fail_on_recompile"):
             engine.descend(algorithm, part, layout, algorithm.coefficients(0.0))
         if plain is not None:  # after the first of them

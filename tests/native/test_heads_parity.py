@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from test_parity import algorithms, assert_same, both, case, nets, rows_of, run, shown
 
 from proximo import A2C, PPO, TRPO, NetConfig, PPOPenalty, RolloutConfig, RunConfig, train
-from proximo.algorithms.engines import NativeEngine, TorchEngine
-from proximo.algorithms.update import choose_engine
 from proximo.collect import make_room
+from proximo.engines import library
+from proximo.engines.native import NativeEngine
+from proximo.engines.torch import TorchEngine
 from proximo.envs.probes import Match
 from proximo.functional.distributions import ILLEGAL
-from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic
+from proximo.run.choices import choose_engine
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 

@@ -12,10 +12,11 @@ from test_heads_parity import KINDS, WITH_MASKS
 from test_parity import algorithms, assert_same, both, case, kernels, nets, run
 
 from proximo import A2C, PPO, TRPO, NetConfig, PPOPenalty, RolloutConfig, RunConfig, train
-from proximo.algorithms.engines import NativeEngine, TorchEngine
 from proximo.collect import make_room
+from proximo.engines import library
+from proximo.engines.native import NativeEngine
+from proximo.engines.torch import TorchEngine
 from proximo.envs.probes import Remember
-from proximo.native import library
 from proximo.nets.actor_critic import ActorCritic
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])

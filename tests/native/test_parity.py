@@ -23,11 +23,13 @@ from proximo import (
     UsageError,
     train,
 )
-from proximo.algorithms.engines import Layout, NativeEngine, TorchEngine
-from proximo.algorithms.update import choose_engine, lay_out
 from proximo.collect import make_room
-from proximo.native import library
+from proximo.engines import library
+from proximo.engines.base import Layout
+from proximo.engines.native import NativeEngine
+from proximo.engines.torch import TorchEngine
 from proximo.nets.actor_critic import ActorCritic
+from proximo.run.choices import choose_engine
 from proximo.spaces import MASK, choices
 from proximo.types import Batch, Segments
 
@@ -114,7 +116,7 @@ def case(
 def engine_of(name, algorithm, policy, optimizer, threads=1):
     if name in ("torch", "compile"):
         return TorchEngine(policy, optimizer, compiled=name == "compile")
-    spec = algorithm.loss_spec(algorithm.coefficients(0.0))
+    spec = algorithm.native_spec(algorithm.coefficients(0.0))
     assert library.obstacle(policy, spec) == ""
     return NativeEngine(policy, optimizer, threads)
 
@@ -129,7 +131,7 @@ def run(name, algorithm, net, epochs=1, layout=None, change=None, threads=1, **k
         name, batch, policy = "torch", in_double(batch), policy.double()
         optimizer = algorithm.make_optimizer(policy)
     optimizer.rates = [1e-3, 2e-3][: len(optimizer.flats)]
-    layout = layout or lay_out(algorithm, batch, torch.Generator().manual_seed(1))
+    layout = layout or algorithm.layout(batch, torch.Generator().manual_seed(1))
     engine = engine_of(name, algorithm, policy, optimizer, threads)
     outcome = engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
     flats = optimizer.flats
@@ -429,7 +431,7 @@ def test_the_batch_is_left_alone():
     algorithm = PPO(minibatch_size=16)
     policy, optimizer, batch = case(algorithm, NetConfig())
     before = copy.deepcopy(vars(batch))
-    layout = lay_out(algorithm, batch, torch.Generator())
+    layout = algorithm.layout(batch, torch.Generator())
     engine = NativeEngine(policy, optimizer, 2)
     engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
     assert all(torch.equal(tensor, before[name]) for name, tensor in vars(batch).items())
@@ -444,7 +446,7 @@ def test_a_gradient_that_is_not_finite_is_noticed_and_not_stepped_along(activati
     with torch.no_grad():
         getattr(policy, part).layers[0].weight[3, 1] = torch.nan
     before = [parameter.clone() for parameter in policy.parameters()]
-    layout = lay_out(algorithm, batch, torch.Generator())
+    layout = algorithm.layout(batch, torch.Generator())
     engine = NativeEngine(policy, optimizer, threads)
     outcome = engine.descend(algorithm, batch, layout, algorithm.coefficients(0.0))
     assert outcome == ({}, 3, 0, layout.steps)  # every minibatch was left out
@@ -642,3 +644,26 @@ def test_an_actor_keeps_the_weights_that_it_began_with():
     assert np.array_equal(buffer.parameters[0], buffer.parameters[1])
     engine.actor(buffer, torch.rand(2, 3))(1)
     assert not np.array_equal(buffer.parameters[0], buffer.parameters[1])
+
+
+def test_loss_terms_are_added_to_every_minibatch():
+    """w' = w - lr ∇(L + term), by PyTorch alone."""
+    algorithm = PPO(
+        minibatch_size=64, epochs=1, optimizer="sgd", max_grad_norm=None, minibatches="whole"
+    )
+    policy, optimizer, batch = case(algorithm, NetConfig(hidden=(8,)))
+    engine = TorchEngine(policy, optimizer)
+    engine.loss_terms = [lambda policy, batch: policy.value(batch.obs).square().mean()]
+    optimizer.rates = [0.1]
+    coefficients = algorithm.coefficients(0.0)
+    loss, _ = algorithm.loss(policy, batch, coefficients)
+    term = engine.loss_terms[0](policy, batch)
+    parameters = policy.actor_parameters() + policy.critic_parameters()
+    gradients = torch.autograd.grad(loss + term, parameters)
+    expected = [p.detach() - 0.1 * g for p, g in zip(parameters, gradients, strict=True)]
+    layout = algorithm.layout(batch, torch.Generator())
+    terms = engine.descend(algorithm, batch, layout, coefficients).terms
+    assert terms["callback_loss"].item() == pytest.approx(term.item())
+    assert terms["loss"].item() == pytest.approx((loss + term).item(), rel=1e-5)
+    for now, then in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(now.detach(), then, rtol=1e-5, atol=1e-7)

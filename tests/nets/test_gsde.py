@@ -9,8 +9,8 @@ import torch
 from gymnasium import spaces
 
 from proximo import PPO, EnvConfig, NetConfig, QActorCritic, RolloutConfig, UsageError, train
-from proximo.algorithms.engines import TorchEngine
 from proximo.collect import collect
+from proximo.engines.torch import TorchEngine
 from proximo.envs.make import make_envs
 from proximo.evaluate import Player
 from proximo.functional.distributions import Gaussian, gsde_log_std, gsde_noise
@@ -20,7 +20,7 @@ from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.folder import RunFolder
 from proximo.run.session import Session
-from proximo.types import TrainState
+from proximo.state import TrainState
 
 ACTIONS = spaces.Box(-1, 1, (2,))
 

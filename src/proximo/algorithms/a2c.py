@@ -36,7 +36,5 @@ class A2C(OnPolicy):
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not A2C:  # a subclass may have a loss of its own
-            return None
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         return self.spec(coefficients, "log")

@@ -11,24 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from proximo import functional as F
+from proximo.errors import UsageError, check_values, refuse_unused
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import (
-    Batch,
-    LossSpec,
-    Metrics,
-    Rollout,
-    TrainState,
-    UsageError,
-    check_values,
-    refuse_unused,
-)
+from proximo.types import Batch, Layout, LossSpec, Metrics, Rollout
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
-    from proximo.algorithms.engines import Engine
+    from proximo.engines.base import Engine, OldEvaluation
     from proximo.nets.actor_critic import ActorCritic, Evaluation
     from proximo.nets.optimizer import FlatOptimizer
+    from proximo.state import TrainState
 
 Estimator = Literal["gae", "n-step", "td0", "monte-carlo"]
 
@@ -38,15 +32,15 @@ class OnPolicy(ABC):
     """Settings of every algorithm that learns from the policy's own fresh experience."""
 
     name: ClassVar[str]
-    action_values: ClassVar[bool] = False
+    q_critic: ClassVar[bool] = False
     """Whether the critic judges an action in a state, Q(s,a), instead of the state, V(s)."""
-    apart: ClassVar[bool] = False
+    separate_optimizers: ClassVar[bool] = False
     """Whether actor and critic are moved in turn, and so cannot share layers."""
     exact_kl: ClassVar[bool] = False
     """Whether KL(old, new) is also reported as it is, not only estimated."""
     rollout_steps: ClassVar[int] = 256
     """T where nothing else is said: the steps in each env that an update suits best."""
-    without: ClassVar[tuple[str, ...]] = ()
+    unused_settings: ClassVar[tuple[str, ...]] = ()
     """Settings below that do nothing here, and so are refused."""
 
     gamma: float = 0.99
@@ -108,7 +102,7 @@ class OnPolicy(ABC):
         if not hasattr(self, "name"):
             raise UsageError(f"the algorithm {type(self).__name__} has no name: give its class one")
         check_values("algorithm", self)
-        self._refuse(self.without, f"the algorithm is {self.name}")
+        self._refuse(self.unused_settings, f"the algorithm is {self.name}")
         if not self.critic:
             self._refuse(
                 ("critic_learning_rate", "value_coef", "value_loss", "value_target"),
@@ -196,10 +190,10 @@ class OnPolicy(ABC):
 
         actor, critic = policy.actor_parameters(), policy.critic_parameters()
         kind = (self.optimizer, self.optimizer_eps, self.adam_betas)
-        if self.critic_learning_rate is None and not self.apart:
+        if self.critic_learning_rate is None and not self.separate_optimizers:
             return FlatOptimizer([actor + critic], *kind)
         if policy.critic is None:
-            if self.apart:
+            if self.separate_optimizers:
                 raise UsageError(
                     f"net.trunk is shared, but {self.name} moves its actor and its critic in "
                     "turn: use --net.trunk separate"
@@ -212,15 +206,158 @@ class OnPolicy(ABC):
 
     def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
         """Old log-probabilities, values, advantages and value targets, once per rollout."""
-        from proximo.algorithms.experience import prepare
-
-        return prepare(self, state, rollout)
+        reward = self.reward(state, rollout)
+        old = state.evaluate_old(rollout)
+        value, next_value = old.value, state.engine.next_value(rollout, old)
+        if not self.critic:
+            value = next_value = value.new_zeros(value.shape)
+        advantage, target = self.estimate(
+            reward, value, next_value, rollout.terminated, rollout.boundary
+        )
+        batch = self.lay_out(state.policy, rollout, old, value, advantage, target)
+        state.observe_returns(batch.target)
+        return batch
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        """K epochs of minibatches, then the running moments of the observations."""
-        from proximo.algorithms.update import descend
+        """K epochs of minibatches, then the running moments of the observations.
 
-        return descend(self, state, batch)
+        A minibatch whose loss or gradient is not finite is skipped. Raises `TrainingError` after
+        too many of those, and `TrainState.fault` if the new policy is not finite.
+        """
+        coefficients = self.coefficients(state.progress, state.beta)
+        rates = self.set_rates(state)
+        layout = self.layout(batch, state.shuffling)
+
+        def skip(what: str, epoch: int, number: int, samples: Batch) -> None:
+            where = f", epoch {epoch}, minibatch {number}"
+            state.skip_step(what, where, samples, coefficients, self.skip_budget)
+
+        taken = state.engine.descend(self, batch, layout, coefficients, skip)
+        terms = {name: total / taken.steps for name, total in taken.terms.items()}
+        return {
+            **self.report(state, batch, coefficients, terms),
+            **rates,
+            **coefficients,
+            "epochs": taken.epochs,
+            "gradient_steps": taken.steps,
+            "gradient_steps_skipped_by_kl": layout.steps - taken.steps - taken.skipped,
+            **self.lone_advantages(batch, layout.joined),
+        }
+
+    def reward(self, state: TrainState, rollout: Rollout) -> Tensor:
+        """The rewards that the policy learns from: scaled, if they are. [T, N]."""
+        return state.scaled_reward(rollout, self.gamma) if self.normalize_reward else rollout.reward
+
+    def estimate(
+        self,
+        reward: Tensor,
+        value: Tensor,
+        next_value: Tensor,
+        terminated: Tensor,
+        boundary: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages and value targets from the TD errors δ. All [T, N]."""
+        delta = F.returns.td_error(reward, value, next_value, terminated, self.gamma)
+        advantage = self.advantages(self.advantage, delta, boundary)
+        if self.value_target in ("same", self.advantage):
+            return advantage, value + advantage
+        return advantage, value + self.advantages(self.value_target, delta, boundary)
+
+    def advantages(self, estimator: str, delta: Tensor, boundary: Tensor) -> Tensor:
+        """Advantages by this estimator. All [T, N]."""
+        if estimator == "n-step":
+            return F.returns.n_step(delta, boundary, self.gamma, self.n)
+        lam = {"gae": self.lam, "td0": 0.0, "monte-carlo": 1.0}[estimator]
+        return F.returns.gae(delta, boundary, self.gamma, lam)
+
+    def normalized(self, advantage: Tensor, episode: Tensor) -> Tensor:
+        """Advantages at mean 0 and standard deviation 1, unless minibatches do it. All [B]."""
+        if self.normalize_advantage == "batch":
+            return F.masked.standardize(advantage)
+        if self.normalize_advantage == "episode":
+            return F.masked.standardize_groups(advantage, episode)
+        return advantage
+
+    def lay_out(
+        self,
+        policy: ActorCritic,
+        rollout: Rollout,
+        old: OldEvaluation,
+        value: Tensor,
+        advantage: Tensor,
+        target: Tensor,
+    ) -> Batch:
+        """The valid steps of [T, N, ...] side by side, env after env in order of time."""
+        flat, age = rollout.flat, F.batches.ages(rollout.boundary)
+        episode = segment = F.batches.consecutive(flat(F.batches.segments(age)))
+        if policy.state_size:
+            segment = F.batches.consecutive(flat(F.batches.segments(age, policy.bptt_steps)))
+        return Batch(
+            obs=flat(rollout.obs),
+            action=flat(rollout.action),
+            log_prob=flat(old.log_prob),
+            parameters=flat(old.parameters),
+            value=flat(value),
+            advantage=self.normalized(flat(advantage), episode),
+            target=flat(target),
+            episode=episode,
+            segment_id=segment,
+            initial_state=flat(old.initial_state),
+        )
+
+    def layout(self, batch: Batch, generator: Generator) -> Layout:
+        """The order of the minibatches."""
+        return F.batches.minibatches(
+            self.minibatches,
+            self.minibatch_size,
+            self.epochs,
+            generator,
+            episode=batch.episode,
+            segment=batch.segment_id if batch.segments else None,
+            join_single=self.standardizes_minibatches,
+        )
+
+    def set_rates(self, state: TrainState) -> dict[str, float]:
+        """Set the optimizer's step sizes to where their schedules stand; returns them."""
+        rates = self.rates(state.progress, state.rate_scale)
+        names = ("learning_rate", "critic_learning_rate")[: len(state.optimizer.flats)]
+        state.optimizer.rates = [rates.get(name, 0.0) for name in names]
+        return rates
+
+    def report(
+        self,
+        state: TrainState,
+        batch: Batch,
+        coefficients: dict[str, float],
+        terms: dict[str, Tensor],
+    ) -> Metrics:
+        """The terms of the loss and the readings of the new policy.
+
+        What follows from them moves: the moments of the observations, the learning rate's scale.
+        """
+        new = state.engine.evaluate_batch(batch, entropy=True)
+        readings = {**terms, **self.read(state.policy, new, batch, coefficients)}
+        readings.pop("loss", None)
+        if self.critic:
+            explained = F.masked.explained_variance(batch.value, batch.target)
+            readings["explained_variance"] = explained
+        else:
+            readings.pop("value_loss", None)
+        state.observe(batch.obs)
+        metrics = state.numbers(readings)
+        if self.desired_kl is not None:
+            scale = state.rate_scale
+            state.rate_scale = F.kl.adapted_rate(scale, metrics["kl"], self.desired_kl)
+        return metrics
+
+    def lone_advantages(self, batch: Batch, joined: int) -> Metrics:
+        """The number of advantages that stand alone where they are standardised, if any do."""
+        count = joined
+        if self.normalize_advantage == "episode":
+            count = int(F.masked.alone(batch.episode).sum())
+        elif self.normalize_advantage != "none":
+            count += len(batch) == 1
+        return {"lone_advantages": count} if count else {}
 
     def objective(
         self,
@@ -231,19 +368,15 @@ class OnPolicy(ABC):
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
         """What the policy maximises, per sample: log π(a|s) A, the policy gradient. All [B]."""
-        from proximo.functional.losses import policy_gradient
-
-        return policy_gradient(new.log_prob, advantage)
+        return F.losses.policy_gradient(new.log_prob, advantage)
 
     def standardized(self, advantage: Tensor) -> Tensor:
         """The advantages of a minibatch, brought to mean 0 and deviation 1 if that is done here.
 
         One alone stays what it is.
         """
-        from proximo.functional.masked import standardize
-
         per_minibatch = self.normalize_advantage == "minibatch"
-        return standardize(advantage) if per_minibatch else advantage
+        return F.masked.standardize(advantage) if per_minibatch else advantage
 
     def loss(
         self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
@@ -269,22 +402,30 @@ class OnPolicy(ABC):
 
         -E[objective] + c1 E[value loss] - c2 E[entropy]: Schulman et al. 2017, eq. 9.
         """
-        from proximo.functional.masked import masked_mean
-
         advantage = self.standardized(batch.advantage)
-        policy_loss = -masked_mean(self.objective(policy, new, batch, advantage, coefficients))
-        value_loss = masked_mean(
+        policy_loss = -F.masked.masked_mean(
+            self.objective(policy, new, batch, advantage, coefficients)
+        )
+        value_loss = F.masked.masked_mean(
             self.value_error(policy, new.value, batch, coefficients["value_clip"])
         )
         loss = policy_loss + self.value_weight * value_loss
         if new.entropy is not None:
-            loss = loss - coefficients["entropy_coef"] * masked_mean(new.entropy)
+            loss = loss - coefficients["entropy_coef"] * F.masked.masked_mean(new.entropy)
         terms = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss}
         return loss, {name: term.detach() for name, term in terms.items()}
 
     def stops(self, engine: Engine, batch: Batch) -> bool:
         """Whether the remaining epochs of this update are left out."""
         return False
+
+    def native_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
+        """The loss in numbers for the native engine; None: only PyTorch can compute it.
+
+        A subclass of the user's own may have another loss than the class that it derives from.
+        """
+        ours = type(self).__module__.startswith("proximo.algorithms.")
+        return self.loss_spec(coefficients) if ours else None
 
     def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
         """The loss in numbers, if the native engine knows it; None: only PyTorch can compute it."""
@@ -308,15 +449,12 @@ class OnPolicy(ABC):
         self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
         """What to report of the policy after the update, over the whole batch: KL, entropy."""
-        from proximo.functional.kl import k3, kl_divergence
-        from proximo.functional.masked import masked_mean
-
-        readings = {"approx_kl": masked_mean(k3(new.log_prob, batch.log_prob))}
+        readings = {"approx_kl": F.masked.masked_mean(F.kl.k3(new.log_prob, batch.log_prob))}
         if new.entropy is not None:
-            readings["entropy"] = masked_mean(new.entropy)
+            readings["entropy"] = F.masked.masked_mean(new.entropy)
         if self.exact_kl or self.desired_kl is not None:
             old = policy.head.restore(batch.parameters)
-            readings["kl"] = masked_mean(kl_divergence(old, new.distribution))
+            readings["kl"] = F.masked.masked_mean(F.kl.kl_divergence(old, new.distribution))
         return readings
 
     @property
@@ -327,7 +465,7 @@ class OnPolicy(ABC):
     @property
     def standardizes_minibatches(self) -> bool:
         """Advantages are standardised within each minibatch, and the policy learns from those."""
-        return self.normalize_advantage == "minibatch" and not self.apart
+        return self.normalize_advantage == "minibatch" and not self.separate_optimizers
 
     @property
     def value_weight(self) -> float:
@@ -343,13 +481,11 @@ class OnPolicy(ABC):
         self, policy: ActorCritic, value: Tensor, batch: Batch, clip: float | Tensor
     ) -> Tensor:
         """The chosen value loss, elementwise, in units of the critic's output. All [B]."""
-        from proximo.functional.losses import clipped_squared_error, huber_error, squared_error
-
         target, old = batch.target, batch.value
         if policy.normalize_returns:
             value, target, old = (x / policy.return_scale for x in (value, target, old))
         if self.value_loss == "clipped":
-            return clipped_squared_error(value, target, old, clip)
+            return F.losses.clipped_squared_error(value, target, old, clip)
         if self.value_loss == "huber":
-            return huber_error(value, target, self.huber_delta)
-        return squared_error(value, target)
+            return F.losses.huber_error(value, target, self.huber_delta)
+        return F.losses.squared_error(value, target)

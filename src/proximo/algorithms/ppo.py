@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
+from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient, as_schedule
-from proximo.types import Batch, LossSpec, UsageError
+from proximo.types import Batch, LossSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from proximo.algorithms.engines import Engine
+    from proximo.engines.base import Engine
     from proximo.nets.actor_critic import ActorCritic, Evaluation
 
 
@@ -72,19 +74,19 @@ class PPO(OnPolicy):
         advantage: Tensor,
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
-        from proximo.functional.losses import clipped_surrogate, surrogate
-
+        log_prob = self.acted(new, batch)
         if self.clip is None:
-            return surrogate(new.log_prob, batch.log_prob, advantage)
-        high = coefficients.get("clip_high")
-        clip = coefficients["clip"]
-        return clipped_surrogate(
-            new.log_prob, batch.log_prob, advantage, clip, high, self.dual_clip
+            return F.losses.surrogate(log_prob, batch.log_prob, advantage)
+        clip, high = coefficients["clip"], coefficients.get("clip_high")
+        return F.losses.clipped_surrogate(
+            log_prob, batch.log_prob, advantage, clip, high, self.dual_clip
         )
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not PPO:  # a subclass may have a loss of its own
-            return None
+    def acted(self, new: Evaluation, batch: Batch) -> Tensor:
+        """Log-probabilities whose ratio to the old ones the objective clips. [B]."""
+        return new.log_prob
+
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         clip = coefficients.get("clip", math.inf)
         return self.spec(
             coefficients,
@@ -98,25 +100,18 @@ class PPO(OnPolicy):
     def stops(self, engine: Engine, batch: Batch) -> bool:
         if self.target_kl is None:
             return False
-        import torch
-
-        from proximo.functional.kl import k3
-        from proximo.functional.masked import masked_mean
-
-        with torch.no_grad():
-            new = engine.evaluate(batch.obs, batch.action, entropy=False, segments=batch.segments)
-            return bool(masked_mean(k3(new.log_prob, batch.log_prob)) > self.target_kl)
+        new = engine.evaluate_batch(batch, entropy=False)
+        kl = F.masked.masked_mean(F.kl.k3(new.log_prob, batch.log_prob))
+        return bool(kl > self.target_kl)
 
     def read(
         self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
         """Besides, the share of samples whose ratio has left the clip's interval."""
-        from proximo.functional.masked import masked_mean
-
         readings = super().read(policy, new, batch, coefficients)
         if self.clip is not None:
-            moved = (new.log_prob - batch.log_prob).exp() - 1
+            moved = (self.acted(new, batch) - batch.log_prob).exp() - 1
             high = coefficients.get("clip_high", coefficients["clip"])
             outside = (moved > high) | (moved < -coefficients["clip"])
-            readings["clip_fraction"] = masked_mean(outside.to(moved.dtype))
+            readings["clip_fraction"] = F.masked.masked_mean(outside.to(moved.dtype))
         return readings

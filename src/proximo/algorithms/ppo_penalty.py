@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
-from proximo.types import Batch, LossSpec, Metrics, TrainState, UsageError
+from proximo.errors import UsageError
+from proximo.types import Batch, LossSpec, Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from proximo.nets.actor_critic import ActorCritic, Evaluation
+    from proximo.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,23 +60,16 @@ class PPOPenalty(OnPolicy):
         advantage: Tensor,
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
-        from proximo.functional.kl import kl_divergence
-        from proximo.functional.losses import penalized_surrogate
-
-        kl = kl_divergence(policy.head.restore(batch.parameters), new.distribution)
-        return penalized_surrogate(
+        kl = F.kl.kl_divergence(policy.head.restore(batch.parameters), new.distribution)
+        return F.losses.penalized_surrogate(
             new.log_prob, batch.log_prob, advantage, kl, coefficients["beta"]
         )
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not PPOPenalty:  # a subclass may have a loss of its own
-            return None
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         return self.spec(coefficients, "ratio", beta=coefficients["beta"])
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        from proximo.functional.kl import adapted_beta
-
         metrics = super().update(state, batch)
         if self.kl_target is not None:
-            state.beta = adapted_beta(metrics["beta"], metrics["kl"], self.kl_target)
+            state.beta = F.kl.adapted_beta(metrics["beta"], metrics["kl"], self.kl_target)
         return metrics

@@ -21,7 +21,7 @@ class Reinforce(OnPolicy):
     """
 
     name: ClassVar[str] = "reinforce"
-    without: ClassVar[tuple[str, ...]] = ("advantage", "value_target", "lam", "n")
+    unused_settings: ClassVar[tuple[str, ...]] = ("advantage", "value_target", "lam", "n")
 
     advantage: Estimator = "monte-carlo"
     """How advantages are estimated; monte-carlo is the return minus the value."""
@@ -30,7 +30,5 @@ class Reinforce(OnPolicy):
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not Reinforce:  # a subclass may have a loss of its own
-            return None
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         return self.spec(coefficients, "log")

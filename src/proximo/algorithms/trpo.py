@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
+from proximo.engines.nonfinite import not_finite
+from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient
-from proximo.types import Batch, LossSpec, Metrics, TrainState, UsageError
+from proximo.types import Batch, LossSpec, Metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from proximo.nets.actor_critic import ActorCritic, Evaluation
+    from proximo.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +34,9 @@ class TRPO(OnPolicy):
 
     name: ClassVar[str] = "trpo"
     rollout_steps: ClassVar[int] = 512
-    apart: ClassVar[bool] = True
+    separate_optimizers: ClassVar[bool] = True
     exact_kl: ClassVar[bool] = True
-    without: ClassVar[tuple[str, ...]] = ("learning_rate", "desired_kl", "critic")
+    unused_settings: ClassVar[tuple[str, ...]] = ("learning_rate", "desired_kl", "critic")
 
     max_kl: float = 0.01
     """delta, the bound on the mean KL(old, new) of an update in nats."""
@@ -69,9 +73,7 @@ class TRPO(OnPolicy):
         advantage: Tensor,
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
-        from proximo.functional.losses import surrogate
-
-        objective = surrogate(new.log_prob, batch.log_prob, advantage)
+        objective = F.losses.surrogate(new.log_prob, batch.log_prob, advantage)
         if new.entropy is not None:
             objective = objective + coefficients["entropy_coef"] * new.entropy
         return objective
@@ -80,17 +82,13 @@ class TRPO(OnPolicy):
         self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's part alone: the policy has been moved already."""
-        from proximo.functional.masked import masked_mean
-
         value = policy.value(batch.obs, batch.segments)
         error = self.value_error(policy, value, batch, coefficients["value_clip"])
-        value_loss = masked_mean(error)
+        value_loss = F.masked.masked_mean(error)
         loss = self.value_weight * value_loss
         return loss, {"loss": loss.detach(), "value_loss": value_loss.detach()}
 
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        if type(self) is not TRPO:  # a subclass may have a loss of its own
-            return None
+    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
         return self.spec(coefficients, "none")
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
@@ -105,17 +103,7 @@ class TRPO(OnPolicy):
         """
         import torch
 
-        from proximo.algorithms.skips import leave_out, not_finite
-        from proximo.functional.kl import kl_divergence
-        from proximo.functional.masked import masked_mean
-        from proximo.functional.trust_region import (
-            fisher_vector_product,
-            flat_gradient,
-            line_search,
-            natural_step,
-        )
-
-        policy: ActorCritic = state.policy  # type: ignore[assignment]
+        policy = state.policy
         coefficients = self.coefficients(state.progress)
         parameters, theta = policy.actor_parameters(), state.optimizer.flats[0].data
         old = policy.head.restore(batch.parameters)
@@ -126,16 +114,17 @@ class TRPO(OnPolicy):
                 batch.obs, batch.action, entropy=self.values_entropy, segments=batch.segments
             )
             objective = self.objective(policy, new, batch, advantage, coefficients)
-            return masked_mean(objective), masked_mean(kl_divergence(old, new.distribution))
+            kl = F.kl.kl_divergence(old, new.distribution)
+            return F.masked.masked_mean(objective), F.masked.masked_mean(kl)
 
         before, kl = surrogate_and_kl()
-        gradient = flat_gradient(before, parameters, retain=True)
-        product = fisher_vector_product(kl, parameters, self.cg_damping)
-        step = natural_step(product, gradient, self.max_kl, self.cg_iterations)
+        gradient = F.trust_region.flat_gradient(before, parameters, retain=True)
+        product = F.trust_region.fisher_vector_product(kl, parameters, self.cg_damping)
+        step = F.trust_region.natural_step(product, gradient, self.max_kl, self.cg_iterations)
         norms = {"gradient_norm": gradient.norm(), "natural_step": step.norm()}
         if what := not_finite(loss=before.detach(), **norms):
-            leave_out(self, state, what, ", step of the policy", batch, coefficients)
-            return {"step_share": 0.0}
+            state.skip_step(what, ", step of the policy", batch, coefficients, self.skip_budget)
+            return {"line_search_fraction": 0.0}
         start, gains = theta.clone(), {0.0: 0.0}
 
         @torch.no_grad()
@@ -145,10 +134,12 @@ class TRPO(OnPolicy):
             gains[share] = float(after - before)
             return gains[share], float(moved)
 
-        share = line_search(measure, self.max_kl, self.line_search_decay, self.line_search_tries)
+        share = F.trust_region.line_search(
+            measure, self.max_kl, self.line_search_decay, self.line_search_tries
+        )
         theta.copy_(start + share * step)
         return {
             "policy_loss": -gains[share],
-            "step_share": share,
+            "line_search_fraction": share,
             "policy_grad_norm": float(norms["gradient_norm"]),
         }

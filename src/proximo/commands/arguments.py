@@ -17,9 +17,9 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from proximo.commands.mistyped import message
+from proximo.disk import warn
+from proximo.errors import UsageError, printable
 from proximo.functional.schedules import Schedule
-from proximo.run.disk import warn
-from proximo.types import UsageError, printable
 
 if TYPE_CHECKING:
     import gymnasium as gym

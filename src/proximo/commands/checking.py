@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import closing, parse, show
 from proximo.envs.config import EnvConfig
-from proximo.types import UsageError
+from proximo.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,9 +28,9 @@ from proximo.commands.statistics import (
     half_width,
     interquartile_mean,
 )
+from proximo.disk import replace
+from proximo.errors import UsageError
 from proximo.run.config import algorithm_type, from_tables
-from proximo.run.disk import replace
-from proximo.types import UsageError
 
 EVALUATIONS = 20
 """Evaluations along each run, about evenly apart: its curve and its steps to the threshold."""

@@ -41,7 +41,7 @@ CONTROL = Columns(
         ("KL", "approx_kl", ".4f"),
         ("clip fraction", "clip_fraction", ".3f"),
         ("beta", "beta", ".3g"),
-        ("step", "step_share", ".2f"),
+        ("step", "line_search_fraction", ".2f"),
         ("entropy", "entropy", ".3f"),
         ("explained variance", "explained_variance", ".2f"),
     ),

@@ -9,7 +9,7 @@ from functools import partial
 
 from proximo.commands.arguments import closing, parse, show
 from proximo.commands.stored import OfEpisodes, check_spaces
-from proximo.run.disk import warn
+from proximo.disk import warn
 
 
 @dataclass(frozen=True, kw_only=True)

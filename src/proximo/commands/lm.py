@@ -16,6 +16,7 @@ from tyro.conf import Positional, arg
 from proximo.commands.arguments import optional, parse, say, show
 from proximo.commands.display import COMPLETIONS, FITTING, Display
 from proximo.commands.stored import Code, check_code
+from proximo.errors import UsageError, nearest
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -32,7 +33,6 @@ from proximo.language.config import (
 )
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.folder import RunFolder, free
-from proximo.types import UsageError, nearest
 
 if TYPE_CHECKING:
     from proximo.language.session import Learner

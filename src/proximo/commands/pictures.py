@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from proximo.disk import replace as replace_file
+from proximo.disk import writable
+from proximo.errors import UsageError, printable
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, RunConfig, success_threshold, to_tables, to_toml
-from proximo.run.disk import replace as replace_file
-from proximo.run.disk import writable
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError, printable
 
 PANELS = (
     ("return", (("return_mean", "last 100 episodes"), ("return_smoothed", "smoothed"))),
@@ -28,7 +28,7 @@ PANELS = (
     ("KL(old, new) in nats", (("approx_kl", "estimated"), ("kl", "exact"))),
     ("clip fraction", (("clip_fraction", ""),)),
     ("weight of the KL penalty (beta)", (("beta", ""),)),
-    ("share of the full step", (("step_share", ""),)),
+    ("share of the full step", (("line_search_fraction", ""),)),
     ("entropy in nats", (("entropy", ""),)),
     ("explained variance", (("explained_variance", ""),)),
     ("learning rate", (("learning_rate", "policy"), ("critic_learning_rate", "critic"))),

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from proximo.commands.arguments import closing, optional, parse, show
 from proximo.commands.stored import OfEpisodes, check_spaces
-from proximo.run.disk import warn
-from proximo.types import UsageError, explain, faults
+from proximo.disk import warn
+from proximo.errors import UsageError, explain, faults
 
 if TYPE_CHECKING:
     import gymnasium as gym

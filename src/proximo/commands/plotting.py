@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional, parse, show
-from proximo.types import UsageError
+from proximo.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 from proximo.commands.arguments import say, show
 from proximo.commands.display import CONTROL, Display, said_if_slow
 from proximo.commands.signals import Interrupt
+from proximo.errors import TrainingError, UsageError, explain
 from proximo.loop import run_session
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, sayable
@@ -20,7 +21,8 @@ from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
 from proximo.run.session import Session
-from proximo.types import Metrics, Rollout, TrainingError, TrainState, UsageError, explain
+from proximo.state import TrainState
+from proximo.types import Metrics, Rollout
 
 
 def begin(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional
+from proximo.errors import UsageError
 from proximo.run.config import Config, sayable
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError
 
 if TYPE_CHECKING:
     import gymnasium as gym

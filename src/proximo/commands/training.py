@@ -17,6 +17,7 @@ from proximo.algorithms.ppo import PPO
 from proximo.commands.arguments import flags, given, optional, parse
 from proximo.commands.stored import allow_code
 from proximo.envs.config import EnvConfig
+from proximo.errors import UsageError
 from proximo.nets.config import NetConfig
 from proximo.run.config import (
     ALGORITHMS,
@@ -28,7 +29,6 @@ from proximo.run.config import (
     read_config,
 )
 from proximo.run.presets import PRESETS, Preset, find_preset, named_preset
-from proximo.types import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from proximo.commands.pictures import extra
 from proximo.envs.make import title
-from proximo.types import UsageError, explain, faults
+from proximo.errors import UsageError, explain, faults
 
 PICTURE = (
     "with the render_mode rgb_array, which its __init__ is given and must keep, it must return an "

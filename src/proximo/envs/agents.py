@@ -15,7 +15,8 @@ import numpy as np
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Envs, close_all, episode_seed
-from proximo.types import EnvState, RolloutBuffer, UsageError
+from proximo.errors import UsageError
+from proximo.types import EnvState, RolloutBuffer
 
 ByAgent = dict[Any, Any]
 

@@ -16,7 +16,8 @@ from gymnasium.vector import VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Envs, close_all, episode_seed
-from proximo.types import EnvState, RolloutBuffer, UsageError, explain, faults
+from proximo.errors import UsageError, explain, faults
+from proximo.types import EnvState, RolloutBuffer
 
 REFUSED = {
     "autoreset_mode": "the envs are reset here",

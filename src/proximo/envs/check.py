@@ -21,6 +21,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from proximo.envs.agents import Agents
 from proximo.envs.make import SyncEnvs, VectorEnvs, final_of, infos_of, layers, title
+from proximo.errors import UsageError, explain, faults
 from proximo.spaces import (
     MASK,
     Actions,
@@ -32,7 +33,6 @@ from proximo.spaces import (
     starts,
     strangers,
 )
-from proximo.types import UsageError, explain, faults
 
 SECONDS = 0.1
 """What the check may take; a step that has begun is waited for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from proximo.types import UsageError, check_values
+from proximo.errors import UsageError, check_values
 
 if TYPE_CHECKING:
     pass

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from proximo.types import UsageError, nearest
+from proximo.errors import UsageError, nearest
 
 ARCADE = "ALE/"
 """What the names of the Arcade Learning Environment begin with."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TextIO
 
-from proximo.types import printable
+from proximo.disk import warn
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _HEAD = re.compile(r"^(WARN|WARNING): ")
@@ -27,8 +27,7 @@ def show_once(text: str) -> None:
     key = _NUMBER.sub("#", text)
     if key not in _shown:
         _shown.add(key)
-        with contextlib.suppress(OSError):
-            print(f"proximo: warning: {printable(text, keep='')}", file=sys.stderr)
+        warn(f"warning: {text}")
 
 
 @contextlib.contextmanager

@@ -20,9 +20,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv, VectorWra
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.pool import Pool, Pooled, is_pooled
+from proximo.errors import UsageError, explain, faults, nearest
 from proximo.named import find, import_module
 from proximo.spaces import MASK, Actions, Observations, choices, flat_mask, misfit, own_copy
-from proximo.types import EnvState, RolloutBuffer, UsageError, explain, faults, nearest
+from proximo.types import EnvState, RolloutBuffer
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.types import UsageError, explain, faults, nearest
+from proximo.errors import UsageError, explain, faults, nearest
 
 NEVER = 2**31 - 1
 """A time limit for EnvPool that is not reached: the real one is kept here."""

@@ -25,8 +25,9 @@ import numpy as np
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Envs, Space, make_env, make_envs
 from proximo.envs.supervisor import GRACE, MEANT_FOR_TRAINER
+from proximo.errors import UsageError, explain, faults
 from proximo.spaces import Actions, Observations, space_record
-from proximo.types import RolloutBuffer, UsageError, explain, faults
+from proximo.types import RolloutBuffer
 
 MAP, BEGIN, STEP = b"m", b"b", b"s"
 """What a process is told: the memory stands; begin an episode in some envs; step some of them."""

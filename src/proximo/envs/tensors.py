@@ -19,8 +19,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from proximo.envs.make import VectorEnvs, episode_seed
+from proximo.errors import UsageError, faults
 from proximo.spaces import MASK, Observations, misfit, sizes, starts
-from proximo.types import EnvState, Episode, RolloutBuffer, UsageError, faults
+from proximo.types import EnvState, Episode, RolloutBuffer
 
 
 @dataclass(frozen=True, kw_only=True)

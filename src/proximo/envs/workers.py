@@ -27,9 +27,10 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.make import REPLAYED, Envs, Maker, cores, episode_seed
 from proximo.envs.processes import BEGIN, MAP, STEP, Fault, Gone, Process, Shared
 from proximo.envs.supervisor import GRACE
+from proximo.errors import UsageError
 from proximo.named import find, name_of
 from proximo.spaces import recorded_space
-from proximo.types import EnvState, RolloutBuffer, UsageError
+from proximo.types import EnvState, RolloutBuffer
 
 START = 120.0
 """Seconds in which a process must have made its envs."""

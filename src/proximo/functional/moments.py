@@ -34,3 +34,9 @@ def merge(a: Moments, b: Moments) -> Moments:
     squares = a.var * a.number + b.var * b.number
     squares = squares + delta.square() * (a.number * b.number / number)
     return Moments(number, mean, squares / number)
+
+
+def merged(a: Moments | None, x: Tensor) -> Moments:
+    """`merge` with the moments of x over its first axis; None: nothing was seen before."""
+    b = batch_moments(x)
+    return b if a is None else merge(a, b)

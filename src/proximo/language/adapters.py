@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from proximo.disk import check_regular, read
+from proximo.errors import UsageError
 from proximo.language.config import ModelConfig
-from proximo.run.disk import check_regular, read
-from proximo.types import UsageError
 
 LONGEST_CONFIG = 2**20
 """Bytes of an adapter's configuration."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Coefficient, as_schedule
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.config import check_sections, read_section, read_tables
-from proximo.types import UsageError, check_values
 
 
 def _at_least(section: str, settings: Any, low: float, *names: str) -> None:

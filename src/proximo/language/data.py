@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.run.disk import read, warn
-from proximo.types import UsageError, explain
+from proximo.disk import read, warn
+from proximo.errors import UsageError, explain
 
 if TYPE_CHECKING:
     from proximo.language.model import Tokenizer

@@ -15,11 +15,12 @@ from gymnasium.spaces import Text
 
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import Maker, base, close_all, episode_seed, make_env, title
+from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences
 from proximo.language.generate import Completions, Drawn, draw
 from proximo.language.model import LanguageModel, Tokenizer
-from proximo.types import Metrics, TrainingError, UsageError, explain, faults
+from proximo.types import Metrics
 
 TextEnv = Env[str, str]
 Row = Mapping[str, Any]

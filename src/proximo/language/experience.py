@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from proximo.algorithms.experience import estimate, normalized
+from proximo.errors import TrainingError
 from proximo.functional.returns import group_relative, leave_one_out, td_error
 from proximo.language.config import Sampling
 from proximo.language.data import Sequences, per_token, reply_ends
 from proximo.language.model import LanguagePolicy, drawn
 from proximo.language.reference import Reference
 from proximo.language.token_ppo import TokenPPO
-from proximo.types import Batch, TrainingError
+from proximo.types import Batch
 
 TOLERANCE = 1e-4
 """How far a token's log-probability may lie from the sampler's, relative to the largest."""
@@ -136,10 +136,10 @@ def prepare(
         own = COMPARED[algorithm.advantage](reward.sum(-1).view(-1, k))
         advantage = own.view(-1).to(value).expand_as(value)
     else:
-        advantage = estimate(algorithm, algorithm.advantage, delta, terminated)
+        advantage = algorithm.advantages(algorithm.advantage, delta, terminated)
     other = algorithm.value_target
     same = other in ("same", algorithm.advantage)
-    target = value + (advantage if same else estimate(algorithm, other, delta, terminated))
+    target = value + (advantage if same else algorithm.advantages(other, delta, terminated))
     episode = torch.arange(len(response), device=value.device).repeat_interleave(sequences.lengths)
     nothing = judged.log_prob.new_empty(len(episode), 0)
     tokens = drawn(sequences)
@@ -151,7 +151,7 @@ def prepare(
         log_prob=judged.log_prob,
         parameters=nothing,
         value=flat(value),
-        advantage=normalized(algorithm, flat(advantage), episode),
+        advantage=algorithm.normalized(flat(advantage), episode),
         target=flat(target),
         episode=episode,
         segment_id=episode,

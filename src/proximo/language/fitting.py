@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from proximo.algorithms.engines import clip_gradient
+from proximo.errors import TrainingError
 from proximo.functional.losses import preference_error
 from proximo.functional.schedules import as_schedule
 from proximo.language.config import FitConfig, Sampling
@@ -17,8 +17,8 @@ from proximo.language.data import Order, Sequences, by_length, per_token, split
 from proximo.language.model import LanguageModel
 from proximo.language.reward import RewardModel, scores_of
 from proximo.language.session import Learner, mean_of
-from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Metrics, TrainingError
+from proximo.nets.optimizer import FlatOptimizer, clip_gradient
+from proximo.types import Metrics
 
 WITHOUT = Sampling()
 """Probabilities as the model gives them: temperature 1."""
@@ -31,7 +31,7 @@ def add_text_gradient(
     count, total = int(texts.response.sum()), torch.zeros((), device=lm.device)
     for part in by_length(texts, torch.arange(len(texts.tokens)), micro_batch):
         loss = -lm.log_prob(texts.select(part), WITHOUT, ()).sum() / count
-        (weight * loss).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(weight * loss)
         total = total + loss.detach()
     return total
 
@@ -82,7 +82,7 @@ class Preference(Objective):
             both = texts.select(torch.cat([part, part + count]))
             chosen, rejected = model.raw(both).chunk(2)
             loss = preference_error(chosen, rejected).sum() / count
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             total, right = total + loss.detach(), right + (chosen > rejected).sum()
         return {"loss": float(total), "accuracy": float(right) / count}
 
@@ -132,13 +132,12 @@ class Fit(Learner):
     def update(self) -> Metrics:
         size = self.algorithm.batch_size
         drawn = self._order.draw(self.updates * size, size)
-        flat = self.optimizer.flats[0]
-        flat.grad.zero_()  # type: ignore[union-attr]
+        self.optimizer.zero_grad()
         texts = self._texts([self._trained[i] for i in drawn])
         terms = self._objective.add_gradient(self.module, texts, self.run.micro_batch)
         rate = as_schedule(self.algorithm.learning_rate)(self.progress)
         self.optimizer.rates = [rate]
-        norm = float(clip_gradient([flat], self.algorithm.max_grad_norm))
+        norm = float(clip_gradient(self.optimizer.gradients, self.algorithm.max_grad_norm))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"the gradient became {norm} in update {self.updates + 1}: a smaller learning "

@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from proximo.disk import check_regular, filling, read
+from proximo.errors import UsageError, explain, printable
 from proximo.functional.distributions import Categorical
 from proximo.language.adapters import (
     Adapter,
@@ -37,9 +39,7 @@ from proximo.language.adapters import (
 from proximo.language.config import ModelConfig, Sampling, TrainingConfig
 from proximo.language.data import Sequences, content, pack
 from proximo.nets.actor_critic import Evaluation
-from proximo.run.disk import check_regular, filling, read
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError, explain, printable
 
 END, UNKNOWN = "<end>", "<unknown>"
 """Tokens of a tiny model that are no symbol of the data."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.errors import TrainingError, UsageError
 from proximo.functional.kl import controlled_beta
 from proximo.functional.moments import batch_moments, merge
 from proximo.language.config import PPOConfig
@@ -23,7 +24,7 @@ from proximo.language.reference import Reference
 from proximo.language.reward import Judge
 from proximo.language.session import Learner, mean_of
 from proximo.language.update import after, descend, readings
-from proximo.types import Batch, Metrics, TrainingError, UsageError
+from proximo.types import Batch, Metrics
 
 SHOWN = 4
 """Completions of each update that are kept to be read."""

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.language.config import TrainingConfig, read_stage
 from proximo.language.data import Examples, Sequences, by_length
 from proximo.language.generate import Completions
 from proximo.language.model import LanguageModel, Tokenizer, read_blueprint
 from proximo.language.session import read_checkpoint
 from proximo.run.folder import RunFolder
-from proximo.types import TrainingError, UsageError, explain, faults
 
 Reward = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
 """Called with lists, by name: prompts, completions, prompt_ids, completion_ids and every column of

@@ -18,7 +18,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from proximo.algorithms.skips import settle
+from proximo.disk import Lines, lines, replacing, warn, writable
+from proximo.engines.nonfinite import record_skip
+from proximo.errors import TrainingError, UsageError
 from proximo.functional.moments import no_moments
 from proximo.language.config import TrainingConfig
 from proximo.language.model import LanguageModel
@@ -27,13 +29,11 @@ from proximo.run.checkpoint import (
     Checkpoint,
     Keeper,
     keep_first,
-    optimizer_tensors,
     own_copy,
     write,
 )
-from proximo.run.disk import Lines, lines, replacing, warn, writable
 from proximo.run.folder import MOST_ROWS, RunFolder, lost_rows
-from proximo.types import Keep, Metrics, TrainingError, UsageError
+from proximo.types import Metrics, SkipSink
 
 Row = dict[str, Any]
 LONGEST_SAMPLE = 2**24
@@ -65,7 +65,7 @@ class Learner(ABC):
         self.final: Metrics = {}
         """What is measured once, at the end."""
         self._first: str | None = None  # SHA-256 of the checkpoint of update 0
-        self.keep: Keep | None = None
+        self.keep: SkipSink | None = None
         self.save_soon = False
         """Set by a callback: to have this update saved."""
 
@@ -95,12 +95,12 @@ class Learner(ABC):
         record: dict[str, Any],
         budget: int,
     ) -> None:
-        """Count a gradient step that is not env_action: see `proximo.algorithms.skips`."""
+        """Count a gradient step that is not env_action: see `proximo.engines.nonfinite`."""
         skipped = self.counters["skipped"] = self.counters.get("skipped", 0) + 1
         tensors = tensors | {f"policy.{name}": x for name, x in self.module.state_dict().items()}
         update = self.updates + 1
         record = record | {"update": update}
-        settle(self.keep, what, f"update {update}{where}", tensors, record, skipped, budget)
+        record_skip(self.keep, what, f"update {update}{where}", tensors, record, skipped, budget)
 
     def is_best(self, metrics: Metrics) -> bool:
         """Whether no update before had a held-out score as high; it is then the one to reach."""
@@ -123,7 +123,7 @@ class Learner(ABC):
         frozen = {f"policy.{name}" for name, x in named if not x.requires_grad}
         if not first:
             tensors = {key: x for key, x in tensors.items() if key not in frozen}
-        tensors |= self.carried | optimizer_tensors(self.optimizer)
+        tensors |= self.carried | self.optimizer.tensors()
         tensors |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
         tensors |= {f"moments.{name}": x for name, x in self.moments._asdict().items()}
         about = {

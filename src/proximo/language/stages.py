@@ -10,7 +10,9 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from proximo.disk import writable
 from proximo.envs.make import Maker
+from proximo.errors import UsageError
 from proximo.language.adapters import twin
 from proximo.language.config import (
     FitConfig,
@@ -45,9 +47,7 @@ from proximo.language.session import Callback, Display, Learner, Row, read_check
 from proximo.language.token_ppo import TOKENS, TokenPPO
 from proximo.run.checkpoint import Checkpoint, newest
 from proximo.run.config import check_storable
-from proximo.run.disk import writable
 from proximo.run.folder import RunFolder
-from proximo.types import UsageError
 
 
 class Result:

@@ -5,19 +5,19 @@ The command line lists these without loading PyTorch, so methods import what the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from proximo.algorithms.base import OnPolicy
+from proximo import functional as F
 from proximo.algorithms.ppo import PPO
+from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient
-from proximo.types import Batch, UsageError
+from proximo.types import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from proximo.nets.actor_critic import ActorCritic, Evaluation
+    from proximo.nets.actor_critic import Evaluation
 
 GROUPED = ("rloo", "grpo", "dr-grpo")
 """Advantages that compare the completions of one prompt with each other."""
@@ -92,30 +92,10 @@ class TokenPPO(PPO):
         """Whether completions are compared with others of the same prompt."""
         return self.advantage in GROUPED
 
-    def objective(
-        self,
-        policy: ActorCritic,
-        new: Evaluation,
-        batch: Batch,
-        advantage: Tensor,
-        coefficients: Mapping[str, float | Tensor],
-    ) -> Tensor:
-        return super().objective(policy, self._judged(new, batch), batch, advantage, coefficients)
-
-    def read(
-        self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
-    ) -> dict[str, Tensor]:
-        """The share beyond the clip is of the ratios that are clipped; the KL is the tokens'."""
-        clipped = super().read(policy, self._judged(new, batch), batch, coefficients)
-        return {**clipped, **OnPolicy.read(self, policy, new, batch, coefficients)}
-
-    def _judged(self, new: Evaluation, batch: Batch) -> Evaluation:
-        """With the log-probabilities that the chosen ratio is made of."""
-        from proximo.functional.losses import sequence_log_prob
-
+    def acted(self, new: Evaluation, batch: Batch) -> Tensor:
         if self.ratio == "token":
-            return new
-        return new._replace(log_prob=sequence_log_prob(new.log_prob, batch.log_prob, batch.episode))
+            return new.log_prob
+        return F.losses.sequence_log_prob(new.log_prob, batch.log_prob, batch.episode)
 
 
 TOKENS = TokenPPO()

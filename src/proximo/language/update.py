@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from proximo.algorithms.engines import clip_gradient
-from proximo.algorithms.skips import not_finite
+from proximo.engines.nonfinite import not_finite
 from proximo.functional.kl import k2, k3
 from proximo.functional.masked import explained_variance, masked_mean, standardize
 from proximo.language.config import KLConfig, Sampling
@@ -17,7 +16,7 @@ from proximo.language.data import Sequences, by_length, per_token, rows_of
 from proximo.language.model import LanguagePolicy
 from proximo.language.token_ppo import TokenPPO
 from proximo.nets.actor_critic import Evaluation
-from proximo.nets.optimizer import FlatOptimizer
+from proximo.nets.optimizer import FlatOptimizer, clip_gradient
 from proximo.types import Batch, Metrics
 
 Gradient = Callable[[], Tensor | None]
@@ -113,8 +112,7 @@ def descend(
         order = order.to(batch.log_prob.device)
         minibatches = torch.split(order, size[algorithm.minibatches])
         for number, chosen in enumerate(minibatches, 1):
-            for flat in optimizer.flats:
-                flat.grad.zero_()  # type: ignore[union-attr]
+            optimizer.zero_grad()
             terms = add_gradient(
                 algorithm,
                 policy,
@@ -133,7 +131,7 @@ def descend(
             if not policy_moves:
                 for parameter in policy.actor_parameters():
                     parameter.grad.zero_()  # type: ignore[union-attr]
-            terms["grad_norm"] = clip_gradient(optimizer.flats, algorithm.max_grad_norm)
+            terms["grad_norm"] = clip_gradient(optimizer.gradients, algorithm.max_grad_norm)
             if what := not_finite(loss=terms["loss"], gradient_norm=terms["grad_norm"]):
                 skip(what, epochs + 1, number, chosen)
                 continue

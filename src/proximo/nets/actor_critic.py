@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proximo.errors import UsageError
 from proximo.functional.distributions import Distribution
 from proximo.nets.bodies import initialize, make_body
 from proximo.nets.config import NetConfig
+from proximo.nets.custom import Maker, OwnBody
 from proximo.nets.heads import CategoricalHead, make_head
-from proximo.nets.own import Maker, OwnBody
 from proximo.nets.recurrent import Memory
 from proximo.spaces import Actions, Observations, check_masks
-from proximo.types import Moments, Segments, UsageError
+from proximo.types import Moments, Segments
 
 
 class Evaluation(NamedTuple):
@@ -42,10 +43,10 @@ class ActorCritic(nn.Module):
         action_space: gym.Space[Any],
         net: NetConfig,
         *,
-        action_values: bool = False,
+        q_critic: bool = False,
         own: Maker | None = None,
     ) -> None:
-        """`action_values`: the critic judges actions, Q(s,a), and not states, V(s).
+        """`q_critic`: the critic judges actions, Q(s,a), and not states, V(s).
 
         own: what makes the module that `net.module` names.
         """
@@ -60,10 +61,10 @@ class ActorCritic(nn.Module):
         self.masked, self.own = seen.mask_begin < seen.width, own is not None
         if seen.masks is not None:
             check_masks(seen.masks, action_space)
-        self.action_values = action_values
+        self.q_critic = q_critic
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
-        self._indexed = action_values and isinstance(self.head, CategoricalHead)
-        judged = self.head.feature_count if action_values and not self._indexed else 0
+        self._indexed = q_critic and isinstance(self.head, CategoricalHead)
+        judged = self.head.feature_count if q_critic and not self._indexed else 0
         self.critic = (
             make_body(seen, net.of_critic, own, beside=judged) if net.trunk != "shared" else None
         )
@@ -248,7 +249,7 @@ class ActorCritic(nn.Module):
         """The critic's own features (of an action too, for Q) and its recurrent states."""
         assert self.critic is not None
         beside = None
-        if action is not None and self.action_values and not self._indexed:
+        if action is not None and self.q_critic and not self._indexed:
             beside = self.head.features(action)
         features = self.critic(inputs) if beside is None else self.critic(inputs, beside)
         if self.critic_recurrent is None:
@@ -264,7 +265,7 @@ class ActorCritic(nn.Module):
 
         With a critic of actions, Q(s,a) of the most likely action.
         """
-        if self.action_values:
+        if self.q_critic:
             return self.action_value(obs, self.distribution(obs, segments).mode(), segments)
         if self.critic:
             return self._value(self._judging(self.inputs(obs), None, segments)[0])
@@ -272,7 +273,7 @@ class ActorCritic(nn.Module):
 
     def action_value(self, obs: Tensor, action: Tensor, segments: Segments | None = None) -> Tensor:
         """Q(s,a) in units of the reward. obs: [B, *obs], action: [B, *act]; returns [B]."""
-        assert self.action_values, "this critic judges states, not actions"
+        assert self.q_critic, "this critic judges states, not actions"
         return self._value(self._judging(self.inputs(obs), action, segments)[0], action)
 
     @torch.no_grad()

@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from proximo.errors import UsageError
 from proximo.nets.config import NetConfig
-from proximo.nets.own import Maker, OwnBody
+from proximo.nets.custom import Maker, OwnBody
 from proximo.spaces import MASK, Leaf, Observations
-from proximo.types import UsageError
 
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "elu": nn.functional.elu}
 

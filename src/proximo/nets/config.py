@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from proximo.types import UsageError, check_values, refuse_unused
+from proximo.errors import UsageError, check_values, refuse_unused
 
 
 @dataclass(frozen=True, kw_only=True)

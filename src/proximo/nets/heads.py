@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from proximo.errors import UsageError
 from proximo.functional.distributions import (
     LOG_STD_MIN,
     Bernoulli,
@@ -27,7 +28,6 @@ from proximo.functional.distributions import (
 )
 from proximo.nets.config import NetConfig
 from proximo.spaces import Actions, Leaf, native, sizes, starts, torch_dtype
-from proximo.types import UsageError
 
 
 class Head(nn.Module, ABC):

@@ -25,6 +25,7 @@ class FlatOptimizer:
         """kind: adam, rmsprop or sgd. eps: added to the denominator of the first two."""
         self.kind, self.eps, self.betas = kind, eps, betas
         self.flats = [_flatten(group) for group in groups]
+        self.gradients = [flat.grad for flat in self.flats if flat.grad is not None]
         self.rates = [0.0] * len(groups)
         # What PyTorch keeps for each vector, under its names.
         self.records: list[dict[str, Tensor]] = [
@@ -38,6 +39,10 @@ class FlatOptimizer:
         ]
         self._torch: list[torch.optim.Optimizer] = []
 
+    def zero_grad(self) -> None:
+        for gradient in self.gradients:
+            gradient.zero_()
+
     def step(self, *which: int) -> None:
         """Move every vector, or these, along its gradient, by PyTorch's optimizer."""
         self._torch = self._torch or [self._make(flat) for flat in self.flats]
@@ -46,6 +51,14 @@ class FlatOptimizer:
             optimizer.param_groups[0]["lr"] = self.rates[index]
             optimizer.state[self.flats[index]] = self.records[index]
             optimizer.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is kept of earlier gradients, by the names in a checkpoint."""
+        return {
+            f"optimizer.{index}.{name}": tensor
+            for index, record in enumerate(self.records)
+            for name, tensor in record.items()
+        }
 
     def _make(self, flat: nn.Parameter) -> torch.optim.Optimizer:
         if self.kind == "adam":
@@ -66,3 +79,14 @@ def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:
         parameter.data = values.view_as(parameter)
         parameter.grad = gradient.view_as(parameter)
     return flat
+
+
+def clip_gradient(gradients: list[Tensor], max_norm: float | None) -> Tensor:
+    """G <- g min(1, max_norm/|g|), over all vectors. Returns |g| before, on the device."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    norm: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    if max_norm is not None:
+        scale = max_norm / norm.clamp(min=max_norm)
+        for gradient in gradients:
+            gradient.mul_(scale)
+    return norm

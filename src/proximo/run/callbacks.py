@@ -16,14 +16,15 @@ import orjson
 import torch
 
 from proximo.collect import make_room
+from proximo.disk import Lines
 from proximo.envs.check import Bounds
+from proximo.errors import TrainingError, faults
 from proximo.evaluate import Player, Scores, Supervised, evaluate
-from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.config import RunConfig
-from proximo.run.disk import Lines
 from proximo.run.folder import RunFolder
-from proximo.types import Metrics, Rollout, TrainingError, TrainState, faults
+from proximo.state import TrainState
+from proximo.types import Metrics, Rollout
 
 TRAINING_EVALUATION_SEED = 2_000_000
 """First seed of evaluations while training; `proximo eval` starts elsewhere, on unseen seeds."""
@@ -101,7 +102,7 @@ class Evaluation:
 
     @torch.no_grad()
     def _play(self, state: TrainState) -> Scores:
-        policy: ActorCritic = state.policy  # type: ignore[assignment]
+        policy = state.policy
         room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
         act = state.engine.actor(room, None)
 
@@ -237,7 +238,7 @@ class Record:
         if rollout.episodes or not self._recent:
             self._recent = recent_returns(state, self._threshold)
         latest = [episode.ret for episode in rollout.episodes]
-        policy: ActorCritic = state.policy  # type: ignore[assignment]
+        policy = state.policy
         cut = policy.head.cut_off(rollout.action)
         if cut is not None:
             metrics["action_clip_fraction"] = float(cut[rollout.mask].float().mean())

@@ -15,23 +15,25 @@ import hashlib
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from proximo.disk import check_regular, duplicate, replace, warn
+from proximo.errors import UsageError
 from proximo.functional.moments import no_moments
-from proximo.run.disk import check_regular, duplicate, replace, warn
+from proximo.nets.optimizer import FlatOptimizer
 from proximo.run.folder import RunFolder
-from proximo.spaces import recorded_space, space_record, torch_dtype
-from proximo.types import Episode, Moments, TrainState, UsageError
+from proximo.spaces import recorded_space, space_record
+from proximo.state import ACTION_LOGS, NUMBERS, TrainState
+from proximo.types import Moments
 
 SCHEMA = 1
 LONGEST_HEADER = 100_000_000
@@ -41,70 +43,17 @@ MOST_NAMED, MOST_TRIED = 8, 64
 SAVE_INTERVAL = 2.0
 """Seconds between saves of the last and best policy; more where they would take over SAVE_SHARE."""
 SAVE_SHARE = 0.01
-Check = Callable[[Any], bool]
-
-
-def _whole(low: int) -> Check:
-    return lambda x: type(x) is int and low <= x <= 2**62
-
-
-def _number(low: float) -> Check:
-    return lambda x: type(x) in (int, float) and low <= x <= 1e300
-
-
-def _or_none(check: Check) -> Check:
-    return lambda x: x is None or check(x)
-
-
-def _kind(kind: type) -> Check:
-    return lambda x: type(x) is kind
-
-
-def _is_recent(episodes: Any) -> bool:
-    ret, length = _number(-1e300), _whole(0)
-    return (
-        type(episodes) is list
-        and len(episodes) <= 100
-        and all(type(e) is list and len(e) == 2 and ret(e[0]) and length(e[1]) for e in episodes)
-    )
-
-
-_COUNTERS = {
-    "horizon": _whole(1),
-    "steps": _whole(0),
-    "updates": _whole(0),
-    "episodes": _whole(0),
-    "smoothed": _or_none(_number(-1e300)),
-    "best": _or_none(_number(-1e300)),
-    "last_trial_steps": _or_none(_whole(0)),
-    "last_trial_return": _or_none(_number(-1e300)),
-    "beta": _or_none(_number(0)),
-    "rate_scale": _number(0),
-    "skipped": _whole(0),
+_CONTROL = {
+    *("policy_only", "recent", "spaces", "horizon", "steps", "updates", "episodes", "smoothed"),
+    *("best", "last_trial_steps"),
 }
-_RECORD = _COUNTERS | {
-    "policy_only": _kind(bool),
-    "recent": _is_recent,
-    "spaces": lambda x: type(x) is list and len(x) == 2,
-    # Of language models:
-    "counters": _kind(dict),
-    "tokens": _whole(0),
-    "ptx": _whole(0),
-    "stage": _kind(str),
-    "data": _kind(str),
-    "finished": _kind(bool),
-}
-"""What each part of a record must be."""
-_LATER = {"beta", "rate_scale", "skipped", "last_trial_return"}
-"""Counters that the first checkpoints did not have."""
-_CONTROL = {"policy_only", "recent", "spaces", *_COUNTERS} - _LATER
 _LANGUAGE = {"counters", "stage", "data", "finished"}
-_OPTIONAL = ("reward_return", "recurrent_state", "ahead")
-_MOMENTS = ("obs_moments", "return_moments", "reward_moments")
-_GENERATORS = ("collecting", "shuffling")
-_ENV_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
-_LOGS = "envs.actions."
-"""What the names of the replay logs begin with."""
+"""What the record of every file of schema 1 has."""
+_KINDS = {"policy_only": bool, "counters": dict, "stage": str, "data": str, "finished": bool}
+_COUNTERS = {f.name: str(f.type) for f in fields(TrainState) if f.type in NUMBERS}
+_COUNTERS |= {"tokens": "int", "ptx": "int"}  # of language models
+_LOWEST = {"horizon": 1, "smoothed": -1e300, "best": -1e300, "last_trial_return": -1e300}
+"""Of a number in the record; 0 for all others."""
 _NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
 """Tensors, by the last part of their names."""
 
@@ -116,7 +65,7 @@ _DAMAGE = (
 """Whatever reading raises where what it reads is not what was written."""
 
 
-_RENAMED = {
+RENAMED = {
     "worlds.": "envs.",  # names of schema 1
     "carry": "recurrent_state",  # names of schema 1
     "policy.actor_memory.": "policy.actor_recurrent.",  # names of schema 1
@@ -126,7 +75,7 @@ _RENAMED = {
 
 
 def _renamed(name: str) -> str:
-    for old, new in _RENAMED.items():
+    for old, new in RENAMED.items():
         if name == old or (name.startswith(old) and not old[-1].isalpha()):
             return new + name.removeprefix(old)
     return name
@@ -148,13 +97,9 @@ class Snapshot:
     ) -> None:
         """`policy_only` leaves out what only resuming needs: smaller, and quicker to take."""
         # Cloned, because the parameters are views into one vector and safetensors wants each alone.
-        tensors = _policy_tensors(state) if policy_only else _tensors(state)
+        tensors = state.tensors(policy_only=policy_only)
         self._tensors = {name: own_copy(tensor) for name, tensor in tensors.items()}
-        self._record: dict[str, Any] = {name: getattr(state, name) for name in _COUNTERS}
-        self._record |= {
-            "policy_only": policy_only,
-            "recent": [] if policy_only else [list(episode) for episode in state.recent],
-        }
+        self._record = state.record(policy_only=policy_only)
         self._spaces = spaces
 
     def write(self, path: Path) -> None:
@@ -271,13 +216,12 @@ class Checkpoint:
 
     def load_moments(self, state: TrainState) -> None:
         """The running moments that belong to the policy's normalisation."""
-        for name, shape in _moments(state).items():
-            if f"{name}.number" in self.tensors:
-                setattr(state, name, self.moments(name, shape))
+        state.restore_moments(self)
 
     def moments(self, name: str, shape: tuple[int, ...] = ()) -> Moments:
         """Those of this name. Raises `UsageError`."""
-        return Moments(*self.take(_named(name, no_moments(shape)._asdict())).values())
+        parts = {f"{name}.{part}": x for part, x in no_moments(shape)._asdict().items()}
+        return Moments(*self.take(parts).values())
 
     def load_state(self, state: TrainState) -> None:
         """Everything, into a state that was built from the same configuration.
@@ -290,38 +234,11 @@ class Checkpoint:
                 f"the checkpoint {self.path} holds a policy and no more: begin a new run with it "
                 "by --from"
             )
-        policy: Any = state.policy
-        later = {name: x for name, x in _later(state).items() if name in self.tensors}
-        own = _tensors(state) | later
-        # A rollout leaves all observations but bytes as the policy sees them.
-        obs, seen = own["envs.obs"], self.tensors.get("envs.obs")
-        if seen is not None and seen.dtype is policy.dtype and obs.dtype is not torch.uint8:
-            own["envs.obs"] = obs.to(policy.dtype)
-        for name in later:  # choices were int64 once, whatever the space said
-            if name.startswith(_LOGS) and self.tensors[name].dtype is torch.int64:
-                own[name] = own[name].long()
-        self._refuse_others(self.tensors.keys() - own.keys())
-        saved = self.take(own)
-        self.load_policy(state.policy)
-        self.load_moments(state)
-        for name in _COUNTERS.keys() & self.record.keys():
-            setattr(state, name, self.record[name])
-        state.recent = deque((Episode(*e) for e in self.record["recent"]), maxlen=100)
-        for name in _GENERATORS:
-            self.load_generator(name, getattr(state, name))
-        for name in _OPTIONAL:
-            setattr(state, name, saved.get(name))
-        self.load_optimizer(state.optimizer)
-        env = state.envs
-        for name in _ENV_ARRAYS:
-            setattr(env, name, saved[f"envs.{name}"].numpy().copy())
-        kind = policy.actions.dtype
-        actions = (saved.get(f"{_LOGS}{i}") for i in range(len(env.episode)))
-        env.actions = [[] if log is None else [log.numpy().astype(kind)] for log in actions]
+        state.restore(self)
 
-    def load_optimizer(self, optimizer: Any) -> None:
-        """What a `FlatOptimizer` keeps of earlier gradients. Raises `UsageError`."""
-        own = optimizer_tensors(optimizer)
+    def load_optimizer(self, optimizer: FlatOptimizer) -> None:
+        """What it keeps of earlier gradients. Raises `UsageError`."""
+        own = optimizer.tensors()
         for name, saved in self.take(own).items():
             own[name].copy_(saved)
 
@@ -335,11 +252,13 @@ class Checkpoint:
                 f"{name} of the checkpoint {self.path} is no state of a generator: {_said(error)}"
             ) from error
 
-    def take(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def take(self, own: Mapping[str, Tensor], *, all_of_it: bool = False) -> dict[str, Tensor]:
         """The tensors of these names, which must be of these types and shapes, and numbers.
 
-        Raises `UsageError`.
+        all_of_it: there may be no others. Raises `UsageError`.
         """
+        if all_of_it:
+            self._refuse_others(self.tensors.keys() - own.keys())
         for name, here in own.items():
             there = self.tensors.get(name)
             if there is None or (there.dtype, _free(name, there)) != (
@@ -470,15 +389,6 @@ def own_copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format).cpu()
 
 
-def optimizer_tensors(optimizer: Any) -> dict[str, Tensor]:
-    """What a `FlatOptimizer` keeps of earlier gradients, by the names it is saved under."""
-    return {
-        f"optimizer.{index}.{name}": tensor
-        for index, record in enumerate(optimizer.records)
-        for name, tensor in record.items()
-    }
-
-
 def _check(record: dict[str, Any]) -> None:
     """Refuse a record that Proximo has not written. Raises `ValueError`."""
     needed = set[str]()
@@ -488,11 +398,34 @@ def _check(record: dict[str, Any]) -> None:
         needed |= _CONTROL
     if missing := needed - record.keys():
         raise ValueError(f"it has no {min(missing)}")
-    for name, fits in _RECORD.items():
-        if name in record and not fits(record[name]):
-            raise ValueError(f"its {name} is {record[name]!r:.80}")
+    for name, value in record.items():
+        if not _fits(name, value):
+            raise ValueError(f"its {name} is {value!r:.80}")
     if "counters" in record:
         _check(record["counters"])
+
+
+def _fits(name: str, value: Any) -> bool:
+    """A part of a record can have been written."""
+    if name in _COUNTERS:
+        whole, optional = _COUNTERS[name].startswith("int"), _COUNTERS[name].endswith("None")
+        return (optional and value is None) or _is_number(value, _LOWEST.get(name, 0), whole=whole)
+    if name == "recent":
+        return type(value) is list and len(value) <= 100 and all(map(_is_episode, value))
+    if name == "spaces":
+        return type(value) is list and len(value) == 2
+    return type(value) is _KINDS.get(name, type(value))
+
+
+def _is_number(value: Any, lowest: float, *, whole: bool) -> bool:
+    kinds, highest = ((int,), 2**62) if whole else ((int, float), 1e300)
+    return type(value) in kinds and lowest <= value <= highest
+
+
+def _is_episode(value: Any) -> bool:
+    if type(value) is not list or len(value) != 2:
+        return False
+    return _is_number(value[0], -1e300, whole=False) and _is_number(value[1], 0, whole=True)
 
 
 def _said(error: Exception) -> str:
@@ -511,57 +444,7 @@ def _others(path: Path) -> str:
 
 def _free(name: str, tensor: Tensor) -> tuple[int, ...]:
     """Its shape; a log of actions is as long as it is."""
-    return tuple(tensor.shape[1:] if name.startswith(_LOGS) else tensor.shape)
-
-
-def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{name}.{part}": tensor for part, tensor in parts.items()}
-
-
-def _moments(state: TrainState) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each of the running moments."""
-    policy: Any = state.policy
-    return {"obs_moments": policy.obs_shape, "return_moments": (), "reward_moments": ()}
-
-
-def _policy_tensors(state: TrainState) -> dict[str, Tensor]:
-    tensors = _named("policy", state.policy.state_dict())
-    for name in _moments(state):
-        if (moments := getattr(state, name)) is not None:
-            tensors |= _named(name, moments._asdict())
-    return tensors
-
-
-def _tensors(state: TrainState) -> dict[str, Tensor]:
-    env, tensors = state.envs, _policy_tensors(state)
-    tensors |= optimizer_tensors(state.optimizer)
-    for name in _GENERATORS:
-        tensors[name] = getattr(state, name).get_state()
-    for name in _OPTIONAL:
-        if (tensor := getattr(state, name)) is not None:
-            tensors[name] = tensor
-    for name in _ENV_ARRAYS:
-        tensors[f"envs.{name}"] = torch.as_tensor(getattr(env, name))
-    for i, stretches in enumerate(env.actions):
-        if stretches:
-            tensors[f"{_LOGS}{i}"] = torch.from_numpy(np.concatenate(stretches))
-    return tensors
-
-
-def _later(state: TrainState) -> dict[str, Tensor]:
-    """What a state has only after its first updates, of the types and shapes it then has."""
-    policy: Any = state.policy
-    count = len(state.envs.episode)
-    tensors = {
-        "reward_return": torch.zeros(count, dtype=torch.float64),
-        "recurrent_state": torch.zeros(count, policy.state_size, dtype=policy.dtype),
-        "ahead": policy.head.noise(torch.Generator(), (1, count)),
-    }
-    for name, shape in _moments(state).items():
-        tensors |= _named(name, no_moments(shape)._asdict())
-    acts = policy.actions
-    log = torch.empty(0, *(acts.shape or ()), dtype=torch_dtype(acts.dtype))
-    return tensors | {f"{_LOGS}{i}": log for i in range(count)}
+    return tuple(tensor.shape[1:] if name.startswith(ACTION_LOGS) else tensor.shape)
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

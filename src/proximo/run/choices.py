@@ -1,17 +1,20 @@
-"""What `auto` settles on: rules on sizes, never on a timing, so that the same gives the same.
-
-Which engine there can be is asked of the engines themselves (`algorithms.update.choose_engine`).
-"""
+"""What `auto` settles on: rules on sizes, never on a timing, so that the same gives the same."""
 
 from __future__ import annotations
 
 import torch
 
+from proximo.algorithms.base import OnPolicy
+from proximo.engines.base import Engine
+from proximo.engines.library import obstacle
+from proximo.engines.native import NativeEngine
+from proximo.engines.torch import TorchEngine
 from proximo.envs.config import EnvConfig
 from proximo.envs.known import ARCADE
 from proximo.envs.make import cores, has_vector_version
+from proximo.errors import UsageError
 from proximo.nets.actor_critic import ActorCritic
-from proximo.types import UsageError
+from proximo.nets.optimizer import FlatOptimizer
 
 SMALL = 1_000_000
 """Parameters up to which a network runs on the CPU, and PyTorch's operations on one thread."""
@@ -81,6 +84,50 @@ def choose_device(
     if wish != "cpu" and not getattr(torch, wish).is_available():
         raise UsageError(f"run.device is {wish}, but PyTorch finds none here: use cpu or auto")
     return wish, "as set"
+
+
+def choose_engine(
+    wish: str, algorithm: OnPolicy, policy: ActorCritic, *, loss_terms: bool = False
+) -> tuple[str, str]:
+    """The engine that acts and computes the updates, and why. A rule on sizes, never on a timing.
+
+    auto: native where it can be, else torch. loss_terms: callbacks add some to the loss. Raises
+    `UsageError` where the wish cannot be met.
+    """
+    if loss_terms and algorithm.separate_optimizers:
+        raise UsageError(
+            f"a callback adds a loss term, but {algorithm.name} has no one loss for actor and "
+            "critic: use ppo, ppo-penalty, a2c or reinforce"
+        )
+    if wish == "compile" and algorithm.q_critic:
+        raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
+    if wish == "compile" and policy.state_size:
+        raise UsageError("run.engine is compile, but the policy is recurrent: use torch or auto")
+    if wish == "compile" and policy.own:
+        raise UsageError(
+            "run.engine is compile, but net.module is code of your own: use torch or auto"
+        )
+    if wish == "compile" and algorithm.minibatches == "episodes":
+        raise UsageError(
+            "run.engine is compile, but algorithm.minibatches is episodes, each of a length of its "
+            "own, which would all have to be compiled: use torch or auto"
+        )
+    if wish in ("torch", "compile"):
+        return wish, "as set"
+    hindrance = "a callback adds a loss term" if loss_terms else ""
+    hindrance = hindrance or obstacle(policy, algorithm.native_spec(algorithm.coefficients(0.0)))
+    if not hindrance:
+        return "native", "a small network on a CPU"
+    if wish == "native":
+        raise UsageError(f"run.engine is native, but {hindrance}: use torch or auto")
+    return "torch", f"not native: {hindrance}"
+
+
+def make_engine(name: str, policy: ActorCritic, optimizer: FlatOptimizer, threads: int) -> Engine:
+    """torch, compile or native."""
+    if name == "native":
+        return NativeEngine(policy, optimizer, threads)
+    return TorchEngine(policy, optimizer, compiled=name == "compile")
 
 
 def choose_threads(wish: int, engine: str, policy: ActorCritic, samples: int) -> int:

@@ -19,18 +19,18 @@ from proximo.algorithms.ppo_penalty import PPOPenalty
 from proximo.algorithms.q_actor_critic import QActorCritic
 from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
+from proximo.disk import read
 from proximo.envs.config import EnvConfig
+from proximo.errors import UsageError, check_values, nearest
 from proximo.functional.schedules import Schedule
 from proximo.named import leads_to
 from proximo.nets.config import NetConfig
-from proximo.run.disk import read
-from proximo.types import UsageError, check_values, nearest
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from proximo.nets.actor_critic import ActorCritic
-    from proximo.nets.own import Maker
+    from proximo.nets.custom import Maker
 
 ALGORITHMS: dict[str, type[OnPolicy]] = {
     "reinforce": Reinforce,
@@ -254,7 +254,7 @@ class Config:
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
             images=any(leaf.image for leaf in Observations(seen).leaves),
-            q_of_numbers=self.algorithm.action_values and not isinstance(actions, Discrete),
+            q_of_numbers=self.algorithm.q_critic and not isinstance(actions, Discrete),
             critic=self.algorithm.critic,
         )
 
@@ -447,7 +447,7 @@ def make_policy(
             f"this run's network, {config.net.module}, is code: importing it needs your word. If "
             f"you trust it, name it: load(..., net={sayable(config.net.module)!r})"
         )
-    return ActorCritic(*spaces, config.net, action_values=config.algorithm.action_values, own=own)
+    return ActorCritic(*spaces, config.net, q_critic=config.algorithm.q_critic, own=own)
 
 
 def sayable(name: str) -> str:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from proximo.run import disk
+from proximo import disk
+from proximo.disk import replace, sync, warn, writable
+from proximo.errors import UsageError, check_utf8, printable
 from proximo.run.config import Config, read_config, to_toml
-from proximo.run.disk import replace, sync, warn, writable
-from proximo.types import UsageError, check_utf8, printable
 
 LONGEST_ROW = 2**16
 """Bytes of a line of metrics.jsonl."""

@@ -15,10 +15,10 @@ import torch
 
 from proximo.collect import make_room
 from proximo.envs.make import Envs
+from proximo.errors import UsageError
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.choices import size
 from proximo.run.config import Config
-from proximo.types import UsageError
 
 LEAST_STEP = 16
 """Bytes of one step of the smallest env there is."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from proximo.errors import UsageError, nearest
 from proximo.run.config import Tables
-from proximo.types import UsageError, nearest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ import numpy as np
 from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
-from proximo.algorithms.engines import Engine
+from proximo.engines.base import Engine
 from proximo.envs.make import Envs
 from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.callbacks import Callback
-from proximo.types import Batch, EnvState, Metrics, Rollout, RolloutBuffer, TrainState
+from proximo.state import TrainState
+from proximo.types import Batch, EnvState, Metrics, Rollout, RolloutBuffer
 
 PHASES = {
     "env": "stepping the envs",
@@ -185,7 +186,7 @@ class TimedAlgorithm:
         return batch
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        if self._algorithm.apart:  # it takes steps of its own, besides the engine's
+        if self._algorithm.separate_optimizers:  # it takes steps of its own, besides the engine's
             self._switch("update")
         return self._algorithm.update(state, batch)
 

@@ -14,7 +14,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from proximo.algorithms.update import choose_engine, make_engine
+from proximo.disk import warn, writable
 from proximo.envs.agents import AgentEnvs
 from proximo.envs.check import Bounds, Checked, check_env, check_vector
 from proximo.envs.make import (
@@ -30,10 +30,11 @@ from proximo.envs.make import (
 )
 from proximo.envs.tensors import TensorEnvs
 from proximo.envs.workers import WorkerEnvs
+from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.evaluate import Supervised, step_limit
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
-from proximo.nets.own import Maker as NetMaker
+from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import (
     Callback,
     Display,
@@ -53,16 +54,18 @@ from proximo.run.choices import (
     check_backend,
     choose_backend,
     choose_device,
+    choose_engine,
     choose_threads,
+    make_engine,
     size,
 )
 from proximo.run.config import Config, make_policy, success_threshold
-from proximo.run.disk import warn, writable
 from proximo.run.folder import RunFolder, lost_rows
 from proximo.run.memory import check_room, check_sizes
 from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedEnvs, phase_begins
 from proximo.spaces import check_columns, space_record
-from proximo.types import TrainingError, TrainState, UsageError, Watch, explain, faults
+from proximo.state import TrainState
+from proximo.types import Watch
 
 
 class Session:
@@ -122,7 +125,7 @@ class Session:
                 if folder:
                     list(map(space_record, self.spaces))  # refused before training
                 self.state = self._build(config)
-                self.state.keep, self.state.watch = self._keep, watch
+                self.state.skip_sink, self.state.watch = self._keep, watch
                 self._load(start, resume)
                 self.callbacks = self._attach(callbacks, resume)
                 ended = config.run.ended_by(vars(self.state))  # then there is no time to measure
@@ -342,7 +345,7 @@ class Session:
 
     @property
     def policy(self) -> ActorCritic:
-        return self.state.policy  # type: ignore[return-value]
+        return self.state.policy
 
     @property
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from proximo.types import UsageError, printable
+from proximo.errors import UsageError, printable
 
 LONGEST_WAIT = 2**26
 """Bytes of lines that wait for a full disk; what comes after them is left out."""

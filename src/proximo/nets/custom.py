@@ -11,9 +11,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from proximo.errors import UsageError, explain, faults
 from proximo.nets.config import NetConfig
 from proximo.spaces import MASK, Leaf, Observations, plain_key
-from proximo.types import UsageError, explain, faults
 
 Maker = Callable[..., Any]
 """Makes the module, from the observation space and `net.kwargs`: as a rule, its class."""

@@ -22,7 +22,7 @@ from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Hea
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, LossSpec, RolloutBuffer, Segments
 
-LIBRARY = Path(__file__).with_name("engine.so")
+LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
 VERSION = 6
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
@@ -159,7 +159,7 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     squashed = any(isinstance(head, GaussianHead) and head.squash for head in heads)
     reasons = {
         "its entropy of squashed actions is an integral": squashed and spec.entropy_coef != 0,
-        "its critic judges actions": policy.action_values,
+        "its critic judges actions": policy.q_critic,
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
         "some parameters are frozen": not all(p.requires_grad for p in policy.parameters()),

@@ -1,0 +1,218 @@
+"""The contract of an engine: what acts, evaluates and takes the gradient steps of a policy.
+
+Three ways to the same numbers: torch is the reference and always works; compile has PyTorch
+generate code for the loss and its gradient; native does everything for a small network on a CPU in
+C++.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proximo import functional as F
+from proximo.engines.nonfinite import Skip
+from proximo.envs.tensors import TensorRolloutBuffer
+from proximo.errors import TrainingError
+from proximo.nets.actor_critic import ActorCritic, Evaluation
+from proximo.nets.optimizer import FlatOptimizer
+from proximo.types import Batch, Layout, LossSpec, Rollout, RolloutBuffer, Segments
+
+
+class Objective(Protocol):
+    """What an engine asks of an algorithm."""
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """The gradient is scaled down to this norm; None: it is not."""
+
+    def loss(
+        self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a minibatch, and the terms to report, among them `loss`."""
+
+    def native_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
+        """The same loss in numbers, for the native engine; None: it does not know it."""
+
+    def stops(self, engine: Engine, batch: Batch) -> bool:
+        """True leaves out the remaining epochs of this update."""
+
+
+class Outcome(NamedTuple):
+    """What an update did: terms added up over the gradient steps it took, and their number."""
+
+    terms: dict[str, Tensor]  # none if no step was taken
+    epochs: int
+    steps: int
+    skipped: int = 0  # minibatches that were left out
+
+
+LossTerm = Callable[[ActorCritic, Batch], Tensor]
+"""A scalar to add to the loss of a minibatch."""
+
+
+class OldEvaluation(NamedTuple):
+    """The old policy on its own rollout. All [T, N, ...]."""
+
+    log_prob: Tensor
+    parameters: Tensor  # of its distributions
+    value: Tensor  # V(s), or Q(s,a) with a critic of actions
+    initial_state: Tensor  # recurrent state before a segment, at its first row; 0 at the others
+    final_state: Tensor  # recurrent state after a segment, at all of its rows
+
+
+class Engine(ABC):
+    """The numbers of one policy and its optimizer."""
+
+    def __init__(self, name: str, policy: ActorCritic, optimizer: FlatOptimizer) -> None:
+        self.name, self.policy, self.optimizer = name, policy, optimizer
+        self.loss_terms: list[LossTerm] = []
+        """Terms of callbacks, for the engines of PyTorch."""
+
+    @cached_property
+    def weights(self) -> list[np.ndarray | Tensor]:
+        """To look at by NumPy where it can, which costs a quarter of what PyTorch's look does."""
+        flats = [flat.detach() for flat in self.optimizer.flats]
+        return [flat.numpy() if flat.is_cpu else flat for flat in flats]
+
+    @abstractmethod
+    def actor(
+        self,
+        buffer: RolloutBuffer | TensorRolloutBuffer,
+        noise: Tensor | None,
+        recurrent_state: Tensor | None = None,
+    ) -> Callable[[int], None]:
+        """`act(t)`: from buffer.obs[t] and noise[t] to action[t] and env_action[t].
+
+        noise: [T, N, ...] as the head draws it; None: the most likely actions. recurrent_state:
+        [N, C], changed in place.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
+    ) -> Evaluation:
+        """Log π(a|s), V(s) and, where asked for, the entropy of π(·|s). obs: [..., *obs]."""
+
+    @abstractmethod
+    def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
+        """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
+
+    @abstractmethod
+    def descend(
+        self,
+        objective: Objective,
+        batch: Batch,
+        layout: Layout,
+        coefficients: dict[str, float],
+        skip: Skip = lambda *_: None,
+    ) -> Outcome:
+        """K epochs of minibatches, or fewer where the algorithm says that it is enough.
+
+        No step is taken along a minibatch whose loss or gradient is not finite: weights and
+        records stay to the bit what they were before it, and `skip` is told.
+        """
+
+    def evaluate_batch(self, batch: Batch, *, entropy: bool) -> Evaluation:
+        """`evaluate` of the samples of a batch. All [B]."""
+        return self.evaluate(batch.obs, batch.action, entropy=entropy, segments=batch.segments)
+
+    def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
+        """Evaluate a rollout with the policy that acted in it. Raises `TrainingError` if it is not.
+
+        A recurrent policy evaluates the first segment of every episode, then the second ones, which
+        need the state that the first left, and so on.
+        """
+        if rollout.initial_state.shape[-1]:
+            old = self._evaluate_segments(rollout)
+        else:
+            new = self.evaluate(rollout.obs, rollout.action, entropy=False)
+            nothing = rollout.initial_state.new_empty(*rollout.mask.shape, 0)
+            parameters = new.distribution.parameters
+            old = OldEvaluation(new.log_prob, parameters, new.value, nothing, nothing)
+        _check_acted(rollout, old.parameters[[0, -1]])
+        return old
+
+    def _evaluate_segments(self, rollout: Rollout) -> OldEvaluation:
+        steps, envs = rollout.mask.shape
+        length = self.policy.bptt_steps
+
+        def flat(x: Tensor) -> Tensor:
+            return x.transpose(0, 1).flatten(0, 1)
+
+        def back(x: Tensor) -> Tensor:
+            return x.view(envs, steps, *x.shape[1:]).transpose(0, 1)
+
+        ages = F.batches.ages(rollout.boundary)
+        age, segment = flat(ages), flat(F.batches.segments(ages, length))
+        obs, action = flat(rollout.obs), flat(rollout.action)
+        before = rollout.initial_state.new_zeros(envs * steps, rollout.initial_state.shape[-1])
+        before[::steps] = rollout.initial_state
+        evaluated, rows, number = [], [], age // length
+        after = torch.empty_like(before)
+        for which in range(int(number.max()) + 1):
+            here = (number == which).nonzero().squeeze(-1)
+            continued = here[(age[here] == which * length) & (which > 0)]
+            before[continued] = after[continued - 1]
+            counted = F.batches.consecutive(segment[here])
+            segments = Segments(counted, before[here])
+            old = self.evaluate(obs[here], action[here], entropy=False, segments=segments)
+            assert old.recurrent_state is not None
+            after[here] = old.recurrent_state[counted]
+            evaluated.append((old.log_prob, old.distribution.parameters, old.value))
+            rows.append(here)
+        order = torch.cat(rows).argsort()
+        parts = (torch.cat(part)[order] for part in zip(*evaluated, strict=True))
+        return OldEvaluation(*map(back, (*parts, before, after)))
+
+    def next_value(self, rollout: Rollout, old: OldEvaluation) -> Tensor:
+        """V(s') of the true successors. [T, N].
+
+        The next row's, except where an episode ended (the value of its final observation) and in
+        the last row (of what followed it). The recurrent state there is that of the row before.
+        """
+
+        def closing(obs: Tensor, state: Tensor) -> Tensor:
+            single = torch.arange(len(obs), device=obs.device)
+            return self.value(obs, Segments(single, state) if state.shape[-1] else None)
+
+        last = closing(rollout.last_obs, old.final_state[-1])
+        following = torch.cat([old.value[1:], last[None]])
+        if len(rollout.final_obs):
+            ends = old.final_state.flatten(0, 1)[rollout.final_index]
+            following.view(-1)[rollout.final_index] = closing(rollout.final_obs, ends)
+        return following
+
+    def finite(self, *numbers: np.ndarray | Tensor) -> bool:
+        """True if all of them are. Here, so that a profile can tell what the checks cost."""
+        return all(map(_finite, numbers))
+
+
+def _finite(numbers: np.ndarray | Tensor) -> bool:
+    if isinstance(numbers, Tensor):
+        return bool(numbers.isfinite().all())
+    return bool(np.isfinite(numbers).all())
+
+
+def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:
+    """The distribution that acted must be the one that is evaluated, or no ratio means much.
+
+    The first row catches what moved during the rollout, the last one what came in its course.
+    """
+    # Batches of other sizes are summed in another order: relative to the largest number in play.
+    tolerance = 1e-5 * max(1.0, float(evaluated.abs().max()))
+    real = torch.stack([torch.ones_like(rollout.mask[0]), rollout.mask[-1]])
+    acted, evaluated = rollout.acted[real], evaluated[real]
+    if not torch.allclose(acted, evaluated, rtol=1e-5, atol=tolerance):
+        gap = (acted - evaluated).abs().max().item()
+        raise TrainingError(
+            f"the policy that acted is not the one that is evaluated (parameters differ by "
+            f"{gap:.2g}): act() and evaluate() of the network disagree, or something that "
+            "acting depends on moved during the rollout"
+        )

@@ -1,0 +1,166 @@
+"""Errors that a user can read, and the checks that raise them."""
+
+from __future__ import annotations
+
+import difflib
+import dis
+import math
+import sys
+import traceback
+import types
+import typing
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, Literal
+
+import numpy as np
+
+_SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    """Text for a terminal, a log or a figure: characters that control it are written as escapes.
+
+    A file of somebody else's may hold them, to rewrite what stands on the screen: control
+    characters, those that turn the direction of writing, those without width. keep: the ones that
+    may stay. The same in JSON, which reads the escapes back.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _is_shown(c) else _escaped(c) for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"  # a wide space
+
+
+def _escaped(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+
+
+class UsageError(Exception):
+    """The user can mend this: the message gives the value found and the remedy (exit code 2)."""
+
+    def __str__(self) -> str:
+        """One line, whatever was found in a file."""
+        return printable(super().__str__(), keep="")
+
+
+class TrainingError(RuntimeError):
+    """Training failed after it had started: the run and its last checkpoint stay (exit code 1)."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def check_values(section: str, settings: object) -> None:
+    """Refuse what no setting of its type can be. Raises `UsageError`.
+
+    Numbers must be finite, whole where the field is `int`, and words among the field's choices.
+    NumPy's numbers become Python's, and lists tuples, as a file and the command line give them.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for name in (f.name for f in fields(settings)):  # type: ignore[arg-type]
+        given = getattr(settings, name)
+        value = _plain(given)
+        if value is not given:
+            object.__setattr__(settings, name, value)
+        if wrong := _wrong(value, hints[name]):
+            raise UsageError(f"{section}.{name} is {value!r:.80}: it must be {wrong}")
+
+
+def _plain(value: Any) -> Any:
+    """Without the types of NumPy, whose numbers would be stored under other names."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        parts = tuple(map(_plain, value))
+        same = type(value) is tuple and all(a is b for a, b in zip(parts, value, strict=True))
+        return value if same else parts
+    if isinstance(value, dict) and any(isinstance(x, np.generic) for x in value.values()):
+        return {key: _plain(x) for key, x in value.items()}
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _wrong(value: Any, hint: Any) -> str:
+    """What a value for a field of this type must be, if it is something else."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a finite number"
+    if origin is Literal:
+        return "" if value in args else f"one of {', '.join(map(str, args))}"
+    if origin in (typing.Union, types.UnionType):
+        found = [_wrong(value, option) for option in args]
+        return "" if "" in found else " or ".join(word for word in found if word)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return f"a list, each {_WORDS[args[0]]}"
+        return next((f"a list, each {word}" for x in value if (word := _wrong(x, args[0]))), "")
+    if hint is type(None):
+        return "" if value is None else "none"
+    if hint in _WORDS:
+        kind = int | float if hint is float else hint
+        fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
+        return "" if fits else _WORDS[hint]
+    if isinstance(hint, type):  # a schedule, which has a text form
+        return "" if isinstance(value, hint | str) else f"a {hint.__name__.lower()}"
+    return "" if origin is None or isinstance(value, origin) else f"a {origin.__name__}"
+
+
+def refuse_unused(section: str, settings: object, names: Iterable[str], why: str) -> None:
+    """Settings that would do nothing must have been left as they are. Raises `UsageError`."""
+    for setting in fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, setting.name)
+        if setting.name in names and value != setting.default:
+            raise UsageError(
+                f"{section}.{setting.name} is {value}, but it does nothing where {why}: leave it "
+                f"out, or set it back to {setting.default} where a preset or a file has it"
+            )
+
+
+def check_utf8(name: str) -> None:
+    """Refuse a name with bytes that are not UTF-8, which no file of ours can hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{name!a} is not UTF-8: rename it, or give another name") from error
+
+
+def explain(error: BaseException) -> str:
+    """An exception of the user's code in one line: type, message, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{': '.join(filter(None, (type(error).__name__, str(error))))}{where}"
+
+
+def faults() -> tuple[type[BaseException], ...]:
+    """What to catch where code of others has run: all that it raises, but not the user's Ctrl-C.
+
+    For `except faults() as error:`. `SystemExit`, `GeneratorExit` and their like are faults of that
+    code, and so is a `KeyboardInterrupt` of its own. What a Ctrl-C raises comes out of a handler of
+    signals, between two instructions: not out of a `raise`.
+    """
+    error = sys.exception()
+    trace = error.__traceback__ if isinstance(error, KeyboardInterrupt) else None
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    if trace is None:
+        return (BaseException,)
+    raised = dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return (BaseException,) if raised else ()
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a mistyped name: the names near it, or all if they are few."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"There are: {', '.join(names)}." if len(names) <= 40 else "No known name is near it."

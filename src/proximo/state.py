@@ -1,0 +1,273 @@
+"""Everything that changes while training."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from proximo import functional as F
+from proximo.engines.base import Engine, OldEvaluation
+from proximo.engines.nonfinite import REMEDIES, record_skip
+from proximo.errors import TrainingError, UsageError
+from proximo.functional.moments import no_moments
+from proximo.nets.actor_critic import ActorCritic
+from proximo.nets.optimizer import FlatOptimizer
+from proximo.spaces import torch_dtype
+from proximo.types import Batch, EnvState, Episode, Metrics, Moments, Rollout, SkipSink, Watch
+
+REWARD_CLIP = 10.0
+"""Scaled rewards are cut off at this many standard deviations of the return."""
+
+
+NOT_SAVED = ("engine", "skip_sink", "watch")
+"""Fields that a run sets anew; every other one is in its checkpoints."""
+NUMBERS = ("int", "int | None", "float", "float | None")
+"""Types of the fields that are saved in the record."""
+ACTION_LOGS = "envs.actions."
+"""Beginning of the names of the replay logs."""
+_ENV_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
+
+
+class Saved(Protocol):
+    """What `TrainState.restore` asks of a checkpoint that was read."""
+
+    tensors: dict[str, Tensor]
+    record: dict[str, Any]
+
+    def take(self, own: Mapping[str, Tensor], *, all_of_it: bool = False) -> dict[str, Tensor]:
+        """The tensors of these names, of the same types and shapes. Raises `UsageError`."""
+
+    def load_policy(self, policy: ActorCritic) -> None:
+        """Put the saved weights into the policy."""
+
+    def load_generator(self, name: str, generator: torch.Generator) -> None:
+        """Put the generator where it stood."""
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """All that changes while training, and what of it is saved: all fields but `NOT_SAVED`.
+
+    A new field of a type below is saved without more; its checkpoints load in older states where it
+    has a default.
+    """
+
+    policy: ActorCritic
+    optimizer: FlatOptimizer
+    envs: EnvState
+    collecting: torch.Generator  # noise of the actions
+    shuffling: torch.Generator  # order of the minibatches
+    engine: Engine  # acts, evaluates and takes the gradient steps
+    horizon: int  # environment steps over which schedules run from 0 to 1
+    steps: int = 0  # environment steps taken
+    updates: int = 0
+    episodes: int = 0
+    recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
+    smoothed: float | None = None  # moving average of the episodes' returns
+    best: float | None = None  # the best score so far, by whichever measure the run keeps
+    last_trial_steps: int | None = None  # when `stop_at` last asked for an evaluation
+    last_trial_return: float | None = None  # and what it came to
+    obs_moments: Moments | None = None  # of all observations, for the policy to standardise by
+    return_moments: Moments | None = None  # of all value targets, for the critic
+    reward_moments: Moments | None = None  # of the running discounted return, for scaling rewards
+    reward_return: Tensor | None = None  # [N] the running discounted return itself
+    beta: float | None = None  # weight of the KL penalty, once it has moved
+    rate_scale: float = 1.0  # factor on the learning rate, where it follows the KL
+    recurrent_state: Tensor | None = None  # [N, C] what the policy remembers in each env
+    ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
+    skipped: int = 0  # gradient steps that were left out, for what was not finite
+    skip_sink: SkipSink | None = None  # of the run, not of its state: stores the first of those
+    watch: Watch | None = None  # of the run as well: shows its progress
+
+    @property
+    def fault(self) -> type[Exception]:
+        """What to raise when something fails: before the first update there is no run to keep."""
+        return TrainingError if self.updates else UsageError
+
+    @property
+    def progress(self) -> float:
+        """Share of the horizon that is done, in [0, 1]: the argument of every schedule.
+
+        It moves when an update has ended, so the first one runs at 0 and none at 1.
+        """
+        return min(1.0, self.steps / self.horizon)
+
+    def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
+        """The old policy on its rollout; the recurrent state becomes that of the next one."""
+        old = self.engine.evaluate_old(rollout)
+        if rollout.initial_state.shape[-1]:
+            ended = rollout.boundary[-1].unsqueeze(-1)
+            self.recurrent_state = torch.where(ended, 0.0, old.final_state[-1])
+        return old
+
+    def scaled_reward(self, rollout: Rollout, gamma: float) -> Tensor:
+        """Rewards over the standard deviation of R_t = r_t + γ R_{t-1} in all steps so far. [T, N].
+
+        From OpenAI's baselines (VecNormalize); not in the paper. It keeps returns near unit size
+        without moving their zero.
+        """
+        reward = rollout.reward.cpu().double().flip(0)
+        if self.reward_return is None:
+            self.reward_return = torch.zeros(reward.shape[1], dtype=torch.float64)
+        # Backwards in time it is the recursion of the advantages; a boundary cuts it from behind.
+        starts = torch.cat([torch.zeros_like(rollout.boundary[:1]), rollout.boundary[:-1]]).cpu()
+        decay = gamma * (~starts).double().flip(0)
+        carried = torch.cat([reward, self.reward_return[None]])
+        decay = torch.cat([decay, torch.zeros_like(decay[:1])])
+        running = F.returns.discounted_sum(carried, decay)[:-1].flip(0)
+        self.reward_return = torch.where(rollout.boundary[-1].cpu(), 0, running[-1])
+        seen = running[rollout.mask.cpu()]
+        self.reward_moments = F.moments.merged(self.reward_moments, seen)
+        scale = torch.rsqrt(self.reward_moments.var + 1e-8).to(rollout.reward)
+        return (rollout.reward * scale).clamp(-REWARD_CLIP, REWARD_CLIP)
+
+    def observe(self, obs: Tensor) -> None:
+        """Merge observations [B, *obs] into the moments by which the policy standardises them."""
+        if self.policy.normalize_obs:
+            self.obs_moments = F.moments.merged(self.obs_moments, obs.cpu())
+            self.policy.set_obs_moments(self.obs_moments)
+
+    def observe_returns(self, target: Tensor) -> None:
+        """Merge value targets [B] into the moments by which the critic standardises them."""
+        if self.policy.normalize_returns:
+            self.return_moments = F.moments.merged(self.return_moments, target.cpu())
+            self.policy.set_return_moments(self.return_moments)
+
+    def numbers(self, readings: dict[str, Tensor]) -> Metrics:
+        """Readings of the new policy as numbers, in one transfer.
+
+        Raises `fault` if its weights, the running moments or a reading of it are not finite.
+        """
+        moments = (self.obs_moments, self.return_moments, self.reward_moments)
+        variances = [known.var for known in moments if known]
+        if not self.engine.finite(*self.engine.weights, *variances):
+            what = "weights or running moments became infinite"
+            raise self.fault(f"{what} in update {self.updates + 1}: {REMEDIES}")
+        # In double precision only here, as not every device has it.
+        values = torch.stack([reading.to(self.policy.dtype) for reading in readings.values()])
+        metrics = dict(zip(readings, values.cpu().double().tolist(), strict=True))
+        # The readings after the update are computed with its weights: they show what the losses,
+        # computed before each step, cannot.
+        for name in ("approx_kl", "kl", "entropy"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                raise self.fault(
+                    f"{name} became {metrics[name]} in update {self.updates + 1}: {REMEDIES}"
+                )
+        return metrics
+
+    @classmethod
+    def fields_of(cls, *kinds: str) -> list[str]:
+        """Names of the saved fields whose type is one of these."""
+        return [f.name for f in fields(cls) if f.type in kinds and f.name not in NOT_SAVED]
+
+    def record(self, *, policy_only: bool = False) -> dict[str, Any]:
+        """What is saved as JSON."""
+        recent = [] if policy_only else [list(episode) for episode in self.recent]
+        counters = {name: getattr(self, name) for name in self.fields_of(*NUMBERS)}
+        return {**counters, "policy_only": policy_only, "recent": recent}
+
+    def tensors(self, *, policy_only: bool = False) -> dict[str, Tensor]:
+        """What is saved as tensors, by the names in a checkpoint."""
+        tensors = _named("policy", self.policy.state_dict())
+        for name in self.fields_of("Moments | None"):
+            if (moments := getattr(self, name)) is not None:
+                tensors |= _named(name, moments._asdict())
+        if policy_only:
+            return tensors
+        tensors |= self.optimizer.tensors()
+        tensors |= {x: getattr(self, x).get_state() for x in self.fields_of("torch.Generator")}
+        optional = {name: getattr(self, name) for name in self.fields_of("Tensor | None")}
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        tensors |= {f"envs.{x}": torch.as_tensor(getattr(self.envs, x)) for x in _ENV_ARRAYS}
+        logs = {f"{ACTION_LOGS}{i}": log for i, log in enumerate(self.envs.actions) if log}
+        return tensors | {x: torch.from_numpy(np.concatenate(log)) for x, log in logs.items()}
+
+    def _later(self) -> dict[str, Tensor]:
+        """What a state has only after its first updates, of the types and shapes it then has."""
+        policy, count = self.policy, len(self.envs.episode)
+        acts = policy.actions
+        log = torch.empty(0, *(acts.shape or ()), dtype=torch_dtype(acts.dtype))
+        tensors = {
+            "reward_return": torch.zeros(count, dtype=torch.float64),
+            "recurrent_state": torch.zeros(count, policy.state_size, dtype=policy.dtype),
+            "ahead": policy.head.noise(torch.Generator(), (1, count)),
+            **{f"{ACTION_LOGS}{i}": log for i in range(count)},
+        }
+        for name in self.fields_of("Moments | None"):
+            tensors |= _named(name, no_moments(self._shape_of(name))._asdict())
+        return tensors
+
+    def _shape_of(self, moments: str) -> tuple[int, ...]:
+        return self.policy.obs_shape if moments == "obs_moments" else ()
+
+    def restore(self, saved: Saved) -> None:
+        """Continue from a checkpoint of the same configuration. Raises `UsageError`."""
+        later = {name: x for name, x in self._later().items() if name in saved.tensors}
+        own = self.tensors() | later
+        # A rollout leaves all observations but bytes as the policy sees them.
+        obs, seen = own["envs.obs"], saved.tensors.get("envs.obs")
+        if seen is not None and seen.dtype is self.policy.dtype and obs.dtype is not torch.uint8:
+            own["envs.obs"] = obs.to(self.policy.dtype)
+        for name in later:  # choices were int64 once, whatever the space said
+            if name.startswith(ACTION_LOGS) and saved.tensors[name].dtype is torch.int64:
+                own[name] = own[name].long()
+        tensors = saved.take(own, all_of_it=True)
+        saved.load_policy(self.policy)
+        self.restore_moments(saved)
+        for name in set(self.fields_of(*NUMBERS)) & saved.record.keys():
+            setattr(self, name, saved.record[name])
+        self.recent = deque((Episode(*e) for e in saved.record["recent"]), maxlen=100)
+        for name in self.fields_of("torch.Generator"):
+            saved.load_generator(name, getattr(self, name))
+        for name in self.fields_of("Tensor | None"):
+            setattr(self, name, tensors.get(name))
+        for name, tensor in self.optimizer.tensors().items():
+            tensor.copy_(tensors[name])
+        for name in _ENV_ARRAYS:
+            setattr(self.envs, name, tensors[f"envs.{name}"].numpy().copy())
+        kind = self.policy.actions.dtype
+        logs = (tensors.get(f"{ACTION_LOGS}{i}") for i in range(len(self.envs.episode)))
+        self.envs.actions = [[] if x is None else [x.numpy().astype(kind)] for x in logs]
+
+    def restore_moments(self, saved: Saved) -> None:
+        """The running moments that belong to the policy's normalisation."""
+        for name in self.fields_of("Moments | None"):
+            if f"{name}.number" in saved.tensors:
+                parts = _named(name, no_moments(self._shape_of(name))._asdict())
+                setattr(self, name, Moments(*saved.take(parts).values()))
+
+    def skip_step(
+        self, what: str, where: str, samples: Batch, coefficients: dict[str, float], budget: int
+    ) -> None:
+        """Count a gradient step that is skipped. Raises `TrainingError` past the budget.
+
+        The weights must be those before the step: they are stored with its samples. where: in the
+        update, as ", epoch 1, minibatch 2".
+        """
+        self.skipped += 1
+        update = self.updates + 1
+        tensors = _named("policy", self.policy.state_dict()) | _named("batch", vars(samples))
+        record = {"update": update, "coefficients": coefficients}
+        where = f"update {update}{where}"
+        record_skip(self.skip_sink, what, where, tensors, record, self.skipped, budget)
+
+    def advance(self, rollout: Rollout, smoothing: float) -> None:
+        """Count an update that is done. The smoothed return moves by `smoothing` per episode."""
+        self.updates += 1
+        self.steps += int(rollout.mask.sum())
+        self.episodes += len(rollout.episodes)
+        self.recent.extend(rollout.episodes)
+        for episode in rollout.episodes:
+            before = episode.ret if self.smoothed is None else self.smoothed
+            self.smoothed = before + smoothing * (episode.ret - before)
+
+
+def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{part}": tensor for part, tensor in parts.items()}
