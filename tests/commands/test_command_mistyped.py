@@ -214,7 +214,7 @@ def test_help_shows_every_short_form(flag):
     [
         ("--lr 1e-3 --algorithm.learning-rate 1e-3", "--lr and --algorithm.learning-rate are"),
         ("--steps 9 --total_steps=9", "--steps and --total-steps are forms of one setting"),
-        ("--env Acrobot-v1", "two environments, CartPole-v1 and Acrobot-v1"),
+        ("--env Acrobot-v1", "two envs, CartPole-v1 and Acrobot-v1"),
     ],
 )
 def test_two_forms_of_one_setting_are_refused(here, words, said):

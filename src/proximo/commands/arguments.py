@@ -10,7 +10,8 @@ import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import tyro
@@ -31,9 +32,19 @@ _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
 REGISTRY = ConstructorRegistry()
 
 
+def _spec(nargs: Any, metavar: str, read: Any, kinds: Any, shown: Any) -> Any:
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=nargs,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, kinds),
+        str_from_instance=shown,
+    )
+
+
 @REGISTRY.primitive_rule
-def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Schedules as text (linear:3e-4:0), and `none` where a setting can be off."""
+def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Numbers, schedules as text (linear:3e-4:0), and `none` where a setting can be off."""
     options = set(typing.get_args(info.type)) or {info.type}
     numbers = options & {Schedule, float, int}
     if not numbers or options - numbers - {type(None)} or options == {float}:
@@ -51,14 +62,8 @@ def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         schedule = Schedule.parse(words[0])
         return schedule.start if schedule.kind == "constant" else schedule
 
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar={Schedule: "NUMBER|SCHEDULE", float: "FLOAT", int: "INT"}[number]
-        + ("|none" if off else ""),
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, (*options, int)),
-        str_from_instance=lambda value: ["none" if value is None else str(value)],
-    )
+    metavar = {Schedule: "NUMBER|SCHEDULE", float: "FLOAT", int: "INT"}[number] + "|none" * off
+    return _spec(1, metavar, read, (*options, int), lambda x: ["none" if x is None else str(x)])
 
 
 @REGISTRY.primitive_rule
@@ -66,34 +71,28 @@ def _text(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     """Text, whose defaults in the help may come out of a file."""
     if info.type is not str:
         return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="STR",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [printable(value, keep="")],
-    )
+    return _spec(1, "STR", lambda words: words[0], str, lambda text: [printable(text, keep="")])
 
 
 @REGISTRY.primitive_rule
-def _whole_numbers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Several whole numbers, as many as there are, or `none`."""
+def _integers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Any number of integers, or `none`."""
     if set(typing.get_args(info.type)) != {tuple[int, ...], type(None)}:
         return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="INT ...|none",
-        instance_from_str=lambda words: (
-            None if [word.lower() for word in words] == ["none"] else tuple(map(int, words))
-        ),
-        is_instance=lambda value: value is None or isinstance(value, tuple),
-        str_from_instance=lambda value: ["none"] if value is None else list(map(str, value)),
-    )
+
+    def read(words: list[str]) -> tuple[int, ...] | None:
+        off = [word.lower() for word in words] == ["none"]
+        return None if off else tuple(map(int, words))
+
+    def shown(values: tuple[int, ...] | None) -> list[str]:
+        return ["none"] if values is None else list(map(str, values))
+
+    return _spec("*", "INT ...|none", read, (tuple, type(None)), shown)
 
 
 @REGISTRY.primitive_rule
 def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Arguments of an env: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
+    """Keyword arguments: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
     if typing.get_origin(info.type) is not dict:
         return None
 
@@ -102,24 +101,19 @@ def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
             raise ValueError(f"{words[-1]!r} has no value: write KEY VALUE KEY VALUE ...")
         return {key: _value(word) for key, word in zip(words[::2], words[1::2], strict=True)}
 
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="KEY VALUE ...",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda pairs: [
-            printable(str(part), keep="") for pair in pairs.items() for part in pair
-        ],
-    )
+    def shown(pairs: dict[str, Any]) -> list[str]:
+        return [printable(str(part), keep="") for pair in pairs.items() for part in pair]
+
+    return _spec("*", "KEY VALUE ...", read, dict, shown)
 
 
 def _value(word: str) -> bool | int | float | str:
+    text = word.lower() if word in ("True", "False") else word
     try:
-        value = tomllib.loads(f"value = {word.lower() if word in ('True', 'False') else word}")
+        value = tomllib.loads(f"value = {text}").get("value")
     except tomllib.TOMLDecodeError:
         return word
-    found = value.get("value")
-    return found if isinstance(found, bool | int | float | str) else word
+    return value if isinstance(value, bool | int | float | str) else word
 
 
 def optional(metavar: str, name: str | None = None) -> Any:
@@ -215,6 +209,11 @@ def _check_forms(arguments: Iterable[str], known: Mapping[str, str]) -> None:
             raise UsageError(f"{both} are forms of one setting: give one of them")
 
 
+def _one_paragraph(text: str | Callable[[], str | None] | None) -> str:
+    """Help of a flag without the line breaks of its docstring."""
+    return " ".join(((text() if callable(text) else text) or "").split())
+
+
 @contextlib.contextmanager
 def _short_forms(command: type[Any]) -> Iterator[None]:
     """Within it tyro knows the short forms of the command's flags."""
@@ -238,11 +237,20 @@ def _short_forms(command: type[Any]) -> Iterator[None]:
             forms = SHORT.get(f"{prefixes[info.type]}{field.name}".replace("_", "-"), ())
             mark = tyro.conf.arg(aliases=[f"--{form}" for form in forms])
             kind: Any = Annotated[field.type, mark] if forms else field.type
-            fields.append(dataclasses.replace(field, type=kind))
+            text = partial(_one_paragraph, field.helptext)
+            fields.append(dataclasses.replace(field, type=kind, helptext=text))
         return StructConstructorSpec(instantiate=spec.instantiate, fields=tuple(fields))
 
     with registry:
         yield
+
+
+def check_least(command: object, **least: float) -> None:
+    """Raise `UsageError` for flags below these numbers."""
+    for name, low in least.items():
+        value = getattr(command, name)
+        if value is not None and value < low:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}: give at least {low}")
 
 
 def show(text: str, file: TextIO | None = None) -> None:

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 from tyro.conf import Positional
 
-from proximo.commands.arguments import optional, parse, show
+from proximo.commands.arguments import check_least, optional, parse, show
 from proximo.commands.statistics import (
     RESAMPLES,
     bootstrap_interval,
@@ -181,10 +181,7 @@ def _check(command: Compare) -> list[str]:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"--algorithms is {command.algorithms}: name {name} only once")
-    for name in ("seeds", "processes", "episodes", "total_steps"):
-        value = getattr(command, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}: give at least 1")
+    check_least(command, seeds=1, processes=1, episodes=1, total_steps=1)
     if command.threshold is not None and not math.isfinite(command.threshold):
         raise UsageError(f"--threshold is {command.threshold}: give a finite number")
     place = command.dir

@@ -40,14 +40,14 @@ def main(arguments: list[str]) -> int:
 
     config = command.config("eval", arguments)
     agent = load(command.run, command.checkpoint, net=command.net)
-    # Those of training may have been the native engine's.
+    # The threads of training may have been those of the native engine.
     torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
     env, patience = make_env(config.env), Patience()
     watched = sys.stderr is not None and sys.stderr.isatty()
     with closing(env):
         check_spaces(env, agent)
-        if found := running_statistics(env):
-            warn(f"what is scored is not what was trained: {found}")
+        if difference := running_statistics(env):
+            warn(f"what is scored is not what was trained: {difference}")
         scores = evaluate(
             agent.policy,
             env,

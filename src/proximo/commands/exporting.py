@@ -44,14 +44,14 @@ def main(arguments: list[str]) -> int:
     named = dataclasses.replace(saved, env=EnvConfig(id="none"))
     allow_code(named, None, (), command.net, "export", arguments)
     out = command.out or command.run / "policy.onnx"
-    place = out.absolute()  # code of the user's own may change the current folder
+    path = out.absolute()  # code of the user's own may change the current folder
     agent = load(command.run, command.checkpoint, net=command.net)
-    done = agent.export(place, overwrite=command.overwrite)
+    model = agent.export(path, overwrite=command.overwrite)
     show(f"{command.checkpoint} policy of {command.run}, {agent.result['steps']:,} steps, in {out}")
-    show(f"takes {', '.join(done.inputs)}")
-    show(f"gives {', '.join(done.outputs)}")
+    show(f"takes {', '.join(model.inputs)}")
+    show(f"gives {', '.join(model.outputs)}")
     show(
-        f"run on {done.observations} random observations, it acts as the policy does "
-        f"(numbers within {done.difference:.1e})"
+        f"run on {model.observations} random observations, it acts as the policy does "
+        f"(numbers within {model.difference:.1e})"
     )
     return 0

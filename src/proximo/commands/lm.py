@@ -271,12 +271,12 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
                 interrupt.stopped_after = learner.updates
             return ends
 
-        keep: dict[str, Any] = {"run_dir": path, "resume": resume, "callbacks": [check_signals]}
+        settings: dict[str, Any] = {"run_dir": path, "resume": resume, "callbacks": [check_signals]}
         with display or contextlib.nullcontext():
             if isinstance(config, PPOConfig):
-                result = run_ppo(config, config.lm.data or None, display=display, **keep)
+                result = run_ppo(config, config.lm.data or None, display=display, **settings)
             else:
-                result = run_fit(config, config.lm.data, display=display, **keep)
+                result = run_fit(config, config.lm.data, display=display, **settings)
     if interrupt.code == 0 and not quiet:
         for name, value in result.final.items():
             say(f"{name.replace('_', ' ')} {value:.4f}")
@@ -293,8 +293,8 @@ def _generate(command: Generate, arguments: list[str]) -> int:
     from proximo.language.stages import complete
 
     rows = Examples.read(command.prompts or command.prompt, "prompt").rows
-    said = complete(load_model(command.model), rows, command.sampling, seed=command.seed)
-    for prompt, text in zip([row["prompt"] for row in rows], said, strict=True):
+    completions = complete(load_model(command.model), rows, command.sampling, seed=command.seed)
+    for prompt, text in zip([row["prompt"] for row in rows], completions, strict=True):
         if command.json:
             show(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
         else:

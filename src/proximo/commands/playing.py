@@ -61,8 +61,8 @@ def main(arguments: list[str]) -> int:
     with closing(env):
         check_spaces(env, agent)
         metadata = _metadata(env, mode)
-        if found := running_statistics(env):
-            warn(f"what is shown is not what was trained: {found}")
+        if difference := running_statistics(env):
+            warn(f"what is shown is not what was trained: {difference}")
         _play(command, agent, env, metadata, config, video)
     return 0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import optional
+from proximo.commands.arguments import check_least, optional
 from proximo.errors import UsageError
 from proximo.run.config import Config, sayable
 from proximo.run.folder import RunFolder
@@ -62,11 +62,7 @@ class OfEpisodes(OfRun):
 
     def check(self) -> None:
         """Raise `UsageError` for numbers that have no meaning."""
-        for name, least in (("episodes", 1), ("seed", 0), ("max_episode_steps", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                flag = name.replace("_", "-")
-                raise UsageError(f"--{flag} is {value}: give at least {least}")
+        check_least(self, episodes=1, seed=0, max_episode_steps=1)
 
 
 class Code(NamedTuple):

@@ -35,19 +35,19 @@ from proximo.run.presets import PRESETS, Preset, find_preset, named_preset
 class Train:
     """Train a policy and keep the run in a folder.
 
-    The settings are those of a preset where there is one for the environment; flags change them.
+    The settings are those of a preset if there is one for ENV; flags change them.
     Settings that are often changed have short forms: --lr, --gamma, --epochs, --minibatch-size,
     --num-envs, --steps, --stop-at, --seed, --device, --threads, --env, --net.
     """
 
     method: Annotated[Positional[str | None], optional("ALGORITHM")] = None
-    """What to train with: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
+    """Algorithm: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
     env_id: Annotated[Positional[str | None], optional("ENV")] = None
     """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
     run_dir: Annotated[Path | None, optional("DIR")] = None
     """A new folder for the run; by default runs/ENV-ALGORITHM-seedS."""
     preset: Annotated[str | None, optional("NAME")] = None
-    """Settings by name; none: the plain defaults. By default those of ENV, if there are."""
+    """Preset by name; none: plain defaults. By default the preset for ENV, if there is one."""
     config: Annotated[Path | None, optional("FILE")] = None
     """Start from this TOML file, such as a run folder's config.toml."""
     start: Annotated[Path | None, optional("RUN", name="from")] = None
@@ -93,7 +93,7 @@ def _check_settings(
 
 
 def _defaults(chosen: Train, preset: Preset | None) -> str:
-    """What the help says of the defaults that it shows."""
+    """Sentence of the help on the defaults that it shows."""
     if chosen.config is not None:
         return f"The defaults below are those of {chosen.config}."
     if preset:
@@ -102,9 +102,9 @@ def _defaults(chosen: Train, preset: Preset | None) -> str:
 
 
 def _command(algorithm: type[OnPolicy], defaults: str = "") -> type[Train]:
-    """The command with the flags of this algorithm; what its help says of their defaults."""
-    own = ("algorithm", algorithm, field(default_factory=algorithm))
-    made = dataclasses.make_dataclass("Train", [own], bases=(Train,), frozen=True, kw_only=True)
+    """The command with the flags of this algorithm. `defaults`: a sentence of its help."""
+    part = ("algorithm", algorithm, field(default_factory=algorithm))
+    made = dataclasses.make_dataclass("Train", [part], bases=(Train,), frozen=True, kw_only=True)
     made.__doc__ = f"{inspect.cleandoc(Train.__doc__ or '')}\n{defaults}"
     return made
 
@@ -123,7 +123,7 @@ def _any_algorithm() -> type[OnPolicy]:
 
 
 def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
-    """What the arguments are laid over: a file, a preset or the defaults. asks: for help."""
+    """Settings that the flags change: of a file, a preset or the defaults. `asks`: for help."""
     if chosen.config is not None:
         if chosen.preset is not None:
             raise UsageError("--config and --preset both give all settings: use one of them")
@@ -163,7 +163,7 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
 def _env_id(chosen: Train) -> str | None:
     """The environment that the command line names."""
     if chosen.env_id and chosen.env.id:
-        raise UsageError(f"two environments, {chosen.env_id} and {chosen.env.id}: give one of them")
+        raise UsageError(f"two envs, {chosen.env_id} and {chosen.env.id}: give one of them")
     return chosen.env_id or chosen.env.id or None
 
 
