@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -128,12 +129,11 @@ def main(arguments: list[str]) -> int:
     from proximo.commands.pictures import draw_comparison, figure
     from proximo.envs.config import EnvConfig
     from proximo.envs.make import close_all, make_env, return_threshold
-    from proximo.run.folder import RunFolder, free
+    from proximo.run.folder import RunFolder
 
     # Fail now with what would fail after hours, or in every run.
     figure()
-    name = f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.env)}"
-    folder, here = command.dir or free(Path("runs") / name), Path.cwd()
+    folder, here = command.dir or _free_folder(command.env), Path.cwd()
     env = EnvConfig(id=command.env)
     close_all([make_env(env)])
     if command.threshold is None:
@@ -188,6 +188,12 @@ def _check(command: Compare) -> list[str]:
     if place and place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise UsageError(f"--dir is {place}: it exists and is no empty folder; name a new one")
     return names
+
+
+def _free_folder(env: str) -> Path:
+    name = f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', env)}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 class Children:

@@ -6,7 +6,7 @@ import importlib
 import io
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +35,17 @@ PANELS = (
     ("steps per second", (("steps_per_second", ""),)),
 )
 """Title of a panel, and its curves: key of a row of metrics.jsonl, label."""
+DOTS = (
+    ("return_latest", "raw, per update", ".", "#86a8cf", 4),
+    ("evaluation", "evaluation", "o", "#2b7a3d", 3.5),
+)
+"""Points of the first panel: key, label, mark, color, size."""
 COLUMNS = 3
 LENGTH = "run.total_steps"
 MOST_IN_A_LABEL = 3
 """Settings by which a label tells runs of one algorithm apart."""
 COLORS = ("#1f5fa8", "#d1690e", "#1b8a6b", "#9b3f8f", "#444444", "#a88a00")
 
-Rows = list[dict[str, Any]]
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
 
@@ -84,11 +88,15 @@ def _finish(axes: Any, title: str, **fonts: Any) -> None:
 
 
 class Group(NamedTuple):
-    """Runs that differ in their seeds alone."""
+    """Curves, by key, of runs that differ in their seeds alone."""
 
     label: str
-    runs: list[Rows]
+    runs: list[dict[str, Curve]]
     color: str
+
+    def curves(self, key: str) -> list[Curve]:
+        """Curves of the runs that have this one."""
+        return [run[key] for run in self.runs if key in run]
 
 
 def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
@@ -99,25 +107,22 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
 
     Raises `UsageError` for a run without metrics, and for runs of different envs.
     """
-    runs = [folder.read_metrics() for folder in folders]
-    for folder, rows in zip(folders, runs, strict=True):
-        if not rows:
+    runs = [_curves(folder.read_metrics()) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if not run:
             raise UsageError(f"{folder.name} has no metrics yet: nothing can be drawn")
     configs = [folder.read_config() for folder in folders]
     envs = sorted({config.env.id for config in configs})
     if len(envs) > 1:
         raise UsageError(f"the runs are of different envs ({', '.join(envs)}): draw them apart")
+    members = group_runs(folders, configs)
     groups = [
-        Group(label, [runs[i] for i in members], color)
-        for (label, members), color in zip(
-            group_runs(folders, configs).items(), itertools.cycle(COLORS), strict=False
-        )
+        Group(label, [runs[i] for i in indices], color)
+        for (label, indices), color in zip(members.items(), itertools.cycle(COLORS), strict=False)
     ]
-    panels = [
-        (title, [curve for curve in curves if _has(runs, curve[0])])
-        for title, curves in PANELS
-        if any(_has(runs, key) for key, _ in curves)
-    ]
+    keys = {key for run in runs for key in run}
+    shown = [(title, [c for c in curves if c[0] in keys]) for title, curves in PANELS]
+    panels = [(title, curves) for title, curves in shown if curves]
     thresholds = {success_threshold(config) for config in configs}
     threshold = thresholds.pop() if len(thresholds) == 1 else None
     below = -(-(len(panels) - 1) // COLUMNS)
@@ -131,6 +136,17 @@ def draw_curves(folders: Sequence[RunFolder], out: Path) -> list[str]:
     return [note for group in groups for note in _notes(group, named=len(groups) > 1)]
 
 
+def _curves(rows: Iterable[dict[str, Any]]) -> dict[str, Curve]:
+    """Key -> curve, of everything in the rows that is a number."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for key, value in row.items() if type(row.get("steps")) is int else ():
+            if type(value) in (int, float):
+                points.setdefault(key, []).append((row["steps"], value))
+    arrays = {key: np.array(pairs, float) for key, pairs in points.items()}
+    return {key: (array[:, 0], array[:, 1]) for key, array in arrays.items()}
+
+
 def _draw_panel(
     axes: Any,
     title: str,
@@ -138,45 +154,33 @@ def _draw_panel(
     groups: Sequence[Group],
     threshold: float | None,
 ) -> None:
-    returns, runs = title == "return", groups[0].runs
-    for members, key, label, color in _lines(groups, curves, labelled=returns):
-        _draw(axes, members, key, label, color)
+    """All curves of a single group; of several groups the first that each of them has."""
+    returns, alone = title == "return", groups[0] if len(groups) == 1 else None
+    if alone:
+        for color, (key, label) in zip(COLORS, curves, strict=False):
+            _draw(axes, alone.curves(key), label if len(curves) > 1 else "", color)
+    for group in groups if not alone else ():
+        count = f" ({len(group.runs)} runs)" if len(group.runs) > 1 else ""
+        first = next((key for key, _ in curves if group.curves(key)), "")
+        _draw(axes, group.curves(first), f"{group.label}{count}" if returns else "", group.color)
     if title == "success rate":
         axes.set_ylim(-0.03, 1.03)
         if threshold is not None:
             title += f": share at {threshold:g} or more"
-    if returns and len(groups) > 1:
-        title += ", mean of the last 100 episodes"
+    if returns and alone:
+        for key, label, mark, color, size in DOTS:
+            for i, points in enumerate(alone.curves(key)):
+                style = {"color": color, "markersize": size, "zorder": 1 + (mark == "o")}
+                axes.plot(*points, mark, label="" if i else label, **style)
     elif returns:
-        raw = {"color": "#86a8cf", "markersize": 4, "zorder": 1, "label": "raw, per update"}
-        axes.plot(*_points(runs, "return_latest"), ".", **raw)
-        if _has(runs, "evaluation"):
-            dots = {"color": "#2b7a3d", "markersize": 3.5, "label": "evaluation"}
-            axes.plot(*_points(runs, "evaluation"), "o", **dots)
-    if title == "return" and threshold is not None:
+        title += ", mean of the last 100 episodes"
+    if returns and threshold is not None:
         axes.axhline(threshold, color="#888888", linestyle=":", label="solved")
     _finish(axes, title, fontsize=10)
     axes.set_xlabel("environment steps", fontsize=8)
     axes.tick_params(labelsize=8)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
-
-
-def _lines(
-    groups: Sequence[Group], curves: Sequence[tuple[str, str]], *, labelled: bool
-) -> Iterator[tuple[list[Rows], str, str, str]]:
-    """Runs, key, label and color of the curves of a panel.
-
-    All metrics of a single group; of several groups the first that each of them has.
-    """
-    if len(groups) == 1:
-        for color, (key, label) in zip(COLORS, curves, strict=False):
-            yield groups[0].runs, key, label if len(curves) > 1 else "", color
-        return
-    for label, runs, color in groups:
-        count = f" ({len(runs)} runs)" if len(runs) > 1 else ""
-        for key in [key for key, _ in curves if _has(runs, key)][:1]:
-            yield runs, key, f"{label}{count}" if labelled else "", color
 
 
 def _title(configs: Sequence[Config], groups: int) -> str:
@@ -230,39 +234,23 @@ def _shown(value: Any) -> str:
 
 
 def _notes(group: Group, *, named: bool) -> list[str]:
-    ends = [rows[-1]["steps"] for rows in group.runs]
+    ends = [int(steps[-1]) for steps, _ in group.curves("steps")]
     if min(ends) == max(ends):
         return []
     of = f" of {group.label}" if named else ""
     return [f"the mean{of} ends at {min(ends):,} steps, where the shortest of its runs ends"]
 
 
-def _has(runs: Sequence[Rows], key: str) -> bool:
-    return any(len(_curve(rows, key)[0]) for rows in runs)
-
-
-def _curve(rows: Rows, key: str) -> Curve:
-    read = ((row.get("steps"), row.get(key)) for row in rows)
-    points = [(x, y) for x, y in read if type(x) is int and type(y) in (int, float)]
-    return np.array([x for x, _ in points], float), np.array([y for _, y in points], float)
-
-
-def _points(runs: Sequence[Rows], key: str) -> Curve:
-    """All values of all runs."""
-    curves = [_curve(rows, key) for rows in runs]
-    return np.concatenate([x for x, _ in curves]), np.concatenate([y for _, y in curves])
-
-
-def _draw(axes: Any, runs: Sequence[Rows], key: str, label: str, color: str) -> None:
-    curves = [curve for curve in (_curve(rows, key) for rows in runs) if len(curve[0])]
-    if len(curves) == 1:
-        axes.plot(*curves[0], color=color, linewidth=1.2, label=label)
+def _draw(axes: Any, curves: Sequence[Curve], label: str, color: str) -> None:
+    """A curve, or the mean of several within one standard deviation."""
+    if not curves:
         return
     steps, values = _aligned(curves)
     mean, std = values.mean(0), values.std(0)
     axes.plot(steps, mean, color=color, linewidth=1.2, label=label)
-    low = (mean - std).clip(0) if (values >= 0).all() else mean - std
-    axes.fill_between(steps, low, mean + std, color=color, alpha=0.2, linewidth=0)
+    if len(curves) > 1:
+        low = (mean - std).clip(0) if (values >= 0).all() else mean - std
+        axes.fill_between(steps, low, mean + std, color=color, alpha=0.2, linewidth=0)
 
 
 def _aligned(curves: Sequence[Curve]) -> Curve:
@@ -295,10 +283,9 @@ def draw_comparison(
         curves = []
         for folder, score in runs:
             *before, last = folder.read_metrics()
+            rows = [row for row in before if row["steps"] < last["steps"]]
             end = {"steps": last["steps"], "evaluation": score}
-            curves.append(
-                _curve([r for r in before if r["steps"] < end["steps"]] + [end], "evaluation")
-            )
+            curves.append(_curves([*rows, end])["evaluation"])
         steps, values = _aligned(curves)
         axes.plot(steps, values.mean(0), color=color, linewidth=1.5, label=name)
         axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
