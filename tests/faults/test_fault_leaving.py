@@ -14,8 +14,8 @@ from commands.command_line import SMALL, proximo, refusal, result, rows, run_fol
 from proximo import TrainingError, UsageError
 from proximo.commands import comparing
 from proximo.errors import faults
-from proximo.language.data import Examples
-from proximo.language.reward import Judge, find_reward
+from proximo.language.examples import Examples
+from proximo.language.reward import RewardSum, find_reward
 
 ENV = '''
 import asyncio
@@ -147,7 +147,7 @@ def test_an_env_that_leaves_is_named_by_every_verb(here):
 def test_a_module_that_leaves_when_it_is_imported_is_refused(here):
     (here / "script.py").write_text("import sys\nsys.exit(0)\n")
     assert "SystemExit: 0" in refusal(proximo("check", "script:Env"))
-    with pytest.raises(UsageError, match="cannot be imported: SystemExit: 0"):
+    with pytest.raises(UsageError, match="importing the module 'script' failed: SystemExit: 0"):
         find_reward("script:reward")
 
 
@@ -183,18 +183,14 @@ def test_a_reward_that_leaves_is_named():
     def reward(completions):
         sys.exit()
 
-    judge = Judge([reward], [], Examples.read([{"prompt": "a"}], "prompt"))
+    judge = RewardSum([reward], [], Examples.read([{"prompt": "a"}], "prompt"))
 
     class Drawn:
         sequences = type("Sequences", (), {"response": __import__("torch").zeros(1, 1)})
+        ids = ((1,),)
 
-        @staticmethod
-        def ids():
-            return [[1]]
-
-    tokenizer = type("Tokenizer", (), {"text": staticmethod(str)})
     with pytest.raises(TrainingError, match="the reward failed: SystemExit"):
-        judge([{"prompt": "a"}], [[1]], Drawn, tokenizer, 1)
+        judge([{"prompt": "a"}], [[1]], Drawn, ["b"], 1)
 
 
 def caught(act):

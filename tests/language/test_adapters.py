@@ -35,9 +35,9 @@ from proximo.language import (
     sft,
     tiny,
 )
-from proximo.language.adapters import adapted, add_adapters, merged, switched_off
+from proximo.language.adapters import adapted, adapters_disabled, add_adapters, merged
 from proximo.language.config import PPOConfig, Task
-from proximo.language.data import Sequences
+from proximo.language.sequences import Sequences
 from proximo.run.checkpoint import Checkpoint
 
 LORA = ModelConfig(**SMALL, lora_rank=2)
@@ -89,9 +89,9 @@ def test_adapters_change_nothing_at_first():
     torch.testing.assert_close(logits(lm), before)
 
 
-def test_merged_and_switched_off(lm):
+def test_merged_and_adapters_disabled(lm):
     whole = logits(lm)
-    with switched_off(lm.net):
+    with adapters_disabled(lm.net):
         without = logits(lm)
     assert (whole - without).abs().max() > 0.1
     torch.testing.assert_close(without, logits(tiny(["abc"], **SMALL)))
@@ -161,7 +161,7 @@ def test_adapters_learn_what_the_model_did_not_know():
     assert tuned.rows[0]["loss"] > 2
     assert tuned.rows[-1]["loss"] < 0.1
     assert tuned.generate(["a"], LIKELY) == ["cbacba"]
-    with switched_off(tuned.lm.net):
+    with adapters_disabled(tuned.lm.net):
         assert tuned.generate(["a"], LIKELY) == base.generate(["a"], LIKELY) == ["abcabc"]
 
 
@@ -294,17 +294,17 @@ def test_ppo_with_adapters_and_averages_goes_on_to_the_bit(tmp_path, model, refe
 
 
 @pytest.mark.parametrize("where", ["reward", "loss"])
-def test_adapters_switched_off_are_the_copy(monkeypatch, where):
+def test_disabled_adapters_are_the_copy(monkeypatch, where):
     start = sft(LORA, DATA, updates=10, algorithm=FAST)  # has adapters itself
     seen = {}
-    judge = policy_fit.judge
+    judge = policy_fit.evaluate_old
 
     def watched(*given, **more):
         old = judge(*given, **more)
         seen[reference].append((old.reference, old.log_prob))
         return old
 
-    monkeypatch.setattr(policy_fit, "judge", watched)
+    monkeypatch.setattr(policy_fit, "evaluate_old", watched)
     gradients = {}
 
     def look(learner, *_):

@@ -22,10 +22,11 @@ from proximo.language import (
     ppo,
     sft,
 )
-from proximo.language.data import Examples
+from proximo.language.blueprint import read_blueprint
+from proximo.language.examples import Examples
 from proximo.language.generate import generate
-from proximo.language.model import Tokenizer, read_blueprint
 from proximo.language.stages import complete
+from proximo.language.tokenizer import Tokenizer
 
 SPECIAL = ["<eos>", "<unknown>", "<bos>", "<start>", "<turn>"]
 EOS, BOS, TURN = 0, 2, 4
@@ -98,7 +99,7 @@ def test_a_model_ends_where_transformers_ends_it(lm, tmp_path):
 
     def said(lm, stops):
         drawn = generate(lm, [ids], likely, stops, torch.Generator())
-        return drawn.ids()[0], drawn.stopped.tolist()
+        return drawn.ids[0], drawn.stopped.tolist()
 
     whole, _ = said(plain, ())
     ends = sorted({whole[3], whole[7]})

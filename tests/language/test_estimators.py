@@ -25,9 +25,9 @@ from proximo.language import (
     tiny,
 )
 from proximo.language.config import FitConfig, Task
-from proximo.language.data import Sequences
-from proximo.language.experience import Judged, prepare
-from proximo.language.model import Tokenizer
+from proximo.language.experience import OldPolicy, prepare
+from proximo.language.sequences import Sequences
+from proximo.language.tokenizer import Tokenizer
 from proximo.run.checkpoint import Checkpoint
 
 SEQUENCES = Sequences.join([[2], [2], [3], [3]], [[4, 5, 0], [6], [4], [5, 0]])
@@ -37,7 +37,7 @@ REWARD = torch.tensor([[0.1, 0.0, 1.0], [2.1, 0, 0], [1.0, 0, 0], [0.5, 0.3, 0]]
 def advantages(**settings):
     value = torch.full((7,), 9.0)  # is not to be seen
     algorithm = TokenPPO(**settings)
-    return prepare(algorithm, SEQUENCES, Judged(value, value, value), REWARD, 2).advantage
+    return prepare(algorithm, SEQUENCES, OldPolicy(value, value, value), REWARD, 2).advantage
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ pytest.importorskip("transformers")
 
 from proximo.errors import TrainingError, UsageError
 from proximo.language import LanguageModel, Sampling, load_model, tiny
-from proximo.language.data import Sequences
-from proximo.language.experience import check_drawn, judge
+from proximo.language.experience import check_drawn, evaluate_old
 from proximo.language.generate import generate
-from proximo.language.model import LanguagePolicy, Tokenizer, distribution
+from proximo.language.model import LanguagePolicy, distribution
+from proximo.language.sequences import Sequences
+from proximo.language.tokenizer import Tokenizer
 
 TEXT = "abcdefgh"
 PROMPTS = [[2], [3, 4, 5], [9, 8, 7, 6, 5, 4], [2, 2], [4, 6, 8, 9, 3]]
@@ -38,7 +39,7 @@ def draw(lm, sampling, prompts=PROMPTS, seed=0, micro=64):
 
 def judged(lm, drawn, sampling, micro=64):
     policy = LanguagePolicy(lm, Tokenizer(lm.tokenizer).stops)
-    return judge(policy, None, drawn.sequences, sampling, micro, critic=True)
+    return evaluate_old(policy, None, drawn.sequences, sampling, micro, critic=True)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 64])
@@ -90,7 +91,7 @@ def test_cached_tokens_are_those_without_a_cache(lm):
     stops = Tokenizer(lm.tokenizer).stops
     drawn = draw(lm, sampling, seed=5)
     noise = torch.rand(len(PROMPTS), 10, generator=torch.Generator().manual_seed(5))
-    for prompt, numbers, completion in zip(PROMPTS, noise, drawn.ids(), strict=True):
+    for prompt, numbers, completion in zip(PROMPTS, noise, drawn.ids, strict=True):
         row = list(prompt)
         for t in range(10):
             out = lm(
@@ -108,7 +109,7 @@ def test_cached_tokens_are_those_without_a_cache(lm):
 def test_neither_micro_batches_nor_the_others_change_what_is_drawn(lm):
     sampling = Sampling(max_tokens=10)
     whole = draw(lm, sampling)
-    assert draw(lm, sampling, micro=2).ids() == whole.ids()
+    assert draw(lm, sampling, micro=2).ids == whole.ids
     generator = torch.Generator().manual_seed(0)
     stops = Tokenizer(lm.tokenizer).stops
     generate(lm, PROMPTS, sampling, stops, generator)
@@ -145,7 +146,7 @@ def test_the_amount_of_padding_does_not_matter(lm):
 def test_frequencies_are_the_probabilities(lm):
     sampling = Sampling(max_tokens=1, temperature=1.5)
     drawn = draw(lm, sampling, [[3, 4]] * 4000)
-    found = torch.bincount(torch.tensor(drawn.ids()).view(-1), minlength=10) / 4000
+    found = torch.bincount(torch.tensor(drawn.ids).view(-1), minlength=10) / 4000
     out = lm(torch.tensor([[3, 4]]), torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 1]]))
     expected = (out.logits[0] / 1.5).softmax(-1)
     assert (found - expected).abs().max() < 4 * math.sqrt(0.25 / 4000)
@@ -153,7 +154,7 @@ def test_frequencies_are_the_probabilities(lm):
 
 def test_a_completion_ends_with_its_stop_token_and_says_so(lm):
     drawn = draw(lm, Sampling(max_tokens=12, temperature=2.0), PROMPTS * 8)
-    for ids, stopped in zip(drawn.ids(), drawn.stopped.tolist(), strict=True):
+    for ids, stopped in zip(drawn.ids, drawn.stopped.tolist(), strict=True):
         assert stopped == (ids[-1] == 0)
         assert 0 not in ids[:-1]
         assert stopped or len(ids) == 12
@@ -162,14 +163,14 @@ def test_a_completion_ends_with_its_stop_token_and_says_so(lm):
 
 def test_no_stop_comes_before_the_minimum(lm):
     drawn = draw(lm, Sampling(max_tokens=12, min_tokens=4, temperature=2.0), PROMPTS * 8)
-    assert min(map(len, drawn.ids())) == 5
+    assert min(map(len, drawn.ids)) == 5
 
 
 def test_other_stop_tokens(lm):
     stops = Tokenizer(lm.tokenizer, ["c"]).stops
     generator = torch.Generator().manual_seed(0)
     drawn = generate(lm, PROMPTS * 8, Sampling(max_tokens=12, temperature=2), stops, generator)
-    ends = {ids[-1] for ids, stopped in zip(drawn.ids(), drawn.stopped, strict=True) if stopped}
+    ends = {ids[-1] for ids, stopped in zip(drawn.ids, drawn.stopped, strict=True) if stopped}
     assert ends == {0, 4}
 
 
@@ -241,7 +242,7 @@ def test_other_architectures_agree_too(lm, kind, more):
 def test_a_model_that_reads_what_comes_later_is_refused(lm, tmp_path):
     """The folder of a masked model: transformers takes it for a causal one, with a warning."""
     make("Bert", lm).save(tmp_path)
-    with pytest.raises(UsageError, match="is a BertLMHeadModel that reads what comes later too"):
+    with pytest.raises(UsageError, match="is a BertLMHeadModel that reads later tokens too"):
         load_model(tmp_path)
 
 
@@ -314,10 +315,10 @@ def ends_apart(lm, select):
     stops, generator = (1, 3, 5), torch.Generator().manual_seed(3)
     sampling = Sampling(max_tokens=16, temperature=heat)
     drawn = generate(lm, PROMPTS * 2, sampling, stops, generator)
-    lengths = [len(ids) for ids in drawn.ids()]
+    lengths = [len(ids) for ids in drawn.ids]
     assert len(set(lengths)) > 2
     found = []
-    for prompt, ids in zip(PROMPTS * 2, drawn.ids(), strict=True):
+    for prompt, ids in zip(PROMPTS * 2, drawn.ids, strict=True):
         with torch.no_grad():
             logits = lm.net(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0]
         log_p = (logits[len(prompt) - 1 : -1] / heat).log_softmax(-1)

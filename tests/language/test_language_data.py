@@ -15,8 +15,10 @@ pytest.importorskip("transformers")
 
 from proximo import UsageError
 from proximo.language import Sampling, tiny
-from proximo.language.data import Examples, Limit, Order, Sequences, by_length, pack, per_token
-from proximo.language.model import LanguagePolicy, Tokenizer, before
+from proximo.language.examples import EpochSampler, Examples, Limit
+from proximo.language.model import LanguagePolicy
+from proximo.language.sequences import Sequences, by_length, pack, per_token
+from proximo.language.tokenizer import Tokenizer
 
 CHAT = [{"role": "user", "content": "ab"}]
 TEMPLATE = (
@@ -42,7 +44,7 @@ def test_tokens_say_their_text(symbols, text):
 def test_words_are_tokens():
     tokenizer = Tokenizer(tiny(["the cat, the dog"], width=8, heads=1, symbols="words").tokenizer)
     assert len(tokenizer.prompt("the cat, the dog")) == 8
-    assert len(tokenizer) == 2 + len({"the", " ", "cat", ",", "dog"})
+    assert len(tokenizer.inner) == 2 + len({"the", " ", "cat", ",", "dog"})
 
 
 def test_a_chat_is_written_by_its_template(lm):
@@ -55,7 +57,7 @@ def test_a_chat_is_written_by_its_template(lm):
             tokenizer.answer(CHAT, reply)
         lm.tokenizer.chat_template = TEMPLATE.replace("({% endif %}", "{% endif %}")
         assert tokenizer.text(tokenizer.answer(CHAT, reply)) == "[c]"
-        with pytest.raises(ValueError, match="text and what follows a chat"):
+        with pytest.raises(ValueError, match="prompt and answer differ in kind"):
             tokenizer.answer("ab", reply)
     finally:
         lm.tokenizer.chat_template = None
@@ -241,32 +243,32 @@ def test_a_prompt_longer_than_the_context_is_refused():
     with pytest.raises(
         UsageError, match=r"row 1 of the data has 5 tokens, .* reads 4 at most"
     ) as e:
-        examples.check_lengths(0, Limit(4, own=7), ids, [[1], [1]], [[1] * 3, [1]])
+        examples.check_lengths(0, Limit(4, max_length=7), ids, [[1], [1]], [[1] * 3, [1]])
     assert "sampling" not in str(e.value)
 
 
 def test_rows_that_are_too_long_may_be_left_out(capsys):
     examples = Examples.read(["ab", "abcabc", "a"], "prompt")
     ids, answers = [[1, 2], [1] * 6, [1]], [[3], [4], [5] * 2]
-    short, parts = examples.check_lengths(0, Limit(10, own=6, drop=True), ids, answers)
+    short, parts = examples.check_lengths(0, Limit(10, max_length=6, drop=True), ids, answers)
     assert [row["prompt"] for row in short.rows] == ["ab", "a"]
     assert parts == [[[1, 2], [1]], [[3], [5, 5]]]
     assert (
         "1 of the 3 rows of the data are left out: run.max_length is 6" in capsys.readouterr().err
     )
     with pytest.raises(UsageError, match="all 3 rows of the data are too long: the model reads 2"):
-        examples.check_lengths(2, Limit(2, own=6, drop=True), ids)
+        examples.check_lengths(2, Limit(2, max_length=6, drop=True), ids)
 
 
 def test_every_example_comes_once_in_each_epoch():
-    order = Order(7, seed=1, stream=0)
+    order = EpochSampler(7, seed=1, stream=0)
     drawn = order.draw(0, 21)
     for epoch in range(3):
         assert sorted(drawn[7 * epoch : 7 * epoch + 7]) == list(range(7))
     assert drawn[:7] != drawn[7:14]
     assert order.draw(5, 11) == drawn[5:16]
-    assert Order(7, 1, 1).draw(0, 7) != drawn[:7]
-    assert Order(7, 2, 0).draw(0, 7) != drawn[:7]
+    assert EpochSampler(7, 1, 1).draw(0, 7) != drawn[:7]
+    assert EpochSampler(7, 2, 0).draw(0, 7) != drawn[:7]
 
 
 def test_sequences_are_padded_outside():
@@ -309,8 +311,8 @@ def test_every_token_that_is_needed_is_read_once_and_in_its_place(seed, share):
     lengths = torch.randint(1, 40, (2, 9), generator=draw).tolist()
     ids = [[torch.randint(9, (n,), generator=draw).tolist() for n in row] for row in lengths]
     own = [torch.randint(2, (n,), generator=draw).bool().tolist() for n in lengths[1]]
-    sequences = Sequences.join(*ids, own=own)
-    wanted = before(sequences)
+    sequences = Sequences.join(*ids, response=own)
+    wanted = sequences.before_actions
     packed = pack(sequences, wanted, share=share)
     found = []
     for i, (prompt, answer, said) in enumerate(zip(*ids, own, strict=True)):
@@ -332,7 +334,7 @@ def test_every_token_that_is_needed_is_read_once_and_in_its_place(seed, share):
 
 def test_rows_are_filled():
     sequences = Sequences.join([[1]] * 6, [[2] * n for n in (4, 6, 10, 12, 5, 11)])
-    packed = pack(sequences, before(sequences), share=True)
+    packed = pack(sequences, sequences.before_actions, share=True)
     assert sorted((packed.owner >= 0).sum(-1).tolist()) == [16, 16, 16]
 
 

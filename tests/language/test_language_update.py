@@ -15,10 +15,10 @@ from proximo.algorithms.ppo import PPO
 from proximo.collect import collect
 from proximo.envs.config import EnvConfig
 from proximo.language import TOKENS, KLConfig, Sampling, TokenPPO, tiny
-from proximo.language.data import Sequences, rows_of
-from proximo.language.experience import Judged, judge, prepare, shaped
+from proximo.language.experience import OldPolicy, evaluate_old, prepare, shaped
 from proximo.language.generate import generate
 from proximo.language.model import LanguagePolicy
+from proximo.language.sequences import Sequences, rows_of
 from proximo.language.update import add_gradient, readings
 from proximo.nets.config import NetConfig
 from proximo.run.config import Config, RolloutConfig, RunConfig
@@ -48,7 +48,7 @@ def scene():
     sampling = Sampling(max_tokens=9, temperature=0.8)
     drawn = generate(lm, PROMPTS, sampling, (0,), torch.Generator().manual_seed(1))
     reference = tiny(["abcdefgh"], width=32, context=32, seed=4)
-    old = judge(policy, reference, drawn.sequences, sampling, 64, critic=True)
+    old = evaluate_old(policy, reference, drawn.sequences, sampling, 64, critic=True)
     return policy, drawn.sequences, old, sampling
 
 
@@ -202,7 +202,7 @@ def test_masked_advantages_are_those_of_each_sequence_alone(scene, advantage):
     for i in range(len(PROMPTS)):
         own = whole.episode == i
         alone = sequences.select(torch.tensor([i]))
-        part = Judged(old.log_prob[own], old.value[own], old.reference[own])
+        part = OldPolicy(old.log_prob[own], old.value[own], old.reference[own])
         reward = shaped(
             score[i : i + 1], torch.zeros(1, 1), part.log_ratio[None], 0.1, alone.response
         )
@@ -220,7 +220,7 @@ def test_rewards_and_gae_by_hand():
     torch.testing.assert_close(reward, expected)
     value = torch.tensor([0.5, 0.2, 0.1, -0.3])
     algorithm = TokenPPO(gamma=0.9, lam=0.8, normalize_advantage="none")
-    batch = prepare(algorithm, sequences, Judged(value, value, value), reward)
+    batch = prepare(algorithm, sequences, OldPolicy(value, value, value), reward)
     d = [-0.05 + 0.9 * 0.2 - 0.5, -0.1 + 0.9 * 0.1 - 0.2, 0.85 - 0.1]
     a1 = d[1] + 0.72 * d[2]
     expected = torch.tensor([d[0] + 0.72 * a1, a1, d[2], -1.2 + 0.3])
@@ -301,7 +301,7 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
     worth[sequences.response] = torch.tensor(WORTH)[seen, batch.action]
     with torch.no_grad():
         old = policy.evaluate(sequences, Sampling(), entropy=False)
-        judged = Judged(old.log_prob, old.value, old.log_prob)
+        judged = OldPolicy(old.log_prob, old.value, old.log_prob)
     own = prepare(tokens, sequences, judged, worth)
     for name in ("action", "log_prob", "value", "advantage", "target", "episode"):
         torch.testing.assert_close(getattr(own, name), getattr(batch, name))

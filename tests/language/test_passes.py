@@ -23,9 +23,9 @@ from proximo.language import (
     sft,
     tiny,
 )
-from proximo.language.data import Sequences
 from proximo.language.experience import ROUNDING, check_drawn
 from proximo.language.model import LanguagePolicy
+from proximo.language.sequences import Sequences
 
 AGAIN = TrainingConfig(gradient_checkpointing=True)
 HALF = TrainingConfig(dtype="bfloat16")
@@ -96,8 +96,8 @@ def test_sampling_computes_nothing_again(lm):
     hook = own.net.transformer.h[0].ln_1.register_forward_hook(lambda *_: calls.append(1))
     again = draw(own, sampling)
     hook.remove()
-    assert drawn.ids() == again.ids()
-    assert len(calls) == max(map(len, drawn.ids()))  # once a token, the first with the prompts
+    assert drawn.ids == again.ids
+    assert len(calls) == max(map(len, drawn.ids))  # once a token, the first with the prompts
     torch.testing.assert_close(drawn.log_prob, again.log_prob)
     assert not any("forward" in vars(m) for m in own.net.modules())  # all is as it was
 

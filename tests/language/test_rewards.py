@@ -9,10 +9,11 @@ pytest.importorskip("transformers")
 
 from proximo import UsageError
 from proximo.language import RewardModel, tiny
-from proximo.language.data import Examples, Sequences
+from proximo.language.examples import Examples
 from proximo.language.generate import Completions
-from proximo.language.model import Tokenizer
-from proximo.language.reward import Judge, find_reward, scores_of
+from proximo.language.reward import RewardSum, find_reward, scores_of
+from proximo.language.sequences import Sequences
+from proximo.language.tokenizer import Tokenizer
 
 ROWS = [{"prompt": "a", "goal": 1}, {"prompt": "bb", "goal": 2}]
 EXAMPLES = Examples.read(ROWS, "prompt")
@@ -23,12 +24,16 @@ def lm():
     return tiny(["abcd"], width=16, heads=2, context=16)
 
 
+def completions(prompts):
+    ids = [[4, 5, 0], [3]]
+    stopped = torch.tensor([True, False])
+    return Completions(Sequences.join(prompts, ids), torch.zeros(4), stopped, ids)
+
+
 def weigh(lm, *rewards, weights=()):
-    tokenizer = Tokenizer(lm.tokenizer)
-    prompts = EXAMPLES.prompts(tokenizer)
-    sequences = Sequences.join(prompts, [[4, 5, 0], [3]])
-    drawn = Completions(sequences, torch.zeros(4), torch.tensor([True, False]))
-    return Judge(rewards, weights, EXAMPLES)(ROWS, prompts, drawn, tokenizer, 1, UsageError)
+    prompts = EXAMPLES.prompts(Tokenizer(lm.tokenizer))
+    drawn = completions(prompts)
+    return RewardSum(rewards, weights, EXAMPLES)(ROWS, prompts, drawn, ["cd", "b"], 1, UsageError)
 
 
 def test_a_reward_is_handed_texts_ids_and_columns(lm):
@@ -64,10 +69,8 @@ def test_a_reward_may_use_up_what_it_is_handed(lm):
     tokenizer = Tokenizer(lm.tokenizer)
     examples = Examples.read(rows, "prompt")
     prompts = examples.prompts(tokenizer)
-    drawn = Completions(
-        Sequences.join(prompts, [[4, 5, 0], [3]]), torch.zeros(4), torch.tensor([True, False])
-    )
-    score, _ = Judge([spoils, looks], (), examples)(rows, prompts, drawn, tokenizer, 1)
+    drawn = completions(prompts)
+    score, _ = RewardSum([spoils, looks], (), examples)(rows, prompts, drawn, ["cd", "b"], 1)
     assert score.tolist() == [4.0, 2.0]
     assert prompts == examples.prompts(tokenizer) == [[2], [3, 3]]
     assert [row["tags"] for row in rows] == [["x"], ["x"]]
@@ -118,7 +121,8 @@ def test_weights_are_one_each(lm):
     ("name", "said"),
     [
         ("nonsense", "neither a run folder nor module:function"),
-        ("no_such_module:f", "cannot be imported: ModuleNotFoundError"),
+        ("no_such_module:f", "importing the module 'no_such_module' failed: ModuleNotFoundError"),
+        ("math:flor", "math has no 'flor'. Did you mean floor?"),
         ("math:pi", "it must be a function"),
     ],
 )
@@ -141,6 +145,6 @@ def test_a_score_is_read_at_the_actual_last_token(lm):
 
 
 def test_a_reward_model_of_another_tokenizer_is_refused(lm):
-    judge = Judge([RewardModel(tiny(["xyz"], width=8, heads=1))], (), EXAMPLES)
+    judge = RewardSum([RewardModel(tiny(["xyz"], width=8, heads=1))], (), EXAMPLES)
     with pytest.raises(UsageError, match="another tokenizer"):
         judge.check(Tokenizer(lm.tokenizer))

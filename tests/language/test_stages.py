@@ -31,9 +31,9 @@ from proximo.language import (
     sft,
     tiny,
 )
+from proximo.language.blueprint import Blueprint
 from proximo.language.config import read_stage
-from proximo.language.data import Sequences
-from proximo.language.model import Blueprint
+from proximo.language.sequences import Sequences
 from proximo.run.checkpoint import Checkpoint
 
 SMALL = {"layers": 1, "width": 16, "heads": 2, "context": 16}

@@ -22,10 +22,12 @@ from proximo.language import (
     ppo,
     tiny,
 )
-from proximo.language.data import Sequences, reply_ends
+from proximo.language.blueprint import Blueprint
 from proximo.language.envs import TextEnvs, joined
-from proximo.language.experience import Judged, check_drawn, judge, prepare, shaped
-from proximo.language.model import Blueprint, LanguagePolicy, Tokenizer
+from proximo.language.experience import OldPolicy, check_drawn, evaluate_old, prepare, shaped
+from proximo.language.model import LanguagePolicy
+from proximo.language.sequences import Sequences, reply_ends
+from proximo.language.tokenizer import Tokenizer
 from proximo.language.update import add_gradient
 from proximo.run.checkpoint import Checkpoint
 
@@ -83,7 +85,9 @@ def test_the_sampler_and_the_update_agree_over_one_to_three_turns(lm, minimum, t
     assert {len(e.rewards) for e in episodes} == {1, 2, 3}
     drawn = joined(episodes, lm.device)
     for micro in (1, 5, 64):
-        old = judge(LanguagePolicy(lm, (0,)), None, drawn.sequences, sampling, micro, critic=True)
+        old = evaluate_old(
+            LanguagePolicy(lm, (0,)), None, drawn.sequences, sampling, micro, critic=True
+        )
         torch.testing.assert_close(drawn.log_prob, old.log_prob, rtol=1e-5, atol=1e-5)
         assert check_drawn(drawn.log_prob, old) < 1e-5
 
@@ -102,11 +106,11 @@ def test_a_conversation_holds_what_was_drawn_and_what_the_env_said(lm):
         assert episode.rewards == [float(reply.count("a")) for reply in replies]
         assert tokenizer.text(episode.prompt) == episode.texts[0]
         assert tokenizer.text(episode.tokens) == "".join(episode.texts[1:])
-        kept = [t for t, own in zip(episode.tokens, episode.own, strict=True) if not own]
+        kept = [t for t, own in zip(episode.tokens, episode.response, strict=True) if not own]
         assert tokenizer.text(kept) == "".join(episode.texts[2::2])
         assert 0 not in kept
-        assert sum(episode.own) == len(episode.log_prob)
-        assert episode.own[-1]
+        assert sum(episode.response) == len(episode.log_prob)
+        assert episode.response[-1]
         assert episode.terminated
     drawn = joined(episodes, "cpu")
     ends = reply_ends(drawn.sequences.response)
@@ -136,7 +140,7 @@ def test_what_is_said_does_not_depend_on_when_others_are_over(lm):
 SEQUENCES = Sequences.join(
     [[2, 3], [4]],
     [[5, 0, 2, 3, 4, 6, 7, 0], [5, 6, 0]],
-    own=[[True, True, False, False, False, True, True, True], [True] * 3],
+    response=[[True, True, False, False, False, True, True, True], [True] * 3],
 )
 
 
@@ -152,7 +156,7 @@ def test_rewards_and_gae_of_turns_by_hand():
     torch.testing.assert_close(reward, expected)
     value = torch.tensor([0.5, 0.2, 0.1, -0.3, 0.4, 0.6, -0.2, 0.3])
     algorithm = TokenPPO(gamma=0.9, lam=0.8, normalize_advantage="none")
-    batch = prepare(algorithm, SEQUENCES, Judged(value, value, value), reward)
+    batch = prepare(algorithm, SEQUENCES, OldPolicy(value, value, value), reward)
     # One step of γ and λ from the first turn's last token to the second turn's first.
     d = [
         -0.1 + 0.9 * 0.2 - 0.5,
@@ -177,7 +181,7 @@ def test_advantages_of_turns_are_those_of_a_loop_over_all_pairs(lm, advantage):
     response, count = drawn.sequences.response, len(drawn.log_prob)
     value = torch.randn(count, generator=draw, dtype=torch.float64)
     reward = torch.randn(response.shape, generator=draw, dtype=torch.float64)
-    batch = prepare(algorithm, drawn.sequences, Judged(value, value, value), reward)
+    batch = prepare(algorithm, drawn.sequences, OldPolicy(value, value, value), reward)
     place = 0
     for row, own in zip(reward, response, strict=True):
         r = row[own]
@@ -204,7 +208,7 @@ def test_the_loss_is_over_the_models_tokens_only(lm):
     prompts, replies = [], []
     for e in episodes:
         row, begin = e.prompt + e.tokens, len(e.prompt)
-        own = [False] * begin + e.own
+        own = [False] * begin + e.response
         for end in range(begin, len(row)):
             if own[end] and not own[end - 1]:
                 prompts.append(row[:end])
@@ -213,7 +217,7 @@ def test_the_loss_is_over_the_models_tokens_only(lm):
                 replies[-1].append(row[end])
     by_hand = Sequences.join(prompts, replies)
     assert len(prompts) > len(episodes)
-    old = judge(policy, None, drawn.sequences, sampling, 64, critic=True)
+    old = evaluate_old(policy, None, drawn.sequences, sampling, 64, critic=True)
     reward = torch.zeros(drawn.sequences.response.shape)
     reward[reply_ends(drawn.sequences.response)] = torch.linspace(-1, 1, len(drawn.stopped))
     batch = prepare(TOKENS, drawn.sequences, old, reward)
@@ -463,7 +467,7 @@ def test_limits_end_an_episode(made, context, turns):
     for e in episodes:
         assert e.truncated
         assert not e.terminated
-        assert e.own[-1]
+        assert e.response[-1]
         assert len(e.texts) == 2 * len(e.rewards)
 
 

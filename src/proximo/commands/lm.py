@@ -288,9 +288,10 @@ def _generate(command: Generate, arguments: list[str]) -> int:
     if bool(command.prompt) == bool(command.prompts):
         raise UsageError("give prompts as text, by --prompt, or as a file, by --prompts")
 
-    from proximo.language.data import Examples, content
-    from proximo.language.model import load_model
+    from proximo.language.blueprint import load_model
+    from proximo.language.examples import Examples
     from proximo.language.stages import complete
+    from proximo.language.tokenizer import content
 
     rows = Examples.read(command.prompts or command.prompt, "prompt").rows
     completions = complete(load_model(command.model), rows, command.sampling, seed=command.seed)

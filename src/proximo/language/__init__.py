@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from proximo.language.blueprint import load_model, tiny
     from proximo.language.config import (
         Fitting,
         KLConfig,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         ScoreConfig,
         TrainingConfig,
     )
-    from proximo.language.model import LanguageModel, load_model, tiny
+    from proximo.language.model import LanguageModel
     from proximo.language.reward import RewardModel, load_reward
     from proximo.language.stages import Result, fit_reward, ppo, sft
     from proximo.language.token_ppo import TOKENS, TokenPPO
@@ -37,8 +38,8 @@ _HOMES = {
     "ScoreConfig": "config",
     "TrainingConfig": "config",
     "LanguageModel": "model",
-    "load_model": "model",
-    "tiny": "model",
+    "load_model": "blueprint",
+    "tiny": "blueprint",
     "RewardModel": "reward",
     "load_reward": "reward",
     "Result": "stages",

@@ -1,4 +1,4 @@
-"""LoRA, W x + (α/r) B A x: the model's own W stays, and only A and B of rank r are trained.
+"""LoRA, W x + (α/r) B A x: the weight W is frozen, and only A and B of rank r are trained.
 
 Hu et al. 2021 (arXiv 2106.09685). The one module that knows peft.
 """
@@ -23,16 +23,16 @@ from proximo.disk import check_regular, read
 from proximo.errors import UsageError
 from proximo.language.config import ModelConfig
 
-LONGEST_CONFIG = 2**20
-"""Bytes of an adapter's configuration."""
+MAX_CONFIG_BYTES = 2**20
+"""Size of an adapter's configuration at most."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def add_adapters(net: Any, settings: ModelConfig, seed: int) -> None:
-    """Put adapters beside layers of a causal language model, and freeze all else in it.
+    """Add adapters to layers of a causal language model, and freeze all its other weights.
 
-    B begins at 0, so that nothing changes at first. Raises `UsageError` for targets that it lacks.
+    B is 0 at the start, so that the model is unchanged. Raises `UsageError` for missing targets.
     """
     for target in settings.lora_targets:
         _check_target(net, target)
@@ -58,15 +58,15 @@ def _inject(net: nn.Module, settings: dict[str, Any]) -> None:
     except ImportError as error:
         raise UsageError("adapters need peft: pip install 'proximo[language]'") from error
     with warnings.catch_warnings():
-        # GPT-2's layers hold W transposed, which peft sees for itself.
+        # GPT-2's layers hold W transposed, which peft detects.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
-        # Of fused experts: peft gives them patterns of its own, and warns of those.
+        # For fused experts peft sets patterns and then warns of them.
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys")
         peft.inject_adapter_in_model(peft.LoraConfig(**settings), net)
 
 
 def _other_than_linear(net: Any) -> list[str]:
-    """Layers that are linear by their class and do more than W x + b, such as a router's."""
+    """Names of layers of a linear class that compute more than W x + b, such as routers."""
     # peft refuses these, as their state space layers may use the weight without its layer.
     mixers = net.config.model_type in ("falcon_h1", "nemotron_h")
     return [
@@ -79,14 +79,14 @@ def _other_than_linear(net: Any) -> list[str]:
 
 def _check_target(net: Any, target: str) -> None:
     modules = dict(net.named_modules())
-    found = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
-    if not found:
-        own = sorted({n.rpartition(".")[2] for n, m in modules.items() if hasattr(m, "weight")})
+    layers = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
+    if not layers:
+        known = sorted({n.rpartition(".")[2] for n, m in modules.items() if hasattr(m, "weight")})
         raise UsageError(
-            f"model.lora_targets has {target!r}, which this model lacks; it has: {', '.join(own)}"
+            f"model.lora_targets has {target!r}, which this model lacks; it has: {', '.join(known)}"
         )
     words, head = net.get_input_embeddings(), net.get_output_embeddings()
-    if words.weight is head.weight and (words in found or head in found):
+    if words.weight is head.weight and (words in layers or head in layers):
         raise UsageError(
             f"model.lora_targets has {target!r}, but in this model the first and the last layer "
             "share their weights: adapters of one of them could not be merged"
@@ -94,7 +94,7 @@ def _check_target(net: Any, target: str) -> None:
 
 
 def adapted(net: nn.Module) -> list[tuple[str, Any]]:
-    """The layers that have adapters, by name."""
+    """Names and modules of the layers with adapters."""
     if not hasattr(net, "peft_config"):
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -103,9 +103,9 @@ def adapted(net: nn.Module) -> list[tuple[str, Any]]:
 
 
 def merged(net: nn.Module) -> nn.Module:
-    """A copy on the CPU with W + (α/r) B A in W's place: a plain model again."""
-    own = {id(p): nn.Parameter(p.detach().to("cpu", copy=True)) for p in net.parameters()}
-    net = copy.deepcopy(net, own).cpu()
+    """A copy on the CPU with W + (α/r) B A in place of W, and no adapters."""
+    copies = {id(p): nn.Parameter(p.detach().to("cpu", copy=True)) for p in net.parameters()}
+    net = copy.deepcopy(net, copies).cpu()
     _merge(net)
     return net
 
@@ -118,7 +118,7 @@ def _merge(net: nn.Module) -> None:
 
 
 class Adapter(NamedTuple):
-    """A LoRA adapter that lies beside a model."""
+    """A LoRA adapter stored in a model's folder."""
 
     settings: dict[str, Any]  # of a `peft.LoraConfig`
     weights: Path
@@ -146,13 +146,13 @@ SETTINGS: dict[str, Callable[[Any], bool]] = {
     "alpha_pattern": _of_layers(_is_scale),
     "init_lora_weights": lambda x: x in (True, False, "gaussian"),  # others change the model itself
 }
-"""What an adapter's configuration may set. By others peft would import modules that it names."""
+"""Settings that are read, with their checks: others could make peft import modules by name."""
 WITHOUT_EFFECT = {
     *("peft_type", "task_type", "bias", "inference_mode", "lora_dropout", "ensure_weight_tying"),
     *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "runtime_config"),
     *("megatron_core", "qalora_group_size"),
 }
-"""What merging does not depend on, alone."""
+"""Settings without an effect on the merged weights."""
 
 
 def _is_name(x: Any) -> bool:
@@ -160,17 +160,17 @@ def _is_name(x: Any) -> bool:
 
 
 def read_adapter(folder: Path) -> Adapter | None:
-    """The adapter that lies in a folder, if one does. Raises `UsageError` unless it is plain LoRA.
+    """The adapter stored in a folder, if any. Raises `UsageError` unless it is plain LoRA.
 
-    peft reads no configuration of a file: some of its settings are names of modules to import.
+    peft never reads the file itself: some of its settings are names of modules to import.
     """
     file = folder / "adapter_config.json"
     if not file.exists():
         return None
     try:
-        found = json.loads(read(file, LONGEST_CONFIG))
-        kind, bias = found.get("peft_type"), found.get("bias", "none")
-        settings = {name: found[name] for name in SETTINGS.keys() & found.keys()}
+        config = json.loads(read(file, MAX_CONFIG_BYTES))
+        kind, bias = config.get("peft_type"), config.get("bias", "none")
+        settings = {name: config[name] for name in SETTINGS.keys() & config.keys()}
     except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise UsageError(f"the adapter {file} cannot be read: {error}") from error
     if kind != "LORA" or bias != "none" or "target_modules" not in settings:
@@ -178,7 +178,7 @@ def read_adapter(folder: Path) -> Adapter | None:
             f"the adapter {file} has peft_type {kind!r:.80} and bias {bias!r:.80}: only LORA, "
             "without bias and with target_modules, is read"
         )
-    for name, value in found.items():
+    for name, value in config.items():
         wrong = value if name not in SETTINGS else not SETTINGS[name](value)
         if wrong and name not in WITHOUT_EFFECT:
             raise UsageError(
@@ -199,14 +199,14 @@ def apply_adapter(net: nn.Module, adapter: Adapter) -> None:
     if max(ranks) > max((min(x.shape) for x in saved.values() if x.ndim > 1), default=0):
         raise UsageError(f"the adapter {adapter.weights} does not fit its configuration: see r")
     _inject(net, adapter.settings)
-    own = {
+    injected = {
         name.replace(".default.", ".").removesuffix(".default"): x
         for name, x in net.named_parameters()
         if ".lora_" in name
     }
     saved = {name.removeprefix("base_model.model."): x for name, x in saved.items()}
-    for name in sorted(own.keys() | saved.keys()):
-        there, here = saved.get(name), own.get(name)
+    for name in sorted(injected.keys() | saved.keys()):
+        there, here = saved.get(name), injected.get(name)
         if there is None or here is None or there.shape != here.shape:
             raise UsageError(f"the adapter {adapter.weights} does not fit its model: see {name!r}")
         here.data.copy_(there)
@@ -215,8 +215,8 @@ def apply_adapter(net: nn.Module, adapter: Adapter) -> None:
 
 
 @contextmanager
-def switched_off(net: nn.Module) -> Iterator[None]:
-    """The model as it is without its adapters; for what needs no gradient."""
+def adapters_disabled(net: nn.Module) -> Iterator[None]:
+    """The model without its adapters, for passes without gradients."""
     layers = [layer for _, layer in adapted(net)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -227,7 +227,7 @@ def switched_off(net: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def twin(module: Module) -> Module:
-    """A copy of what is trained. What is frozen never changes, so both have the same."""
+def copy_trainable(module: Module) -> Module:
+    """A copy with trainable weights of its own; the frozen ones are shared."""
     frozen = {id(p): p for p in module.parameters() if not p.requires_grad}
     return copy.deepcopy(module, frozen)

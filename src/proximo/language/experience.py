@@ -15,9 +15,9 @@ from torch import Tensor
 from proximo.errors import TrainingError
 from proximo.functional.returns import group_relative, leave_one_out, td_error
 from proximo.language.config import Sampling
-from proximo.language.data import Sequences, per_token, reply_ends
-from proximo.language.model import LanguagePolicy, drawn
-from proximo.language.reference import Reference
+from proximo.language.model import LanguagePolicy
+from proximo.language.reference import FrozenReference
+from proximo.language.sequences import Sequences, per_token, reply_ends
 from proximo.language.token_ppo import TokenPPO
 from proximo.types import Batch
 
@@ -29,7 +29,7 @@ ROUNDING = 0.05
 range of 0.2, more than that would decide what is clipped."""
 
 
-class Judged(NamedTuple):
+class OldPolicy(NamedTuple):
     """The old policy and the reference on what was drawn. All [B]."""
 
     log_prob: Tensor
@@ -43,33 +43,33 @@ class Judged(NamedTuple):
 
 
 @torch.no_grad()
-def judge(
+def evaluate_old(
     policy: LanguagePolicy,
-    reference: Reference | None,
+    reference: FrozenReference | None,
     sequences: Sequences,
     sampling: Sampling,
     micro_batch: int,
     *,
     critic: bool,
-) -> Judged:
+) -> OldPolicy:
     """Evaluate every token as the update will, at most `micro_batch` sequences at a time."""
 
     def evaluate(part: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-        old = policy.evaluate(part, sampling, entropy=False, value=critic)
-        ref = old.log_prob
+        now = policy.evaluate(part, sampling, entropy=False, value=critic)
+        ref = now.log_prob
         if reference is not None:
             ref = reference.log_prob(part, sampling, policy.stops)
-        return old.log_prob, old.value, ref
+        return now.log_prob, now.value, ref
 
-    return Judged(*per_token(sequences, micro_batch, evaluate))
+    return OldPolicy(*per_token(sequences, micro_batch, evaluate))
 
 
-def check_drawn(by_sampler: Tensor, judged: Judged, dtype: str = "float32") -> float:
+def check_drawn(by_sampler: Tensor, old: OldPolicy, dtype: str = "float32") -> float:
     """The largest gap between the sampler's log-probabilities and the update's, in nats.
 
     Raises `TrainingError` where they are not the same policy's: then no ratio means anything.
     """
-    gaps = (by_sampler - judged.log_prob).abs()
+    gaps = (by_sampler - old.log_prob).abs()
     gap, mean = float(gaps.max()), float(gaps.mean())
     if dtype == "bfloat16" and not mean <= ROUNDING:
         raise TrainingError(
@@ -107,7 +107,7 @@ COMPARED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def prepare(
-    algorithm: TokenPPO, sequences: Sequences, judged: Judged, reward: Tensor, k: int = 1
+    algorithm: TokenPPO, sequences: Sequences, old: OldPolicy, reward: Tensor, k: int = 1
 ) -> Batch:
     """A row per token of the completions, in order of sequence, then of time. reward: [N, R].
 
@@ -128,7 +128,7 @@ def prepare(
     def flat(x: Tensor) -> Tensor:
         return x.t()[real]
 
-    value = laid_out(judged.value if algorithm.critic else torch.zeros_like(judged.value))
+    value = laid_out(old.value if algorithm.critic else torch.zeros_like(old.value))
     following = torch.cat([value[1:], torch.zeros_like(value[:1])])
     received = laid_out(reward.to(value)[response])
     delta = td_error(received, value, following, terminated, algorithm.gamma)
@@ -141,14 +141,14 @@ def prepare(
     same = other in ("same", algorithm.advantage)
     target = value + (advantage if same else algorithm.advantages(other, delta, terminated))
     episode = torch.arange(len(response), device=value.device).repeat_interleave(sequences.lengths)
-    nothing = judged.log_prob.new_empty(len(episode), 0)
-    tokens = drawn(sequences)
+    nothing = old.log_prob.new_empty(len(episode), 0)
+    tokens = sequences.actions
     return Batch(
         obs=sequences.positions[:, -response.shape[-1] :][
             response
         ],  # what stands before is in `sequences`
         action=tokens,
-        log_prob=judged.log_prob,
+        log_prob=old.log_prob,
         parameters=nothing,
         value=flat(value),
         advantage=algorithm.normalized(flat(advantage), episode),

@@ -13,9 +13,10 @@ from proximo.errors import TrainingError
 from proximo.functional.losses import preference_error
 from proximo.functional.schedules import as_schedule
 from proximo.language.config import FitConfig, Sampling
-from proximo.language.data import Order, Sequences, by_length, per_token, split
+from proximo.language.examples import EpochSampler, split
 from proximo.language.model import LanguageModel
 from proximo.language.reward import RewardModel, scores_of
+from proximo.language.sequences import Sequences, by_length, per_token
 from proximo.language.session import Learner, mean_of
 from proximo.nets.optimizer import FlatOptimizer, clip_gradient
 from proximo.types import Metrics
@@ -123,7 +124,7 @@ class Fit(Learner):
         self._trained, self._held_out = split(
             len(parts[0]), algorithm.held_out, seed, "algorithm.held_out"
         )
-        self._order = Order(len(self._trained), seed, 1)
+        self._order = EpochSampler(len(self._trained), seed, 1)
 
     @property
     def lm(self) -> LanguageModel:

@@ -14,15 +14,17 @@ from proximo.errors import TrainingError, UsageError
 from proximo.functional.kl import controlled_beta
 from proximo.functional.moments import batch_moments, merge
 from proximo.language.config import PPOConfig
-from proximo.language.data import Examples, Order, Sequences, reply_ends
-from proximo.language.envs import Episode, TextEnvs, joined, readings_of
-from proximo.language.experience import Judged, check_drawn, judge, prepare, shaped
+from proximo.language.envs import TextEnvs, TextEpisode, episode_metrics, joined
+from proximo.language.examples import EpochSampler, Examples
+from proximo.language.experience import OldPolicy, check_drawn, evaluate_old, prepare, shaped
 from proximo.language.fitting import add_text_gradient
 from proximo.language.generate import Completions, generate
-from proximo.language.model import LanguageModel, LanguagePolicy, Tokenizer
-from proximo.language.reference import Reference
-from proximo.language.reward import Judge
+from proximo.language.model import LanguageModel, LanguagePolicy
+from proximo.language.reference import FrozenReference
+from proximo.language.reward import RewardSum
+from proximo.language.sequences import Sequences, reply_ends
 from proximo.language.session import Learner, mean_of
+from proximo.language.tokenizer import Tokenizer
 from proximo.language.update import after, descend, readings
 from proximo.types import Batch, Metrics
 
@@ -38,8 +40,9 @@ class Experience:
     drawn: Completions
     sparse: Tensor  # [M] what each reply is worth in all, in the reward's own units
     dense: Tensor  # [N, R] what each token is worth by itself
-    old: Judged
-    episodes: Sequence[Episode] = ()  # where they are conversations with an env
+    old: OldPolicy
+    texts: Sequence[str] = ()
+    episodes: Sequence[TextEpisode] = ()  # where they are conversations with an env
 
     @property
     def score(self) -> Tensor:
@@ -68,13 +71,13 @@ class PolicyFit(Learner):
     def __init__(
         self,
         policy: LanguagePolicy,
-        reference: Reference | None,
+        reference: FrozenReference | None,
         config: PPOConfig,
         tokenizer: Tokenizer,
         examples: Examples,
         prompts: list[list[int]],
         parts: tuple[list[int], list[int]],
-        judges: Judge | TextEnvs,
+        judges: RewardSum | TextEnvs,
         ptx: tuple[list[list[int]], list[list[int]]] | None,
     ) -> None:
         """parts: which prompts are trained on, and which are held out."""
@@ -92,8 +95,8 @@ class PolicyFit(Learner):
         if reference is not None:
             self.carried = {f"reference.{name}": x for name, x in reference.moving.items()}
         self._trained, self._held_out = sorted(parts[0]), parts[1]
-        self._order = Order(len(self._trained), seed, 0)
-        self._ptx_order = Order(len(ptx[0]), seed, 2) if ptx else None
+        self._order = EpochSampler(len(self._trained), seed, 0)
+        self._ptx_order = EpochSampler(len(ptx[0]), seed, 2) if ptx else None
         self.counters |= {"beta": config.kl.coef, "episodes": 0, "ptx": 0}
 
     @property
@@ -143,7 +146,8 @@ class PolicyFit(Learner):
         """Complete these prompts and score what was said. numbers: those of an env's episodes."""
         sampling, micro_batch = self.config.sampling, self.run.micro_batch
         rows = [self._examples.rows[i] for i in examples]
-        episodes: list[Episode] = []
+        episodes: list[TextEpisode] = []
+        texts: list[str] = []
         if isinstance(self._judges, TextEnvs):
             episodes = self._judges.play(
                 self.lm, numbers, rows, generator, micro_batch, self._fault
@@ -154,10 +158,9 @@ class PolicyFit(Learner):
         else:
             prompts = [self._prompts[i] for i in examples]
             drawn = generate(self.lm, prompts, sampling, self.policy.stops, generator, micro_batch)
-            sparse, dense = self._judges(
-                rows, prompts, drawn, self._tokenizer, micro_batch, self._fault
-            )
-        old = judge(
+            texts = [self._tokenizer.text(ids) for ids in drawn.ids]
+            sparse, dense = self._judges(rows, prompts, drawn, texts, micro_batch, self._fault)
+        old = evaluate_old(
             self.policy,
             self.reference,
             drawn.sequences,
@@ -165,7 +168,7 @@ class PolicyFit(Learner):
             micro_batch,
             critic=self.config.algorithm.critic,
         )
-        return Experience(examples, drawn, sparse, dense, old, episodes)
+        return Experience(examples, drawn, sparse, dense, old, texts, episodes)
 
     def _reward(self, new: Experience) -> Tensor:
         """The reward of each token as PPO sees it: scores as they are used, less the KL. [N, R]."""
@@ -252,7 +255,7 @@ class PolicyFit(Learner):
             **({} if self.reference is None else {"kl": mean_of(kl)}),
             "length": mean_of(drawn.sequences.lengths),
             "stopped": mean_of(drawn.stopped),
-            **readings_of(new.episodes),
+            **(episode_metrics(new.episodes) if new.episodes else {}),
             "repeated": 1 - different / len(texts),
             "entropy": -mean_of(drawn.log_prob),
         }
@@ -262,10 +265,7 @@ class PolicyFit(Learner):
         if new.episodes:
             return [(episode.texts[0], episode.texts[1:]) for episode in new.episodes]
         prompts = [self._examples.rows[i]["prompt"] for i in new.examples]
-        return [
-            (prompt, self._tokenizer.text(ids))
-            for prompt, ids in zip(prompts, new.drawn.ids(), strict=True)
-        ]
+        return list(zip(prompts, new.texts, strict=True))
 
     def _evaluate(self) -> Metrics:
         """The score of prompts that are never trained on, where it is due.

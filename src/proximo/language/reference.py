@@ -1,4 +1,4 @@
-"""π_ref, which the KL is measured to: the model that a run began as, or one that follows it."""
+"""Reference policies π_ref for the KL: the initial model, or one that follows the training."""
 
 from __future__ import annotations
 
@@ -8,65 +8,65 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from proximo.language.adapters import switched_off, twin
+from proximo.language.adapters import adapters_disabled, copy_trainable
 from proximo.language.config import KLConfig, Sampling
-from proximo.language.data import Sequences
 from proximo.language.model import LanguageModel
+from proximo.language.sequences import Sequences
 
 
-class Reference:
-    """A frozen copy of the model that the run began as."""
+class FrozenReference:
+    """A frozen copy of the initial model."""
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = copy.deepcopy(lm).requires_grad_(False)
         self.moving: dict[str, Tensor] = {}
-        """What changes, by name: the checkpoints hold it."""
+        """Tensors that change in training, by name, which checkpoints hold."""
 
     def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
-        """Log π_ref(token | what came before) for each of the B tokens of the completions. [B]."""
+        """Log π_ref(token | tokens before) of each action. [B]."""
         return self.lm.log_prob(sequences, sampling, stops)
 
     def follow(self, lm: LanguageModel) -> None:
-        """What is done after each update of `lm`."""
+        """Called with the trained model after each update."""
 
 
-class Bare(Reference):
-    """The very model that is trained, with its adapters off: no copy in memory."""
+class AdapterOffReference(FrozenReference):
+    """The trained model itself with its adapters off: no copy in memory."""
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm, self.moving = lm, {}
 
     def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
-        with switched_off(self.lm.net):
+        with adapters_disabled(self.lm.net):
             return super().log_prob(sequences, sampling, stops)
 
 
-class Average(Reference):
-    """The exponential moving average of the weights, θ_ref <- d θ_ref + (1 - d) θ each update.
+class EMAReference(FrozenReference):
+    """Exponential moving average of the weights: θ_ref <- d θ_ref + (1 - d) θ after each update.
 
     As in WARP (Ramé et al. 2024, arXiv 2406.16768), section 3.1; d is `KLConfig.ema_decay`.
     """
 
     def __init__(self, lm: LanguageModel, decay: float) -> None:
         self._decay = decay
-        self.lm = twin(lm)
+        self.lm = copy_trainable(lm)
         self.moving = {name: p for name, p in self.lm.named_parameters() if p.requires_grad}
         self.lm.requires_grad_(False)
 
     @torch.no_grad()
     def follow(self, lm: LanguageModel) -> None:
-        own = dict(lm.named_parameters())
+        weights = dict(lm.named_parameters())
         for name, mean in self.moving.items():
-            mean.lerp_(own[name], 1 - self._decay)
+            mean.lerp_(weights[name], 1 - self._decay)
 
 
-def make_reference(lm: LanguageModel, settings: KLConfig) -> Reference | None:
-    """lm: as it stands at the beginning of the run."""
+def make_reference(lm: LanguageModel, settings: KLConfig) -> FrozenReference | None:
+    """The reference that the settings name. lm: as it stands at the start of the run."""
     if settings.reference == "none":
         return None
     if settings.reference == "adapter":
-        return Bare(lm)
+        return AdapterOffReference(lm)
     if settings.reference == "ema":
         assert settings.ema_decay is not None
-        return Average(lm, settings.ema_decay)
-    return Reference(lm)
+        return EMAReference(lm, settings.ema_decay)
+    return FrozenReference(lm)

@@ -1,13 +1,10 @@
-"""What completions are worth: functions of the user, trained reward models, and their sum."""
+"""Rewards of completions: functions of the user, trained reward models, and their weighted sum."""
 
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from proximo.errors import TrainingError, UsageError, explain, faults
+from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
-from proximo.language.data import Examples, Sequences, by_length
+from proximo.language.examples import Examples
 from proximo.language.generate import Completions
-from proximo.language.model import LanguageModel, Tokenizer, read_blueprint
+from proximo.language.model import LanguageModel
+from proximo.language.sequences import Sequences, by_length
 from proximo.language.session import read_checkpoint
+from proximo.language.tokenizer import Tokenizer
+from proximo.named import find
 from proximo.run.folder import RunFolder
 
 Reward = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
@@ -31,10 +32,10 @@ GIVEN = ("prompts", "completions", "prompt_ids", "completion_ids")
 
 
 class RewardModel(nn.Module):
-    """A language model's trunk with a linear head, read at the last token: r = (w·h + b - m)/s.
+    """A language model's trunk with a linear head on the last token: r = (w·h + b - m)/s.
 
-    m and s bring the scores of the data it was fitted on to mean 0 and deviation 1, so that the
-    weight of a KL means the same beside every one of them (Ziegler et al. 2019, section 2.1).
+    m and s bring the scores of the training data to mean 0 and standard deviation 1, so that the
+    weight of a KL means the same with every reward model (Ziegler et al. 2019, section 2.1).
     """
 
     mean: Tensor
@@ -50,22 +51,23 @@ class RewardModel(nn.Module):
         self.register_buffer("std", torch.ones(()))
 
     def forward(self, sequences: Sequences) -> Tensor:
-        """The score of each sequence. [N]."""
+        """Score of each sequence. [N]."""
         return (self.raw(sequences) - self.mean) / self.std
 
     def raw(self, sequences: Sequences) -> Tensor:
-        """w·h + b at the actual last token of each sequence, which is what is fitted. [N]."""
+        """w·h + b at the last token of each sequence, padding not counted. [N]."""
         mask = sequences.mask
         last = mask & (sequences.positions == mask.sum(-1, keepdim=True) - 1)
-        return self.head(self.lm.hidden(sequences, last)).squeeze(-1)  # type: ignore[no-any-return]
+        raw: Tensor = self.head(self.lm.hidden(sequences, last)).squeeze(-1)
+        return raw
 
 
 @torch.no_grad()
 def scores_of(model: RewardModel, sequences: Sequences, micro_batch: int) -> Tensor:
-    """[N], at most `micro_batch` sequences at a time."""
+    """Scores in micro-batches. [N]."""
     parts = by_length(sequences, torch.arange(len(sequences.tokens)), micro_batch)
-    found = torch.cat([model(sequences.select(part)) for part in parts])
-    return found[torch.cat(parts).argsort()]
+    scores = torch.cat([model(sequences.select(part)) for part in parts])
+    return scores[torch.cat(parts).argsort()]
 
 
 def load_reward(run: str | Path) -> RewardModel:
@@ -84,25 +86,19 @@ def load_reward(run: str | Path) -> RewardModel:
 
 
 def find_reward(name: str) -> Reward | RewardModel:
-    """A function by module:function, or the reward model of a run. Raises `UsageError`."""
+    """The reward model of a run folder, or the function `module:function`. Raises `UsageError`."""
     if Path(name).is_dir():
         return load_reward(name)
     if ":" not in name:
         raise UsageError(f"the reward {name!r} is neither a run folder nor module:function")
-    module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except faults() as error:
-        raise UsageError(f"the reward {name} cannot be imported: {explain(error)}") from error
-    if not callable(found):
-        raise UsageError(f"the reward {name} is {found!r}: it must be a function")
-    return found  # type: ignore[no-any-return]
+    reward: Reward = find(name)
+    if not callable(reward):
+        raise UsageError(f"the reward {name} is {reward!r}: it must be a function")
+    return reward
 
 
-class Judge:
-    """The weighted sum of rewards, checked: one finite number per completion or per token."""
+class RewardSum:
+    """Weighted sum of rewards: one finite number per completion or per token of each."""
 
     def __init__(
         self,
@@ -110,7 +106,7 @@ class Judge:
         weights: Sequence[float],
         examples: Examples,
     ) -> None:
-        """Raises `UsageError` for a function that wants what there is not."""
+        """Raises `UsageError` for a function with arguments that do not exist."""
         if not rewards:
             raise UsageError(
                 "there is no reward: give a function, a run of proximo lm reward, or an env"
@@ -123,97 +119,89 @@ class Judge:
                 "one weight for each"
             )
         columns = [name for name in examples.columns if name not in GIVEN]
-        self._wanted = [_wanted(reward, columns) for reward in self._rewards]
+        self._arguments = [_arguments(reward, columns) for reward in self._rewards]
+
+    @property
+    def models(self) -> list[RewardModel]:
+        return [reward for reward in self._rewards if isinstance(reward, RewardModel)]
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse reward models that read other tokens than the policy writes."""
-        for reward in self._rewards:
-            if isinstance(reward, RewardModel):
-                own = reward.lm.tokenizer.get_vocab()
-                if own != tokenizer.inner.get_vocab():
-                    raise UsageError(
-                        "the reward model has another tokenizer than the policy: fit one on the "
-                        "same model"
-                    )
-
-    def to(self, device: torch.device) -> None:
-        for reward in self._rewards:
-            if isinstance(reward, RewardModel):
-                reward.to(device)
+        """Refuse reward models with another vocabulary than the policy's. Raises `UsageError`."""
+        for model in self.models:
+            if model.lm.tokenizer.get_vocab() != tokenizer.inner.get_vocab():
+                raise UsageError(
+                    "the reward model has another tokenizer than the policy: fit one on the "
+                    "same model"
+                )
 
     def __call__(
         self,
         rows: Sequence[Mapping[str, Any]],
         prompts: Sequence[list[int]],
-        drawn: Completions,
-        tokenizer: Tokenizer,
+        completions: Completions,
+        texts: Sequence[str],
         micro_batch: int,
         fault: type[Exception] = TrainingError,
     ) -> tuple[Tensor, Tensor]:
-        """What each completion is worth in all [N], and each token by itself [N, R]. float64."""
-        ids = drawn.ids()
+        """Score of each completion as a whole [N], and of each token [N, R]. float64."""
         given = {
             "prompts": [row["prompt"] for row in rows],
-            "completions": [tokenizer.text(own) for own in ids],
+            "completions": list(texts),
             "prompt_ids": list(prompts),
-            "completion_ids": ids,
+            "completion_ids": completions.ids,
         }
         score = torch.zeros(len(rows), dtype=torch.float64)
-        dense = torch.zeros(drawn.sequences.response.shape, dtype=torch.float64)
-        for reward, wanted, weight in zip(self._rewards, self._wanted, self._weights, strict=True):
+        dense = torch.zeros(completions.sequences.response.shape, dtype=torch.float64)
+        terms = zip(self._rewards, self._arguments, self._weights, strict=True)
+        for reward, names, weight in terms:
             if isinstance(reward, RewardModel):
-                score += weight * scores_of(reward, drawn.sequences, micro_batch).double().cpu()
+                scores = scores_of(reward, completions.sequences, micro_batch)
+                score += weight * scores.double().cpu()
                 continue
             arguments = {
                 name: given[name] if name in given else [row[name] for row in rows]
-                for name in wanted
+                for name in names
             }
-            try:  # a reward may use up what is its own
-                found = list(reward(**copy.deepcopy(arguments)))
+            try:  # with copies, which the function may change
+                values = list(reward(**copy.deepcopy(arguments)))
             except faults() as error:
                 raise fault(f"the reward failed: {explain(error)}") from error
-            if len(found) != len(rows):
-                raise fault(f"the reward returned {len(found)} numbers for {len(rows)} completions")
-            for i, value in enumerate(found):
-                _add(score, dense, i, value, weight, given, fault)
+            if len(values) != len(rows):
+                raise fault(
+                    f"the reward returned {len(values)} numbers for {len(rows)} completions"
+                )
+            for i, value in enumerate(values):
+                where = f"for the completion {texts[i]!r} of {rows[i]['prompt']!r}"
+                count = len(completions.ids[i])
+                numbers, whole = _numbers(value, count, where, fault)
+                if whole:
+                    score[i] += weight * numbers[0]
+                else:
+                    dense[i, :count] += weight * torch.tensor(numbers, dtype=torch.float64)
         return score, dense
 
 
-def _add(
-    score: Tensor,
-    dense: Tensor,
-    i: int,
-    value: Any,
-    weight: float,
-    given: dict[str, list[Any]],
-    fault: type[Exception],
-) -> None:
-    """Take in the reward of completion i: a number, or one per token."""
-    where = f"for the completion {given['completions'][i]!r} of {given['prompts'][i]!r}"
+def _numbers(
+    value: Any, count: int, where: str, fault: type[Exception]
+) -> tuple[list[float], bool]:
+    """The reward of a completion of `count` tokens: one number as a whole, or one per token."""
+    whole = not (isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0)
     try:
-        numbers = [float(x) for x in value] if _has_many(value) else [float(value)]
+        numbers = [float(value)] if whole else [float(x) for x in value]
     except (TypeError, ValueError) as error:
         raise fault(f"the reward is {value!r} {where}: it must be a number") from error
     if not all(map(math.isfinite, numbers)):
         raise fault(f"the reward is {value!r} {where}: it must be finite")
-    if not _has_many(value):
-        score[i] += weight * numbers[0]
-        return
-    tokens = len(given["completion_ids"][i])
-    if len(numbers) != tokens:
+    if not whole and len(numbers) != count:
         raise fault(
-            f"the reward gives {len(numbers)} numbers {where}, which has {tokens} tokens: give "
+            f"the reward gives {len(numbers)} numbers {where}, which has {count} tokens: give "
             "one for each, or one in all"
         )
-    dense[i, :tokens] += weight * torch.tensor(numbers, dtype=torch.float64)
+    return numbers, whole
 
 
-def _has_many(value: Any) -> bool:
-    return isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0
-
-
-def _wanted(reward: Reward | RewardModel, columns: Sequence[str]) -> list[str]:
-    """Which arguments a reward takes; all of them if it takes any name."""
+def _arguments(reward: Reward | RewardModel, columns: Sequence[str]) -> list[str]:
+    """Names of the arguments that a reward takes; all if it takes any. Raises `UsageError`."""
     if isinstance(reward, RewardModel):
         return []
     if not callable(reward):

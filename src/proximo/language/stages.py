@@ -13,7 +13,8 @@ import torch
 from proximo.disk import writable
 from proximo.envs.make import Maker
 from proximo.errors import UsageError
-from proximo.language.adapters import twin
+from proximo.language.adapters import copy_trainable
+from proximo.language.blueprint import Blueprint, blueprint, read_blueprint
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -28,23 +29,17 @@ from proximo.language.config import (
     TrainingConfig,
     read_stage,
 )
-from proximo.language.data import Examples, Limit, Source, split
-from proximo.language.envs import TextEnv, TextEnvs, symbols, text_envs
+from proximo.language.envs import TextEnv, TextEnvs, characters, text_envs
+from proximo.language.examples import Examples, Limit, Source, split
 from proximo.language.fitting import Fit, Likelihood, Preference
 from proximo.language.generate import generate
-from proximo.language.model import (
-    Blueprint,
-    LanguageModel,
-    LanguagePolicy,
-    Tokenizer,
-    blueprint,
-    read_blueprint,
-)
+from proximo.language.model import LanguageModel, LanguagePolicy
 from proximo.language.policy_fit import PolicyFit
 from proximo.language.reference import make_reference
-from proximo.language.reward import Judge, Reward, RewardModel, find_reward
+from proximo.language.reward import Reward, RewardModel, RewardSum, find_reward
 from proximo.language.session import Callback, Display, Learner, Row, read_checkpoint, train
 from proximo.language.token_ppo import TOKENS, TokenPPO
+from proximo.language.tokenizer import Tokenizer
 from proximo.run.checkpoint import Checkpoint, newest
 from proximo.run.config import check_storable
 from proximo.run.folder import RunFolder
@@ -104,7 +99,7 @@ def complete(
     examples.check_lengths(sampling.max_tokens, Limit(lm.context), ids)
     generator = torch.Generator().manual_seed(seed)
     drawn = generate(lm, ids, sampling, tokenizer.stops, generator)
-    return [tokenizer.text(own) for own in drawn.ids()]
+    return [tokenizer.text(own) for own in drawn.ids]
 
 
 Config = TypeVar("Config", FitConfig, PPOConfig)
@@ -335,7 +330,7 @@ def _policy_fit(
 ) -> tuple[PolicyFit, str]:
     """Everything checked, then the model loaded. With the digest of the data."""
     device = _device(config.run)
-    said = symbols(envs[0]) if envs else examples.texts()
+    said = characters(envs[0]) if envs else examples.texts()
     said += ptx.texts() if ptx else []
     plan = _plan(config.model, model, said, folder)
     tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop, plan.ends)
@@ -358,13 +353,13 @@ def _policy_fit(
         texts = (asked, answers)
     if rewards is None:
         rewards = [find_reward(name) for name in config.score.reward]
-    judges: Judge | TextEnvs
+    judges: RewardSum | TextEnvs
     if envs:
         judges = TextEnvs(
             envs, tokenizer, config.sampling, limit.tokens, config.run.seed, examples.rows
         )
     else:
-        judges = Judge(rewards, config.score.weights, examples)
+        judges = RewardSum(rewards, config.score.weights, examples)
         judges.check(tokenizer)
     critic_from = next((r for r in rewards if isinstance(r, RewardModel)), None)
     if config.model.critic == "reward" and critic_from is None:
@@ -378,8 +373,9 @@ def _policy_fit(
         Checkpoint(folder.checkpoint(0)).load_policy(policy)
     policy.to(device)
     reference = make_reference(policy.lm, config.kl)
-    if isinstance(judges, Judge):
-        judges.to(device)
+    if isinstance(judges, RewardSum):
+        for reward_model in judges.models:
+            reward_model.to(device)
     learner = PolicyFit(policy, reference, config, tokenizer, examples, ids, parts, judges, texts)
     return learner, examples.digest + (ptx.digest if ptx else "")
 
@@ -393,7 +389,7 @@ def _with_critic(
     lm: LanguageModel, stops: Sequence[int], config: PPOConfig, judge: RewardModel | None
 ) -> LanguagePolicy:
     if config.model.critic == "separate":
-        return LanguagePolicy(lm, stops, twin(lm))
+        return LanguagePolicy(lm, stops, copy_trainable(lm))
     if config.model.critic == "shared":
         return LanguagePolicy(lm, stops)
     assert judge is not None

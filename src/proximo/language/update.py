@@ -12,8 +12,8 @@ from proximo.engines.nonfinite import not_finite
 from proximo.functional.kl import k2, k3
 from proximo.functional.masked import explained_variance, masked_mean, standardize
 from proximo.language.config import KLConfig, Sampling
-from proximo.language.data import Sequences, by_length, per_token, rows_of
 from proximo.language.model import LanguagePolicy
+from proximo.language.sequences import Sequences, by_length, per_token, rows_of
 from proximo.language.token_ppo import TokenPPO
 from proximo.nets.actor_critic import Evaluation
 from proximo.nets.optimizer import FlatOptimizer, clip_gradient

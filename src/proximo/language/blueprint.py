@@ -1,0 +1,260 @@
+"""Models by name or folder: read, checked and built; tiny ones with random weights."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proximo.disk import check_regular, read
+from proximo.errors import UsageError, explain
+from proximo.language.adapters import Adapter, apply_adapter, read_adapter
+from proximo.language.config import ModelConfig
+from proximo.language.model import LanguageModel, check_fit, context, transformers
+from proximo.language.tokenizer import declared_ends
+from proximo.run.folder import RunFolder
+
+END, UNKNOWN = "<end>", "<unknown>"
+"""Tokens of a tiny model that are no symbol of the data."""
+
+
+class Blueprint:
+    """Tokenizer and configuration of a model whose weights are not loaded yet."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: Any,
+        weights: Path | LanguageModel | None,
+        *,
+        generation: Any = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        """weights: their folder; None: random. generation: settings; None: derived from config.
+
+        adapter: to be merged into the weights.
+        """
+        self.tokenizer, self.config, self._weights = tokenizer, config, weights
+        self._generation, self._adapter = generation, adapter
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids that its generation settings declare as ends of a text."""
+        settings = self._generation or transformers().GenerationConfig.from_model_config(
+            self.config
+        )
+        return declared_ends(settings, len(self.tokenizer))
+
+    @property
+    def context(self) -> int | None:
+        return context(self.config)
+
+    def build(self, seed: int, *, random: bool = False) -> LanguageModel:
+        """The model. random: with random weights, because a checkpoint holds the real ones."""
+        if isinstance(self._weights, LanguageModel):
+            return self._weights.merged()
+        library = transformers()
+        with self._loading():
+            if self._weights is None or random:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed)
+                    net = self._random()
+                if self._generation is not None:
+                    net.generation_config = self._generation
+                return LanguageModel(net.float(), self.tokenizer)
+            net = library.AutoModelForCausalLM.from_pretrained(
+                self._weights,
+                **UNTRUSTED,
+                use_safetensors=True,  # other files of weights run code when they are loaded
+                adapter_kwargs={"subfolder": secrets.token_hex()},  # peft would import code by name
+                dtype=torch.float32,
+            )
+            if self._adapter:
+                apply_adapter(net, self._adapter)
+            lm = LanguageModel(net, self.tokenizer)
+            if not lm.causal:
+                raise UsageError(
+                    f"the model {self._weights} is a {type(net).__name__} that reads later tokens "
+                    "too: give a causal language model"
+                )
+        return lm
+
+    def _random(self) -> Any:
+        made = transformers().AutoModelForCausalLM
+        return made.from_config(self.config, trust_remote_code=False)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Raises `UsageError` in place of whatever a forged file raises."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except Exception as error:
+            name = self._weights or "that is asked for"
+            raise UsageError(f"the model {name} cannot be loaded: {error}") from error
+
+    def check_size(self, max_bytes: int) -> None:
+        """Refuse, before allocating memory, a model larger than this. Raises `UsageError`."""
+        with self._loading(), torch.device("meta"):
+            net = self._random()
+        if (needed := 4 * sum(x.numel() for x in net.parameters())) > max_bytes:
+            raise UsageError(
+                f"the model {self._weights} takes {needed:,} bytes by its config.json, but the "
+                f"checkpoints of its run have {max_bytes:,}"
+            )
+
+
+def blueprint(config: ModelConfig, texts: Iterable[str]) -> Blueprint:
+    """The model that `model.path` names. texts: give a tiny model its vocabulary."""
+    if config.path == "tiny":
+        return _tiny_blueprint(config, texts)
+    folder = Path(config.path)
+    if RunFolder(folder).config_file.is_file():
+        folder = folder / "model"
+        if not any(folder.glob("*.safetensors")):
+            raise UsageError(
+                f"the run {config.path} has no model to begin with: a run of sft or ppo has one "
+                f"once it has finished (proximo lm resume {config.path})"
+            )
+    return read_blueprint(folder if folder.is_dir() else config.path)
+
+
+UNTRUSTED: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Arguments for a folder of unknown origin: fetch nothing, and run no code from it."""
+MAX_BYTES = {"config.json": 2**20, ".json": 2**26, ".safetensors": 2**62}
+"""Size of a model's file at most, by its name or suffix; of others `MAX_OTHER_BYTES`."""
+MAX_OTHER_BYTES = 2**24
+REPEATED, MOST_REPEATED = re.compile("^n_layer$|(layers|experts|labels|depth)$"), 2**12
+"""Settings that count the parts of a model, each of which takes time to build, and their bound."""
+READ = (".json", ".jinja", ".txt", ".model", ".tiktoken", ".bpe", ".safetensors")
+"""Suffixes of the files that are read; others in a folder are ignored."""
+
+
+def read_blueprint(folder: Path | str) -> Blueprint:
+    """The model of a folder, or of a name that transformers has cached. Raises `UsageError`."""
+    library = transformers()
+    try:
+        place = Path(folder)
+        if not place.is_dir():  # a name: the folder in the cache
+            place = Path(library.utils.cached_file(str(folder), "config.json", **UNTRUSTED)).parent
+        _check_files(place)
+        settings = library.AutoConfig.from_pretrained(place, **UNTRUSTED)
+        tokenizer = library.AutoTokenizer.from_pretrained(place, **UNTRUSTED)
+        check_fit(tokenizer, settings.get_text_config().vocab_size)
+        if getattr(settings.get_text_config(), "num_hidden_layers", 1) < 1:
+            raise ValueError("it has no layers")
+    except UsageError:
+        raise
+    except Exception as error:  # a forged file may raise anything
+        why = "no such folder, and nothing is stored by that name; nothing is fetched"
+        if Path(folder).is_dir():
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"there is no model {str(folder)!r} ({why}): give a folder that transformers reads, a "
+            "run of proximo lm, or tiny"
+        ) from error
+    generation = _generation(place, len(tokenizer))
+    adapter = read_adapter(place)
+    return Blueprint(tokenizer, settings, place, generation=generation, adapter=adapter)
+
+
+def _generation(folder: Path, vocabulary: int) -> Any:
+    """Settings of generation_config.json, if the model has one. Raises `UsageError`."""
+    file = folder / "generation_config.json"
+    try:
+        settings = transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
+        declared_ends(settings, vocabulary)
+    except Exception as error:
+        if isinstance(error, OSError) and not file.is_file():
+            return None
+        raise UsageError(f"{file} cannot be read: {explain(error)}") from error
+    return settings
+
+
+def _check_files(folder: Path) -> None:
+    """Check all files that transformers may read. Raises `OSError` and `UsageError`."""
+    for file in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        if file.is_dir():
+            continue
+        check_regular(file)
+        limits = (MAX_BYTES.get(end) for end in (file.name, file.suffix))
+        most = next((limit for limit in limits if limit), MAX_OTHER_BYTES)
+        if file.suffix in READ and file.stat().st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(file))
+    settings = json.loads(read(folder / "config.json", MAX_BYTES["config.json"]))
+    for name, value in _settings(settings):
+        if name == "quantization_config" and value:
+            raise UsageError(
+                f"the model {folder} is quantized (quantization_config in its config.json): take "
+                "the one that is not"
+            )
+        if name.endswith("_implementation") and "/" in str(value):
+            raise UsageError(
+                f"config.json of the model {folder} names code to fetch ({name} {value!r:.80}): "
+                "take that out of it"
+            )
+        if type(value) is int and REPEATED.search(name) and value > MOST_REPEATED:
+            raise UsageError(
+                f"config.json of the model {folder} has {name} {value!r:.40}: at most "
+                f"{MOST_REPEATED:,} are made"
+            )
+
+
+def _settings(part: Any) -> Iterator[tuple[str, Any]]:
+    """Every setting of a configuration and of its nested ones."""
+    if isinstance(part, list):
+        for inner in part:
+            yield from _settings(inner)
+    elif isinstance(part, dict):
+        yield from part.items()
+        for inner in part.values():
+            yield from _settings(inner)
+
+
+def load_model(path: str | Path) -> LanguageModel:
+    """The language model of a folder, a run, or a cached name. Raises `UsageError`."""
+    return blueprint(ModelConfig(path=str(path)), ()).build(0)
+
+
+def tiny(texts: Iterable[str], *, seed: int = 0, **settings: Any) -> LanguageModel:
+    """A small GPT-2 with random weights and the symbols of these texts as vocabulary.
+
+    settings: layers, width, heads, context, symbols, as in `ModelConfig`.
+    """
+    return _tiny_blueprint(ModelConfig(**settings), texts).build(seed)
+
+
+PATTERNS = {"characters": r"[\s\S]", "words": r"\w+|\s|[^\w\s]"}
+
+
+def _tiny_blueprint(config: ModelConfig, texts: Iterable[str]) -> Blueprint:
+    library = transformers()
+    import tokenizers
+
+    pattern = PATTERNS[config.symbols]
+    symbols = sorted({symbol for text in texts for symbol in re.findall(pattern, text)})
+    vocabulary = {symbol: i for i, symbol in enumerate([END, UNKNOWN, *symbols])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    inner.decoder = tokenizers.decoders.Fuse()
+    tokenizer = library.PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token=END, unk_token=UNKNOWN, model_max_length=config.context
+    )
+    settings = library.GPT2Config(
+        vocab_size=len(vocabulary),
+        n_positions=config.context,
+        n_embd=config.width,
+        n_layer=config.layers,
+        n_head=config.heads,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return Blueprint(tokenizer, settings, None)
