@@ -23,12 +23,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from proximo.commands.arguments import check_least, optional, parse, show
-from proximo.commands.statistics import (
-    RESAMPLES,
-    bootstrap_interval,
-    half_width,
-    interquartile_mean,
-)
+from proximo.commands.statistics import RESAMPLES, median, summary
 from proximo.disk import replace
 from proximo.errors import UsageError
 from proximo.run.config import algorithm_type, from_tables
@@ -104,22 +99,6 @@ class Failure:
     def __str__(self) -> str:
         head = f"{self.algorithm} seed {self.seed} failed ({self.verb}, exit code {self.code})"
         return "\n  ".join([f"{head}:", *self.error])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Statistics of the runs of one algorithm; NaN where there are too few."""
-
-    algorithm: str
-    runs: int
-    mean: float = math.nan
-    half_width: float = math.nan
-    iqm: float = math.nan
-    iqm_low: float = math.nan
-    iqm_high: float = math.nan
-    reached: int = 0
-    steps_to_threshold: float = math.nan
-    seconds: float = math.nan
 
 
 def main(arguments: list[str]) -> int:
@@ -333,42 +312,35 @@ def steps_to(rows: Iterable[dict[str, Any]], threshold: float | None) -> int | N
     return None
 
 
-def summarize(algorithm: str, runs: Sequence[Run]) -> Summary:
-    """Row of the table for the runs of an algorithm."""
-    if not runs:
-        return Summary(algorithm=algorithm, runs=0)
-    scores = np.array([run.score for run in runs])
-    low, high = bootstrap_interval(scores)
+def summarize(algorithm: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """Statistics of the runs of an algorithm; NaN where there are too few."""
     reached = [run.steps_to_threshold for run in runs if run.steps_to_threshold is not None]
-    return Summary(
-        algorithm=algorithm,
-        runs=len(runs),
-        mean=float(scores.mean()),
-        half_width=half_width(scores),
-        iqm=float(interquartile_mean(scores)),
-        iqm_low=low,
-        iqm_high=high,
-        reached=len(reached),
-        steps_to_threshold=float(np.median(reached)) if reached else math.nan,
-        seconds=float(np.median([run.seconds for run in runs])),
-    )
+    return {
+        "algorithm": algorithm,
+        "runs": len(runs),
+        **summary(np.array([run.score for run in runs])),
+        "reached": len(reached),
+        "steps_to_threshold": median(reached),
+        "seconds": median([run.seconds for run in runs]),
+    }
 
 
-def table(summaries: Iterable[Summary], seeds: int, threshold: float | None) -> Table:
+def table(summaries: Iterable[dict[str, Any]], seeds: int, threshold: float | None) -> Table:
     """Head and rows in words; without a threshold there is no column for it."""
     rows = [["algorithm", "mean score", "IQM", "seconds a run"]]
     if threshold is not None:
         rows[0].insert(3, f"steps to {threshold:g}")
     for s in summaries:
-        name = s.algorithm if s.runs == seeds else f"{s.algorithm} ({s.runs} of {seeds} runs)"
-        mean, iqm = _number(s.mean), _number(s.iqm)
-        if s.runs > 1:
-            mean += f" ± {_number(s.half_width)}"
-            iqm += f" [{_number(s.iqm_low)}, {_number(s.iqm_high)}]"
-        rows.append([name, mean, iqm, _number(s.seconds, ".1f")])
+        count = s["runs"]
+        name = s["algorithm"] + (f" ({count} of {seeds} runs)" if count != seeds else "")
+        mean, iqm = _number(s["mean"]), _number(s["iqm"])
+        if count > 1:
+            mean += f" ± {_number(s['half_width'])}"
+            iqm += f" [{_number(s['iqm_low'])}, {_number(s['iqm_high'])}]"
+        rows.append([name, mean, iqm, _number(s["seconds"], ".1f")])
         if threshold is not None:
-            steps = _number(s.steps_to_threshold, ",.0f")
-            rows[-1].insert(3, f"{steps} ({s.reached} of {s.runs})")
+            steps = _number(s["steps_to_threshold"], ",.0f")
+            rows[-1].insert(3, f"{steps} ({s['reached']} of {count})")
     return rows
 
 

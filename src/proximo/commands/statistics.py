@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,3 +45,17 @@ def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
     resamples = np.random.default_rng(0).choice(scores, (RESAMPLES, len(scores)))
     low, high = np.percentile(interquartile_mean(resamples), (2.5, 97.5))
     return float(low), float(high)
+
+
+def median(values: Sequence[float]) -> float:
+    """NaN for no values."""
+    return float(np.median(values)) if values else math.nan
+
+
+def summary(scores: np.ndarray) -> dict[str, float]:
+    """Mean and interquartile mean with their intervals; NaN where there are too few scores."""
+    names = ("mean", "half_width", "iqm", "iqm_low", "iqm_high")
+    if not len(scores):
+        return dict.fromkeys(names, math.nan)
+    means = float(scores.mean()), half_width(scores), float(interquartile_mean(scores))
+    return dict(zip(names, (*means, *bootstrap_interval(scores)), strict=True))
