@@ -7,9 +7,8 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
-from proximo.commands.arguments import closing, parse, show
-from proximo.commands.stored import OfEpisodes, check_spaces
-from proximo.disk import warn
+from proximo.commands.arguments import check_least, parse, show
+from proximo.commands.stored import OfEpisodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,36 +26,26 @@ class Eval(OfEpisodes):
 
 def main(arguments: list[str]) -> int:
     command = parse(Eval, "eval", arguments)
-    command.check()
+    check_least(command, episodes=1, seed=0, max_episode_steps=1)
 
     import torch
 
-    from proximo.agent import load
     from proximo.commands.display import Patience
-    from proximo.envs.check import running_statistics
-    from proximo.envs.make import make_env
-    from proximo.evaluate import evaluate, step_limit, unwatched
+    from proximo.evaluate import evaluate, unwatched
     from proximo.run.choices import choose_threads
 
-    config = command.config("eval", arguments)
-    agent = load(command.run, command.checkpoint, net=command.net)
-    # The threads of training may have been those of the native engine.
-    torch.set_num_threads(min(config.run.threads or 1, choose_threads(0, "torch", agent.policy, 1)))
-    env, patience = make_env(config.env), Patience()
-    watched = sys.stderr is not None and sys.stderr.isatty()
-    with closing(env):
-        check_spaces(env, agent)
-        if difference := running_statistics(env):
-            warn(f"what is scored is not what was trained: {difference}")
+    watched, patience = sys.stderr is not None and sys.stderr.isatty(), Patience()
+    with command.opened("eval", arguments, "scored") as (agent, env, config):
+        # The threads of training may have been those of the native engine.
+        threads = choose_threads(0, "torch", agent.policy, 1)
+        torch.set_num_threads(min(config.run.threads or 1, threads))
         scores = evaluate(
             agent.policy,
             env,
             episodes=command.episodes,
             seed=command.seed,
             deterministic=not command.stochastic,
-            limit=step_limit(
-                config.env, command.max_episode_steps or config.run.eval_max_episode_steps
-            ),
+            limit=command.limit(config),
             watch=partial(patience, total=command.episodes) if watched else unwatched,
         )
     summary = {**scores.summary(), "checkpoint": command.checkpoint}
@@ -71,6 +60,6 @@ def main(arguments: list[str]) -> int:
             f"{command.episodes} episodes from seed {command.seed}, {how}, "
             f"{command.checkpoint} policy of {command.run}"
         )
-        if said := scores.said("--max-episode-steps"):
-            show(said)
+        if note := scores.said("--max-episode-steps"):
+            show(note)
     return 0

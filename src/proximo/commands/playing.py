@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from proximo.commands.arguments import closing, optional, parse, show
-from proximo.commands.stored import OfEpisodes, check_spaces
-from proximo.disk import warn
+from proximo.commands.arguments import check_least, optional, parse, show
+from proximo.commands.stored import OfEpisodes
 from proximo.errors import UsageError, explain, faults
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from proximo.agent import Agent
-    from proximo.run.config import Config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +34,7 @@ class Play(OfEpisodes):
 
 def main(arguments: list[str]) -> int:
     command = parse(Play, "play", arguments)
-    command.check()
+    check_least(command, episodes=1, seed=0, max_episode_steps=1)
     if command.video and command.video.suffix not in (".gif", ".mp4"):
         raise UsageError(f"--video is {command.video}: its name must end in .gif or .mp4")
     if command.video and not command.video.parent.is_dir():
@@ -48,22 +46,11 @@ def main(arguments: list[str]) -> int:
             os.environ.setdefault("MUJOCO_GL", "egl")
     video = command.video and command.video.absolute()  # an env may change the current folder
 
-    from proximo.agent import load
-    from proximo.envs.check import running_statistics
-    from proximo.envs.make import make_env
-
-    config = command.config("play", arguments)
-    agent = load(command.run, command.checkpoint, net=command.net)
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
-    env = make_env(config.env, render_mode=mode)
-    with closing(env):
-        check_spaces(env, agent)
-        metadata = _metadata(env, mode)
-        if difference := running_statistics(env):
-            warn(f"what is shown is not what was trained: {difference}")
-        _play(command, agent, env, metadata, config, video)
+    with command.opened("play", arguments, "shown", mode) as (agent, env, config):
+        _play(command, agent, env, _metadata(env, mode), command.limit(config), video)
     return 0
 
 
@@ -99,14 +86,13 @@ def _play(
     agent: Agent,
     env: gym.Env,
     metadata: dict[str, Any],
-    config: Config,
+    limit: int,
     path: Path | None,
 ) -> None:
     """`path`: the absolute path of the video, if one is written."""
     from proximo.commands.video import Video, frame_rate
-    from proximo.evaluate import play_episode, step_limit
+    from proximo.evaluate import play_episode
 
-    limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
     rate, warning = frame_rate(metadata)
     video = Video(path, rate, env) if path else None
     watch = video.watch if video else lambda: None  # a window draws itself

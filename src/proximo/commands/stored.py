@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import check_least, optional
+from proximo.commands.arguments import closing, optional
+from proximo.disk import warn
 from proximo.errors import UsageError
 from proximo.run.config import Config, sayable
 from proximo.run.folder import RunFolder
@@ -60,9 +62,32 @@ class OfEpisodes(OfRun):
     stochastic: bool = False
     """Sample actions from the policy instead of taking the most likely one."""
 
-    def check(self) -> None:
-        """Raise `UsageError` for numbers that have no meaning."""
-        check_least(self, episodes=1, seed=0, max_episode_steps=1)
+    @contextlib.contextmanager
+    def opened(
+        self, verb: str, arguments: Sequence[str], purpose: str, render_mode: str | None = None
+    ) -> Iterator[tuple[Agent, gym.Env, Config]]:
+        """The policy, its env, closed in the end, and the configuration. Raises `UsageError`.
+
+        `purpose`: scored or shown, for the warning that statistics of the env are not kept.
+        """
+        from proximo.agent import load
+        from proximo.envs.check import running_statistics
+        from proximo.envs.make import make_env
+
+        config = self.config(verb, arguments)
+        agent = load(self.run, self.checkpoint, net=self.net)
+        env = make_env(config.env, render_mode=render_mode)
+        with closing(env):
+            check_spaces(env, agent)
+            if difference := running_statistics(env):
+                warn(f"what is {purpose} is not what was trained: {difference}")
+            yield agent, env, config
+
+    def limit(self, config: Config) -> int:
+        """Steps after which an episode is cut off."""
+        from proximo.evaluate import step_limit
+
+        return step_limit(config.env, self.max_episode_steps or config.run.eval_max_episode_steps)
 
 
 class Code(NamedTuple):
