@@ -12,7 +12,7 @@ import torch
 
 from proximo.disk import replace
 from proximo.errors import UsageError
-from proximo.evaluate import Player
+from proximo.evaluate import EpisodePolicy
 from proximo.export import Exported, export
 from proximo.named import find, name_of
 from proximo.nets.actor_critic import ActorCritic
@@ -43,7 +43,7 @@ class Agent:
 
     def reset(self) -> None:
         """Let another episode begin: a policy with a memory forgets the last one."""
-        self._player = Player(self.policy)
+        self._player = EpisodePolicy(self.policy)
 
     def act(self, obs: Any, *, deterministic: bool = True) -> Any:
         """The action for one observation, as the env takes it.

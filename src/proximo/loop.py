@@ -13,8 +13,8 @@ from gymnasium.vector import VectorEnv
 from proximo.agent import Agent
 from proximo.algorithms.base import OnPolicy
 from proximo.collect import collect
+from proximo.envs.base import Envs, Maker
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Envs, Maker
 from proximo.errors import UsageError
 from proximo.named import name_of
 from proximo.nets.config import NetConfig

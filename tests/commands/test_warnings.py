@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from commands.command_line import SMALL, ENV
+from commands.command_line import ENV, SMALL
 
 WARNING = """self.steps += 1
         import warnings
@@ -36,8 +36,10 @@ def test_what_differs_in_numbers_alone_is_shown_once(here):
 
 def test_a_deprecated_id_and_a_note_of_the_compiler(here):
     pytest.importorskip("mujoco")
-    words = ["train", "ppo", "HalfCheetah-v4", *SMALL, "--total-steps", 64, "--run-dir", "r"]
-    shown = errors(*words, "--net.hidden", 8)
+    words = ["train", "ppo", "HalfCheetah-v4", *SMALL, "--total-steps", 64, "--net.hidden", 8]
+    workers = ["--env.backend", "workers", "--env.processes", 2, "--run-dir", "w"]
+    shown = errors(*words, "--run-dir", "r")
+    assert sorted(errors(*words, *workers)) == sorted(shown)
     assert len(shown) == len(set(shown)) <= 2
     assert shown[0] == (
         "proximo: warning: The environment HalfCheetah-v4 is out of date. You should consider "

@@ -48,7 +48,7 @@ def nothing_left(place):
         (["ppo"], ["name an env", "proximo train ppo CartPole-v1"]),
         ([], ["name an algorithm and an env", "proximo train ppo CartPole-v1"]),
         (["ppo", "nowhere:Env"], ["'nowhere'", "failed"]),
-        (["ppo", "os:NoSuchWorld"], ["os", "'NoSuchWorld'"]),
+        (["ppo", "os:NoSuchEnv"], ["os", "'NoSuchEnv'"]),
         (["ppo", "CartPole-v1", "--net.activation", "tahn"], ["tahn", "tanh"]),
         (["ppo", "CartPole-v1", "--device", "tpu"], ["tpu", "cpu", "cuda", "mps"]),
         (["ppo", "CartPole-v1", "MountainCar-v0"], ["MountainCar-v0"]),
@@ -98,8 +98,8 @@ def test_an_unknown_algorithm_beside_a_configuration_is_not_overlooked(here, tra
         ("--algorithm.value-clip", "0.0", "above 0"),
         ("--algorithm.huber-delta", "-1.0", "above 0"),
         ("--rollout.steps", "0", "at least 1"),
-        ("--rollout.episodes", "-1", "0 or more"),
-        ("--env.num-envs", "0", "one env"),
+        ("--rollout.episodes", "-1", "at least 0"),
+        ("--env.num-envs", "0", "at least 1"),
         ("--env.max-episode-steps", "0", "at least 1"),
         ("--env.reward-clip", "-1.0", "above 0"),
         ("--env.reward-clip", "nan", "finite"),
@@ -137,7 +137,7 @@ def test_a_setting_out_of_range(here, flag, value, remedy):
 
 def test_a_layer_without_width(here):
     message = refusal(train("--net.hidden", "8", "0", steps=64))
-    assert message.startswith("proximo: net.hidden is (8, 0): give widths")
+    assert message.startswith("proximo: net.hidden is (8, 0): it must be a list, each at least 1")
     assert nothing_left(here)
 
 
@@ -189,7 +189,10 @@ class Marked(gym.Env):
         (["--rollout.episodes", 10**13], [f"rollout.episodes is {10**13}"]),
         (["--net.hidden", 10**9, 10**9], ["net.hidden is (1000000000, 1000000000)"]),
         (["--net.hidden", 10**30], [f"{8 * 10**30:,} bytes"]),
-        (["--net.memory", "gru", "--net.memory-size", 10**9], [f"net.memory_size {10**9}"]),
+        (
+            ["--net.recurrent", "gru", "--net.recurrent-size", 10**9],
+            [f"net.recurrent_size {10**9}"],
+        ),
     ],
     ids=lambda value: value[0].removeprefix("--") if isinstance(value[0], str) else "",
 )

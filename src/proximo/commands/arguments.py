@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
+from proximo.bounds import Bound
 from proximo.commands.mistyped import message
 from proximo.disk import warn
 from proximo.errors import UsageError, printable
@@ -156,7 +157,7 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
     try:
-        with REGISTRY, _short_forms(command):
+        with REGISTRY, _help_of_flags(command):
             kwargs: dict[str, Any] = {} if default is None else {"default": default}
             parsed, unknown = tyro.cli(
                 command,
@@ -215,15 +216,15 @@ def _one_paragraph(text: str | Callable[[], str | None] | None) -> str:
 
 
 @contextlib.contextmanager
-def _short_forms(command: type[Any]) -> Iterator[None]:
-    """Within it tyro knows the short forms of the command's flags."""
+def _help_of_flags(command: type[Any]) -> Iterator[None]:
+    """Within it tyro knows the short forms of the flags, and their help gives their bounds."""
     hints = typing.get_type_hints(command)
     prefixes = {kind: f"{name}." for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
     prefixes[command] = ""
     registry, asking = ConstructorRegistry(), False
 
     @registry.struct_rule
-    def with_short_forms(info: StructTypeInfo) -> StructConstructorSpec | None:
+    def with_marks(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal asking
         if asking or info.type not in prefixes:
             return None
@@ -235,8 +236,11 @@ def _short_forms(command: type[Any]) -> Iterator[None]:
         fields = []
         for field in spec.fields:
             forms = SHORT.get(f"{prefixes[info.type]}{field.name}".replace("_", "-"), ())
-            mark = tyro.conf.arg(aliases=[f"--{form}" for form in forms])
-            kind: Any = Annotated[field.type, mark] if forms else field.type
+            marks: dict[str, Any] = {"aliases": [f"--{form}" for form in forms] or None}
+            for mark in getattr(field.type, "__metadata__", ()):
+                if isinstance(mark, Bound):
+                    marks["help_behavior_hint"] = f"({mark}; default: {{}})".format
+            kind: Any = Annotated[field.type, tyro.conf.arg(**marks)]
             text = partial(_one_paragraph, field.helptext)
             fields.append(dataclasses.replace(field, type=kind, helptext=text))
         return StructConstructorSpec(instantiate=spec.instantiate, fields=tuple(fields))
@@ -269,7 +273,7 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
     """Close it in the end; a failure of that is said, and spoils nothing."""
-    from proximo.envs.make import close_all
+    from proximo.envs.layers import close_all
 
     well = False
     try:

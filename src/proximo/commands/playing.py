@@ -58,7 +58,7 @@ def _metadata(env: gym.Env, mode: str) -> dict[str, Any]:
     """Metadata of an env. Raises `UsageError` where they fail, or exclude this render_mode."""
     from gymnasium.wrappers import HumanRendering
 
-    from proximo.envs.make import layers, title
+    from proximo.envs.layers import layers, title
 
     try:
         metadata = env.metadata if isinstance(env.metadata, dict) else {}
@@ -91,18 +91,26 @@ def _play(
 ) -> None:
     """`path`: the absolute path of the video, if one is written."""
     from proximo.commands.video import Video, frame_rate
-    from proximo.evaluate import play_episode
+    from proximo.envs.make import in_step
+    from proximo.evaluate import EpisodePlayer, unwatched
 
     rate, warning = frame_rate(metadata)
     video = Video(path, rate, env) if path else None
-    watch = video.watch if video else lambda: None  # a window draws itself
+    watch = (lambda episode: video.watch()) if video else unwatched  # a window draws itself
+    player = EpisodePlayer(in_step([env]))
     with video or contextlib.nullcontext():
         for number in range(command.episodes):
             seed = command.seed + number
-            deterministic = not command.stochastic
-            played, cut = play_episode(agent.policy, env, seed, deterministic, limit, watch)
-            returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
-            end = f", cut off after {limit:,} steps (--max-episode-steps)" if cut else ""
+            scores = player.play(
+                agent.policy,
+                episodes=1,
+                seed=seed,
+                deterministic=not command.stochastic,
+                limit=limit,
+                watch=watch,
+            )
+            returns = ", ".join(f"{episode.ret:.2f}" for episode in scores.episodes)
+            end = f", cut off after {limit:,} steps (--max-episode-steps)" if scores.cut else ""
             show(f"episode {number + 1} (seed {seed}): return {returns}{end}")
     if video:
         show(f"{video.frames} states in {command.video}{warning and f'; {warning}'}")

@@ -159,7 +159,7 @@ def allow_code(
 
 def check_spaces(env: gym.Env, agent: Agent) -> None:
     """Refuse an env whose spaces are not those of the policy. Raises `UsageError`."""
-    from proximo.envs.make import title
+    from proximo.envs.layers import title
 
     pairs = (
         ("observation", env.observation_space, agent.obs_space),

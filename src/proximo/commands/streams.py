@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from proximo.envs.library_warnings import caught
+from proximo.envs.library_warnings import shown_once
 
 
 class _Output(io.TextIOWrapper):
@@ -64,7 +64,7 @@ def standard_streams() -> Iterator[None]:
                 stream.flush()
             setattr(sys, name, _Output(stream))
     try:
-        with caught():
+        with shown_once():
             yield
     finally:
         for stream in (sys.stdout, sys.stderr):

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from proximo.commands.pictures import extra
-from proximo.envs.make import title
+from proximo.envs.layers import title
 from proximo.errors import UsageError, explain, faults
 
 PICTURE = (

@@ -22,17 +22,20 @@ _NUMBER = re.compile(r"\d[\d.e+-]*")
 _shown: set[str] = set()
 
 
-def show_once(text: str) -> None:
-    """Print a warning, unless one was printed that differs in its numbers alone."""
+def _print(text: str) -> None:
+    warn(f"warning: {text}")
+
+
+def show_once(text: str, show: Callable[[str], None] = _print) -> None:
+    """Show a warning, unless one was shown that differs in its numbers alone."""
     key = _NUMBER.sub("#", text)
     if key not in _shown:
         _shown.add(key)
-        warn(f"warning: {text}")
+        show(text)
 
 
-@contextlib.contextmanager
-def caught(show: Callable[[str], None] = show_once) -> Iterator[None]:
-    """Within it every warning goes to `show`, as one line with its source."""
+def install(show: Callable[[str], None] = _print) -> MetaPathFinder:
+    """Give each new warning of this process to `show`, as one line with its source."""
 
     def show_python(
         message: Warning | str,
@@ -42,15 +45,23 @@ def caught(show: Callable[[str], None] = show_once) -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        show(_one_line(str(message), filename, lineno))
+        show_once(_one_line(str(message), filename, lineno), show)
 
-    before, warnings.showwarning = warnings.showwarning, show_python
-    hook = _MujocoHook(lambda text: show(_one_line(text, "mujoco", 0)))
+    warnings.showwarning = show_python
+    hook = _MujocoHook(lambda text: show_once(_one_line(text, "mujoco", 0), show))
     sys.meta_path.insert(0, hook)
-    _shown.clear()
+    return hook
+
+
+@contextlib.contextmanager
+def shown_once() -> Iterator[None]:
+    """Within it warnings are printed once, in one line."""
+    before = warnings.showwarning
+    hook = install()
     try:
         yield
     finally:
+        _shown.clear()
         warnings.showwarning = before
         with contextlib.suppress(ValueError):
             sys.meta_path.remove(hook)

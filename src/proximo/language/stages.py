@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from proximo.disk import writable
-from proximo.envs.make import Maker
+from proximo.envs.base import Maker
 from proximo.errors import UsageError
 from proximo.language.adapters import copy_trainable
 from proximo.language.blueprint import Blueprint, blueprint, read_blueprint

@@ -17,9 +17,10 @@ import torch
 
 from proximo.collect import make_room
 from proximo.disk import Lines
-from proximo.envs.check import Bounds
+from proximo.envs.base import Envs
+from proximo.envs.watch import Bounds
 from proximo.errors import TrainingError, faults
-from proximo.evaluate import Player, Scores, Supervised, evaluate
+from proximo.evaluate import EpisodePlayer, Scores
 from proximo.run.checkpoint import Keeper, Snapshot
 from proximo.run.config import RunConfig
 from proximo.run.folder import RunFolder
@@ -75,11 +76,10 @@ class StopAt:
 class Evaluation:
     """Deterministic episodes in an env apart: their mean return, as `evaluation`."""
 
-    def __init__(
-        self, env: gym.Env | Supervised, episodes: int, limit: int, note: Callable[[str], None]
-    ) -> None:
+    def __init__(self, env: Envs, episodes: int, limit: int, note: Callable[[str], None]) -> None:
         """limit: of steps, at which episodes are cut off; note: is told once if one was."""
-        self._env, self._episodes, self._limit, self._note = env, episodes, limit, note
+        self._player, self._episodes = EpisodePlayer(env), episodes
+        self._limit, self._note = limit, note
         self._noted = False
 
     def __call__(self, state: TrainState, metrics: Metrics) -> float:
@@ -111,24 +111,18 @@ class Evaluation:
             act(0)
             return room.env_action[0, 0]
 
-        def choose(obs: Any, generator: object) -> Any:
-            return policy.actions.given(env_action(policy.observations.row(obs)))
-
         def watch(episode: int) -> None:
             if state.watch:
                 doing = f"evaluating: episode {episode + 1} of {self._episodes}"
                 state.watch(state.steps, doing)
 
-        engine = not policy.state_size  # its actor has no episodes
-        how: dict[str, Any] = {
-            "episodes": self._episodes,
-            "seed": TRAINING_EVALUATION_SEED,
-            "limit": self._limit,
-            "watch": watch,
-        }
-        if isinstance(self._env, Supervised):
-            return self._env.play(lambda: env_action if engine else Player(policy).act, **how)
-        return evaluate(choose if engine else policy, self._env, **how)
+        return self._player.play(
+            policy if policy.state_size else env_action,  # the engine's actor has no episodes
+            episodes=self._episodes,
+            seed=TRAINING_EVALUATION_SEED,
+            limit=self._limit,
+            watch=watch,
+        )
 
 
 class LookAgain:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
 from proximo.engines.base import Engine
-from proximo.envs.make import Envs
+from proximo.envs.base import Envs
 from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.nets.actor_critic import Evaluation
 from proximo.run.callbacks import Callback
@@ -122,7 +122,7 @@ class TimedEnvs(Envs):
     def restore(self, state: EnvState) -> bool:
         return self._envs.restore(state)
 
-    def close(self) -> list[str]:
+    def _close(self) -> list[str]:
         return self._envs.close()
 
 

@@ -15,23 +15,11 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from proximo.disk import warn, writable
-from proximo.envs.agents import AgentEnvs
-from proximo.envs.check import Bounds, Checked, check_env, check_vector
-from proximo.envs.make import (
-    NUMBERED,
-    REPLAYED,
-    Envs,
-    Maker,
-    SyncEnvs,
-    VectorEnvs,
-    close_all,
-    make_env,
-    make_envs,
-)
-from proximo.envs.tensors import TensorEnvs
-from proximo.envs.workers import WorkerEnvs
+from proximo.envs.base import REPLAYED, Envs, Maker
+from proximo.envs.make import make_envs
+from proximo.envs.watch import Bounds, Checked
 from proximo.errors import TrainingError, UsageError, explain, faults
-from proximo.evaluate import Supervised, step_limit
+from proximo.evaluate import step_limit
 from proximo.named import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
@@ -95,7 +83,6 @@ class Session:
         """
         self._folder, self._source, self._net = folder, source, net
         self._is_new, self._start, self._display = resume is None, start, display
-        self._env: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self._record: Record | None = None
         self._save: Save | None = None
@@ -119,8 +106,7 @@ class Session:
                 check_backend(config.env)
             check_sizes(config, made=isinstance(source, VectorEnv))
             self.envs: Envs = make_envs(config.env, config.run.seed, source)
-            if isinstance(self.envs, WorkerEnvs):
-                self.envs.report = self._restarted
+            self.envs.report = self._restarted
             try:
                 if folder:
                     list(map(space_record, self.spaces))  # refused before training
@@ -196,21 +182,7 @@ class Session:
 
     def _check(self) -> None:
         """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
-        config = self.config.env
-        if type(self.envs) in (SyncEnvs, AgentEnvs):
-            try:
-                # It goes on to evaluations: there may be no room for another one, and what envs
-                # share in a process may end with the first that is closed.
-                env = self._env = make_env(config, self._source)  # type: ignore[arg-type]
-            except UsageError as error:  # perhaps there can be no more of them
-                self.notes.append(f"the envs were not checked: one apart cannot be made ({error})")
-                return
-            self.checked = check_env(env)
-        elif type(self.envs) in (VectorEnvs, TensorEnvs) and config.backend != "envpool":
-            assert isinstance(self.envs, VectorEnvs)
-            self.checked = check_vector(self.envs)
-        elif isinstance(self.envs, WorkerEnvs):
-            self.checked = self.envs.check()
+        self.checked = self.envs.check()
         if not self.checked:  # known: with a backend of ours
             return
         found = [f"the envs: {note}" for note in self.checked.notes]
@@ -263,7 +235,7 @@ class Session:
         callbacks: list[Callback] = []
         if run.eval_every or run.stop_at is not None:
             limit = step_limit(self.config.env, run.eval_max_episode_steps)
-            evaluation = Evaluation(self.env, run.eval_episodes, limit, self._doubt)
+            evaluation = Evaluation(self.envs.apart(), run.eval_episodes, limit, self._doubt)
         if run.eval_every:
             callbacks.append(Evaluate(evaluation, run.eval_every))
         if run.stop_at is not None:
@@ -351,23 +323,6 @@ class Session:
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         return self.envs.obs_space, self.envs.action_space
 
-    @property
-    def env(self) -> gym.Env | Supervised:
-        """One env apart, for evaluations: watched over if the others are."""
-        if isinstance(self._source, VectorEnv):
-            raise UsageError(
-                "a vector env cannot be evaluated one episode at a time: leave out stop_at and "
-                "eval_every, or pass a callable that makes one env"
-            )
-        if self._env is None and isinstance(self.envs, WorkerEnvs):
-            env = dataclasses.replace(self.config.env, num_envs=1, processes=1)
-            envs = WorkerEnvs(env, NUMBERED, self._source)
-            envs.report = lambda text, trace: self._restarted(f"evaluating: {text}", trace)
-            self._env = Supervised(envs)
-        elif self._env is None:
-            self._env = make_env(self.config.env, self._source)
-        return self._env
-
     @staticmethod
     def _restored(envs: Envs, state: TrainState) -> bool:
         try:
@@ -423,8 +378,7 @@ class Session:
         if self._record:
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
                 self._record.close()
-        apart = [self._env] if self._env else []
-        failed = [*self.envs.close(), *close_all(apart)]
+        failed = self.envs.close()
         for text in dict.fromkeys(failed if well else ()):
             self._warn(text)
         torch.set_num_threads(self._threads)
