@@ -556,11 +556,7 @@ def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
                 "(Gymnasium sorts those of a dict, but not those of an OrderedDict)"
             )
         pairs = [(key, inner[key], part) for key, part in parts.items()]
-    elif (
-        isinstance(masks, spaces.Tuple)
-        and len(parts) == len(inner)
-        and not isinstance(space, spaces.Dict)
-    ):
+    elif tuples and len(parts) == len(inner):
         pairs = [(k, *pair) for k, pair in enumerate(zip(inner, parts.values(), strict=True))]
     else:
         entries = sum(_columns(leaf) for _, leaf in _leaves(masks))
