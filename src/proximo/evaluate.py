@@ -252,8 +252,10 @@ class EpisodePolicy:
     def _draw(self, generator: torch.Generator) -> torch.Tensor:
         """The noise of one step, drawn for as many as some of it is held."""
         head, policy = self._policy.head, self._policy
-        step = self._sampled % head.hold
+        step = self._sampled % head.resample_every
         if step == 0:
-            self._noise = head.noise(generator, (head.hold, 1)).to(policy.device, policy.dtype)
+            self._noise = head.noise(generator, (head.resample_every, 1)).to(
+                policy.device, policy.dtype
+            )
         self._sampled += 1
         return self._noise[step]

@@ -25,6 +25,7 @@ LAYERS = [
     ["functional", "named", "spaces"],
     ["disk", "types"],
     ["errors"],
+    ["bounds"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 EXTRAS = {

@@ -80,7 +80,7 @@ def test_draws_have_the_density_that_they_are_judged_by(action, scale):
         density = density + (1 - axis.tanh().square()).log().squeeze(-1)
     p = density.exp()
     assert torch.trapezoid(p, axis[:, 0]).item() == pytest.approx(1, abs=1e-6)
-    drawn = d.sample(net.head.drawn(theta, rows))[:, 0]
+    drawn = d.sample(net.head.effective_noise(theta, rows))[:, 0]
     below = torch.cumulative_trapezoid(p, axis[:, 0])
     for z in torch.linspace(-2, 2, 9):
         place = (one.mean + z * std).item()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
-import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from proximo.algorithms.a2c import A2C
 from proximo.algorithms.base import OnPolicy
@@ -19,6 +19,7 @@ from proximo.algorithms.ppo_penalty import PPOPenalty
 from proximo.algorithms.q_actor_critic import QActorCritic
 from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
+from proximo.bounds import above, at_least, between
 from proximo.disk import read
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError, check_values, nearest
@@ -87,63 +88,44 @@ Tables = Mapping[str, Mapping[str, Any]]
 class RolloutConfig:
     """How much experience one update learns from."""
 
-    steps: int = 256
+    steps: Annotated[int, at_least(1)] = 256
     """T, steps in each env per update."""
-    episodes: int = 0
+    episodes: Annotated[int, at_least(0)] = 0
     """K whole episodes per update, the first that start, instead of steps; 0 counts steps."""
 
     def __post_init__(self) -> None:
         check_values("rollout", self)
-        if self.steps < 1:
-            raise UsageError(f"rollout.steps is {self.steps}: give at least 1")
-        if self.episodes < 0:
-            raise UsageError(f"rollout.episodes is {self.episodes}: give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(ABC):
     """Settings of every run, in control and with language models."""
 
-    seed: int = 0
+    seed: Annotated[int, between(0, 2**62)] = 0
     """Seed of everything: weights, order of the data, actions or tokens, envs."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the networks; auto keeps small ones on the CPU, where they are faster."""
-    threads: int = 0
+    threads: Annotated[int, between(0, 2**20)] = 0
     """Threads of an update; 0 chooses: for native up to 2 (actor and critic), for torch 1 with
     small networks and else PyTorch's own number. The native engine gives the same bits for any."""
     stop_at: float | None = None
     """End early once the smoothed return and then an evaluation reach this return."""
-    eval_every: int = 0
+    eval_every: Annotated[int, between(0, 2**62)] = 0
     """Updates between evaluations while training; 0: none."""
-    save_every: int = 0
+    save_every: Annotated[int, between(0, 2**62)] = 0
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
-    keep_last: int = 2
+    keep_last: Annotated[int, at_least(1)] = 2
     """Number of last checkpoints that are kept: `last`, and those before it as last-UPDATE, to
     resume from if it is damaged."""
-    log_every: int = 1
+    log_every: Annotated[int, at_least(1)] = 1
     """Updates between lines of metrics.jsonl."""
-    grace: float = 8.0
+    grace: Annotated[float, above(0)] = 8.0
     """Seconds after SIGTERM in which the run has ended: saved after its update, or else at once."""
     profile: bool = False
     """Measure where the time goes, and print it at the end."""
 
     def __post_init__(self) -> None:
         check_values("run", self)
-        for name in ("keep_last", "log_every"):
-            if (value := getattr(self, name)) < 1:
-                raise UsageError(f"run.{name} is {value}: give at least 1")
-        for name, highest in (
-            ("seed", 2**62),
-            ("threads", 2**20),
-            ("eval_every", 2**62),
-            ("save_every", 2**62),
-        ):
-            if not 0 <= getattr(self, name) <= highest:
-                raise UsageError(
-                    f"run.{name} is {getattr(self, name)}: it must lie in [0, {highest}]"
-                )
-        if self.grace <= 0:
-            raise UsageError(f"run.grace is {self.grace}: give seconds above 0")
 
     @abstractmethod
     def ended_by(self, counters: Mapping[str, Any]) -> str:
@@ -157,14 +139,14 @@ class RunSettings(ABC):
 class RunConfig(RunSettings):
     """How long to train, on what, and what to keep."""
 
-    total_steps: int = 100_000
+    total_steps: Annotated[int, at_least(1)] = 100_000
     """Environment steps, over all envs; rounded up to whole updates."""
-    total_episodes: int | None = None
+    total_episodes: Annotated[int | None, at_least(1)] = None
     """End after the update in which this many episodes are complete; none: total_steps ends it."""
     engine: Literal["auto", "torch", "compile", "native"] = "auto"
     """What acts and updates; auto: native (C++) for small networks on a CPU, else torch. compile:
     PyTorch generates code, which takes up to half a minute at first."""
-    smoothing: float = 0.1
+    smoothing: Annotated[float, above(0, at_most=1)] = 0.1
     """Weight of each new episode in the smoothed return (EMA)."""
     smoothed_from: float | None = None
     """Start of the smoothed return; none: at the first episode's."""
@@ -172,20 +154,11 @@ class RunConfig(RunSettings):
     """Return from which an episode counts as a success; none: `stop_at` or the env's own."""
     keep_best: Literal["smoothed", "evaluation"] = "smoothed"
     """Score that decides on the best policy: the smoothed return, or evaluations."""
-    eval_episodes: int = 20
+    eval_episodes: Annotated[int, at_least(1)] = 20
     """Episodes of an evaluation while training."""
-    eval_max_episode_steps: int | None = None
+    eval_max_episode_steps: Annotated[int | None, at_least(1)] = None
     """Steps after which an episode of an evaluation is cut off; none: 10,000, or the time limit of
     the env if it is longer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("total_steps", "total_episodes", "eval_episodes", "eval_max_episode_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"run.{name} is {value}: give at least 1")
-        if not 0 < self.smoothing <= 1:
-            raise UsageError(f"run.smoothing is {self.smoothing}: it must lie in (0, 1]")
 
     def ended_by(self, counters: Mapping[str, Any]) -> str:
         tried = counters["last_trial_steps"] == counters["steps"]
@@ -456,63 +429,24 @@ def sayable(name: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    if value is None:
-        return '"none"'
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    text = str(value)  # a Schedule, or a string
-    escaped = "".join(
-        f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in text
-    )
-    return f'"{escaped}"'
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    text = "none" if value is None else value if isinstance(value, int) else str(value)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
     """One table -> an instance of its dataclass. Raises `UsageError` that names the setting."""
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]
-    values = {}
-    for key, value in table.items():
+    for key in table:
         if key not in fields:
             raise UsageError(f"there is no setting {name}.{key}. {nearest(key, fields)}")
-        try:
-            values[key] = _convert(value, hints[key])
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise UsageError(f"{name}.{key} is {value!r:.80}: {error}") from error
-    return cls(**values)
-
-
-def _convert(value: Any, hint: Any) -> Any:
-    """A TOML value as the type a field wants; ValueError says what it wants."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None or (value == "none" and type(None) in args):
-            return None
-        for option in sorted(args, key=lambda a: a is Schedule):
-            try:
-                return _convert(value, option)
-            except ValueError as error:
-                last = error
-        raise last
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ValueError(f"it must be one of {', '.join(map(str, args))}")
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_convert(v, args[0]) for v in value)
-    if origin is dict and isinstance(value, dict):
-        return {str(k): _convert(v, args[1]) for k, v in value.items()}
-    if hint is Schedule and isinstance(value, str | Schedule):
-        return value if isinstance(value, Schedule) else Schedule.parse(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    kinds = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    raise ValueError(f"it must be {kinds.get(hint, f'a {hint}')}")
+    none = {
+        k: None for k, v in table.items() if v == "none" and type(None) in typing.get_args(hints[k])
+    }
+    return cls(**{**table, **none})
