@@ -242,9 +242,7 @@ class EpisodePolicy:
         self._acted += 1
         noise = None if generator is None else self._draw(generator)
         policy = self._policy
-        kind = None if seen.dtype == np.uint8 else policy.dtype
-        row = torch.as_tensor(seen, dtype=kind, device=policy.device)[None]
-        action, _, following = policy.act(row, noise, self._recurrent_state)
+        action, _, following = policy.act(policy.as_rows(seen[None]), noise, self._recurrent_state)
         if following is not None:
             self._recurrent_state.copy_(following)
         return policy.head.to_env(action)[0]

@@ -413,7 +413,7 @@ class Actions:
     def __init__(self, space: Space) -> None:
         self.space, self.leaves = space, list[Leaf]()
         self.single = not isinstance(space, spaces.Dict | spaces.Tuple)
-        """It is a simple space itself."""
+        """The action space is a simple one."""
         self.simple = self.single and (space.shape != () or isinstance(space, spaces.Discrete))
         """A row is the action itself."""
         begin = 0
