@@ -6,6 +6,7 @@ import pytest
 
 from commands.command_line import SMALL, proximo, refusal, succeeded, train
 from proximo.commands.arguments import SHORT, flags
+from proximo.commands.lm import Ppo
 from proximo.commands.mistyped import FORMER, USUAL, message
 from proximo.commands.training import _any_algorithm, _command
 from proximo.run.config import ALGORITHMS
@@ -15,7 +16,7 @@ KNOWN = flags(_command(_any_algorithm()))
 
 
 def test_the_usual_names_lead_to_flags_and_are_none():
-    assert set(USUAL) <= set(KNOWN.values())
+    assert set(USUAL) <= {*KNOWN.values(), *flags(Ppo).values()}
     others = [other for words in USUAL.values() for other in words]
     assert not set(KNOWN) & set(others)
     assert len(others) == len(set(others))
@@ -98,6 +99,12 @@ def test_where_several_are_near_all_are_named():
         ("lm", ["reward", "--modle", "x"], "lm reward --model x"),
         ("lm", ["generate", "m", "--promt", "x"], "--prompt"),
         ("lm", ["resume", "r", "--update", "9"], "--updates 9"),
+        ("lm", ["resume", "r", "--world", "m:C"], "lm resume r --env m:C"),  # names of schema 1
+        ("lm", ["ppo", "--world", "m:C"], "lm ppo --env m:C"),  # names of schema 1
+        ("lm", ["ppo", "--iterations", "9"], "lm ppo --updates 9"),
+        ("check", ["CartPole-v1", "--epsiodes", "3"], "--episodes 3"),
+        ("export", ["r", "--ot", "x"], "export r --out x"),
+        ("play", ["r", "--vidoe", "x.gif"], "play r --video x.gif"),
     ],
 )
 def test_other_verbs_answer_likewise(verb, words, meant):

@@ -39,6 +39,7 @@ USUAL = {
         *("total-timesteps", "timesteps", "n-timesteps", "num-timesteps", "max-timesteps"),
         *("total-env-steps", "num-env-steps"),
     ),
+    "run.updates": ("num-updates", "n-updates", "iterations", "num-iterations", "max-updates"),
     "run.stop-at": ("reward-threshold", "target-reward", "target-return"),
     "env.id": ("env-id", "env-name", "environment"),
 }
@@ -51,7 +52,7 @@ FORMER = {  # names of schema 1
     "net.critic-only": "net.privileged",  # names of schema 1
     "net.deviation": "net.std",  # names of schema 1
     "score.world": "score.env",  # names of schema 1
-    "world": "score.env",  # names of schema 1
+    "world": "env",  # names of schema 1
 }
 """What a flag was called before -> what it is called now."""
 SURE = 0.9
@@ -105,9 +106,9 @@ def _meant(name: str, known: Mapping[str, str]) -> list[str]:
     elif not near:
         lasts = {flag.rpartition(".")[2]: flag for flag in known.values()}
         words = {**others, **lasts, **known}
-        close = difflib.get_close_matches(name, words, n=3, cutoff=0.7)
+        close = difflib.get_close_matches(name, words, n=3, cutoff=0.75)
         if close and difflib.SequenceMatcher(None, name, close[0]).ratio() > SURE:
             close = close[:1]
         near = [words[word] for word in close]
-    forms = ([form for form in known if known[form] == flag] for flag in near)
+    forms = ([form for form in known if known[form] == known[flag]] for flag in near)
     return list(dict.fromkeys(short[0] if short else long for long, *short in forms))

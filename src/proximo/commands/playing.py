@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from proximo.commands.arguments import check_least, optional, parse, show
 from proximo.commands.stored import OfEpisodes
 from proximo.errors import UsageError, explain, faults
+from proximo.run.folder import RunFolder
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
             os.environ.setdefault("MUJOCO_GL", "egl")
     video = command.video and command.video.absolute()  # an env may change the current folder
 
+    RunFolder.open(command.run)
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
