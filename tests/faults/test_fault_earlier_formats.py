@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from commands.command_line import proximo, succeeded
+from commands.command_line import proximo
 from proximo import load
 
 EARLIER = Path(__file__).parent / "fixtures" / "version-0.2-dev"
@@ -35,6 +35,13 @@ def earlier(here, monkeypatch):
     yield here
     for name in ("dictenv", "textenv"):
         sys.modules.pop(name, None)
+
+
+def succeeded(outcome):
+    """A command that did its work, and said no more than which settings have another name now."""
+    assert outcome.code == 0, outcome.err
+    assert all(" is now " in line for line in outcome.err.splitlines()), outcome.err
+    return outcome
 
 
 def near(number):

@@ -14,7 +14,7 @@ from proximo.bounds import above, at_least
 from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Coefficient
 from proximo.language.token_ppo import TOKENS, TokenPPO
-from proximo.run.config import RENAMED_SETTINGS, check_sections
+from proximo.run.config import check_sections
 from proximo.run.toml import read_section, read_tables
 
 
@@ -409,7 +409,7 @@ def read_stage(path: Path) -> StageConfig:
     parts = {}
     for name, cls in sections.items():
         table = {k: v for k, v in tables.get(name, {}).items() if (name, k) != NAME}
-        parts[name] = read_section(name, cls, table, RENAMED_SETTINGS)
+        parts[name] = read_section(name, cls, table)
     return kind(**parts)
 
 

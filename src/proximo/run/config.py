@@ -291,18 +291,6 @@ SECTIONS: dict[str, type] = {
 }
 
 
-RENAMED_SETTINGS = {
-    "env.worlds": "env.num_envs",  # names of schema 1
-    "net.memory": "net.recurrent",  # names of schema 1
-    "net.memory_size": "net.recurrent_size",  # names of schema 1
-    "net.memory_steps": "net.bptt_steps",  # names of schema 1
-    "net.critic_only": "net.privileged",  # names of schema 1
-    "net.deviation": "net.std",  # names of schema 1
-    "score.world": "score.env",  # names of schema 1
-}
-"""Settings by their old names: configurations that have them are read, flags name the new one."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class UnimportedAlgorithm(OnPolicy):
     """An algorithm that a configuration describes by code which the user has not named again.
@@ -364,7 +352,7 @@ def from_tables(tables: Tables, own: type[OnPolicy] | None = None) -> Config:
     defaults = {"rollout": {"steps": parts["algorithm"].rollout_steps}}
     for name, cls in SECTIONS.items():
         table = {**defaults.get(name, {}), **tables.get(name, {})}
-        parts[name] = read_section(name, cls, table, RENAMED_SETTINGS)
+        parts[name] = read_section(name, cls, table)
     config = Config(**parts)
     config.check()
     return config
@@ -378,7 +366,7 @@ def _read_algorithm(
     kind = own if is_code(table["name"]) else algorithm_type(table["name"])
     if kind is None or any(map(is_code, settings.values())):
         return UnimportedAlgorithm(table=table, kind=kind)
-    algorithm: OnPolicy = read_section("algorithm", kind, settings, RENAMED_SETTINGS)
+    algorithm: OnPolicy = read_section("algorithm", kind, settings)
     return algorithm
 
 

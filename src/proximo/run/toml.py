@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tomllib
 import typing
@@ -10,11 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from proximo.disk import read
+from proximo.disk import read, warn
 from proximo.errors import UsageError, nearest
 
 LONGEST_FILE = 2**16
 """Bytes of a configuration; TOML can take a time that grows by the square."""
+
+RENAMED_SETTINGS = {
+    "env.worlds": "env.num_envs",  # names of schema 1
+    "net.memory": "net.recurrent",  # names of schema 1
+    "net.memory_size": "net.recurrent_size",  # names of schema 1
+    "net.memory_steps": "net.bptt_steps",  # names of schema 1
+    "net.critic_only": "net.privileged",  # names of schema 1
+    "net.deviation": "net.std",  # names of schema 1
+    "score.world": "score.env",  # names of schema 1
+}
+"""Settings by their old names: configurations that have them are read, flags name the new one."""
 
 
 def read_tables(path: Path) -> dict[str, Any]:
@@ -30,7 +42,21 @@ def read_tables(path: Path) -> dict[str, Any]:
             f"the configuration {path} is empty, so nothing says what was trained: bring back a "
             "copy of it, or begin a new run"
         )
+    sections = {name: table for name, table in tables.items() if isinstance(table, dict)}
+    found = {f"{name}.{key}" for name, table in sections.items() for key in table}
+    names = [name for name in RENAMED_SETTINGS if name in found]
+    if former := [
+        f"{n} is now {_last(RENAMED_SETTINGS[n])}" for n in names if n in RENAMED_SETTINGS
+    ]:
+        _warn_once(f"{path} has names of an earlier version: {', '.join(former)}")
     return tables
+
+
+_warn_once = functools.cache(warn)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def toml_value(value: Any) -> str:
@@ -45,21 +71,15 @@ def toml_value(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
-def read_section(
-    name: str, cls: type, table: Mapping[str, Any], renamed: Mapping[str, str] | None = None
-) -> Any:
-    """One table -> an instance of its dataclass. Raises `UsageError` that names the setting.
-
-    renamed: old name -> new name, both with their section.
-    """
+def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
+    """One table -> an instance of its dataclass. Raises `UsageError` that names the setting."""
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
     values = {}
     for old, value in table.items():
-        new = (renamed or {}).get(f"{name}.{old}", old).rpartition(".")[2]
-        key = old if old in fields else new
-        if key not in fields:
-            raise UsageError(f"there is no setting {name}.{key}. {nearest(key, fields)}")
+        key = _last(RENAMED_SETTINGS.get(f"{name}.{old}", old))
+        if key not in fields or (key != old and key in table):
+            raise UsageError(f"there is no setting {name}.{old}. {nearest(key, fields)}")
         none = value == "none" and type(None) in typing.get_args(hints[key])
         values[key] = None if none else value
     return cls(**values)

@@ -1,0 +1,159 @@
+"""Stored runs as arguments: the flags that name one, and consent to import the code it names."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from tyro.conf import Positional, arg
+
+from proximo.commands.arguments import closing, optional
+from proximo.disk import warn
+from proximo.errors import UsageError
+from proximo.run.code import sayable
+from proximo.run.config import Config
+from proximo.run.consent import Named, allow
+from proximo.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+
+    from proximo.agent import Agent
+
+SEED = 1_000_000
+"""Seed of the first episode of `eval` and `play`, far from those of evaluations in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun:
+    """Flags of every verb that makes the env of a stored run."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+    env: Annotated[str | None, optional("ENV")] = None
+    """Environment; if it is code (module:Class), repeat its name as consent to import it."""
+    wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
+    """Wrappers of the environment; likewise."""
+    net: Annotated[str | None, optional("module:Class")] = None
+    """Network; if it is code, repeat its name as consent to import it."""
+    algorithm: Annotated[str | None, optional("module:Class")] = None
+    """Algorithm; likewise."""
+
+    @property
+    def named(self) -> Named:
+        """Code that the command line names."""
+        return Named(env=self.env, wrappers=self.wrappers, net=self.net, algorithm=self.algorithm)
+
+    def config(self, verb: str, arguments: Sequence[str]) -> Config:
+        """Configuration of the run, with consent to what it imports. Raises `UsageError`."""
+        return self.allowed(self.named, TO_ACT, verb, arguments)
+
+    def allowed(
+        self, named: Named, parts: Collection[str], verb: str, arguments: Sequence[str]
+    ) -> Config:
+        """See `allow_code`."""
+        config = RunFolder.open(self.run).read_config()
+        return allow_code(config, named, parts, verb, arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfEpisodes(OfRun):
+    """Flags of the verbs that play episodes with a stored policy."""
+
+    checkpoint: Literal["last", "best"] = "last"
+    """Policy to use."""
+    episodes: int
+    """Number of episodes."""
+    seed: int = SEED
+    """Seed of the first episode; each further one counts up by one."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is cut off, with the return so far; by default as in the
+    evaluations of the run itself."""
+    stochastic: bool = False
+    """Sample actions from the policy instead of taking the most likely one."""
+
+    @contextlib.contextmanager
+    def opened(
+        self, verb: str, arguments: Sequence[str], purpose: str, render_mode: str | None = None
+    ) -> Iterator[tuple[Agent, gym.Env, Config]]:
+        """The policy, its env, closed in the end, and the configuration. Raises `UsageError`.
+
+        `purpose`: scored or shown, for the warning that statistics of the env are not kept.
+        """
+        from proximo.agent import check_spaces, load
+        from proximo.envs.check import running_statistics
+        from proximo.envs.make import make_env
+
+        config = self.config(verb, arguments)
+        agent = load(self.run, self.checkpoint, net=self.net, algorithm=self.algorithm)
+        env = make_env(config.env, render_mode=render_mode)
+        with closing(env):
+            check_spaces(env, agent)
+            if difference := running_statistics(env):
+                warn(f"what is {purpose} is not what was trained: {difference}")
+            yield agent, env, config
+
+    def limit(self, config: Config) -> int:
+        """Steps after which an episode is cut off."""
+        from proximo.evaluation import step_limit
+
+        return step_limit(config.env, self.max_episode_steps or config.run.eval_max_episode_steps)
+
+
+class Code(NamedTuple):
+    """Names of code in a run's configuration."""
+
+    noun: str
+    flag: str
+    names: Sequence[str]
+    given: bool
+    """Named on the command line too, which is the consent to import it."""
+
+
+def check_code(verb: str, arguments: Iterable[str], parts: Iterable[Code]) -> None:
+    """Refuse to import code because a file names it. Raises `UsageError` with the line to type."""
+    missing = [part for part in parts if part.names and not part.given]
+    if missing:
+        nouns = ", and its ".join(f"{part.noun}, {' and '.join(part.names)}" for part in missing)
+        be, it = ("is", "it") if len(missing) == 1 else ("are", "them")
+        again = (word for part in missing for word in (part.flag, *map(sayable, part.names)))
+        line = shlex.join(["proximo", *verb.split(), *arguments, *again])
+        raise UsageError(
+            f"this run's {nouns}, {be} code: importing {it} needs your word. "
+            f"If you trust {it}, type: {line}"
+        )
+
+
+FLAGS = {
+    "env": "--env",
+    "wrappers": "--wrappers",
+    "net": "--net",
+    "algorithm": "--algorithm",
+    "schedules": "--schedule",
+    "callbacks": "--callback",
+}
+"""Argument of `Named` -> the flag of a stored run."""
+FLAGS_OF_TRAIN = FLAGS | {"wrappers": "--env.wrappers", "callbacks": "--run.callbacks"}
+TO_ACT = ("env", "wrappers", "net", "algorithm")
+"""Code that playing episodes needs."""
+
+
+def allow_code(
+    config: Config, named: Named, parts: Collection[str], verb: str, arguments: Sequence[str]
+) -> Config:
+    """Configuration with the code that was named again, if all that is needed was.
+
+    `parts`: arguments of `Named` whose code is needed. Raises `UsageError` with the line to type.
+    """
+    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    begin = shlex.join(["proximo", verb, *arguments])
+
+    def line(names: dict[str, list[str]]) -> str:
+        words = (shlex.join([flags[argument], *n]) for argument, n in names.items())
+        return " ".join([begin, *words])
+
+    return allow(config, named, parts, line, flags)
