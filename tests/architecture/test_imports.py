@@ -34,7 +34,7 @@ EXTRAS = {
     "minigrid": "envs.known",
     "pettingzoo": "envs.known",
     "transformers": "language.model",
-    "tokenizers": "language.model",
+    "tokenizers": "language.blueprint",
     "peft": "language.adapters",
 }
 RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "orjson", "tyro", "rich", "proximo"}

@@ -18,25 +18,25 @@ from tyro.conf import Positional, arg
 from proximo.commands.arguments import parse, say, show
 from proximo.errors import TrainingError, UsageError, nearest
 from proximo.language.config import (
-    FitConfig,
-    Fitting,
     KLConfig,
     ModelConfig,
     PPOConfig,
     PTXConfig,
     Sampling,
     ScoreConfig,
+    Stage,
     StageConfig,
-    Task,
+    SupervisedConfig,
+    SupervisedRunConfig,
     TrainingConfig,
     read_stage,
 )
-from proximo.language.token_ppo import TOKENS, TokenPPO
+from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
 from proximo.run.folder import RunFolder, free
 
 if TYPE_CHECKING:
-    from proximo.language.session import Learner
     from proximo.language.stages import Result
+    from proximo.language.state import LanguageState
 
 MODEL = arg(name="model", metavar="MODEL", help_behavior_hint="")
 TEXT = arg(metavar="FILE", help_behavior_hint="")
@@ -82,7 +82,7 @@ class Sft(Begin):
 
     data: Annotated[Path | None, TEXT] = None
     """JSONL with prompt and completion."""
-    algorithm: Fitting = field(default_factory=Fitting)
+    algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class FitReward(Begin):
 
     data: Annotated[Path | None, TEXT] = None
     """JSONL with prompt, chosen and rejected."""
-    algorithm: Fitting = field(default_factory=Fitting)
+    algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class Ppo(Begin):
     """What scores completions (short for --score.reward)."""
     env: Annotated[str | None, ENV] = None
     """An env of text to talk with, for its rewards (short for --score.env)."""
-    algorithm: TokenPPO = TOKENS
+    algorithm: TokenPPO = TOKEN_PPO
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -210,7 +210,7 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
                 "name what scores completions: --reward module:function, or a run, or --env"
             )
         config = PPOConfig(
-            lm=Task(stage="ppo", data=str(data or "")),
+            lm=Stage(stage="ppo", data=str(data or "")),
             algorithm=command.algorithm,
             sampling=command.sampling,
             kl=command.kl,
@@ -222,8 +222,8 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
         if command.data is None:
             raise UsageError("name the data: --data FILE.jsonl")
         stage: Any = "sft" if isinstance(command, Sft) else "reward"
-        task = Task(stage=stage, data=str(command.data))
-        config = FitConfig(lm=task, algorithm=command.algorithm, **command.sections())
+        task = Stage(stage=stage, data=str(command.data))
+        config = SupervisedRunConfig(lm=task, algorithm=command.algorithm, **command.sections())
     path = command.run_dir or free(Path("runs") / f"lm-{config.lm.stage}-seed{config.run.seed}")
     return _train(config, path, resume=False, quiet=command.quiet)
 
@@ -291,30 +291,36 @@ def _check_code(score: ScoreConfig, command: Resume, arguments: list[str]) -> No
 
 def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
     from proximo.commands.signals import Interrupt
-    from proximo.language.stages import run_fit, run_ppo
+    from proximo.language.build import Given, make_session
+    from proximo.language.stages import run_stage
+    from proximo.run.callbacks import Watcher
 
     folder = RunFolder(path)
     if not quiet:
         say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
     display = None if quiet else Lines(config.run.updates)
-    keep: dict[str, Any] = {"run_dir": path, "resume": resume, "display": display}
     again = f"proximo lm resume {path}"
     with Interrupt(folder, config.run.grace, "proximo lm resume") as interrupt:
-
-        def heed(learner: Learner, samples: object, metrics: object) -> bool:
-            if interrupt.asked:
-                interrupt.asked, learner.save_soon = False, True
-                folder.note(said := f"SIGUSR1: saving after update {learner.updates}")
-                if not quiet:
-                    say(said)
-            return interrupt(learner, samples, metrics)
-
-        keep["callbacks"] = [heed]
         try:
-            if isinstance(config, PPOConfig):
-                result = run_ppo(config, config.lm.data or None, **keep)
-            else:
-                result = run_fit(config, config.lm.data, **keep)
+            session = make_session(
+                config,
+                Given(),
+                run_dir=path,
+                resume=resume,
+                callbacks=[interrupt],
+                display=display,
+            )
+
+            def check_signals(state: LanguageState, rollout: object, row: object) -> None:
+                if interrupt.asked:
+                    interrupt.asked = False
+                    if session.save():
+                        folder.note(text := f"SIGUSR1: saved after update {state.updates}")
+                        if not quiet:
+                            say(text)
+
+            session.callbacks.append(Watcher(check_signals))  # after all others
+            result = run_stage(session)
         except KeyboardInterrupt:
             show(interrupt.stopped_at_once(), file=sys.stderr)
             return 128 + (interrupt.signal or signal.SIGINT)
