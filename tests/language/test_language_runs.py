@@ -136,6 +136,34 @@ def test_a_callback_sees_and_changes_what_it_does_in_control():
         sft(ModelConfig(**SMALL), TEXTS, updates=1, callbacks=[Watch()])
 
 
+class Counting(Callback):
+    """Has something to remember."""
+
+    def __init__(self):
+        self.count = torch.tensor(0)
+
+    def __call__(self, state, rollout, row):
+        self.count += 1
+        return state.updates == 2
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, saved):
+        self.count = saved["count"]
+
+
+def test_a_callback_continues_where_it_stood(tmp_path):
+    tune(tmp_path / "run", callbacks=[Counting()])
+    again = Counting()
+    resume(tmp_path / "run", data=["ab", "c", "ba", "b", "a"], reward=count_a, callbacks=[again])
+    assert again.count == 6
+    (tmp_path / "run/checkpoints/last.safetensors").write_bytes(b"no checkpoint")
+    options = {"data": ["ab", "c", "ba", "b", "a"], "reward": count_a, "callbacks": [again]}
+    with pytest.raises(UsageError, match="damaged"):
+        resume(tmp_path / "run", strict=True, **options)
+
+
 def test_what_a_callback_adds_is_logged(tmp_path):
     def add(state, rollout, row):
         row["mine"] = torch.tensor(state.updates / 2)

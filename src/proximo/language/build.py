@@ -61,12 +61,14 @@ def make_session(
     *,
     run_dir: str | Path | None = None,
     resume: bool = False,
+    strict: bool = False,
     callbacks: Sequence[Callback | Callable[..., Any]] = (),
     display: Display | None = None,
 ) -> Session:
     """A stage that stands ready to train. Raises `UsageError`.
 
-    run_dir: a new folder, or with `resume` that of the run to continue.
+    run_dir: a new folder, or with `resume` that of the run to continue. strict: refuse a damaged
+    last checkpoint instead of using an older one.
     """
     own = [as_callback(callback) for callback in callbacks]
     if not resume:
@@ -75,7 +77,7 @@ def make_session(
     if run_dir is not None and resume:
         folder = RunFolder.open(run_dir)
         config = _resumed(config, folder)
-        start = newest(folder, read=partial(read_checkpoint, folder))
+        start = newest(folder, strict=strict, read=partial(read_checkpoint, folder))
     elif run_dir is not None:
         _check_storable(config)
         folder = RunFolder.create(run_dir, config, "proximo lm resume")

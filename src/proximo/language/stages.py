@@ -197,13 +197,14 @@ def resume(
     env: str | Maker | None = None,
     updates: int | None = None,
     callbacks: Watching = (),
+    strict: bool = False,
 ) -> Result:
     """Continue a run of any stage exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as without the break. updates: train to this many instead.
     data, reward, env: those of the run, where a program gave them; rewards and envs that are code
-    (`module:name`) must be named again, because importing code needs your consent. Raises
-    `UsageError`.
+    (`module:name`) must be named again, because importing code needs your consent. strict: refuse
+    a damaged last checkpoint instead of using an older one. Raises `UsageError`.
     """
     config = read_stage(RunFolder.open(run_dir).config_file)
     if updates is not None:
@@ -217,7 +218,8 @@ def resume(
         name = config.score.env if env is None else env if isinstance(env, str) else ""
         config = dataclasses.replace(config, score=dataclasses.replace(config.score, env=name))
     given = Given(data=data, rewards=_rewards(reward), env=maker)
-    return _run(config, given, run_dir=run_dir, resume=True, callbacks=callbacks)
+    options = {"resume": True, "strict": strict, "callbacks": callbacks}
+    return _run(config, given, run_dir=run_dir, **options)
 
 
 def _check_consent(score: ScoreConfig, *, reward: bool, env: bool) -> None:
@@ -252,9 +254,9 @@ def run_stage(session: Session) -> Result:
 def _rewards(reward: Any) -> list[AnyReward] | None:
     """The rewards as a list; None: those that the configuration names."""
     several: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
-    rewards: list[Any] = [find_reward(r) if isinstance(r, str) else r for r in several]
-    models: list[Any] = [r.reward if isinstance(r, Result) else r for r in rewards]
-    return models or None
+    found = (find_reward(r) if isinstance(r, str) else r for r in several)
+    rewards: list[Any] = [r.reward if isinstance(r, Result) else r for r in found]
+    return rewards or None
 
 
 def _model(model: Model, **shorthands: Any) -> tuple[ModelConfig, LanguageModel | None]:
