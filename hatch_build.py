@@ -18,7 +18,7 @@ FLAGS = "-O3 -std=c++17 -fPIC -shared -fno-math-errno -fno-trapping-math -pthrea
 
 
 class NativeEngine(BuildHookInterface):
-    """Compiles engine.cpp to engine.so beside it."""
+    """Compiles engine.cpp, with the headers beside it, to engine.so."""
 
     def initialize(self, version, build_data):
         library = FOLDER / "engine.so"

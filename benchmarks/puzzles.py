@@ -2,9 +2,9 @@
 
     python benchmarks/puzzles.py [--only TASK ...] [--processes N] [--runs FOLDER]
 
-Masked, recurrent, hybrid and image envs of `proximo.envs.puzzles`, some beside a control: a policy
-that is not recurrent, or a penalty for illegal actions instead of masks. Adds a line per run to
-results/puzzles.jsonl and writes results/puzzles.md from all of them.
+Masked, recurrent, hybrid and image envs of `proximo.envs.testing.puzzles`, some beside a control: a
+policy that is not recurrent, or a penalty for illegal actions instead of masks. Adds a line per run
+to results/puzzles.jsonl and writes results/puzzles.md from all of them.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from proximo.envs.puzzles import Maze
+from proximo.envs.testing.puzzles import Maze
 from scores import interval, machine, proximo, several
 
 RESULTS = Path(__file__).parent / "results"
@@ -136,7 +136,7 @@ TASKS = {
 
 def run(name, seed, folder):
     task = TASKS[name]
-    home, env = folder / f"{name}-{seed}", f"proximo.envs.puzzles:{task.env}"
+    home, env = folder / f"{name}-{seed}", f"proximo.envs.testing.puzzles:{task.env}"
     begin = time.perf_counter()
     words = ["--total-steps", str(task.steps), "--seed", str(seed), "--run-dir", str(home)]
     proximo(
@@ -193,8 +193,9 @@ def summarize():
     lines += [
         "",
         "Mean return of 100 deterministic episodes on unseen seeds; ± is half the 95% interval of "
-        "the mean over training seeds (Student's t). The envs of `proximo.envs.puzzles`; a "
-        "masked one raises an error at an illegal action, so that a finished run has made none.",
+        "the mean over training seeds (Student's t). The envs of "
+        "`proximo.envs.testing.puzzles`; a masked one raises an error at an illegal "
+        "action, so that a finished run has made none.",
     ]
     for masked in ("maze", "cards"):
         if {masked, f"{masked}-penalty"} <= medians.keys():

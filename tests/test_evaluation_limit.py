@@ -8,9 +8,10 @@ import pytest
 from commands.command_line import SMALL, here, proximo, refusal, result, rows, succeeded
 from envs.made_envs import Long
 from proximo import EnvConfig
-from proximo.envs.make import NUMBERED, make_env
+from proximo.envs.base import NUMBERED
+from proximo.envs.make import make_env
 from proximo.envs.workers import WorkerEnvs
-from proximo.evaluation import Supervised, evaluate_policy, step_limit
+from proximo.evaluation import EpisodePlayer, evaluate_policy, step_limit
 
 __all__ = ["here"]
 
@@ -18,7 +19,7 @@ __all__ = ["here"]
 LOOPS = "envs.made_envs:Loops"
 
 
-def first(obs, generator):
+def first(obs):
     return 0
 
 
@@ -45,15 +46,16 @@ def test_so_it_is_in_processes(name):
     if "parallel" in name:
         pytest.importorskip("pettingzoo")
     env = EnvConfig(id=name, backend="workers", num_envs=1, processes=1)
-    apart = Supervised(WorkerEnvs(env, NUMBERED))
+    envs = WorkerEnvs(env, NUMBERED)
+    player = EpisodePlayer(envs)
     try:
         for limit in (3, 5, 40):
             here = evaluate_policy(first, make_env(env), episodes=2, seed=7, limit=limit)
-            there = apart.play(lambda: lambda row: 0, episodes=2, seed=7, limit=limit)
+            there = player.play(first, episodes=2, seed=7, limit=limit)
             assert there.episodes == here.episodes
             assert there.cut == here.cut
     finally:
-        apart.close()
+        envs.close()
 
 
 def test_the_default_is_ours_or_that_of_the_env_if_it_is_longer():

@@ -220,7 +220,7 @@ def test_a_vector_env_resumes_in_new_episodes_and_says_so(tmp_path):
 def test_an_episode_that_is_too_long_to_be_replayed_is_not_kept_and_the_resumed_run_says_so(
     stop, whole, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("proximo.envs.make.REPLAYED", 40)
+    monkeypatch.setattr("proximo.envs.base.REPLAYED", 40)
     most = []
 
     def look(state, rollout, metrics):

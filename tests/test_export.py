@@ -13,7 +13,7 @@ from examples.attention import Attention, Nearest
 
 import proximo.export
 from proximo import Agent, EnvConfig, NetConfig, UsageError
-from proximo.envs.probes import Match, Remember
+from proximo.envs.testing.probes import Match, Remember
 from proximo.run.config import Config, make_policy
 from proximo.types import Moments
 
@@ -61,7 +61,7 @@ class Questions(Match):
         assert self.action_space.contains(action)
         self.left -= 1
         self._symbol = int(self.np_random.integers(3))
-        return self._look(), 0.0, self.left == 0, False, {}
+        return self.observe(), 0.0, self.left == 0, False, {}
 
 
 def untrained(obs_space, action_space, own=None, **net):

@@ -239,3 +239,21 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UsageError):
         proximo.resume(tmp_path / "run", callbacks=[Other()])
     assert proximo.resume(tmp_path / "run", callbacks=[Bonus]).result["updates"] == 8
+
+
+def test_code_that_has_moved_is_recorded_by_its_new_name(tmp_path):
+    run = tmp_path / "run"
+    quick(run_dir=run, callbacks=[Bonus(coef=0.5), stop])
+    file = run / "config.toml"
+    file.write_text(file.read_text().replace("own_code:Bonus", "__main__:Bonus"))
+    with pytest.raises(UsageError, match=r"callbacks=\['module:Class'\]"):
+        proximo.resume(run)
+    resumed = proximo.resume(run, callbacks=[Bonus])
+    assert resumed.config.run.callbacks[0].startswith("own_code:Bonus{coef = 0.5")
+    assert logged(run)[-1]["seen"] == 8
+
+
+def test_a_class_is_a_callback_made_without_settings():
+    rows = []
+    quick(callbacks=[Bonus, lambda state, rollout, row: rows.append(row)])
+    assert rows[-1]["seen"] == 8

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_with_a_compiler_one_wheel_serves_all_pythons_of_a_platform(tmp_path):
     assert "engine: native (" in train_with(wheel, tmp_path)
 
 
+def test_the_sources_hold_all_that_a_build_and_a_run_need(tmp_path):
+    words = ["-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run([sys.executable, *words], cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    needed = [p for kind in ("*.py", "*.cpp", "*.h", "*.toml") for p in (ROOT / "src").rglob(kind)]
+    assert {str(path.relative_to(ROOT)) for path in needed} <= names
+
+
 @pytest.mark.parametrize("way", ["turned off", "no compiler", "one that fails"])
 def test_without_one_everything_works_and_says_why_it_is_slower(tmp_path, bare, way):
     broken = tmp_path / "broken"
@@ -85,6 +96,7 @@ def test_without_one_everything_works_and_says_why_it_is_slower(tmp_path, bare, 
     assert wheel.stem.endswith("py3-none-any")
     assert not any(name.endswith(".so") for name in zipfile.ZipFile(wheel).namelist())
     printed = train_with(wheel, tmp_path)
+    assert "settings: preset cartpole" in printed
     assert "engine: torch (not native: it was not built when Proximo was installed" in printed
 
 

@@ -21,7 +21,7 @@ from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, from_tables, to_tables
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.presets import PRESETS, find_preset, named_preset
+from proximo.run.presets import find_preset, named_preset, presets
 
 
 class Unbounded(gym.Env):
@@ -83,7 +83,7 @@ ONE_ENV = gym.make("CartPole-v1")
             ),
             r"run\.engine is compile, but a batch of whole episodes",
         ),
-        (lambda: RunConfig(total_episodes=0), r"run\.total_episodes is 0: give at least 1"),
+        (lambda: RunConfig(total_episodes=0), r"run\.total_episodes is 0: it must be at least 1"),
         (
             lambda: train("CartPole-v1", TRPO(), net=NetConfig(trunk="shared")),
             r"net\.trunk is shared, but trpo",
@@ -132,7 +132,7 @@ def test_a_note_on_a_setting_is_kept_with_the_result():
     assert any("algorithm.clip is 1.0" in doubt for doubt in agent.result["warnings"])
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
 def test_presets_are_configurations_with_a_source_and_a_result(preset):
     for env in preset.envs:
         assert (find_preset(preset.algorithm, env) is preset) == (not preset.by_name)

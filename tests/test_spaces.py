@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proximo import NetConfig, train
-from proximo.envs import probes
+from proximo.envs.testing import probes
 from proximo.errors import UsageError
 from proximo.spaces import MASK, Actions, Observations
 
@@ -180,7 +180,7 @@ def test_bytes_that_are_no_image_are_numbers():
             super().__init__("vector", "discrete")
             self.observation_space = gym.spaces.Box(0, 255, (3,), np.uint8)
 
-        def _look(self):
+        def observe(self):
             return (255 * np.eye(3)[self._symbol]).astype(np.uint8)
 
     agent = train(Console, total_steps=256, num_envs=2, net=NetConfig(normalize_obs=True))

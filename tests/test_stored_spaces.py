@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from commands.command_line import here, proximo, refusal, succeeded, train_in
 from proximo import PPO, NetConfig, RolloutConfig, UsageError, load, train
-from proximo.envs.check import _Sampler
+from proximo.envs.watch import Sampler
 from proximo.imports import import_module
 from proximo.nets.heads import make_head
 from proximo.run.checkpoint import Checkpoint, write
@@ -211,7 +211,7 @@ def exactly_in(space, action):
 @given(space=ACTED, seed=st.integers(0, 99))
 def test_policies_and_the_check_act_within_the_space_and_in_its_type(space, seed):
     actions = Actions(space)
-    legal = _Sampler(actions).draw(None, "here")
+    legal = Sampler(actions).draw(None, "here")
     assert exactly_in(space, actions.nested(legal.copy()))
     generator = torch.Generator().manual_seed(seed)
     for known in (space, stored(space)):

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
 from proximo.disk import replace, writable
+from proximo.envs.base import Maker
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, close_all, make_env, title
+from proximo.envs.layers import close_all, title
+from proximo.envs.make import make_env
 from proximo.errors import UsageError
 from proximo.evaluation import Scores, evaluate_policy, step_limit
 from proximo.export import Exported, export
@@ -99,9 +101,9 @@ class Agent:
             )
         noise = None
         if generator is not None:
-            place, head = self._step % policy.head.hold, policy.head
+            place, head = self._step % policy.head.resample_every, policy.head
             if place == 0 or self._noise.shape[1] != count:  # held for as many steps
-                drawn = head.noise(generator, (head.hold, count))
+                drawn = head.noise(generator, (head.resample_every, count))
                 self._noise = drawn.to(policy.device, policy.dtype)
             self._step += 1
             noise = self._noise[place]

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Envs
 from proximo.envs.tensors import TensorRolloutBuffer, account
 from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
@@ -132,7 +132,7 @@ def _settle_tensors(
     mask = buffer.valid
     if tickets:
         mask = mask & torch.from_numpy(np.stack(tickets.rows)).to(mask.device)
-    found = account(buffer, mask, state.envs, policy.observations, policy.head.choices)
+    found = account(buffer, mask, state.envs, policy.observations, policy.head.num_logits)
     if not found.finite:
         on_host = buffer.on_host(found.final, found.rows)
         _check_finite(on_host, found.final.cpu().numpy(), state, envs)
@@ -184,7 +184,7 @@ def _fill(steps: Any, envs: Envs, state: TrainState, tickets: Tickets | None, do
     policy = state.policy
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
-        policy.head.begin(noise, state.ahead)
+        policy.head.continue_noise(noise, state.ahead)
         state.ahead = None
     recurrent_state = state.recurrent_state
     act, step, env = state.engine.actor(steps, noise, recurrent_state), envs.step, state.envs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import dis
+import functools
 import math
 import sys
 import traceback
@@ -15,6 +16,8 @@ from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
+
+from proximo.bounds import Bound
 
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
@@ -57,27 +60,46 @@ class TrainingError(RuntimeError):
         return printable(super().__str__())
 
 
-def check_values(section: str, settings: object) -> None:
-    """Refuse what no setting of its type can be. Raises `UsageError`.
+def check_values(section: str, settings: Any) -> None:
+    """Refuse values that a setting's type or its bounds do not allow. Raises `UsageError`.
 
     Numbers must be finite, whole where the field is `int`, and words among the field's choices.
-    NumPy's numbers become Python's, and lists tuples, as a file and the command line give them.
+    NumPy's numbers become Python's, lists tuples, and the text of a schedule the schedule, as a
+    file and the command line give them.
     """
-    hints = typing.get_type_hints(type(settings))
-    for name in (f.name for f in fields(settings)):  # type: ignore[arg-type]
+    for name, kind, bounds in _settings(settings.__class__):
         given = getattr(settings, name)
         try:
-            value = _parsed(_plain(given), hints[name])
-        except ValueError as error:
-            raise UsageError(f"{section}.{name}: {error}") from error
+            value = _read(_plain(given), kind)
+        except (ValueError, OverflowError) as error:
+            raise UsageError(f"{section}.{name} is {given!r:.80}: {error}") from error
         if value is not given:
             object.__setattr__(settings, name, value)
-        if wrong := _wrong(value, hints[name]):
-            raise UsageError(f"{section}.{name} is {value!r:.80}: it must be {wrong}")
+        if wrong := _wrong(value, kind) or next(filter(None, (b.wrong(value) for b in bounds)), ""):
+            shown = repr(value) if isinstance(value, str) else str(value)
+            raise UsageError(f"{section}.{name} is {shown:.80}: it must be {wrong}")
+        for key, part in value.items() if isinstance(value, dict) else ():
+            if not isinstance(part, bool | int | float | str):
+                raise UsageError(
+                    f"{section}.{name}.{key} is {part!r:.80}: only true, false, numbers and text "
+                    "can be stored; give a callable or a class of your own instead"
+                )
+
+
+@functools.lru_cache
+def _settings(cls: Any) -> list[tuple[str, Any, list[Bound]]]:
+    """Name, type and bounds of each field of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    marked = typing.get_type_hints(cls, include_extras=True)
+    bounds = {
+        name: [mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Bound)]
+        for name, hint in marked.items()
+    }
+    return [(f.name, hints[f.name], bounds[f.name]) for f in fields(cls)]
 
 
 def _plain(value: Any) -> Any:
-    """Without the types of NumPy, whose numbers would be stored under other names."""
+    """A value in Python's own types: those of NumPy would be stored under other names."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, list | tuple):
@@ -89,18 +111,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _parsed(value: Any, kind: Any) -> Any:
-    """A function as the schedule that it is, where a field takes schedules."""
-    parsers = [part for part in typing.get_args(kind) if hasattr(part, "parse")]
-    is_own = callable(value) and not isinstance(value, tuple(parsers))
-    return parsers[0].parse(value) if parsers and is_own else value
+def _read(value: Any, kind: Any) -> Any:
+    """A whole number as a float, text or a function as a schedule, where a field takes these.
+
+    Raises `ValueError` and `OverflowError`.
+    """
+    kinds = typing.get_args(kind) or (kind,)
+    if type(value) is int and float in kinds and int not in kinds:
+        return float(value)
+    parsers = [part for part in kinds if hasattr(part, "parse")]
+    parsed = isinstance(value, str) or (callable(value) and not isinstance(value, tuple(parsers)))
+    return parsers[0].parse(value) if parsers and parsed else value
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def _wrong(value: Any, hint: Any) -> str:
-    """What a value for a field of this type must be, if it is something else."""
+    """Description of what a field of this type takes, or "" where it takes the value."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
@@ -112,6 +140,8 @@ def _wrong(value: Any, hint: Any) -> str:
     if origin is tuple:
         if not isinstance(value, tuple):
             return f"a list, each {_WORDS[args[0]]}"
+        if args[-1] is not ... and len(value) != len(args):
+            return f"a list of {len(args)}, each {_WORDS[args[0]]}"
         return next((f"a list, each {word}" for x in value if (word := _wrong(x, args[0]))), "")
     if hint is type(None):
         return "" if value is None else "none"
@@ -119,8 +149,8 @@ def _wrong(value: Any, hint: Any) -> str:
         kind = int | float if hint is float else hint
         fits = isinstance(value, kind) and (hint is bool or not isinstance(value, bool))
         return "" if fits else _WORDS[hint]
-    if isinstance(hint, type):  # a schedule, which has a text form
-        return "" if isinstance(value, hint | str) else f"a {hint.__name__.lower()}"
+    if isinstance(hint, type):
+        return "" if isinstance(value, hint) else f"a {hint.__name__.lower()}"
     return "" if origin is None or isinstance(value, origin) else f"a {origin.__name__}"
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,25 +11,21 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from proximo.envs.agents import Agents
+from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig
-from proximo.envs.known import ARCADE
-from proximo.envs.make import RESET, Envs, misanswer, time_limit
+from proximo.envs.make import in_step, time_limit
+from proximo.envs.registries import ARCADE
 from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK, Observations
-from proximo.types import Episode, RolloutBuffer
+from proximo.spaces import MASK
+from proximo.types import EnvState, Episode, RolloutBuffer
 
-Choose = Callable[[Any, torch.Generator | None], Any]
-"""The env's action for one observation: the most likely one, or drawn by the generator."""
 Act = Callable[[np.ndarray], Any]
-"""The same as rows: the most likely action."""
-Rewards = dict[Any, float]
-"""By agent; the one of a single env is None."""
+"""The env's action, as a row, for the row of an observation."""
 EPISODE_STEPS = 10_000
 """Steps after which an episode of an evaluation is cut off, unless a setting says otherwise."""
 GAME_STEPS = 108_000
-"""The same for Atari and EnvPool, which have limits of their own: that of Atari, in frames."""
+"""This limit for Atari and EnvPool, whose envs have limits themselves: that of Atari, in frames."""
 
 
 def step_limit(env: EnvConfig, given: int | None) -> int:
@@ -47,7 +42,7 @@ def step_limit(env: EnvConfig, given: int | None) -> int:
 
 
 def unwatched(episode: int) -> None:
-    """Told of every state of an evaluation, with the number of its episode."""
+    """Do nothing in any state of an evaluation. episode: its number."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ class Scores:
         return float(returns.mean().clip(returns.min(), returns.max()))
 
     def summary(self) -> dict[str, float | int | bool]:
-        """What `proximo eval --json` prints; deviations are of the population.
+        """The scores as `proximo eval --json` prints them; std is that of the population.
 
         `episodes_cut` and `max_episode_steps` stand there only where episodes were cut off.
         """
@@ -91,10 +86,7 @@ class Scores:
         }
 
     def said(self, setting: str) -> str:
-        """What the reader of the scores should know of episodes that were cut off, or nothing.
-
-        setting: the name of the limit, as one gives it.
-        """
+        """Note on episodes that were cut off, or nothing. setting: the flag of the limit."""
         if not self.cut:
             return ""
         return (
@@ -104,107 +96,129 @@ class Scores:
         )
 
 
-def evaluate_policy(
-    policy: ActorCritic | Choose,
-    env: gym.Env,
-    *,
-    episodes: int,
-    seed: int,
-    deterministic: bool = True,
-    limit: int = EPISODE_STEPS,
-    watch: Callable[[int], None] = unwatched,
-) -> Scores:
-    """Play episodes 0..episodes-1, number i from seed + i, each to its end or to `limit` steps.
+def evaluate_policy(policy: ActorCritic | Act, env: gym.Env, **how: Any) -> Scores:
+    """`EpisodePlayer.play` in this env."""
+    return EpisodePlayer(in_step([env])).play(policy, **how)
+
+
+class EpisodePlayer:
+    """Seeded episodes in one env, of one agent or several, here or in a process of its own.
 
     One env, one row per forward: an episode's result depends on its seed and on nothing else.
-    In an env of several agents each one's part of an episode counts as one, as in training.
-    The policy and its moments are not changed. watch: called in every state, with i. Raises
-    `UsageError` if the env fails.
     """
-    played, cut = [], 0
-    for i in range(episodes):
-        watched = partial(watch, i)
-        parts, cut_off = play_episode(policy, env, seed + i, deterministic, limit, watched)
-        played += parts
-        cut += cut_off
-    return Scores(tuple(played), seed, deterministic, limit, cut)
 
+    def __init__(self, envs: Envs) -> None:
+        """envs: one env, as `Envs.apart` gives it: its episode k starts with seed k."""
+        self._envs = envs
+        self._state: EnvState | None = None
+        self._length = 0  # of the running episode
+        seen, acts, rows = envs.observations, envs.actions, (1, envs.count)
+        nothing = np.empty(0)
+        self._steps = RolloutBuffer(
+            obs=np.empty((2, envs.count, *seen.shape), seen.dtype),
+            action=nothing,
+            parameters=nothing,
+            env_action=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
+            reward=np.empty(rows),
+            terminated=np.empty(rows, bool),
+            done=np.empty(rows, bool),
+            valid=np.empty(rows, bool),
+            final_obs=[],
+        )
 
-def play_episode(
-    policy: ActorCritic | Choose,
-    env: gym.Env,
-    seed: int,
-    deterministic: bool,
-    limit: int,
-    watch: Callable[[], None] = lambda: None,
-) -> tuple[list[Episode], int]:
-    """One episode from this seed, with noise from it as well; `watch` is called in every state.
+    def play(
+        self,
+        policy: ActorCritic | Act,
+        *,
+        episodes: int,
+        seed: int,
+        deterministic: bool = True,
+        limit: int = EPISODE_STEPS,
+        watch: Callable[[int], None] = unwatched,
+    ) -> Scores:
+        """Play episodes from `seed`, seed + 1, ..., each to its end or to `limit` steps.
 
-    It is one `Episode`, or one for every agent of the env; and how many of them had not ended
-    after `limit` steps.
-    """
-    noise = None if deterministic else torch.Generator().manual_seed(seed)
-    play = _play_agents if isinstance(env, Agents) else _play
-    parts: dict[Any, Episode] = {}
-    there: Collection[Any] = ()
-    try:
-        game = play(policy, env, seed, noise, watch)  # type: ignore[arg-type]
-        for rewards, there in itertools.islice(game, limit):  # noqa: B007 read behind it
-            for agent, reward in rewards.items():
-                ret, length = parts.get(agent, (0.0, 0))
-                parts[agent] = Episode(ret + reward, length + 1)
-    except UsageError:
-        raise
-    except faults() as error:
-        length = max((part.length for part in parts.values()), default=0)
-        raise UsageError(f"the env failed after {length} steps: {explain(error)}") from error
-    return list(parts.values()), sum(agent in parts for agent in there)
+        Each agent's part of an episode counts as one, as in training; the noise of an episode has
+        its seed. The policy and its moments do not change. An episode in which a supervised env
+        fails is left out, and one more is played after the others. watch: called in every state,
+        with the number of episodes so far. Raises `UsageError` if the env fails.
+        """
+        played, cut, count = list[Episode](), 0, 0
+        try:
+            self._begin(seed)
+            while count < episodes:
+                parts, there = self._episode(
+                    self._acts(policy, deterministic), limit, partial(watch, count)
+                )
+                played += parts or []
+                cut, count = cut + there, count + (parts is not None)
+                if count < episodes and (there or not self._envs.autoreset):
+                    self._begin(self._seed + 1)
+        except UsageError:
+            raise
+        except faults() as error:
+            text = f"the env failed after {self._length} steps: {explain(error)}"
+            raise UsageError(text) from error
+        return Scores(tuple(played), seed, deterministic, limit, cut)
 
+    @property
+    def _seed(self) -> int:
+        """Seed of the running episode."""
+        assert self._state
+        return int(self._state.episode[0])
 
-def _play(
-    policy: ActorCritic | Choose,
-    env: gym.Env,
-    seed: int,
-    noise: torch.Generator | None,
-    watch: Callable[[], None],
-) -> Iterator[tuple[Rewards, Collection[Any]]]:
-    """The rewards of every step of an episode, and who goes on."""
-    act = Player(policy) if isinstance(policy, ActorCritic) else policy
-    begun = env.reset(seed=seed)
-    if not isinstance(begun, tuple) or len(begun) != 2:
-        raise UsageError(RESET)
-    obs = begun[0]
-    watch()
-    over = False
-    while not over:
-        answer = env.step(act(obs, noise))
-        if not isinstance(answer, tuple) or len(answer) != 5:
-            raise UsageError(misanswer(answer, Observations(env.observation_space)))
-        obs, reward, terminated, truncated, _ = answer
+    def _begin(self, seed: int) -> None:
+        """Start the episode of this seed, whether or not the last one has ended."""
+        self._length = 0
+        if self._state is None:
+            self._state = self._envs.start(seed)
+        else:
+            self._state.episode[:], self._state.length[:] = seed - 1, 1
+            self._envs.fresh(self._state)
+        self._steps.obs[0] = self._state.obs
+
+    def _acts(self, policy: ActorCritic | Act, deterministic: bool) -> list[Act]:
+        """The policy of each agent in this episode."""
+        if not isinstance(policy, ActorCritic):
+            return [policy] * self._envs.count
+        noise = None if deterministic else torch.Generator().manual_seed(self._seed)
+        policies = [EpisodePolicy(policy) for _ in range(self._envs.count)]
+        return [partial(one.act, generator=noise) for one in policies]
+
+    def _episode(
+        self, acts: list[Act], limit: int, watch: Callable[[], None]
+    ) -> tuple[list[Episode] | None, int]:
+        """One episode, of every agent, and how many of them had not ended at the limit.
+
+        None if a supervised env failed in it; then the next one has begun.
+        """
+        envs, state, steps = self._envs, self._state, self._steps
+        assert state
+        ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)
+        steps.done[:], steps.valid[:] = False, True
+        acting, failed = envs.acting(steps, 0), False
         watch()
-        over = terminated or truncated
-        yield {None: float(reward)}, () if over else (None,)
+        for self._length in range(limit):
+            if not acting.any():
+                break
+            for i in np.flatnonzero(acting):  # an agent that has left shows nothing
+                steps.env_action[0, i] = acts[i](steps.obs[0, i])
+            steps.done[:], steps.valid[:] = False, True
+            envs.step(state, steps, 0)
+            watch()
+            envs.remember(state, steps)
+            steps.final_obs.clear()
+            steps.obs[0] = steps.obs[1]
+            ret += np.where(steps.valid[0], steps.reward[0], 0)
+            length += steps.valid[0]
+            acting = envs.acting(steps, 0)
+            failed = not (acting.any() or steps.done.any())
+        pairs = zip(ret.tolist(), length.tolist(), strict=True)
+        parts = [Episode(r, n) for r, n in pairs if n]
+        return None if failed else parts, int((acting & (length > 0)).sum())
 
 
-def _play_agents(
-    policy: ActorCritic | Choose,
-    env: Agents,
-    seed: int,
-    noise: torch.Generator | None,
-    watch: Callable[[], None],
-) -> Iterator[tuple[Rewards, Collection[Any]]]:
-    """The same of several agents, each of which remembers for itself."""
-    act = {a: Player(policy) if isinstance(policy, ActorCritic) else policy for a in env.agents}
-    seen, _ = env.reset(seed=seed)
-    watch()
-    while env.present:
-        actions = {agent: act[agent](seen[agent], noise) for agent in env.present}
-        seen, rewards, *_ = env.step(actions)
-        watch()
-        yield {agent: float(rewards[agent]) for agent in actions}, env.present
-
-
-class Player:
+class EpisodePolicy:
     """A policy in one episode of one env: what it remembers is kept from step to step."""
 
     def __init__(self, policy: ActorCritic) -> None:
@@ -219,7 +233,7 @@ class Player:
 
     @torch.no_grad()
     def act(self, seen: np.ndarray, generator: torch.Generator | None = None) -> Any:
-        """The same of a row, as a row. Raises `UsageError` for a mask that allows nothing."""
+        """Act on a row; returns a row. Raises `UsageError` for a mask that allows nothing."""
         if self._policy.stuck(seen[None]).any():
             raise UsageError(
                 f"the {MASK} of an env allows no action at step {self._acted} of an episode: one "
@@ -238,105 +252,10 @@ class Player:
     def _draw(self, generator: torch.Generator) -> torch.Tensor:
         """The noise of one step, drawn for as many as some of it is held."""
         head, policy = self._policy.head, self._policy
-        step = self._sampled % head.hold
+        step = self._sampled % head.resample_every
         if step == 0:
-            self._noise = head.noise(generator, (head.hold, 1)).to(policy.device, policy.dtype)
+            self._noise = head.noise(generator, (head.resample_every, 1)).to(
+                policy.device, policy.dtype
+            )
         self._sampled += 1
         return self._noise[step]
-
-
-class Supervised:
-    """An env in a process that is watched over, to play in as `evaluate` does, to the bit.
-
-    An episode in which it fails is left out, and one more is played behind the others.
-    """
-
-    def __init__(self, envs: Envs) -> None:
-        """envs: one, whose seed is `NUMBERED`. It is closed if its first reset fails."""
-        self._envs = envs
-        try:
-            self._state = envs.start()
-        except BaseException:
-            envs.close()
-            raise
-        seen, acts, rows = envs.observations, envs.actions, (1, envs.count)
-        nothing = np.empty(0)
-        self._steps = RolloutBuffer(
-            obs=np.empty((2, envs.count, *seen.shape), seen.dtype),
-            action=nothing,
-            parameters=nothing,
-            env_action=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
-            reward=np.empty(rows),
-            terminated=np.empty(rows, bool),
-            done=np.empty(rows, bool),
-            valid=np.empty(rows, bool),
-            final_obs=[],
-        )
-
-    def play(
-        self,
-        begin: Callable[[], Act],
-        *,
-        episodes: int,
-        seed: int,
-        limit: int = EPISODE_STEPS,
-        watch: Callable[[int], None] = unwatched,
-    ) -> Scores:
-        """Episodes from these seeds; `begin` gives what acts for an agent in one of them.
-
-        watch: called at every step, with the number of episodes before this one.
-
-        Raises `UsageError` if the env has failed once too often.
-        """
-        self._state.episode[:] = seed - 1
-        self._begin()
-        played, cut, done = list[Episode](), 0, 0
-        while done < episodes:
-            acts = [begin() for _ in range(self._envs.count)]
-            parts, there = self._play(acts, limit, partial(watch, done))
-            played += parts
-            cut += there
-            done += bool(parts)
-            if there:
-                self._begin()
-        return Scores(tuple(played), seed, True, limit, cut)
-
-    def _begin(self) -> None:
-        """The next episode, where the last one has not ended by itself."""
-        self._state.length[:] = 1
-        self._envs.fresh(self._state)
-        self._steps.obs[0] = self._state.obs
-
-    def _play(
-        self, acts: list[Act], limit: int, watch: Callable[[], None]
-    ) -> tuple[list[Episode], int]:
-        """One episode, of every agent, and how many of them had not ended at the limit.
-
-        Nothing if the env fails in it.
-        """
-        envs, state, buffer = self._envs, self._state, self._steps
-        ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)
-        over = np.zeros(envs.count, bool)
-        for _ in range(limit):
-            for i in np.flatnonzero(~over):  # an agent that has left shows nothing
-                buffer.env_action[0, i] = acts[i](buffer.obs[0, i])
-            buffer.done[:], buffer.valid[:] = False, True
-            envs.step(state, buffer, 0)
-            watch()
-            envs.remember(state, buffer)
-            buffer.final_obs.clear()
-            buffer.obs[0] = buffer.obs[1]
-            ret += np.where(buffer.valid[0], buffer.reward[0], 0)
-            length += buffer.valid[0]
-            over = (buffer.done | ~buffer.valid)[0]
-            if over.all():
-                break
-        there = int((~over).sum())
-        if not there and not buffer.done.any():
-            return [], 0
-        pairs = zip(ret.tolist(), length.tolist(), strict=True)
-        return [Episode(r, n) for r, n in pairs if n], there
-
-    def close(self) -> None:
-        """Close the env's process."""
-        self._envs.close()

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor, nn
 
 from proximo.errors import UsageError, faults
 from proximo.functional.distributions import ILLEGAL
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK, Leaf, sizes, starts, torch_dtype
+from proximo.spaces import MASK, Leaf, torch_dtype
 
 TOLERANCE = 1e-4
 """Between the file's numbers and the policy's, in shares of the largest of them, or of 1."""
@@ -33,7 +32,7 @@ BATCHES, STEPS = (1, 7), 4
 
 
 class Exported(NamedTuple):
-    """What an ONNX file takes and gives, and how near to the policy it is."""
+    """Inputs and outputs of an ONNX file, and its difference from the policy."""
 
     inputs: tuple[str, ...]  # name, type and shape of each
     outputs: tuple[str, ...]
@@ -105,10 +104,10 @@ def _in_words(end: Any) -> str:
 
 
 class _Acting(nn.Module):
-    """What the file computes: the leaves of observations in, those of actions out."""
+    """The computation in the file: from leaves of observations to leaves of actions."""
 
     def __init__(self, policy: ActorCritic, privileged: tuple[str, ...]) -> None:
-        """Of a copy, without the critic: what exporting does to it stays here."""
+        """Copy the policy, without the critic: exporting changes it."""
         super().__init__()
         self.policy = copy.deepcopy(policy).cpu().eval()
         self.policy.critic = self.policy.critic_recurrent = None
@@ -127,7 +126,7 @@ class _Acting(nn.Module):
                 raise UsageError(f"two parts of this env would be named {name}: rename a key")
 
     def given(self, parts: list[np.ndarray]) -> list[np.ndarray]:
-        """Of all leaves of an observation, those that the file takes."""
+        """The leaves of an observation that are inputs of the file."""
         pairs = zip(self.policy.observations.leaves, parts, strict=True)
         return [part for leaf, part in pairs if leaf.path not in self.hidden]
 
@@ -141,7 +140,7 @@ class _Acting(nn.Module):
         return (*parts, distribution.parameters, *([] if moved is None else [moved]))
 
     def _row(self, given: dict[tuple[Any, ...], Tensor]) -> Tensor:
-        """What `Observations.write` lays out, and the policy's own type."""
+        """`Observations.write` in the graph, in the type of the policy."""
         rows, kind = self.policy.observations, self.policy.dtype
         if rows.plain:
             return given[()] if rows.dtype == np.uint8 else given[()].to(kind)
@@ -150,10 +149,8 @@ class _Acting(nn.Module):
         for leaf in rows.leaves:
             if leaf.path not in given:  # only the critic would look at it
                 part = torch.zeros(count, leaf.end - leaf.begin)
-            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-                part = _one_hot(leaf.space, given[leaf.path].reshape(count, -1))
             else:
-                part = given[leaf.path].reshape(count, leaf.end - leaf.begin)
+                part = leaf.columns(given[leaf.path])
             parts.append(part.to(torch_dtype(rows.dtype)))
         return torch.cat(parts, -1).to(kind)
 
@@ -166,15 +163,6 @@ def _input(leaf: Leaf) -> str:
 
 def _output(leaf: Leaf) -> str:
     return f"action/{leaf.name}" if leaf.path else "action"
-
-
-def _one_hot(space: Any, chosen: Tensor) -> Tensor:
-    """chosen: [N, K] of so many choices; returns [N, columns] bool, a column for each thing."""
-    counts = sizes(space)
-    choice = torch.from_numpy(np.repeat(np.arange(len(counts)), counts))
-    pairs = zip(starts(space), counts, strict=True)
-    thing = [start + np.arange(count) for start, count in pairs]
-    return chosen.long()[:, choice] == torch.from_numpy(np.concatenate(thing))
 
 
 def _graph(acting: _Acting, about: dict[str, str]) -> bytes:
@@ -206,7 +194,7 @@ def _graph(acting: _Acting, about: dict[str, str]) -> bytes:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What the exporter says is of its own insides; whether the file is right is found out."""
+    """Silence the exporter, which reports on its internals; the file is tested afterwards."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

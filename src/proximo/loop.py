@@ -12,8 +12,8 @@ from gymnasium.vector import VectorEnv
 
 from proximo.agent import Agent, load
 from proximo.algorithms.base import OnPolicy
+from proximo.envs.base import Maker
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker
 from proximo.errors import UsageError
 from proximo.imports import find, name_of
 from proximo.nets.config import NetConfig

@@ -1,8 +1,8 @@
 """Every observation and action as one row of numbers, however nested its space is.
 
-What an env shows becomes a row: the leaves of a Dict or Tuple side by side, a Discrete one as a
+An observation becomes a row: the leaves of a Dict or Tuple side by side, a Discrete one as a
 one-hot, an action mask last. The rest of the library stores, shuffles and learns from rows alone.
-What a policy chooses is a row as well, and is nested again for the env.
+An action of the policy is a row as well, and is nested again for the env.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import enum
 from collections.abc import Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -25,19 +26,17 @@ if TYPE_CHECKING:
 Space = gym.Space[Any]
 MASK = "action_mask"
 """The key of an observation that says which actions are legal."""
-SMALLEST_IMAGE = 5
-"""Pixels along the shorter side from which bytes with three axes are taken for an image."""
-
-SMALLEST_GREY = 36
-"""The same for bytes with two axes: a board, say, is smaller, and no picture."""
+SMALLEST_IMAGE, SMALLEST_GREY = 5, 36
+"""Pixels along the shorter side from which bytes are an image: of three axes, and of two axes (a
+board, say, is smaller)."""
 
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 ACTIONS = "Discrete, MultiDiscrete, MultiBinary, Box of floats, Dict and Tuple of these"
 SIMPLE = spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 WIDEST = 2**24
-"""Choices of a simple space, at most: each of them is a column, for which memory is taken."""
+"""Choices of a simple space, at most: each is a column, which takes memory."""
 EXACT = 2**53
-"""Up to here a float64 holds every whole number."""
+"""Largest number up to which a float64 holds every whole number."""
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
@@ -49,10 +48,9 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EnumKey:
-    """A member of an `Enum` as the key of a space that was read from a file: by its names alone.
+    """A member of an `Enum` as a key of a space from a file: its names, for the class is code.
 
-    The class itself would be code. This equals the member and hashes as it does, so that either
-    finds what lies under the other in the dicts of the env.
+    It equals the member and hashes as it does, so that either finds the other in a dict.
     """
 
     enum: str
@@ -87,13 +85,43 @@ def plain_key(key: Any) -> Any:
     return plain if equal else key
 
 
-class Leaf(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Leaf:
     """One simple space within a row: columns begin to end."""
 
     path: tuple[Any, ...]  # the keys that lead to it
     space: Space
     begin: int
     end: int
+
+    @cached_property
+    def chosen(self) -> bool:
+        """There is something to choose, which becomes a one-hot."""
+        return bool(sizes(self.space))
+
+    @cached_property
+    def _one_hot(self) -> dict[Any, tuple[Any, Any]]:
+        """By device (None: NumPy): of each column, whose choice it is, and which thing is meant."""
+        counts = sizes(self.space)
+        things = [start + np.arange(n) for start, n in zip(starts(self.space), counts, strict=True)]
+        return {None: (np.repeat(np.arange(len(counts)), counts), np.concatenate(things))}
+
+    def columns(self, part: Any) -> Any:
+        """Columns of an array or a tensor [..., *space.shape]: [..., end - begin].
+
+        Choices become a one-hot of bool; one that is out of range leaves its columns 0.
+        """
+        part = part.reshape(*part.shape[: part.ndim - len(self.space.shape or ())], -1)
+        if not self.chosen:
+            return part
+        device = None if isinstance(part, np.ndarray) else part.device
+        if device not in self._one_hot:
+            import torch
+
+            choice, thing = map(torch.from_numpy, self._one_hot[None])
+            self._one_hot[device] = choice.to(device), thing.to(device)
+        choice, thing = self._one_hot[device]
+        return part[..., choice] == thing
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -106,7 +134,7 @@ class Leaf(NamedTuple):
 
     @property
     def place(self) -> str:
-        """Where it stands, behind the name of a space."""
+        """Place within a space, for an error text."""
         return f" at {self.name}" if self.path else ""
 
     @property
@@ -234,7 +262,7 @@ class Observations:
         alone = space if isinstance(space, spaces.Box) else None
         image = alone is not None and self.leaves[0].image is not None
         self.plain = alone is not None and (image or len(alone.shape) == 1)
-        """Whether an observation is its row already."""
+        """An observation is its row already."""
         self.shape = alone.shape if alone is not None and self.plain else (begin,)
         # Only images stay bytes, which the network scales; other bytes are numbers.
         kind = np.float32 if alone is None else alone.dtype
@@ -242,8 +270,9 @@ class Observations:
 
     @property
     def masks(self) -> Space | None:
-        """The space of the action masks, or None without any."""
-        return self.space[MASK] if self.mask_begin < self.width else None  # type: ignore[index]
+        """The space of the action masks, or None."""
+        masked = isinstance(self.space, spaces.Dict) and self.mask_begin < self.width
+        return getattr(self.space, "spaces", {})[MASK] if masked else None
 
     def write(self, seen: Any, row: np.ndarray) -> None:
         """Lay an observation, or a batch of them, into its row. Raises `UsageError` for a misfit.
@@ -258,15 +287,17 @@ class Observations:
                 raise UsageError(misfit(leaf, seen)) from error
             if part.shape != (*lead, *(leaf.space.shape or ())):
                 raise UsageError(misfit(leaf, seen, part.shape[len(lead) :]))
-            self._lay(leaf, part, row, lead)
+            self.lay(leaf, part, row)
+            if leaf.chosen and np.count_nonzero(row[..., leaf.begin : leaf.end]) != part.size:
+                text = f"an env returned {leaf.name} = {part}, which is not in {leaf.space}"
+                raise UsageError(text)
 
-    def _lay(self, leaf: Leaf, part: np.ndarray, row: np.ndarray, lead: tuple[int, ...]) -> None:
+    def lay(self, leaf: Leaf, part: Any, row: Any) -> None:
+        """Write the part of one leaf into its columns: arrays, or tensors."""
         if self.plain:
             row[...] = part
-        elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-            row[..., leaf.begin : leaf.end] = _one_hot(leaf, part, lead)
         else:
-            row[..., leaf.begin : leaf.end] = part.reshape(*lead, -1)
+            row[..., leaf.begin : leaf.end] = leaf.columns(part)
 
     def row(self, seen: Any) -> np.ndarray:
         """An observation as a row of its own."""
@@ -275,7 +306,7 @@ class Observations:
         return row
 
     def draw(self, drawn: np.random.Generator, count: int) -> list[np.ndarray]:
-        """What this space may show, drawn at random: [count, *leaf] for each leaf."""
+        """Random observations of this space: [count, *leaf] for each leaf."""
         parts = []
         for leaf in self.leaves:
             space: Any = leaf.space
@@ -300,19 +331,23 @@ class Observations:
         """Leaves [count, *leaf] as rows. Returns [count, *shape]."""
         row = np.empty((len(parts[0]), *self.shape), self.dtype)
         for leaf, part in zip(self.leaves, parts, strict=True):
-            self._lay(leaf, part, row, (len(row),))
+            self.lay(leaf, part, row)
         return row
 
     def examples(self, count: int) -> np.ndarray:
-        """Rows as this space may show them, always the same ones. Returns [count, *shape]."""
+        """Random rows of this space, always the same ones: [count, *shape]."""
         return self.rows(self.draw(np.random.default_rng(0), count))
 
     def not_finite(self, row: np.ndarray) -> str:
-        """What is infinite or no number in a row, the first: as in "sensors/speed[1] = nan"."""
+        """The first number of a row that is not finite, as in "sensors/speed[1] = nan"."""
         flat = row.reshape(-1)
         column = int(np.flatnonzero(~np.isfinite(flat))[0])
+        return f"{self.column_name(column)} = {flat[column]}"
+
+    def column_name(self, column: int) -> str:
+        """Name of a column, as in "sensors/speed[1]"."""
         leaf = next(leaf for leaf in self.leaves if leaf.begin <= column < leaf.end)
-        return f"{leaf.name}[{column - leaf.begin}] = {flat[column]}"
+        return f"{leaf.name}[{column - leaf.begin}]"
 
     @property
     def measured(self) -> np.ndarray:
@@ -325,10 +360,7 @@ class Observations:
 
 
 def misfit(leaf: Leaf, seen: Any, shape: tuple[int, ...] | None = None) -> str:
-    """What is wrong with an observation that does not have this leaf, or has it in another shape.
-
-    shape: None where there is no array of that name.
-    """
+    """Error text for an observation without this leaf (shape: None), or in another shape."""
     if isinstance(seen, tuple) and not (leaf.path and type(leaf.path[0]) is int):
         parts = ", ".join(type(part).__name__ for part in seen)
         return (
@@ -354,29 +386,16 @@ def misfit(leaf: Leaf, seen: Any, shape: tuple[int, ...] | None = None) -> str:
 
 def strangers(space: Space, seen: Any, where: str = "") -> list[str]:
     """The keys of an observation that its space lacks: they are not looked at."""
-    found = list[str]()
+    unknown = list[str]()
     if isinstance(space, spaces.Dict) and isinstance(seen, dict):
         for key, part in seen.items():
             name = f"{where}{plain_key(key)}"
             inner = space.spaces.get(key)
-            found += [name] if inner is None else strangers(inner, part, f"{name}/")
+            unknown += [name] if inner is None else strangers(inner, part, f"{name}/")
     elif isinstance(space, spaces.Tuple) and isinstance(seen, tuple):
         for index, (inner, part) in enumerate(zip(space.spaces, seen, strict=False)):
-            found += strangers(inner, part, f"{where}{index}/")
-    return found
-
-
-def _one_hot(leaf: Leaf, part: np.ndarray, lead: tuple[int, ...]) -> np.ndarray:
-    """[..., width]: a 1 for each choice."""
-    space: Any = leaf.space
-    counts = np.array(sizes(space))
-    chosen = (part - space.start).reshape(*lead, len(counts)).astype(np.int64)
-    if ((chosen < 0) | (chosen >= counts)).any():
-        raise UsageError(f"an env returned {leaf.name} = {part}, which is not in {space}")
-    row = np.zeros((*lead, leaf.end - leaf.begin), np.float32)
-    first = np.concatenate([[0], counts[:-1]]).cumsum()
-    np.put_along_axis(row, chosen + first, 1.0, -1)
-    return row
+            unknown += strangers(inner, part, f"{where}{index}/")
+    return unknown
 
 
 class Actions:
@@ -389,9 +408,9 @@ class Actions:
     def __init__(self, space: Space) -> None:
         self.space, self.leaves = space, list[Leaf]()
         self.single = not isinstance(space, spaces.Dict | spaces.Tuple)
-        """Whether it is a simple space itself."""
+        """It is a simple space itself."""
         self.simple = self.single and (space.shape != () or isinstance(space, spaces.Discrete))
-        """Whether what the envs are given is the action already."""
+        """A row is the action itself."""
         begin = 0
         for path, inner in _leaves(space):
             leaf = Leaf(path, inner, begin, begin + int(np.prod(inner.shape or ())))
@@ -455,7 +474,7 @@ class Actions:
 
 
 def _fixed(space: Any) -> np.ndarray:
-    """Where a simple space leaves no choice, number by number."""
+    """Numbers of a simple space of which only one value is allowed: bool."""
     if isinstance(space, spaces.Box):
         return np.equal(space.low, space.high).reshape(-1)
     return np.equal(sizes(space) or [2], 1)
@@ -531,8 +550,8 @@ def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
     if isinstance(space, spaces.Tuple) and isinstance(masks, spaces.Tuple):
         parts = [part for part in space.spaces if choices(part)]
         if len(parts) == len(masks.spaces):
-            for k, (own, part) in enumerate(zip(masks.spaces, parts, strict=True)):
-                check_masks(own, part, f"{where}/{k}")
+            for k, (mask, part) in enumerate(zip(masks.spaces, parts, strict=True)):
+                check_masks(mask, part, f"{where}/{k}")
             return
     entries = sum(_columns(inner) for _, inner in _leaves(masks))
     if entries != choices(space):
@@ -594,7 +613,7 @@ def check_columns(saved: tuple[Space, Space], here: tuple[Space, Space]) -> None
 
 
 def _layout(space: Space) -> list[tuple[Any, ...]]:
-    """What each column of a row means, but for its bounds and type."""
+    """Meaning of each column of a row, without its bounds and type."""
     return [(path, sizes(inner) or inner.shape) for path, inner in _masks_last(space)]
 
 

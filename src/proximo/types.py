@@ -202,3 +202,10 @@ class EnvState:
     resetting: np.ndarray  # [N] bool: the next step of this env is a reset (next-step mode)
     ret: np.ndarray  # [N] float64: return of the running episode so far
     length: np.ndarray  # [N] int64: its length so far
+
+    def begin(self, rows: np.ndarray) -> None:
+        """Count the next episode in these rows, [N] bool: nothing has happened in it yet."""
+        self.episode += rows
+        self.ret[rows] = self.length[rows] = 0
+        for i in np.flatnonzero(rows):
+            self.actions[i] = []

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from proximo import NetConfig, RolloutConfig, RunConfig, load, train
-from proximo.envs.probes import Match
+from proximo.envs.testing.probes import Match
 from proximo.evaluation import evaluate_policy
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
@@ -78,15 +78,15 @@ class Chain(Match):
 
     def reset(self, *, seed=None, options=None):
         seen, info = super().reset(seed=seed)
-        self.length, self.asked = 1 + int(self.np_random.integers(4)), 0
+        self.questions, self.asked = 1 + int(self.np_random.integers(4)), 0
         return seen, info
 
     def step(self, action):
         _, reward, *_ = super().step(action)
         self._symbol = int(self.np_random.integers(3))
         self.asked += 1
-        over, odd = self.asked == self.length, self.length % 2 == 1
-        return self._look(), reward, over and not odd, over and odd, {}
+        over, odd = self.asked == self.questions, self.questions % 2 == 1
+        return self.observe(), reward, over and not odd, over and odd, {}
 
 
 class Own(nn.Module):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from proximo import A2C, PPO, TRPO, NetConfig, PPOPenalty, Reinforce, RolloutConfig, train
-from proximo.envs import probes
+from proximo.envs.testing import probes
 from proximo.functional.kl import kl_divergence
 from proximo.functional.losses import clipped_surrogate, policy_gradient, surrogate
 from proximo.functional.trust_region import (

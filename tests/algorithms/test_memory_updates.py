@@ -13,7 +13,7 @@ from proximo.algorithms.q_actor_critic import next_action_value
 from proximo.collect import collect
 from proximo.engines.torch import TorchEngine
 from proximo.envs.make import make_envs
-from proximo.envs.probes import Remember
+from proximo.envs.testing.probes import Remember
 from proximo.nets.actor_critic import ActorCritic
 from proximo.state import TrainState
 
@@ -25,7 +25,7 @@ class Counting(Remember):
 
     length = 2**62
 
-    def see(self):
+    def observe(self):
         return self.np_random.uniform(-1, 1, 1).astype(np.float32)
 
     def reward(self, action):

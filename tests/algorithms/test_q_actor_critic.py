@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from proximo import NetConfig, QActorCritic, RolloutConfig, RunConfig, UsageError, train
-from proximo.envs import probes
+from proximo.envs.testing import probes
 from proximo.types import Transitions
 
 KINDS = pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])

@@ -25,14 +25,15 @@ LAYERS = [
     ["functional", "imports", "spaces"],
     ["disk", "types"],
     ["errors"],
+    ["bounds"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 EXTRAS = {
     "matplotlib": "commands.pictures",
     "imageio": "commands.pictures",
-    "envpool": "envs.pool",
-    "minigrid": "envs.known",
-    "pettingzoo": "envs.known",
+    "envpool": "envs.envpool",
+    "minigrid": "envs.registries",
+    "pettingzoo": "envs.registries",
     "transformers": "language.model",
     "tokenizers": "language.blueprint",
     "peft": "language.adapters",

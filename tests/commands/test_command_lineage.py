@@ -4,10 +4,10 @@ import pytest
 
 from commands.command_line import proximo, refusal, result, rows, succeeded
 from proximo.run.config import ALGORITHMS, ALIASES
-from proximo.run.presets import PRESETS
+from proximo.run.presets import presets
 
 QUICK = ("--preset", "none", "--env.num-envs", "2", "--rollout.steps", "64")
-BY_NAME = [preset.name for preset in PRESETS if preset.by_name]
+BY_NAME = [preset.name for preset in presets() if preset.by_name]
 
 
 @pytest.mark.parametrize("name", [*ALGORITHMS, *ALIASES])

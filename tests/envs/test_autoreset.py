@@ -11,7 +11,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from proximo import PPO, EnvConfig, NetConfig, UsageError
 from proximo.collect import collect
 from proximo.engines.torch import TorchEngine
-from proximo.envs.make import VectorEnvs, make_envs
+from proximo.envs.make import make_envs
+from proximo.envs.vector import VectorEnvs
 from proximo.nets.actor_critic import ActorCritic
 from proximo.state import TrainState
 

@@ -12,11 +12,13 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from commands.command_line import here, own_env, proximo, refusal, result, succeeded, train_in
 from proximo import PPO, EnvConfig, UsageError, train
-from proximo.envs import probes
-from proximo.envs.check import Bounds, check_env, check_vector
-from proximo.envs.make import VectorEnvs, make_env, make_envs
-from proximo.envs.puzzles import Cards
+from proximo.envs.check import check_env
+from proximo.envs.make import make_env, make_envs
 from proximo.envs.tensors import TensorEnvs
+from proximo.envs.testing import probes
+from proximo.envs.testing.puzzles import Cards
+from proximo.envs.vector import VectorEnvs, check_vector
+from proximo.envs.watch import Bounds
 from proximo.loop import run_control
 from proximo.run.config import Config, RolloutConfig, RunConfig
 from proximo.run.control import make_session

@@ -184,3 +184,12 @@ def test_a_run_of_before_with_such_a_setting_goes_on(tmp_path):
     old = dataclasses.replace(config, env=dataclasses.replace(config.env, threads=2), run=run)
     last = Checkpoint(folder.checkpoint("last"))
     assert run_control(make_session(old, folder=folder, resume=last)).result["steps"] >= 2048
+
+
+@pytest.mark.parametrize("name", ["puzzles:Catch", "probes:Match"])
+def test_an_env_that_was_moved_is_found_by_its_old_name(name, capsys):
+    config = EnvConfig(id=f"proximo.envs.{name}")
+    assert config.id == f"proximo.envs.testing.{name}"
+    said = f"proximo.envs.{name} is named {config.id} now"
+    assert capsys.readouterr().err.splitlines() == [f"proximo: {said}"]
+    make_env(config).close()

@@ -10,8 +10,9 @@ import pytest
 
 from commands.command_line import SMALL, here, own_env, proximo, refusal, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, load, train
-from proximo.envs.known import FAMILIES
-from proximo.envs.make import episode_seed, make_env, make_envs
+from proximo.envs.base import episode_seed
+from proximo.envs.make import make_env, make_envs
+from proximo.envs.registries import FAMILIES
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend

@@ -12,7 +12,8 @@ from commands.command_line import SMALL, here, proximo, refusal, succeeded
 from envs.made_envs import Duck, Own, Raises
 from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, UsageError, train
 from proximo.envs.check import check_env
-from proximo.envs.make import close_all, make_env
+from proximo.envs.layers import close_all
+from proximo.envs.make import make_env
 
 __all__ = ["here"]
 

@@ -13,8 +13,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, TrainingError, UsageError, train
 from proximo.collect import collect
 from proximo.engines.torch import TorchEngine
-from proximo.envs.make import SyncEnvs, VectorEnvs, make_env
-from proximo.envs.probes import Match
+from proximo.envs.base import SyncEnvs
+from proximo.envs.make import make_env
+from proximo.envs.testing.probes import Match
+from proximo.envs.vector import VectorEnvs
 from proximo.evaluation import evaluate_policy
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, flat_mask
@@ -43,8 +45,8 @@ class Told(Match):
         super().__init__("vector", done)
         self._masks, self.source = True, source
 
-    def _look(self):
-        return super()._look()["shown"]
+    def observe(self):
+        return super().observe()["shown"]
 
     def _info(self):
         mask = self.legal()
@@ -209,7 +211,11 @@ def test_masks_in_an_observation_lie_as_the_actions_do():
     ("name", "kwargs", "message"),
     [
         ("Pendulum-v1", {}, r"env.action_masks is info, but Box.* nothing to choose from"),
-        ("proximo.envs.probes:Match", {"masks": True}, r"Match.* have the key action_mask already"),
+        (
+            "proximo.envs.testing.probes:Match",
+            {"masks": True},
+            r"Match.* have the key action_mask already",
+        ),
     ],
 )
 def test_masks_that_make_no_sense(name, kwargs, message):

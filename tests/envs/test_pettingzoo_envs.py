@@ -93,7 +93,7 @@ def test_whole_episodes_are_those_of_each_agent():
 
 def test_evaluation_plays_every_agent():
     env = make_env(EnvConfig(), Leaving)
-    scores = evaluate_policy(lambda obs, noise: np.int64(0), env, episodes=2, seed=0)
+    scores = evaluate_policy(lambda obs: np.int64(0), env, episodes=2, seed=0)
     assert scores.episodes == ((2.0, 2), (50.0, 5)) * 2
 
 

@@ -13,8 +13,8 @@ from gymnasium.vector import AutoresetMode
 
 from commands.command_line import SMALL, here, proximo, refusal, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
+from proximo.envs.envpool import NEVER, EnvPoolEnvs
 from proximo.envs.make import make_envs
-from proximo.envs.pool import NEVER, Pool
 
 __all__ = ["here"]
 
@@ -74,7 +74,9 @@ def fake(monkeypatch):
 
 
 def pool(name="CartPole-v1", num_envs=3, **settings):
-    return Pool(EnvConfig(id=name, num_envs=num_envs, backend="envpool", **settings), None, 2)
+    return EnvPoolEnvs(
+        EnvConfig(id=name, num_envs=num_envs, backend="envpool", **settings), None, 2
+    )
 
 
 @pytest.mark.parametrize(

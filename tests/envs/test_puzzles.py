@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from proximo.envs.puzzles import (
+from proximo.envs.testing.puzzles import (
     Cards,
     Catch,
     Copy,

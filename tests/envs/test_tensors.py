@@ -22,8 +22,8 @@ from proximo import (
     load,
     train,
 )
-from proximo.envs.make import VectorEnvs
 from proximo.envs.tensors import TensorEnvs
+from proximo.envs.vector import VectorEnvs
 from proximo.run.config import Config, RolloutConfig
 from proximo.run.control import make_session
 

@@ -9,8 +9,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from commands.command_line import SMALL, here, proximo, succeeded
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, train
-from proximo.envs.check import check_vector
-from proximo.envs.make import VectorEnvs, make_envs
+from proximo.envs.make import make_envs
+from proximo.envs.vector import VectorEnvs, check_vector
 from proximo.run.checkpoint import Checkpoint
 
 __all__ = ["here"]

@@ -98,8 +98,8 @@ def test_an_unknown_algorithm_beside_a_configuration_is_not_overlooked(here, tra
         ("--algorithm.value-clip", "0.0", "above 0"),
         ("--algorithm.huber-delta", "-1.0", "above 0"),
         ("--rollout.steps", "0", "at least 1"),
-        ("--rollout.episodes", "-1", "0 or more"),
-        ("--env.num-envs", "0", "one env"),
+        ("--rollout.episodes", "-1", "at least 0"),
+        ("--env.num-envs", "0", "at least 1"),
         ("--env.max-episode-steps", "0", "at least 1"),
         ("--env.reward-clip", "-1.0", "above 0"),
         ("--env.reward-clip", "nan", "finite"),
@@ -138,7 +138,7 @@ def test_a_setting_out_of_range(here, flag, value, remedy):
 
 def test_a_layer_without_width(here):
     message = refusal(train("--net.hidden", "8", "0", steps=64))
-    assert message.startswith("proximo: net.hidden is (8, 0): give widths")
+    assert message.startswith("proximo: net.hidden is (8, 0): it must be a list, each at least 1")
     assert nothing_left(here)
 
 

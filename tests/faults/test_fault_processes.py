@@ -222,7 +222,7 @@ def test_nothing_that_an_env_has_started_is_left_when_its_process_is_killed():
         state = envs.start()
         found = started(os.getpid())
         envs.report = lambda text, trace: None
-        for process in envs._processes:
+        for process in envs._processes.values():
             os.kill(process.pid, signal.SIGKILL)
         wait_for(lambda: not any(map(alive, found)), 2)
         state.length[:] = 1

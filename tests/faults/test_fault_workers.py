@@ -30,7 +30,8 @@ from proximo import (
 )
 from proximo.collect import collect
 from proximo.envs import supervisor, workers
-from proximo.envs.make import episode_seed, make_envs
+from proximo.envs.base import episode_seed
+from proximo.envs.make import make_envs
 from proximo.imports import find, import_module
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
@@ -477,7 +478,7 @@ def test_a_process_that_is_killed_while_it_idles_changes_nothing():
 
 
 def test_an_episode_that_is_too_long_to_be_replayed_ends_with_its_process(monkeypatch):
-    monkeypatch.setattr("proximo.envs.make.REPLAYED", 20)
+    monkeypatch.setattr("proximo.envs.base.REPLAYED", 20)
     env = EnvConfig(id="Pendulum-v1", num_envs=2, backend="workers", processes=1)
     with session(env, rollout=RolloutConfig(steps=16)) as begun:
         envs = begun.task.envs
@@ -517,7 +518,7 @@ def test_an_env_that_always_fails_ends_the_run():
 
 
 def test_the_budget_is_for_so_many_steps(monkeypatch):
-    monkeypatch.setattr(workers, "SPAN", 20)
+    monkeypatch.setattr(workers, "RESTART_STEPS", 20)
     env = env_config("raise", kwargs={"target": -2, "at": 12}, num_envs=1)  # of 10 to 19 steps
     lasts = [10 + seed_of(0, episode) % 10 for episode in range(50)]
     ends = np.cumsum([min(length, 12) for length in lasts])
@@ -632,11 +633,11 @@ def test_what_is_doubtful_about_an_env_is_said():
 
 
 def test_a_constructor_that_does_not_end_is_given_up(monkeypatch):
-    monkeypatch.setattr(workers, "START", 2.0)
+    monkeypatch.setattr(workers, "START_SECONDS", 2.0)
     begun = time.monotonic()
     with pytest.raises(UsageError, match="no env was made: no answer in 2 s"):
         make_envs(env_config("long constructor"), SEED)
-    assert time.monotonic() - begun < 30  # and not the two minutes of START
+    assert time.monotonic() - begun < 30  # and not the two minutes of START_SECONDS
 
 
 def test_what_has_no_name_cannot_be_made_elsewhere():
@@ -725,7 +726,7 @@ def test_closing_takes_no_longer_than_its_grace(trouble, here):
         os.kill(pids[0], signal.SIGSTOP if trouble == "stopped" else signal.SIGKILL)
     begun = time.monotonic()
     envs.close()
-    assert time.monotonic() - begun < supervisor.GRACE + 10
+    assert time.monotonic() - begun < supervisor.GRACE_SECONDS + 10
     assert gone(pids)
 
 
@@ -807,7 +808,7 @@ def test_a_second_ctrl_c_does_not_wait_for_an_env_that_hangs(training):
     os.killpg(popen.pid, signal.SIGINT)
     begun = time.monotonic()
     _, said = popen.communicate(timeout=20)
-    assert time.monotonic() - begun < supervisor.GRACE + 10
+    assert time.monotonic() - begun < supervisor.GRACE_SECONDS + 10
     assert popen.returncode == 130
     assert "stopped at once" in said
     assert gone(pids)

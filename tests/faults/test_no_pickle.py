@@ -18,7 +18,7 @@ IMPORTING = {
     "cli.py": 'f"proximo.commands.{VERBS[verb][0]}"',
     "imports.py": "module_name",
     "language/reward.py": "module",
-    "envs/known.py": "package",
+    "envs/registries.py": "package",
     "commands/pictures.py": "module",
     "export.py": "module",
 }

@@ -370,7 +370,7 @@ def test_averages_that_a_run_does_not_have(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: ModelConfig(lora_rank=-1), "model.lora_rank is -1: give at least 0"),
+        (lambda: ModelConfig(lora_rank=-1), "model.lora_rank is -1: it must be at least 0"),
         (lambda: ModelConfig(lora_alpha=4.0), "model.lora_alpha is set, but there are no adapters"),
         (lambda: ModelConfig(lora_rank=4, lora_alpha=0.0), "model.lora_alpha is 0.0"),
         (lambda: ModelConfig(lora_targets=("x",)), "model.lora_targets is set, but there are no"),

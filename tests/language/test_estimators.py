@@ -253,8 +253,8 @@ def test_an_advantage_that_is_standardised_alone_is_refused(settings, tokens, co
     ("settings", "said"),
     [
         ({"completions_per_prompt": 3}, "sequences is 8, no multiple of"),
-        ({"completions_per_prompt": 0}, "completions_per_prompt is 0: give at least 1"),
-        ({"held_out": 1.0, "eval_every": 1}, "held_out is 1.0: it must lie in"),
+        ({"completions_per_prompt": 0}, "completions_per_prompt is 0: it must be at least 1"),
+        ({"held_out": 1.0, "eval_every": 1}, "held_out is 1.0: it must be in \\[0, 1\\)"),
         ({"eval_every": 2}, "belong together"),
         ({"held_out": 0.5}, "belong together"),
         ({"held_out": 0.5, "eval_every": 3, "log_every": 2}, "no multiple of run.log_every"),

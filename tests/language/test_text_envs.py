@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers")
 
 from proximo import Schedule, TrainingError, UsageError
-from proximo.envs.make import episode_seed
+from proximo.envs.base import episode_seed
 from proximo.language import (
     TOKEN_PPO,
     KLConfig,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from proximo import PPO, NetConfig, RolloutConfig, train
-from proximo.envs.probes import Match
+from proximo.envs.testing.probes import Match
 from proximo.run.config import ALGORITHMS
 from proximo.types import Segments
 

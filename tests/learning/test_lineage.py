@@ -19,7 +19,7 @@ from proximo import (
     RolloutConfig,
     train,
 )
-from proximo.envs import probes
+from proximo.envs.testing import probes
 
 KINDS = pytest.mark.parametrize("continuous", [False, True], ids=["discrete", "continuous"])
 RATE = {"gamma": 0.9, "learning_rate": "linear:1e-2:0"}

@@ -6,7 +6,7 @@ import pytest
 
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, train
 from proximo.envs.make import make_env
-from proximo.envs.puzzles import (
+from proximo.envs.testing.puzzles import (
     Cards,
     Catch,
     Copy,

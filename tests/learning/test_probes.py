@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from proximo import PPO, NetConfig, RolloutConfig, train
-from proximo.envs import probes
+from proximo.envs.testing import probes
 
 QUICK = PPO(
     gamma=0.9,

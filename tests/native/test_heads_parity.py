@@ -15,7 +15,7 @@ from proximo.collect import make_room
 from proximo.engines import library
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
-from proximo.envs.probes import Match
+from proximo.envs.testing.probes import Match
 from proximo.functional.distributions import ILLEGAL
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.choices import choose_engine

@@ -16,7 +16,7 @@ from proximo.collect import make_room
 from proximo.engines import library
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
-from proximo.envs.probes import Remember
+from proximo.envs.testing.probes import Remember
 from proximo.nets.actor_critic import ActorCritic
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])

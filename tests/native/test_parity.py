@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -49,7 +50,7 @@ def rows_of(policy, generator, *shape):
     rows = torch.randn((*shape, policy.observations.width), generator=generator)
     if policy.masked:
         begin = policy.observations.mask_begin
-        for among in torch.split(rows[..., begin:], list(policy.head.choices), -1):
+        for among in torch.split(rows[..., begin:], list(policy.head.num_logits), -1):
             first = torch.randint(among.shape[-1], (*shape, 1), generator=generator)
             among.copy_((among > 0).float().scatter(-1, first, 1.0))
     return rows
@@ -425,6 +426,19 @@ def test_without_the_library_everything_runs_on_torch(monkeypatch, tmp_path):
         assert choose_engine("auto", PPO(), policy)[0] == "torch"
     monkeypatch.undo()
     library.load.cache_clear()
+
+
+def test_structures_of_another_size_are_not_used(monkeypatch):
+    class Part(library._Part):
+        _fields_ = (("more", library._float),)
+
+    changed = [Part if kind is library._Part else kind for kind in library.STRUCTURES]
+    monkeypatch.setattr(library, "STRUCTURES", tuple(changed))
+    library.load.cache_clear()
+    found, why = library.load()
+    library.load.cache_clear()
+    assert found is None
+    assert re.search(r"has Part of 40 bytes, not \d+: install Proximo again", why)
 
 
 def test_the_batch_is_left_alone():

@@ -12,7 +12,7 @@ from proximo import PPO, EnvConfig, NetConfig, QActorCritic, RolloutConfig, Usag
 from proximo.collect import collect
 from proximo.engines.torch import TorchEngine
 from proximo.envs.make import make_envs
-from proximo.evaluation import Player
+from proximo.evaluation import EpisodePolicy
 from proximo.functional.distributions import Gaussian, gsde_log_std, gsde_noise
 from proximo.functional.kl import kl_divergence
 from proximo.loop import run_control
@@ -80,7 +80,7 @@ def test_draws_have_the_density_that_they_are_judged_by(action, scale):
         density = density + (1 - axis.tanh().square()).log().squeeze(-1)
     p = density.exp()
     assert torch.trapezoid(p, axis[:, 0]).item() == pytest.approx(1, abs=1e-6)
-    drawn = d.sample(net.head.drawn(theta, rows))[:, 0]
+    drawn = d.sample(net.head.effective_noise(theta, rows))[:, 0]
     below = torch.cumulative_trapezoid(p, axis[:, 0])
     for z in torch.linspace(-2, 2, 9):
         place = (one.mean + z * std).item()
@@ -240,7 +240,7 @@ def test_noise_that_was_drawn_ahead_is_kept_after_a_break(tmp_path):
 
 
 def test_a_player_keeps_it_too():
-    player, generator = Player(policy(gsde_steps=3)), torch.Generator().manual_seed(0)
+    player, generator = EpisodePolicy(policy(gsde_steps=3)), torch.Generator().manual_seed(0)
     seen = np.array([1, -2, 0.5], np.float32)
     env_action = np.array([player(seen, generator) for _ in range(6)])
     assert (env_action[:3] == env_action[0]).all()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proximo import PPO, NetConfig, RolloutConfig, train
-from proximo.envs import probes
-from proximo.nets.recurrent import Memory
+from proximo.envs.testing import probes
+from proximo.nets.recurrent import Recurrent
 from proximo.run.config import ALGORITHMS
 from proximo.types import Segments
 
@@ -22,7 +22,7 @@ KINDS = pytest.mark.parametrize("kind", ["gru", "lstm"])
 )
 def test_packed_stretches_are_what_single_steps_are(kind, lengths, seed):
     torch.manual_seed(seed)
-    recurrent, rows = Memory(kind, 3, 5, True), sum(lengths)
+    recurrent, rows = Recurrent(kind, 3, 5, True), sum(lengths)
     x, first = torch.randn(rows, 3), torch.randn(len(lengths), recurrent.state_size)
     episode = torch.arange(len(lengths)).flip(0).repeat_interleave(torch.tensor(lengths))
     recurrent_state = torch.zeros(rows, recurrent.state_size)
@@ -40,7 +40,7 @@ def test_packed_stretches_are_what_single_steps_are(kind, lengths, seed):
 @KINDS
 def test_its_gradient_is_that_of_single_steps(kind):
     torch.manual_seed(0)
-    recurrent = Memory(kind, 2, 4, True).double()
+    recurrent = Recurrent(kind, 2, 4, True).double()
     x = torch.randn(9, 2, dtype=torch.float64)
     episode = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2, 2])
     recurrent_state = torch.zeros(9, recurrent.state_size, dtype=torch.float64)

@@ -21,7 +21,7 @@ from proximo import (
     load,
     train,
 )
-from proximo.envs.probes import Match
+from proximo.envs.testing.probes import Match
 from proximo.loop import run_control
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint

@@ -269,7 +269,7 @@ def test_a_linear_policy_and_a_critic_of_other_widths_are_alike_in_both_engines(
     if not net["hidden"] and "recurrent" not in net:
         assert policy.logits.in_features == 3  # the observation itself
     if net["hidden"] == (9,) and net["critic_hidden"] == (17, 5):
-        assert [layer.out_features for layer in policy.critic.linears()] == [17, 5]
+        assert [layer.out_features for layer in policy.critic.linears] == [17, 5]
 
 
 def test_a_linear_policy_over_pixels_is_linear_in_their_features():

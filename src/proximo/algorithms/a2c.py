@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from proximo.algorithms.base import OnPolicy
+from proximo.bounds import at_least, between
 from proximo.functional.schedules import Coefficient
 from proximo.types import LossSpec
 
@@ -23,15 +24,15 @@ class A2C(OnPolicy):
     name: ClassVar[str] = "a2c"
     rollout_steps: ClassVar[int] = 8
 
-    lam: float = 1.0
+    lam: Annotated[float, between(0, 1)] = 1.0
     """Decay of the advantage estimate (lambda of GAE): 0 trusts the critic, 1 the returns."""
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "none"
     """Over which samples advantages are brought to mean 0 and deviation 1."""
-    learning_rate: Coefficient = 7e-4
+    learning_rate: Annotated[Coefficient, between(0, 10)] = 7e-4
     """Step size of the optimizer; a number or a schedule such as linear:3e-4:0."""
     optimizer: Literal["adam", "rmsprop", "sgd"] = "rmsprop"
     """Rule of the gradient step."""
-    epochs: int = 1
+    epochs: Annotated[int, at_least(1)] = 1
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""

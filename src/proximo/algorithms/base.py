@@ -5,13 +5,13 @@ The command line lists these settings without loading PyTorch, so methods import
 
 from __future__ import annotations
 
-import math
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from proximo import functional as F
+from proximo.bounds import above, at_least, between
 from proximo.errors import UsageError, check_values, refuse_unused
 from proximo.functional.schedules import Coefficient, as_schedule
 from proximo.types import Batch, Layout, LossSpec, Metrics, Rollout
@@ -43,13 +43,13 @@ class OnPolicy(ABC):
     unused_settings: ClassVar[tuple[str, ...]] = ()
     """Settings below that do nothing here, and so are refused."""
 
-    gamma: float = 0.99
+    gamma: Annotated[float, between(0, 1)] = 0.99
     """Discount per step (gamma)."""
-    lam: float = 0.95
+    lam: Annotated[float, between(0, 1)] = 0.95
     """Decay of the advantage estimate (lambda of GAE): 0 trusts the critic, 1 the returns."""
     advantage: Estimator = "gae"
     """How advantages are estimated; monte-carlo is the return minus the value."""
-    n: int = 5
+    n: Annotated[int, at_least(1)] = 5
     """Steps before the bootstrap, for n-step."""
     value_target: Literal["same", "gae", "n-step", "td0", "monte-carlo"] = "same"
     """What the critic learns: value plus advantage by this estimator (same: the one above)."""
@@ -61,40 +61,40 @@ class OnPolicy(ABC):
     takes part with the mean and the deviation of the batch."""
     normalize_reward: bool = False
     """Divide rewards by the running deviation of their discounted sum, then cut off at 10."""
-    learning_rate: Coefficient = 3e-4
+    learning_rate: Annotated[Coefficient, between(0, 10)] = 3e-4
     """Step size of the optimizer; a number or a schedule such as linear:3e-4:0."""
-    critic_learning_rate: Coefficient | None = None
+    critic_learning_rate: Annotated[Coefficient | None, between(0, 10)] = None
     """A step size for the critic alone (separate trunks only)."""
-    desired_kl: float | None = None
+    desired_kl: Annotated[float | None, above(0)] = None
     """Let the learning rate follow the KL: it falls by 1.5 after an update that moved the policy by
     more than twice this many nats, and rises by 1.5 after one under half; none: it keeps its
     schedule."""
     optimizer: Literal["adam", "rmsprop", "sgd"] = "adam"
     """Rule of the gradient step."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: Annotated[tuple[float, float], at_least(0, below=1)] = (0.9, 0.999)
     """Decay of Adam's running mean and square of the gradient."""
-    optimizer_eps: float = 1e-5
+    optimizer_eps: Annotated[float, above(0)] = 1e-5
     """Added to the denominator of Adam and RMSprop."""
-    epochs: int = 10
+    epochs: Annotated[int, at_least(1)] = 10
     """K, passes over each rollout."""
-    minibatch_size: int = 64
+    minibatch_size: Annotated[int, at_least(1)] = 64
     """M, samples per gradient step; at most envs x steps. The last may be smaller, but one of a
     single sample joins the one before it where advantages are standardised in each."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "shuffled"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
-    max_grad_norm: float | None = 0.5
+    max_grad_norm: Annotated[float | None, above(0)] = 0.5
     """The gradient is scaled down to this norm; none turns it off."""
-    entropy_coef: Coefficient = 0.0
+    entropy_coef: Annotated[Coefficient, between(0, 1e6)] = 0.0
     """Weight of the entropy bonus (c2 of eq. 9), per nat; a number or a schedule."""
-    value_coef: float = 0.5
+    value_coef: Annotated[float, between(0, 1e6)] = 0.5
     """Weight of the value loss (c1 of eq. 9)."""
     value_loss: Literal["mse", "huber", "clipped"] = "mse"
     """Squared error, Huber's, or the larger of the error and its clipped version."""
-    value_clip: Coefficient = 0.2
+    value_clip: Annotated[Coefficient, above(0)] = 0.2
     """Range of the clipped value loss, in units of the critic's output."""
-    huber_delta: float = 1.0
+    huber_delta: Annotated[float, above(0)] = 1.0
     """Where Huber's loss turns from square to straight, in units of the critic's output."""
-    skip_budget: int = 10
+    skip_budget: Annotated[int, at_least(0)] = 10
     """Gradient steps that a run may leave out because their loss or gradient was not finite; one
     more ends it."""
 
@@ -112,28 +112,6 @@ class OnPolicy(ABC):
             self._refuse(("minibatch_size",), f"algorithm.minibatches is {self.minibatches}")
         if self.optimizer != "adam":
             self._refuse(("adam_betas",), f"algorithm.optimizer is {self.optimizer}")
-        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise UsageError(f"algorithm.adam_betas is {self.adam_betas}: give two in [0, 1)")
-        for field_name, low, high in (
-            ("gamma", 0, 1),
-            ("lam", 0, 1),
-            ("learning_rate", 0, 10),
-            ("critic_learning_rate", 0, 10),
-            ("entropy_coef", 0, 1e6),
-            ("value_coef", 0, 1e6),
-        ):
-            self._check(field_name, low, high)
-        for field_name in (
-            "optimizer_eps",
-            "max_grad_norm",
-            "value_clip",
-            "huber_delta",
-            "desired_kl",
-        ):
-            self._check(field_name, 0, float("inf"), above=True)
-        for field_name in ("n", "epochs", "minibatch_size"):
-            self._check(field_name, 1, float("inf"))
-        self._check("skip_budget", 0, float("inf"))
 
     def check_used(self) -> None:
         """Refuse further settings that would do nothing in a new run. Raises `UsageError`."""
@@ -148,23 +126,6 @@ class OnPolicy(ABC):
 
     def _refuse(self, names: tuple[str, ...], why: str) -> None:
         refuse_unused("algorithm", self, names, why)
-
-    def _check(self, name: str, low: float, high: float, *, above: bool = False) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        try:
-            schedule = as_schedule(value)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"algorithm.{name}: {error}") from error
-        if not all(map(math.isfinite, (schedule.start, schedule.end))):
-            raise UsageError(f"algorithm.{name} is {value}: it must be finite")
-        fine = low <= schedule.lowest and schedule.highest <= high
-        if not (fine and (schedule.start > low or not above)):
-            interval = f"above {low}" if above else f"at least {low}"
-            if math.isfinite(high):
-                interval = f"in {'(' if above else '['}{low}, {high}]"
-            raise UsageError(f"algorithm.{name} is {value}: it must be {interval}")
 
     def coefficients(self, progress: float, beta: float | None = None) -> dict[str, float]:
         """What changes from update to update, as it stands at this progress, in [0, 1].

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
+from proximo.bounds import above
 from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient, as_schedule
 from proximo.types import Batch, LossSpec
@@ -32,21 +33,18 @@ class PPO(OnPolicy):
 
     name: ClassVar[str] = "ppo"
 
-    clip: Coefficient | None = 0.2
+    clip: Annotated[Coefficient | None, above(0)] = 0.2
     """epsilon of eq. 7: a ratio earns nothing beyond [1 - eps, 1 + eps]; a number or schedule;
     none: no clipping, eq. 6."""
-    clip_high: Coefficient | None = None
+    clip_high: Annotated[Coefficient | None, above(0)] = None
     """An epsilon of its own for the upper end of the interval; none: the same."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float | None, above(1)] = None
     """Where A < 0, no sample counts for more than this many times A; none: without limit."""
-    target_kl: float | None = None
+    target_kl: Annotated[float | None, above(0)] = None
     """End the update after the epoch in which KL(old, new) passed this many nats; none: never."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("clip", "clip_high", "target_kl"):
-            self._check(name, 0, float("inf"), above=True)
-        self._check("dual_clip", 1, float("inf"), above=True)
         if self.clip is None and (self.clip_high, self.dual_clip) != (None, None):
             raise UsageError(
                 "algorithm.clip is none, but clip_high or dual_clip is set: they belong to a clip"

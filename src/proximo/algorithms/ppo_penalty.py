@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
+from proximo.bounds import above, between
 from proximo.errors import UsageError
 from proximo.types import Batch, LossSpec, Metrics
 
@@ -33,15 +34,13 @@ class PPOPenalty(OnPolicy):
     name: ClassVar[str] = "ppo-penalty"
     exact_kl: ClassVar[bool] = True
 
-    beta: float = 1.0
+    beta: Annotated[float, between(0, 1e6)] = 1.0
     """Weight of the KL, at first or for ever."""
-    kl_target: float | None = 0.01
+    kl_target: Annotated[float | None, above(0)] = 0.01
     """d_targ in nats, towards which beta moves; none: beta stays."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("beta", 0, 1e6)
-        self._check("kl_target", 0, float("inf"), above=True)
         if self.kl_target is not None and not self.beta:
             raise UsageError(
                 "algorithm.beta is 0, which neither halving nor doubling moves: give more, or "

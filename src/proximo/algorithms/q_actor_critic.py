@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
+from proximo.bounds import at_least
 from proximo.engines.nonfinite import not_finite
 from proximo.types import Batch, Metrics, Rollout, Segments, Transitions
 
@@ -41,7 +42,7 @@ class QActorCritic(OnPolicy):
 
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "none"
     """Over which samples Q(S,A) is brought to mean 0 and standard deviation 1 for the actor."""
-    epochs: int = 1
+    epochs: Annotated[int, at_least(1)] = 1
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
@@ -146,9 +147,9 @@ class QActorCritic(OnPolicy):
 
         from proximo.nets.optimizer import clip_gradient
 
-        gradient = state.optimizer.gradients[which].zero_()
+        state.optimizer.zero_grad(which)
         torch.autograd.backward(loss)
-        norm = clip_gradient([gradient], self.max_grad_norm)
+        norm = clip_gradient([state.optimizer.gradients[which]], self.max_grad_norm)
         if what := not_finite(loss=loss.detach(), gradient_norm=norm):
             where = f", step of the {('actor', 'critic')[which]}"
             state.skip_step(what, where, samples, coefficients, self.skip_budget)

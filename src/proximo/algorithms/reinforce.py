@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from proximo.algorithms.base import Estimator, OnPolicy
+from proximo.bounds import at_least
 from proximo.types import LossSpec
 
 
@@ -25,7 +26,7 @@ class Reinforce(OnPolicy):
 
     advantage: Estimator = "monte-carlo"
     """How advantages are estimated; monte-carlo is the return minus the value."""
-    epochs: int = 1
+    epochs: Annotated[int, at_least(1)] = 1
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""

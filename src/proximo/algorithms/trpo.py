@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
+from proximo.bounds import above, at_least, between
 from proximo.engines.nonfinite import not_finite
 from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient
@@ -38,26 +39,21 @@ class TRPO(OnPolicy):
     exact_kl: ClassVar[bool] = True
     unused_settings: ClassVar[tuple[str, ...]] = ("learning_rate", "desired_kl", "critic")
 
-    max_kl: float = 0.01
+    max_kl: Annotated[float, above(0)] = 0.01
     """delta, the bound on the mean KL(old, new) of an update in nats."""
-    cg_iterations: int = 10
+    cg_iterations: Annotated[int, at_least(1)] = 10
     """Steps of the conjugate gradient."""
-    cg_damping: float = 0.1
+    cg_damping: Annotated[float, at_least(0)] = 0.1
     """Added to the Fisher matrix's diagonal, so that it can be inverted."""
-    line_search_decay: float = 0.8
+    line_search_decay: Annotated[float, above(0, at_most=0.99)] = 0.8
     """By how much a step that will not do is shortened."""
-    line_search_tries: int = 10
+    line_search_tries: Annotated[int, at_least(1)] = 10
     """Lengths of the step to try before the policy is left as it was."""
-    critic_learning_rate: Coefficient | None = 1e-3
+    critic_learning_rate: Annotated[Coefficient | None, between(0, 10)] = 1e-3
     """Step size of the critic's optimizer; a number or a schedule such as linear:3e-4:0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("max_kl", 0, float("inf"), above=True)
-        self._check("cg_damping", 0, float("inf"))
-        self._check("line_search_decay", 0, 0.99, above=True)
-        for name in ("cg_iterations", "line_search_tries"):
-            self._check(name, 1, float("inf"))
         if self.critic_learning_rate is None:
             raise UsageError("algorithm.critic_learning_rate is none: in trpo the critic needs one")
 

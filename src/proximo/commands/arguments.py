@@ -12,10 +12,11 @@ import sys
 import tomllib
 import typing
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import tyro
 
+from proximo.bounds import Bound
 from proximo.commands.mistyped import message
 from proximo.disk import warn
 from proximo.errors import UsageError, printable
@@ -132,6 +133,7 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
 
     Raises `UsageError` for words that the verb does not take, with those that are meant.
     """
+    _show_bounds(command)
     # Help in one column: beside each other, its boxes are hard to read.
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
@@ -154,6 +156,17 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
             os.environ["COLUMNS"] = width
     fits: T = parsed
     return fits
+
+
+def _show_bounds(command: type[Any]) -> None:
+    """Let the help of every setting give its bounds before its default."""
+    for name, hint in typing.get_type_hints(command, include_extras=True).items():
+        kind, *marks = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+        if dataclasses.is_dataclass(kind):
+            _show_bounds(kind)  # type: ignore[arg-type]
+        if marks and isinstance(marks[-1], Bound):
+            shown = tyro.conf.arg(help_behavior_hint=f"({marks[-1]}; default: {{}})".format)
+            command.__annotations__[name] = Annotated[hint, shown]
 
 
 def _flags(command: type[Any], prefix: str = "") -> set[str]:
@@ -189,7 +202,7 @@ def say(text: str) -> None:
 @contextlib.contextmanager
 def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
     """Close it in the end; a failure of that is said, and spoils nothing."""
-    from proximo.envs.make import close_all
+    from proximo.envs.layers import close_all
 
     well = False
     try:

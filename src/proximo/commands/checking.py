@@ -44,9 +44,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _check(command: Check) -> int:
-    from proximo.envs.agents import Agents
-    from proximo.envs.check import check_env, check_vector
-    from proximo.envs.make import VectorEnvs, make_env, make_envs
+    from proximo.envs.check import check_env
+    from proximo.envs.make import make_env, make_envs
+    from proximo.envs.parallel_env import ParallelEnv
+    from proximo.envs.vector import VectorEnvs, check_vector
     from proximo.nets.config import NetConfig
     from proximo.nets.heads import make_head
     from proximo.run.choices import check_backend, choose_backend
@@ -68,7 +69,7 @@ def _check(command: Check) -> int:
         with closing(one_env):
             found = check_env(one_env, episodes=command.episodes, **limits)
             spaces = one_env.observation_space, one_env.action_space
-            agents = len(one_env.agents) if isinstance(one_env, Agents) else 1
+            agents = len(one_env.agents) if isinstance(one_env, ParallelEnv) else 1
     make_head(spaces[1], NetConfig(), features=1)
     shown, taken = (" ".join(str(space).split()) for space in spaces)
     if agents > 1:

@@ -122,7 +122,8 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.pictures import draw_comparison, figure
     from proximo.envs.config import EnvConfig
-    from proximo.envs.make import close_all, make_env, return_threshold
+    from proximo.envs.layers import close_all
+    from proximo.envs.make import make_env, return_threshold
     from proximo.run.folder import RunFolder
 
     # What would fail after hours, or in every run, is said now.

@@ -18,7 +18,7 @@ import numpy as np
 
 from proximo.disk import replace as replace_file
 from proximo.disk import writable
-from proximo.envs.make import title
+from proximo.envs.layers import title
 from proximo.errors import UsageError, explain, faults, printable
 from proximo.functional.schedules import Schedule
 from proximo.run.config import Config, RunConfig, success_threshold, to_tables, to_toml

@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
 
 def _metadata(env: gym.Env) -> dict[str, Any]:
     """What an env says of itself. Raises `UsageError` where that fails."""
-    from proximo.envs.make import title
+    from proximo.envs.layers import title
 
     try:
         found = env.metadata
@@ -119,7 +119,7 @@ def _check_mode(env: gym.Env, metadata: dict[str, Any], mode: str) -> None:
     """Raises `UsageError` for an env that says that it cannot be shown so."""
     from gymnasium.wrappers import HumanRendering
 
-    from proximo.envs.make import layers, title
+    from proximo.envs.layers import layers, title
 
     modes = metadata.get("render_modes")
     drawn = any(isinstance(layer, HumanRendering) for layer in layers(env))
@@ -147,20 +147,27 @@ def _play(
 ) -> None:
     """path: where a video is to be written."""
     from proximo.commands.pictures import Video, frame_rate
-    from proximo.evaluation import play_episode, step_limit
+    from proximo.envs.make import in_step
+    from proximo.evaluation import EpisodePlayer, step_limit, unwatched
 
     limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
     rate, said = frame_rate(metadata)
     video = Video(path, rate, env) if path else None
+    player = EpisodePlayer(in_step([env]))
     try:
         for number in range(command.episodes):
             seed = command.seed + number
-            watch = video.watch if video else _nothing
-            played, cut = play_episode(
-                agent.policy, env, seed, not command.stochastic, limit, watch
+            watch = (lambda episode: video.watch()) if video else unwatched
+            scores = player.play(
+                agent.policy,
+                episodes=1,
+                seed=seed,
+                deterministic=not command.stochastic,
+                limit=limit,
+                watch=watch,
             )
-            returns = ", ".join(f"{episode.ret:.2f}" for episode in played)
-            end = f", cut off after {limit:,} steps (--max-episode-steps)" if cut else ""
+            returns = ", ".join(f"{episode.ret:.2f}" for episode in scores.episodes)
+            end = f", cut off after {limit:,} steps (--max-episode-steps)" if scores.cut else ""
             show(f"episode {number + 1} (seed {seed}): return {returns}{end}")
         if video:
             video.close()
@@ -170,7 +177,3 @@ def _play(
         raise
     if video:
         show(f"{video.frames} states in {command.video}{said and f'; {said}'}")
-
-
-def _nothing() -> None:
-    """A window draws itself."""

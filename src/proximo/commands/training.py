@@ -33,7 +33,7 @@ from proximo.run.config import (
     with_code,
 )
 from proximo.run.consent import Named
-from proximo.run.presets import PRESETS, Preset, find_preset, named_preset
+from proximo.run.presets import Preset, find_preset, named_preset, presets
 
 SHORT = arg(help_behavior_hint="")
 """Short for a setting of a section, which shows the default."""
@@ -170,7 +170,7 @@ def _base(chosen: Train, own: type[OnPolicy] | None, *, asks: bool) -> tuple[Con
             f"proximo train ppo {chosen.method}"
         )
     if chosen.method is None and chosen.preset in (None, "none") and not asks:
-        names = ", ".join(preset.name for preset in PRESETS)
+        names = ", ".join(preset.name for preset in presets())
         raise UsageError(
             "name an algorithm and an env, as in: proximo train ppo CartPole-v1 "
             f"(or --config FILE, or --preset with one of {names})"

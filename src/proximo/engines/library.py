@@ -23,7 +23,7 @@ from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, LossSpec, RolloutBuffer, Segments
 
 LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
-VERSION = 6
+VERSION = 7
 """Of the interface; a library of another version is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -51,7 +51,7 @@ def _fields(**kinds: Any) -> tuple[tuple[str, Any], ...]:
 
 class _Head(ctypes.Structure):
     _fields_ = _fields(
-        i="kind size squash tanh_mean softplus", l="start", p="low high middle reach"
+        i="kind size squash tanh_mean softplus", l="start", p="low high middle half_range"
     )
 
 
@@ -108,6 +108,10 @@ class _Update(ctypes.Structure):
     )
 
 
+STRUCTURES = (_Head, _Policy, _Rollout, _Batch, _Evaluation, _Part, _Update)
+"""In the order of interface.h, whose sizes must be the same."""
+
+
 @cache
 def load() -> tuple[Any, str]:
     """The library, or None and why not."""
@@ -120,6 +124,12 @@ def load() -> tuple[Any, str]:
         return None, f"{LIBRARY} cannot be loaded: {error}"
     if found != VERSION:
         return None, f"{LIBRARY} is of version {found}, not {VERSION}: install Proximo again"
+    library.proximo_size.restype = _long
+    for number, structure in enumerate(STRUCTURES):
+        there, here = library.proximo_size(number), ctypes.sizeof(structure)
+        if there != here:
+            name = structure.__name__.strip("_")
+            return None, f"{LIBRARY} has {name} of {there} bytes, not {here}: install Proximo again"
     library.proximo_open.restype = _pointer
     library.proximo_open.argtypes = [_pointer, _pointer]
     library.proximo_act.restype = library.proximo_close.restype = None
@@ -153,7 +163,7 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     foreign = next((type(head) for head in heads if type(head) not in _HEADS), None)
     if foreign:
         return f"it does not know a {foreign.__name__}"
-    layers = [actor.linears(), critic.linears() if critic else []]
+    layers = [actor.linears, critic.linears if critic else []]
     widths = [layer.out_features for part in layers for layer in part]
     remembered = policy.actor_recurrent.size if policy.actor_recurrent else 0
     squashed = any(isinstance(head, GaussianHead) and head.squash for head in heads)
@@ -173,7 +183,7 @@ def _simple(head: Head) -> list[Head]:
     """The heads that stand side by side in this one."""
     if type(head) is not JointHead:
         return [head]
-    return [inner for part in head.parts for inner in _simple(part)]  # type: ignore[arg-type]
+    return [inner for part in head.heads for inner in _simple(part)]
 
 
 def _address(array: np.ndarray | Tensor | None) -> int | None:
@@ -224,14 +234,14 @@ class NativePolicy:
         self._heads = (_Head * len(heads))(*map(self._head, heads))
         widths = [math.prod(head.action_shape) for head in heads]
         self._squashed = [
-            (slice(end - head.size, end), head.reach.log())
+            (slice(end - head.size, end), head.half_range.log())
             for head, end in zip(heads, accumulate(widths), strict=True)
             if isinstance(head, GaussianHead) and head.squash
         ]
-        linears, seen, memory = actor.linears(), policy.observations, policy.actor_recurrent
+        linears, seen, memory = actor.linears, policy.observations, policy.actor_recurrent
         shown, valued = policy.normalize_obs, policy.normalize_returns
         critic = policy.critic_parameters()[0] if own else None
-        widths_of_critic = [layer.out_features for layer in own.linears()] if own else []
+        widths_of_critic = [layer.out_features for layer in own.linears] if own else []
         self._struct = _Policy(
             inputs=seen.mask_begin,
             columns=seen.width,
@@ -272,7 +282,7 @@ class NativePolicy:
             low=_address(low),
             high=_address(high),
             middle=_address(head.middle),
-            reach=_address(head.reach),
+            half_range=_address(head.half_range),
         )
 
     def actor(

@@ -14,8 +14,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv
 
+from proximo.envs.base import Envs, episode_seed
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Envs, close_all, episode_seed
+from proximo.envs.layers import close_all
 from proximo.errors import UsageError, explain, faults
 from proximo.types import EnvState, RolloutBuffer
 
@@ -39,10 +40,10 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
     for name, instead in REFUSED.items():
         if name in env.kwargs:
             raise UsageError(f"env.kwargs.{name} is not for {env.id}: {instead}")
-    own: dict[str, Any] = {**env.kwargs, **kwargs}
+    given: dict[str, Any] = {**env.kwargs, **kwargs}
     if env.max_episode_steps is not None:
-        frames = env.max_episode_steps * int(own.get("frameskip", FRAMES))
-        own["max_num_frames_per_episode"] = frames
+        frames = env.max_episode_steps * int(given.get("frameskip", FRAMES))
+        given["max_num_frames_per_episode"] = frames
     try:
         made: VectorEnv[Any, Any, Any] = gym.make_vec(
             env.id,
@@ -50,7 +51,7 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
             vectorization_mode="vector_entry_point",
             reward_clipping=False,
             num_threads=min(threads, num_envs),
-            **own,
+            **given,
         )
     except faults() as error:
         raise UsageError(f"{env.id} cannot be made: {explain(error)}") from error
@@ -58,7 +59,7 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
 
 
 def _goes_on(env: EnvConfig) -> bool:
-    """Whether a lost life is told as an end while the game goes on."""
+    """A lost life ends the episode for the agent, while the game continues."""
     return bool(env.kwargs.get("life_loss_info"))
 
 
@@ -81,23 +82,15 @@ class ArcadeEnvs(Envs):
         begun = state.length > 0
         if not begun.any():
             return
-        state.episode += begun
-        state.ret[begun] = state.length[begun] = 0
-        for i in np.flatnonzero(begun):
-            state.actions[i] = []
+        state.begin(begun)
         obs = self._reset(state, begun)
         state.obs = obs if begun.all() else np.where(_wide(begun), obs, state.obs)
 
     def _reset(self, state: EnvState, which: np.ndarray) -> np.ndarray:
-        """[N, *obs]; rows of envs that are not reset show what they show already."""
-        seeds = [
-            episode_seed(self._seed, int(i), int(state.episode[i])) % SEEDS
-            for i in np.flatnonzero(which)
-        ]
-        obs, info = self._games.reset(
-            seed=np.array(seeds),  # type: ignore[arg-type]
-            options={"reset_mask": which},
-        )
+        """Reset some games. Returns [N, *obs], in which the rows of the others are as before."""
+        numbers = [(int(i), int(state.episode[i])) for i in np.flatnonzero(which)]
+        seeds: Any = np.array([episode_seed(self._seed, *pair) % SEEDS for pair in numbers])
+        obs, info = self._games.reset(seed=seeds, options={"reset_mask": which})
         self._lives = np.where(which, info["lives"], self._lives)
         return np.array(obs)
 
@@ -133,7 +126,7 @@ class ArcadeEnvs(Envs):
             obs = self._reset(state, lengths == 0)
         return np.array_equal(obs, state.obs)
 
-    def close(self) -> list[str]:
+    def _close(self) -> list[str]:
         return close_all([self._games])
 
 

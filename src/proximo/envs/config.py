@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
+from proximo.bounds import above, at_least
+from proximo.disk import warn
 from proximo.errors import UsageError, check_values
 
-if TYPE_CHECKING:
-    pass
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+MOVED = {f"proximo.envs.{name}": f"proximo.envs.testing.{name}" for name in ("probes", "puzzles")}
+"""Modules of envs by the names that they had in earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +30,13 @@ class EnvConfig:
     id: str = ""
     """The name of an env, as Gymnasium, ALE, MiniGrid, PettingZoo or EnvPool have it, or
     module:Class (imported from the current folder or the environment)."""
-    num_envs: int = 4
+    num_envs: Annotated[int, at_least(1)] = 4
     """N, the number of parallel envs (the paper's actors)."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments for the env's constructor, as KEY VALUE pairs."""
     wrappers: tuple[str, ...] = ()
     """What each single env is wrapped in, in this order: module:Class, called with the env."""
-    max_episode_steps: int | None = None
+    max_episode_steps: Annotated[int | None, at_least(1)] = None
     """Time limit in steps; by default the env's own. It replaces a limit of Gymnasium's, and cannot
     lengthen what an env ends by itself."""
     backend: Literal["auto", "sync", "workers", "vector", "envpool"] = "auto"
@@ -33,13 +45,13 @@ class EnvConfig:
     Atari). envpool: EnvPool's, in C++."""
     check: bool = True
     """Play an env apart for a moment before training, and look for mistakes in it."""
-    threads: int = 0
+    threads: Annotated[int, at_least(0)] = 0
     """Threads that step the envs (Atari and EnvPool only); 0: all cores."""
-    processes: int = 0
+    processes: Annotated[int, at_least(0)] = 0
     """Processes that the envs are spread over (workers only); 0: all cores."""
-    timeout: float = 60.0
+    timeout: Annotated[float, above(0)] = 60.0
     """Seconds that one step or reset of an env may take (workers only)."""
-    restarts: int = 3
+    restarts: Annotated[int, at_least(0)] = 3
     """How often an env may fail within 10,000 steps (workers only): it begins a new episode, and
     one time more ends the run."""
     action_masks: Literal["observation", "info", "method"] = "observation"
@@ -49,33 +61,18 @@ class EnvConfig:
     """Added to every reward, before `reward_scale`. Logged returns stay in the env's units."""
     reward_scale: float = 1.0
     """Every reward is multiplied by this."""
-    reward_clip: float | None = None
+    reward_clip: Annotated[float | None, above(0)] = None
     """Rewards are then cut off at plus and minus this; none leaves them."""
 
     def __post_init__(self) -> None:
         check_values("env", self)
-        for name, value in self.kwargs.items():
-            if not isinstance(value, bool | int | float | str):
-                raise UsageError(
-                    f"env.kwargs.{name} is {value!r}: only true, false, numbers and text can be "
-                    "stored; pass a callable that makes the env instead"
-                )
+        module, _, name = self.id.partition(":")
+        if name and module in MOVED:
+            warn(f"{self.id} is named {MOVED[module]}:{name} now")
+            object.__setattr__(self, "id", f"{MOVED[module]}:{name}")
         for name in self.wrappers:
             if not all(name.partition(":")):
                 raise UsageError(f"env.wrappers holds {name!r}: name a wrapper as module:Class")
-        for name in ("threads", "processes", "restarts"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"env.{name} is {getattr(self, name)}: give 0 or more")
-        if self.timeout <= 0:
-            raise UsageError(f"env.timeout is {self.timeout}: give seconds, more than 0")
-        if self.num_envs < 1:
-            raise UsageError(f"env.num_envs is {self.num_envs}: at least one env is needed")
-        if self.max_episode_steps is not None and self.max_episode_steps < 1:
-            raise UsageError(f"env.max_episode_steps is {self.max_episode_steps}: give at least 1")
-        if self.reward_clip is not None and not self.reward_clip > 0:
-            raise UsageError(
-                f"env.reward_clip is {self.reward_clip}: give a number above 0, or none"
-            )
 
     def shape_reward(self, reward: Any) -> Any:
         """clip((r + shift) * scale): the reward to learn from, of an array or a tensor."""

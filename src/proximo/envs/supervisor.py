@@ -22,10 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-MEANT_FOR_TRAINER = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+TRAINER_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that a terminal or a scheduler sends to every process, and only the trainer obeys. It
 blocks them while it starts a process, so that none comes before that can ignore them."""
-GRACE = 1.5
+GRACE_SECONDS = 1.5
 """Seconds in which all processes must have ended."""
 LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -50,12 +50,12 @@ def supervise(words: int) -> None:
     faulthandler.enable(words)
     faulthandler.register(signal.SIGUSR1, words)
     # Handlers and not SIG_IGN, which the programs that envs start would inherit.
-    ignored = MEANT_FOR_TRAINER - {signal.SIGUSR1}
+    ignored = TRAINER_SIGNALS - {signal.SIGUSR1}
     for number in ignored:
         signal.signal(number, _ignore)
         signal.siginterrupt(number, False)
     os.register_at_fork(after_in_child=lambda: _default(ignored))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANT_FOR_TRAINER)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINER_SIGNALS)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
@@ -63,7 +63,7 @@ def _ignore(number: int, frame: FrameType | None) -> None:
 
 
 def _default(numbers: set[signal.Signals]) -> None:
-    """What an env forks can be ended by signals, as any process."""
+    """Let signals end what an env forks, as any process."""
     faulthandler.unregister(signal.SIGUSR1)
     for number in numbers:
         if signal.getsignal(number) is _ignore:
@@ -101,17 +101,17 @@ def _stand_by(process: int, trainer: int) -> NoReturn:
             time.sleep(0.5)
         _kill(process)
 
-    for number in (*MEANT_FOR_TRAINER, signal.SIGHUP):
+    for number in (*TRAINER_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, MEANT_FOR_TRAINER)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINER_SIGNALS)
     threading.Thread(target=watch, daemon=True).start()
-    while (found := os.waitpid(-1, 0))[0] != process:
+    while (ended := os.waitpid(-1, 0))[0] != process:
         pass  # it was something that an env has started, and that had lost its parent
     with contextlib.suppress(OSError):
         os.killpg(process, signal.SIGKILL)
     _end_children()
-    code = os.waitstatus_to_exitcode(found[1])
+    code = os.waitstatus_to_exitcode(ended[1])
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # there is one of the process already
         with contextlib.suppress(OSError):  # SIGKILL has no handler
@@ -122,7 +122,7 @@ def _stand_by(process: int, trainer: int) -> NoReturn:
 
 def _end_children() -> None:
     """Kill all that has lost its parent, and what that leaves behind in turn."""
-    until = time.monotonic() + GRACE
+    until = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < until:  # another user's cannot be killed
         for child in _children():
             _kill(child)
@@ -136,13 +136,13 @@ def _end_children() -> None:
 
 def _children() -> list[int]:
     """The children of this process, where the system has /proc."""
-    found, me = [], str(os.getpid())
+    children, me = [], str(os.getpid())
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended by now
             state = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if state[1] == me:
-                found.append(int(place.name))
-    return found
+                children.append(int(place.name))
+    return children
 
 
 def _kill(process: int) -> None:

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from proximo.envs.make import VectorEnvs, episode_seed
+from proximo.envs.base import episode_seed
+from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, faults
-from proximo.spaces import MASK, Observations, misfit, sizes, starts
+from proximo.spaces import MASK, Observations, misfit, sizes
 from proximo.types import EnvState, Episode, RolloutBuffer
 
 
@@ -76,7 +76,7 @@ class TensorRolloutBuffer:
 
 
 class Account(NamedTuple):
-    """What a rollout amounts to."""
+    """Results of a rollout."""
 
     final: Tensor  # [F, *obs] the true successors of the steps that ended an episode
     rows: Tensor  # [F] int64: which steps those were, as t*N + i
@@ -138,8 +138,8 @@ class TensorEnvs(VectorEnvs):
             write(self.observations, self.reset_some(ended), following)
 
     def _check(self, reward: Any, terminated: Any, truncated: Any) -> None:
-        found = (("reward", reward), ("terminated", terminated), ("truncated", truncated))
-        for name, value in found:
+        answers = (("reward", reward), ("terminated", terminated), ("truncated", truncated))
+        for name, value in answers:
             kind = "a tensor" if name == "reward" else "a tensor of bool"
             fits = isinstance(value, Tensor) and value.shape == (self.count,)
             fits = fits and (name == "reward" or value.dtype is torch.bool)
@@ -190,22 +190,7 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
                 f"an env returned {leaf.name} of shape {tuple(part.shape[1:])}, but its "
                 f"observation_space says {shape}"
             )
-        if observations.plain:
-            rows.copy_(part)
-        elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-            rows[:, leaf.begin : leaf.end] = _one_hot(leaf.space, part)
-        else:
-            rows[:, leaf.begin : leaf.end] = part.reshape(len(rows), -1)
-
-
-def _one_hot(space: Any, part: Tensor) -> Tensor:
-    """[N, width] bool: where the choices stand."""
-    chosen = part.reshape(len(part), -1)
-    hot = [
-        chosen[:, k, None] - start == torch.arange(size, device=part.device)
-        for k, (size, start) in enumerate(zip(sizes(space), starts(space), strict=True))
-    ]
-    return torch.cat(hot, -1)
+        observations.lay(leaf, part, rows)
 
 
 def account(
@@ -238,13 +223,13 @@ def account(
     reward = buffer.reward.to(buffer.parameters.dtype)  # as the policy learns from it
     finite = torch.stack([x.isfinite().all() for x in (buffer.obs, reward, final)]).all()
     faults = list(_faults(buffer, observations, choices))
-    found = (
+    results = (
         *(episodes.flatten(), mask.flatten()[index], running.flatten(), buffer.done.sum(0)),
         torch.zeros_like(index[:0]) if buffer.final_obs else buffer.done[-1],
         torch.stack([finite, *(where.any() for _, where in faults)]),
     )
-    numbers = torch.cat([x.to(exact.dtype) for x in found]).cpu().numpy()
-    pieces = np.split(numbers, [*accumulate(x.numel() for x in found)][:-1])
+    numbers = torch.cat([x.to(exact.dtype) for x in results]).cpu().numpy()
+    pieces = np.split(numbers, [*accumulate(x.numel() for x in results)][:-1])
     pairs, counts, now, more, resetting, flags = pieces
     env.ret, length = now.reshape(2, -1).astype(np.float64)
     env.length = length.astype(np.int64)
@@ -255,11 +240,13 @@ def account(
         for ret, length, counted in zip(*pairs.reshape(2, -1), counts, strict=True)
         if counted
     )
-    fault = next((_told(*own) for own, flag in zip(faults, flags[1:], strict=True) if flag), "")
+    fault = next(
+        (_first(*fault) for fault, flag in zip(faults, flags[1:], strict=True) if flag), ""
+    )
     return Account(final, index, finished, bool(flags[0]), fault)
 
 
-def _told(words: str, where: Tensor) -> str:
+def _first(words: str, where: Tensor) -> str:
     """The first of the envs of which that is true, and when."""
     t, i = where.nonzero()[0].tolist()
     return f"env {i} {words}, at step {t}"
@@ -274,13 +261,13 @@ def _successors(buffer: TensorRolloutBuffer, index: Tensor) -> Tensor:
     numbers = torch.bincount(index // count, minlength=len(buffer)).tolist()
     envs = torch.split(index % count, numbers)
     rows = (a if a is not None else b for a, b in zip(buffer.final_obs, following, strict=True))
-    return torch.cat([row[own] for row, own in zip(rows, envs, strict=True)])
+    return torch.cat([row[ended] for row, ended in zip(rows, envs, strict=True)])
 
 
 def _faults(
     buffer: TensorRolloutBuffer, observations: Observations, choices: tuple[int, ...]
 ) -> Iterator[tuple[str, Tensor]]:
-    """What would be wrong with an env, and where it is: [T, N] or [T + 1, N] bool."""
+    """Error texts, each with where it would hold: [T, N] or [T + 1, N] bool."""
     if any(rows is None for rows in buffer.final_obs):
         lacking = torch.tensor(
             [rows is None for rows in buffer.final_obs], device=buffer.done.device
@@ -294,6 +281,8 @@ def _faults(
             yield words, chosen != len(counts)
     if observations.mask_begin < observations.width:
         legal = buffer.obs[:-1, :, observations.mask_begin :] > 0.5
-        some = torch.stack([own.any(-1) for own in torch.split(legal, list(choices), -1)]).all(0)
+        some = torch.stack(
+            [choice.any(-1) for choice in torch.split(legal, list(choices), -1)]
+        ).all(0)
         words = f"shows an {MASK} that allows no action: one must be legal until the episode ends"
         yield words, buffer.valid & ~some

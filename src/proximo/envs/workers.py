@@ -16,34 +16,36 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from proximo.envs.check import Checked
-from proximo.envs.config import EnvConfig
-from proximo.envs.make import REPLAYED, Envs, Maker, cores, episode_seed
-from proximo.envs.processes import BEGIN, MAP, STEP, Fault, Gone, Process, Shared
-from proximo.envs.supervisor import GRACE
+from proximo.envs.base import NUMBERED, REPLAYED, Envs, Maker, episode_seed, last_begins
+from proximo.envs.config import EnvConfig, cores
+from proximo.envs.processes import BEGIN, MAP, STEP, Failure, Process, Shared, WorkerDied
+from proximo.envs.supervisor import GRACE_SECONDS
+from proximo.envs.watch import Checked
 from proximo.errors import UsageError
 from proximo.imports import find, name_of
 from proximo.spaces import recorded_space
 from proximo.types import EnvState, RolloutBuffer
 
-START = 120.0
-"""Seconds in which a process must have made its envs."""
-SPAN = 10_000
+START_SECONDS = 120.0
+"""Time in which a process must have made its envs."""
+RESTART_STEPS = 10_000
 """Steps within which an env may fail `env.restarts` times."""
-Lost = dict[int, Fault | None]
+LostEnvs = dict[int, Failure | None]
 """Envs that are lost, and why; None: by no fault of theirs, with a process."""
+Log = Callable[[int], Sequence[np.ndarray] | None]
+"""The actions in an env since it began: [n][A, ...]; None where not all are known."""
 
 
 class WorkerEnvs(Envs):
     """W single envs, each with seeds of its own, spread over processes.
 
-    Row w*A + a is agent a of env w; A is 1 but for PettingZoo's.
+    Row w*A + a is agent a of env w; A is 1 except for PettingZoo's.
     """
 
     replayable = True
@@ -53,17 +55,15 @@ class WorkerEnvs(Envs):
         if os.name != "posix":
             raise UsageError("env.backend is workers, which needs Linux or macOS: use sync")
         name = env.id if source is None else _importable(source)
-        self._env, self._seed = env, seed
-        self.report: Callable[[str, str], None] = lambda text, trace: None
-        """Told of every fault that is mended: in words, and where in the env it came from."""
-        self._clock = 0
-        self._charged: dict[str, deque[int]] = {}  # when each of them failed
+        self._env, self._seed, self._source = env, seed, source
+        self._steps = 0
+        self._failures: dict[str, deque[int]] = {}  # the steps at which each of them failed
         self._parts: list[RolloutBuffer] = []  # since `remember`
         self._path, self._folder = list(sys.path), os.getcwd()
         size = min(env.processes or cores(), env.num_envs)
         ends = [env.num_envs * k // size for k in range(size + 1)]
-        self._spread = [range(*pair) for pair in itertools.pairwise(ends)]
-        self._home = [k for k, own in enumerate(self._spread) for _ in own]
+        self._envs_of = [range(*pair) for pair in itertools.pairwise(ends)]
+        self._process_of = [k for k, envs in enumerate(self._envs_of) for _ in envs]
         self._memory = _memory()
         self._order = {
             "env": dataclasses.asdict(
@@ -75,135 +75,126 @@ class WorkerEnvs(Envs):
             "count": env.num_envs,
             "processes": size,
         }
-        self._processes: list[Process | None] = [None] * size
+        self._processes: dict[int, Process] = {}
         try:
             self._made = self._launch(range(size))
             spaces = [recorded_space(record) for record in self._made["spaces"]]
             self.agents, self.names = self._made["agents"], tuple(self._made["names"])
             super().__init__(env.num_envs * self.agents, *spaces)
             self._shared = Shared(self._memory, spaces, env.num_envs, self.agents, size)
-        except Gone as lost:
+        except BaseException as error:
             self.close()
-            raise _failure(f"no env was made: {lost}", lost.fault) from lost
-        except OSError as error:
-            self.close()
-            raise UsageError(
-                f"there is no memory to share with the processes of {env.num_envs} envs ({error}): "
-                "fewer env.num_envs need less"
-            ) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, WorkerDied):
+                raise _failed(f"no one_env was made: {error}", error.failure) from error
+            if isinstance(error, OSError):
+                raise UsageError(
+                    f"there is no memory to share with the processes of {env.num_envs} envs "
+                    f"({error}): fewer env.num_envs need less"
+                ) from error
             raise
-        self._shared.doing[:] = -1
-        for process in self._processes:
-            assert process
-            process.tell(MAP)
+        self._shared.busy_env[:] = -1
+        for process in self._processes.values():
+            process.send(MAP)
 
     def _launch(self, which: Iterable[int]) -> dict[str, Any]:
-        """New processes; what each of them says of its envs. Raises `Gone` and `UsageError`."""
+        """Start processes; returns the description of their envs. Raises `WorkerDied`."""
         for k in which:
-            own = self._spread[k]
-            order = {**self._order, "process": k, "envs": [own.start, own.stop]}
+            envs = self._envs_of[k]
+            order = {**self._order, "process": k, "envs": [envs.start, envs.stop]}
             self._processes[k] = Process(order, self._path, self._folder)
-        found: list[dict[str, Any]] = []
-        for k in which:
-            process = self._processes[k]
-            assert process
-            found.append(process.answer(max(START, self._env.timeout)))
-            if "error" in found[-1]:
-                raise UsageError(f"in a process of its own: {found[-1]['error']}")
-            if found[-1] != found[0]:
-                raise UsageError(f"the envs are not alike: {found[0]}, but also {found[-1]}")
-        return found[0]
+        answers = [self._processes[k].answer(max(START_SECONDS, self._env.timeout)) for k in which]
+        for answer in answers:
+            if "error" in answer:
+                raise UsageError(f"in a process of its own: {answer['error']}")
+            if answer != answers[0]:
+                raise UsageError(f"the envs are not alike: {answers[0]}, but also {answer}")
+        return answers[0]
+
+    def apart(self) -> Envs:
+        if self._apart is None:
+            env = dataclasses.replace(self._env, num_envs=1, processes=1)
+            self._apart = apart = WorkerEnvs(env, NUMBERED, self._source)
+            apart.report = lambda text, trace: self.report(f"evaluating: {text}", trace)
+        return self._apart
 
     def check(self) -> Checked:
-        """Play an env apart for a moment, in a process of its own.
-
-        Raises `UsageError` for one that cannot be trained in.
-        """
         process = Process(self._order, self._path, self._folder)
         try:
-            found = process.answer(max(START, self._env.timeout))
-        except Gone as gone:
-            raise _failure(f"an env that was played apart: {gone}", gone.fault) from gone
+            answer = process.answer(max(START_SECONDS, self._env.timeout))
+        except WorkerDied as died:
+            raise _failed(f"an env that was played apart: {died}", died.failure) from died
         finally:
             process.end(0)
-        if "error" in found:
-            raise UsageError(found["error"])
-        return Checked(**found)
+        if "error" in answer:
+            raise UsageError(answer["error"])
+        return Checked(**answer)
 
     def _relaunch(self, k: int) -> None:
-        """Process k again, where it is gone. Raises `Gone` and `UsageError`."""
-        self._shared.doing[k] = -1
+        """Start process k again. Raises `WorkerDied` and `UsageError`."""
+        self._shared.busy_env[k] = -1
         try:
             made = self._launch([k])
             if made != self._made:
                 raise UsageError(f"its envs are no longer alike: {made}")
-        except (Gone, UsageError):
-            self._end(k)
+        except (WorkerDied, UsageError):
+            if process := self._processes.pop(k, None):
+                process.end(0)
             raise
-        process = self._processes[k]
-        assert process
-        process.tell(MAP)
-
-    def _end(self, k: int, seconds: float = 0) -> None:
-        process, self._processes[k] = self._processes[k], None
-        if process:
-            process.end(seconds)
+        self._processes[k].send(MAP)
 
     def _rows(self, env: int) -> slice:
         return slice(env * self.agents, (env + 1) * self.agents)
 
-    def _do(self, command: bytes, envs: Sequence[int]) -> Lost:
-        """Let these envs do it, all processes at once; returns those that are lost by it.
+    def _do(self, command: bytes, envs: Sequence[int]) -> LostEnvs:
+        """Run a command in these envs, in all processes at once; returns the envs lost by it.
 
         Raises `UsageError` when a process has failed once too often.
         """
-        shared, lost = self._shared, Lost()
+        shared, lost_envs = self._shared, LostEnvs()
         shared.active[:] = False
         shared.active[envs] = True
-        busy = sorted({self._home[env] for env in envs})
-        for k in busy:
+        running: list[int] = []
+        for k in sorted({self._process_of[env] for env in envs}):
             try:
-                if not self._processes[k]:
+                if k not in self._processes:
                     self._relaunch(k)
-            except (Gone, UsageError) as error:
-                self._lose(k, Fault(f"not started again: {error}"), lost)
-        running = [(k, process) for k in busy if (process := self._processes[k])]
-        for _, process in running:
-            process.tell(command)
-        for k, process in running:
-            beat = partial(shared.beat.item, k)
+                running.append(k)
+            except (WorkerDied, UsageError) as error:
+                self._lose(k, Failure(f"not started again: {error}"), lost_envs)
+        for k in running:
+            self._processes[k].send(command)
+        for k in running:
+            heartbeat = partial(shared.heartbeat.item, k)
             try:
-                faults = process.answer(self._env.timeout, beat).get("faults", {})
-                lost |= {int(env): Fault(*fault) for env, fault in faults.items()}
-            except Gone as gone:
-                self._processes[k] = None
-                self._lose(k, gone.fault, lost)
-        return lost
+                answer = self._processes[k].answer(self._env.timeout, heartbeat)
+                failures = answer.get("failures", {}).items()
+                lost_envs |= {int(env): Failure(*failure) for env, failure in failures}
+            except WorkerDied as died:
+                del self._processes[k]
+                self._lose(k, died.failure, lost_envs)
+        return lost_envs
 
-    def _lose(self, k: int, fault: Fault, lost: Lost) -> None:
-        """Process k is gone, and all of its envs with it: by one of them, or by none."""
-        own, culprit = self._spread[k], int(self._shared.doing[k])
-        lost |= dict.fromkeys(own)
-        if culprit >= 0:
-            lost[culprit] = fault
+    def _lose(self, k: int, failure: Failure, lost_envs: LostEnvs) -> None:
+        """All envs of a process that died are lost: by the fault of the one it stepped, or none."""
+        envs, busy = self._envs_of[k], int(self._shared.busy_env[k])
+        lost_envs |= dict.fromkeys(envs)
+        if busy >= 0:
+            lost_envs[busy] = failure
         else:
-            self._charge(f"the process of envs {own.start} to {own.stop - 1}", "", fault)
+            self._count(f"the process of envs {envs.start} to {envs.stop - 1}", "", failure)
 
-    def _charge(self, who: str, where: str, fault: Fault) -> None:
-        """Report a fault. Raises `UsageError` if it is one too many."""
-        past, limit = self._charged.setdefault(who, deque()), self._env.restarts
-        past.append(self._clock)
-        while past[0] <= self._clock - SPAN:
+    def _count(self, who: str, where: str, failure: Failure) -> None:
+        """Report a failure. Raises `UsageError` if it is one too many."""
+        past, limit = self._failures.setdefault(who, deque()), self._env.restarts
+        past.append(self._steps)
+        while past[0] <= self._steps - RESTART_STEPS:
             past.popleft()
-        text = f"{who}{where}: {fault.what}"
+        text, steps = f"{who}{where}: {failure.what}", f"{limit} times in {RESTART_STEPS:,} steps"
         if len(past) > limit:
-            raise _failure(
-                f"{text}. It may fail {limit} times in {SPAN:,} steps (env.restarts), and has",
-                fault,
-            )
-        self.report(f"{text}. Restart {len(past)} of {limit} in {SPAN:,} steps", fault.trace)
+            text = f"{text}. It may fail {steps} (env.restarts), and has"
+            raise _failed(text, failure)
+        text = f"{text}. Restart {len(past)} of {limit} in {RESTART_STEPS:,} steps"
+        self.report(text, failure.trace)
 
     def fresh(self, state: EnvState) -> None:
         first = not len(state.obs)
@@ -211,16 +202,14 @@ class WorkerEnvs(Envs):
         if not begun.any():
             return
         rows = np.repeat(begun, self.agents)
-        state.episode += rows
-        state.ret[rows] = state.length[rows] = 0
-        for i in np.flatnonzero(rows):
-            state.actions[i] = []
+        state.begin(rows)
         self._shared.episode[:] = state.episode
-        lost = self._do(BEGIN, np.flatnonzero(begun).tolist())
-        for env, fault in lost.items():
-            if first and fault:
-                raise _failure(f"env {env} failed at its first reset: {fault.what}", fault)
-        self._recover(lost, set(), state, lambda env: [])
+        lost_envs = self._do(BEGIN, np.flatnonzero(begun).tolist())
+        for env, failure in lost_envs.items():
+            if first and failure:
+                text = f"env {env} failed at its first reset: {failure.what}"
+                raise _failed(text, failure)
+        self._recover(lost_envs, set(), state, lambda env: [])
         obs = self._shared.obs[1].astype(self.observations.dtype)
         if not first:
             obs[~rows] = state.obs[~rows]
@@ -229,13 +218,13 @@ class WorkerEnvs(Envs):
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         if not self._parts or self._parts[-1] is not buffer:
             self._parts.append(buffer)
-        self._clock += 1
+        self._steps += 1
         shared, left, cut = self._shared, list(range(self._env.num_envs)), set[int]()
         while left:
             shared.env_action[0] = buffer.env_action[t]
-            lost = self._do(STEP, left)
-            self._recover(lost, cut, state, partial(self._log, state, t), buffer.obs[t])
-            left = [env for env in lost if env not in cut]
+            lost_envs = self._do(STEP, left)
+            self._recover(lost_envs, cut, state, partial(self._log, state, t), buffer.obs[t])
+            left = [env for env in lost_envs if env not in cut]
         for name in ("reward", "terminated", "done", "valid"):
             getattr(buffer, name)[t] = getattr(shared, name)[0]
         buffer.obs[t + 1] = shared.obs[1]
@@ -243,92 +232,92 @@ class WorkerEnvs(Envs):
             buffer.final_obs.append((t, int(i), shared.final[i].astype(buffer.obs.dtype)))
         state.episode[:] = shared.episode
         for env in cut:
-            self._leave_out(env, t)
+            self._discard(env, t)
 
     def _recover(
-        self,
-        lost: Lost,
-        cut: set[int],
-        state: EnvState,
-        log: Callable[[int], Sequence[np.ndarray] | None],
-        obs: np.ndarray | None = None,
+        self, lost_envs: LostEnvs, cut: set[int], state: EnvState, log: Log, obs: Any = None
     ) -> None:
         """Bring lost envs back to where they stood; those at fault begin a new episode: `cut`.
 
-        log: what was done in an env since it began, if all of it is known; obs: what was seen
-        then, to compare. More envs may be lost on the way: they are added.
+        log: the actions in an env since it began, if all are known; obs: its observation then, to
+        compare. More envs may be lost on the way: they are added.
         """
-        shared, todo = self._shared, dict(lost)
+        shared, todo = self._shared, dict(lost_envs)
+
+        def give_up(env: int, why: str = "") -> None:
+            if why:
+                self.report(f"env {env} {why}", "")
+            cut.add(env)
+            state.episode[self._rows(env)] += 1
+
         while todo:
-            for env, fault in todo.items():
-                if fault:
-                    episode = int(shared.episode[env * self.agents])  # perhaps it was the next
-                    goes_on = env not in cut and episode == state.episode[env * self.agents]
-                    done = log(env) if goes_on else ()
-                    where = f"after {len(done)} steps of" if done else "at the beginning of"
-                    if done is None:
-                        where = f"after more than {REPLAYED:,} steps of"
-                    seed = episode_seed(self._seed, env, episode)
-                    self._charge(
-                        f"env {env}",
-                        f" failed {where} its episode {episode} (seed {seed})",
-                        fault,
-                    )
-                    cut.add(env)
-                    state.episode[self._rows(env)] = episode + 1
+            for env, failure in todo.items():
+                if failure:
+                    self._blame(env, failure, state, None if env in cut else log)
+                    give_up(env)
             for env in todo:
                 if env not in cut and log(env) is None:
-                    self.report(
-                        f"env {env} was lost with its process after more than {REPLAYED:,} "
-                        "steps of an episode, which are not replayed: it begins a new one",
-                        "",
-                    )
-                    cut.add(env)
-                    state.episode[self._rows(env)] += 1
+                    why = f"was lost with its process after more than {REPLAYED:,} steps of an "
+                    give_up(env, why + "episode, which are not replayed: it begins a new one")
                 shared.episode[self._rows(env)] = state.episode[self._rows(env)]
             logs = {env: log(env) or () for env in todo if env not in cut}
             if failed := self._do(BEGIN, list(todo)) or self._replay(logs):
                 todo = {**dict.fromkeys(todo), **failed}
-                lost |= todo
+                lost_envs |= todo
                 continue
             strange = [env for env in logs if obs is not None and not self._shows(env, obs)]
             for env in strange:
-                self.report(f"env {env} does not come back by its seed and actions", "")
-                cut.add(env)
-                state.episode[self._rows(env)] += 1
+                give_up(env, "does not come back by its seed and actions")
             todo = dict.fromkeys(strange)
 
+    def _blame(self, env: int, failure: Failure, state: EnvState, log: Log | None) -> None:
+        """Count a failure of an env, in the episode in which it stands now.
+
+        log: None where that is a new episode already.
+        """
+        rows = self._rows(env)
+        episode = int(self._shared.episode[rows.start])  # perhaps it was the next
+        actions = log(env) if log and episode == state.episode[rows.start] else ()
+        where = f"after {len(actions)} steps of" if actions else "at the beginning of"
+        if actions is None:
+            where = f"after more than {REPLAYED:,} steps of"
+        seed = episode_seed(self._seed, env, episode)
+        where = f" failed {where} its episode {episode} (seed {seed})"
+        self._count(f"env {env}", where, failure)
+        state.episode[rows] = episode
+
     def _shows(self, env: int, obs: np.ndarray) -> bool:
+        """The observation of an env is this one."""
         rows = self._rows(env)
         return np.array_equal(self._shared.obs[1, rows].astype(obs.dtype), obs[rows])
 
-    def _replay(self, logs: dict[int, Sequence[np.ndarray]]) -> Lost:
-        """Do again in every env what its log says. Returns those that are lost by it."""
+    def _replay(self, logs: Mapping[int, Sequence[np.ndarray]]) -> LostEnvs:
+        """Step every env by its logged actions. Returns those that are lost by it."""
         for t in range(max(map(len, logs.values()), default=0)):
             active = [env for env, log in logs.items() if t < len(log)]
             for env in active:
                 self._shared.env_action[0, self._rows(env)] = logs[env][t]
-            if lost := self._do(STEP, active):
-                return lost
-        return Lost()
+            if lost_envs := self._do(STEP, active):
+                return lost_envs
+        return {}
 
     def _log(self, state: EnvState, t: int, env: int) -> Sequence[np.ndarray] | None:
         """[n][A, ...] the actions since an env began, up to row t of the latest steps.
 
         None where they are no longer kept.
         """
-        rows, first = self._rows(env), env * self.agents
-        log, known = _by_step(state, rows), self.remembered(state)[first]
+        rows = self._rows(env)
+        log, known = _by_step(state, rows), self.remembered(state)[rows.start]
         for part in self._parts:
-            begin = int(self._begins(part)[first])
+            begin = int(self._begins(part)[rows.start])
             if begin:
                 log, known = [], True
             end = t if part is self._parts[-1] else len(part)
             log += list(part.env_action[begin:end, rows])
         return log if known else None
 
-    def _leave_out(self, env: int, t: int) -> None:
-        """An episode was cut in row t: nothing of it in these steps counts."""
+    def _discard(self, env: int, t: int) -> None:
+        """Mask the episode that was cut in row t: nothing of it in these steps counts."""
         rows = self._rows(env)
         for i in range(rows.start, rows.stop):
             end = t + 1
@@ -346,28 +335,24 @@ class WorkerEnvs(Envs):
         self._parts.clear()
 
     def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
-        # An env begins anew behind the step at which nobody in it is left.
-        gone = (buffer.done | ~buffer.valid).reshape(len(buffer), -1, self.agents).all(-1)
-        behind = np.arange(1, len(buffer) + 1)[:, None]
-        return np.repeat((gone * behind).max(0), self.agents)
+        return last_begins(buffer, self.agents)
 
     def _bring_back(self, state: EnvState) -> bool:
         self._shared.episode[:] = state.episode
         envs = range(self._env.num_envs)
-        lost = self._do(BEGIN, envs)
-        lost = lost or self._replay({i: _by_step(state, self._rows(i)) for i in envs})
-        for env, fault in lost.items():
-            if fault:
-                self._charge(f"env {env}", " failed while its episode was replayed", fault)
-        return not lost and all(self._shows(env, state.obs) for env in envs)
+        logs = {env: _by_step(state, self._rows(env)) for env in envs}
+        lost_envs = self._do(BEGIN, envs) or self._replay(logs)
+        for env, failure in lost_envs.items():
+            if failure:
+                self._count(f"env {env}", " failed while its episode was replayed", failure)
+        return not lost_envs and all(self._shows(env, state.obs) for env in envs)
 
-    def close(self) -> list[str]:
-        for process in self._processes:
-            if process:
-                process.hang_up()
-        until = time.monotonic() + GRACE
-        for k in range(len(self._processes)):
-            self._end(k, max(0.0, until - time.monotonic()))
+    def _close(self) -> list[str]:
+        for process in self._processes.values():
+            process.hang_up()
+        until = time.monotonic() + GRACE_SECONDS
+        while self._processes:
+            self._processes.popitem()[1].end(max(0.0, until - time.monotonic()))
         if self._memory >= 0:
             os.close(self._memory)
             self._memory = -1
@@ -380,10 +365,10 @@ def _by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
     return list(np.stack(logs, 1)) if logs else []
 
 
-def _failure(text: str, fault: Fault) -> UsageError:
+def _failed(text: str, failure: Failure) -> UsageError:
     error = UsageError(text)
-    if fault.trace:
-        error.add_note(f"In the process of the env:\n{fault.trace}")
+    if failure.trace:
+        error.add_note(f"In the process of the env:\n{failure.trace}")
     return error
 
 

@@ -167,7 +167,7 @@ class SquashedGaussian:
 
     mean: Tensor  # [..., A]
     log_std: Tensor  # [..., A] or [A]
-    log_reach: Tensor  # [A] log h, half the range
+    log_half_range: Tensor  # [A] log h, half the range
 
     @property
     def gaussian(self) -> Gaussian:
@@ -188,21 +188,21 @@ class SquashedGaussian:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log N(u; μ, σ²) - Σ_d log |da_d/du_d| in nats. action: u [..., A]; returns [...]."""
-        return self.gaussian.log_prob(action) - log_slope(action, self.log_reach).sum(-1)
+        return self.gaussian.log_prob(action) - log_slope(action, self.log_half_range).sum(-1)
 
     def entropy(self) -> Tensor:
         """H(u) + Σ_d E[log |da_d/du_d|] in nats, the mean by quadrature; returns [...]."""
         u = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * Z.to(self.mean)
-        slope = log_slope(u, self.log_reach.unsqueeze(-1)) @ Z_WEIGHTS.to(self.mean)
+        slope = log_slope(u, self.log_half_range.unsqueeze(-1)) @ Z_WEIGHTS.to(self.mean)
         return self.gaussian.entropy() + slope.sum(-1)
 
 
-def log_slope(u: Tensor, log_reach: Tensor) -> Tensor:
+def log_slope(u: Tensor, log_half_range: Tensor) -> Tensor:
     """Log da/du of a = m + h tanh u: log h + log(1 - tanh² u), also where tanh u rounds to 1.
 
-    As log h + 2 (log 2 - u - softplus(-2 u)). log_reach: log h; returns the shape of u.
+    As log h + 2 (log 2 - u - softplus(-2 u)). log_half_range: log h; returns the shape of u.
     """
-    return log_reach + 2 * (math.log(2) - u + logsigmoid(2 * u))
+    return log_half_range + 2 * (math.log(2) - u + logsigmoid(2 * u))
 
 
 GSDE_EPS = 1e-6

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from proximo.envs.make import Maker, close_all
+from proximo.envs.base import Maker
+from proximo.envs.layers import close_all
 from proximo.errors import UsageError
 from proximo.language.adapters import copy_trainable
 from proximo.language.blueprint import Blueprint, blueprint, read_blueprint

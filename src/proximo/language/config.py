@@ -9,20 +9,14 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from proximo.bounds import above, at_least
 from proximo.errors import UsageError, check_values
-from proximo.functional.schedules import Coefficient, as_schedule
+from proximo.functional.schedules import Coefficient
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
 from proximo.run.config import RunSettings, check_sections
 from proximo.run.toml import read_section, read_tables
-
-
-def _at_least(section: str, settings: Any, low: float, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < low:
-            raise UsageError(f"{section}.{name} is {value}: give at least {low}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +26,25 @@ class ModelConfig:
     path: str = "tiny"
     """A folder that transformers reads (or the name of a model it has stored), a run of
     `proximo lm`, or tiny: a small GPT-2 with random weights over the symbols of the data."""
-    layers: int = 2
+    layers: Annotated[int, at_least(1)] = 2
     """Blocks of a tiny model."""
-    width: int = 64
+    width: Annotated[int, at_least(1)] = 64
     """Numbers per token in a tiny model; a multiple of heads."""
-    heads: int = 4
+    heads: Annotated[int, at_least(1)] = 4
     """Attention heads of a tiny model."""
-    context: int = 128
+    context: Annotated[int, at_least(1)] = 128
     """Longest sequence of a tiny model, in tokens."""
     symbols: Literal["characters", "words"] = "characters"
     """Tokens of a tiny model: single characters, or words, spaces and marks."""
     critic: Literal["shared", "separate", "reward"] = "shared"
     """Values come from a head on the model itself, from a separate copy of the model, or from a
     copy of the reward model. The head is 0 at the start, except on the reward model's."""
-    critic_warmup: int = 0
+    critic_warmup: Annotated[int, at_least(0)] = 0
     """First updates, which train only the critic, or only its head where it is shared."""
-    lora_rank: int = 0
+    lora_rank: Annotated[int, at_least(0)] = 0
     """Rank of the LoRA adapters, which are trained with the heads while the model's weights are
     frozen; 0: train the weights themselves."""
-    lora_alpha: float | None = None
+    lora_alpha: Annotated[float | None, above(0)] = None
     """Adapters are scaled by alpha/rank; none: by 2."""
     lora_targets: tuple[str, ...] = ()
     """Layers with adapters, by the end of their names; none given: all linear ones except the
@@ -58,10 +52,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_values("model", self)
-        _at_least("model", self, 1, "layers", "width", "heads", "context")
-        _at_least("model", self, 0, "critic_warmup", "lora_rank")
-        if self.lora_alpha is not None and self.lora_alpha <= 0:
-            raise UsageError(f"model.lora_alpha is {self.lora_alpha}: it must be above 0")
         for name in ("lora_alpha", "lora_targets"):
             if getattr(self, name) and not self.lora_rank:
                 raise UsageError(
@@ -78,35 +68,26 @@ class ModelConfig:
 class Sampling:
     """Sampling of completions."""
 
-    max_tokens: int = 32
+    max_tokens: Annotated[int, at_least(1)] = 32
     """Length of a completion at most, in tokens, its stop token included."""
-    min_tokens: int = 0
+    min_tokens: Annotated[int, at_least(0)] = 0
     """Tokens before the first possible stop token."""
-    temperature: float = 1.0
+    temperature: Annotated[float, above(0)] = 1.0
     """Logits are divided by it, in sampling and wherever a log-probability is taken in PPO. For the
     most likely tokens, set top_k to 1 instead of a temperature of 0."""
-    top_k: int = 0
+    top_k: Annotated[int, at_least(0)] = 0
     """Draw from this many most likely tokens only; 0: from all. Not in training."""
-    top_p: float = 1.0
+    top_p: Annotated[float, above(0, at_most=1)] = 1.0
     """Draw from the fewest tokens whose probabilities reach this sum; 1: from all. Not in
     training."""
     stop: tuple[str, ...] = ()
     """Tokens that end a completion besides the model's own ends: the tokenizer's end of sequence,
     those of generation_config.json, and the end of a turn in the chat template."""
-    max_turns: int = 8
+    max_turns: Annotated[int, at_least(1)] = 8
     """Replies in one episode of a text env at most."""
 
     def __post_init__(self) -> None:
         check_values("sampling", self)
-        _at_least("sampling", self, 1, "max_tokens", "max_turns")
-        _at_least("sampling", self, 0, "min_tokens", "top_k")
-        if self.temperature <= 0:
-            raise UsageError(
-                f"sampling.temperature is {self.temperature}: it must be above 0 (where the most "
-                "likely tokens are wanted: top_k 1)"
-            )
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"sampling.top_p is {self.top_p}: it must lie in (0, 1]")
         if self.min_tokens >= self.max_tokens:
             raise UsageError(
                 f"sampling.min_tokens is {self.min_tokens}: it must be below sampling.max_tokens, "
@@ -123,33 +104,26 @@ class Sampling:
 class KLConfig:
     """The penalty that keeps the policy near a reference, such as the initial model."""
 
-    coef: float = 0.05
+    coef: Annotated[float, at_least(0)] = 0.05
     """beta, the weight of the KL to the reference, in units of the score per nat; at 0 it is only
     measured."""
     reference: Literal["copy", "adapter", "ema", "none"] = "copy"
     """A frozen copy of the initial model; with LoRA, the model itself with its adapters off; a
     moving average of the model; none saves memory and time, where coef is 0."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float | None, at_least(0, below=1)] = None
     """d of the moving average ref <- d ref + (1 - d) model after each update; for ema alone."""
     where: Literal["reward", "loss"] = "reward"
     """Subtracted from the reward of each token (k1, log pi - log ref), or added to the loss."""
     estimator: Literal["k2", "k3"] = "k2"
     """Of the KL in the loss: k2, whose gradient is the KL's, or k3."""
-    target: float | None = None
+    target: Annotated[float | None, above(0)] = None
     """Let beta follow the KL towards this many nats per completion (its sum over tokens); none:
     it is fixed."""
-    horizon: float = 10_000.0
+    horizon: Annotated[float, above(0)] = 10_000.0
     """Episodes over which beta can move by a fifth, where it follows."""
 
     def __post_init__(self) -> None:
         check_values("kl", self)
-        _at_least("kl", self, 0, "coef")
-        for name in ("target", "horizon"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise UsageError(f"kl.{name} is {value}: it must be above 0")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UsageError(f"kl.ema_decay is {self.ema_decay}: it must lie in [0, 1)")
         if self.reference == "none" and self.coef:
             raise UsageError(
                 f"kl.reference is none, but kl.coef is {self.coef}: set it to 0, or keep the copy"
@@ -187,18 +161,15 @@ class ScoreConfig:
     """Weight of each reward; none given: 1 each."""
     env: str = ""
     """A text env to talk with instead, module:Class or a Gymnasium id; its rewards count."""
-    missing_eos_penalty: float = 0.0
+    missing_eos_penalty: Annotated[float, at_least(0)] = 0.0
     """Subtracted from the score of a completion that was cut off at max_tokens."""
     normalize: bool = False
     """Bring scores to mean 0 and standard deviation 1, by the running moments of all so far."""
-    clip: float | None = None
+    clip: Annotated[float | None, above(0)] = None
     """Bound of the scores, above and below, after normalisation; none: no bound."""
 
     def __post_init__(self) -> None:
         check_values("score", self)
-        _at_least("score", self, 0, "missing_eos_penalty")
-        if self.clip is not None and self.clip <= 0:
-            raise UsageError(f"score.clip is {self.clip}: it must be above 0")
         if self.env and self.reward:
             raise UsageError(
                 f"score.env is {self.env} and score.reward {' '.join(self.reward)}: an env gives "
@@ -210,17 +181,17 @@ class ScoreConfig:
 class TrainingConfig(RunSettings):
     """Length of the training, memory, evaluation and what is kept."""
 
-    updates: int = 100
+    updates: Annotated[int, at_least(1)] = 100
     """Updates: of PPO, each with new completions; of sft and reward, gradient steps."""
-    sequences: int = 64
+    sequences: Annotated[int, at_least(1)] = 64
     """Completions per update of PPO."""
-    completions_per_prompt: int = 1
+    completions_per_prompt: Annotated[int, at_least(1)] = 1
     """k, completions of each prompt; an update samples sequences/k prompts."""
-    micro_batch: int = 32
+    micro_batch: Annotated[int, at_least(1)] = 32
     """Sequences that go through the model at once: memory and speed, never the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; auto: the GPU if there is one."""
-    threads: int = 0
+    threads: Annotated[int, at_least(0)] = 0
     """Threads of PyTorch; 0: its own number."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers in the layers of the model, in sampling and in the update; weights, gradients, logits
@@ -230,14 +201,12 @@ class TrainingConfig(RunSettings):
     memory, a third more time, the same result."""
     stop_at: float | None = None
     """End PPO once the score of the held-out prompts reaches this; none: after all updates."""
-    save_every: int = 0
-    """Updates between numbered checkpoints; 0: only update 0 and the last."""
-    eval_every: int = 0
+    eval_every: Annotated[int, at_least(0)] = 0
     """Updates of PPO between evaluations on prompts that are never trained on; 0: none. The model
     with the best score is kept in RUN/best."""
-    held_out: float = 0.0
+    held_out: Annotated[float, at_least(0, below=1)] = 0.0
     """Share of the prompts that is held out for evaluations."""
-    max_length: int = 0
+    max_length: Annotated[int, at_least(0)] = 0
     """Length of a sequence at most, prompt and answer (or sampling.max_tokens) together, in tokens;
     0: as many as the model reads."""
     overlong: Literal["refuse", "drop"] = "refuse"
@@ -245,10 +214,6 @@ class TrainingConfig(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("run", self, 1, "updates", "sequences", "micro_batch", "completions_per_prompt")
-        _at_least("run", self, 0, "max_length")
-        if not 0 <= self.held_out < 1:
-            raise UsageError(f"run.held_out is {self.held_out}: it must lie in [0, 1)")
         if self.sequences % self.completions_per_prompt:
             raise UsageError(
                 f"run.sequences is {self.sequences}, no multiple of run.completions_per_prompt, "
@@ -279,40 +244,32 @@ class TrainingConfig(RunSettings):
 class SupervisedConfig:
     """Settings of sft and reward: Adam on the mean loss of each minibatch."""
 
-    learning_rate: Coefficient = 1e-4
+    learning_rate: Annotated[Coefficient, at_least(0)] = 1e-4
     """Step size; a number or a schedule such as linear:1e-4:0."""
-    batch_size: int = 32
+    batch_size: Annotated[int, at_least(1)] = 32
     """Examples per gradient step: texts, or pairs."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: Annotated[float | None, above(0)] = 1.0
     """The gradient is scaled down to this norm; none turns it off."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: Annotated[tuple[float, float], at_least(0, below=1)] = (0.9, 0.999)
     """Decay of Adam's running mean and square of the gradient."""
-    held_out: float = 0.0
+    held_out: Annotated[float, at_least(0, below=1)] = 0.0
     """Share of the data that is held out, and measured at the end."""
 
     def __post_init__(self) -> None:
         check_values("algorithm", self)
-        _at_least("algorithm", self, 1, "batch_size")
-        if as_schedule(self.learning_rate).lowest < 0:
-            raise UsageError(f"algorithm.learning_rate is {self.learning_rate}: it falls below 0")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise UsageError(f"algorithm.max_grad_norm is {self.max_grad_norm}: give above 0")
-        if not 0 <= self.held_out < 1:
-            raise UsageError(f"algorithm.held_out is {self.held_out}: it must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PTXConfig:
     """Pretraining mixed into PPO, against forgetting (Ouyang et al. 2022, arXiv 2203.02155)."""
 
-    coef: float = 0.0
+    coef: Annotated[float, at_least(0)] = 0.0
     """Weight of the model's own loss, -log pi per token of these texts, in every gradient step."""
     data: str = ""
     """JSONL with prompt and completion."""
 
     def __post_init__(self) -> None:
         check_values("ptx", self)
-        _at_least("ptx", self, 0, "coef")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,10 @@ import torch
 from gymnasium import Env
 from gymnasium.spaces import Text
 
+from proximo.envs.base import Maker, episode_seed
 from proximo.envs.config import EnvConfig
-from proximo.envs.make import Maker, base, close_all, episode_seed, make_env, title
+from proximo.envs.layers import close_all, title, unwrapped
+from proximo.envs.make import make_env
 from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.language.config import Sampling
 from proximo.language.generate import Completions, sample
@@ -36,7 +38,7 @@ def make_text_envs(name: str, maker: Maker | None, count: int) -> list[TextEnv]:
         for _ in range(count):
             envs.append(make_env(EnvConfig(id=name), maker))
             _check_spaces(envs[-1])
-        if len({id(base(env)) for env in envs}) < count:
+        if len({id(unwrapped(env)) for env in envs}) < count:
             raise UsageError(
                 "the callable returned one and the same env twice: make a new one each time"
             )

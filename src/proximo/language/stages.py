@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from proximo.envs.make import Maker
+from proximo.envs.base import Maker
 from proximo.errors import UsageError
 from proximo.language.build import AnyReward, Given, make_session
 from proximo.language.config import (

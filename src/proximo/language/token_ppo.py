@@ -6,10 +6,11 @@ The command line lists these without loading PyTorch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from proximo import functional as F
 from proximo.algorithms.ppo import PPO
+from proximo.bounds import above, at_least, between
 from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient
 from proximo.language.records import OldPolicy, TokenBatch
@@ -36,7 +37,7 @@ class TokenPPO(PPO):
     in place of a critic, and the ratio r can be that of a whole completion.
     """
 
-    gamma: float = 1.0
+    gamma: Annotated[float, between(0, 1)] = 1.0
     """Discount per token (gamma)."""
     advantage: Literal["gae", "n-step", "td0", "monte-carlo", "rloo", "grpo", "dr-grpo"] = "gae"  # type: ignore[assignment]  # more than in control
     """How advantages are estimated; monte-carlo is the return minus the value. Without a critic:
@@ -45,15 +46,15 @@ class TokenPPO(PPO):
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "batch"
     """Tokens over which advantages are brought to mean 0 and standard deviation 1; an episode is a
     completion."""
-    learning_rate: Coefficient = 1e-5
+    learning_rate: Annotated[Coefficient, between(0, 10)] = 1e-5
     """Step size of the optimizer; a number or a schedule such as linear:1e-5:0."""
-    epochs: int = 4
+    epochs: Annotated[int, at_least(1)] = 4
     """K, passes over the completions of an update."""
-    minibatch_size: int = 16
+    minibatch_size: Annotated[int, at_least(1)] = 16
     """M, completions per gradient step."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: Annotated[float | None, above(0)] = 1.0
     """The gradient is scaled down to this norm; none turns it off."""
-    value_coef: float = 0.1
+    value_coef: Annotated[float, between(0, 1e6)] = 0.1
     """Weight of the value loss (c1 of eq. 9)."""
     value_loss: Literal["mse", "huber", "clipped"] = "clipped"
     """Squared error, Huber's, or the larger of the error and its clipped version."""

@@ -15,19 +15,19 @@ from proximo.nets.bodies import initialize, make_body
 from proximo.nets.config import NetConfig
 from proximo.nets.custom import Maker, OwnBody
 from proximo.nets.heads import CategoricalHead, make_head
-from proximo.nets.recurrent import Memory
+from proximo.nets.recurrent import Recurrent
 from proximo.spaces import Actions, Observations, check_masks
 from proximo.types import Moments, Segments
 
 
 class Evaluation(NamedTuple):
-    """What the update needs to know of a batch. All [B], but for `carry`."""
+    """The policy and the critic on a batch. All [B], except `recurrent_state`."""
 
     log_prob: Tensor
     entropy: Tensor | None
     value: Tensor
     distribution: Distribution
-    recurrent_state: Tensor | None = None  # [S, C] what is remembered after each stretch
+    recurrent_state: Tensor | None = None  # [S, C] after each segment
 
 
 class ActorCritic(nn.Module):
@@ -46,9 +46,9 @@ class ActorCritic(nn.Module):
         q_critic: bool = False,
         own: Maker | None = None,
     ) -> None:
-        """`q_critic`: the critic judges actions, Q(s,a), and not states, V(s).
+        """`q_critic`: the critic estimates Q(s,a) instead of V(s).
 
-        own: what makes the module that `net.module` names.
+        own: makes the module that `net.module` names.
         """
         super().__init__()
         self.observations = seen = Observations(obs_space)
@@ -64,30 +64,29 @@ class ActorCritic(nn.Module):
         self.q_critic = q_critic
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = q_critic and isinstance(self.head, CategoricalHead)
-        judged = self.head.feature_count if q_critic and not self._indexed else 0
-        self.critic = (
-            make_body(seen, net.of_critic, own, beside=judged) if net.trunk != "shared" else None
-        )
-        judging = (self.critic or self.actor).outputs
+        extra = self.head.feature_count if q_critic and not self._indexed else 0
+        separate = net.trunk != "shared"
+        self.critic = make_body(seen, net.of_critic, own, extra=extra) if separate else None
+        value_inputs = (self.critic or self.actor).outputs
         self.actor_recurrent = self.critic_recurrent = None
         if net.recurrent != "none":
             size = (net.recurrent_size, net.orthogonal)
-            self.actor_recurrent = Memory(net.recurrent, self.actor.outputs, *size)
-            self.critic_recurrent = Memory(net.recurrent, judging, *size) if self.critic else None
-            judging = net.recurrent_size
-        memories = [m for m in (self.actor_recurrent, self.critic_recurrent) if m]
-        self.state_size = sum(memory.state_size for memory in memories)
-        """C, numbers that are remembered per env, the actor's first; 0 without a memory."""
+            self.actor_recurrent = Recurrent(net.recurrent, self.actor.outputs, *size)
+            if self.critic:
+                self.critic_recurrent = Recurrent(net.recurrent, value_inputs, *size)
+            value_inputs = net.recurrent_size
+        cells = [cell for cell in (self.actor_recurrent, self.critic_recurrent) if cell]
+        self.state_size = sum(cell.state_size for cell in cells)
+        """C, size of the recurrent state of an env, the actor's part first; 0 without one."""
         self.bptt_steps = net.bptt_steps
         self.logits = nn.Linear(width, self.head.outputs)
-        self.baseline = nn.Linear(judging, self.head.outputs if self._indexed else 1)
+        self.baseline = nn.Linear(value_inputs, self.head.outputs if self._indexed else 1)
         if net.orthogonal:
             initialize(self.logits, net.policy_gain)
             initialize(self.baseline, 1.0)
         self.head.initialize(self.logits)
-        self.normalize_obs = net.normalize_obs
+        self.normalize_obs, self.obs_clip = net.normalize_obs, net.obs_clip
         self.normalize_returns = net.normalize_returns
-        self.obs_clip = net.obs_clip
         if net.normalize_obs and not seen.measured.any():
             raise UsageError(
                 f"net.normalize_obs is on, but nothing in {obs_space} is a measurement: turn it off"
@@ -114,18 +113,14 @@ class ActorCritic(nn.Module):
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The parameters behind π; with a shared trunk they include the trunk."""
-        memory = self.actor_recurrent.parameters() if self.actor_recurrent else ()
-        own = (*self.logits.parameters(), *self.head.parameters())
-        return _learned([*self.actor.parameters(), *memory, *own])
+        return _trainable(self.actor, self.actor_recurrent, self.logits, self.head)
 
     def critic_parameters(self) -> list[nn.Parameter]:
         """The parameters behind V alone."""
-        own_trunk = list(self.critic.parameters()) if self.critic else []
-        memory = self.critic_recurrent.parameters() if self.critic_recurrent else ()
-        return _learned([*own_trunk, *memory, *self.baseline.parameters()])
+        return _trainable(self.critic, self.critic_recurrent, self.baseline)
 
     def check_own(self, obs: Tensor) -> None:
-        """Whether modules of the user's own can learn from these. Raises `UsageError`."""
+        """Check that modules of the user's own can learn from these. Raises `UsageError`."""
         bodies = [module for module in self.modules() if isinstance(module, OwnBody)]
         parts = [id(p) for body in bodies for p in body.parameters()]
         if len(set(parts)) < len(parts):
@@ -144,16 +139,16 @@ class ActorCritic(nn.Module):
         return obs[..., : self.observations.mask_begin] if self.masked else obs
 
     def stuck(self, obs: np.ndarray) -> np.ndarray:
-        """Where a mask leaves nothing to choose. obs: [..., *obs]; returns [...] bool."""
+        """True where the mask allows no action. obs: [..., *obs]; returns [...] bool."""
         if not self.masked:
             return np.zeros(len(obs), bool)
-        begins = np.cumsum([0, *self.head.choices[:-1]])
+        begins = np.cumsum([0, *self.head.num_logits[:-1]])
         legal = obs[..., self.observations.mask_begin :] > 0.5
         some = np.logical_or.reduceat(legal, begins, -1)
         return np.logical_not(some.all(-1))
 
     def legal(self, obs: Tensor) -> Tensor | None:
-        """Which actions may be chosen there, or None: all of them. [..., choices] bool."""
+        """True for legal actions, or None: all are. [..., num_logits] bool."""
         return obs[..., self.observations.mask_begin :] > 0.5 if self.masked else None
 
     def _value(self, features: Tensor, action: Tensor | None = None) -> Tensor:
@@ -164,101 +159,87 @@ class ActorCritic(nn.Module):
         return self.return_shift + self.return_scale * value if self.normalize_returns else value
 
     def distribution(self, obs: Tensor, segments: Segments | None = None) -> Distribution:
-        """π(·|s). obs: [..., *obs]; with a memory [B, *obs], and what it is to segments."""
+        """π(·|s). obs: [..., *obs]; of a recurrent policy [B, *obs], in these segments."""
         return self._policy(self._features(obs, segments), obs)
 
     def draw(self, obs: Tensor, noise: Tensor, segments: Segments | None = None) -> Tensor:
         """An action of π(·|s) per row, from this noise. obs: as for `distribution`."""
         features = self._features(obs, segments)
-        return self._policy(features, obs).sample(self.head.drawn(noise, features))
+        return self._policy(features, obs).sample(self.head.effective_noise(noise, features))
 
     def _features(self, obs: Tensor, segments: Segments | None) -> Tensor:
-        features: Tensor = self.actor(self.inputs(obs))
-        if self.actor_recurrent:
-            assert segments is not None, "a policy with a memory is judged by stretches"
-            features = self.actor_recurrent(features, self._for_actor(segments))[0]
-        return features
+        features = self.actor(self.inputs(obs))
+        return self._recur(self.actor_recurrent, features, segments)[0]
 
     def _policy(self, features: Tensor, obs: Tensor) -> Distribution:
         return self.head.distribution(self.logits(features), self.legal(obs), features)
 
-    def _for_actor(self, segments: Segments) -> Segments:
-        assert self.actor_recurrent
-        return segments._replace(
-            initial_state=segments.initial_state[:, : self.actor_recurrent.state_size]
-        )
-
-    def _for_critic(self, segments: Segments) -> Segments:
-        assert self.critic_recurrent
-        return segments._replace(
-            initial_state=segments.initial_state[:, -self.critic_recurrent.state_size :]
-        )
+    def _recur(
+        self, cell: Recurrent | None, features: Tensor, segments: Segments | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Features behind the recurrent cell and its state after each segment, if there is one."""
+        if cell is None:
+            return features, None
+        assert segments is not None, "a recurrent policy is evaluated by segments"
+        first = 0 if cell is self.actor_recurrent else self.state_size - cell.state_size
+        own = segments.initial_state[:, first : first + cell.state_size]
+        recurred: tuple[Tensor, Tensor] = cell(features, segments._replace(initial_state=own))
+        return recurred
 
     def act(
         self, obs: Tensor, noise: Tensor | None = None, recurrent_state: Tensor | None = None
     ) -> tuple[Tensor, Distribution, Tensor | None]:
         """An action per row, from this noise or, without any, the most likely one.
 
-        obs: [N, *obs]; returns the action [N, *act], the distribution that it came from and, with a
-        memory, the carry [N, C] with the actor's part moved on. Call it under
+        obs: [N, *obs]; returns the action [N, *act], its distribution and, of a recurrent policy,
+        the state [N, C] after it, in which the critic's part stays. Call it under
         `torch.inference_mode()` or `torch.no_grad()`, entered once and not at every step.
         """
         features = self.actor(self.inputs(obs))
         if self.actor_recurrent:
-            assert recurrent_state is not None, "a policy with a memory acts on what it remembers"
-            own = self.actor_recurrent.state_size
-            features, moved = self.actor_recurrent.step(features, recurrent_state[:, :own])
-            recurrent_state = (
-                torch.cat([moved, recurrent_state[:, own:]], -1) if self.critic_recurrent else moved
-            )
+            assert recurrent_state is not None, "a recurrent policy acts on its state"
+            size = self.actor_recurrent.state_size
+            features, moved = self.actor_recurrent.step(features, recurrent_state[:, :size])
+            rest = recurrent_state[:, size:]
+            recurrent_state = torch.cat([moved, rest], -1) if self.critic_recurrent else moved
         distribution = self._policy(features, obs)
         if noise is None:
             return distribution.mode(), distribution, recurrent_state
-        return distribution.sample(self.head.drawn(noise, features)), distribution, recurrent_state
+        noise = self.head.effective_noise(noise, features)
+        return distribution.sample(noise), distribution, recurrent_state
 
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
         """Log π(a|s), V(s) or Q(s,a), and the entropy of π(·|s) if asked for. obs: [B, *obs].
 
-        segments: with a memory, the stretches that the rows are of.
+        segments: those of the rows, for a recurrent policy.
         """
         inputs = self.inputs(obs)
-        features = self.actor(inputs)
-        recurrent_states = []
-        if self.actor_recurrent:
-            assert segments is not None, "a policy with a memory is judged by stretches"
-            features, recurrent_state = self.actor_recurrent(features, self._for_actor(segments))
-            recurrent_states.append(recurrent_state)
-        judging = features
+        features, state = self._recur(self.actor_recurrent, self.actor(inputs), segments)
+        states = [] if state is None else [state]
+        critic_features = features
         if self.critic:
-            judging, recurrent_state = self._judging(inputs, action, segments)
-            recurrent_states += [] if recurrent_state is None else [recurrent_state]
+            critic_features, state = self._critic_features(inputs, action, segments)
+            states += [] if state is None else [state]
         distribution = self._policy(features, obs)
         return Evaluation(
             distribution.log_prob(action),
             distribution.entropy() if entropy else None,
-            self._value(judging, action),
+            self._value(critic_features, action),
             distribution,
-            torch.cat(recurrent_states, -1) if recurrent_states else None,
+            torch.cat(states, -1) if states else None,
         )
 
-    def _judging(
+    def _critic_features(
         self, inputs: Tensor, action: Tensor | None, segments: Segments | None
     ) -> tuple[Tensor, Tensor | None]:
         """The critic's own features (of an action too, for Q) and its recurrent states."""
         assert self.critic is not None
-        beside = None
+        extra: tuple[Tensor, ...] = ()
         if action is not None and self.q_critic and not self._indexed:
-            beside = self.head.features(action)
-        features = self.critic(inputs) if beside is None else self.critic(inputs, beside)
-        if self.critic_recurrent is None:
-            return features, None
-        assert segments is not None, "a policy with a memory is judged by stretches"
-        remembered: tuple[Tensor, Tensor] = self.critic_recurrent(
-            features, self._for_critic(segments)
-        )
-        return remembered
+            extra = (self.head.features(action),)
+        return self._recur(self.critic_recurrent, self.critic(inputs, *extra), segments)
 
     def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [B, *obs]; returns [B].
@@ -268,13 +249,13 @@ class ActorCritic(nn.Module):
         if self.q_critic:
             return self.action_value(obs, self.distribution(obs, segments).mode(), segments)
         if self.critic:
-            return self._value(self._judging(self.inputs(obs), None, segments)[0])
+            return self._value(self._critic_features(self.inputs(obs), None, segments)[0])
         return self._value(self._features(obs, segments))
 
     def action_value(self, obs: Tensor, action: Tensor, segments: Segments | None = None) -> Tensor:
         """Q(s,a) in units of the reward. obs: [B, *obs], action: [B, *act]; returns [B]."""
-        assert self.q_critic, "this critic judges states, not actions"
-        return self._value(self._judging(self.inputs(obs), action, segments)[0], action)
+        assert self.q_critic, "this critic is one of states, V(s)"
+        return self._value(self._critic_features(self.inputs(obs), action, segments)[0], action)
 
     @torch.no_grad()
     def set_obs_moments(self, moments: Moments) -> None:
@@ -300,6 +281,6 @@ class ActorCritic(nn.Module):
         self.baseline.bias.copy_(bias)
 
 
-def _learned(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    """Without those that the user has frozen."""
-    return [p for p in parameters if p.requires_grad]
+def _trainable(*modules: nn.Module | None) -> list[nn.Parameter]:
+    """Parameters of these modules, without those that the user has frozen."""
+    return [p for module in modules if module for p in module.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""Hidden layers, and what brings observations of every kind to them."""
+"""Hidden layers: MLPs, convolutions over images, and encoders of nested observations."""
 
 from __future__ import annotations
 
@@ -36,21 +36,19 @@ class MLP(nn.Module):
         super().__init__()
         widths = (inputs, *hidden)
         self.outputs = widths[-1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.linears = tuple(nn.Linear(a, b) for a, b in pairwise(widths))
+        """The layers, from the input upwards."""
+        self.layers = nn.ModuleList(self.linears)
         if orthogonal:
-            for layer in self.layers:
-                initialize(layer, math.sqrt(2))  # type: ignore[arg-type]
+            for layer in self.linears:
+                initialize(layer, math.sqrt(2))
         self.activation = activation
         self._activate = _ACTIVATIONS[activation]
 
-    def linears(self) -> list[nn.Linear]:
-        """The layers, from the input upwards."""
-        return list(self.layers)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
-        """x: [..., inputs], of which the last ones may be given apart, as `beside`."""
-        if beside is not None:
-            x = torch.cat([x, beside], -1)
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """x: [..., inputs], of which the last ones may be given separately, as `extra`."""
+        if extra is not None:
+            x = torch.cat([x, extra], -1)
         for layer in self.layers:
             x = self._activate(layer(x))
         return x
@@ -66,7 +64,7 @@ class Pixels(nn.Module):
     """Convolutions with ReLU over an image of bytes. [..., *shape].
 
     Its channels come first or last, or it has none; those of a stack of images all count. They
-    stand beside two equal axes or, where it is not square, are the shorter of the outer two.
+    stand extra two equal axes or, where it is not square, are the shorter of the outer two.
     """
 
     def __init__(self, shape: tuple[int, ...], orthogonal: bool) -> None:
@@ -99,52 +97,52 @@ class Pixels(nn.Module):
             x = x.movedim(-1, -3)
         x = x.reshape(x.shape[0], -1, *x.shape[-2:])
         x = x.contiguous(memory_format=self._layout)  # while they are bytes
-        x = x.to(self.layers[0].weight.dtype) / 255  # type: ignore[arg-type]
+        x = x.to(next(self.parameters()).dtype) / 255
         for layer in self.layers:
             x = torch.relu(layer(x))
         return x.reshape(*lead, self.outputs)
 
 
 class Encoder(nn.Module):
-    """An MLP over the numbers that it is shown and the features of every image among them."""
+    """An MLP over the numbers of an observation and the features of its images."""
 
-    def __init__(self, row: Observations, leaves: list[Leaf], net: NetConfig, beside: int) -> None:
+    def __init__(self, row: Observations, leaves: list[Leaf], net: NetConfig, extra: int) -> None:
         super().__init__()
         self._alone = row.leaves[0].image if row.plain else None
         self._images = [(leaf.begin, leaf.end, leaf.image) for leaf in leaves if leaf.image]
-        self.images = nn.ModuleList(Pixels(shape, net.orthogonal) for *_, shape in self._images)
+        images = [Pixels(shape, net.orthogonal) for *_, shape in self._images]
+        self.images = nn.ModuleList(images)
         numbers = [i for leaf in leaves if not leaf.image for i in range(leaf.begin, leaf.end)]
         self.register_buffer("columns", torch.tensor(numbers), persistent=False)
         self.columns: Tensor
-        features = sum(image.outputs for image in self.images)  # type: ignore[misc]
-        width = len(numbers) + int(features) + beside
+        width = len(numbers) + sum(image.outputs for image in images) + extra
         self.mlp = MLP(width, net.hidden, net.activation, net.orthogonal)
         self.outputs = self.mlp.outputs
 
-    def forward(self, row: Tensor, beside: Tensor | None = None) -> Tensor:
+    def forward(self, row: Tensor, extra: Tensor | None = None) -> Tensor:
         if self._alone:
-            return self._hidden([self.images[0](row)], beside)
+            return self._hidden([self.images[0](row)], extra)
         parts = [row[..., self.columns]] if len(self.columns) else []
         for image, (begin, end, shape) in zip(self.images, self._images, strict=True):
             parts.append(image(row[..., begin:end].reshape(*row.shape[:-1], *shape)))
-        return self._hidden(parts, beside)
+        return self._hidden(parts, extra)
 
-    def _hidden(self, parts: list[Tensor], beside: Tensor | None) -> Tensor:
-        hidden: Tensor = self.mlp(torch.cat([*parts, *([] if beside is None else [beside])], -1))
+    def _hidden(self, parts: list[Tensor], extra: Tensor | None) -> Tensor:
+        hidden: Tensor = self.mlp(torch.cat([*parts, *([] if extra is None else [extra])], -1))
         return hidden
 
 
-class Judge(nn.Module):
-    """Hidden layers over the features of the user's own module and the numbers of an action."""
+class ActionCritic(nn.Module):
+    """Q critic of actions: hidden layers over the user's own module and an action."""
 
-    def __init__(self, own: OwnBody, net: NetConfig, beside: int) -> None:
+    def __init__(self, own: OwnBody, net: NetConfig, extra: int) -> None:
         super().__init__()
         self.own = own
-        self.mlp = MLP(own.outputs + beside, net.hidden, net.activation, net.orthogonal)
+        self.mlp = MLP(own.outputs + extra, net.hidden, net.activation, net.orthogonal)
         self.outputs = self.mlp.outputs
 
-    def forward(self, row: Tensor, beside: Tensor) -> Tensor:
-        hidden: Tensor = self.mlp(self.own(row), beside)
+    def forward(self, row: Tensor, extra: Tensor) -> Tensor:
+        hidden: Tensor = self.mlp(self.own(row), extra)
         return hidden
 
 
@@ -154,9 +152,9 @@ def make_body(
     own: Maker | None,
     *,
     privileged: tuple[str, ...] = (),
-    beside: int = 0,
-) -> MLP | Encoder | OwnBody | Judge:
-    """Hidden layers for such observations, without those keys, and with more numbers beside."""
+    extra: int = 0,
+) -> MLP | Encoder | OwnBody | ActionCritic:
+    """Hidden layers for such observations, without those keys, and with extra inputs."""
     first = {leaf.keys[0] for leaf in row.leaves if leaf.path}
     for key in privileged:
         if key not in first:
@@ -174,7 +172,7 @@ def make_body(
         raise UsageError(f"net.privileged is {privileged}: that leaves the policy nothing to see")
     if own:
         body = OwnBody(own, row, net, privileged=privileged)
-        return Judge(body, net, beside) if beside else body
+        return ActionCritic(body, net, extra) if extra else body
     if len(shown) == len(seen) and not any(leaf.image for leaf in seen):
-        return MLP(row.mask_begin + beside, net.hidden, net.activation, net.orthogonal)
-    return Encoder(row, shown, net, beside)
+        return MLP(row.mask_begin + extra, net.hidden, net.activation, net.orthogonal)
+    return Encoder(row, shown, net, extra)

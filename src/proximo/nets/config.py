@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
+from proximo.bounds import above, at_least, between
 from proximo.errors import UsageError, check_values, refuse_unused
 
 
@@ -17,9 +18,9 @@ class NetConfig:
     `hidden` and `activation`."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments for the module's constructor, as KEY VALUE pairs."""
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: Annotated[tuple[int, ...], at_least(1)] = (64, 64)
     """Widths of the hidden layers; of none, the policy is linear."""
-    critic_hidden: tuple[int, ...] | None = None
+    critic_hidden: Annotated[tuple[int, ...] | None, at_least(1)] = None
     """Widths of the critic's hidden layers (separate trunks only); none: those of the policy."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Nonlinearity after every hidden layer."""
@@ -27,22 +28,22 @@ class NetConfig:
     """Whether actor and critic have hidden layers of their own or share them."""
     orthogonal: bool = True
     """Orthogonal initial weights, gains sqrt(2), `policy_gain` and 1; else PyTorch's default."""
-    policy_gain: float = 0.01
+    policy_gain: Annotated[float, above(0)] = 0.01
     """Gain of the last policy layer: small, so that the first policy hardly heeds the state."""
-    log_std: float = 0.0
+    log_std: Annotated[float, between(-10, 2)] = 0.0
     """Initial log deviation of Gaussian actions (log sigma; 0 is a deviation of 1)."""
     std: Literal["free", "softplus", "gsde"] = "free"
     """Of Gaussian actions: free parameters, the same in every state, or from the state, as
     softplus of outputs of the network; or gSDE, noise that is for some steps a function of it."""
-    gsde_steps: int = 8
+    gsde_steps: Annotated[int, at_least(1)] = 8
     """Steps for which gSDE keeps its noise; a rollout and an episode to watch begin with new."""
     mean: Literal["linear", "tanh"] = "linear"
     """Of Gaussian actions: what the network puts out, or its tanh, scaled to the bounds."""
     recurrent: Literal["none", "gru", "lstm"] = "none"
     """What remembers, after the hidden layers: nothing, a GRU or an LSTM."""
-    recurrent_size: int = 64
+    recurrent_size: Annotated[int, at_least(1)] = 64
     """Width of the memory."""
-    bptt_steps: int = 16
+    bptt_steps: Annotated[int, at_least(1)] = 16
     """Steps through which a memory's gradient flows: a longer episode is cut there, and goes on
     from what was remembered."""
     action: Literal["clip", "squash", "beta"] = "clip"
@@ -51,7 +52,7 @@ class NetConfig:
     """Keys of a Dict observation that the critic sees and the policy does not."""
     normalize_obs: bool = False
     """Standardise observations by their running mean and deviation, which belong to the policy."""
-    obs_clip: float = 10.0
+    obs_clip: Annotated[float, above(0)] = 10.0
     """Standardised observations are cut off at this many deviations."""
     normalize_returns: bool = False
     """Let the critic learn standardised returns; values are shown in units of the reward."""
@@ -59,23 +60,11 @@ class NetConfig:
     def __post_init__(self) -> None:
         check_values("net", self)
         self._check_module()
-        for name in ("hidden", "critic_hidden"):
-            if min(getattr(self, name) or (1,)) < 1:
-                raise UsageError(
-                    f"net.{name} is {getattr(self, name)}: give widths, each at least 1"
-                )
-        for name in ("recurrent_size", "bptt_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"net.{name} is {getattr(self, name)}: give at least 1")
-        if not -10 <= self.log_std <= 2:
-            raise UsageError(f"net.log_std is {self.log_std}: it must lie in [-10, 2]")
         if self.mean == "tanh" and self.action != "clip":
             raise UsageError(
                 f"net.mean is tanh and net.action {self.action}: both bring actions within bounds, "
                 "so use one of them"
             )
-        if self.gsde_steps < 1:
-            raise UsageError(f"net.gsde_steps is {self.gsde_steps}: give at least 1")
         if self.std == "gsde" and self.action == "beta":
             raise UsageError("net.std is gsde and net.action beta, which has no deviation")
         if self.privileged and self.trunk == "shared":
@@ -83,9 +72,6 @@ class NetConfig:
                 f"net.privileged is {self.privileged}, but net.trunk is shared: what only the "
                 "critic sees needs layers of its own, --net.trunk separate"
             )
-        for name in ("policy_gain", "obs_clip"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"net.{name} is {getattr(self, name)}: it must be above 0")
 
     def check_used(
         self, *, continuous: bool, images: bool, q_of_numbers: bool, critic: bool
@@ -134,9 +120,3 @@ class NetConfig:
             raise UsageError(
                 f"net.kwargs is {self.kwargs}, but there is no net.module to be made with them"
             )
-        for name, value in self.kwargs.items():
-            if not isinstance(value, bool | int | float | str):
-                raise UsageError(
-                    f"net.kwargs.{name} is {value!r}: only true, false, numbers and text can be "
-                    "stored"
-                )

@@ -37,12 +37,12 @@ class Head(nn.Module, ABC):
     """Of the network, per state."""
     parameter_count: int
     """P, numbers that define a distribution."""
-    choices: tuple[int, ...] = ()
-    """How much there is to choose from, choice by choice: the columns of an action mask."""
+    num_logits: tuple[int, ...] = ()
+    """Number of logits of each categorical choice: the columns of an action mask."""
     noise_shape: tuple[int, ...]
     """Of the noise from which one action is drawn."""
-    hold: int = 1
-    """Steps for which some of the noise stays the same."""
+    resample_every: int = 1
+    """Steps after which all noise is drawn anew (gSDE keeps some of it)."""
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype = torch.float32
     """Of the action as the policy knows it; fractions are of the network's own type."""
@@ -65,29 +65,26 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        """What this many actions are drawn from, time first. Returns [*shape, *noise_shape]."""
+        """Noise for this many actions, time first. Returns [*shape, *noise_shape]."""
 
-    def begin(self, noise: Tensor, first: Tensor) -> None:
-        """Let what was drawn begin with other noise, for as long as it would have stayed the same.
+    def continue_noise(self, noise: Tensor, first: Tensor) -> None:
+        """Replace the first noise, for as long as it stays the same, by noise drawn earlier.
 
-        noise: [T, ...] of `noise`, which is changed; first: [1, ...].
+        noise: [T, ...] of `noise`, changed in place; first: [1, ...].
         """
-        noise[: self.hold] = first
+        noise[: self.resample_every] = first
 
     def cut_off(self, action: Tensor) -> Tensor | None:
-        """[...] which actions lie outside their bounds, so that the env is given others.
-
-        None: of these there are none.
-        """
+        """[...] True for actions outside their bounds, which are clipped; None: there are none."""
         return None
 
-    def drawn(self, noise: Tensor, features: Tensor) -> Tensor:
-        """What the distribution samples from, made of what `noise` drew. features: [..., F]."""
+    def effective_noise(self, noise: Tensor, features: Tensor) -> Tensor:
+        """The noise to sample with, from that of `noise`. features: [..., F]."""
         return noise
 
     @property
-    def drawn_width(self) -> int:
-        """Columns of that."""
+    def effective_noise_width(self) -> int:
+        """Its number of columns."""
         return math.prod(self.noise_shape)
 
     @abstractmethod
@@ -100,15 +97,15 @@ class Head(nn.Module, ABC):
         return array
 
     def initialize(self, layer: nn.Linear) -> None:
-        """What the last layer, whose weights are drawn already, needs besides."""
+        """Adapt the initial biases of the last layer."""
 
     @property
     def feature_count(self) -> int:
-        """Numbers by which a critic of actions is told of one."""
+        """Number of columns of `features`."""
         return math.prod(self.action_shape)
 
     def features(self, action: Tensor) -> Tensor:
-        """An action for a critic. action: [..., *act]; returns [..., feature_count]."""
+        """An action as input of a Q critic. action: [..., *act]; returns [..., feature_count]."""
         return action
 
 
@@ -120,7 +117,7 @@ class CategoricalHead(Head):
     def __init__(self, space: spaces.Discrete) -> None:
         super().__init__()
         self.outputs = self.parameter_count = int(space.n)
-        self.choices = (self.outputs,)
+        self.num_logits = (self.outputs,)
         self.noise_shape = self.action_shape = self.taken_shape = ()
         self.taken_dtype = native(space.dtype)
         self.start = int(space.start)
@@ -191,9 +188,9 @@ class BoxHead(Head):
         # Halved first: the width of a Box may be more than its type holds.
         low, high = (torch.from_numpy(b.reshape(-1)).double() for b in (self.low, self.high))
         self.register_buffer("middle", (low / 2 + high / 2).float(), persistent=False)
-        self.register_buffer("reach", (high / 2 - low / 2).float(), persistent=False)
+        self.register_buffer("half_range", (high / 2 - low / 2).float(), persistent=False)
         self.middle: Tensor
-        self.reach: Tensor
+        self.half_range: Tensor
 
     def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Both bounds, in the shape and type of the space."""
@@ -245,12 +242,12 @@ class GaussianHead(BoxHead):
 
     def _mean(self, outputs: Tensor) -> Tensor:
         mean = outputs[..., : self.size]
-        return self.middle + self.reach * torch.tanh(mean) if self.bounded else mean
+        return self.middle + self.half_range * torch.tanh(mean) if self.bounded else mean
 
     def _make(self, gaussian: Gaussian) -> Distribution:
         if not self.squash:
             return gaussian
-        return SquashedGaussian(gaussian.mean, gaussian.log_std, self.reach.log())
+        return SquashedGaussian(gaussian.mean, gaussian.log_std, self.half_range.log())
 
     def restore(self, parameters: Tensor) -> Distribution:
         return self._make(Gaussian(parameters[..., : self.size], parameters[..., self.size :]))
@@ -287,7 +284,7 @@ class GSDEHead(GaussianHead):
         first = self.first_log_std - 0.5 * math.log(features)
         self.log_scale = nn.Parameter(torch.full((features, self.size), first))
         self.noise_shape = ((features + 1) * self.size,)
-        self.hold = net.gsde_steps
+        self.resample_every = net.gsde_steps
 
     def initialize(self, layer: nn.Linear) -> None:
         """The outputs are the mean alone."""
@@ -300,16 +297,16 @@ class GSDEHead(GaussianHead):
         return self._make(Gaussian.from_parameters(self._mean(outputs), log_std))
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        """A θ for every `hold` steps, in each env its own, repeated."""
-        count = -(-shape[0] // self.hold)
+        """A θ for every `resample_every` steps, in each env its own, repeated."""
+        count = -(-shape[0] // self.resample_every)
         theta = super().noise(generator, (count, *shape[1:]))
-        return theta.repeat_interleave(self.hold, 0)[: shape[0]]
+        return theta.repeat_interleave(self.resample_every, 0)[: shape[0]]
 
-    def drawn(self, noise: Tensor, features: Tensor) -> Tensor:
+    def effective_noise(self, noise: Tensor, features: Tensor) -> Tensor:
         return gsde_noise(features, self.log_scale, noise)
 
     @property
-    def drawn_width(self) -> int:
+    def effective_noise_width(self) -> int:
         return self.size
 
 
@@ -325,12 +322,12 @@ class BetaHead(BoxHead):
         self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
     ) -> Beta:
         return Beta.from_outputs(
-            outputs[..., : self.size], outputs[..., self.size :], (2 * self.reach).log()
+            outputs[..., : self.size], outputs[..., self.size :], (2 * self.half_range).log()
         )
 
     def restore(self, parameters: Tensor) -> Beta:
         return Beta(
-            parameters[..., : self.size], parameters[..., self.size :], (2 * self.reach).log()
+            parameters[..., : self.size], parameters[..., self.size :], (2 * self.half_range).log()
         )
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
@@ -346,29 +343,26 @@ class JointHead(Head):
 
     def __init__(self, parts: list[Head], taken_shape: tuple[int, ...], dtype: np.dtype) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(parts)
+        self.parts, self.heads = nn.ModuleList(parts), tuple(parts)
         self.outputs = sum(part.outputs for part in parts)
         self.parameter_count = sum(part.parameter_count for part in parts)
-        self.choices = tuple(n for part in parts for n in part.choices)
+        self.num_logits = tuple(n for part in parts for n in part.num_logits)
         self._actions = [math.prod(part.action_shape) for part in parts]
         self._noises = [math.prod(part.noise_shape) for part in parts]
-        self._drawn = [part.drawn_width for part in parts]
-        self.hold = max(part.hold for part in parts)
+        self._drawn = [part.effective_noise_width for part in parts]
+        self.resample_every = max(part.resample_every for part in parts)
         self.action_shape, self.noise_shape = (sum(self._actions),), (sum(self._noises),)
         self.taken_shape, self.taken_dtype = taken_shape, dtype
         if all(part.action_dtype is torch.int64 for part in parts):
             self.action_dtype = torch.int64
 
-    def _heads(self) -> list[Head]:
-        return list(self.parts)  # type: ignore[arg-type]
-
     @property
     def feature_count(self) -> int:
-        return sum(head.feature_count for head in self._heads())
+        return sum(head.feature_count for head in self.heads)
 
     def _own(self, action: Tensor) -> list[Tensor]:
         """The heads' parts of an action, each in its own shape and type."""
-        parts = zip(self._heads(), torch.split(action, self._actions, -1), strict=True)
+        parts = zip(self.heads, torch.split(action, self._actions, -1), strict=True)
         lead = action.shape[:-1]
         return [
             part.reshape(*lead, *head.action_shape).to(
@@ -379,7 +373,7 @@ class JointHead(Head):
 
     def features(self, action: Tensor) -> Tensor:
         kind = torch.get_default_dtype() if action.dtype is torch.int64 else action.dtype
-        parts = zip(self._heads(), self._own(action), strict=True)
+        parts = zip(self.heads, self._own(action), strict=True)
         return torch.cat([head.features(part).to(kind) for head, part in parts], -1)
 
     def _joint(self, parts: list[Distribution]) -> Joint:
@@ -388,12 +382,12 @@ class JointHead(Head):
     def distribution(
         self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
     ) -> Joint:
-        heads = self._heads()
+        heads = self.heads
         own = torch.split(outputs, [head.outputs for head in heads], -1)
         masks: list[Tensor | None] = [None] * len(heads)
         if legal is not None:
-            among = torch.split(legal, [sum(head.choices) for head in heads], -1)
-            masks = [m if head.choices else None for head, m in zip(heads, among, strict=True)]
+            among = torch.split(legal, [sum(head.num_logits) for head in heads], -1)
+            masks = [m if head.num_logits else None for head, m in zip(heads, among, strict=True)]
         return self._joint(
             [
                 head.distribution(o, m, features)
@@ -402,33 +396,33 @@ class JointHead(Head):
         )
 
     def restore(self, parameters: Tensor) -> Joint:
-        heads = self._heads()
+        heads = self.heads
         own = torch.split(parameters, [head.parameter_count for head in heads], -1)
         return self._joint([head.restore(p) for head, p in zip(heads, own, strict=True)])
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         return torch.cat(
-            [head.noise(generator, shape).reshape(*shape, -1) for head in self._heads()], -1
+            [head.noise(generator, shape).reshape(*shape, -1) for head in self.heads], -1
         )
 
-    def begin(self, noise: Tensor, first: Tensor) -> None:
+    def continue_noise(self, noise: Tensor, first: Tensor) -> None:
         """What one part keeps, another may draw at every step."""
         own = (torch.split(x, self._noises, -1) for x in (noise, first))
-        for head, part, other in zip(self._heads(), *own, strict=True):
-            head.begin(part, other)
+        for head, part, other in zip(self.heads, *own, strict=True):
+            head.continue_noise(part, other)
 
-    def drawn(self, noise: Tensor, features: Tensor) -> Tensor:
+    def effective_noise(self, noise: Tensor, features: Tensor) -> Tensor:
         if self._drawn == self._noises:
             return noise
-        own = zip(self._heads(), torch.split(noise, self._noises, -1), strict=True)
-        return torch.cat([head.drawn(part, features) for head, part in own], -1)
+        own = zip(self.heads, torch.split(noise, self._noises, -1), strict=True)
+        return torch.cat([head.effective_noise(part, features) for head, part in own], -1)
 
     @property
-    def drawn_width(self) -> int:
+    def effective_noise_width(self) -> int:
         return sum(self._drawn)
 
     def cut_off(self, action: Tensor) -> Tensor | None:
-        parts = zip(self._heads(), self._own(action), strict=True)
+        parts = zip(self.heads, self._own(action), strict=True)
         found = [cut for head, part in parts if (cut := head.cut_off(part)) is not None]
         return torch.stack(found).any(0) if found else None
 
@@ -436,15 +430,15 @@ class JointHead(Head):
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)
         env_action = [
             head.env_action(part).reshape(*lead, -1).to(kind)
-            for head, part in zip(self._heads(), self._own(action), strict=True)
+            for head, part in zip(self.heads, self._own(action), strict=True)
         ]
         return torch.cat(env_action, -1).reshape(*lead, *self.taken_shape)
 
     @torch.no_grad()
     def initialize(self, layer: nn.Linear) -> None:
         """Each head sees its own rows of the layer."""
-        ends = accumulate((head.outputs for head in self._heads()), initial=0)
-        for head, (begin, end) in zip(self._heads(), pairwise(ends), strict=True):
+        ends = accumulate((head.outputs for head in self.heads), initial=0)
+        for head, (begin, end) in zip(self.heads, pairwise(ends), strict=True):
             own = nn.Linear(layer.in_features, end - begin)
             own.bias.copy_(layer.bias[begin:end])
             head.initialize(own)

@@ -26,6 +26,7 @@ class FlatOptimizer:
         self.kind, self.eps, self.betas = kind, eps, betas
         self.flats = [_flatten(group) for group in groups]
         self.gradients = [flat.grad for flat in self.flats if flat.grad is not None]
+        self._views = [[(parameter, parameter.grad) for parameter in group] for group in groups]
         self.rates = [0.0] * len(groups)
         # What PyTorch keeps for each vector, under its names.
         self.records: list[dict[str, Tensor]] = [
@@ -39,9 +40,15 @@ class FlatOptimizer:
         ]
         self._torch: list[torch.optim.Optimizer] = []
 
-    def zero_grad(self) -> None:
-        for gradient in self.gradients:
-            gradient.zero_()
+    def zero_grad(self, *which: int) -> None:
+        """Zero the gradients of every vector, or of these; the parameters' are views of them again.
+
+        Another optimizer's `zero_grad`, a callback's, has removed those: then no gradient arrives.
+        """
+        for index in which or range(len(self.flats)):
+            self.gradients[index].zero_()
+            for parameter, gradient in self._views[index]:
+                parameter.grad = gradient
 
     def step(self, *which: int) -> None:
         """Move every vector, or these, along its gradient, by PyTorch's optimizer."""

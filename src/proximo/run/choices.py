@@ -9,9 +9,9 @@ from proximo.engines.base import Engine
 from proximo.engines.library import obstacle
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
-from proximo.envs.config import EnvConfig
-from proximo.envs.known import ARCADE
-from proximo.envs.make import cores, has_vector_version
+from proximo.envs.config import EnvConfig, cores
+from proximo.envs.make import has_vector_version
+from proximo.envs.registries import ARCADE
 from proximo.errors import UsageError
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.optimizer import FlatOptimizer

@@ -10,18 +10,18 @@ import inspect
 import re
 import tomllib
 import types
-import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from proximo.errors import UsageError
+from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Schedule
 from proximo.imports import find, leads_to, name_of
-from proximo.run.toml import convert, read_section, toml_value
+from proximo.run.toml import read_section, toml_value
 
 Code = str | type | Callable[..., Any]
 """User code, or its name."""
-_TEXT = re.compile(r"([A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*)(\{.*\})?", re.DOTALL)
+_NAME = r"(?!(?:constant|linear|cosine):)[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*"
+_TEXT = re.compile(rf"({_NAME})(\{{.*\}})?", re.DOTALL)
 
 
 def is_code(value: Any) -> bool:
@@ -57,19 +57,20 @@ def _settings(code: Any) -> dict[str, Any]:
                 "whose fields are its settings"
             )
         return {}
-    hints = typing.get_type_hints(cls)
-    settings = {f.name: getattr(code, f.name) for f in dataclasses.fields(cls) if f.init}
-    for key, value in settings.items():
+    settings = dict[str, Any]()
+    for field in (f for f in dataclasses.fields(cls) if f.init):
+        key, value = field.name, getattr(code, field.name)
         try:
-            same = bool(
-                convert(tomllib.loads(f"x = {toml_value(value)}")["x"], hints[key]) == value
-            )
-        except (TypeError, ValueError, tomllib.TOMLDecodeError):
+            again = make(cls, name, f"{{{key} = {toml_value(value)}}}")
+            same = bool(getattr(again, key) == value)
+        except (TypeError, ValueError, UsageError):
             same = False
-        if not same:
+        if same:
+            settings[key] = value
+        elif value is not field.default:
             raise UsageError(
                 f"{name}: its field {key} is {value!r:.80}, which a run folder cannot store: "
-                "numbers, text, true, false, none and lists of them can, of the type in its class"
+                "numbers, text, true, false, none and tuples of them can, of the type in its class"
             )
     return settings
 
@@ -79,15 +80,24 @@ def build(text: str) -> Any:
 
     Raises `UsageError`.
     """
-    name, settings = name_in(text), text[len(name_in(text)) :]
-    found = find(name)
-    if not isinstance(found, type):
-        return found
+    name = name_in(text)
+    return make(find(name), name, text[len(name) :])
+
+
+def make(code: Any, name: str, settings: str) -> Any:
+    """An instance of a class with these settings, or the function. Raises `UsageError`."""
+    if not isinstance(code, type):
+        return code
     try:
         table = tomllib.loads(f"x = {settings}")["x"] if settings else {}
-        return read_section(name, found, table) if dataclasses.is_dataclass(found) else found()
+        made = read_section(name, code, table) if dataclasses.is_dataclass(code) else code()
+        if dataclasses.is_dataclass(code):
+            check_values(name, made)
+        return made
     except (TypeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{text}: {error}: write module:Class{{setting = value}}") from error
+        raise UsageError(
+            f"{name}{settings}: {error}: write module:Class{{setting = value}}"
+        ) from error
 
 
 def name_in(text: str) -> str:
@@ -98,37 +108,36 @@ def name_in(text: str) -> str:
     return match[1]
 
 
+def name_of_given(code: Any) -> str:
+    """The name of code that a user has given: a name, a class or function, or an instance."""
+    if isinstance(code, str):
+        return name_in(code)
+    return name_of(code if hasattr(code, "__qualname__") else type(code))
+
+
 def named_again(recorded: str, given: Iterable[Any]) -> Any:
     """The given code, or its name, that a configuration has recorded by this text; None: none.
 
     The module may be another: what was recorded in a program is in `__main__`.
     """
+    names = [(name_of_given(code), code) for code in given]
     name = name_in(recorded)
-    pairs = [(name_in(g) if isinstance(g, str) else _name(g), g) for g in given]
-    same = [code for called, code in pairs if called == name]
-    moved = [code for called, code in pairs if _last(called) == _last(name)]
+    same = [code for called, code in names if called == name]
+    moved = [c for called, c in names if called.partition(":")[2] == name.partition(":")[2]]
     return next(iter([*same, *moved]), None)
 
 
-def _name(code: Any) -> str:
-    return name_of(code if hasattr(code, "__qualname__") else type(code))
+def remade(code: Any, recorded: str = "") -> tuple[str, Any]:
+    """The text of code that the user has given, and what it makes with the recorded settings.
 
-
-def _last(name: str) -> str:
-    return name.partition(":")[2]
-
-
-def remade(recorded: str, code: Any) -> Any:
-    """The code that the user has named again, made with the recorded settings.
-
-    An instance has settings of its own, and a function none.
+    An instance has settings of its own, a function none. Raises `UsageError`.
     """
-    if isinstance(code, str) and "{" in code:
-        return build(code)
-    if isinstance(code, str | type):
-        name = code if isinstance(code, str) else name_of(code)
-        return build(name + recorded[len(name_in(recorded)) :])
-    return code
+    if not isinstance(code, str | type):
+        return "", code
+    name = name_of_given(code)
+    settings = code[len(name) :] if isinstance(code, str) else ""
+    settings = settings or (recorded and recorded[len(name_in(recorded)) :])
+    return name + settings, make(find(name) if isinstance(code, str) else code, name, settings)
 
 
 def sayable(name: str) -> str:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from proximo.algorithms.a2c import A2C
 from proximo.algorithms.base import OnPolicy
@@ -17,6 +17,7 @@ from proximo.algorithms.ppo_penalty import PPOPenalty
 from proximo.algorithms.q_actor_critic import QActorCritic
 from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
+from proximo.bounds import above, at_least, between
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError, check_values, nearest
 from proximo.functional.schedules import Schedule, as_schedule
@@ -90,42 +91,38 @@ Tables = Mapping[str, Mapping[str, Any]]
 class RolloutConfig:
     """How much experience one update learns from."""
 
-    steps: int = 256
+    steps: Annotated[int, at_least(1)] = 256
     """T, steps in each env per update."""
-    episodes: int = 0
+    episodes: Annotated[int, at_least(0)] = 0
     """K whole episodes per update, the first that start, instead of steps; 0 counts steps."""
 
     def __post_init__(self) -> None:
         check_values("rollout", self)
-        if self.steps < 1:
-            raise UsageError(f"rollout.steps is {self.steps}: give at least 1")
-        if self.episodes < 0:
-            raise UsageError(f"rollout.episodes is {self.episodes}: give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(ABC):
     """Settings of every run, in control and with language models."""
 
-    seed: int = 0
+    seed: Annotated[int, between(0, 2**62)] = 0
     """Seed of everything: weights, order of the data, actions or tokens, envs."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device of the networks; auto keeps small ones on the CPU, where they are faster."""
-    threads: int = 0
+    threads: Annotated[int, between(0, 2**20)] = 0
     """Threads of an update; 0 chooses: for native up to 2 (actor and critic), for torch 1 with
     small networks and else PyTorch's own number. The native engine gives the same bits for any."""
     stop_at: float | None = None
     """End early once the smoothed return and then an evaluation reach this return."""
-    eval_every: int = 0
+    eval_every: Annotated[int, between(0, 2**62)] = 0
     """Updates between evaluations while training; 0: none."""
-    save_every: int = 0
+    save_every: Annotated[int, between(0, 2**62)] = 0
     """Updates between numbered checkpoints; 0: only update 0, last and best."""
-    keep_last: int = 2
+    keep_last: Annotated[int, at_least(1)] = 2
     """Number of last checkpoints that are kept: `last`, and those before it as last-UPDATE, to
     resume from if it is damaged."""
-    log_every: int = 1
+    log_every: Annotated[int, at_least(1)] = 1
     """Updates between lines of metrics.jsonl."""
-    grace: float = 8.0
+    grace: Annotated[float, above(0)] = 8.0
     """Seconds after SIGTERM in which the run has ended: saved after its update, or else at once."""
     profile: bool = False
     """Measure where the time goes, and print it at the end."""
@@ -134,21 +131,6 @@ class RunSettings(ABC):
 
     def __post_init__(self) -> None:
         check_values("run", self)
-        for name in ("keep_last", "log_every"):
-            if (value := getattr(self, name)) < 1:
-                raise UsageError(f"run.{name} is {value}: give at least 1")
-        for name, highest in (
-            ("seed", 2**62),
-            ("threads", 2**20),
-            ("eval_every", 2**62),
-            ("save_every", 2**62),
-        ):
-            if not 0 <= getattr(self, name) <= highest:
-                raise UsageError(
-                    f"run.{name} is {getattr(self, name)}: it must lie in [0, {highest}]"
-                )
-        if self.grace <= 0:
-            raise UsageError(f"run.grace is {self.grace}: give seconds above 0")
 
     @abstractmethod
     def ended_by(self, counters: Mapping[str, Any]) -> str:
@@ -162,14 +144,14 @@ class RunSettings(ABC):
 class RunConfig(RunSettings):
     """How long to train, on what, and what to keep."""
 
-    total_steps: int = 100_000
+    total_steps: Annotated[int, at_least(1)] = 100_000
     """Environment steps, over all envs; rounded up to whole updates."""
-    total_episodes: int | None = None
+    total_episodes: Annotated[int | None, at_least(1)] = None
     """End after the update in which this many episodes are complete; none: total_steps ends it."""
     engine: Literal["auto", "torch", "compile", "native"] = "auto"
     """What acts and updates; auto: native (C++) for small networks on a CPU, else torch. compile:
     PyTorch generates code, which takes up to half a minute at first."""
-    smoothing: float = 0.1
+    smoothing: Annotated[float, above(0, at_most=1)] = 0.1
     """Weight of each new episode in the smoothed return (EMA)."""
     smoothed_from: float | None = None
     """Start of the smoothed return; none: at the first episode's."""
@@ -177,20 +159,11 @@ class RunConfig(RunSettings):
     """Return from which an episode counts as a success; none: `stop_at` or the env's own."""
     keep_best: Literal["smoothed", "evaluation"] = "smoothed"
     """Score that decides on the best policy: the smoothed return, or evaluations."""
-    eval_episodes: int = 20
+    eval_episodes: Annotated[int, at_least(1)] = 20
     """Episodes of an evaluation while training."""
-    eval_max_episode_steps: int | None = None
+    eval_max_episode_steps: Annotated[int | None, at_least(1)] = None
     """Steps after which an episode of an evaluation is cut off; none: 10,000, or the time limit of
     the env if it is longer."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("total_steps", "total_episodes", "eval_episodes", "eval_max_episode_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"run.{name} is {value}: give at least 1")
-        if not 0 < self.smoothing <= 1:
-            raise UsageError(f"run.smoothing is {self.smoothing}: it must lie in (0, 1]")
 
     def ended_by(self, counters: Mapping[str, Any]) -> str:
         tried = counters["last_trial_steps"] == counters["steps"]
@@ -422,7 +395,7 @@ def with_code(
     code = find(algorithm) if isinstance(algorithm, str) else algorithm
     kind = check_algorithm(code) if code else None
     named = {text: named_again(text, schedules) for text in stub.schedules}
-    known = {text: as_schedule(remade(text, code)) for text, code in named.items() if code}
+    known = {text: as_schedule(remade(code, text)[1]) for text, code in named.items() if code}
     table = dict(stub.table) | ({"name": name_of(kind)} if kind else {})
     config = dataclasses.replace(config, algorithm=_read_algorithm(table, kind, known))
     config.check()

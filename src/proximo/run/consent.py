@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from proximo.errors import UsageError
-from proximo.imports import name_of
-from proximo.run.code import Code, name_in, named_again, sayable
+from proximo.run.code import Code, name_in, name_of_given, named_again, sayable
 from proximo.run.config import Config, UnimportedAlgorithm, algorithm_name, with_code
 
 
@@ -56,13 +55,13 @@ def allow(
         again = line({"env": ["module:Class"]})
         raise UsageError(f"this run's env was made by a program: name it, as in {again}")
     own = algorithm.own if isinstance(algorithm, UnimportedAlgorithm) else ""
-    known = own or (named.algorithm is not None and _is(named.algorithm, algorithm))
+    known = own or named.algorithm in (type(algorithm), algorithm_name(algorithm))
     for argument, given, there in (
         ("net", named.net, module),
         ("algorithm", named.algorithm, known),
     ):
         if given is not None and not there:
-            name = given if isinstance(given, str) else name_of(given)
+            name = name_of_given(given)
             raise UsageError(
                 f"{(flags or {}).get(argument, argument)} is {name}, but this run's "
                 f"{WHAT[argument]} is Proximo's: leave it out"
@@ -78,7 +77,7 @@ def allow(
     if missing := {name: stored[name] for name in parts if stored[name]}:
         raise UsageError(_words(missing, line))
     if named.net is not None:
-        module = named.net if isinstance(named.net, str) else name_of(named.net)
+        module = name_of_given(named.net)
     config = dataclasses.replace(
         config,
         env=dataclasses.replace(
@@ -100,10 +99,6 @@ def python_line(call: str) -> Line:
         return f"{call}, {', '.join(given)})"
 
     return line
-
-
-def _is(given: Code, algorithm: Any) -> bool:
-    return given is type(algorithm) or given == algorithm_name(algorithm)
 
 
 def _missing(recorded: Iterable[str], given: Iterable[Any]) -> list[str]:

@@ -13,23 +13,11 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from proximo.collect import collect
-from proximo.envs.agents import AgentEnvs
-from proximo.envs.check import Bounds, Checked, check_env, check_vector
-from proximo.envs.make import (
-    NUMBERED,
-    REPLAYED,
-    Envs,
-    Maker,
-    SyncEnvs,
-    VectorEnvs,
-    close_all,
-    make_env,
-    make_envs,
-)
-from proximo.envs.tensors import TensorEnvs
-from proximo.envs.workers import WorkerEnvs
+from proximo.envs.base import REPLAYED, Envs, Maker
+from proximo.envs.make import make_envs
+from proximo.envs.watch import Bounds, Checked
 from proximo.errors import UsageError, explain, faults
-from proximo.evaluation import Supervised, step_limit
+from proximo.evaluation import step_limit
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
@@ -111,7 +99,6 @@ class ControlTask(Task):
         """See `make_session`. Whatever fails, what was opened is closed."""
         self.log, self.callbacks, self._source = log, callbacks, source
         self._is_new = resume is None
-        self._env: gym.Env | Supervised | None = None
         self._threads = torch.get_num_threads()
         self.checked: Checked | None = None
         backend, how = choose_backend(config.env, given=source is not None)
@@ -123,8 +110,7 @@ class ControlTask(Task):
             check_backend(config.env)
         check_sizes(config, made=isinstance(source, VectorEnv))
         self.envs: Envs = make_envs(config.env, config.run.seed, source)
-        if isinstance(self.envs, WorkerEnvs):
-            self.envs.report = log.warn
+        self.envs.report = log.warn
         try:
             if log.folder:
                 list(map(space_record, self.spaces))  # refused before training
@@ -194,8 +180,7 @@ class ControlTask(Task):
 
     def close(self) -> list[str]:
         torch.set_num_threads(self._threads)
-        apart = [self._env] if self._env else []
-        return [*self.envs.close(), *close_all(apart)]
+        return self.envs.close()
 
     @property
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
@@ -251,21 +236,7 @@ class ControlTask(Task):
 
     def _check(self) -> None:
         """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
-        config = self.config.env
-        if type(self.envs) in (SyncEnvs, AgentEnvs):
-            try:
-                # It stays for evaluations: there may be no room for another one, and what envs
-                # share in a process may end with the first that is closed.
-                env = self._env = make_env(config, self._source)  # type: ignore[arg-type]
-            except UsageError as error:  # perhaps there can be no more of them
-                self.log.note(f"the envs were not checked: one apart cannot be made ({error})")
-                return
-            self.checked = check_env(env)
-        elif type(self.envs) in (VectorEnvs, TensorEnvs) and config.backend != "envpool":
-            assert isinstance(self.envs, VectorEnvs)
-            self.checked = check_vector(self.envs)
-        elif isinstance(self.envs, WorkerEnvs):
-            self.checked = self.envs.check()
+        self.checked = self.envs.check()
         if self.checked:  # else known: with a backend of ours
             self.log.note(*(f"the envs: {note}" for note in self.checked.notes), doubtful=True)
 
@@ -329,7 +300,7 @@ class ControlTask(Task):
         own = [own_evaluation(c, self.log.alert) for c in callbacks if overrides(c, "evaluate")]
         if run.stop_at is not None or (run.eval_every and not own):
             limit = step_limit(self.config.env, run.eval_max_episode_steps)
-            evaluation = Evaluation(self.env, run.eval_episodes, limit, warn)
+            evaluation = Evaluation(self.envs.apart(), run.eval_episodes, limit, warn)
         if run.eval_every:
             monitors.append(Evaluate(own or [evaluation], run.eval_every))
         if run.stop_at is not None:
@@ -341,20 +312,3 @@ class ControlTask(Task):
         if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
             monitors.append(LargeRewards(warn))
         return monitors
-
-    @property
-    def env(self) -> gym.Env | Supervised:
-        """One env apart, for evaluations: in a watched process if the others are."""
-        if isinstance(self._source, VectorEnv):
-            raise UsageError(
-                "a vector env cannot be evaluated one episode at a time: leave out stop_at and "
-                "eval_every, or pass a callable that makes one env"
-            )
-        if self._env is None and isinstance(self.envs, WorkerEnvs):
-            env = dataclasses.replace(self.config.env, num_envs=1, processes=1)
-            envs = WorkerEnvs(env, NUMBERED, self._source)
-            envs.report = lambda text, trace: self.log.warn(f"evaluating: {text}", trace)
-            self._env = Supervised(envs)
-        elif self._env is None:
-            self._env = make_env(self.config.env, self._source)
-        return self._env

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from proximo.collect import make_room
-from proximo.envs.check import Bounds
+from proximo.envs.base import Envs
+from proximo.envs.watch import Bounds
 from proximo.errors import TrainingError, faults
-from proximo.evaluation import Player, Scores, Supervised, evaluate_policy
+from proximo.evaluation import EpisodePlayer, Scores
 from proximo.run.callbacks import Callback, Checked
 from proximo.state import TrainState
 from proximo.types import Rollout, Row
@@ -24,12 +24,10 @@ TRAINING_EVALUATION_SEED = 2_000_000
 class Evaluation:
     """Deterministic episodes in an env apart: their mean return, as `evaluation`."""
 
-    def __init__(
-        self, env: gym.Env | Supervised, episodes: int, limit: int, warn: Callable[[str], None]
-    ) -> None:
+    def __init__(self, env: Envs, episodes: int, limit: int, warn: Callable[[str], None]) -> None:
         """limit: steps of an episode at most; warn: told once if one was cut off there."""
-        self._env, self._episodes, self._limit, self._warn = env, episodes, limit, warn
-        self._warned = False
+        self._player, self._episodes = EpisodePlayer(env), episodes
+        self._limit, self._warn, self._warned = limit, warn, False
 
     def __call__(self, state: TrainState, row: Row) -> float:
         """Add it to the row, and return it. Raises `TrainingError` if the env fails."""
@@ -51,7 +49,7 @@ class Evaluation:
 
     @torch.no_grad()
     def _play(self, state: TrainState) -> Scores:
-        policy: Any = state.policy
+        policy = state.policy
         room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
         act = state.engine.actor(room, None)
 
@@ -60,23 +58,17 @@ class Evaluation:
             act(0)
             return room.env_action[0, 0]
 
-        def choose(obs: Any, generator: object) -> Any:
-            return policy.actions.given(env_action(policy.observations.row(obs)))
-
         def watch(episode: int) -> None:
             if state.watch:
                 state.watch(state.steps, f"evaluating: episode {episode + 1} of {self._episodes}")
 
-        engine = not policy.state_size  # its actor has no episodes
-        how: dict[str, Any] = {
-            "episodes": self._episodes,
-            "seed": TRAINING_EVALUATION_SEED,
-            "limit": self._limit,
-            "watch": watch,
-        }
-        if isinstance(self._env, Supervised):
-            return self._env.play(lambda: env_action if engine else Player(policy).act, **how)
-        return evaluate_policy(choose if engine else policy, self._env, **how)
+        return self._player.play(
+            policy if policy.state_size else env_action,  # the engine's actor has no episodes
+            episodes=self._episodes,
+            seed=TRAINING_EVALUATION_SEED,
+            limit=self._limit,
+            watch=watch,
+        )
 
 
 class Evaluate(Callback):

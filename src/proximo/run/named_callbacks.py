@@ -20,40 +20,6 @@ PREFIX = "callbacks."
 """Beginning of the names of callbacks' tensors in a checkpoint."""
 
 
-def named_callbacks(
-    recorded: Iterable[str], given: Iterable[Any], *, again: bool, kept: bool
-) -> tuple[tuple[str, ...], list[Any]]:
-    """The texts that a run records of its callbacks, and the callbacks.
-
-    given: callbacks, functions, classes or names; further ones come behind those recorded. again:
-    the recorded ones are of a file, so those that are not among the given stay out: see `consent`.
-    kept: the run has a folder. Raises `UsageError` for what it cannot name.
-    """
-    rest, made, texts = list(given), list[Any](), list[str]()
-    for text in recorded:
-        code = named_again(text, rest) if again else text
-        if code is not None:
-            rest = [other for other in rest if other is not code]
-            made.append(remade(text, code))
-            texts.append(text if isinstance(code, str | type) else _text(made[-1], text))
-    for index, code in enumerate(rest):
-        made.append(remade(code, code) if isinstance(code, str) else code)
-        try:
-            if isinstance(code, str):
-                texts.append(code)
-            elif kept and isinstance(code, Callback):
-                texts.append(describe(code))
-        except UsageError as error:
-            raise UsageError(
-                f"callbacks[{index}]: {error}, or train without a run folder (leave run_dir out)"
-            ) from error
-    return tuple(texts), made
-
-
-def _text(code: Any, recorded: str) -> str:
-    return describe(code) if isinstance(code, Callback) else recorded
-
-
 def check_callbacks(callbacks: object) -> None:
     """Refuse what is no list of callbacks. Raises `UsageError`."""
     if not isinstance(callbacks, Sequence) or isinstance(callbacks, str):
@@ -67,9 +33,31 @@ def check_callbacks(callbacks: object) -> None:
 def with_callbacks(
     config: Config, given: Iterable[Any], *, again: bool, kept: bool
 ) -> tuple[Config, list[Any]]:
-    """The configuration that records these callbacks, and all of the run: see `named_callbacks`."""
-    texts, made = named_callbacks(config.run.callbacks, given, again=again, kept=kept)
-    run = dataclasses.replace(config.run, callbacks=texts)
+    """The configuration that records the callbacks of a run, and the callbacks.
+
+    given: callbacks, functions, classes or names; further ones come behind those recorded. again:
+    the recorded ones are of a file, and were named again among the given: see `consent`. kept: the
+    run has a folder. Raises `UsageError` for what it cannot name.
+    """
+    rest = list(given)
+    pairs = list[tuple[Any, str]]()
+    for text in config.run.callbacks:
+        code = named_again(text, rest) if again else text
+        rest = [other for other in rest if other is not code]
+        pairs.append((code, text))
+    texts, made = list[str](), list[Any]()
+    for index, (code, recorded) in enumerate([*pairs, *((code, "") for code in rest)]):
+        text, callback = remade(code, recorded)
+        try:
+            if not text and kept and isinstance(callback, Callback):
+                text = describe(callback)
+        except UsageError as error:
+            raise UsageError(
+                f"callbacks[{index}]: {error}, or train without a run folder (leave run_dir out)"
+            ) from error
+        made.append(callback)
+        texts += filter(None, [text or recorded])
+    run = dataclasses.replace(config.run, callbacks=tuple(texts))
     return dataclasses.replace(config, run=run), made
 
 

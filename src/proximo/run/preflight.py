@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from proximo.collect import make_room
-from proximo.envs.make import Envs
+from proximo.envs.base import Envs
 from proximo.errors import UsageError
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.choices import size

@@ -38,7 +38,7 @@ TAKEN = {
 """Arguments that are set here, or that change what a step returns."""
 
 
-class Pool(VectorEnv[Any, Any, Any]):
+class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
     """N envs of EnvPool. They reset in a step of their own (next-step mode)."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 as Gymnasium has it
@@ -78,8 +78,8 @@ class Pool(VectorEnv[Any, Any, Any]):
         }
         self._make = envpool.make_gymnasium
         self._pool = self._made([0] * env.num_envs)
-        own = envpool.make_spec(env.id, **env.kwargs).config.max_episode_steps
-        self._limit = env.max_episode_steps or own
+        spec = envpool.make_spec(env.id, **env.kwargs)
+        self._limit = env.max_episode_steps or spec.config.max_episode_steps
         self._cut = np.zeros(
             env.num_envs, bool
         )  # by the time limit, which EnvPool does not know of
@@ -162,7 +162,7 @@ class Pool(VectorEnv[Any, Any, Any]):
 
 
 def is_pooled(name: str) -> bool:
-    """Whether EnvPool, if it is installed, has an env of this name."""
+    """EnvPool is installed, and has an env of this name."""
     try:
         import envpool
     except ImportError:
@@ -191,7 +191,7 @@ def _only(batch: Any) -> Any:
     return {k: _only(v) for k, v in batch.items()} if isinstance(batch, dict) else batch[0]
 
 
-class Pooled(gym.Env[Any, Any]):
+class EnvPoolEnv(gym.Env[Any, Any]):
     """One env of EnvPool as a single env, for what only EnvPool has."""
 
     def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
@@ -200,7 +200,7 @@ class Pooled(gym.Env[Any, Any]):
             # MuJoCo within EnvPool ends the process unless these are in it already.
             for library in filter(None, map(ctypes.util.find_library, ("OpenGL", "EGL"))):
                 ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
-        self._pool = Pool(one, None, 1, render_mode)
+        self._pool = EnvPoolEnvs(one, None, 1, render_mode)
         self.observation_space = self._pool.single_observation_space
         self.action_space = self._pool.single_action_space
         self.render_mode = render_mode

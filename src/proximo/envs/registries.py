@@ -1,4 +1,4 @@
-"""What an env of a given name needs before Gymnasium knows it, and what is done to it.
+"""Packages that register envs, and the preparation of envs of theirs.
 
 The packages are extras of Proximo, and are imported when an env of theirs is named.
 """
@@ -17,10 +17,10 @@ from gymnasium import spaces
 from proximo.errors import UsageError, nearest
 
 ARCADE = "ALE/"
-"""What the names of the Arcade Learning Environment begin with."""
+"""Prefix of the names of the Arcade Learning Environment."""
 GRIDS = ("MiniGrid-", "BabyAI-")
 PARALLEL = ("atari/", "butterfly/", "classic/", "sisl/")
-"""What the names of PettingZoo's parallel envs begin with."""
+"""Prefixes of the names of PettingZoo's parallel envs."""
 SUITE = "dm_control/"
 MISSION = "mission"
 
@@ -42,7 +42,7 @@ FAMILIES = (
 
 
 def is_registered(name: str) -> bool:
-    """Whether Gymnasium knows this name, once the package of its family is imported.
+    """Gymnasium knows this name, once the package of its family is imported.
 
     Raises `UsageError` naming the extra if that package is not installed.
     """
@@ -60,7 +60,7 @@ def is_registered(name: str) -> bool:
 
 
 def parallel_maker(name: str) -> Callable[..., Any] | None:
-    """What makes PettingZoo's parallel env of this name, if it is one. Raises `UsageError`."""
+    """Maker of PettingZoo's parallel env of this name, or None. Raises `UsageError`."""
     if not name.startswith(PARALLEL) or is_registered(name):
         return None
     import pettingzoo
@@ -95,8 +95,8 @@ def prepared(env: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[Any
 
         # A door's state is of 3 kinds; in the cell of the agent stands its direction, of 4.
         kinds = (len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX) + 1)
-        cells = kept["image"].shape[:2]  # type: ignore[index]
-        kept["image"] = spaces.MultiDiscrete(np.broadcast_to(kinds, (*cells, 3)))
+        rows, columns, _ = kept["image"].shape or ()
+        kept["image"] = spaces.MultiDiscrete(np.broadcast_to(kinds, (rows, columns, 3)))
 
     def without_mission(seen: dict[str, Any]) -> dict[str, Any]:
         return {key: part for key, part in seen.items() if key != MISSION}

@@ -1,6 +1,6 @@
-"""Small envs with a known best score, by which masks, memory, images and actions are measured.
+"""Small environments with a known best score: they measure masks, memory, images and actions.
 
-Every one is a `module:Class` for the command line, such as proximo.envs.puzzles:Maze.
+Each is a `module:Class` for the command line, such as proximo.envs.testing.puzzles:Maze.
 """
 
 from __future__ import annotations
@@ -12,44 +12,16 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-Answer = tuple[Any, float, bool, bool, dict[str, Any]]
+from proximo.envs.testing.task import Task
 
 
-class Puzzle(gym.Env[Any, Any]):
-    """Episodes of `length` steps, each with something to do and a reward for doing it right."""
-
-    length = 100
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._taken = 0
-        self.deal()
-        return self.see(), {}
-
-    def step(self, action: Any) -> Answer:
-        reward = self.reward(action)
-        self._taken += 1
-        self.deal()
-        return self.see(), reward, self._taken >= self.length, False, {}
-
-    def deal(self) -> None:
-        """Set the next task."""
-
-    def see(self) -> Any:
-        """What there is to see now."""
-
-    def reward(self, action: Any) -> float:
-        """What this action earns now."""
-        return 0.0
-
-
-class Identity(Puzzle):
+class Identity(Task):
     """Do what is shown: 1 for each step in which the action equals the observation. Best: 100.
 
     Of numbers, 1 - |a - o| in the mean over them, and no less than 0.
     """
+
+    length = 100
 
     SPACES: ClassVar[dict[str, spaces.Space[Any]]] = {
         "discrete": spaces.Discrete(4),
@@ -73,7 +45,7 @@ class Identity(Puzzle):
         else:
             self._shown = self.np_random.integers(4)
 
-    def see(self) -> Any:
+    def observe(self) -> Any:
         return self._shown
 
     def reward(self, action: Any) -> float:
@@ -82,7 +54,7 @@ class Identity(Puzzle):
         return float(np.array_equal(action, self._shown))
 
 
-class Copy(Puzzle):
+class Copy(Task):
     """Repeat the symbol of four steps ago, one of four. Best: 1, the share that was right."""
 
     length = 36
@@ -92,19 +64,19 @@ class Copy(Puzzle):
         self.observation_space, self.action_space = spaces.Discrete(4), spaces.Discrete(4)
 
     def deal(self) -> None:
-        if self._taken == 0:
+        if self.steps == 0:
             self._shown: list[int] = []
         self._shown.append(int(self.np_random.integers(4)))
 
-    def see(self) -> int:
+    def observe(self) -> int:
         return self._shown[-1]
 
     def reward(self, action: Any) -> float:
-        t = self._taken - self.DELAY
+        t = self.steps - self.DELAY
         return float(t >= 0 and action == self._shown[t]) / (self.length - self.DELAY)
 
 
-class Maze(gym.Env[Any, Any]):
+class Maze(Task):
     """A maze on 8 x 8 cells with one way between any two: half of all moves run into a wall.
 
     1 for the exit and -0.01 for each step. With `masks` a move into a wall is illegal and refused;
@@ -113,7 +85,7 @@ class Maze(gym.Env[Any, Any]):
 
     SIZE = 8
     MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
-    LIMIT = 100
+    limit = 100
 
     def __init__(self, masks: bool = True) -> None:
         self._masks, cells = masks, self.SIZE**2
@@ -149,35 +121,31 @@ class Maze(gym.Env[Any, Any]):
 
     def distances(self) -> np.ndarray:
         """[cells] steps to the exit, cell 0."""
-        found, queue = np.full(self.SIZE**2, -1), deque([0])
-        found[0] = 0
+        steps, queue = np.full(self.SIZE**2, -1), deque([0])
+        steps[0] = 0
         while queue:
             cell = queue.popleft()
             for move in np.flatnonzero(self.open[cell]):
                 other = self._neighbour(cell, int(move))
-                if found[other] < 0:
-                    found[other] = found[cell] + 1
+                if steps[other] < 0:
+                    steps[other] = steps[cell] + 1
                     queue.append(other)
-        return found
+        return steps
 
     def best(self) -> float:
         """The return of the best policy."""
         return float(1 - 0.01 * self.distances()[1:].mean())
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._cell, self._taken = int(self.np_random.integers(1, self.SIZE**2)), 0
-        return self._see(), {}
+    def deal(self) -> None:
+        if self.steps == 0:
+            self._cell = int(self.np_random.integers(1, self.SIZE**2))
 
-    def _see(self) -> Any:
+    def observe(self) -> Any:
         if self._masks:
             return {"action_mask": self.open[self._cell], "place": self._cell}
         return self._cell
 
-    def step(self, action: Any) -> Answer:
-        self._taken += 1
+    def reward(self, action: Any) -> float:
         reward = -0.01
         if self.open[self._cell, action]:
             self._cell = self._neighbour(self._cell, int(action))
@@ -185,11 +153,13 @@ class Maze(gym.Env[Any, Any]):
             raise ValueError(f"move {action} is illegal in cell {self._cell}")
         else:
             reward -= 0.1
-        out = self._cell == 0
-        return self._see(), reward + out, out, self._taken >= self.LIMIT, {}
+        return reward + self.over()
+
+    def over(self) -> bool:
+        return self._cell == 0
 
 
-class Cards(Puzzle):
+class Cards(Task):
     """Beat the card on the table with the lowest that does, or shed the lowest. Best: 10.
 
     A new hand of 5 cards out of 20 for each of 10 steps; 1 for the right card. With `masks` a card
@@ -216,7 +186,7 @@ class Cards(Puzzle):
         self._hand = np.zeros(self.CARDS, np.int8)
         self._hand[drawn[1:]] = 1
 
-    def see(self) -> Any:
+    def observe(self) -> Any:
         shown = {"hand": self._hand, "table": self._table}
         return shown | {"action_mask": self._hand} if self._masks else shown
 
@@ -230,7 +200,7 @@ class Cards(Puzzle):
         return float(action == (higher[0] if len(higher) else held[0]))
 
 
-class Workshop(Puzzle):
+class Workshop(Task):
     """Choose the tool for the material, and how hard to press. Best: 10.
 
     Three materials and three tools. The right one earns 1 - (strength - best)², where `best` is
@@ -251,7 +221,7 @@ class Workshop(Puzzle):
         self._material = int(self.np_random.integers(3))
         self._work = self.np_random.uniform(-1, 1, 1).astype(np.float32)
 
-    def see(self) -> Any:
+    def observe(self) -> Any:
         return {"material": self._material, "work": self._work}
 
     def reward(self, action: Any) -> float:
@@ -261,59 +231,47 @@ class Workshop(Puzzle):
         return float(1 - np.square(action["strength"] - best).sum())
 
 
-class Catch(gym.Env[np.ndarray, Any]):
+class Catch(Task):
     """A ball falls, a paddle must be under it (Mnih et al. 2014; bsuite). Best: 1, else -1.
 
     Seen as an image of 10 x 10 bytes with one channel.
     """
 
     SIZE = 10
+    length = SIZE - 1
 
     def __init__(self) -> None:
         self.observation_space = spaces.Box(0, 255, (self.SIZE, self.SIZE, 1), np.uint8)
         self.action_space = spaces.Discrete(3)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._row, self._column = 0, int(self.np_random.integers(self.SIZE))
-        self._paddle = self.SIZE // 2
-        return self._see(), {}
+    def deal(self) -> None:
+        if self.steps == 0:
+            self._column, self._paddle = int(self.np_random.integers(self.SIZE)), self.SIZE // 2
 
-    def _see(self) -> np.ndarray:
+    def observe(self) -> np.ndarray:
         image = np.zeros((self.SIZE, self.SIZE, 1), np.uint8)
-        image[self._row, self._column] = image[-1, self._paddle] = 255
+        image[self.steps, self._column] = image[-1, self._paddle] = 255
         return image
 
-    def step(self, action: Any) -> Answer:
+    def reward(self, action: Any) -> float:
         self._paddle = int(np.clip(self._paddle + action - 1, 0, self.SIZE - 1))
-        self._row += 1
-        landed = self._row == self.SIZE - 1
-        caught = self._paddle == self._column
-        return self._see(), landed * (1.0 if caught else -1.0), landed, False, {}
+        caught = 1.0 if self._paddle == self._column else -1.0
+        return (self.steps + 1 == self.length) * caught
 
 
-class Positions(gym.ObservationWrapper[Any, Any, Any]):
-    """Only some numbers of an env's observation: what is left out has to be remembered."""
-
-    def __init__(self, env: gym.Env[Any, Any], keep: list[int]) -> None:
-        super().__init__(env)
-        whole, self._keep = env.observation_space, keep
-        assert isinstance(whole, spaces.Box)
-        self.observation_space = spaces.Box(whole.low[keep], whole.high[keep], dtype=np.float32)
-
-    def observation(self, observation: np.ndarray) -> np.ndarray:
-        seen: np.ndarray = observation[self._keep]
-        return seen
+def _only(env: gym.Env[Any, Any], columns: list[int]) -> gym.Env[Any, Any]:
+    """An env that shows some numbers of its observation: the others have to be remembered."""
+    whole: Any = env.observation_space
+    space = spaces.Box(whole.low[columns], whole.high[columns], dtype=np.float32)
+    return gym.wrappers.TransformObservation(env, lambda obs: obs[columns], space)
 
 
 def still_cartpole(limit: int = 500, **kwargs: Any) -> gym.Env[Any, Any]:
     """CartPole without velocities: the places of cart and pole. Best: the limit."""
     env = gym.make("CartPole-v1", max_episode_steps=limit, disable_env_checker=True, **kwargs)
-    return Positions(env, [0, 2])
+    return _only(env, [0, 2])
 
 
 def still_pendulum(**kwargs: Any) -> gym.Env[Any, Any]:
     """Pendulum without its velocity: cosine and sine of the angle."""
-    return Positions(gym.make("Pendulum-v1", disable_env_checker=True, **kwargs), [0, 1])
+    return _only(gym.make("Pendulum-v1", disable_env_checker=True, **kwargs), [0, 1])

@@ -1,4 +1,4 @@
-"""Tiny envs whose answer is known: the first thing to run when something does not learn.
+"""Tiny environments with a known value: the first thing to run when something does not learn.
 
 Each isolates one more thing that can be wrong (after Andy Jones, "Debugging RL, without the
 agonizing pain"). All come with one discrete action of two, or one continuous action in [-1, 1].
@@ -11,14 +11,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-Answer = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
+from proximo.envs.testing.task import Task
 
 
-class Probe(gym.Env[np.ndarray, Any]):
+class Probe(Task):
     """One number to see, one action to take."""
-
-    length = 1
-    """Steps until the episode terminates."""
 
     def __init__(self, continuous: bool = False) -> None:
         self.observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -26,35 +23,20 @@ class Probe(gym.Env[np.ndarray, Any]):
             gym.spaces.Box(-1, 1, (1,), np.float32) if continuous else gym.spaces.Discrete(2)
         )
         self.continuous = continuous
-        self._step = 0
-        self._sign = 1.0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._step = 0
-        self._sign = float(self.np_random.choice([-1.0, 1.0]))
-        return self.see(), {}
+    def deal(self) -> None:
+        if self.steps == 0:
+            self._sign = float(self.np_random.choice([-1.0, 1.0]))
 
-    def step(self, action: Any) -> Answer:
-        reward = self.reward(float(np.asarray(action).item()))
-        self._step += 1
-        return self.see(), reward, self._step >= self.length, False, {}
-
-    def see(self) -> np.ndarray:
-        """What there is to see now."""
+    def observe(self) -> np.ndarray:
         return np.zeros(1, np.float32)
 
-    def reward(self, action: float) -> float:
-        """What this action earns now."""
-        return 1.0
-
-    def closeness(self, action: float, best: float) -> float:
+    def closeness(self, action: Any, best: float) -> float:
         """1 at best. Discrete: 1 or -1, right or wrong. Continuous: 1 - (a - best/2)²."""
+        number = float(np.asarray(action).item())
         if self.continuous:
-            return 1.0 - (action - best / 2) ** 2
-        return 1.0 if action == (best > 0) else -1.0
+            return 1.0 - (number - best / 2) ** 2
+        return 1.0 if number == (best > 0) else -1.0
 
 
 class ConstantValue(Probe):
@@ -64,10 +46,10 @@ class ConstantValue(Probe):
 class ValueFromObservation(Probe):
     """It earns what it sees, ±1: V(s) = s. Tests the way from observation to value."""
 
-    def see(self) -> np.ndarray:
+    def observe(self) -> np.ndarray:
         return np.array([self._sign], np.float32)
 
-    def reward(self, action: float) -> float:
+    def reward(self, action: Any) -> float:
         return self._sign
 
 
@@ -76,27 +58,27 @@ class DiscountedValue(Probe):
 
     length = 2
 
-    def see(self) -> np.ndarray:
-        return np.array([min(self._step, 1)], np.float32)
+    def observe(self) -> np.ndarray:
+        return np.array([min(self.steps, 1)], np.float32)
 
-    def reward(self, action: float) -> float:
-        return float(self._step == 1)
+    def reward(self, action: Any) -> float:
+        return float(self.steps == 1)
 
 
 class BestAction(Probe):
     """One action is best: V = 1 once it is found. Tests advantages and the policy's loss."""
 
-    def reward(self, action: float) -> float:
+    def reward(self, action: Any) -> float:
         return self.closeness(action, 1.0)
 
 
 class BestActionGivenObservation(Probe):
     """The best action has the sign of what is seen: V = 1. Tests policy and value together."""
 
-    def see(self) -> np.ndarray:
+    def observe(self) -> np.ndarray:
         return np.array([self._sign], np.float32)
 
-    def reward(self, action: float) -> float:
+    def reward(self, action: Any) -> float:
         return self.closeness(action, self._sign)
 
 
@@ -108,11 +90,11 @@ class Remember(Probe):
 
     length = 3
 
-    def see(self) -> np.ndarray:
-        return np.array([self._sign if self._step == 0 else 0.0], np.float32)
+    def observe(self) -> np.ndarray:
+        return np.array([self._sign if self.steps == 0 else 0.0], np.float32)
 
-    def reward(self, action: float) -> float:
-        return self.closeness(action, self._sign) if self._step == 2 else 0.0
+    def reward(self, action: Any) -> float:
+        return self.closeness(action, self._sign) if self.steps == 2 else 0.0
 
 
 class Endless(Probe):
@@ -121,7 +103,7 @@ class Endless(Probe):
     length = 2**62
 
 
-class Match(gym.Env[Any, Any]):
+class Match(Task):
     """One of three symbols, k, is shown, and one action is right for each: V = 1 - k/2.
 
     For every kind of observation and of action, with or without a mask. Tests the way in and out of
@@ -140,7 +122,7 @@ class Match(gym.Env[Any, Any]):
     def __init__(
         self, seen: str = "vector", done: str = "discrete", masks: bool = False, later: int = 0
     ) -> None:
-        self._seen, self._done, self._masks, self._later = seen, done, masks, later
+        self._seen, self._done, self._masks = seen, done, masks
         spaces = gym.spaces
         bit, noise = spaces.MultiBinary(1), spaces.Box(-9, 9, (2,))
         kinds: dict[str, gym.Space[Any]] = {
@@ -171,24 +153,20 @@ class Match(gym.Env[Any, Any]):
             "box": wide,
             "hybrid": spaces.Dict({"strength": wide, "tool": spaces.Discrete(3)}),
         }[done]
-        self._symbol = self._step = 0
+        self.length = later + 1
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._symbol, self._step = int(self.np_random.integers(3)), 0
-        return self._look(), {}
+    def deal(self) -> None:
+        if self.steps == 0:
+            self._symbol = int(self.np_random.integers(3))
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def reward(self, action: Any) -> float:
         if not self.action_space.contains(action):
             raise ValueError(f"{action} is not in {self.action_space}")
-        reward, ended = self._reward(action), self._step == self._later
-        self._step += 1
-        return self._look(), reward if ended else 0.0, ended, False, {}
+        earned = self._earned(action)
+        return earned if self.steps + 1 == self.length else 0.0
 
-    def _look(self) -> Any:
-        k = self._symbol if self._step == 0 else 0
+    def observe(self) -> Any:
+        k = self._symbol if self.steps == 0 else 0
         hot = np.eye(3, dtype=np.float32)[k]
         first, second = int(k == 1), np.array([k == 2], np.int8)
         coin, noise = self.np_random.integers(2), self.np_random.uniform(-9, 9, 2)
@@ -216,11 +194,11 @@ class Match(gym.Env[Any, Any]):
         return np.tile(mask, 2) if self._done == "multi-discrete" else mask
 
     def worth(self, symbol: int) -> float:
-        """What the right action earns there."""
+        """Reward of the right action for this symbol."""
         return 1.0 - symbol / 2
 
     def right(self, symbol: int) -> Any:
-        """The action that earns most there."""
+        """The action that earns most for this symbol."""
         place = np.array([symbol, 1 - symbol / 2], np.float32)
         return {
             "discrete": symbol + 1,
@@ -230,7 +208,7 @@ class Match(gym.Env[Any, Any]):
             "hybrid": {"strength": place, "tool": symbol},
         }[self._done]
 
-    def _reward(self, action: Any) -> float:
+    def _earned(self, action: Any) -> float:
         """Less than for the right action by the share that is wrong, or the squared distance."""
         best, worth = self.right(self._symbol), self.worth(self._symbol)
         if self._done == "hybrid":
@@ -244,7 +222,7 @@ class Match(gym.Env[Any, Any]):
         return worth - float(np.mean(wrong))
 
     def _check(self, chosen: Any, best: Any, index: int) -> bool:
-        """Whether a choice is wrong. Raises `ValueError` for one that the mask forbids."""
+        """A choice is wrong. Raises `ValueError` for one that the mask forbids."""
         start = int(self._done == "discrete")
         if self._masks and not self.legal()[3 * index + int(chosen) - start]:
             raise ValueError(f"choice {index} is {chosen}, which is not legal")

@@ -1,0 +1,260 @@
+"""N envs in step: the contract, and single envs that are stepped in turn."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+
+from proximo.envs.check import check_made
+from proximo.envs.layers import check_spaces, close_all
+from proximo.envs.watch import Checked
+from proximo.errors import UsageError
+from proximo.spaces import Actions, Observations, Space, misfit, own_copy
+from proximo.types import EnvState, RolloutBuffer
+
+if TYPE_CHECKING:
+    import torch
+
+Maker = Callable[..., gym.Env[Any, Any]]
+"""Makes one env."""
+REPLAYED = 100_000
+"""Longest episode, in steps, of which all actions are kept for a replay."""
+NUMBERED = -1
+"""A seed with which episode k starts with seed k."""
+
+
+def episode_seed(seed: int, env: int, episode: int) -> int:
+    """Seed in [0, 2^32) of an episode of an env: a hash, or with `NUMBERED` the episode itself."""
+    if seed == NUMBERED:
+        return episode
+    digest = hashlib.blake2b(f"{seed}/{env}/{episode}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
+
+
+def last_begins(buffer: RolloutBuffer, agents: int) -> np.ndarray:
+    """[N] steps before the last beginning of an env of several agents: where all had ended."""
+    gone = (buffer.done | ~buffer.valid).reshape(len(buffer), -1, agents).all(-1)
+    behind = np.arange(1, len(buffer) + 1)[:, None]
+    return np.repeat((gone * behind).max(0), agents)
+
+
+RESET = "an env's reset must return two things, (observation, info)"
+"""Error text for a reset that returns something else."""
+
+
+class Envs(ABC):
+    """N envs in step. They alone change their `EnvState`, and the rollout's rows."""
+
+    replayable: bool
+    """Seeds and actions bring an env back, so that a run resumes exactly."""
+    autoreset: bool = True
+    """`step` resets an env whose episode has ended; False: only `fresh` does."""
+    device: torch.device | None = None
+    """Device of their tensors; None: observations and actions are NumPy arrays."""
+    agents: int = 1
+    """Agents of one env: rows that begin together."""
+    names: tuple[str, ...] = ()
+    """Names of these agents, in the order of their rows."""
+    single: gym.Env[Any, Any]
+    """The first env itself, where single ones are stepped in this process."""
+    make_apart: Callable[[], Envs] | None = None
+    """Makes the env that `apart` returns."""
+    _apart: Envs | None = None
+    report: Callable[[str, str], None] = staticmethod(lambda text, trace: None)
+    """Called for every fault that is mended: in words, and where in the env it came from."""
+
+    def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
+        self.count = count
+        # Copies: the envs may move the bounds of theirs.
+        self.obs_space, self.action_space = own_copy(obs_space), own_copy(action_space)
+        self.observations = Observations(self.obs_space)
+        self.actions = Actions(self.action_space)
+
+    def start(self, episode: int = 0) -> EnvState:
+        """Reset all envs, to the beginning of the episode of this number."""
+        state = EnvState(
+            obs=np.empty(0),
+            episode=np.full(self.count, episode - 1, np.int64),
+            actions=[[] for _ in range(self.count)],
+            resetting=np.zeros(self.count, bool),
+            ret=np.zeros(self.count),
+            length=np.ones(self.count, np.int64),
+        )
+        self.fresh(state)
+        return state
+
+    @abstractmethod
+    def fresh(self, state: EnvState) -> None:
+        """Begin a new episode in every env that is not at the beginning of one."""
+
+    @abstractmethod
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        """Step every env by the actions of row t; fill in the rest of row t, and obs[t + 1].
+
+        `state.obs` stays: `collect` sets it when the rollout has ended.
+        """
+
+    def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
+        """Keep the actions since each env began, for `restore` to replay."""
+        if not self.replayable:
+            return
+        begin, too_long = self._begins(buffer), state.length > REPLAYED
+        for i, log in enumerate(state.actions):
+            if begin[i] or too_long[i]:
+                log.clear()
+            if begin[i] < len(buffer) and not too_long[i]:
+                log.append(buffer.env_action[begin[i] :, i].copy())
+                if len(log) > 64:  # an episode over many rollouts
+                    log[:] = [np.concatenate(log)]
+
+    @staticmethod
+    def remembered(state: EnvState) -> np.ndarray:
+        """[N] bool: all actions since the beginning of the episode are kept."""
+        logged = np.array([sum(map(len, log)) for log in state.actions])
+        return logged >= state.length
+
+    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
+        """[N] first row of the running episode; 0: it began before these buffer."""
+        begin = np.zeros(self.count, np.int64)
+        for t, i, _ in buffer.final_obs:
+            begin[i] = t + 1
+        return begin
+
+    def restore(self, state: EnvState) -> bool:
+        """Bring all envs back to this state. If that fails, begin new episodes; return False."""
+        if self.replayable and self.remembered(state).all() and self._bring_back(state):
+            return True
+        state.length[:] = 1
+        self.fresh(state)
+        return False
+
+    def _bring_back(self, state: EnvState) -> bool:
+        """Replay all actions; returns whether the observations are those of the state."""
+        return False
+
+    def check(self) -> Checked | None:
+        """Play for a moment, at random, to find mistakes; None: these need no check.
+
+        Raises `UsageError` for an env that cannot be trained in.
+        """
+        return None
+
+    def apart(self) -> Envs:
+        """One env like these, for checks and evaluations: made once, and closed with them.
+
+        Episode k starts with seed k. Raises `UsageError` where none can be made.
+        """
+        if self._apart is None:
+            if self.make_apart is None:
+                raise UsageError(
+                    "a vector env cannot be evaluated one episode at a time: leave out stop_at and "
+                    "eval_every, or pass a callable that makes one env"
+                )
+            self._apart = self.make_apart()
+        return self._apart
+
+    def acting(self, buffer: RolloutBuffer, t: int) -> np.ndarray:
+        """[N] bool: the rows whose episode continues after step t."""
+        acting: np.ndarray = buffer.valid[t] & ~buffer.done[t]
+        return acting
+
+    def close(self) -> list[str]:
+        """Close all envs. Returns error texts: no result depends on these failures any more."""
+        return [*self._close(), *(self._apart.close() if self._apart else [])]
+
+    @abstractmethod
+    def _close(self) -> list[str]: ...
+
+
+class SyncEnvs(Envs):
+    """Single envs, stepped in turn and reset by us, each episode from its own seed.
+
+    first: the number of the first one, where others are stepped elsewhere. autoreset: False leaves
+    an env at the end of its episode until `fresh`; such envs are not replayed.
+    """
+
+    def __init__(
+        self, envs: list[gym.Env[Any, Any]], seed: int, first: int = 0, *, autoreset: bool = True
+    ) -> None:
+        check_spaces(envs[0])
+        super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
+        self.replayable = self.autoreset = autoreset
+        self._envs, self._seed, self._first, self.single = envs, seed, first, envs[0]
+        self._steps = [env.step for env in envs]
+        self._shape = self.obs_space.shape
+        self._plain = self.observations.plain
+
+    def _reset(self, state: EnvState, env: int) -> Any:
+        seed = episode_seed(self._seed, self._first + env, int(state.episode[env]))
+        answer = self._envs[env].reset(seed=seed)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise UsageError(RESET)
+        return answer[0]
+
+    def fresh(self, state: EnvState) -> None:
+        begun = state.length > 0
+        state.begin(begun)
+        row, reset = self.observations.row, self._reset
+        obs = [row(reset(state, i)) if begun[i] else state.obs[i] for i in range(self.count)]
+        state.obs = np.stack(obs)
+
+    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        obs, reward = buffer.obs[t + 1], buffer.reward[t]
+        plain, env_action = self._plain, buffer.env_action[t]
+        # One copy for all of them: an env may keep its part of it, and change it.
+        given = env_action.copy() if self.actions.simple else map(self.actions.nested, env_action)
+        for i, (env_step, action) in enumerate(zip(self._steps, given, strict=True)):
+            answer = env_step(action)
+            try:
+                seen, reward[i], over, cut, _ = answer
+                if plain:
+                    obs[i] = seen
+            except (TypeError, ValueError) as error:
+                raise UsageError(misanswer(answer, self.observations)) from error
+            if not plain:
+                self.observations.write(seen, obs[i])
+            elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
+                raise UsageError(misfit(self.observations.leaves[0], seen, np.shape(seen)))
+            if over or cut:
+                buffer.terminated[t, i], buffer.done[t, i] = over, True
+                buffer.final_obs.append((t, i, obs[i].copy()))
+                if self.autoreset:
+                    state.episode[i] += 1
+                    self.observations.write(self._reset(state, i), obs[i])
+
+    def _bring_back(self, state: EnvState) -> bool:
+        obs = np.empty_like(state.obs)
+        for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
+            seen = self._reset(state, i)
+            for action in (a for stretch in stretches for a in stretch):
+                seen = env.step(self.actions.given(action))[0]
+            obs[i] = self.observations.row(seen)
+        return np.array_equal(obs, state.obs)
+
+    def check(self) -> Checked:
+        return check_made(lambda: self.apart().single)
+
+    def _close(self) -> list[str]:
+        return close_all(self._envs)
+
+
+def misanswer(answer: Any, observations: Observations) -> str:
+    """Error text for the return value of a step."""
+    if not isinstance(answer, tuple) or len(answer) != 5:
+        what = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+        return (
+            "an env's step must return (observation, reward, terminated, truncated, info), "
+            f"but returned {what}"
+        )
+    if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
+        return f"an env's reward must be one number, but it is {answer[1]!r}"
+    try:
+        observations.row(answer[0])
+    except UsageError as error:
+        return str(error)
+    return f"an env returned an observation that cannot be: {answer[0]!r}"
