@@ -18,7 +18,7 @@ from proximo import (
     train,
 )
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config, from_tables, to_tables
+from proximo.run.config import Config, from_tables, read_config, to_tables
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset, named_preset, presets
 from proximo.run.session import Session
@@ -165,3 +165,17 @@ def test_best_holds_a_policy_and_no_more(tmp_path):
     with pytest.raises(UsageError, match="holds a policy and no more"):
         Session(folder.read_config(), folder=folder, resume=best)
     assert folder.config_file.exists()
+
+
+def test_names_of_an_earlier_version_are_read_and_said_once(tmp_path, capsys):
+    path = tmp_path / "config.toml"
+    path.write_text('[env]\nid = "x"\nworlds = 3\n[net]\nmemory = "gru"\n')
+    for _ in range(2):
+        config = read_config(path)
+    assert (config.env.num_envs, config.net.recurrent) == (3, "gru")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "env.worlds is now num_envs, net.memory is now recurrent" in said
+    path.write_text("[env]\nworlds = 3\nnum_envs = 4\n")
+    with pytest.raises(UsageError, match=r"there is no setting env\.worlds. Did you mean num_envs"):
+        read_config(path)

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from commands.command_line import proximo, succeeded
+from commands.command_line import proximo
 from proximo import load
 
 EARLIER = Path(__file__).parent / "fixtures" / "version-0.2-dev"
 EXPECTED = json.loads((EARLIER / "expected.json").read_text())
 ENV = ["--env", "dictenv:Sensors"]
 TALK = ["--env", "textenv:Talk"]
-RENAMED: dict[str, str] = {}
+RENAMED = {"gradient_steps_saved": "gradient_steps_skipped_by_kl"}
 """Metrics of then that have another name now."""
 
 
@@ -35,6 +35,13 @@ def earlier(here, monkeypatch):
     yield here
     for name in ("dictenv", "textenv"):
         sys.modules.pop(name, None)
+
+
+def succeeded(outcome):
+    """A command that did its work, and said no more than which settings have another name now."""
+    assert outcome.code == 0, outcome.err
+    assert all(" is now " in line for line in outcome.err.splitlines()), outcome.err
+    return outcome
 
 
 def near(number):

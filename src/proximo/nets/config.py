@@ -29,31 +29,31 @@ class NetConfig:
     orthogonal: bool = True
     """Orthogonal initial weights, gains sqrt(2), `policy_gain` and 1; else PyTorch's default."""
     policy_gain: Annotated[float, above(0)] = 0.01
-    """Gain of the last policy layer: small, so that the first policy hardly heeds the state."""
+    """Gain of the last policy layer: small, so that the first policy hardly depends on states."""
     log_std: Annotated[float, between(-10, 2)] = 0.0
-    """Initial log deviation of Gaussian actions (log sigma; 0 is a deviation of 1)."""
+    """Initial log standard deviation of Gaussian actions (log sigma; 0 is sigma 1)."""
     std: Literal["free", "softplus", "gsde"] = "free"
-    """Of Gaussian actions: free parameters, the same in every state, or from the state, as
-    softplus of outputs of the network; or gSDE, noise that is for some steps a function of it."""
+    """Standard deviation of Gaussian actions: free parameters, the same in every state; or from
+    the state, softplus of outputs of the network; or gSDE, noise that depends on the state."""
     gsde_steps: Annotated[int, at_least(1)] = 8
-    """Steps for which gSDE keeps its noise; a rollout and an episode to watch begin with new."""
+    """Steps for which gSDE keeps its noise; every rollout and played episode begins with new."""
     mean: Literal["linear", "tanh"] = "linear"
-    """Of Gaussian actions: what the network puts out, or its tanh, scaled to the bounds."""
+    """Mean of Gaussian actions: an output of the network, or its tanh, scaled to the bounds."""
     recurrent: Literal["none", "gru", "lstm"] = "none"
-    """What remembers, after the hidden layers: nothing, a GRU or an LSTM."""
+    """Recurrent layer after the hidden layers: none, a GRU or an LSTM."""
     recurrent_size: Annotated[int, at_least(1)] = 64
-    """Width of the memory."""
+    """Width of the recurrent layer."""
     bptt_steps: Annotated[int, at_least(1)] = 16
-    """Steps through which a memory's gradient flows: a longer episode is cut there, and goes on
-    from what was remembered."""
+    """Steps of truncated backpropagation through time: a longer episode is cut into segments, each
+    of which begins with the recurrent state that the last one left."""
     action: Literal["clip", "squash", "beta"] = "clip"
-    """Actions of a Box: Gaussian and cut off at the bounds, Gaussian through a tanh, or Beta."""
+    """Actions of a Box: Gaussian and clipped at the bounds, Gaussian through a tanh, or Beta."""
     privileged: tuple[str, ...] = ()
-    """Keys of a Dict observation that the critic sees and the policy does not."""
+    """Keys of a Dict observation that only the critic sees (privileged, asymmetric critic)."""
     normalize_obs: bool = False
-    """Standardise observations by their running mean and deviation, which belong to the policy."""
+    """Standardise observations by their running mean and std, which belong to the policy."""
     obs_clip: Annotated[float, above(0)] = 10.0
-    """Standardised observations are cut off at this many deviations."""
+    """Standardised observations are clipped at this many standard deviations."""
     normalize_returns: bool = False
     """Let the critic learn standardised returns; values are shown in units of the reward."""
 
@@ -66,7 +66,7 @@ class NetConfig:
                 "so use one of them"
             )
         if self.std == "gsde" and self.action == "beta":
-            raise UsageError("net.std is gsde and net.action beta, which has no deviation")
+            raise UsageError("net.std is gsde and net.action beta, which has no std")
         if self.privileged and self.trunk == "shared":
             raise UsageError(
                 f"net.privileged is {self.privileged}, but net.trunk is shared: what only the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tomllib
 import typing
@@ -20,7 +21,7 @@ from proximo.algorithms.q_actor_critic import QActorCritic
 from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.bounds import above, at_least, between
-from proximo.disk import read
+from proximo.disk import read, warn
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError, check_values, nearest
 from proximo.functional.schedules import Schedule
@@ -76,6 +77,17 @@ OF_LANGUAGE = {
     "sft": "sft",
 }
 """Algorithms for language models, and what `proximo lm` calls them."""
+
+FORMER = {
+    "env.worlds": "num_envs",
+    "net.memory": "recurrent",
+    "net.memory_size": "recurrent_size",
+    "net.memory_steps": "bptt_steps",
+    "net.critic_only": "privileged",
+    "net.deviation": "std",
+    "score.world": "env",
+}
+"""Names of settings in files of schema 1 -> their names now."""
 
 LONGEST_FILE = 2**16
 """Bytes of a configuration; TOML can take a time that grows by the square."""
@@ -363,7 +375,14 @@ def read_tables(path: Path) -> dict[str, Any]:
             f"the configuration {path} is empty, so nothing says what was trained: bring back a "
             "copy of it, or begin a new run"
         )
+    sections = {name: table for name, table in tables.items() if isinstance(table, dict)}
+    names = (f"{name}.{key}" for name, table in sections.items() for key in table)
+    if former := [f"{name} is now {FORMER[name]}" for name in names if name in FORMER]:
+        _warn_once(f"{path} has names of an earlier version: {', '.join(former)}")
     return tables
+
+
+_warn_once = functools.cache(warn)
 
 
 def to_toml(config: Any) -> str:
@@ -443,10 +462,11 @@ def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
     """One table -> an instance of its dataclass. Raises `UsageError` that names the setting."""
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]
-    for key in table:
-        if key not in fields:
-            raise UsageError(f"there is no setting {name}.{key}. {nearest(key, fields)}")
-    none = {
-        k: None for k, v in table.items() if v == "none" and type(None) in typing.get_args(hints[k])
-    }
-    return cls(**{**table, **none})
+    values = {}
+    for key, value in table.items():
+        setting = FORMER.get(f"{name}.{key}", key)
+        if setting not in fields or (setting != key and setting in table):
+            raise UsageError(f"there is no setting {name}.{key}. {nearest(setting, fields)}")
+        off = value == "none" and type(None) in typing.get_args(hints[setting])
+        values[setting] = None if off else value
+    return cls(**values)
