@@ -30,7 +30,6 @@ WHAT = {
     "algorithm": "algorithm",
     "schedules": "schedule",
     "callbacks": "callback",
-    "reward": "reward",
 }
 """Argument -> what it names."""
 
@@ -110,7 +109,7 @@ def needs_word(missing: dict[str, list[str]], line: Line) -> str:
     """The error for code that was not named again: argument -> its names."""
     groups = dict[str, list[str]]()
     for argument, names in missing.items():
-        groups.setdefault(WHAT[argument], []).extend(name for name in names if ":" in name)
+        groups.setdefault(WHAT.get(argument, argument), []).extend(name for name in names if ":" in name)
     said = [f"{what}, {' and '.join(names)}" for what, names in groups.items()]
     be, it = ("is", "it") if len(said) == 1 else ("are", "them")
     again = {argument: [sayable(name) for name in names] for argument, names in missing.items()}
