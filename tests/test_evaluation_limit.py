@@ -11,7 +11,7 @@ from proximo import EnvConfig
 from proximo.envs.base import NUMBERED
 from proximo.envs.make import make_env
 from proximo.envs.workers import WorkerEnvs
-from proximo.evaluate import EpisodePlayer, evaluate, step_limit
+from proximo.evaluation import EpisodePlayer, evaluate_policy, step_limit
 
 __all__ = ["here"]
 
@@ -25,7 +25,7 @@ def first(obs):
 
 @pytest.mark.parametrize(("limit", "length", "cut"), [(39, 39, 3), (40, 40, 0), (41, 40, 0)])
 def test_what_was_earned_until_then_counts_and_what_was_cut_is_counted(limit, length, cut):
-    scores = evaluate(first, Long(), episodes=3, seed=0, limit=limit)
+    scores = evaluate_policy(first, Long(), episodes=3, seed=0, limit=limit)
     assert scores.returns.tolist() == [length] * 3
     assert scores.cut == cut
     assert scores.summary().get("episodes_cut", 0) == cut
@@ -35,10 +35,10 @@ def test_what_was_earned_until_then_counts_and_what_was_cut_is_counted(limit, le
 def test_every_agent_that_is_there_is_cut():
     pytest.importorskip("pettingzoo")
     env = make_env(EnvConfig(id="envs.parallel_envs:Leaving"))
-    scores = evaluate(first, env, episodes=2, seed=0, limit=3)  # early has left after 2
+    scores = evaluate_policy(first, env, episodes=2, seed=0, limit=3)  # early has left after 2
     assert [e.length for e in scores.episodes] == [2, 3, 2, 3]
     assert scores.cut == 2
-    assert evaluate(first, env, episodes=2, seed=0, limit=5).cut == 0
+    assert evaluate_policy(first, env, episodes=2, seed=0, limit=5).cut == 0
 
 
 @pytest.mark.parametrize("name", ["envs.made_envs:Long", "envs.parallel_envs:Leaving"])
@@ -50,7 +50,7 @@ def test_so_it_is_in_processes(name):
     player = EpisodePlayer(envs)
     try:
         for limit in (3, 5, 40):
-            here = evaluate(first, make_env(env), episodes=2, seed=7, limit=limit)
+            here = evaluate_policy(first, make_env(env), episodes=2, seed=7, limit=limit)
             there = player.play(first, episodes=2, seed=7, limit=limit)
             assert there.episodes == here.episodes
             assert there.cut == here.cut
@@ -77,7 +77,7 @@ def test_a_greedy_policy_that_loops_ends_no_training(here, backend):
     done = succeeded(proximo(*run, *words, *limit))
     said = "2 of 2 episodes did not end within 50 steps and were cut off there"
     assert done.out.count(said) == 1
-    assert said in result("r")["doubts"][-1]
+    assert said in result("r")["warnings"][-1]
     for row in rows("r"):
         assert (row["evaluation"], row["evaluation_episodes_cut"]) == (50, 2)
 

@@ -19,9 +19,9 @@ from proximo import (
 )
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, from_tables, to_tables
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset, named_preset, presets
-from proximo.run.session import Session
 
 
 class Unbounded(gym.Env):
@@ -129,7 +129,7 @@ def test_what_does_nothing_is_refused_in_a_new_run(setting, why):
 
 def test_a_note_on_a_setting_is_kept_with_the_result():
     agent = train("CartPole-v1", PPO(clip=1.0), rollout=RolloutConfig(steps=64), total_steps=64)
-    assert any("algorithm.clip is 1.0" in doubt for doubt in agent.result["doubts"])
+    assert any("algorithm.clip is 1.0" in doubt for doubt in agent.result["warnings"])
 
 
 @pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
@@ -163,5 +163,5 @@ def test_best_holds_a_policy_and_no_more(tmp_path):
     folder = RunFolder.open(tmp_path / "run")
     best = Checkpoint(folder.checkpoint("best"))
     with pytest.raises(UsageError, match="holds a policy and no more"):
-        Session(folder.read_config(), folder=folder, resume=best)
+        make_session(folder.read_config(), folder=folder, resume=best)
     assert folder.config_file.exists()

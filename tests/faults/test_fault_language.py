@@ -216,7 +216,10 @@ def test_rows_of_a_stage_that_a_power_cut_took_are_named(tmp_path, capsys):
     for name in ("metrics.jsonl", "samples.jsonl"):
         (run / name).write_bytes(b"")
     small_stage(run, resume=True, updates=3)
-    said, doubts = capsys.readouterr().err, json.loads((run / "result.json").read_text())["doubts"]
+    said, doubts = (
+        capsys.readouterr().err,
+        json.loads((run / "result.json").read_text())["warnings"],
+    )
     for words in ("metrics.jsonl lacks the rows of 2 updates, from 1 to 2", "samples.jsonl lacks"):
         assert words in said
         assert words in "".join(doubts)

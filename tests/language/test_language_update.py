@@ -22,7 +22,7 @@ from proximo.language.sequences import Sequences, rows_of
 from proximo.language.update import add_gradient, readings
 from proximo.nets.config import NetConfig
 from proximo.run.config import Config, RolloutConfig, RunConfig
-from proximo.run.session import Session
+from proximo.run.control import make_session
 
 FREE = {"critic": False, "normalize_advantage": "none"}
 METHODS = {
@@ -282,9 +282,9 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
         net=NetConfig(hidden=(8,), trunk="shared", policy_gain=1.0),
         run=RunConfig(engine="torch", seed=2),
     )
-    with Session(config, source=Bigrams) as session:
+    with make_session(config, source=Bigrams) as session:
         state = session.state
-        rollout = collect(session.envs, state, config.env, steps=256, episodes=12)
+        rollout = collect(session.task.envs, state, config.env, steps=256, episodes=12)
         batch = algorithm.prepare(state, rollout)
         control = copy.deepcopy(state.policy)
     policy = LanguagePolicy(Bigram(copy.deepcopy(control)), ())

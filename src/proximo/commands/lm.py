@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional, parse, say, show
 from proximo.commands.display import COMPLETIONS, FITTING, Display
-from proximo.commands.stored import Code, check_code
+from proximo.commands.stored import line_to_type
 from proximo.errors import UsageError, nearest
 from proximo.language.config import (
     FitConfig,
@@ -32,6 +32,7 @@ from proximo.language.config import (
     read_stage,
 )
 from proximo.language.token_ppo import TOKENS, TokenPPO
+from proximo.run.consent import words
 from proximo.run.folder import RunFolder, free
 
 if TYPE_CHECKING:
@@ -241,10 +242,13 @@ def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPO
         raise UsageError(
             "this run's reward was given by a program: name it by --reward, or an env by --env"
         )
-    code = stored.reward if any(not Path(name).is_dir() for name in stored.reward) else ()
-    reward = Code("reward", "--reward", code, bool(command.reward))
-    env = Code("env", "--env", [stored.env] * (":" in stored.env), bool(command.env))
-    check_code("lm resume", arguments, (reward, env))
+    missing = {}
+    if not command.reward and not all(Path(name).is_dir() for name in stored.reward):
+        missing["reward"] = list(stored.reward)
+    if ":" in stored.env and not command.env:
+        missing["env"] = [stored.env]
+    if missing:
+        raise UsageError(words(missing, line_to_type("lm resume", arguments)))
     return dataclasses.replace(config, score=score)
 
 

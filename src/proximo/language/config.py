@@ -14,7 +14,8 @@ from proximo.bounds import above, at_least
 from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Coefficient
 from proximo.language.token_ppo import TOKENS, TokenPPO
-from proximo.run.config import check_sections, read_section, read_tables
+from proximo.run.config import check_sections
+from proximo.run.toml import read_section, read_tables
 
 
 @dataclass(frozen=True, kw_only=True)

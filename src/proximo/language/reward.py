@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.errors import TrainingError, UsageError, explain, faults
+from proximo.imports import find
 from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
 from proximo.language.examples import Examples
@@ -21,7 +22,6 @@ from proximo.language.model import LanguageModel
 from proximo.language.sequences import Sequences, by_length
 from proximo.language.session import read_checkpoint
 from proximo.language.tokenizer import Tokenizer
-from proximo.named import find
 from proximo.run.folder import RunFolder
 
 Reward = Callable[..., Sequence[float] | Sequence[Sequence[float]]]

@@ -339,7 +339,7 @@ class _Kept:
             **learner.final,
         }
         if self._doubts:
-            result["doubts"] = self._doubts
+            result["warnings"] = self._doubts
         try:
             if finished and learner.stage != "reward":
                 self._save_model("model")
