@@ -10,6 +10,8 @@ from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import allow_code
+from proximo.run.consent import Named
+from proximo.run.folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +39,10 @@ def main(arguments: list[str]) -> int:
     command = parse(Export, "export", arguments)
 
     from proximo.agent import load
-    from proximo.run.consent import Named
-    from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
     named = Named(net=command.net, algorithm=command.algorithm)
-    # The env is not made, so it needs no consent.
-    allow_code(saved, named, ("net", "algorithm"), "export", arguments)
+    allow_code(saved, named, ("net", "algorithm"), "export", arguments)  # the env is not made
     out = command.out or command.run / "policy.onnx"
     path = out.absolute()  # code of the user's own may change the current folder
     agent = load(command.run, command.checkpoint, net=command.net, algorithm=command.algorithm)

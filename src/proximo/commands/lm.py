@@ -32,7 +32,7 @@ from proximo.language.config import (
     read_stage,
 )
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
-from proximo.run.consent import needs_word
+from proximo.run.consent import words
 from proximo.run.folder import RunFolder, free
 
 if TYPE_CHECKING:
@@ -243,12 +243,13 @@ def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPO
         raise UsageError(
             "this run's reward was given by a program: name it by --reward, or an env by --env"
         )
-    code = {
-        "reward": list(stored.reward) if any(not Path(x).is_dir() for x in stored.reward) else [],
-        "env": [stored.env] * (":" in stored.env),
-    }
-    if missing := {name: code[name] for name in code if code[name] and not names[name]}:
-        raise UsageError(needs_word(missing, line_to_type("lm resume", arguments)))
+    missing = {}
+    if not command.reward and not all(Path(name).is_dir() for name in stored.reward):
+        missing["reward"] = list(stored.reward)
+    if ":" in stored.env and not command.env:
+        missing["env"] = [stored.env]
+    if missing:
+        raise UsageError(words(missing, line_to_type("lm resume", arguments)))
     return dataclasses.replace(config, score=score)
 
 

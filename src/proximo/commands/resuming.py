@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from proximo.commands.arguments import optional, parse, show
-from proximo.commands.stored import OfRun, allow_code
+from proximo.commands.stored import OfRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +35,9 @@ class Resume(OfRun):
     stop_at: Annotated[float | None, optional("R")] = None
     """End early at this return instead."""
     schedule: Annotated[tuple[str, ...], optional("module:NAME ...")] = ()
-    """Schedules that are code; repeat their names as consent to import them."""
+    """Schedules that are code; likewise."""
     callback: Annotated[tuple[str, ...], optional("module:NAME ...")] = ()
-    """Callbacks of the run, likewise, and further ones."""
+    """Callbacks of the run; likewise, and further ones."""
     strict: bool = False
     """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
     quiet: bool = False
@@ -50,17 +49,14 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.running import go_on
     from proximo.run.checkpoint import newest
-    from proximo.run.consent import WHAT
     from proximo.run.folder import RunFolder
     from proximo.run.named_callbacks import with_callbacks
     from proximo.run.resuming import continued
 
     folder = RunFolder.open(command.run)
     folder.check_begun()
-    named = dataclasses.replace(
-        command.named(), schedules=command.schedule, callbacks=command.callback
-    )
-    config = allow_code(folder.read_config(), named, tuple(WHAT), "resume", arguments)
+    code = {"schedules": command.schedule, "callbacks": command.callback}
+    config = command.config("resume", arguments, **code)
     config, callbacks = with_callbacks(config, command.callback, again=True, kept=True)
     changes = ("total_steps", "total_episodes", "stop_at", "engine", "device")
     saved, result = newest(folder, strict=command.strict), folder.read_result()

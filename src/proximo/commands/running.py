@@ -135,8 +135,7 @@ def _train(
                 resume=resume,
             )
         interrupt.install()  # the envs are there, and perhaps handlers of theirs
-        setup_notes = session.log.setup_notes
-        note([*lines, *setup_notes], folder, quiet=quiet)
+        note([*lines, *session.log.setup_notes], folder, quiet=quiet)
 
         def check_signals(state: TrainState, rollout: Rollout, row: Row) -> None:
             if interrupt.signal:
@@ -146,13 +145,16 @@ def _train(
                 if session.save():
                     note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
 
-        session.callbacks.append(Watcher(check_signals))  # after all others: their part is saved
+        session.callbacks.append(
+            Watcher(check_signals)
+        )  # last: what the others change is saved too
         with display or contextlib.nullcontext():
             result = run_control(session).result
         if result["stopped_by"] == "interrupted":
             interrupt.stopped_after = result["updates"]
     if interrupt.code == 0 and not quiet:
-        late = [warning for warning in result.get("warnings", ()) if warning not in setup_notes]
+        shown = session.log.setup_notes
+        late = [warning for warning in result.get("warnings", ()) if warning not in shown]
         say("\n".join([*late, *_ending(result, config, folder)]))
     return interrupt.code
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import closing, optional
 from proximo.disk import warn
 from proximo.run.config import Config
-from proximo.run.consent import WHAT, Named, allow
+from proximo.run.consent import Line, Named, allow
 from proximo.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -24,6 +24,42 @@ if TYPE_CHECKING:
 
 SEED = 1_000_000
 """Seed of the first episode of `eval` and `play`, far from those of evaluations in training."""
+
+
+FLAGS = {
+    "env": "--env",
+    "wrappers": "--wrappers",
+    "net": "--net",
+    "algorithm": "--algorithm",
+    "schedules": "--schedule",
+    "callbacks": "--callback",
+    "reward": "--reward",
+}
+"""Flags that name the code of a run again: argument -> flag."""
+FLAGS_OF_TRAIN = {**FLAGS, "wrappers": "--env.wrappers", "callbacks": "--run.callbacks"}
+
+
+def line_to_type(verb: str, arguments: Iterable[str]) -> Line:
+    """The line with the names of code that are missing from it."""
+    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    begin = ["proximo", *verb.split(), *arguments]
+
+    def line(names: dict[str, list[str]]) -> str:
+        again = (word for argument, n in names.items() for word in (flags[argument], *n))
+        return shlex.join([*begin, *again])
+
+    return line
+
+
+def allow_code(
+    config: Config, named: Named, parts: Iterable[str], verb: str, arguments: Sequence[str]
+) -> Config:
+    """Configuration with the code that the command line names again, as consent to import it.
+
+    parts: the code that is needed. Raises `UsageError` with the line to type.
+    """
+    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    return allow(config, named, parts, line_to_type(verb, arguments), flags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,19 +73,19 @@ class OfRun:
     wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
     """Wrappers of the environment; likewise."""
     net: Annotated[str | None, optional("module:Class")] = None
-    """Network; if it is code, repeat its name as consent to import it."""
+    """Network; likewise."""
     algorithm: Annotated[str | None, optional("module:Class")] = None
     """Algorithm; likewise."""
 
-    def named(self) -> Named:
-        """Code that the flags name again."""
-        return Named(env=self.env, wrappers=self.wrappers, net=self.net, algorithm=self.algorithm)
+    def config(self, verb: str, arguments: Sequence[str], **more: tuple[str, ...]) -> Config:
+        """Configuration of the run, with consent to what it imports. Raises `UsageError`.
 
-    def config(self, verb: str, arguments: Sequence[str]) -> Config:
-        """Configuration of the run, with consent to what it imports. Raises `UsageError`."""
+        more: further code that is named again.
+        """
+        names = ("env", "wrappers", "net", "algorithm")
+        named: dict[str, Any] = {name: getattr(self, name) for name in names} | more
         config = RunFolder.open(self.run).read_config()
-        parts = ("env", "wrappers", "net", "algorithm")
-        return allow_code(config, self.named(), parts, verb, arguments)
+        return allow_code(config, Named(**named), named, verb, arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,32 +130,3 @@ class OfEpisodes(OfRun):
         from proximo.evaluation import step_limit
 
         return step_limit(config.env, self.max_episode_steps or config.run.eval_max_episode_steps)
-
-
-FLAGS = {"schedules": "--schedule", "callbacks": "--callback"}
-"""How the code of a run is named again, where the flag is not called as the argument."""
-FLAGS_OF_TRAIN = {"wrappers": "--env.wrappers", "callbacks": "--run.callbacks"}
-
-
-def line_to_type(
-    verb: str, arguments: Sequence[str], flags: Mapping[str, str] = FLAGS
-) -> Callable[[dict[str, list[str]]], str]:
-    """The command line so far, followed by code named again: argument -> names."""
-
-    def line(names: dict[str, list[str]]) -> str:
-        again = (word for name, n in names.items() for word in (flags.get(name, f"--{name}"), *n))
-        return shlex.join(["proximo", *verb.split(), *arguments, *again])
-
-    return line
-
-
-def allow_code(
-    config: Config, named: Named, parts: Sequence[str], verb: str, arguments: Sequence[str]
-) -> Config:
-    """Configuration with the code that was named again. parts: which code is needed.
-
-    Raises `UsageError` with the line to type.
-    """
-    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
-    known = {name: flags.get(name, f"--{name}") for name in WHAT}
-    return allow(config, named, parts, line_to_type(verb, arguments, flags), known)
