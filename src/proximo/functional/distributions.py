@@ -171,7 +171,7 @@ class SquashedGaussian:
 
     @property
     def gaussian(self) -> Gaussian:
-        """That of u."""
+        """Distribution of u, before the tanh."""
         return Gaussian(self.mean, self.log_std)
 
     @property

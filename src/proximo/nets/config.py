@@ -14,48 +14,50 @@ class NetConfig:
     """The policy and value networks."""
 
     module: str = ""
-    """Hidden layers of your own, module:Class (imported as your own envs are), in the place of
+    """Hidden layers of your own, module:Class, imported like an env of your own. They replace
     `hidden` and `activation`."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments for the module's constructor, as KEY VALUE pairs."""
     hidden: Annotated[tuple[int, ...], at_least(1)] = (64, 64)
-    """Widths of the hidden layers; of none, the policy is linear."""
+    """Widths of the hidden layers. Without any, the policy is linear."""
     critic_hidden: Annotated[tuple[int, ...] | None, at_least(1)] = None
     """Widths of the critic's hidden layers (separate trunks only); none: those of the policy."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Nonlinearity after every hidden layer."""
     trunk: Literal["separate", "shared"] = "separate"
-    """Whether actor and critic have hidden layers of their own or share them."""
+    """Hidden layers of actor and critic: separate, or one trunk that both share."""
     orthogonal: bool = True
     """Orthogonal initial weights, gains sqrt(2), `policy_gain` and 1; else PyTorch's default."""
     policy_gain: Annotated[float, above(0)] = 0.01
-    """Gain of the last policy layer: small, so that the first policy hardly heeds the state."""
+    """Gain of the last policy layer: small, so that at first actions hardly depend on the state."""
     log_std: Annotated[float, between(-10, 2)] = 0.0
-    """Initial log deviation of Gaussian actions (log sigma; 0 is a deviation of 1)."""
+    """Initial log standard deviation of Gaussian actions (log sigma; 0 means sigma = 1)."""
     std: Literal["free", "softplus", "gsde"] = "free"
-    """Of Gaussian actions: free parameters, the same in every state, or from the state, as
-    softplus of outputs of the network; or gSDE, noise that is for some steps a function of it."""
+    """Standard deviation of Gaussian actions. free: parameters, the same in every state. softplus:
+    softplus of outputs of the network. gsde: noise that depends on the state for some steps."""
     gsde_steps: Annotated[int, at_least(1)] = 8
-    """Steps for which gSDE keeps its noise; a rollout and an episode to watch begin with new."""
+    """Steps for which gSDE keeps its noise. A new rollout or a new episode to play draws anew."""
     mean: Literal["linear", "tanh"] = "linear"
-    """Of Gaussian actions: what the network puts out, or its tanh, scaled to the bounds."""
+    """Mean of Gaussian actions: the output of the network, or its tanh, scaled to the bounds."""
     recurrent: Literal["none", "gru", "lstm"] = "none"
-    """What remembers, after the hidden layers: nothing, a GRU or an LSTM."""
+    """Recurrent layer after the hidden layers: none, a GRU or an LSTM."""
     recurrent_size: Annotated[int, at_least(1)] = 64
-    """Width of the memory."""
+    """Width of the recurrent layer."""
     bptt_steps: Annotated[int, at_least(1)] = 16
-    """Steps through which a memory's gradient flows: a longer episode is cut there, and goes on
-    from what was remembered."""
+    """Length of truncated backpropagation through time, in steps. A longer episode is cut into
+    segments of this length, each of which starts from the recurrent state before it."""
     action: Literal["clip", "squash", "beta"] = "clip"
-    """Actions of a Box: Gaussian and cut off at the bounds, Gaussian through a tanh, or Beta."""
+    """Distribution of actions in a Box. clip: Gaussian, clipped at the bounds. squash: Gaussian
+    through a tanh. beta: Beta."""
     privileged: tuple[str, ...] = ()
-    """Keys of a Dict observation that the critic sees and the policy does not."""
+    """Privileged observations: keys of a Dict that the critic sees and the policy does not
+    (asymmetric critic)."""
     normalize_obs: bool = False
-    """Standardise observations by their running mean and deviation, which belong to the policy."""
+    """Standardise observations by their running mean and std, which are saved with the policy."""
     obs_clip: Annotated[float, above(0)] = 10.0
-    """Standardised observations are cut off at this many deviations."""
+    """Standardised observations are clipped at this many standard deviations."""
     normalize_returns: bool = False
-    """Let the critic learn standardised returns; values are shown in units of the reward."""
+    """Standardise the returns that the critic learns. Values are shown in units of the reward."""
 
     def __post_init__(self) -> None:
         check_values("net", self)
@@ -66,7 +68,9 @@ class NetConfig:
                 "so use one of them"
             )
         if self.std == "gsde" and self.action == "beta":
-            raise UsageError("net.std is gsde and net.action beta, which has no deviation")
+            raise UsageError(
+                "net.std is gsde, but net.action is beta, which has no std: use clip or squash"
+            )
         if self.privileged and self.trunk == "shared":
             raise UsageError(
                 f"net.privileged is {self.privileged}, but net.trunk is shared: what only the "
@@ -78,8 +82,8 @@ class NetConfig:
     ) -> None:
         """Refuse settings that would do nothing in a new run. Raises `UsageError`.
 
-        continuous: there is a Box among the actions. images: there is one to see. q_of_numbers: the
-        critic takes actions beside the features. critic: one is learned.
+        continuous: some actions are a Box. images: some observations are images. q_of_numbers: the
+        critic takes actions beside the features. critic: a critic is learned.
         """
         box = ("action", "mean", "std", "log_std", "gsde_steps")
         unused = [
@@ -105,7 +109,7 @@ class NetConfig:
 
     @property
     def of_critic(self) -> NetConfig:
-        """The same settings with the critic's widths for the hidden layers."""
+        """Settings of the critic: these, with its own widths for the hidden layers."""
         return self if self.critic_hidden is None else replace(self, hidden=self.critic_hidden)
 
     @property
