@@ -23,32 +23,30 @@ from proximo.state import TrainState
 from proximo.types import Episode, Rollout, RolloutBuffer, Watch
 
 BLOCK = 256
-"""Steps for which room is made and noise drawn at once when episodes are counted."""
-GLANCE = 0.1
-"""Seconds after which progress may be told again."""
+"""Steps of a buffer when whole episodes are collected."""
+REPORT_INTERVAL = 0.1
+"""Seconds between two reports of progress."""
 
 
-class Tickets:
-    """Which episodes count when K are asked for: the first K that *start*.
+class EpisodeQuota:
+    """Counts the first K episodes that *start*: the first K that *end* would favour short ones.
 
-    The first K that *end* would favour short ones. An env without a ticket idles, masked.
+    An env beyond the quota idles, masked.
     """
 
     def __init__(self, episodes: int, num_envs: int) -> None:
-        self.left = episodes
-        self._episodes = episodes
-        self._handed = min(episodes, num_envs)
-        self._holds = np.arange(num_envs) < episodes
-        self.rows: list[np.ndarray] = []  # per step: who held a ticket
+        self.left = self._unstarted = episodes
+        self._active = np.arange(num_envs) < episodes
+        self._unstarted -= int(self._active.sum())
+        self.rows: list[np.ndarray] = []  # per step: the envs whose episode counts
 
-    def pass_step(self, ended: np.ndarray) -> None:
-        """Take the tickets of the episodes that ended, and hand out those that remain."""
-        self.rows.append(self._holds.copy())
-        for i in np.flatnonzero(ended):
-            if self._holds[i]:
-                self.left -= 1
-                self._holds[i] = self._handed < self._episodes
-                self._handed += int(self._holds[i])
+    def count(self, done: np.ndarray) -> None:
+        """Count the episodes that ended in a step; others start while some are left."""
+        self.rows.append(self._active.copy())
+        for i in np.flatnonzero(done & self._active):
+            self.left -= 1
+            self._active[i] = self._unstarted > 0
+            self._unstarted -= int(self._active[i])
 
 
 @torch.no_grad()
@@ -62,59 +60,59 @@ def collect(
     observation or reward that is not finite: env, step and value are named.
     """
     policy = state.policy
-    tickets = Tickets(episodes, envs.count) if episodes else None
-    if tickets:
+    quota = EpisodeQuota(episodes, envs.count) if episodes else None
+    if quota:
         envs.fresh(state.envs)
     parts: list[Any] = []
     done = 0
     recurrent_state = torch.zeros(envs.count, policy.state_size, device=policy.device)
     if policy.state_size:
-        if state.recurrent_state is None or tickets:  # whole episodes begin anew
+        if state.recurrent_state is None or quota:  # whole episodes begin anew
             state.recurrent_state = recurrent_state.clone()
         recurrent_state = state.recurrent_state.clone()
     # Where envs reset in a step of their own, a rollout might hold nothing else: then it goes on.
-    while not parts or (tickets.left if tickets else not parts[-1].valid.any()):
+    while not parts or (quota.left if quota else not parts[-1].valid.any()):
         here = parts[-1].obs[-1] if parts else state.envs.obs
-        part = make_room(policy, here, BLOCK if tickets else steps)
-        done += _fill(part, envs, state, tickets, done)
+        part = make_room(policy, here, BLOCK if quota else steps)
+        done += _step_envs(part, envs, state, quota, done)
         parts.append(part)
-    whole: RolloutBuffer | TensorRolloutBuffer = type(parts[0]).joined(parts, done)
-    if isinstance(whole, TensorRolloutBuffer):
-        settled = _settle_tensors(whole, tickets, state, envs)
+    buffer: RolloutBuffer | TensorRolloutBuffer = type(parts[0]).joined(parts, done)
+    if isinstance(buffer, TensorRolloutBuffer):
+        final_parts = _finalize_tensors(buffer, quota, state, envs)
     else:
-        settled = _settle(whole, tickets, state, envs)
-        envs.remember(state.envs, whole)
-    mask, final, final_index, finished = settled
+        final_parts = _finalize(buffer, quota, state, envs)
+        envs.remember(state.envs, buffer)
+    mask, final, final_index, finished = final_parts
 
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(array).to(policy.device)
 
     return Rollout(
-        obs=tensor(whole.obs[:-1]),
-        action=tensor(whole.action),
-        reward=tensor(env.shape_reward(whole.reward)).to(policy.dtype),
-        terminated=tensor(whole.terminated),
-        boundary=tensor(whole.done | ~mask),  # after a masked row comes another episode too
+        obs=tensor(buffer.obs[:-1]),
+        action=tensor(buffer.action),
+        reward=tensor(env.shape_reward(buffer.reward)).to(policy.dtype),
+        terminated=tensor(buffer.terminated),
+        boundary=tensor(buffer.done | ~mask),  # after a masked row comes another episode too
         mask=tensor(mask),
-        last_obs=tensor(whole.obs[-1]),
+        last_obs=tensor(buffer.obs[-1]),
         final_obs=tensor(final),
         final_index=tensor(final_index),
-        acted=tensor(whole.parameters),
+        acted=tensor(buffer.parameters),
         initial_state=recurrent_state,
         episodes=finished,
     )
 
 
-Settled = tuple[Any, Any, Any, tuple[Episode, ...]]
+Final = tuple[Any, Any, Any, tuple[Episode, ...]]
 """The mask [T, N]; true successors [F, *obs], and their rows as t*N + i; the finished episodes."""
 
 
-def _settle(
-    buffer: RolloutBuffer, tickets: Tickets | None, state: TrainState, envs: Envs
-) -> Settled:
-    """Look at the record for what cannot be, and bring the running episodes up to date."""
+def _finalize(
+    buffer: RolloutBuffer, quota: EpisodeQuota | None, state: TrainState, envs: Envs
+) -> Final:
+    """Check the numbers of a full buffer, and bring the running episodes up to date."""
     state.envs.obs = buffer.obs[-1].copy()
-    mask = buffer.valid & np.stack(tickets.rows) if tickets else buffer.valid
+    mask = buffer.valid & np.stack(quota.rows) if quota else buffer.valid
     final = np.array([obs for *_, obs in buffer.final_obs], buffer.obs.dtype)
     _check_finite(buffer, final, state, envs)
     finished = _account(buffer, mask, state)
@@ -123,15 +121,15 @@ def _settle(
     return mask, final.reshape(-1, *buffer.obs.shape[2:]), index, finished
 
 
-def _settle_tensors(
-    buffer: TensorRolloutBuffer, tickets: Tickets | None, state: TrainState, envs: Envs
-) -> Settled:
-    """The same on the device."""
+def _finalize_tensors(
+    buffer: TensorRolloutBuffer, quota: EpisodeQuota | None, state: TrainState, envs: Envs
+) -> Final:
+    """`_finalize` of envs that hold tensors, on their device."""
     policy = state.policy
     state.envs.obs = buffer.obs[-1].clone()
     mask = buffer.valid
-    if tickets:
-        mask = mask & torch.from_numpy(np.stack(tickets.rows)).to(mask.device)
+    if quota:
+        mask = mask & torch.from_numpy(np.stack(quota.rows)).to(mask.device)
     found = account(buffer, mask, state.envs, policy.observations, policy.head.num_logits)
     if not found.finite:
         on_host = buffer.on_host(found.final, found.rows)
@@ -142,9 +140,9 @@ def _settle_tensors(
 
 
 def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
-    """Room for this many steps, of which the first begins with `obs`, an array or a tensor.
+    """An empty buffer of this many steps, of which the first begins with `obs`.
 
-    Returns `RolloutBuffer`, or `TensorRolloutBuffer` on the device of `obs`.
+    Returns a `RolloutBuffer`, or a `TensorRolloutBuffer` on the device of `obs`.
     """
     head, acts, count = policy.head, policy.actions, len(obs)
     device = obs.device if isinstance(obs, Tensor) else None
@@ -152,7 +150,7 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
     exact = np.dtype(np.float32 if device and device.type == "mps" else np.float64)
     # Images stay bytes until the network scales them.
     image = obs.dtype in (np.uint8, torch.uint8)
-    whole = np.dtype(np.int64) if head.action_dtype is torch.int64 else number
+    action_type = np.dtype(np.int64) if head.action_dtype is torch.int64 else number
 
     def empty(*shape: int, kind: Any) -> Any:
         if device is None:
@@ -168,7 +166,7 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
     seen[0] = obs
     return (RolloutBuffer if device is None else TensorRolloutBuffer)(
         obs=seen,
-        action=empty(steps, count, *head.action_shape, kind=whole),
+        action=empty(steps, count, *head.action_shape, kind=action_type),
         parameters=empty(2, count, head.parameter_count, kind=number),
         env_action=empty(steps, count, *(acts.shape or ()), kind=acts.dtype),
         reward=empty(steps, count, kind=exact),
@@ -179,8 +177,10 @@ def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
     )
 
 
-def _fill(steps: Any, envs: Envs, state: TrainState, tickets: Tickets | None, done: int) -> int:
-    """Act and step through it, until the tickets are spent; returns how many steps there were."""
+def _step_envs(
+    steps: Any, envs: Envs, state: TrainState, quota: EpisodeQuota | None, done: int
+) -> int:
+    """Act and step the envs until the buffer or the quota is full; returns the number of steps."""
     policy = state.policy
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
@@ -188,8 +188,8 @@ def _fill(steps: Any, envs: Envs, state: TrainState, tickets: Tickets | None, do
         state.ahead = None
     recurrent_state = state.recurrent_state
     act, step, env = state.engine.actor(steps, noise, recurrent_state), envs.step, state.envs
-    glance = _Glance(state.watch, state.steps, steps, tickets) if state.watch else None
-    following = 0 if glance else -1
+    report = _ProgressClock(state.watch, state.steps, steps, quota) if state.watch else None
+    following = 0 if report else -1
     t, looks = (
         0,
         policy.masked and isinstance(steps, RolloutBuffer),
@@ -197,8 +197,8 @@ def _fill(steps: Any, envs: Envs, state: TrainState, tickets: Tickets | None, do
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for t in range(len(steps)):
-                if t == following and glance:
-                    following = glance(t)
+                if t == following and report:
+                    following = report(t)
                 if looks and (stuck := policy.stuck(steps.obs[t]) & ~env.resetting).any():
                     raise UsageError(
                         f"the {MASK} of {_whose(envs, int(stuck.argmax()))} allows no action: "
@@ -206,10 +206,10 @@ def _fill(steps: Any, envs: Envs, state: TrainState, tickets: Tickets | None, do
                     )
                 act(t)
                 step(env, steps, t)
-                if tickets:
+                if quota:
                     ended = steps.done[t]
-                    tickets.pass_step(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
-                    if not tickets.left:
+                    quota.count(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
+                    if not quota.left:
                         break
     except faults() as error:
         where = f"step {done + t} of update {state.updates + 1}"
@@ -221,31 +221,31 @@ def _fill(steps: Any, envs: Envs, state: TrainState, tickets: Tickets | None, do
     return t + 1
 
 
-class _Glance:
-    """Tells how far a rollout is, and looks at the clock as seldom as its envs allow."""
+class _ProgressClock:
+    """Reports the progress of a rollout, and reads the clock as seldom as its envs allow."""
 
-    def __init__(self, watch: Watch, before: int, steps: Any, tickets: Tickets | None) -> None:
+    def __init__(self, watch: Watch, before: int, steps: Any, quota: EpisodeQuota | None) -> None:
         """before: environment steps of earlier rollouts."""
-        self._watch, self._before, self._steps, self._tickets = watch, before, steps, tickets
+        self._watch, self._before, self._steps, self._quota = watch, before, steps, quota
         self._gap, self._then = 1, time.perf_counter()
 
     def __call__(self, t: int) -> int:
         """Step t is about to be taken; returns the one before which to come back."""
         now = time.perf_counter()
-        wanted = self._gap * GLANCE / max(now - self._then, 1e-9)
+        wanted = self._gap * REPORT_INTERVAL / max(now - self._then, 1e-9)
         self._gap, self._then = max(1, int(min(wanted, 2 * self._gap))), now
         self._watch(self._before + self._taken(t), "")
         return t + self._gap
 
     def _taken(self, t: int) -> int:
-        if self._tickets:
-            return int(np.sum(self._tickets.rows))
+        if self._quota:
+            return int(np.sum(self._quota.rows))
         real = self._steps.valid  # of tensors, to ask would cost a wait
         return int(real[:t].sum()) if isinstance(real, np.ndarray) else t * real.shape[1]
 
 
 def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:
-    """Bring returns and lengths of the running episodes up to date; those that finished.
+    """Bring returns and lengths of the running episodes up to date; returns those that finished.
 
     Every return is added up from zero, step by step, whatever other episodes paid: equal episodes
     have equal returns, wherever a rollout ends.
@@ -271,13 +271,13 @@ def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tupl
 
 
 def _whose(envs: Envs, row: int) -> str:
-    """Whose row this is: of an env, or of an agent in one."""
+    """The owner of a row in words: an env, or an agent in one."""
     env, agent = divmod(row, envs.agents)
     return f"agent {envs.names[agent]} of env {env}" if envs.names else f"env {env}"
 
 
 def _check_finite(buffer: RolloutBuffer, final: np.ndarray, state: TrainState, envs: Envs) -> None:
-    """One look at the whole record; only if it fails, a search for the culprit."""
+    """One check of the whole buffer; only if it fails, a search for the env."""
     obs, reward, finals = buffer.obs, buffer.reward, buffer.final_obs
     with np.errstate(over="ignore"):
         single = reward.astype(buffer.parameters.dtype)  # as the policy learns from it

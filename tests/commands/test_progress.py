@@ -28,7 +28,7 @@ from proximo.commands.display import LiveDisplay, Patience, PlainDisplay
 def test_it_moves_while_a_rollout_is_collected_and_changes_no_bit(here, monkeypatch, words):
     succeeded(train("--run-dir", "quiet", "--quiet", *words, steps=128))
     monkeypatch.setattr(PlainDisplay, "INTERVAL", 0)
-    monkeypatch.setattr(collect, "GLANCE", 0)
+    monkeypatch.setattr(collect, "REPORT_INTERVAL", 0)
     said = succeeded(train("--run-dir", "r", *words, steps=128)).out.splitlines()
     moves = [line for line in said if "  collecting" in line]
     steps = [int(line.split(" of ")[0].replace(",", "")) for line in moves]
@@ -59,7 +59,7 @@ def glances(monkeypatch, seconds):
     real = np.ones((len(seconds), 8), bool)
     real[1] = False
     steps = SimpleNamespace(valid=real)
-    glance = collect._Glance(lambda steps, doing: told.append(steps), 1000, steps, None)
+    glance = collect._ProgressClock(lambda steps, doing: told.append(steps), 1000, steps, None)
     following = 0
     for t, duration in enumerate(seconds):
         if t == following:

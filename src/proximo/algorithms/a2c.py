@@ -27,7 +27,7 @@ class A2C(OnPolicy):
     lam: Annotated[float, between(0, 1)] = 1.0
     """Decay of the advantage estimate (lambda of GAE): 0 trusts the critic, 1 the returns."""
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "none"
-    """Over which samples advantages are brought to mean 0 and deviation 1."""
+    """Over which samples advantages are standardised."""
     learning_rate: Annotated[Coefficient, between(0, 10)] = 7e-4
     """Step size of the optimizer; a number or a schedule such as linear:3e-4:0."""
     optimizer: Literal["adam", "rmsprop", "sgd"] = "rmsprop"

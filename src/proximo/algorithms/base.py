@@ -33,15 +33,15 @@ class OnPolicy(ABC):
 
     name: ClassVar[str]
     q_critic: ClassVar[bool] = False
-    """Whether the critic judges an action in a state, Q(s,a), instead of the state, V(s)."""
+    """The critic estimates Q(s,a) instead of V(s)."""
     separate_optimizers: ClassVar[bool] = False
-    """Whether actor and critic are moved in turn, and so cannot share layers."""
+    """Actor and critic are updated in turn, and so cannot share layers."""
     exact_kl: ClassVar[bool] = False
-    """Whether KL(old, new) is also reported as it is, not only estimated."""
+    """The exact KL(old, new) is reported too, besides its estimate."""
     rollout_steps: ClassVar[int] = 256
-    """T where nothing else is said: the steps in each env that an update suits best."""
+    """Default T: steps in each env per update."""
     unused_settings: ClassVar[tuple[str, ...]] = ()
-    """Settings below that do nothing here, and so are refused."""
+    """Settings below that have no effect in this algorithm, and so are refused."""
 
     gamma: Annotated[float, between(0, 1)] = 0.99
     """Discount per step (gamma)."""
@@ -54,13 +54,13 @@ class OnPolicy(ABC):
     value_target: Literal["same", "gae", "n-step", "td0", "monte-carlo"] = "same"
     """What the critic learns: value plus advantage by this estimator (same: the one above)."""
     critic: bool = True
-    """Learn values and judge actions against them; false: values count as 0, so that an advantage
-    is the bare return (monte-carlo)."""
+    """Learn values as a baseline; false: values count as 0, so that an advantage is the return
+    itself (monte-carlo)."""
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "minibatch"
-    """Over which samples advantages are brought to mean 0 and deviation 1. An episode of one step
-    takes part with the mean and the deviation of the batch."""
+    """Over which samples advantages are standardised (mean 0, standard deviation 1). An episode of
+    one step takes part with the mean and standard deviation of the batch."""
     normalize_reward: bool = False
-    """Divide rewards by the running deviation of their discounted sum, then cut off at 10."""
+    """Divide rewards by the running standard deviation of their discounted sum, then clip at 10."""
     learning_rate: Annotated[Coefficient, between(0, 10)] = 3e-4
     """Step size of the optimizer; a number or a schedule such as linear:3e-4:0."""
     critic_learning_rate: Annotated[Coefficient | None, between(0, 10)] = None
@@ -95,8 +95,8 @@ class OnPolicy(ABC):
     huber_delta: Annotated[float, above(0)] = 1.0
     """Where Huber's loss turns from square to straight, in units of the critic's output."""
     skip_budget: Annotated[int, at_least(0)] = 10
-    """Gradient steps that a run may leave out because their loss or gradient was not finite; one
-    more ends it."""
+    """Gradient steps that a run may skip because their loss or gradient was not finite; one more
+    ends it."""
 
     def __post_init__(self) -> None:
         if not hasattr(self, "name"):
@@ -128,15 +128,15 @@ class OnPolicy(ABC):
         refuse_unused("algorithm", self, names, why)
 
     def coefficients(self, progress: float, beta: float | None = None) -> dict[str, float]:
-        """What changes from update to update, as it stands at this progress, in [0, 1].
+        """Scheduled settings at this progress, in [0, 1].
 
-        beta: the weight of a KL penalty where it has moved (`TrainState.beta`).
+        beta: the weight of a KL penalty, once it has moved (`TrainState.beta`).
         """
         names = ("entropy_coef", "value_clip")
         return {name: as_schedule(getattr(self, name))(progress) for name in names}
 
     def rates(self, progress: float, scale: float) -> dict[str, float]:
-        """Step sizes of the policy, or of all, and of the critic where it has its own.
+        """Learning rates of the policy, or of all, and of the critic where it has its own.
 
         scale: the factor by which they follow the KL (`TrainState.rate_scale`).
         """
@@ -146,7 +146,7 @@ class OnPolicy(ABC):
         return rates
 
     def make_optimizer(self, policy: ActorCritic) -> FlatOptimizer:
-        """One vector of parameters, or actor and critic apart where the critic has its own rate."""
+        """One vector of parameters, or two where actor and critic are updated separately."""
         from proximo.nets.optimizer import FlatOptimizer
 
         actor, critic = policy.actor_parameters(), policy.critic_parameters()
@@ -328,21 +328,18 @@ class OnPolicy(ABC):
         advantage: Tensor,
         coefficients: Mapping[str, float | Tensor],
     ) -> Tensor:
-        """What the policy maximises, per sample: log π(a|s) A, the policy gradient. All [B]."""
+        """The objective of the policy per sample: log π(a|s) A, the policy gradient. All [B]."""
         return F.losses.policy_gradient(new.log_prob, advantage)
 
     def standardized(self, advantage: Tensor) -> Tensor:
-        """The advantages of a minibatch, brought to mean 0 and deviation 1 if that is done here.
-
-        One alone stays what it is.
-        """
+        """The advantages of a minibatch, standardised if the setting says so. One alone stays."""
         per_minibatch = self.normalize_advantage == "minibatch"
         return F.masked.standardize(advantage) if per_minibatch else advantage
 
     def loss(
         self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a gradient step minimises, and the terms to report, among them `loss`.
+        """The loss that a gradient step minimises, and the terms to report, among them `loss`.
 
         coefficients: numbers, or tensors where the loss is compiled, so that it need not be
         compiled anew when they change: do not branch on their values.
@@ -377,7 +374,7 @@ class OnPolicy(ABC):
         return loss, {name: term.detach() for name, term in terms.items()}
 
     def stops(self, engine: Engine, batch: Batch) -> bool:
-        """Whether the remaining epochs of this update are left out."""
+        """True skips the remaining epochs of this update."""
         return False
 
     def native_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
@@ -409,7 +406,7 @@ class OnPolicy(ABC):
     def read(
         self, policy: ActorCritic, new: Evaluation, batch: Batch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
-        """What to report of the policy after the update, over the whole batch: KL, entropy."""
+        """Readings of the policy after the update, over the whole batch: KL, entropy."""
         readings = {"approx_kl": F.masked.masked_mean(F.kl.k3(new.log_prob, batch.log_prob))}
         if new.entropy is not None:
             readings["entropy"] = F.masked.masked_mean(new.entropy)
@@ -420,7 +417,7 @@ class OnPolicy(ABC):
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know about these settings, though they can be meant."""
+        """Doubts about these settings, which the user may intend."""
         return []
 
     @property
@@ -435,7 +432,7 @@ class OnPolicy(ABC):
 
     @property
     def values_entropy(self) -> bool:
-        """Whether the entropy counts at any time, and so must be computed."""
+        """The entropy has a weight at some time, and so must be computed."""
         return as_schedule(self.entropy_coef).highest > 0
 
     def value_error(

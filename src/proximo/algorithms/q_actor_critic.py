@@ -41,7 +41,7 @@ class QActorCritic(OnPolicy):
     )
 
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "none"
-    """Over which samples Q(S,A) is brought to mean 0 and standard deviation 1 for the actor."""
+    """Over which samples Q(S,A) is standardised for the actor."""
     epochs: Annotated[int, at_least(1)] = 1
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"

@@ -2,25 +2,132 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
+import weakref
 from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from proximo.engines.base import Engine, Objective, Outcome
-from proximo.engines.library import NativePolicy
+from proximo.engines.library import (
+    ACTIVATIONS,
+    HEADS,
+    MAX_LAYERS,
+    NUMBERS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    RECURRENT,
+    SUMS,
+    VALUE_LOSSES,
+    _Batch,
+    _Evaluation,
+    _Head,
+    _Part,
+    _Policy,
+    _Rollout,
+    _Update,
+    address,
+    load,
+    simple_heads,
+)
 from proximo.engines.nonfinite import Skip, not_finite
 from proximo.envs.tensors import TensorRolloutBuffer
+from proximo.functional.distributions import log_slope
 from proximo.nets.actor_critic import ActorCritic, Evaluation
+from proximo.nets.bodies import MLP
+from proximo.nets.heads import CategoricalHead, GaussianHead, Head
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Layout, RolloutBuffer, Segments
+from proximo.types import Batch, Layout, LossSpec, RolloutBuffer, Segments
+
+WORTH_A_THREAD = 256
+"""Samples from which evaluating them pays for starting a second thread."""
+SPEC = (
+    *("clip", "clip_high", "dual_clip", "beta", "entropy_coef", "value_coef", "value_clip"),
+    *("huber_delta", "standardize"),
+)
+"""Fields of a `LossSpec` that the library takes under their own names."""
 
 
 class NativeEngine(Engine):
-    """The C++ library, which uses the policy's weights and the optimizer's records in place."""
+    """The C++ library, which uses the policy's weights and the optimizer's records in place.
+
+    The optimizer holds them as flat vectors (`OnPolicy.make_optimizer`).
+    """
 
     def __init__(self, policy: ActorCritic, optimizer: FlatOptimizer, threads: int) -> None:
         super().__init__("native", policy, optimizer)
-        self._native = NativePolicy(policy, optimizer, threads)
+        self._library, missing = load()
+        assert self._library, missing
+        self._threads = threads
+        self._action = "choice" if policy.head.action_dtype is torch.int64 else "action"
+        flats, actor, own = optimizer.flats, policy.actor, policy.critic
+        assert isinstance(actor, MLP)
+        assert isinstance(own, MLP | None)
+        first, last = policy.actor_parameters()[0], policy.baseline.bias
+        assert first.data_ptr() == flats[0].data_ptr(), "the weights are not one flat vector"
+        end = flats[-1].data_ptr() + flats[-1].nbytes
+        assert last.data_ptr() + last.nbytes == end, "the weights are not one flat vector"
+        self._bounds: list[np.ndarray] = []  # in single precision, to which the library points
+        heads = simple_heads(policy.head)
+        self._heads = (_Head * len(heads))(*map(self._head, heads))
+        widths = [math.prod(head.action_shape) for head in heads]
+        self._squashed = [
+            (slice(end - head.size, end), head.half_range.log())
+            for head, end in zip(heads, accumulate(widths), strict=True)
+            if isinstance(head, GaussianHead) and head.squash
+        ]
+        linears, seen, memory = actor.linears, policy.observations, policy.actor_recurrent
+        shown, valued = policy.normalize_obs, policy.normalize_returns
+        critic = policy.critic_parameters()[0] if own else None
+        widths_of_critic = [layer.out_features for layer in own.linears] if own else []
+        self._struct = _Policy(
+            inputs=seen.mask_begin,
+            columns=seen.width,
+            hidden_count=len(linears),
+            hidden=(ctypes.c_int32 * MAX_LAYERS)(*(layer.out_features for layer in linears)),
+            critic_count=len(widths_of_critic),
+            critic_hidden=(ctypes.c_int32 * MAX_LAYERS)(*widths_of_critic),
+            activation=ACTIVATIONS[actor.activation],
+            shared=policy.critic is None,
+            head_count=len(heads),
+            recurrent=RECURRENT[type(memory.cell)] if memory else 0,
+            recurrent_size=memory.size if memory else 0,
+            state_size=policy.state_size,
+            obs_clip=policy.obs_clip,
+            heads=ctypes.addressof(self._heads),
+            actor=first.data_ptr(),
+            critic=critic.data_ptr() if critic is not None else None,
+            obs_shift=address(policy.obs_shift if shown else None),
+            obs_scale=address(policy.obs_scale if shown else None),
+            measured=address(policy.measured if shown else None),
+            return_shift=address(policy.return_shift if valued else None),
+            return_scale=address(policy.return_scale if valued else None),
+        )
+
+    def _head(self, head: Head) -> _Head:
+        kind = HEADS[type(head)]
+        if not isinstance(head, GaussianHead):
+            start = head.start if isinstance(head, CategoricalHead) else 0
+            return _Head(kind=kind, size=head.outputs, start=start)
+        low, high = _single(head.low, np.inf), _single(head.high, -np.inf)
+        self._bounds += [low, high]
+        return _Head(
+            kind=kind,
+            size=head.size,
+            squash=head.squash,
+            tanh_mean=head.bounded,
+            softplus=not head.free,
+            low=address(low),
+            high=address(high),
+            middle=address(head.middle),
+            half_range=address(head.half_range),
+        )
 
     def actor(
         self,
@@ -28,16 +135,102 @@ class NativeEngine(Engine):
         noise: Tensor | None,
         recurrent_state: Tensor | None = None,
     ) -> Callable[[int], None]:
-        arrays = buffer if isinstance(buffer, RolloutBuffer) else buffer.on_host()
-        return self._native.actor(arrays, noise, recurrent_state)
+        """`Engine.actor`; the weights are read now."""
+        buffer = buffer if isinstance(buffer, RolloutBuffer) else buffer.on_host()
+        noise = noise.to(torch.float32).contiguous() if noise is not None else None
+        # An env that wants another type of number than the library gives gets a copy.
+        taken = buffer.env_action
+        foreign = taken.dtype.name not in NUMBERS
+        if foreign:
+            taken = np.empty(taken.shape, np.int64 if self._action == "choice" else np.float32)
+        rollout = _Rollout(
+            num_envs=buffer.obs.shape[1],
+            obs=address(buffer.obs),
+            noise=address(noise),
+            env_action=address(taken),
+            env_action_type=NUMBERS[taken.dtype.name],
+            parameters=address(buffer.parameters),
+            recurrent_state=address(recurrent_state),
+            done=address(buffer.done),
+            valid=address(buffer.valid),
+            **{self._action: address(buffer.action)},
+        )
+        handle = self._library.proximo_open(ctypes.byref(self._struct), ctypes.byref(rollout))
+        if not handle:
+            raise MemoryError("there is no memory for the native engine")
+        native = partial(self._library.proximo_act, handle)
+
+        def act(t: int) -> None:
+            native(t)
+            buffer.env_action[t] = taken[t]
+
+        chosen = act if foreign else native
+        # What it points to lives as long as it does.
+        weakref.finalize(
+            chosen, _close, self._library, handle, self, noise, taken, buffer, recurrent_state
+        )
+        return chosen
 
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
-        return self._native.evaluate(obs, action, entropy=entropy, segments=segments)
+        shape = action.shape[: action.dim() - len(self.policy.head.action_shape)]
+        log_prob, value = _empty(*shape), _empty(*shape)
+        entropies = _empty(*shape) if entropy else None
+        parameters = _empty(*shape, self.policy.head.parameter_count)
+        recurrent_state = self._evaluate(
+            obs, action, log_prob, entropies, value, parameters, segments
+        )
+        distribution = self.policy.head.restore(parameters)
+        if entropy and self._squashed:  # the library's entropies are those of u as well
+            entropies = distribution.entropy()
+        return Evaluation(log_prob, entropies, value, distribution, recurrent_state)
 
     def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
-        return self._native.value(obs, segments)
+        value = _empty(*obs.shape[: obs.dim() - len(self.policy.obs_shape)])
+        self._evaluate(obs, None, None, None, value, None, segments)
+        return value
+
+    def _evaluate(
+        self,
+        obs: Tensor,
+        action: Tensor | None,
+        log_prob: Tensor | None,
+        entropy: Tensor | None,
+        value: Tensor,
+        parameters: Tensor | None,
+        segments: Segments | None,
+    ) -> Tensor | None:
+        """Fills in the rest; returns what is remembered behind every stretch. [S, C]."""
+        obs = obs.contiguous()
+        begins = before = recurrent_state = None
+        if segments:
+            begins, before = _begins(segments), segments.initial_state.contiguous()
+            recurrent_state = _empty(int(begins.sum()), self.policy.state_size)
+        action = action.contiguous() if action is not None else None
+        batch = _Batch(
+            count=value.numel(),
+            obs=address(obs),
+            begins=address(begins),
+            initial_state=address(before),
+            **{self._action: address(action)},
+        )
+        to = _Evaluation(*map(address, (log_prob, entropy, value, parameters, recurrent_state)))
+        threads = self._threads if value.numel() >= WORTH_A_THREAD else 1
+        failed = self._library.proximo_evaluate(
+            ctypes.byref(self._struct), ctypes.byref(batch), ctypes.byref(to), threads
+        )
+        if failed:
+            raise MemoryError("there is no memory for the native engine")
+        if log_prob is not None and action is not None:
+            log_prob -= self._log_slope(action)
+        return recurrent_state
+
+    def _log_slope(self, action: Tensor) -> Tensor | float:
+        """Log |da/du| of squashed actions: the library's densities are those of u."""
+        return sum(
+            (log_slope(action[..., own], reach).sum(-1) for own, reach in self._squashed), 0.0
+        )
 
     def descend(
         self,
@@ -53,7 +246,7 @@ class NativeEngine(Engine):
         epoch = number = steps = skipped = 0
         while True:
             rest = layout.behind(epoch, number)
-            terms, done, taken, bad = self._native.update(batch, spec, rest.orders, rest.bounds)
+            terms, done, taken, bad = self._update(batch, spec, rest.orders, rest.bounds)
             totals = {name: totals[name] + x for name, x in terms.items()} if totals else terms
             steps += taken
             if not bad:
@@ -65,3 +258,126 @@ class NativeEngine(Engine):
             samples = batch[layout.orders[epoch][begin:end]]
             skip(not_finite(**bad), epoch + 1, number + 1, samples)
             number, skipped = number + 1, skipped + 1
+
+    def _update(
+        self, batch: Batch, spec: LossSpec, orders: Tensor, bounds: list[list[int]]
+    ) -> tuple[dict[str, Tensor], int, int, dict[str, float]]:
+        """All epochs and minibatches: orders[k][bounds[k][n] : bounds[k][n + 1]] in turn.
+
+        orders: [K, B] int64. Returns the minibatches' terms, added up, how many epochs and steps
+        there were, and nothing; fewer after the KL's limit, or where a minibatch was not finite:
+        then its loss and gradient norm, for it ends before the step along that one.
+        """
+        policy = self.policy
+        target, value = batch.target, batch.value
+        if policy.normalize_returns:  # the library sees the critic in its own units
+            target, value = (
+                (x - policy.return_shift) / policy.return_scale for x in (target, value)
+            )
+        with torch.no_grad():
+            tensors = {
+                "obs": self._rows(batch.obs).contiguous(),
+                self._action: batch.action.contiguous(),
+                "log_prob": (batch.log_prob + self._log_slope(batch.action)).contiguous(),
+                "value": value.contiguous(),
+                "parameters": batch.parameters.contiguous(),
+                "advantage": batch.advantage.contiguous(),
+                "target": target.contiguous(),
+            }
+            if segments := batch.segments:
+                tensors |= {
+                    "begins": _begins(segments),
+                    "initial_state": segments.initial_state.contiguous(),
+                }
+        data = _Batch(
+            count=len(batch), **{name: address(tensor) for name, tensor in tensors.items()}
+        )
+        optimizer = self.optimizer
+        adam = optimizer.kind == "adam"
+        edges = torch.tensor([edge for epoch in bounds for edge in epoch], dtype=torch.int64)
+        orders = orders.contiguous()
+        call = _Update(
+            epochs=len(orders),
+            objective=OBJECTIVES[spec.policy],
+            value_loss=VALUE_LOSSES[spec.value_loss],
+            optimizer=OPTIMIZERS[optimizer.kind],
+            threads=self._threads,
+            **{name: getattr(spec, name) for name in SPEC},
+            max_norm=spec.max_grad_norm or 0.0,
+            target_kl=spec.target_kl or 0.0,
+            decay1=optimizer.betas[0],
+            decay2=optimizer.betas[1] if adam else optimizer.alpha,
+            eps=optimizer.eps,
+            step=int(optimizer.records[0]["step"]) if adam else 0,
+            order=address(orders),
+            bounds=address(edges),
+            parts=(_Part * 2)(*self._parts()),
+            finite=1,
+        )
+        failed = self._library.proximo_update(
+            ctypes.byref(self._struct), ctypes.byref(data), ctypes.byref(call)
+        )
+        if failed:
+            raise MemoryError("there is no memory for the native engine")
+        for record in optimizer.records:
+            if "step" in record:
+                record["step"] += call.steps_done
+        sums = torch.tensor(list(call.sums), dtype=torch.float64)
+        terms = dict(zip(SUMS, sums, strict=True))
+        if spec.policy == "none":
+            del terms["policy_loss"]
+        bad = {} if call.finite else {"loss": call.loss, "gradient_norm": call.norm}
+        return terms, call.epochs_done, call.steps_done, bad
+
+    def _rows(self, obs: Tensor) -> Tensor:
+        """Observations as the networks take them, and behind them what is legal."""
+        inputs, masks = self.policy.inputs(obs), obs[..., self.policy.observations.mask_begin :]
+        return torch.cat([inputs, masks], -1) if self.policy.masked else inputs
+
+    def _parts(self) -> list[_Part]:
+        """The actor's slice of weights and records, and the critic's: of one vector or of two."""
+        optimizer, policy = self.optimizer, self.policy
+        actor = sum(p.numel() for p in policy.actor_parameters())
+        slices: list[tuple[int, slice]] = [(0, slice(0, actor)), (0, slice(actor, None))]
+        if policy.critic is None:
+            slices = [(0, slice(None))]
+        elif len(optimizer.flats) == 2:
+            slices = [(0, slice(None)), (1, slice(None))]
+        parts = []
+        for index, piece in slices:
+            flat, record = optimizer.flats[index], optimizer.records[index]
+            assert flat.grad is not None
+            second = "exp_avg_sq" if optimizer.kind == "adam" else "square_avg"
+            parts.append(
+                _Part(
+                    gradient=address(flat.grad[piece]),
+                    first=address(record["exp_avg"][piece]) if "exp_avg" in record else None,
+                    second=address(record[second][piece]) if second in record else None,
+                    size=flat[piece].numel(),
+                    rate=optimizer.rates[index],
+                )
+            )
+        return parts
+
+
+def _begins(segments: Segments) -> Tensor:
+    """[B] bool: whether a row is the first of its stretch."""
+    begins = torch.ones(len(segments.segment_id), dtype=torch.bool)
+    torch.ne(segments.segment_id[1:], segments.segment_id[:-1], out=begins[1:])
+    return begins
+
+
+def _close(library: Any, handle: int, *kept: object) -> None:
+    library.proximo_close(handle)
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32)
+
+
+def _single(bound: np.ndarray, inwards: float) -> np.ndarray:
+    """A bound in single precision, on the inner side of it where that rounds."""
+    bound = bound.reshape(-1)
+    rounded = bound.astype(np.float32)
+    outside = rounded < bound if inwards > 0 else rounded > bound
+    return np.where(outside, np.nextafter(rounded, np.float32(inwards)), rounded)

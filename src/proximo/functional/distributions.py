@@ -18,13 +18,13 @@ from torch.nn.functional import logsigmoid, softplus
 from proximo.functional.shapes import same_shape
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
-"""Bounds of a Gaussian's log deviation: 4.5e-5 and 7.4. Outside lie NaN and a random policy."""
+"""Bounds of a Gaussian's log σ: σ from 4.5e-5 to 7.4. Outside lie NaN and a random policy."""
 
 ILLEGAL = -1e9
 """Log p of an illegal action: p is exactly 0, and 0 log p is 0 where 0 times -inf would be NaN."""
 
 SHAPE_MAX = 1e3
-"""Bound of a Beta's α and β: a deviation of 1% of the range, which only a diverging net passes."""
+"""Bound of a Beta's α and β: a σ of 1% of the range, which only a diverging net passes."""
 
 
 @dataclass(frozen=True)
@@ -158,43 +158,24 @@ is off by 4e-7 at most, at σ = 7.4, where the poles of tanh(μ + σ ε) come cl
 
 
 @dataclass(frozen=True)
-class SquashedGaussian:
+class SquashedGaussian(Gaussian):
     """a_d = m_d + h_d tanh u_d with u_d ~ N(μ_d, σ_d²): within m ± h, in the env's units.
 
-    The action that it draws and judges is u, so that no a is ever taken back through the tanh; its
-    log-density is that of a.
+    The action that it samples and evaluates is u, so that no a is ever taken back through the tanh;
+    its log-density is that of a. The mode is the median, u = μ: p(a) may have two peaks.
     """
 
-    mean: Tensor  # [..., A]
-    log_std: Tensor  # [..., A] or [A]
-    log_half_range: Tensor  # [A] log h, half the range
-
-    @property
-    def gaussian(self) -> Gaussian:
-        """Distribution of u, before the tanh."""
-        return Gaussian(self.mean, self.log_std)
-
-    @property
-    def parameters(self) -> Tensor:
-        return self.gaussian.parameters
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """μ + σ ε with ε ~ N(0, 1). noise: [..., A]; returns u [..., A]."""
-        return self.gaussian.sample(noise)
-
-    def mode(self) -> Tensor:
-        """The median, u = μ: the density of a may have two peaks, or rise towards a bound."""
-        return self.mean
+    log_half_range: Tensor  # [A] log h
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log N(u; μ, σ²) - Σ_d log |da_d/du_d| in nats. action: u [..., A]; returns [...]."""
-        return self.gaussian.log_prob(action) - log_slope(action, self.log_half_range).sum(-1)
+        return super().log_prob(action) - log_slope(action, self.log_half_range).sum(-1)
 
     def entropy(self) -> Tensor:
         """H(u) + Σ_d E[log |da_d/du_d|] in nats, the mean by quadrature; returns [...]."""
         u = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * Z.to(self.mean)
         slope = log_slope(u, self.log_half_range.unsqueeze(-1)) @ Z_WEIGHTS.to(self.mean)
-        return self.gaussian.entropy() + slope.sum(-1)
+        return super().entropy() + slope.sum(-1)
 
 
 def log_slope(u: Tensor, log_half_range: Tensor) -> Tensor:
@@ -206,14 +187,14 @@ def log_slope(u: Tensor, log_half_range: Tensor) -> Tensor:
 
 
 GSDE_EPS = 1e-6
-"""Variance of gSDE where every feature is 0: a deviation of 0.001."""
+"""Variance of gSDE where every feature is 0: a standard deviation of 0.001."""
 
 
 def gsde_log_std(features: Tensor, log_scale: Tensor) -> Tensor:
     """½ log(Σ_j φ_j² σ_jd² + 1e-6): of the noise θᵀφ(s) with θ_jd ~ N(0, σ_jd²).
 
-    Raffin et al. 2021, eq. 7. The scales σ are clamped as deviations are; log_scale: log σ [F, A].
-    features: φ(s) [..., F]; returns log deviations [..., A].
+    Raffin et al. 2021, eq. 7. The scales σ are clamped as a Gaussian's; log_scale: log σ [F, A].
+    features: φ(s) [..., F]; returns log standard deviations [..., A].
     """
     variance = (2 * log_scale.clamp(LOG_STD_MIN, LOG_STD_MAX)).exp()
     return 0.5 * (features.square() @ variance + GSDE_EPS).log()
@@ -238,8 +219,8 @@ def gsde_noise(features: Tensor, log_scale: Tensor, theta: Tensor) -> Tensor:
 class Beta:
     """a_d = low_d + x_d (high_d - low_d) with x_d ~ Beta(α_d, β_d), p(x) ∝ x^(α-1) (1-x)^(β-1).
 
-    Chou et al. 2017. The action that it draws and judges is x; its log-density is that of a. The
-    maths is in double: terms of thousands of nats cancel to a few.
+    Chou et al. 2017. The action that it samples and evaluates is x; its log-density is that of a.
+    The maths is in double: terms of thousands of nats cancel to a few.
     """
 
     TRIES: ClassVar[int] = 8
@@ -350,4 +331,4 @@ class Joint:
         )
 
 
-Distribution = Categorical | Bernoulli | Gaussian | SquashedGaussian | Beta | Joint
+Distribution = Categorical | Bernoulli | Gaussian | Beta | Joint

@@ -12,7 +12,6 @@ from proximo.functional.distributions import (
     Distribution,
     Gaussian,
     Joint,
-    SquashedGaussian,
 )
 from proximo.functional.shapes import same_shape
 
@@ -24,6 +23,8 @@ def kl_divergence(old: Distribution, new: Distribution) -> Tensor:
     μ)²)/(2σ²) - ½], and the same for squashed ones, as a tanh loses nothing. Bits, Betas and parts
     of a row: the sum of theirs. Raises `TypeError` for two of different kinds.
     """
+    if type(old) is not type(new):
+        raise TypeError(f"no KL between a {type(old).__name__} and a {type(new).__name__}")
     if isinstance(old, Categorical) and isinstance(new, Categorical):
         same_shape(old=old.log_p, new=new.log_p)
         return (old.log_p.exp() * (old.log_p - new.log_p)).sum(-1)
@@ -32,16 +33,14 @@ def kl_divergence(old: Distribution, new: Distribution) -> Tensor:
         precision = (-2 * new.log_std).exp()
         spread = ((2 * old.log_std).exp() + (old.mean - new.mean).square()) * precision
         return (new.log_std - old.log_std + 0.5 * (spread - 1)).sum(-1)
-    if isinstance(old, SquashedGaussian) and isinstance(new, SquashedGaussian):
-        return kl_divergence(old.gaussian, new.gaussian)
     if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
         return kl_divergence(old.bits, new.bits).sum(-1)
     if isinstance(old, Beta) and isinstance(new, Beta):
         return _beta_divergence(old, new)
-    if isinstance(old, Joint) and isinstance(new, Joint):
-        pairs = zip(old.parts, new.parts, strict=True)
-        return torch.stack([kl_divergence(before, after) for before, after in pairs]).sum(0)
-    raise TypeError(f"no KL between a {type(old).__name__} and a {type(new).__name__}")
+    assert isinstance(old, Joint)
+    assert isinstance(new, Joint)
+    pairs = zip(old.parts, new.parts, strict=True)
+    return torch.stack([kl_divergence(before, after) for before, after in pairs]).sum(0)
 
 
 def _beta_divergence(old: Beta, new: Beta) -> Tensor:

@@ -41,7 +41,7 @@ def masked_var(x: Tensor, mask: Tensor | None = None) -> Tensor:
 def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """(x - x̄) / sqrt(var + 1e-8), with population moments. One sample alone stays what it is.
 
-    Its deviation from its own mean is 0, whatever it says: as an advantage it would teach nothing.
+    Its difference to its own mean is 0, whatever it is: as an advantage it would teach nothing.
     """
     if mask is None:
         if x.numel() == 1:

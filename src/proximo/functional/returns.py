@@ -73,7 +73,7 @@ def leave_one_out(returns: Tensor) -> Tensor:
 
 
 def group_relative(returns: Tensor, *, scale: bool = True) -> Tensor:
-    """Â_i = (R_i - R̄) / σ, the mean and deviation being those of its group.
+    """Â_i = (R_i - R̄) / σ, with the mean and standard deviation of its group.
 
     GRPO: Shao et al. 2024 (arXiv 2402.03300), section 4.1.2. Without `scale`, R_i - R̄: Dr. GRPO,
     Liu et al. 2025 (arXiv 2503.20783), (k-1)/k times `leave_one_out`. returns: [..., k].

@@ -29,31 +29,29 @@ class NetConfig:
     orthogonal: bool = True
     """Orthogonal initial weights, gains sqrt(2), `policy_gain` and 1; else PyTorch's default."""
     policy_gain: Annotated[float, above(0)] = 0.01
-    """Gain of the last policy layer: small, so that at first actions hardly depend on the state."""
+    """Gain of the last policy layer: small, so that the first policy hardly depends on states."""
     log_std: Annotated[float, between(-10, 2)] = 0.0
-    """Initial log standard deviation of Gaussian actions (log sigma; 0 means sigma = 1)."""
+    """Initial log standard deviation of Gaussian actions (log sigma; 0 is sigma 1)."""
     std: Literal["free", "softplus", "gsde"] = "free"
-    """Standard deviation of Gaussian actions. free: parameters, the same in every state. softplus:
-    softplus of outputs of the network. gsde: noise that depends on the state for some steps."""
+    """Standard deviation of Gaussian actions: free parameters, the same in every state; or from
+    the state, softplus of outputs of the network; or gSDE, noise that depends on the state."""
     gsde_steps: Annotated[int, at_least(1)] = 8
-    """Steps for which gSDE keeps its noise. A new rollout or a new episode to play draws anew."""
+    """Steps for which gSDE keeps its noise; every rollout and played episode begins with new."""
     mean: Literal["linear", "tanh"] = "linear"
-    """Mean of Gaussian actions: the output of the network, or its tanh, scaled to the bounds."""
+    """Mean of Gaussian actions: an output of the network, or its tanh, scaled to the bounds."""
     recurrent: Literal["none", "gru", "lstm"] = "none"
     """Recurrent layer after the hidden layers: none, a GRU or an LSTM."""
     recurrent_size: Annotated[int, at_least(1)] = 64
     """Width of the recurrent layer."""
     bptt_steps: Annotated[int, at_least(1)] = 16
-    """Length of truncated backpropagation through time, in steps. A longer episode is cut into
-    segments of this length, each of which starts from the recurrent state before it."""
+    """Steps of truncated backpropagation through time: a longer episode is cut into segments, each
+    of which begins with the recurrent state that the last one left."""
     action: Literal["clip", "squash", "beta"] = "clip"
-    """Distribution of actions in a Box. clip: Gaussian, clipped at the bounds. squash: Gaussian
-    through a tanh. beta: Beta."""
+    """Actions of a Box: Gaussian and clipped at the bounds, Gaussian through a tanh, or Beta."""
     privileged: tuple[str, ...] = ()
-    """Privileged observations: keys of a Dict that the critic sees and the policy does not
-    (asymmetric critic)."""
+    """Keys of a Dict observation that only the critic sees (privileged, asymmetric critic)."""
     normalize_obs: bool = False
-    """Standardise observations by their running mean and std, which are saved with the policy."""
+    """Standardise observations by their running mean and std, which belong to the policy."""
     obs_clip: Annotated[float, above(0)] = 10.0
     """Standardised observations are clipped at this many standard deviations."""
     normalize_returns: bool = False

@@ -208,10 +208,10 @@ class BoxHead(Head):
 
 
 class GaussianHead(BoxHead):
-    """Mean from the network; log deviation free, a parameter that does not depend on the state.
+    """Mean from the network; log σ is a free parameter that does not depend on the state.
 
-    Or a mean within bounds, m + h tanh x, with their middle m and half width h; or a deviation from
-    the state, softplus y. x and y are outputs of the network.
+    Or a mean within bounds, m + h tanh x, with their middle m and half range h; or σ from the
+    state, softplus y. x and y are outputs of the network.
     """
 
     def __init__(self, space: spaces.Box, net: NetConfig) -> None:
@@ -226,7 +226,7 @@ class GaussianHead(BoxHead):
 
     @torch.no_grad()
     def initialize(self, layer: nn.Linear) -> None:
-        """Start a std that depends on the state at exp(log_std), like a free one."""
+        """Start a σ that depends on the state at exp(log_std), like a free one."""
         if not self.free:
             layer.bias[self.size :] = math.log(math.expm1(math.exp(self.first_log_std)))
 
@@ -280,7 +280,7 @@ class GSDEHead(GaussianHead):
     def __init__(self, space: spaces.Box, net: NetConfig, features: int) -> None:
         super().__init__(space, net)
         self.outputs = self.size
-        # With features of size 1 the deviation begins at exp(log_std).
+        # With features of size 1, σ begins at exp(log_std).
         first = self.first_log_std - 0.5 * math.log(features)
         self.log_scale = nn.Parameter(torch.full((features, self.size), first))
         self.noise_shape = ((features + 1) * self.size,)
