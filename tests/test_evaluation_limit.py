@@ -9,7 +9,7 @@ from commands.command_line import SMALL, here, proximo, refusal, result, rows, s
 from envs.made_envs import Long
 from proximo import EnvConfig
 from proximo.envs.base import NUMBERED
-from proximo.envs.make import make_env
+from proximo.envs.make import make_env, make_envs
 from proximo.envs.workers import WorkerEnvs
 from proximo.evaluate import EpisodePlayer, evaluate, step_limit
 
@@ -30,6 +30,37 @@ def test_what_was_earned_until_then_counts_and_what_was_cut_is_counted(limit, le
     assert scores.cut == cut
     assert scores.summary().get("episodes_cut", 0) == cut
     assert bool(scores.said("--max")) == bool(cut)
+
+
+def test_an_env_is_reset_once_for_each_episode_and_watched_in_every_state():
+    seeds, states = [], []
+
+    class Noted(Long):
+        def reset(self, *, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset(seed=seed)
+
+    for limit, count in ((3, 4), (60, 41)):
+        evaluate(first, Noted(), episodes=2, seed=5, limit=limit, watch=states.append)
+        assert (seeds, states) == ([5, 6], [0] * count + [1] * count)
+        seeds.clear()
+        states.clear()
+
+
+def test_the_env_apart_is_made_once_and_closed_with_the_others():
+    closed = []
+
+    class Noted(Long):
+        def close(self):
+            closed.append(self)
+
+    envs = make_envs(EnvConfig(num_envs=2), 0, Noted)
+    assert envs.check().episodes
+    apart = envs.apart()
+    assert apart is envs.apart()
+    assert not closed
+    assert envs.close() == []
+    assert len(closed) == 3
 
 
 def test_every_agent_that_is_there_is_cut():

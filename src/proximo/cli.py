@@ -1,4 +1,4 @@
-"""The command line: verbs -> commands. Nothing heavy is imported to show help."""
+"""The command line: a verb -> its command. Help imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from proximo.errors import TrainingError, UsageError, check_utf8, nearest
 
 VERBS = {
     "train": ("training", "Train a policy in an env."),
-    "resume": ("resuming", "Go on with an interrupted or finished run, exactly where it stopped."),
+    "resume": ("resuming", "Continue an interrupted or finished run, exactly where it stopped."),
     "eval": ("evaluation", "Play seeded episodes with a trained policy and print its scores."),
     "play": ("playing", "Show a trained policy on screen, or write a video of it."),
     "plot": ("plotting", "Draw learning curves of one or more runs."),
     "export": ("exporting", "Write a trained policy as an ONNX file, which acts without PyTorch."),
-    "check": ("checking", "Play an env of your own at random, and say what is wrong with it."),
+    "check": ("checking", "Play an env of your own at random, and report what is wrong with it."),
     "lm": ("lm", "Language models: fine-tuning, reward models, PPO with a KL penalty."),
     "compare": ("comparing", "Train several algorithms with several seeds, and compare scores."),
 }
-"""Verb -> (module of `proximo.commands`, what it does)."""
+"""Verb -> (module of `proximo.commands`, description)."""
 
 
 def usage() -> str:
@@ -59,8 +59,7 @@ def _run(arguments: list[str]) -> int:
         if verb not in VERBS:
             raise UsageError(f"there is no verb {verb!r}. {nearest(verb, VERBS)}")
         if "OMP_WAIT_POLICY" not in os.environ:
-            # PyTorch's threads wait for each other in a loop, beside other work through whole time
-            # slices: they give up sooner, and sleep.
+            # PyTorch's threads wait for each other in a loop: let them sleep sooner.
             os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         command = importlib.import_module(f"proximo.commands.{VERBS[verb][0]}")
         return int(command.main(rest) or 0)
@@ -75,7 +74,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _check_place(arguments: list[str]) -> None:
-    """Refuse names that no file of ours can hold, and a folder that is gone."""
+    """Refuse words that are not UTF-8, and a current folder that was removed."""
     for word in arguments:
         check_utf8(word)
     try:

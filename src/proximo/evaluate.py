@@ -114,7 +114,7 @@ class EpisodePlayer:
         self._length = 0  # of the running episode
         seen, acts, rows = envs.observations, envs.actions, (1, envs.count)
         nothing = np.empty(0)
-        self._steps = RolloutBuffer(
+        self._buffer = RolloutBuffer(
             obs=np.empty((2, envs.count, *seen.shape), seen.dtype),
             action=nothing,
             parameters=nothing,
@@ -175,7 +175,7 @@ class EpisodePlayer:
         else:
             self._state.episode[:], self._state.length[:] = seed - 1, 1
             self._envs.fresh(self._state)
-        self._steps.obs[0] = self._state.obs
+        self._buffer.obs[0] = self._state.obs
 
     def _acts(self, policy: ActorCritic | Act, deterministic: bool) -> list[Act]:
         """The policy of each agent in this episode."""
@@ -192,38 +192,38 @@ class EpisodePlayer:
 
         None if a supervised env failed in it; then the next one has begun.
         """
-        envs, state, steps = self._envs, self._state, self._steps
+        envs, state, buffer = self._envs, self._state, self._buffer
         assert state
         ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)
-        steps.done[:], steps.valid[:] = False, True
-        acting, failed = envs.acting(steps, 0), False
+        buffer.done[:], buffer.valid[:] = False, True
+        acting, failed = envs.acting(buffer, 0), False
         watch()
         for self._length in range(limit):
             if not acting.any():
                 break
             for i in np.flatnonzero(acting):  # an agent that has left shows nothing
-                steps.env_action[0, i] = acts[i](steps.obs[0, i])
-            steps.done[:], steps.valid[:] = False, True
-            envs.step(state, steps, 0)
+                buffer.env_action[0, i] = acts[i](buffer.obs[0, i])
+            buffer.done[:], buffer.valid[:] = False, True
+            envs.step(state, buffer, 0)
             watch()
-            envs.remember(state, steps)
-            steps.final_obs.clear()
-            steps.obs[0] = steps.obs[1]
-            ret += np.where(steps.valid[0], steps.reward[0], 0)
-            length += steps.valid[0]
-            acting = envs.acting(steps, 0)
-            failed = not (acting.any() or steps.done.any())
+            envs.remember(state, buffer)
+            buffer.final_obs.clear()
+            buffer.obs[0] = buffer.obs[1]
+            ret += np.where(buffer.valid[0], buffer.reward[0], 0)
+            length += buffer.valid[0]
+            acting = envs.acting(buffer, 0)
+            failed = not (acting.any() or buffer.done.any())
         pairs = zip(ret.tolist(), length.tolist(), strict=True)
         parts = [Episode(r, n) for r, n in pairs if n]
         return None if failed else parts, int((acting & (length > 0)).sum())
 
 
 class EpisodePolicy:
-    """A policy in one episode of one env: what it remembers is kept from step to step."""
+    """A policy in one episode of one env, with its recurrent state."""
 
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
-        self._carry = torch.zeros(1, policy.state_size, device=policy.device)
+        self._recurrent_state = torch.zeros(1, policy.state_size, device=policy.device)
         self._noise, self._sampled, self._acted = torch.empty(0), 0, 0
 
     def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
@@ -242,15 +242,13 @@ class EpisodePolicy:
         self._acted += 1
         noise = None if generator is None else self._draw(generator)
         policy = self._policy
-        kind = None if seen.dtype == np.uint8 else policy.dtype
-        row = torch.as_tensor(seen, dtype=kind, device=policy.device)[None]
-        action, _, moved = policy.act(row, noise, self._carry)
-        if moved is not None:
-            self._carry.copy_(moved)
+        action, _, following = policy.act(policy.as_rows(seen[None]), noise, self._recurrent_state)
+        if following is not None:
+            self._recurrent_state.copy_(following)
         return policy.head.to_env(action)[0]
 
     def _draw(self, generator: torch.Generator) -> torch.Tensor:
-        """The noise of one step, drawn for as many as some of it is held."""
+        """Noise of one step, drawn anew after `resample_every` steps."""
         head, policy = self._policy.head, self._policy
         step = self._sampled % head.resample_every
         if step == 0:

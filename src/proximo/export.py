@@ -111,14 +111,14 @@ class _Acting(nn.Module):
         super().__init__()
         self.policy = copy.deepcopy(policy).cpu().eval()
         self.policy.critic = self.policy.critic_recurrent = None
-        memory = self.policy.actor_recurrent
-        self.state_size = memory.state_size if memory else 0
+        recurrent = self.policy.actor_recurrent
+        self.state_size = recurrent.state_size if recurrent else 0
         leaves = policy.observations.leaves
         self.hidden = {leaf.path for leaf in leaves if leaf.path and leaf.keys[0] in privileged}
         self.shown = [leaf for leaf in leaves if leaf.path not in self.hidden]
         self.inputs = [_input(leaf) for leaf in self.shown]
         self.outputs = [_output(leaf) for leaf in policy.actions.leaves] + ["distribution"]
-        if memory:
+        if recurrent:
             self.inputs.append("recurrent_state")
             self.outputs.append("next_recurrent_state")
         for name in (*self.inputs, *self.outputs):
@@ -131,7 +131,7 @@ class _Acting(nn.Module):
         return [part for leaf, part in pairs if leaf.path not in self.hidden]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Each [N, *leaf], as `inputs` and `outputs` name them; the carry is [N, C]."""
+        """Each [N, *leaf], as `inputs` and `outputs` name them; the recurrent state is [N, C]."""
         policy, recurrent_state = self.policy, inputs[-1] if self.state_size else None
         row = self._row({leaf.path: part for leaf, part in zip(self.shown, inputs, strict=False)})
         action, distribution, moved = policy.act(row, None, recurrent_state)
@@ -211,7 +211,7 @@ def _quiet() -> Iterator[None]:
 
 @torch.no_grad()
 def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
-    """Run the file beside the policy, each with its own memory; returns the largest difference.
+    """Run the file beside the policy, each with its own state; returns the largest difference.
 
     An action is right if it is the most likely one of the file's own distribution, for that may
     differ from the policy's by `TOLERANCE`: where two actions are nearly as likely, so may they.
@@ -229,22 +229,20 @@ def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
             parts = rows.draw(drawn, count)
             given = acting.given(parts) + remembered
             answer = session.run(acting.outputs, dict(zip(acting.inputs, given, strict=True)))
-            found = dict(zip(acting.outputs, answer, strict=True))
+            outputs = dict(zip(acting.outputs, answer, strict=True))
 
-            seen = rows.rows(parts)
-            kind = None if seen.dtype == np.uint8 else policy.dtype
-            row = torch.as_tensor(seen, dtype=kind, device=policy.device)
+            row = policy.as_rows(rows.rows(parts))
             _, distribution, recurrent_state = policy.act(row, None, recurrent_state)
-            own = policy.head.restore(torch.from_numpy(found["distribution"]).to(policy.device))
-            nested = policy.actions.nested(policy.head.to_env(own.mode()))
+            restored = torch.from_numpy(outputs["distribution"]).to(policy.device)
+            nested = policy.actions.nested(policy.head.to_env(policy.head.restore(restored).mode()))
             expected = {_output(leaf): leaf.of(nested) for leaf in policy.actions.leaves}
             expected["distribution"] = distribution.parameters.cpu().numpy()
             if recurrent_state is not None:
-                remembered = [found["next_recurrent_state"]]
+                remembered = [outputs["next_recurrent_state"]]
                 expected["next_recurrent_state"] = (
                     recurrent_state[:, : acting.state_size].cpu().numpy()
                 )
-            worst = max(worst, *(_apart(name, found[name], expected[name]) for name in found))
+            worst = max(worst, *(_apart(name, outputs[name], expected[name]) for name in outputs))
     return worst
 
 

@@ -8,7 +8,7 @@ An action of the policy is a row as well, and is nested again for the env.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -233,6 +233,10 @@ def own_copy(space: Space) -> Space:
     return deepcopy(space)
 
 
+def _array(leaf: Leaf, seen: Any) -> np.ndarray:
+    return np.asarray(leaf.of(seen))
+
+
 class Observations:
     """How the observations of a space lie in a row of `shape` and `dtype`.
 
@@ -274,21 +278,22 @@ class Observations:
         masked = isinstance(self.space, spaces.Dict) and self.mask_begin < self.width
         return getattr(self.space, "spaces", {})[MASK] if masked else None
 
-    def write(self, seen: Any, row: np.ndarray) -> None:
+    def write(self, seen: Any, row: Any, take: Callable[[Leaf, Any], Any] = _array) -> None:
         """Lay an observation, or a batch of them, into its row. Raises `UsageError` for a misfit.
 
-        row: [..., *shape]; the leaves of `seen` have the same leading axes.
+        row: [..., *shape]; the leaves of `seen` have the same leading axes. take: a leaf's part.
         """
         lead = row.shape[: row.ndim - len(self.shape)]
         for leaf in self.leaves:
             try:
-                part = np.asarray(leaf.of(seen))
+                part = take(leaf, seen)
             except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise UsageError(misfit(leaf, seen)) from error
             if part.shape != (*lead, *(leaf.space.shape or ())):
-                raise UsageError(misfit(leaf, seen, part.shape[len(lead) :]))
+                raise UsageError(misfit(leaf, seen, tuple(part.shape[len(lead) :])))
             self.lay(leaf, part, row)
-            if leaf.chosen and np.count_nonzero(row[..., leaf.begin : leaf.end]) != part.size:
+            chosen = row[..., leaf.begin : leaf.end] if leaf.chosen else None
+            if isinstance(chosen, np.ndarray) and np.count_nonzero(chosen) != part.size:
                 text = f"an env returned {leaf.name} = {part}, which is not in {leaf.space}"
                 raise UsageError(text)
 
@@ -408,7 +413,7 @@ class Actions:
     def __init__(self, space: Space) -> None:
         self.space, self.leaves = space, list[Leaf]()
         self.single = not isinstance(space, spaces.Dict | spaces.Tuple)
-        """It is a simple space itself."""
+        """The action space is a simple one."""
         self.simple = self.single and (space.shape != () or isinstance(space, spaces.Discrete))
         """A row is the action itself."""
         begin = 0
@@ -491,12 +496,11 @@ def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
     mask: 0 and 1 for each choice, one after the other; or nested as the action space is, as far as
     there is something to choose. Raises `UsageError` for what does not fit, by its name.
     """
-    inner: dict[Any, Space] = {}
-    if isinstance(space, spaces.Dict) and isinstance(mask, dict):
-        inner = space.spaces
-    elif isinstance(space, spaces.Tuple) and _in_parts(mask) and len(mask) == len(space.spaces):
-        inner = dict(enumerate(space.spaces))
-    if not inner:
+    parts = _choice_parts(space)
+    alike = isinstance(space, spaces.Dict) and isinstance(mask, dict)
+    if isinstance(space, spaces.Tuple) and _in_parts(mask):
+        alike = len(mask) == len(space.spaces)
+    if not (alike and parts):
         try:
             row = _flat(mask)
         except (TypeError, ValueError):
@@ -507,14 +511,20 @@ def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
                 f"choices of {space}, one after the other"
             )
         return row
-    chosen = {key: part for key, part in inner.items() if choices(part)}
-    if isinstance(mask, dict) and not chosen.keys() <= mask.keys():
-        lacking = next(key for key in chosen if key not in mask)
+    if isinstance(mask, dict) and not parts.keys() <= mask.keys():
+        lacking = next(key for key in parts if key not in mask)
         raise UsageError(
             f"an env's {where} has no key {lacking!r}, of which there is something to choose: it "
             f"has {', '.join(map(str, mask)) or 'none'}"
         )
-    return np.concatenate([flat_mask(mask[k], s, f"{where}/{k}") for k, s in chosen.items()])
+    return np.concatenate([flat_mask(mask[k], s, f"{where}/{k}") for k, s in parts.items()])
+
+
+def _choice_parts(space: Space) -> dict[Any, Space]:
+    """Parts of a Dict or a Tuple, by their keys, in which there is something to choose."""
+    inner = getattr(space, "spaces", ())
+    items = inner.items() if isinstance(inner, dict) else enumerate(inner)
+    return {key: part for key, part in items if choices(part)}
 
 
 def _in_parts(mask: Any) -> bool:
@@ -532,33 +542,32 @@ def _flat(mask: Any) -> np.ndarray:
 
 
 def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
-    """That masks of this space lie as the choices of the action space `space` do.
+    """Refuse masks of this space that do not lie as the choices of the action space do.
 
     Raises `UsageError` for another number of them, or for keys in another order.
     """
+    parts, inner = _choice_parts(space), getattr(masks, "spaces", ())
+    tuples = isinstance(space, spaces.Tuple) and isinstance(masks, spaces.Tuple)
     if isinstance(space, spaces.Dict) and isinstance(masks, spaces.Dict):
-        chosen = {key: part for key, part in space.spaces.items() if choices(part)}
-        if list(masks.spaces) != list(chosen):
+        if list(inner) != list(parts):
             raise UsageError(
-                f"the {where} has the keys {', '.join(map(str, masks.spaces))}, but what there is "
-                f"to choose has {', '.join(map(str, chosen))}: give the same keys in the same "
-                "order (Gymnasium sorts those of a dict, but not those of an OrderedDict)"
+                f"the {where} has the keys {', '.join(map(str, inner))}, but what there is to "
+                f"choose has {', '.join(map(str, parts))}: give the same keys in the same order "
+                "(Gymnasium sorts those of a dict, but not those of an OrderedDict)"
             )
-        for key, part in chosen.items():
-            check_masks(masks.spaces[key], part, f"{where}/{key}")
+        pairs = [(key, inner[key], part) for key, part in parts.items()]
+    elif tuples and len(parts) == len(inner):
+        pairs = [(k, *pair) for k, pair in enumerate(zip(inner, parts.values(), strict=True))]
+    else:
+        entries = sum(_columns(leaf) for _, leaf in _leaves(masks))
+        if entries != choices(space):
+            raise UsageError(
+                f"the {where} has {entries} entries, but {space} has {choices(space)} things to "
+                "choose from: it needs one entry for each"
+            )
         return
-    if isinstance(space, spaces.Tuple) and isinstance(masks, spaces.Tuple):
-        parts = [part for part in space.spaces if choices(part)]
-        if len(parts) == len(masks.spaces):
-            for k, (mask, part) in enumerate(zip(masks.spaces, parts, strict=True)):
-                check_masks(mask, part, f"{where}/{k}")
-            return
-    entries = sum(_columns(inner) for _, inner in _leaves(masks))
-    if entries != choices(space):
-        raise UsageError(
-            f"the {where} has {entries} entries, but {space} has {choices(space)} things to choose "
-            "from: it needs one entry for each"
-        )
+    for key, mask, part in pairs:
+        check_masks(mask, part, f"{where}/{key}")
 
 
 def space_record(space: Space) -> dict[str, Any]:

@@ -30,7 +30,7 @@ LAYERS = [
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 EXTRAS = {
     "matplotlib": "commands.pictures",
-    "imageio": "commands.pictures",
+    "imageio": "commands.video",
     "envpool": "envs.envpool",
     "minigrid": "envs.registries",
     "pettingzoo": "envs.registries",

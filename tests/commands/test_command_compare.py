@@ -12,15 +12,12 @@ import numpy as np
 import pytest
 
 from commands.command_line import ENV, proximo, refusal, run_folders, succeeded
-from proximo.commands.comparing import (
-    Run,
+from proximo.commands.comparing import Run, steps_to, summarize, table
+from proximo.commands.statistics import (
     bootstrap_interval,
     half_width,
     interquartile_mean,
-    steps_to,
     student,
-    summarize,
-    table,
 )
 
 pytest.importorskip("matplotlib", reason="pictures are an extra")

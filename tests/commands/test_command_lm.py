@@ -180,7 +180,7 @@ def test_signals_end_it_after_the_update_or_only_save(folder):
     (folder / "signals").write_text(str(int(signal.SIGTERM)))
     stopped = proximo(*words, "--run-dir", "stopped")
     assert stopped.code == 143
-    assert stopped.err == "stopped; go on by: proximo lm resume stopped\n"
+    assert stopped.err == "stopped after update 1; go on by: proximo lm resume stopped\n"
     assert len(rows(folder / "stopped")) == 1
     succeeded(proximo("lm", "resume", "stopped", "--reward", "own_reward:vowels"))
     files = [folder / name / "checkpoints/last.safetensors" for name in ("saved", "stopped")]
@@ -226,8 +226,8 @@ def test_a_run_of_a_language_model_is_none_of_control(folder):
     succeeded(proximo("lm", "sft", "--data", "texts.jsonl", "--run-dir", "base", *TINY, "--quiet"))
     assert "is of a language model" in refusal(proximo("eval", "base"))
     assert "is of a language model" in refusal(proximo("resume", "base"))
-    env_action = proximo("lm", "sft", "--data", "texts.jsonl", "--run-dir", "base", *TINY)
-    assert "go on with that run by: proximo lm resume base" in refusal(env_action)
+    taken = proximo("lm", "sft", "--data", "texts.jsonl", "--run-dir", "base", *TINY)
+    assert "go on with that run by: proximo lm resume base" in refusal(taken)
 
 
 def test_without_a_name_runs_stand_beside_each_other(folder):

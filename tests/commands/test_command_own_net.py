@@ -47,7 +47,7 @@ def run(here):
         (["eval", "run", "--episodes", "1"], "--net"),
         (["play", "run", "--video", "v.gif"], "--net"),
         (["resume", "run", "--total-steps", "192", "--quiet"], "--net"),
-        (["train", "--config", "run/config.toml", "--run-dir", "r"], "--net.module"),
+        (["train", "--config", "run/config.toml", "--run-dir", "r"], "--net"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from commands.command_line import proximo, refusal, succeeded, train_in
-from proximo.commands.pictures import Video
+from proximo.commands.video import Video
 
 imageio = pytest.importorskip("imageio.v3", reason="pictures are an extra")
 ffmpeg = pytest.importorskip("imageio_ffmpeg", reason="pictures are an extra")
@@ -102,10 +102,9 @@ def test_an_env_may_draw_every_picture_in_one_and_the_same_array(tmp_path):
             self.picture += 60
             return self.picture
 
-    video = Video(tmp_path / "r.gif", 10.0, Canvas())
-    for _ in range(3):
-        video.watch()
-    video.close()
+    with Video(tmp_path / "r.gif", 10.0, Canvas()) as video:
+        for _ in range(3):
+            video.watch()
     shown = imageio.imread(tmp_path / "r.gif", index=None)
     assert [int(picture.max()) for picture in shown] == pytest.approx([60, 120, 180], abs=2)
 

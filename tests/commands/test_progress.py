@@ -13,7 +13,7 @@ from rich.console import Console
 from commands.command_line import ENV, succeeded, train, train_in
 from proximo import collect
 from proximo.commands import display
-from proximo.commands.display import LiveDisplay, Patience, PlainDisplay
+from proximo.commands.display import CONTROL, Display, Patience
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from proximo.commands.display import LiveDisplay, Patience, PlainDisplay
 )
 def test_it_moves_while_a_rollout_is_collected_and_changes_no_bit(here, monkeypatch, words):
     succeeded(train("--run-dir", "quiet", "--quiet", *words, steps=128))
-    monkeypatch.setattr(PlainDisplay, "INTERVAL", 0)
+    monkeypatch.setattr(Display, "LINES", 0)
     monkeypatch.setattr(collect, "REPORT_INTERVAL", 0)
     said = succeeded(train("--run-dir", "r", *words, steps=128)).out.splitlines()
     moves = [line for line in said if "  collecting" in line]
@@ -43,7 +43,7 @@ def test_it_moves_while_a_rollout_is_collected_and_changes_no_bit(here, monkeypa
 
 
 def test_it_moves_while_episodes_are_evaluated(here, monkeypatch):
-    monkeypatch.setattr(PlainDisplay, "INTERVAL", 0)
+    monkeypatch.setattr(Display, "LINES", 0)
     evaluating = ("--run.eval-every", "1", "--run.eval-episodes", "3")
     for backend in ("sync", "workers"):
         words = ("--run-dir", backend, "--env.backend", backend, *evaluating)
@@ -82,9 +82,9 @@ def test_envs_that_become_slow_are_looked_at_more_often(monkeypatch):
 
 
 @pytest.mark.parametrize("width", [60, 100])
-def test_a_panel_fits_before_the_first_update_has_ended(monkeypatch, width):
+def test_a_panel_fits_before_the_first_update_has_ended(width):
     shown = io.StringIO()
-    live = LiveDisplay(100_000, lambda text: None)
+    live = Display(CONTROL, 100_000, lambda text: None, live=True)
     live._live.console = Console(file=shown, width=width, force_terminal=True, color_system=None)
     with live:
         live.move(2, "")

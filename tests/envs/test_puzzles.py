@@ -52,7 +52,7 @@ def right_tool(env, obs):
 
 
 def remembered(env, _):
-    t = env._taken - env.DELAY
+    t = env.steps - env.DELAY
     return env._shown[t] if t >= 0 else 0
 
 

@@ -113,7 +113,6 @@ def test_an_unknown_algorithm_beside_a_configuration_is_not_overlooked(here, tra
         ("--net.obs-clip", "nan", "finite"),
         ("--run.seed", "-1", "[0, "),
         ("--run.seed", "99999999999999999999", ""),
-        ("--run.total-steps", "0", "at least 1"),
         ("--run.stop-at", "nan", "finite"),
         ("--run.smoothing", "2.0", "(0, 1]"),
         ("--run.smoothing", "0.0", "(0, 1]"),

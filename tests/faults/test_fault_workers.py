@@ -664,7 +664,7 @@ def test_what_has_a_name_can():
     named, given = env_config(), dataclasses.replace(env_config(), id="")
     envs = make_envs(given, SEED, troubled.Slow)
     envs.close()
-    assert envs.count == named.envs
+    assert envs.count == named.num_envs
 
 
 def test_an_env_that_a_script_registered_is_named_with_its_module():

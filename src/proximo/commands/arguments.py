@@ -1,4 +1,4 @@
-"""What the verbs share: reading arguments, printing, and when user code may be imported."""
+"""Arguments of every verb: flags and their short forms, and printing."""
 
 from __future__ import annotations
 
@@ -6,38 +6,46 @@ import contextlib
 import dataclasses
 import inspect
 import os
-import shlex
 import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from proximo.bounds import Bound
 from proximo.commands.mistyped import message
 from proximo.disk import warn
 from proximo.errors import UsageError, printable
 from proximo.functional.schedules import Schedule
-from proximo.run.config import Config, sayable
 
 if TYPE_CHECKING:
     import gymnasium as gym
     from gymnasium.vector import VectorEnv
 
-    from proximo.agent import Agent
-
 T = TypeVar("T")
 
 _POSITIONAL = typing.get_args(tyro.conf.Positional[int])[1]
-REGISTRY = tyro.constructors.ConstructorRegistry()
+REGISTRY = ConstructorRegistry()
+
+
+def _spec(nargs: Any, metavar: str, read: Any, kinds: Any, shown: Any) -> Any:
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=nargs,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, kinds),
+        str_from_instance=shown,
+    )
 
 
 @REGISTRY.primitive_rule
-def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Schedules as text (linear:3e-4:0), and `none` where a setting can be off."""
+def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Numbers, schedules as text (linear:3e-4:0), and `none` where a setting can be off."""
     options = set(typing.get_args(info.type)) or {info.type}
     numbers = options & {Schedule, float, int}
     if not numbers or options - numbers - {type(None)} or options == {float}:
@@ -55,14 +63,8 @@ def _one_word(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         schedule = Schedule.parse(words[0])
         return schedule.start if schedule.kind == "constant" else schedule
 
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar={Schedule: "NUMBER|SCHEDULE", float: "FLOAT", int: "INT"}[number]
-        + ("|none" if off else ""),
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, (*options, int)),
-        str_from_instance=lambda value: ["none" if value is None else str(value)],
-    )
+    metavar = {Schedule: "NUMBER|SCHEDULE", float: "FLOAT", int: "INT"}[number] + "|none" * off
+    return _spec(1, metavar, read, (*options, int), lambda x: ["none" if x is None else str(x)])
 
 
 @REGISTRY.primitive_rule
@@ -70,34 +72,28 @@ def _text(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     """Text, whose defaults in the help may come out of a file."""
     if info.type is not str:
         return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="STR",
-        instance_from_str=lambda words: words[0],
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda value: [printable(value, keep="")],
-    )
+    return _spec(1, "STR", lambda words: words[0], str, lambda text: [printable(text, keep="")])
 
 
 @REGISTRY.primitive_rule
-def _whole_numbers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Several whole numbers, as many as there are, or `none`."""
+def _integers(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """Any number of integers, or `none`."""
     if set(typing.get_args(info.type)) != {tuple[int, ...], type(None)}:
         return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="INT ...|none",
-        instance_from_str=lambda words: (
-            None if [word.lower() for word in words] == ["none"] else tuple(map(int, words))
-        ),
-        is_instance=lambda value: value is None or isinstance(value, tuple),
-        str_from_instance=lambda value: ["none"] if value is None else list(map(str, value)),
-    )
+
+    def read(words: list[str]) -> tuple[int, ...] | None:
+        off = [word.lower() for word in words] == ["none"]
+        return None if off else tuple(map(int, words))
+
+    def shown(values: tuple[int, ...] | None) -> list[str]:
+        return ["none"] if values is None else list(map(str, values))
+
+    return _spec("*", "INT ...|none", read, (tuple, type(None)), shown)
 
 
 @REGISTRY.primitive_rule
 def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
-    """Arguments of an env: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
+    """Keyword arguments: KEY VALUE KEY VALUE ..., values as TOML would read them, else text."""
     if typing.get_origin(info.type) is not dict:
         return None
 
@@ -106,37 +102,62 @@ def _pairs(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
             raise ValueError(f"{words[-1]!r} has no value: write KEY VALUE KEY VALUE ...")
         return {key: _value(word) for key, word in zip(words[::2], words[1::2], strict=True)}
 
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="KEY VALUE ...",
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda pairs: [
-            printable(str(part), keep="") for pair in pairs.items() for part in pair
-        ],
-    )
+    def shown(pairs: dict[str, Any]) -> list[str]:
+        return [printable(str(part), keep="") for pair in pairs.items() for part in pair]
+
+    return _spec("*", "KEY VALUE ...", read, dict, shown)
 
 
 def _value(word: str) -> bool | int | float | str:
+    text = word.lower() if word in ("True", "False") else word
     try:
-        value = tomllib.loads(f"value = {word.lower() if word in ('True', 'False') else word}")
+        value = tomllib.loads(f"value = {text}").get("value")
     except tomllib.TOMLDecodeError:
         return word
-    found = value.get("value")
-    return found if isinstance(found, bool | int | float | str) else word
+    return value if isinstance(value, bool | int | float | str) else word
+
+
+def optional(metavar: str, name: str | None = None) -> Any:
+    """Mark of a flag that may be left out: its help shows no default."""
+    return tyro.conf.arg(metavar=metavar, name=name, help_behavior_hint="")
+
+
+SHORT = {
+    "algorithm.learning-rate": ("lr",),
+    "algorithm.gamma": ("gamma",),
+    "algorithm.epochs": ("epochs",),
+    "algorithm.minibatch-size": ("minibatch-size",),
+    "algorithm.batch-size": ("batch-size",),
+    "env.id": ("env",),
+    "env.num-envs": ("num-envs",),
+    "model.path": ("model",),
+    "net.module": ("net",),
+    "run.device": ("device",),
+    "run.seed": ("seed",),
+    "run.stop-at": ("stop-at",),
+    "run.threads": ("threads",),
+    "run.total-steps": ("total-steps", "steps"),
+    "run.updates": ("updates",),
+    "score.reward": ("reward",),
+    "score.env": ("env",),
+    "total-steps": ("steps",),
+}
+"""Flag -> its short forms, in every command that has it."""
 
 
 def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
     """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit.
 
-    Raises `UsageError` for words that the verb does not take, with those that are meant.
+    Raises `UsageError` for words that the verb does not take, with those that are meant, and for
+    two forms of one flag.
     """
-    _show_bounds(command)
+    known = flags(command)
+    _check_forms(arguments, known)
     # Help in one column: beside each other, its boxes are hard to read.
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
     try:
-        with REGISTRY:
+        with REGISTRY, _help_of_flags(command):
             kwargs: dict[str, Any] = {} if default is None else {"default": default}
             parsed, unknown = tyro.cli(
                 command,
@@ -147,41 +168,93 @@ def parse(command: type[T], verb: str, arguments: list[str], default: T | None =
                 **kwargs,
             )
             if unknown:
-                raise UsageError(message(verb, arguments, unknown, _flags(command)))
+                raise UsageError(message(verb, arguments, unknown, known))
     finally:
         del os.environ["COLUMNS"]
         if width is not None:
             os.environ["COLUMNS"] = width
-    fits: T = parsed
-    return fits
+    return cast("T", parsed)
 
 
-def _show_bounds(command: type[Any]) -> None:
-    """Let the help of every setting give its bounds before its default."""
-    for name, hint in typing.get_type_hints(command, include_extras=True).items():
-        kind, *marks = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
-        if dataclasses.is_dataclass(kind):
-            _show_bounds(kind)  # type: ignore[arg-type]
-        if marks and isinstance(marks[-1], Bound):
-            shown = tyro.conf.arg(help_behavior_hint=f"({marks[-1]}; default: {{}})".format)
-            command.__annotations__[name] = Annotated[hint, shown]
-
-
-def _flags(command: type[Any], prefix: str = "") -> set[str]:
-    """Every flag of a command, without its dashes."""
-    found = set()
+def flags(command: type[Any], prefix: str = "") -> dict[str, str]:
+    """Every flag of a command and each of its forms, without dashes -> its long form."""
+    known: dict[str, str] = {}
     for name, hint in typing.get_type_hints(command, include_extras=True).items():
         kind, *marks = typing.get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
         if typing.get_origin(hint) is typing.ClassVar or _POSITIONAL in marks:
             continue
         if dataclasses.is_dataclass(kind):
-            found |= _flags(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+            known |= flags(cast("type", kind), f"{prefix}{name}.")
             continue
-        called = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
-        found.add(f"{prefix}{called}".replace("_", "-"))
-        if kind is bool:
-            found.add(f"{prefix}no-{called}".replace("_", "-"))
-    return found
+        word = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+        for form in (word, f"no-{word}") if kind is bool else (word,):
+            flag = f"{prefix}{form}".replace("_", "-")
+            known |= dict.fromkeys((flag, *SHORT.get(flag, ())), flag)
+    return known
+
+
+def given(arguments: Iterable[str], known: Mapping[str, str]) -> dict[str, list[str]]:
+    """The flags among the arguments: long form -> the forms that were typed, without dashes."""
+    typed: dict[str, list[str]] = {}
+    for word in arguments:
+        form = word[2:].partition("=")[0].replace("_", "-")
+        if word.startswith("--") and form in known:
+            typed.setdefault(known[form], []).append(form)
+    return typed
+
+
+def _check_forms(arguments: Iterable[str], known: Mapping[str, str]) -> None:
+    for forms in given(arguments, known).values():
+        if len(several := list(dict.fromkeys(forms))) > 1:
+            both = " and ".join(f"--{form}" for form in several)
+            raise UsageError(f"{both} are forms of one setting: give one of them")
+
+
+def _one_paragraph(text: str | Callable[[], str | None] | None) -> str:
+    """Help of a flag without the line breaks of its docstring."""
+    return " ".join(((text() if callable(text) else text) or "").split())
+
+
+@contextlib.contextmanager
+def _help_of_flags(command: type[Any]) -> Iterator[None]:
+    """Within it tyro knows the short forms of the flags, and their help gives their bounds."""
+    hints = typing.get_type_hints(command)
+    prefixes = {kind: f"{name}." for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    prefixes[command] = ""
+    registry, asking = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def with_marks(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal asking
+        if asking or info.type not in prefixes:
+            return None
+        asking = True  # tyro, and not this rule again
+        spec = ConstructorRegistry.get_struct_spec(info)
+        asking = False
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        fields = []
+        for field in spec.fields:
+            forms = SHORT.get(f"{prefixes[info.type]}{field.name}".replace("_", "-"), ())
+            marks: dict[str, Any] = {"aliases": [f"--{form}" for form in forms] or None}
+            for mark in getattr(field.type, "__metadata__", ()):
+                if isinstance(mark, Bound):
+                    marks["help_behavior_hint"] = f"({mark}; default: {{}})".format
+            kind: Any = Annotated[field.type, tyro.conf.arg(**marks)]
+            text = partial(_one_paragraph, field.helptext)
+            fields.append(dataclasses.replace(field, type=kind, helptext=text))
+        return StructConstructorSpec(instantiate=spec.instantiate, fields=tuple(fields))
+
+    with registry:
+        yield
+
+
+def check_least(command: object, **least: float) -> None:
+    """Raise `UsageError` for flags below these numbers."""
+    for name, low in least.items():
+        value = getattr(command, name)
+        if value is not None and value < low:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}: give at least {low}")
 
 
 def show(text: str, file: TextIO | None = None) -> None:
@@ -210,66 +283,3 @@ def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
         for text in close_all([env]):
             if well:
                 warn(text)
-
-
-def allow_code(
-    config: Config,
-    one_env: str | None,
-    wrappers: Sequence[str],
-    net: str | None,
-    verb: str,
-    arguments: list[str],
-) -> Config:
-    """The configuration, if its env and its network may be made.
-
-    An env, wrapper or network written as module:Class would import code because a file says so.
-    That needs the user's word: the names must be given again, with --env, --wrappers and --net.
-    Raises `UsageError` with the line to type.
-    """
-    section = {"train": ("--env.wrappers", "--net.module")}
-    wrapped_by, made_of = section.get(verb, ("--wrappers", "--net"))
-    line = shlex.join(["proximo", verb, *arguments])
-    env = dataclasses.replace(
-        config.env, id=one_env or config.env.id, wrappers=tuple(wrappers) or config.env.wrappers
-    )
-    if not env.id:
-        raise UsageError(
-            f"this run's env was made by a program: name it, as in {line} --env module:Class"
-        )
-    asks, names = [], []
-    if ":" in env.id and one_env is None:
-        asks += ["--env", env.id]
-    if env.wrappers and not wrappers:
-        asks += [wrapped_by, *env.wrappers]
-    if asks:
-        names.append(f"env, {' and '.join(word for word in asks if ':' in word)}")
-    if net and not config.net.module:
-        raise UsageError(f"{made_of} is {net}, but this run's network is Proximo's: leave it out")
-    if config.net.module and not net:
-        asks += [made_of, sayable(config.net.module)]
-        names.append(f"network, {config.net.module}")
-    if asks:
-        be, it = ("is", "it") if len(names) == 1 else ("are", "them")
-        raise UsageError(
-            f"this run's {', and its '.join(names)}, {be} code: importing {it} needs your word. "
-            f"If you trust {it}, type: {line} {shlex.join(asks)}"
-        )
-    module = net or config.net.module
-    return dataclasses.replace(config, env=env, net=dataclasses.replace(config.net, module=module))
-
-
-def check_spaces(env: gym.Env[Any, Any], agent: Agent) -> None:
-    """Refuse an env whose spaces are not those of the policy. Raises `UsageError`."""
-    from proximo.envs.layers import title
-
-    pairs = (
-        ("observation", env.observation_space, agent.obs_space),
-        ("action", env.action_space, agent.action_space),
-    )
-    for what, there, own in pairs:
-        # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
-        if there.shape != own.shape or own != there:
-            raise UsageError(
-                f"the {what} space of {title(env)} is {there}, but this policy was trained with "
-                f"{own}: name the env it was trained in, or one with the same spaces"
-            )

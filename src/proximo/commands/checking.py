@@ -15,7 +15,7 @@ from proximo.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Play an env at random, and say what is wrong or doubtful about it.
+    """Play an env at random, and report what is wrong or doubtful about it.
 
     Training does so too, for a tenth of a second.
     """
@@ -23,23 +23,25 @@ class Check:
     env_id: Annotated[Positional[str], arg(metavar="ENV")]
     """A Gymnasium id such as CartPole-v1, or module:Class."""
     episodes: int = 20
-    """Episodes to play, at most."""
+    """Most episodes to play."""
     steps: int = 10_000
-    """Steps to take in them, at most."""
+    """Most steps to take."""
     seconds: float = 10.0
-    """Seconds to spend on them, at most."""
+    """Most seconds to spend."""
     env: EnvConfig = field(default_factory=EnvConfig)
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Check, "check", arguments)
+    if command.env.id:
+        raise UsageError(f"two envs, {command.env_id} and {command.env.id}: give one of them")
     for name in ("episodes", "steps", "seconds"):
         if not getattr(command, name) > 0:
             raise UsageError(f"--{name} is {getattr(command, name)}: give more than 0")
 
     from proximo.commands.display import said_if_slow
 
-    with said_if_slow(f"playing {command.env}: it takes long, still at it"):
+    with said_if_slow(f"playing {command.env_id}: it takes long, still at it"):
         return _check(command)
 
 
@@ -63,19 +65,19 @@ def _check(command: Check) -> int:
             envs.close()
             raise UsageError(f"env.backend is {env.backend}, which is not checked: use sync")
         with closing(envs.envs):
-            spaces, found = (envs.obs_space, envs.action_space), check_vector(envs, **limits)
+            spaces, report = (envs.obs_space, envs.action_space), check_vector(envs, **limits)
     else:
         one_env = make_env(env)
         with closing(one_env):
-            found = check_env(one_env, episodes=command.episodes, **limits)
+            report = check_env(one_env, episodes=command.episodes, **limits)
             spaces = one_env.observation_space, one_env.action_space
             agents = len(one_env.agents) if isinstance(one_env, ParallelEnv) else 1
     make_head(spaces[1], NetConfig(), features=1)
-    shown, taken = (" ".join(str(space).split()) for space in spaces)
+    obs, action = (" ".join(str(space).split()) for space in spaces)
     if agents > 1:
         show(f"agents        {agents} in each env, acting by one policy")
-    show(f"observations  {shown}, {Observations(spaces[0]).width} numbers to the network")
-    show(f"actions       {taken}")
-    show(f"played        {found.steps:,} steps, {found.episodes:,} episodes to their end")
-    show("\n".join(f"note          {note}" for note in found.notes) or "nothing is wrong with it")
+    show(f"observations  {obs}, {Observations(spaces[0]).width} numbers to the network")
+    show(f"actions       {action}")
+    show(f"played        {report.steps:,} steps, {report.episodes:,} episodes to their end")
+    show("\n".join(f"note          {note}" for note in report.notes) or "nothing is wrong with it")
     return 0

@@ -20,48 +20,49 @@ from types import FrameType
 from typing import Annotated, Any
 
 import numpy as np
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
-from proximo.commands.arguments import parse, show
+from proximo.commands.arguments import check_least, optional, parse, show
+from proximo.commands.statistics import RESAMPLES, median, summary
 from proximo.disk import replace
 from proximo.errors import UsageError
 from proximo.run.config import algorithm_type, from_tables
 
 EVALUATIONS = 20
-"""Along each run, about evenly apart, for its curve and its steps to the threshold."""
+"""Evaluations along each run, about evenly apart: its curve and its steps to the threshold."""
 EPISODES = 10
-"""Of each of them."""
-RESAMPLES = 2_000
-"""Of the seeds, for the interval of the interquartile mean."""
+"""Episodes of each of them."""
+Table = list[list[str]]
+"""Head and rows of words."""
 PATIENCE = 10.0
-"""Seconds that a run has to end when it is told to."""
+"""Seconds that a run has to end after SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Train several algorithms in one env with the same seeds, and lay their scores side by side.
+    """Train several algorithms in one env with the same seeds, and compare their scores.
 
-    Every run is what `proximo train ALGORITHM ENV` and `proximo eval` make of it by themselves:
-    the settings of a preset where there is one for this algorithm in this env, else plain
-    defaults. Besides, the policy is evaluated along the way, which changes nothing that is learned.
-    DIR keeps the table, the learning curves, all numbers and the run folders.
+    Every run is made by `proximo train ALGORITHM ENV` and scored by `proximo eval`: with the
+    preset of this algorithm for this env, or else plain defaults. Evaluations along the way, which
+    change nothing that is learned, give the curves. DIR keeps the table, the learning curves, all
+    numbers and the run folders.
     """
 
-    env: Annotated[Positional[str], arg(metavar="ENV", help_behavior_hint="")] = ""
-    """Where: a Gymnasium id such as CartPole-v1, or module:Class."""
-    algorithms: Annotated[str, arg(metavar="NAME,NAME,...", help_behavior_hint="")] = ""
-    """What to compare, such as a2c,trpo,ppo."""
+    env: Annotated[Positional[str], optional("ENV")] = ""
+    """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
+    algorithms: Annotated[str, optional("NAME,NAME,...")] = ""
+    """Algorithms to compare, such as a2c,trpo,ppo."""
     seeds: int = 5
     """K: every algorithm is trained with each of the seeds 1 to K."""
     processes: int = 1
-    """Runs at a time; they share the processor, so the times of more are longer."""
-    total_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """Environment steps of every run; by default what its settings say."""
+    """Runs at a time; they share the processor, so each takes longer."""
+    total_steps: Annotated[int | None, optional("N")] = None
+    """Environment steps of every run; by default those of its settings."""
     episodes: int = 100
-    """Episodes of the evaluation of every run at its end."""
-    threshold: Annotated[float | None, arg(metavar="R", help_behavior_hint="")] = None
+    """Episodes of the evaluation at the end of every run."""
+    threshold: Annotated[float | None, optional("R")] = None
     """Return to reach; by default the one at which Gymnasium calls ENV solved, if it names one."""
-    dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    dir: Annotated[Path | None, optional("DIR")] = None
     """A new or empty folder; by default runs/compare-ENV."""
 
     @property
@@ -71,49 +72,33 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a run of one algorithm and seed came to."""
+    """Result of a run of one algorithm and seed."""
 
     algorithm: str
     seed: int
     folder: str
     score: float  # mean return of the evaluation
     evaluation: dict[str, Any]  # as `proximo eval --json` prints it
-    total_steps: int  # what was asked for
-    steps: int  # what whole updates made of it
+    total_steps: int  # as asked for
+    steps: int  # rounded up to whole updates
     steps_to_threshold: int | None
     seconds: float  # of training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A run that did not get there."""
+    """Verb of a run that ended with an error."""
 
     algorithm: str
     seed: int
     folder: str
-    verb: str  # the one that failed
+    verb: str
     code: int
     error: list[str]  # its last lines
 
     def __str__(self) -> str:
         head = f"{self.algorithm} seed {self.seed} failed ({self.verb}, exit code {self.code})"
         return "\n  ".join([f"{head}:", *self.error])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The runs of one algorithm in numbers; NaN where there are too few."""
-
-    algorithm: str
-    runs: int
-    mean: float = math.nan
-    half_width: float = math.nan
-    iqm: float = math.nan
-    iqm_low: float = math.nan
-    iqm_high: float = math.nan
-    reached: int = 0
-    steps_to_threshold: float = math.nan
-    seconds: float = math.nan
 
 
 def main(arguments: list[str]) -> int:
@@ -126,15 +111,18 @@ def main(arguments: list[str]) -> int:
     from proximo.envs.make import make_env, return_threshold
     from proximo.run.folder import RunFolder
 
-    # What would fail after hours, or in every run, is said now.
+    # Fail now with what would fail after hours, or in every run.
     figure()
-    folder, place = _free_folder(command), Path.cwd()
+    folder, here = command.dir or _free_folder(command.env), Path.cwd()
     env = EnvConfig(id=command.env)
     close_all([make_env(env)])
     if command.threshold is None:
         command = dataclasses.replace(command, threshold=return_threshold(env))
-    os.chdir(place)  # where the env has left it, the runs would not find its module
-    _make_folder(folder)
+    os.chdir(here)  # an env may have changed it, and the runs would not find its module
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from error
     head = f"{', '.join(names)} on {command.env}"
     show(f"{head}, {command.seeds_in_words}, in {folder}")
     try:
@@ -143,26 +131,27 @@ def main(arguments: list[str]) -> int:
         show(f"stopped; the runs so far are in {folder}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
-    own = {name: [run for run in runs if run.algorithm == name] for name in names}
-    summaries = [summarize(name, own[name]) for name in names]
+    by_name = {name: [run for run in runs if run.algorithm == name] for name in names}
+    summaries = [summarize(name, by_name[name]) for name in names]
     rows = table(summaries, command.seeds, command.threshold)
-    how = measured(command, own)
-    _write_numbers(folder / "compare.json", command, runs, failures, summaries)
-    _write_page(folder / "compare.md", head, rows, how, failures, picture=bool(runs))
-    _show(rows, how)
+    legend = explain_table(command, by_name)
+    parts: dict[str, Any] = {"table": summaries, "runs": runs, "failures": failures}
+    _write(folder, command, head, legend, rows, **parts)
+    _print_table(rows)
+    show(legend)
     if runs:
-        groups = {name: [(RunFolder(run.folder), run.score) for run in own[name]] for name in names}
         title = (
             f"{command.env}: evaluations of {EPISODES} deterministic episodes, the last (the "
             f"score) of {command.episodes}\nmean over seeds, band from the lowest to the highest"
         )
+        groups = {n: [(RunFolder(r.folder), r.score) for r in by_name[n]] for n in names}
         draw_comparison(groups, folder / "compare.png", title, command.threshold)
     show(f"table{', curves' if runs else ''} and all numbers in {folder}")
     return 1 if failures else 0
 
 
 def _check(command: Compare) -> list[str]:
-    """The algorithms, if all that was given can be worked with. Raises `UsageError`."""
+    """Names of the algorithms. Raises `UsageError` for settings that cannot be worked with."""
     if not command.env:
         raise UsageError("name an env, as in: proximo compare CartPole-v1 --algorithms a2c,ppo")
     if not command.algorithms:
@@ -172,10 +161,7 @@ def _check(command: Compare) -> list[str]:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"--algorithms is {command.algorithms}: name {name} only once")
-    for name in ("seeds", "processes", "episodes", "total_steps"):
-        value = getattr(command, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}: give at least 1")
+    check_least(command, seeds=1, processes=1, episodes=1, total_steps=1)
     if command.threshold is not None and not math.isfinite(command.threshold):
         raise UsageError(f"--threshold is {command.threshold}: give a finite number")
     place = command.dir
@@ -184,17 +170,10 @@ def _check(command: Compare) -> list[str]:
     return names
 
 
-def _free_folder(command: Compare) -> Path:
-    base = Path("runs") / f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', command.env)}"
-    others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
-    return command.dir or next(p for p in itertools.chain([base], others) if not p.exists())
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"the folder {folder} cannot be made: {error.strerror}") from error
+def _free_folder(env: str) -> Path:
+    name = f"compare-{re.sub(r'[^A-Za-z0-9._-]+', '-', env)}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
 
 class Children:
@@ -206,7 +185,7 @@ class Children:
         self._ended = False
 
     def run(self, words: Sequence[str]) -> tuple[int, str, str]:
-        """`proximo WORDS` to its end: exit code, output, errors."""
+        """Run `proximo WORDS` to its end; returns exit code, output, errors."""
         with self._lock:
             if self._ended:
                 raise KeyboardInterrupt
@@ -225,7 +204,7 @@ class Children:
         return child.returncode, out, err
 
     def end(self) -> None:
-        """Let them end as by Ctrl-C, which a terminal may have told them already, or kill them."""
+        """Terminate them as by Ctrl-C, which a terminal may have sent them already, or kill."""
         with self._lock:
             self._ended = True
             running = list(self._running)
@@ -245,7 +224,7 @@ def _run_all(
     children = Children()
     for interrupt in (signal.SIGINT, signal.SIGTERM):
         signal.signal(interrupt, _stop)
-    if hasattr(signal, "SIGUSR1"):  # it is meant for those that train, which then save
+    if hasattr(signal, "SIGUSR1"):  # it is meant for the runs, which then save
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # Seed by seed, so that a machine that is slower for a while is so for all the algorithms.
     tasks = [(name, seed) for seed in range(1, command.seeds + 1) for name in names]
@@ -258,16 +237,16 @@ def _run_all(
                 for name, seed in tasks
             ]
             for number, future in enumerate(as_completed(futures), 1):
-                done = future.result()
-                if isinstance(done, Run):
-                    runs.append(done)
+                outcome = future.result()
+                if isinstance(outcome, Run):
+                    runs.append(outcome)
                     show(
-                        f"{done.algorithm} seed {done.seed}: score {done.score:.2f} in "
-                        f"{done.seconds:.1f} s ({number} of {len(tasks)})"
+                        f"{outcome.algorithm} seed {outcome.seed}: score {outcome.score:.2f} in "
+                        f"{outcome.seconds:.1f} s ({number} of {len(tasks)})"
                     )
                 else:
-                    failures.append(done)
-                    show(str(done), file=sys.stderr)
+                    failures.append(outcome)
+                    show(str(outcome), file=sys.stderr)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             children.end()
@@ -280,50 +259,41 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _run(
-    children: Children, command: Compare, algorithm: str, seed: int, place: Path
+    children: Children, command: Compare, algorithm: str, seed: int, folder: Path
 ) -> Run | Failure:
     from proximo.run.folder import RunFolder
 
-    train = ["train", algorithm, command.env, "--seed", str(seed), "--run-dir", str(place)]
+    train = ["train", algorithm, command.env, "--seed", str(seed), "--run-dir", str(folder)]
     train += ["--quiet", *_evaluating(command, algorithm)]
     if command.total_steps is not None:
         train += ["--total-steps", str(command.total_steps)]
-    score = ["eval", str(place), "--episodes", str(command.episodes), "--json"]
+    score = ["eval", str(folder), "--episodes", str(command.episodes), "--json"]
     if ":" in command.env:
         score += ["--env", command.env]
+    task: dict[str, Any] = {"algorithm": algorithm, "seed": seed, "folder": str(folder)}
     for words in (train, score):
         code, out, err = children.run(words)
         if code:
-            return Failure(
-                algorithm=algorithm,
-                seed=seed,
-                folder=str(place),
-                verb=words[0],
-                code=code,
-                error=err.rstrip().splitlines()[-5:],
-            )
+            error = err.rstrip().splitlines()[-5:]
+            return Failure(**task, verb=words[0], code=code, error=error)
     # An env may print as well.
     scores = json.loads(next(line for line in out.splitlines()[::-1] if line.startswith("{")))
-    run = RunFolder(place)
+    run = RunFolder(folder)
     result = run.read_result()
+    end = {"steps": result["steps"], "evaluation": scores["return_mean"]}
     return Run(
-        algorithm=algorithm,
-        seed=seed,
-        folder=str(place),
+        **task,
         score=scores["return_mean"],
         evaluation=scores,
         total_steps=run.read_config().run.total_steps,
         steps=result["steps"],
-        steps_to_threshold=steps_to(
-            [*run.read_metrics(), {"steps": result["steps"], "evaluation": scores["return_mean"]}],
-            command.threshold,
-        ),
+        steps_to_threshold=steps_to([*run.read_metrics(), end], command.threshold),
         seconds=result["seconds"],
     )
 
 
 def _evaluating(command: Compare, algorithm: str) -> list[str]:
-    """What `train` is told besides, to evaluate the policy along the way."""
+    """Flags of `train` that evaluate the policy along the way."""
     from proximo.run.presets import find_preset
 
     preset = find_preset(algorithm, command.env)
@@ -335,7 +305,7 @@ def _evaluating(command: Compare, algorithm: str) -> list[str]:
 
 
 def steps_to(rows: Iterable[dict[str, Any]], threshold: float | None) -> int | None:
-    """The steps after which an evaluation first was this high."""
+    """Steps after which an evaluation first was this high."""
     for row in rows:
         mean = row.get("evaluation")
         if threshold is not None and mean is not None and mean >= threshold:
@@ -343,77 +313,35 @@ def steps_to(rows: Iterable[dict[str, Any]], threshold: float | None) -> int | N
     return None
 
 
-def student(freedom: int) -> float:
-    """The quantile of Student's t for a 95% interval, to a tenth of a percent."""
-    known = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-    if freedom <= len(known):
-        return known[freedom - 1]
-    return 1.960 + 2.372 / freedom + 2.822 / freedom**2  # its expansion about the normal one
-
-
-def half_width(scores: np.ndarray) -> float:
-    """Half of the 95% interval of the mean: t s / sqrt(n); NaN for fewer than two scores."""
-    count = len(scores)
-    if count < 2:
-        return math.nan
-    return student(count - 1) * float(scores.std(ddof=1)) / math.sqrt(count)
-
-
-def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """The mean without the lowest and the highest n // 4, along the last axis."""
-    count = scores.shape[-1]
-    middle = np.sort(scores, axis=-1)[..., count // 4 : count - count // 4]
-    return np.asarray(middle.mean(-1))
-
-
-def bootstrap_interval(scores: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of the interquartile mean: percentiles of it over resampled scores.
-
-    Agarwal et al. 2021 (arXiv 2108.13264), for one task. NaN for fewer than two scores.
-    """
-    if len(scores) < 2:
-        return math.nan, math.nan
-    drawn = np.random.default_rng(0).choice(scores, (RESAMPLES, len(scores)))
-    low, high = np.percentile(interquartile_mean(drawn), (2.5, 97.5))
-    return float(low), float(high)
-
-
-def summarize(algorithm: str, runs: Sequence[Run]) -> Summary:
-    """What the table says about the runs of an algorithm."""
-    if not runs:
-        return Summary(algorithm=algorithm, runs=0)
-    scores = np.array([run.score for run in runs])
-    low, high = bootstrap_interval(scores)
+def summarize(algorithm: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """Statistics of the runs of an algorithm; NaN where there are too few."""
     reached = [run.steps_to_threshold for run in runs if run.steps_to_threshold is not None]
-    return Summary(
-        algorithm=algorithm,
-        runs=len(runs),
-        mean=float(scores.mean()),
-        half_width=half_width(scores),
-        iqm=float(interquartile_mean(scores)),
-        iqm_low=low,
-        iqm_high=high,
-        reached=len(reached),
-        steps_to_threshold=float(np.median(reached)) if reached else math.nan,
-        seconds=float(np.median([run.seconds for run in runs])),
-    )
+    return {
+        "algorithm": algorithm,
+        "runs": len(runs),
+        **summary(np.array([run.score for run in runs])),
+        "reached": len(reached),
+        "steps_to_threshold": median(reached),
+        "seconds": median([run.seconds for run in runs]),
+    }
 
 
-def table(summaries: Iterable[Summary], seeds: int, threshold: float | None) -> list[list[str]]:
+def table(summaries: Iterable[dict[str, Any]], seeds: int, threshold: float | None) -> Table:
     """Head and rows in words; without a threshold there is no column for it."""
     rows = [["algorithm", "mean score", "IQM", "seconds a run"]]
     if threshold is not None:
         rows[0].insert(3, f"steps to {threshold:g}")
     for s in summaries:
-        name = s.algorithm if s.runs == seeds else f"{s.algorithm} ({s.runs} of {seeds} runs)"
-        mean, iqm = _number(s.mean), _number(s.iqm)
-        if s.runs > 1:
-            mean += f" ± {_number(s.half_width)}"
-            iqm += f" [{_number(s.iqm_low)}, {_number(s.iqm_high)}]"
-        rows.append([name, mean, iqm, _number(s.seconds, ".1f")])
+        count = s["runs"]
+        name = s["algorithm"] + (f" ({count} of {seeds} runs)" if count != seeds else "")
+        mean, iqm = _number(s["mean"]), _number(s["iqm"])
+        if count > 1:
+            mean += f" ± {_number(s['half_width'])}"
+            iqm += f" [{_number(s['iqm_low'])}, {_number(s['iqm_high'])}]"
+        rows.append([name, mean, iqm, _number(s["seconds"], ".1f")])
         if threshold is not None:
-            steps = _number(s.steps_to_threshold, ",.0f")
-            rows[-1].insert(3, f"{steps} ({s.reached} of {s.runs})")
+            steps = _number(s["steps_to_threshold"], ",.0f")
+            rows[-1].insert(3, f"{steps} ({s['reached']} of {count})")
     return rows
 
 
@@ -421,9 +349,9 @@ def _number(value: float, form: str = ".2f") -> str:
     return "-" if math.isnan(value) else format(value, form)
 
 
-def measured(command: Compare, own: Mapping[str, Sequence[Run]]) -> str:
-    """What the numbers of the table are."""
-    lengths = {name: runs[0].total_steps for name, runs in own.items() if runs}
+def explain_table(command: Compare, by_name: Mapping[str, Sequence[Run]]) -> str:
+    """Legend of the table."""
+    lengths = {name: runs[0].total_steps for name, runs in by_name.items() if runs}
     steps = ", ".join(f"{count:,} ({name})" for name, count in lengths.items())
     if len(set(lengths.values())) == 1:
         steps = f"{next(iter(lengths.values())):,}"
@@ -451,62 +379,38 @@ def measured(command: Compare, own: Mapping[str, Sequence[Run]]) -> str:
     return "\n".join(lines)
 
 
-def _write_numbers(
-    path: Path,
-    command: Compare,
-    runs: Sequence[Run],
-    failures: Sequence[Failure],
-    summaries: Sequence[Summary],
+def _write(
+    folder: Path, command: Compare, head: str, legend: str, rows: Table, **all_: Any
 ) -> None:
+    """The numbers as compare.json, the table as compare.md."""
     import orjson
 
     from proximo.run.folder import versions
 
-    numbers = {
-        "env": command.env,
-        "seeds": command.seeds,
-        "episodes": command.episodes,
-        "total_steps": command.total_steps,
-        "threshold": command.threshold,
-        "processes": command.processes,
-        "table": summaries,
-        "runs": runs,
-        "failures": failures,
-        "versions": versions(),
-    }
-    # orjson knows dataclasses, and writes null for what does not exist (NaN).
-    replace(path, orjson.dumps(numbers, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def _write_page(
-    path: Path,
-    head: str,
-    rows: Sequence[Sequence[str]],
-    how: str,
-    failures: Sequence[Failure],
-    *,
-    picture: bool,
-) -> None:
+    settings = ("env", "seeds", "episodes", "total_steps", "threshold", "processes")
+    numbers = {name: getattr(command, name) for name in settings} | all_ | {"versions": versions()}
+    # orjson knows dataclasses, and writes null for NaN.
+    data = orjson.dumps(numbers, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    replace(folder / "compare.json", data)
     lines = [f"| {' | '.join(row)} |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
-    blocks = [f"# {head}", "\n".join(lines), how]
-    if failures:
-        blocks.append("\n".join(["```", *map(str, failures), "```"]))
-    if picture:
+    blocks = [f"# {head}", "\n".join(lines), legend]
+    if all_["failures"]:
+        blocks.append("\n".join(["```", *map(str, all_["failures"]), "```"]))
+    if all_["runs"]:
         blocks.append("![Learning curves](compare.png)")
-    replace(path, ("\n\n".join(blocks) + "\n").encode())
+    replace(folder / "compare.md", ("\n\n".join(blocks) + "\n").encode())
 
 
-def _show(rows: Sequence[Sequence[str]], how: str) -> None:
+def _print_table(rows: Table) -> None:
+    from rich import table
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    shown = Table()
+    shown = table.Table()
     for number, title in enumerate(rows[0]):
         shown.add_column(title, justify="right" if number else "left")
     for row in rows[1:]:
         shown.add_row(*map(Text, row))
-    # A file or a pipe has no width that a row would have to be broken to.
+    # A file or a pipe has no width to which a row would have to be broken.
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
-    show(how)

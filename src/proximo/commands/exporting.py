@@ -9,26 +9,27 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import allow_code, parse, show
+from proximo.commands.arguments import optional, parse, show
+from proximo.commands.stored import allow_code
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
     """Write a trained policy as one ONNX file, which takes its most likely actions.
 
-    It needs onnxruntime and not PyTorch to run, and was compared with the policy before.
+    It needs onnxruntime and not PyTorch to run. Before it is kept, it is compared with the policy.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
-    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    out: Annotated[Path | None, optional("FILE")] = None
     """The .onnx file; by default policy.onnx in the run folder."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
     checkpoint: Literal["last", "best"] = "last"
-    """Which policy."""
-    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
-    """The network, where it is code of your own, which needs to be said again."""
+    """Policy to use."""
+    net: Annotated[str | None, optional("module:Class")] = None
+    """Network; if it is code, repeat its name as consent to import it."""
 
 
 def main(arguments: list[str]) -> int:
@@ -39,18 +40,18 @@ def main(arguments: list[str]) -> int:
     from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
-    # The env is not made, so it needs no word.
+    # The env is not made, so it needs no consent.
     named = dataclasses.replace(saved, env=EnvConfig(id="none"))
     allow_code(named, None, (), command.net, "export", arguments)
     out = command.out or command.run / "policy.onnx"
-    place = out.absolute()  # code of the user's own may change the current folder
+    path = out.absolute()  # code of the user's own may change the current folder
     agent = load(command.run, command.checkpoint, net=command.net)
-    done = agent.export(place, overwrite=command.overwrite)
+    model = agent.export(path, overwrite=command.overwrite)
     show(f"{command.checkpoint} policy of {command.run}, {agent.result['steps']:,} steps, in {out}")
-    show(f"takes {', '.join(done.inputs)}")
-    show(f"gives {', '.join(done.outputs)}")
+    show(f"takes {', '.join(model.inputs)}")
+    show(f"gives {', '.join(model.outputs)}")
     show(
-        f"run on {done.observations} random observations, it acts as the policy does "
-        f"(numbers within {done.difference:.1e})"
+        f"run on {model.observations} random observations, it acts as the policy does "
+        f"(numbers within {model.difference:.1e})"
     )
     return 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import shlex
-import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse, say, show
-from proximo.errors import TrainingError, UsageError, nearest
+from proximo.commands.arguments import optional, parse, say, show
+from proximo.commands.display import COMPLETIONS, FITTING, Display
+from proximo.commands.stored import Code, check_code
+from proximo.errors import UsageError, nearest
 from proximo.language.config import (
     FitConfig,
     Fitting,
@@ -36,41 +36,22 @@ from proximo.run.folder import RunFolder, free
 
 if TYPE_CHECKING:
     from proximo.language.session import Learner
-    from proximo.language.stages import Result
 
-MODEL = arg(name="model", metavar="MODEL", help_behavior_hint="")
-TEXT = arg(metavar="FILE", help_behavior_hint="")
-SHORT = arg(help_behavior_hint="")
-REWARD = arg(metavar="MODULE:FUNCTION|RUN ...", help_behavior_hint="")
-ENV = arg(metavar="MODULE:CLASS", help_behavior_hint="")
+TEXT = optional("FILE")
+REWARD = optional("MODULE:FUNCTION|RUN ...")
+ENV = optional("MODULE:CLASS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Begin:
-    """What every stage is given."""
+    """Flags of every stage."""
 
-    path: Annotated[str | None, MODEL] = None
-    """A folder that transformers reads, a run of proximo lm, or tiny (short for --model.path)."""
-    updates: Annotated[int | None, SHORT] = None
-    """Updates to train for (short for --run.updates)."""
-    seed: Annotated[int | None, SHORT] = None
-    """Seed of everything (short for --run.seed)."""
-    run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    run_dir: Annotated[Path | None, optional("DIR")] = None
     """A new folder for the run; by default runs/lm-STAGE-seedS."""
     quiet: bool = False
     """Print nothing but errors."""
     model: ModelConfig = field(default_factory=ModelConfig)
     run: TrainingConfig = field(default_factory=TrainingConfig)
-
-    def sections(self) -> dict[str, Any]:
-        """The model and the run, with the shorthands laid over them."""
-        given = {"updates": self.updates, "seed": self.seed}
-        run = {name: value for name, value in given.items() if value is not None}
-        model = {"path": self.path} if self.path is not None else {}
-        return {
-            "model": dataclasses.replace(self.model, **model),  # type: ignore[arg-type]
-            "run": dataclasses.replace(self.run, **run),  # type: ignore[arg-type]
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +67,7 @@ class Sft(Begin):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitReward(Begin):
+class FitReward(Sft):
     """Fit a reward model to pairs of answers, of which one was preferred.
 
     The data are lines of JSON with "prompt", "chosen" and "rejected".
@@ -94,23 +75,18 @@ class FitReward(Begin):
 
     data: Annotated[Path | None, TEXT] = None
     """JSONL with prompt, chosen and rejected."""
-    algorithm: Fitting = field(default_factory=Fitting)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ppo(Begin):
     """Train a language model by PPO for a reward, near the model that it began as.
 
-    The prompts are lines of JSON with "prompt"; other columns are handed to the reward. With an
-    env, which speaks first, they are handed to its reset, or left out.
+    The prompts are lines of JSON with "prompt"; other columns are passed to the reward. An env
+    speaks first: the columns are passed to its reset, and there may be no prompts.
     """
 
     prompts: Annotated[Path | None, TEXT] = None
     """JSONL with prompt."""
-    reward: Annotated[tuple[str, ...], REWARD] = ()
-    """What scores completions (short for --score.reward)."""
-    env: Annotated[str | None, ENV] = None
-    """An env of text to talk with, for its rewards (short for --score.env)."""
     algorithm: TokenPPO = TOKENS
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -127,7 +103,7 @@ class Generate:
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """A run of proximo lm, or a folder that transformers reads."""
-    prompt: Annotated[tuple[str, ...], arg(metavar="TEXT ...", help_behavior_hint="")] = ()
+    prompt: Annotated[tuple[str, ...], optional("TEXT ...")] = ()
     """Prompts as text."""
     prompts: Annotated[Path | None, TEXT] = None
     """Prompts as JSONL."""
@@ -140,7 +116,7 @@ class Generate:
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Go on with a run of proximo lm exactly where its last checkpoint stands.
+    """Continue a run of proximo lm exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as if it had never stopped (on the same processor and
     versions).
@@ -148,16 +124,16 @@ class Resume:
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
-    updates: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    updates: Annotated[int | None, optional("N")] = None
     """Train to this many updates instead; schedules keep their horizon."""
     reward: Annotated[tuple[str, ...], REWARD] = ()
-    """What scores completions, which a function of your own needs to hear again."""
+    """Reward; if it is code (module:function), repeat its name as consent to import it."""
     env: Annotated[str | None, ENV] = None
-    """The env, likewise."""
+    """Environment; likewise."""
     data: Annotated[Path | None, TEXT] = None
-    """The data, where the file stands elsewhere now."""
+    """Data, if the file has moved."""
     strict: bool = False
-    """Refuse a last checkpoint that is damaged, instead of going on from the newest whole one."""
+    """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -167,7 +143,7 @@ STAGES: dict[str, tuple[type, str]] = {
     "reward": (FitReward, "Fit a reward model to pairs of answers."),
     "ppo": (Ppo, "Train a language model by PPO for a reward."),
     "generate": (Generate, "Complete prompts."),
-    "resume": (Resume, "Go on with a run, exactly where it stopped."),
+    "resume": (Resume, "Continue a run, exactly where it stopped."),
 }
 
 
@@ -200,31 +176,24 @@ def main(arguments: list[str]) -> int:
 
 
 def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
-    config: StageConfig
+    kind: type[StageConfig]
     if isinstance(command, Ppo):
-        data, score = command.prompts, _scored(command.score, command)
-        if data is None and not score.env:
-            raise UsageError("name the data: --prompts FILE.jsonl")
-        if not (score.reward or score.env):
-            raise UsageError(
-                "name what scores completions: --reward module:function, or a run, or --env"
-            )
-        config = PPOConfig(
-            lm=Task(stage="ppo", data=str(data or "")),
-            algorithm=command.algorithm,
-            sampling=command.sampling,
-            kl=command.kl,
-            score=score,
-            ptx=command.ptx,
-            **command.sections(),
-        )
+        stage, kind, data, flag = "ppo", PPOConfig, command.prompts, "--prompts"
     else:
-        if command.data is None:
-            raise UsageError("name the data: --data FILE.jsonl")
-        stage: Any = "sft" if isinstance(command, Sft) else "reward"
-        task = Task(stage=stage, data=str(command.data))
-        config = FitConfig(lm=task, algorithm=command.algorithm, **command.sections())
-    path = command.run_dir or free(Path("runs") / f"lm-{config.lm.stage}-seed{config.run.seed}")
+        stage = "reward" if isinstance(command, FitReward) else "sft"
+        kind, data, flag = FitConfig, command.data, "--data"
+    score = getattr(command, "score", ScoreConfig())
+    if data is None and not score.env:
+        raise UsageError(f"name the data: {flag} FILE.jsonl")
+    if stage == "ppo" and not (score.reward or score.env):
+        raise UsageError(
+            "name what scores completions: --reward module:function, or a run, or --env"
+        )
+    names = [part.name for part in dataclasses.fields(kind) if part.name != "lm"]
+    sections: dict[str, Any] = {name: getattr(command, name) for name in names}
+    task: Any = {"stage": stage, "data": str(data or "")}
+    config: StageConfig = kind(lm=Task(**task), **sections)
+    path = command.run_dir or free(Path("runs") / f"lm-{stage}-seed{config.run.seed}")
     return _train(config, path, resume=False, quiet=command.quiet)
 
 
@@ -233,12 +202,10 @@ def _resume(command: Resume, arguments: list[str]) -> int:
     folder.check_begun()
     config = read_stage(folder.config_file)
     if isinstance(config, PPOConfig):
-        config = dataclasses.replace(config, score=_scored(config.score, command))
-        _check_code(config.score, command, arguments)
+        config = _allow_code(config, command, arguments)
     if command.data is not None:
-        config = dataclasses.replace(
-            config, lm=dataclasses.replace(config.lm, data=str(command.data))
-        )
+        task = dataclasses.replace(config.lm, data=str(command.data))
+        config = dataclasses.replace(config, lm=task)
     if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.env):
         raise UsageError("this run's data were given by a program: name them by --data")
     if command.updates is not None:
@@ -249,131 +216,72 @@ def _resume(command: Resume, arguments: list[str]) -> int:
 
     try:
         saved = Checkpoint(folder.checkpoint("last"))
-        done, finished = saved.updates, saved.record.get("finished")
-    except Damaged:  # then there is more to do, from an earlier one
+        updates, finished = saved.updates, saved.record.get("finished")
+    except Damaged:  # training continues, from an earlier one
         if command.strict:
             raise
-        done, finished = 0, False
+        updates, finished = 0, False
     result = folder.read_result()  # of this state, or it was killed before that was written
-    written = (result.get("stopped_by"), result.get("updates")) == ("updates", done)
-    if done >= config.run.updates and finished and written:
+    written = (result.get("stopped_by"), result.get("updates")) == ("updates", updates)
+    if updates >= config.run.updates and finished and written:
         if not command.quiet:
-            show(f"{command.run} is finished: {done:,} updates. To train further, give --updates")
+            show(
+                f"{command.run} is finished: {updates:,} updates. To train further, give --updates"
+            )
         return 0
     return _train(config, command.run, resume=True, quiet=command.quiet)
 
 
-def _scored(score: ScoreConfig, command: Ppo | Resume) -> ScoreConfig:
-    """With the shorthands laid over it."""
-    given: dict[str, Any] = {"reward": command.reward, "env": command.env}
-    return dataclasses.replace(score, **{name: value for name, value in given.items() if value})
-
-
-def _check_code(score: ScoreConfig, command: Resume, arguments: list[str]) -> None:
-    """Refuse to import code because a file names it. Raises `UsageError` with the line to type."""
-    own, again = "", [""]
-    code = [name for name in score.reward if not Path(name).is_dir()]
-    if code and not command.reward:
-        own, again = f"reward, {' and '.join(code)}", ["--reward", *score.reward]
-    if ":" in score.env and not command.env:
-        own, again = f"env, {score.env}", ["--env", score.env]
-    if own:
-        line = shlex.join(["proximo", "lm", "resume", *arguments, *again])
-        raise UsageError(
-            f"this run's {own}, is code: importing it needs your word. "
-            f"If you trust it, type: {line}"
-        )
+def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPOConfig:
+    """Configuration with the reward and the env that were given again. Raises `UsageError`."""
+    stored = config.score
+    names: dict[str, Any] = {"reward": command.reward, "env": command.env}
+    score = dataclasses.replace(stored, **{name: value for name, value in names.items() if value})
     if not (score.reward or score.env):
         raise UsageError(
             "this run's reward was given by a program: name it by --reward, or an env by --env"
         )
+    code = stored.reward if any(not Path(name).is_dir() for name in stored.reward) else ()
+    reward = Code("reward", "--reward", code, bool(command.reward))
+    env = Code("env", "--env", [stored.env] * (":" in stored.env), bool(command.env))
+    check_code("lm resume", arguments, (reward, env))
+    return dataclasses.replace(config, score=score)
 
 
 def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
-    from proximo.commands.signals import Interrupt
+    from proximo.commands.running import note, supervised
     from proximo.language.stages import run_fit, run_ppo
 
     folder = RunFolder(path)
-    if not quiet:
-        say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
-    display = None if quiet else Lines(config.run.updates)
-    keep: dict[str, Any] = {"run_dir": path, "resume": resume, "display": display}
-    again = f"proximo lm resume {path}"
-    with Interrupt(folder, config.run.grace, "proximo lm resume") as interrupt:
-
-        def heed(learner: Learner, samples: object, metrics: object) -> bool:
-            if interrupt.asked:
-                interrupt.asked, learner.save_soon = False, True
-                folder.note(said := f"SIGUSR1: saving after update {learner.updates}")
-                if not quiet:
-                    say(said)
-            return interrupt(learner, samples, metrics)
-
-        keep["callbacks"] = [heed]
-        try:
-            if isinstance(config, PPOConfig):
-                result = run_ppo(config, config.lm.data or None, **keep)
-            else:
-                result = run_fit(config, config.lm.data, **keep)
-        except KeyboardInterrupt:
-            show(interrupt.stopped_at_once(), file=sys.stderr)
-            return 128 + (interrupt.signal or signal.SIGINT)
-        except TrainingError as error:
-            raise TrainingError(f"{error}\nThe run is kept; go on by: {again}") from error
-    if interrupt.signal is not None:
-        show(f"stopped; go on by: {again}", file=sys.stderr)
-        return 128 + interrupt.signal
+    columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
+    display = (
+        None
+        if quiet
+        else Display(columns, config.run.updates, folder.note, live=sys.stdout.isatty())
+    )
     if display:
-        display.end(result, path)
-    return 0
+        say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
+    with supervised(folder, config.run.grace, "proximo lm resume") as interrupt:
 
+        def check_signals(learner: Learner, samples: object, metrics: object) -> bool:
+            if interrupt.save_requested:
+                interrupt.save_requested, learner.save_soon = False, True
+                note([f"SIGUSR1: saving after update {learner.updates}"], folder, quiet=quiet)
+            if ends := interrupt(learner, samples, metrics):
+                interrupt.stopped_after = learner.updates
+            return ends
 
-READINGS = (
-    ("score", "score", "{:.3f}"),
-    ("held out", "held_out_score", "{:.3f}"),
-    ("loss", "loss", "{:.4f}"),
-    ("accuracy", "accuracy", "{:.2f}"),
-    ("KL", "kl", "{:.3f}"),
-    ("beta", "beta", "{:.3g}"),
-    ("length", "length", "{:.1f}"),
-    ("turns", "turns", "{:.1f}"),
-    ("stopped", "stopped", "{:.2f}"),
-    ("repeated", "repeated", "{:.2f}"),
-    ("explained variance", "explained_variance", "{:.2f}"),
-)
-"""Label, key of the row, format; what a stage has no reading of is not shown."""
-
-
-class Lines:
-    """A line every five seconds, and the last one."""
-
-    INTERVAL = 5.0
-
-    def __init__(self, total: int) -> None:
-        self._total, self._printed = total, time.perf_counter()
-        self._row: dict[str, Any] | None = None
-
-    def show(self, row: dict[str, Any]) -> None:
-        self._row = row
-        if time.perf_counter() - self._printed >= self.INTERVAL:
-            self._print()
-
-    def end(self, result: Result, path: Path) -> None:
-        """The last line, and what was measured at the end."""
-        self._print()
+        settings: dict[str, Any] = {"run_dir": path, "resume": resume, "callbacks": [check_signals]}
+        with display or contextlib.nullcontext():
+            if isinstance(config, PPOConfig):
+                result = run_ppo(config, config.lm.data or None, display=display, **settings)
+            else:
+                result = run_fit(config, config.lm.data, display=display, **settings)
+    if interrupt.code == 0 and not quiet:
         for name, value in result.final.items():
             say(f"{name.replace('_', ' ')} {value:.4f}")
         say(f"run folder: {path}")
-
-    def _print(self) -> None:
-        if self._row is None:
-            return
-        row, self._row, self._printed = self._row, None, time.perf_counter()
-        words = [f"{label} {form.format(row[key])}" for label, key, form in READINGS if key in row]
-        if "score" in row:
-            words = [word for word in words if not word.startswith("loss ")]
-        line = f"{row['update']:,}/{self._total:,} updates  {'  '.join(words)}"
-        say(f"{line}  {row['seconds']:.0f} s")
+    return interrupt.code
 
 
 def _generate(command: Generate, arguments: list[str]) -> int:
@@ -386,8 +294,8 @@ def _generate(command: Generate, arguments: list[str]) -> int:
     from proximo.language.tokenizer import content
 
     rows = Examples.read(command.prompts or command.prompt, "prompt").rows
-    said = complete(load_model(command.model), rows, command.sampling, seed=command.seed)
-    for prompt, text in zip([row["prompt"] for row in rows], said, strict=True):
+    completions = complete(load_model(command.model), rows, command.sampling, seed=command.seed)
+    for prompt, text in zip([row["prompt"] for row in rows], completions, strict=True):
         if command.json:
             show(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False))
         else:

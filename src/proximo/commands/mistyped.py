@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 USUAL = {
-    "algorithm.learning-rate": ("lr", "learning-rate", "policy-lr", "pi-lr", "step-size"),
+    "algorithm.learning-rate": ("policy-lr", "pi-lr", "step-size"),
     "algorithm.critic-learning-rate": ("vf-lr", "value-lr", "critic-lr"),
     "algorithm.gamma": ("discount", "discount-factor"),
     "algorithm.lam": ("gae-lambda", "lambda", "gae-lam"),
@@ -23,7 +23,7 @@ USUAL = {
     "algorithm.optimizer-eps": ("adam-eps", "adam-epsilon"),
     "algorithm.target-kl": ("kl-target", "max-kl"),
     "rollout.steps": ("n-steps", "num-steps", "nsteps", "rollout-length", "horizon", "unroll"),
-    "env.num_envs": ("num-envs", "n-envs", "nenvs", "envs", "num-env", "n-env"),
+    "env.num-envs": ("n-envs", "nenvs", "envs", "num-env", "n-env"),
     "env.processes": ("num-workers", "n-workers", "workers", "n-proc"),
     "env.kwargs": ("env-kwargs", "env-config"),
     "env.max-episode-steps": ("time-limit", "max-steps", "max-ep-len"),
@@ -35,33 +35,48 @@ USUAL = {
     "run.eval-episodes": ("n-eval-episodes", "num-eval-episodes"),
     "run.save-every": ("save-freq", "checkpoint-freq", "checkpoint-interval"),
     "run-dir": ("log-dir", "logdir", "output-dir", "save-dir", "save-path", "outdir"),
-    "total-steps": (
+    "run.total-steps": (
         *("total-timesteps", "timesteps", "n-timesteps", "num-timesteps", "max-timesteps"),
         *("total-env-steps", "num-env-steps"),
     ),
-    "stop-at": ("reward-threshold", "target-reward", "target-return"),
-    "env": ("env-id", "env-name", "environment"),
+    "run.updates": ("num-updates", "n-updates", "iterations", "num-iterations", "max-updates"),
+    "run.stop-at": ("reward-threshold", "target-reward", "target-return"),
+    "env.id": ("env-id", "env-name", "environment"),
 }
 """Our flag -> what other libraries call it."""
+FORMER = {  # names of schema 1
+    "env.worlds": "env.num-envs",  # names of schema 1
+    "net.memory": "net.recurrent",  # names of schema 1
+    "net.memory-size": "net.recurrent-size",  # names of schema 1
+    "net.memory-steps": "net.bptt-steps",  # names of schema 1
+    "net.critic-only": "net.privileged",  # names of schema 1
+    "net.deviation": "net.std",  # names of schema 1
+    "score.world": "score.env",  # names of schema 1
+    "world": "env",  # names of schema 1
+}
+"""What a flag was called before -> what it is called now."""
 SURE = 0.9
 """Likeness from which a name is not asked about."""
 
 
-def message(verb: str, arguments: Sequence[str], unknown: Sequence[str], known: set[str]) -> str:
-    """What is said of words that a verb does not take.
+def message(
+    verb: str, arguments: Sequence[str], unknown: Sequence[str], known: Mapping[str, str]
+) -> str:
+    """Error for words that a verb does not take.
 
-    known: its flags, without their dashes.
+    known: every form of its flags -> the long one, without dashes.
     """
     names = [word for word in unknown if re.match(r"--?[A-Za-z]", word)]
-    flags = {word: _plain(word) for word in names if _plain(word) not in known}
-    if not flags:
+    typed = {word: _plain(word) for word in names if _plain(word) not in known}
+    if not typed:
         return f"proximo {verb} has no place for {shlex.join(unknown)}: see proximo {verb} --help"
-    meant = {word: _meant(name, known) for word, name in flags.items()}
+    meant = {word: _meant(name, known) for word, name in typed.items()}
     sure = {word: near[0] for word, near in meant.items() if len(near) == 1}
-    there_is = " and ".join(f"--{name}" if len(name) > 1 else f"-{name}" for name in flags.values())
-    text = f"proximo {verb} has no flag {there_is}."
-    if len(sure) == len(flags):
-        line = [_said(word, sure[word]) if word in sure else word for word in arguments]
+    renamed = [f"--{n} is now --{sure[w]}" for w, n in typed.items() if w in sure and n in FORMER]
+    there_is = " and ".join(f"--{name}" if len(name) > 1 else f"-{name}" for name in typed.values())
+    text = f"proximo {verb} has no flag {there_is}{': ' * bool(renamed)}{', '.join(renamed)}."
+    if len(sure) == len(typed):
+        line = [_replaced(word, sure[word]) if word in sure else word for word in arguments]
         return f"{text} Type: {shlex.join(['proximo', *verb.split(), *line])}"
     for near in meant.values():
         if near:
@@ -73,24 +88,27 @@ def _plain(word: str) -> str:
     return word.lstrip("-").partition("=")[0].replace("_", "-")
 
 
-def _said(word: str, name: str) -> str:
+def _replaced(word: str, name: str) -> str:
     _, equals, value = word.partition("=")
     return f"--{name}{equals}{value}"
 
 
-def _meant(name: str, known: set[str]) -> list[str]:
-    """The flags that may be meant, the most likely ones."""
+def _meant(name: str, known: Mapping[str, str]) -> list[str]:
+    """The most likely flags, each in the first of its short forms where it has one."""
     name = name.lower()
-    usual = [ours for ours, others in USUAL.items() if name in others and ours in known]
-    ends = [flag for flag in known if name == flag.rpartition(".")[2]]
-    # Of a setting and its short form, the short one.
-    for found in (sorted(ends, key=len)[:1] if name in known else sorted(ends), usual):
-        if found:
-            return found
-    lasts = {flag.rpartition(".")[2]: flag for flag in sorted(known, key=len, reverse=True)}
-    others = {other: ours for ours, words in USUAL.items() for other in words if ours in known}
-    words = {**others, **lasts, **{flag: flag for flag in known}}
-    near = difflib.get_close_matches(name, words, n=3, cutoff=0.7)
-    if near and difflib.SequenceMatcher(None, name, near[0]).ratio() > SURE:
-        near = near[:1]
-    return list(dict.fromkeys(words[word] for word in near))
+    others = {other: ours for ours, words in USUAL.items() for other in words} | FORMER
+    others |= {old.rpartition(".")[2]: new for old, new in FORMER.items()}
+    others = {other: ours for other, ours in others.items() if ours in known}
+    ends = {flag for flag in known.values() if name == flag.rpartition(".")[2]}
+    near = sorted(ends)
+    if not near and name in others:
+        near = [others[name]]
+    elif not near:
+        lasts = {flag.rpartition(".")[2]: flag for flag in known.values()}
+        words = {**others, **lasts, **known}
+        close = difflib.get_close_matches(name, words, n=3, cutoff=0.75)
+        if close and difflib.SequenceMatcher(None, name, close[0]).ratio() > SURE:
+            close = close[:1]
+        near = [words[word] for word in close]
+    forms = ([form for form in known if known[form] == known[flag]] for flag in near)
+    return list(dict.fromkeys(short[0] if short else long for long, *short in forms))

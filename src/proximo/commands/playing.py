@@ -2,116 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
-
-from proximo.commands.arguments import allow_code, check_spaces, closing, parse, show
-from proximo.disk import warn
+from proximo.commands.arguments import check_least, optional, parse, show
+from proximo.commands.stored import OfEpisodes
 from proximo.errors import UsageError, explain, faults
+from proximo.run.folder import RunFolder
 
 if TYPE_CHECKING:
     import gymnasium as gym
 
     from proximo.agent import Agent
-    from proximo.run.config import Config
-
-SEED = 1_000_000
-"""The first episode of `proximo eval` too: what is shown is what was scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Play:
+class Play(OfEpisodes):
     """Show a trained policy on screen, or write a video of it.
 
-    Writing a video needs no display.
+    Episodes start from the same seeds as those of `proximo eval`. A video needs no display.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
-    video: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    video: Annotated[Path | None, optional("FILE")] = None
     """Write a .gif or .mp4 here instead of opening a window."""
     episodes: int = 1
     """Number of episodes."""
-    seed: int = SEED
-    """Seed of the first episode; each further one counts up by one."""
-    max_episode_steps: int | None = None
-    """Steps after which an episode is cut off; by default as in `proximo eval`."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Which policy."""
-    stochastic: bool = False
-    """Draw actions from the policy instead of taking the most likely one."""
-    env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
-    """The env, which a run in code of your own (module:Class) needs to hear again."""
-    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
-    """Its wrappers, in the same way."""
-    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
-    """The network, where it is code of your own, which needs to be said again."""
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Play, "play", arguments)
-    if command.episodes < 1:
-        raise UsageError(f"--episodes is {command.episodes}: give at least 1")
-    if command.seed < 0:
-        raise UsageError(f"--seed is {command.seed}: give 0 or more")
-    if command.max_episode_steps is not None and command.max_episode_steps < 1:
-        raise UsageError(f"--max-episode-steps is {command.max_episode_steps}: give at least 1")
+    check_least(command, episodes=1, seed=0, max_episode_steps=1)
     if command.video and command.video.suffix not in (".gif", ".mp4"):
         raise UsageError(f"--video is {command.video}: its name must end in .gif or .mp4")
     if command.video and not command.video.parent.is_dir():
         raise UsageError(f"--video is {command.video}: there is no folder {command.video.parent}")
     if command.video:
-        # Said before the env is made: SDL and MuJoCo look for a display when they are loaded.
+        # Before the env is made: SDL and MuJoCo look for a display when they are loaded.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         if not os.environ.get("DISPLAY"):
             os.environ.setdefault("MUJOCO_GL", "egl")
     video = command.video and command.video.absolute()  # an env may change the current folder
 
-    from proximo.agent import load
-    from proximo.envs.check import running_statistics
-    from proximo.envs.make import make_env
-    from proximo.run.folder import RunFolder
-
-    saved = RunFolder.open(command.run).read_config()
-    named = (command.env, command.wrappers, command.net)
-    config = allow_code(saved, *named, "play", arguments)
-    agent = load(command.run, command.checkpoint, net=command.net)
+    RunFolder.open(command.run)
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
-    env = make_env(config.env, render_mode=mode)
-    with closing(env):
-        check_spaces(env, agent)
-        metadata = _metadata(env)
-        _check_mode(env, metadata, mode)
-        if found := running_statistics(env):
-            warn(f"what is shown is not what was trained: {found}")
-        _play(command, agent, env, metadata, config, video)
+    with command.opened("play", arguments, "shown", mode) as (agent, env, config):
+        _play(command, agent, env, _metadata(env, mode), command.limit(config), video)
     return 0
 
 
-def _metadata(env: gym.Env) -> dict[str, Any]:
-    """What an env says of itself. Raises `UsageError` where that fails."""
-    from proximo.envs.layers import title
-
-    try:
-        found = env.metadata
-    except faults() as error:
-        raise UsageError(f"{title(env)} failed at its metadata: {explain(error)}") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _check_mode(env: gym.Env, metadata: dict[str, Any], mode: str) -> None:
-    """Raises `UsageError` for an env that says that it cannot be shown so."""
+def _metadata(env: gym.Env, mode: str) -> dict[str, Any]:
+    """Metadata of an env. Raises `UsageError` where they fail, or exclude this render_mode."""
     from gymnasium.wrappers import HumanRendering
 
     from proximo.envs.layers import layers, title
 
+    try:
+        metadata = env.metadata if isinstance(env.metadata, dict) else {}
+    except faults() as error:
+        raise UsageError(f"{title(env)} failed at its metadata: {explain(error)}") from error
     modes = metadata.get("render_modes")
     drawn = any(isinstance(layer, HumanRendering) for layer in layers(env))
     if isinstance(modes, list | tuple) and modes and mode not in modes and not drawn:
@@ -122,6 +76,7 @@ def _check_mode(env: gym.Env, metadata: dict[str, Any], mode: str) -> None:
             f"{title(env)} cannot be shown by render_mode {mode}: the render_modes of its "
             f"metadata are {', '.join(map(str, modes))}; {remedy}"
         )
+    return metadata
 
 
 def _has_display() -> bool:
@@ -133,22 +88,21 @@ def _play(
     agent: Agent,
     env: gym.Env,
     metadata: dict[str, Any],
-    config: Config,
+    limit: int,
     path: Path | None,
 ) -> None:
-    """path: where a video is to be written."""
-    from proximo.commands.pictures import Video, frame_rate
+    """`path`: the absolute path of the video, if one is written."""
+    from proximo.commands.video import Video, frame_rate
     from proximo.envs.make import in_step
-    from proximo.evaluate import EpisodePlayer, step_limit, unwatched
+    from proximo.evaluate import EpisodePlayer, unwatched
 
-    limit = step_limit(config.env, command.max_episode_steps or config.run.eval_max_episode_steps)
-    rate, said = frame_rate(metadata)
+    rate, warning = frame_rate(metadata)
     video = Video(path, rate, env) if path else None
+    watch = (lambda episode: video.watch()) if video else unwatched  # a window draws itself
     player = EpisodePlayer(in_step([env]))
-    try:
+    with video or contextlib.nullcontext():
         for number in range(command.episodes):
             seed = command.seed + number
-            watch = (lambda episode: video.watch()) if video else unwatched
             scores = player.play(
                 agent.policy,
                 episodes=1,
@@ -160,11 +114,5 @@ def _play(
             returns = ", ".join(f"{episode.ret:.2f}" for episode in scores.episodes)
             end = f", cut off after {limit:,} steps (--max-episode-steps)" if scores.cut else ""
             show(f"episode {number + 1} (seed {seed}): return {returns}{end}")
-        if video:
-            video.close()
-    except BaseException:
-        if video:
-            video.discard()
-        raise
     if video:
-        show(f"{video.frames} states in {command.video}{said and f'; {said}'}")
+        show(f"{video.frames} states in {command.video}{warning and f'; {warning}'}")

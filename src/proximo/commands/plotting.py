@@ -8,7 +8,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import parse, show
+from proximo.commands.arguments import optional, parse, show
 from proximo.errors import UsageError
 
 
@@ -22,7 +22,7 @@ class Plot:
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
     """Run folders."""
-    out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    out: Annotated[Path | None, optional("FILE")] = None
     """The picture; by default curves.png in the (first) run folder."""
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
-
-from proximo.commands.arguments import allow_code, parse, show
+from proximo.commands.arguments import optional, parse, show
+from proximo.commands.stored import OfRun
 
 if TYPE_CHECKING:
     from proximo.run.checkpoint import Checkpoint
@@ -17,40 +15,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume:
-    """Go on with a run exactly where its last checkpoint stands.
+class Resume(OfRun):
+    """Continue a run exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as if it had never stopped (on the same processor and
     versions, for envs that are stepped singly and answer alike; the run says so if they do not).
-    What was logged after the checkpoint is dropped and made again.
+    Rows that were logged after the checkpoint are dropped and made again.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
     engine: Annotated[
         Literal["auto", "torch", "compile", "native"] | None,
-        arg(metavar="{auto,torch,compile,native}", help_behavior_hint=""),
+        optional("{auto,torch,compile,native}"),
     ] = None
-    """Compute updates by another engine than so far; the bits then differ in the last places."""
+    """Another engine than so far; the bits then differ in the last places."""
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"] | None,
-        arg(metavar="{auto,cpu,cuda,mps}", help_behavior_hint=""),
+        optional("{auto,cpu,cuda,mps}"),
     ] = None
-    """Go on with another device than so far; the bits then differ in the last places."""
-    total_steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Another device than so far; the bits then differ in the last places."""
+    total_steps: Annotated[int | None, optional("N")] = None
     """Train to this many steps instead, whatever ended the run; schedules keep their horizon."""
-    total_episodes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    total_episodes: Annotated[int | None, optional("N")] = None
     """End after this many episodes instead."""
-    stop_at: Annotated[float | None, arg(metavar="R", help_behavior_hint="")] = None
+    stop_at: Annotated[float | None, optional("R")] = None
     """End early at this return instead."""
-    env: Annotated[str | None, arg(metavar="ENV", help_behavior_hint="")] = None
-    """The env, which a run in code of your own (module:Class) needs to hear again."""
-    wrappers: Annotated[tuple[str, ...], arg(metavar="WRAPPER ...", help_behavior_hint="")] = ()
-    """Its wrappers, in the same way."""
-    net: Annotated[str | None, arg(metavar="module:Class", help_behavior_hint="")] = None
-    """The network, where it is code of your own, which needs to be said again."""
     strict: bool = False
-    """Refuse a last checkpoint that is damaged, instead of going on from the newest whole one."""
+    """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
     quiet: bool = False
     """Print nothing but errors."""
 
@@ -65,8 +55,7 @@ def main(arguments: list[str]) -> int:
 
     folder = RunFolder.open(command.run)
     folder.check_begun()
-    named = (command.env, command.wrappers, command.net)
-    config = allow_code(folder.read_config(), *named, "resume", arguments)
+    config = command.config("resume", arguments)
     settings = ("total_steps", "total_episodes", "stop_at", "engine", "device")
     given = {name: getattr(command, name) for name in settings}
     changed: dict[str, Any] = {name: x for name, x in given.items() if x is not None}

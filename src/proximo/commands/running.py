@@ -1,4 +1,4 @@
-"""Training in a terminal: what `train` and `resume` share."""
+"""Training in a terminal: the shell of every run, and `train` and `resume`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import contextlib
 import dataclasses
 import signal
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from proximo.commands.arguments import say, show
-from proximo.commands.display import LiveDisplay, PlainDisplay, said_if_slow
+from proximo.commands.display import CONTROL, Display, said_if_slow
 from proximo.commands.signals import Interrupt
 from proximo.errors import TrainingError, UsageError, explain
 from proximo.loop import run_session
-from proximo.run.checkpoint import Checkpoint, newest
+from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, sayable
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.presets import Preset
@@ -75,6 +76,43 @@ def go_on(config: Config, folder: RunFolder, saved: Checkpoint, *, quiet: bool) 
     return _train(config, folder, lines, quiet=quiet, resume=saved)
 
 
+@contextlib.contextmanager
+def supervised(folder: RunFolder, grace: float, resume: str) -> Iterator[Interrupt]:
+    """The shell of every run: its signals, its exit code, and how to continue if it ends early.
+
+    `resume`: the command that continues a run. Raises `TrainingError`.
+    """
+    with Interrupt(folder, grace, resume) as interrupt:
+        try:
+            yield interrupt
+        except KeyboardInterrupt:
+            show(interrupt.stopped_at_once(), file=sys.stderr)
+            interrupt.code = 128 + (interrupt.signal or signal.SIGINT)
+            return
+        except (TrainingError, SystemExit) as error:
+            what = str(error)
+            if isinstance(error, SystemExit):  # errors of envs name them: perhaps a network's
+                what = f"code of your own has ended the training: {explain(error)}"
+                if not folder.path.exists():  # nothing was learned yet
+                    raise UsageError(what) from error
+            raise TrainingError(
+                f"{what}\nThe run is kept, and the traceback is in {folder.log_file}; "
+                f"go on by: {resume} {folder.name}"
+            ) from error
+    if interrupt.signal and interrupt.stopped_after is not None:
+        interrupt.code = 128 + interrupt.signal
+        after = f"stopped after update {interrupt.stopped_after}"
+        show(f"{after}; go on by: {resume} {folder.name}", file=sys.stderr)
+
+
+def note(lines: Iterable[str], folder: RunFolder, *, quiet: bool) -> None:
+    """Write lines to the log of a run, and print them."""
+    for line in lines:
+        folder.note(line)
+        if not quiet:
+            say(line)
+
+
 def _train(
     config: Config,
     folder: RunFolder,
@@ -84,69 +122,43 @@ def _train(
     start: Checkpoint | None = None,
     resume: Checkpoint | None = None,
 ) -> int:
-    display: LiveDisplay | PlainDisplay | None = None
-    if not quiet:
-        kind = LiveDisplay if sys.stdout.isatty() else PlainDisplay
-        display = kind(config.run.total_steps, folder.note)
-    with Interrupt(folder, config.run.grace, "proximo resume") as interrupt:
-        try:
-            slow = f"making {config.env.num_envs} envs and trying one takes long: still at it"
-            with contextlib.nullcontext() if quiet else said_if_slow(slow):
-                session = Session(
-                    config,
-                    folder=folder,
-                    callbacks=[interrupt],
-                    display=display,
-                    watch=display.move if display else None,
-                    start=start,
-                    resume=resume,
-                )
-            interrupt.install()  # its envs are there, and perhaps handlers of theirs
-            _say([*lines, *session.notes], folder, quiet=quiet)
+    display = (
+        None
+        if quiet
+        else Display(CONTROL, config.run.total_steps, folder.note, live=sys.stdout.isatty())
+    )
+    with supervised(folder, config.run.grace, "proximo resume") as interrupt:
+        slow = f"making {config.env.num_envs} envs and trying one takes long: still at it"
+        with contextlib.nullcontext() if quiet else said_if_slow(slow):
+            session = Session(
+                config,
+                folder=folder,
+                callbacks=[interrupt],
+                display=display,
+                watch=display.move if display else None,
+                start=start,
+                resume=resume,
+            )
+        interrupt.install()  # the envs are there, and perhaps handlers of theirs
+        note([*lines, *session.notes], folder, quiet=quiet)
 
-            def heed(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
-                if interrupt.signal:
-                    session.interruption = "interrupted"
-                if interrupt.asked:
-                    interrupt.asked = False
-                    if session.save():
-                        _say([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
+        def check_signals(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+            if interrupt.signal:
+                session.interruption = "interrupted"
+            if interrupt.save_requested:
+                interrupt.save_requested = False
+                if session.save():
+                    note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
 
-            session.callbacks.append(heed)  # behind all others, so that what they did is in it
-            with display or contextlib.nullcontext():
-                agent = run_session(session)
-        except KeyboardInterrupt:
-            show(interrupt.stopped_at_once(), file=sys.stderr)
-            return 128 + (interrupt.signal or signal.SIGINT)
-        except (TrainingError, SystemExit) as error:
-            what = str(error)
-            if isinstance(error, SystemExit):  # envs name theirs: perhaps a network has
-                what = f"code of your own has ended the training: {explain(error)}"
-                if not folder.path.exists():  # nothing was learned yet
-                    raise UsageError(what) from error
-            saved = newest(folder).updates
-            raise TrainingError(
-                f"{what}\nThe run is kept, with its state after update {saved}; the traceback is "
-                f"in {folder.log_file}; go on by: proximo resume {folder.name}"
-            ) from error
-    result = agent.result
-    if result["stopped_by"] == "interrupted" and interrupt.signal:
-        show(
-            f"stopped after update {result['updates']}; go on by: proximo resume {folder.name}",
-            file=sys.stderr,
-        )
-        return 128 + interrupt.signal
-    if not quiet:
+        session.callbacks.append(check_signals)  # after all others, whose changes are saved too
+        with display or contextlib.nullcontext():
+            result = run_session(session).result
+        if result["stopped_by"] == "interrupted":
+            interrupt.stopped_after = result["updates"]
+    if interrupt.code == 0 and not quiet:
         late = [doubt for doubt in result.get("doubts", ()) if doubt not in session.notes]
         say("\n".join([*late, *_ending(result, config, folder)]))
-    return 0
-
-
-def _say(lines: list[str], folder: RunFolder, *, quiet: bool) -> None:
-    for line in lines:
-        folder.note(line)
-        if not quiet:
-            say(line)
+    return interrupt.code
 
 
 def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[str]:

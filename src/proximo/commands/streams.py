@@ -1,4 +1,4 @@
-"""Standard streams that fail, or that are closed: they change neither a verb nor its exit code."""
+"""Standard streams that fail or are closed: they change neither a verb nor its exit code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import io
 import os
 import sys
 from collections.abc import Iterator
+
+from proximo.envs.library_warnings import shown_once
 
 
 class _Output(io.TextIOWrapper):
@@ -36,7 +38,7 @@ class _Output(io.TextIOWrapper):
             self._drop()
 
     def _drop(self) -> None:
-        """From now on nobody is listening: neither to this nor to what an env prints by itself."""
+        """Discard what is printed from now on, also by an env or a library."""
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, self._number)
         os.close(nothing)
@@ -44,8 +46,11 @@ class _Output(io.TextIOWrapper):
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """What can be printed to, whatever it is: closed, a broken pipe, a full disk, ASCII."""
-    for number in range(3):  # what is closed would be the number of the next file that is opened
+    """Streams that take text whatever they are: closed, a broken pipe, a full disk, ASCII.
+
+    Warnings of other libraries go there once, in one line.
+    """
+    for number in range(3):  # the next file that is opened would get the number of a closed one
         try:
             os.fstat(number)
         except OSError:
@@ -59,7 +64,8 @@ def standard_streams() -> Iterator[None]:
                 stream.flush()
             setattr(sys, name, _Output(stream))
     try:
-        yield
+        with shown_once():
+            yield
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from proximo.algorithms.base import OnPolicy
 from proximo.algorithms.ppo import PPO
-from proximo.commands.arguments import allow_code, parse
+from proximo.commands.arguments import flags, given, optional, parse
+from proximo.commands.stored import allow_code
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError
 from proximo.nets.config import NetConfig
@@ -29,48 +30,27 @@ from proximo.run.config import (
 )
 from proximo.run.presets import Preset, find_preset, named_preset, presets
 
-SHORT = arg(help_behavior_hint="")
-"""Short for a setting of a section, which shows the default."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """Train a policy and keep the run in a folder.
 
-    Settings of a preset are used where there is one for the env; whatever is given here goes
-    before them.
+    The settings are those of a preset if there is one for ENV; flags change them.
+    Settings that are often changed have short forms: --lr, --gamma, --epochs, --minibatch-size,
+    --num-envs, --steps, --stop-at, --seed, --device, --threads, --env, --net.
     """
 
-    method: Annotated[Positional[str | None], arg(metavar="ALGORITHM", help_behavior_hint="")] = (
-        None
-    )
-    """What to train with: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
-    env_id: Annotated[Positional[str | None], arg(metavar="ENV", help_behavior_hint="")] = None
-    """Where: a Gymnasium id such as CartPole-v1, or module:Class."""
-    seed: Annotated[int | None, SHORT] = None
-    """Seed of everything (short for --run.seed)."""
-    total_steps: Annotated[int | None, SHORT] = None
-    """Environment steps to train for (short for --run.total-steps)."""
-    stop_at: Annotated[float | None, SHORT] = None
-    """End early at this return (short for --run.stop-at)."""
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"] | None,
-        arg(metavar="{auto,cpu,cuda,mps}", help_behavior_hint=""),
-    ] = None
-    """Where the networks live (short for --run.device)."""
-    run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    method: Annotated[Positional[str | None], optional("ALGORITHM")] = None
+    """Algorithm: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
+    env_id: Annotated[Positional[str | None], optional("ENV")] = None
+    """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
+    run_dir: Annotated[Path | None, optional("DIR")] = None
     """A new folder for the run; by default runs/ENV-ALGORITHM-seedS."""
-    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Settings by name; none: the plain defaults. By default those of ENV, if there are."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    preset: Annotated[str | None, optional("NAME")] = None
+    """Preset by name; none: plain defaults. By default the preset for ENV, if there is one."""
+    config: Annotated[Path | None, optional("FILE")] = None
     """Start from this TOML file, such as a run folder's config.toml."""
-    env_name: Annotated[str | None, arg(name="env", metavar="ENV", help_behavior_hint="")] = None
-    """The env, where --config or --preset names one already."""
-    net_name: Annotated[
-        str | None, arg(name="net", metavar="module:Class", help_behavior_hint="")
-    ] = None
-    """A network of your own (short for --net.module)."""
-    start: Annotated[Path | None, arg(name="from", metavar="RUN", help_behavior_hint="")] = None
+    start: Annotated[Path | None, optional("RUN", name="from")] = None
     """Begin with the last policy of this run."""
     quiet: bool = False
     """Print nothing but errors."""
@@ -82,25 +62,38 @@ class Train:
 
 
 def main(arguments: list[str]) -> int:
-    # Beside it the other settings of the network are checked, which have no meaning without.
-    arguments = [re.sub(r"^--net(?==|$)", "--net.module", word) for word in arguments]
     # Twice: first for what decides on the algorithm and the defaults, then with those.
     asks = [word for word in arguments if word in ("-h", "--help")]
     words = [word for word in arguments if word not in asks]
-    chosen = parse(_command(_any_algorithm()), "train", words)
+    every = _command(_any_algorithm())
+    chosen = parse(every, "train", words)
     base, preset = _base(chosen, asks=bool(asks))
-    sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     command = _command(type(base.algorithm), _defaults(chosen, preset))
+    _check_settings(base.algorithm.name, flags(command), given(words, flags(every)))
+    sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     final = parse(command, "train", arguments, command(**sections))
-    config = _config(final, chosen.net.module, arguments)
+    config = _config(final, chosen, arguments)
 
     from proximo.commands.running import begin
 
     return begin(config, preset, run_dir=final.run_dir, start=final.start, quiet=final.quiet)
 
 
+def _check_settings(
+    algorithm: str, known: Mapping[str, str], typed: Mapping[str, list[str]]
+) -> None:
+    """Refuse settings that other algorithms have, but not this one. Raises `UsageError`."""
+    for flag, (form, *_) in typed.items():
+        if flag not in known:
+            having = [name for name, kind in ALGORITHMS.items() if flag in flags(_command(kind))]
+            raise UsageError(
+                f"{algorithm} has no setting {flag.rpartition('.')[2]}: leave --{form} out "
+                f"(it is of {', '.join(having)})"
+            )
+
+
 def _defaults(chosen: Train, preset: Preset | None) -> str:
-    """What the help says of the defaults that it shows."""
+    """Sentence of the help on the defaults that it shows."""
     if chosen.config is not None:
         return f"The defaults below are those of {chosen.config}."
     if preset:
@@ -109,9 +102,9 @@ def _defaults(chosen: Train, preset: Preset | None) -> str:
 
 
 def _command(algorithm: type[OnPolicy], defaults: str = "") -> type[Train]:
-    """The command with the flags of this algorithm; what its help says of their defaults."""
-    own = ("algorithm", algorithm, field(default_factory=algorithm))
-    made = dataclasses.make_dataclass("Train", [own], bases=(Train,), frozen=True, kw_only=True)
+    """The command with the flags of this algorithm. `defaults`: a sentence of its help."""
+    part = ("algorithm", algorithm, field(default_factory=algorithm))
+    made = dataclasses.make_dataclass("Train", [part], bases=(Train,), frozen=True, kw_only=True)
     made.__doc__ = f"{inspect.cleandoc(Train.__doc__ or '')}\n{defaults}"
     return made
 
@@ -123,13 +116,14 @@ def _any_algorithm() -> type[OnPolicy]:
         hints = typing.get_type_hints(algorithm)
         for f in dataclasses.fields(algorithm):
             # Its default is not known yet, and so is not shown.
-            setting = (f.name, Annotated[hints[f.name], SHORT], field(default=f.default))
+            hint: typing.Any = Annotated[hints[f.name], arg(help_behavior_hint="")]
+            setting = (f.name, hint, field(default=f.default))
             settings.setdefault(f.name, setting)
     return dataclasses.make_dataclass("AnyAlgorithm", settings.values(), frozen=True, kw_only=True)
 
 
 def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
-    """What the arguments are laid over: a file, a preset or the defaults. asks: for help."""
+    """Settings that the flags change: of a file, a preset or the defaults. `asks`: for help."""
     if chosen.config is not None:
         if chosen.preset is not None:
             raise UsageError("--config and --preset both give all settings: use one of them")
@@ -140,7 +134,7 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
                 "algorithm out, or begin without --config"
             )
         return config, None
-    env_id = chosen.env_id or chosen.env_name
+    env_id = _env_id(chosen)
     if chosen.method and env_id is None and chosen.preset is None and "-v" in chosen.method:
         raise UsageError(
             f"there is no algorithm {chosen.method!r}: name one before the env, as in: "
@@ -166,25 +160,23 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
     return from_tables(tables), preset
 
 
-def _config(final: Train, net: str, arguments: list[str]) -> Config:
-    """net: the module that the command line names."""
-    one_env = final.env_id or final.env_name
-    env = dataclasses.replace(final.env, id=one_env) if one_env else final.env
-    short = ("seed", "total_steps", "stop_at", "device")
-    given = {name: getattr(final, name) for name in short if getattr(final, name) is not None}
+def _env_id(chosen: Train) -> str | None:
+    """The environment that the command line names."""
+    if chosen.env_id and chosen.env.id:
+        raise UsageError(f"two envs, {chosen.env_id} and {chosen.env.id}: give one of them")
+    return chosen.env_id or chosen.env.id or None
+
+
+def _config(final: Train, chosen: Train, arguments: list[str]) -> Config:
+    """chosen: what the command line gives, over no preset and no file."""
+    env_id = _env_id(chosen)
+    env = dataclasses.replace(final.env, id=env_id) if env_id else final.env
     config = Config(
-        algorithm=final.algorithm,
-        rollout=final.rollout,
-        env=env,
-        net=final.net,
-        run=dataclasses.replace(final.run, **given),
+        algorithm=final.algorithm, rollout=final.rollout, env=env, net=final.net, run=final.run
     )
     config.check()
     if not config.env.id:
         raise UsageError("name an env, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
-        words = {word.partition("=")[0] for word in arguments}
-        wrappers = env.wrappers if "--env.wrappers" in words else ()
-        named = env.id if "--env.id" in words else one_env
-        allow_code(config, named, wrappers, net, "train", arguments)
+        allow_code(config, env_id, chosen.env.wrappers, chosen.net.module, "train", arguments)
     return config

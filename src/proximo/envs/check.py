@@ -35,7 +35,7 @@ STEPS = 300
 """Steps of the first episodes, at most; a third of that for their repetition."""
 EPISODES = 2
 PARTS = ("observation", "reward", "terminated", "truncated")
-"""What a step returns for every agent."""
+"""Parts of a step's return value, each by agent."""
 
 
 def check_env(

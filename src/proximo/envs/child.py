@@ -14,6 +14,7 @@ import numpy as np
 from proximo.envs.base import Envs
 from proximo.envs.check import check_made
 from proximo.envs.config import EnvConfig
+from proximo.envs.library_warnings import install
 from proximo.envs.make import make_env, make_envs
 from proximo.envs.processes import BEGIN, MAP, Process, Shared
 from proximo.errors import UsageError, explain, faults
@@ -84,8 +85,13 @@ def work() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # an env may print, and must not answer in our place
     order = json.loads(commands.readline())
+    warnings: list[str] = []
+    install(warnings.append)
 
     def answer(**words: Any) -> None:
+        if warnings:  # for the trainer, which shows those of all processes once
+            words["warnings"] = warnings.copy()
+            warnings.clear()
         text = json.dumps(words).encode() + b"\n"
         while text:
             text = text[os.write(answers, text) :]

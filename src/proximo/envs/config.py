@@ -35,7 +35,7 @@ class EnvConfig:
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments for the env's constructor, as KEY VALUE pairs."""
     wrappers: tuple[str, ...] = ()
-    """What each single env is wrapped in, in this order: module:Class, called with the env."""
+    """Wrappers of each single env, the innermost first: module:Class, called with the env."""
     max_episode_steps: Annotated[int | None, at_least(1)] = None
     """Time limit in steps; by default the env's own. It replaces a limit of Gymnasium's, and cannot
     lengthen what an env ends by itself."""
@@ -55,8 +55,8 @@ class EnvConfig:
     """How often an env may fail within 10,000 steps (workers only): it begins a new episode, and
     one time more ends the run."""
     action_masks: Literal["observation", "info", "method"] = "observation"
-    """Where an env says which actions are legal, if it does: an observation's key or one of info's
-    named action_mask, or a method action_masks()."""
+    """Place of an env's action masks, if it has any: the key action_mask of its observation or its
+    info, or a method action_masks()."""
     reward_shift: float = 0.0
     """Added to every reward, before `reward_scale`. Logged returns stay in the env's units."""
     reward_scale: float = 1.0

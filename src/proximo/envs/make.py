@@ -41,7 +41,7 @@ def make_env(env: EnvConfig, maker: Maker | None = None, render_mode: str | None
         one_env = _arcade(env, render_mode)
     else:
         made_by = maker or _maker(env)
-        one_env = _single(_call(made_by, env, kwargs), _said(made_by, env))
+        one_env = _single(_call(made_by, env, kwargs), _maker_name(made_by, env))
     for name in env.wrappers:
         try:
             wrapped = find(name)(one_env)
@@ -111,13 +111,13 @@ def _limited(env: gym.Env[Any, Any], steps: int) -> gym.Env[Any, Any]:
     return env if limits else gym.wrappers.TimeLimit(env, steps)
 
 
-def _said(maker: Any, env: EnvConfig) -> str:
+def _maker_name(maker: Any, env: EnvConfig) -> str:
     """Name of what makes an env."""
     return env.id or getattr(maker, "__qualname__", f"{maker!r:.80}")
 
 
 def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> Any:
-    what = _said(maker, env) + (f" with the arguments {kwargs}" if kwargs else "")
+    what = _maker_name(maker, env) + (f" with the arguments {kwargs}" if kwargs else "")
     if not callable(maker):
         raise UsageError(
             f"{what} cannot be made: it is {maker!r:.80}, of type {type(maker).__name__}: name a "
@@ -198,8 +198,8 @@ def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
     """Refuse settings that cannot act on what the caller gives. Raises `UsageError`."""
     if env.backend in ("vector", "envpool"):
         raise UsageError(
-            f"env.backend is {env.backend}, which makes envs by their id, but {_said(source, env)} "
-            "is given: leave it out"
+            f"env.backend is {env.backend}, which makes envs by their id, but "
+            f"{_maker_name(source, env)} is given: leave it out"
         )
     if not isinstance(source, VectorEnv):
         return
@@ -225,7 +225,7 @@ def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
         close_all(made)
         raise
     if len({id(unwrapped(one_env)) for one_env in made}) < len(made):
-        text = "the callable returned one and the same one_env twice: make a new one each time"
+        text = "the callable returned one and the same env twice: make a new one each time"
         raise UsageError(text)
     return made
 

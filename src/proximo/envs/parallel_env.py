@@ -43,7 +43,7 @@ class ParallelEnv(gym.Env[ByAgent, ByAgent]):
         """Raises `UsageError` if there are none, or if two of them see or do different things."""
         if env.action_masks != "observation":
             raise UsageError(
-                f"env.action_masks is {env.action_masks}, but agents of a parallel one_env show "
+                f"env.action_masks is {env.action_masks}, but agents of a parallel env show "
                 "their masks in their observations, under the key action_mask"
             )
         self.parallel, self.limit, self._length = one_env, env.max_episode_steps, 0

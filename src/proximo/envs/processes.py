@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from proximo.envs.library_warnings import show_once
 from proximo.envs.supervisor import GRACE_SECONDS, TRAINER_SIGNALS
 from proximo.errors import UsageError
 from proximo.spaces import Actions, Observations, Space
@@ -32,6 +33,7 @@ MAP, BEGIN, STEP = b"m", b"b", b"s"
 CODE = """
 import sys
 words, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
+from proximo.envs.library_warnings import show_once
 from proximo.envs.supervisor import supervise
 supervise(words)
 from proximo.envs.child import work
@@ -184,6 +186,8 @@ class Process:
             elif left < 0:
                 raise self._hung(seconds)
         answer: dict[str, Any] = json.loads(text)
+        for warning in answer.pop("warnings", ()):
+            show_once(warning)
         return answer
 
     def _dead(self) -> WorkerDied:

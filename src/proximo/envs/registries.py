@@ -79,9 +79,9 @@ def parallel_maker(name: str) -> Callable[..., Any] | None:
 def prepared(env: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[Any, Any]:
     """A single env with the preparation that is standard for its name.
 
-    MiniGrid: the mission, a text, is left out, and what a cell holds is told as the categories that
-    it is (object, colour, state), and not as an image. wrapped: by the user, who may have made
-    another image of it; then only the mission is left out.
+    MiniGrid: the mission, a text, is left out, and a cell is shown as the categories that it holds
+    (object, colour, state), and not as an image. wrapped: by the user, who may have made another
+    image of it; then only the mission is left out.
     dm_control: a replay runs as fast as the env (Shimmy 2.0 says another speed).
     """
     if name.startswith(SUITE):

@@ -20,7 +20,7 @@ from torch import Tensor
 from proximo.envs.base import episode_seed
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, faults
-from proximo.spaces import MASK, Observations, misfit, sizes
+from proximo.spaces import MASK, Leaf, Observations, sizes
 from proximo.types import EnvState, Episode, RolloutBuffer
 
 
@@ -173,24 +173,18 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
 
     A choice out of its range, which cannot be seen here, leaves its columns 0.
     """
-    for leaf in observations.leaves:
-        try:
-            part = leaf.of(seen)
-        except (KeyError, IndexError, TypeError) as error:
-            raise UsageError(misfit(leaf, seen)) from error
-        shape = leaf.space.shape or ()
-        if not isinstance(part, Tensor) or part.device != rows.device:
-            where = part.device if isinstance(part, Tensor) else type(part).__name__
-            raise UsageError(
-                f"an env returned {leaf.name} as {where}, but other observations as tensors on "
-                f"{rows.device}: all must be there"
-            )
-        if part.shape != (len(rows), *shape):
-            raise UsageError(
-                f"an env returned {leaf.name} of shape {tuple(part.shape[1:])}, but its "
-                f"observation_space says {shape}"
-            )
-        observations.lay(leaf, part, rows)
+
+    def take(leaf: Leaf, seen: Any) -> Tensor:
+        part = leaf.of(seen)
+        if isinstance(part, Tensor) and part.device == rows.device:
+            return part
+        where = part.device if isinstance(part, Tensor) else type(part).__name__
+        raise UsageError(
+            f"an env returned {leaf.name} as {where}, but other observations as tensors on "
+            f"{rows.device}: all must be there"
+        )
+
+    observations.write(seen, rows, take)
 
 
 def account(

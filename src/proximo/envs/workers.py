@@ -85,7 +85,7 @@ class WorkerEnvs(Envs):
         except BaseException as error:
             self.close()
             if isinstance(error, WorkerDied):
-                raise _failed(f"no one_env was made: {error}", error.failure) from error
+                raise _failed(f"no env was made: {error}", error.failure) from error
             if isinstance(error, OSError):
                 raise UsageError(
                     f"there is no memory to share with the processes of {env.num_envs} envs "

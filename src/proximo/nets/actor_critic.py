@@ -138,6 +138,11 @@ class ActorCritic(nn.Module):
             obs = x if self.measured is None else torch.where(self.measured, x, obs)
         return obs[..., : self.observations.mask_begin] if self.masked else obs
 
+    def as_rows(self, rows: Any) -> Tensor:
+        """Rows of observations on its device and in its type; images stay bytes."""
+        images = rows.dtype in (np.uint8, torch.uint8)
+        return torch.as_tensor(rows, dtype=None if images else self.dtype, device=self.device)
+
     def stuck(self, obs: np.ndarray) -> np.ndarray:
         """True where the mask allows no action. obs: [..., *obs]; returns [...] bool."""
         if not self.masked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -63,9 +64,9 @@ class Head(nn.Module, ABC):
     def restore(self, parameters: Tensor) -> Distribution:
         """The distributions that have these `parameters`."""
 
-    @abstractmethod
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        """Noise for this many actions, time first. Returns [*shape, *noise_shape]."""
+        """Noise for this many actions, time first, uniform. Returns [*shape, *noise_shape]."""
+        return torch.rand((*shape, *self.noise_shape), generator=generator)
 
     def continue_noise(self, noise: Tensor, first: Tensor) -> None:
         """Replace the first noise, for as long as it stays the same, by noise drawn earlier.
@@ -138,9 +139,6 @@ class CategoricalHead(Head):
     def features(self, action: Tensor) -> Tensor:
         return nn.functional.one_hot(action, self.outputs)
 
-    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        return torch.rand(shape, generator=generator)
-
     def env_action(self, action: Tensor) -> Tensor:
         """Counted from the start of its space, in its type."""
         return (action + self.start if self.start else action).to(self._kind)
@@ -165,9 +163,6 @@ class BernoulliHead(Head):
     def restore(self, parameters: Tensor) -> Bernoulli:
         return Bernoulli(parameters)
 
-    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        return torch.rand((*shape, *self.noise_shape), generator=generator)
-
     def env_action(self, action: Tensor) -> Tensor:
         bits = action.to(torch_dtype(self.taken_dtype))
         return bits.reshape(*action.shape[:-1], *self.taken_shape)
@@ -191,6 +186,10 @@ class BoxHead(Head):
         self.register_buffer("half_range", (high / 2 - low / 2).float(), persistent=False)
         self.middle: Tensor
         self.half_range: Tensor
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
+        """Normal numbers. Returns [*shape, *noise_shape]."""
+        return torch.randn((*shape, *self.noise_shape), generator=generator)
 
     def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Both bounds, in the shape and type of the space."""
@@ -251,9 +250,6 @@ class GaussianHead(BoxHead):
 
     def restore(self, parameters: Tensor) -> Distribution:
         return self._make(Gaussian(parameters[..., : self.size], parameters[..., self.size :]))
-
-    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn((*shape, *self.noise_shape), generator=generator)
 
     def cut_off(self, action: Tensor) -> Tensor | None:
         if self.squash:
@@ -330,9 +326,6 @@ class BetaHead(BoxHead):
             parameters[..., : self.size], parameters[..., self.size :], (2 * self.half_range).log()
         )
 
-    def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn((*shape, *self.noise_shape), generator=generator)
-
     def env_action(self, action: Tensor) -> Tensor:
         low, high = self.ends(action.device)
         return self.within(low + self.shaped(action) * (high - low))
@@ -360,21 +353,19 @@ class JointHead(Head):
     def feature_count(self) -> int:
         return sum(head.feature_count for head in self.heads)
 
-    def _own(self, action: Tensor) -> list[Tensor]:
-        """The heads' parts of an action, each in its own shape and type."""
-        parts = zip(self.heads, torch.split(action, self._actions, -1), strict=True)
-        lead = action.shape[:-1]
-        return [
-            part.reshape(*lead, *head.action_shape).to(
-                torch.int64 if head.action_dtype is torch.int64 else part.dtype
-            )
-            for head, part in parts
-        ]
+    def _split(self, row: Tensor, widths: list[int]) -> Iterator[tuple[Head, Tensor]]:
+        """The heads with their columns of a row."""
+        return zip(self.heads, torch.split(row, widths, -1), strict=True)
+
+    def _own(self, action: Tensor) -> Iterator[tuple[Head, Tensor]]:
+        """The heads with their parts of an action, each in its own shape and type."""
+        for head, part in self._split(action, self._actions):
+            kind = torch.int64 if head.action_dtype is torch.int64 else part.dtype
+            yield head, part.reshape(*action.shape[:-1], *head.action_shape).to(kind)
 
     def features(self, action: Tensor) -> Tensor:
         kind = torch.get_default_dtype() if action.dtype is torch.int64 else action.dtype
-        parts = zip(self.heads, self._own(action), strict=True)
-        return torch.cat([head.features(part).to(kind) for head, part in parts], -1)
+        return torch.cat([head.features(part).to(kind) for head, part in self._own(action)], -1)
 
     def _joint(self, parts: list[Distribution]) -> Joint:
         return Joint(tuple(parts), tuple(self._actions), tuple(self._drawn))
@@ -382,39 +373,32 @@ class JointHead(Head):
     def distribution(
         self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
     ) -> Joint:
-        heads = self.heads
-        own = torch.split(outputs, [head.outputs for head in heads], -1)
-        masks: list[Tensor | None] = [None] * len(heads)
+        masks: list[Tensor | None] = [None] * len(self.heads)
         if legal is not None:
-            among = torch.split(legal, [sum(head.num_logits) for head in heads], -1)
-            masks = [m if head.num_logits else None for head, m in zip(heads, among, strict=True)]
-        return self._joint(
-            [
-                head.distribution(o, m, features)
-                for head, o, m in zip(heads, own, masks, strict=True)
-            ]
-        )
+            among = self._split(legal, [sum(head.num_logits) for head in self.heads])
+            masks = [mask if head.num_logits else None for head, mask in among]
+        own = self._split(outputs, [head.outputs for head in self.heads])
+        pairs = zip(own, masks, strict=True)
+        return self._joint([head.distribution(x, mask, features) for (head, x), mask in pairs])
 
     def restore(self, parameters: Tensor) -> Joint:
-        heads = self.heads
-        own = torch.split(parameters, [head.parameter_count for head in heads], -1)
-        return self._joint([head.restore(p) for head, p in zip(heads, own, strict=True)])
+        own = self._split(parameters, [head.parameter_count for head in self.heads])
+        return self._joint([head.restore(part) for head, part in own])
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
-        return torch.cat(
-            [head.noise(generator, shape).reshape(*shape, -1) for head in self.heads], -1
-        )
+        parts = [head.noise(generator, shape).reshape(*shape, -1) for head in self.heads]
+        return torch.cat(parts, -1)
 
     def continue_noise(self, noise: Tensor, first: Tensor) -> None:
         """Continue the noise of each part, which may resample at its own intervals."""
-        own = (torch.split(x, self._noises, -1) for x in (noise, first))
-        for head, part, other in zip(self.heads, *own, strict=True):
+        others = torch.split(first, self._noises, -1)
+        for (head, part), other in zip(self._split(noise, self._noises), others, strict=True):
             head.continue_noise(part, other)
 
     def effective_noise(self, noise: Tensor, features: Tensor) -> Tensor:
         if self._drawn == self._noises:
             return noise
-        own = zip(self.heads, torch.split(noise, self._noises, -1), strict=True)
+        own = self._split(noise, self._noises)
         return torch.cat([head.effective_noise(part, features) for head, part in own], -1)
 
     @property
@@ -422,17 +406,15 @@ class JointHead(Head):
         return sum(self._drawn)
 
     def cut_off(self, action: Tensor) -> Tensor | None:
-        parts = zip(self.heads, self._own(action), strict=True)
-        found = [cut for head, part in parts if (cut := head.cut_off(part)) is not None]
-        return torch.stack(found).any(0) if found else None
+        found = [head.cut_off(part) for head, part in self._own(action)]
+        clipped = [x for x in found if x is not None]
+        return torch.stack(clipped).any(0) if clipped else None
 
     def env_action(self, action: Tensor) -> Tensor:
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)
-        env_action = [
-            head.env_action(part).reshape(*lead, -1).to(kind)
-            for head, part in zip(self.heads, self._own(action), strict=True)
-        ]
-        return torch.cat(env_action, -1).reshape(*lead, *self.taken_shape)
+        own = self._own(action)
+        parts = [head.env_action(part).reshape(*lead, -1).to(kind) for head, part in own]
+        return torch.cat(parts, -1).reshape(*lead, *self.taken_shape)
 
     @torch.no_grad()
     def initialize(self, layer: nn.Linear) -> None:

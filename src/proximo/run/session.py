@@ -170,8 +170,7 @@ class Session:
             self._check()
         state = self._make_state(policy)
         if net:
-            seen = torch.as_tensor(state.envs.obs, device=device)
-            policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
+            policy.check_own(policy.as_rows(state.envs.obs))
         updates = -(-run.total_steps // (self.envs.count * config.rollout.steps))
         if not config.rollout.episodes and updates < 10:
             self.notes.append(
