@@ -175,7 +175,7 @@ def test_names_of_an_earlier_version_are_read_and_said_once(tmp_path, capsys):
     assert (config.env.num_envs, config.net.recurrent) == (3, "gru")
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "env.worlds is now num_envs, net.memory is now recurrent" in said
+    assert "env.worlds is now env.num_envs, net.memory is now net.recurrent" in said
     path.write_text("[env]\nworlds = 3\nnum_envs = 4\n")
     with pytest.raises(UsageError, match=r"there is no setting env\.worlds. Did you mean num_envs"):
         read_config(path)

@@ -183,11 +183,11 @@ def explain(error: BaseException) -> str:
 
 
 def faults() -> tuple[type[BaseException], ...]:
-    """What to catch where code of others has run: all that it raises, but not the user's Ctrl-C.
+    """Exceptions to catch around code of the user: all that it raises, except a Ctrl-C.
 
-    For `except faults() as error:`. `SystemExit`, `GeneratorExit` and their like are faults of that
-    code, and so is a `KeyboardInterrupt` of its own. What a Ctrl-C raises comes out of a handler of
-    signals, between two instructions: not out of a `raise`.
+    For `except faults() as error:`. `SystemExit`, `GeneratorExit` and a `KeyboardInterrupt` that
+    the code raises itself are its faults. A Ctrl-C comes from a signal handler, between two
+    instructions, and not from a `raise`.
     """
     error = sys.exception()
     trace = error.__traceback__ if isinstance(error, KeyboardInterrupt) else None

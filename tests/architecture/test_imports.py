@@ -35,7 +35,7 @@ EXTRAS = {
     "minigrid": "envs.registries",
     "pettingzoo": "envs.registries",
     "transformers": "language.model",
-    "tokenizers": "language.model",
+    "tokenizers": "language.blueprint",
     "peft": "language.adapters",
 }
 RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "orjson", "tyro", "rich", "proximo"}

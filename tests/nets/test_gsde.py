@@ -257,7 +257,7 @@ def test_a_player_keeps_it_too():
     ("net", "message"),
     [
         ({"gsde_steps": 0}, "net.gsde_steps is 0"),
-        ({"action": "beta"}, "gsde and net.action beta"),
+        ({"action": "beta"}, "gsde, but net.action is beta"),
     ],
 )
 def test_what_does_not_fit_is_refused(net, message):

@@ -10,6 +10,8 @@ from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import allow_code
+from proximo.run.consent import Named
+from proximo.run.folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,6 @@ def main(arguments: list[str]) -> int:
     command = parse(Export, "export", arguments)
 
     from proximo.agent import load
-    from proximo.run.consent import Named
-    from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
     named = Named(net=command.net, algorithm=command.algorithm)

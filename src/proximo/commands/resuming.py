@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import OfRun
-from proximo.run.config import Config
-from proximo.run.consent import WHAT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +34,14 @@ class Resume(OfRun):
     """End after this many episodes instead."""
     stop_at: Annotated[float | None, optional("R")] = None
     """End early at this return instead."""
-    schedule: Annotated[tuple[str, ...], optional("module:Name ...")] = ()
-    """Schedules of the run that are code; likewise."""
-    callback: Annotated[tuple[str, ...], optional("module:Name ...")] = ()
+    schedule: Annotated[tuple[str, ...], optional("module:NAME ...")] = ()
+    """Schedules that are code; likewise."""
+    callback: Annotated[tuple[str, ...], optional("module:NAME ...")] = ()
     """Callbacks of the run; likewise, and further ones."""
     strict: bool = False
     """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
     quiet: bool = False
     """Print nothing but errors."""
-
-    def config(self, verb: str, arguments: Sequence[str]) -> Config:
-        named = dataclasses.replace(self.named, schedules=self.schedule, callbacks=self.callback)
-        return self.allowed(named, WHAT, verb, arguments)
 
 
 def main(arguments: list[str]) -> int:
@@ -63,7 +55,8 @@ def main(arguments: list[str]) -> int:
 
     folder = RunFolder.open(command.run)
     folder.check_begun()
-    config = command.config("resume", arguments)
+    code = {"schedules": command.schedule, "callbacks": command.callback}
+    config = command.config("resume", arguments, **code)
     config, callbacks = with_callbacks(config, command.callback, again=True, kept=True)
     changes = ("total_steps", "total_episodes", "stop_at", "engine", "device")
     saved, result = newest(folder, strict=command.strict), folder.read_result()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import closing, optional
 from proximo.disk import warn
-from proximo.errors import UsageError
-from proximo.run.code import sayable
 from proximo.run.config import Config
-from proximo.run.consent import Named, allow
+from proximo.run.consent import Line, Named, allow
 from proximo.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -26,6 +24,42 @@ if TYPE_CHECKING:
 
 SEED = 1_000_000
 """Seed of the first episode of `eval` and `play`, far from those of evaluations in training."""
+
+
+FLAGS = {
+    "env": "--env",
+    "wrappers": "--wrappers",
+    "net": "--net",
+    "algorithm": "--algorithm",
+    "schedules": "--schedule",
+    "callbacks": "--callback",
+    "reward": "--reward",
+}
+"""Flags that name the code of a run again: argument -> flag."""
+FLAGS_OF_TRAIN = {**FLAGS, "wrappers": "--env.wrappers", "callbacks": "--run.callbacks"}
+
+
+def line_to_type(verb: str, arguments: Iterable[str]) -> Line:
+    """The line with the names of code that are missing from it."""
+    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    begin = ["proximo", *verb.split(), *arguments]
+
+    def line(names: dict[str, list[str]]) -> str:
+        again = (word for argument, n in names.items() for word in (flags[argument], *n))
+        return shlex.join([*begin, *again])
+
+    return line
+
+
+def allow_code(
+    config: Config, named: Named, parts: Iterable[str], verb: str, arguments: Sequence[str]
+) -> Config:
+    """Configuration with the code that the command line names again, as consent to import it.
+
+    parts: the code that is needed. Raises `UsageError` with the line to type.
+    """
+    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    return allow(config, named, parts, line_to_type(verb, arguments), flags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,25 +73,19 @@ class OfRun:
     wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
     """Wrappers of the environment; likewise."""
     net: Annotated[str | None, optional("module:Class")] = None
-    """Network; if it is code, repeat its name as consent to import it."""
+    """Network; likewise."""
     algorithm: Annotated[str | None, optional("module:Class")] = None
     """Algorithm; likewise."""
 
-    @property
-    def named(self) -> Named:
-        """Code that the command line names."""
-        return Named(env=self.env, wrappers=self.wrappers, net=self.net, algorithm=self.algorithm)
+    def config(self, verb: str, arguments: Sequence[str], **more: tuple[str, ...]) -> Config:
+        """Configuration of the run, with consent to what it imports. Raises `UsageError`.
 
-    def config(self, verb: str, arguments: Sequence[str]) -> Config:
-        """Configuration of the run, with consent to what it imports. Raises `UsageError`."""
-        return self.allowed(self.named, TO_ACT, verb, arguments)
-
-    def allowed(
-        self, named: Named, parts: Collection[str], verb: str, arguments: Sequence[str]
-    ) -> Config:
-        """See `allow_code`."""
+        more: further code that is named again.
+        """
+        names = ("env", "wrappers", "net", "algorithm")
+        named: dict[str, Any] = {name: getattr(self, name) for name in names} | more
         config = RunFolder.open(self.run).read_config()
-        return allow_code(config, named, parts, verb, arguments)
+        return allow_code(config, Named(**named), named, verb, arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,58 +130,3 @@ class OfEpisodes(OfRun):
         from proximo.evaluation import step_limit
 
         return step_limit(config.env, self.max_episode_steps or config.run.eval_max_episode_steps)
-
-
-class Code(NamedTuple):
-    """Names of code in a run's configuration."""
-
-    noun: str
-    flag: str
-    names: Sequence[str]
-    given: bool
-    """Named on the command line too, which is the consent to import it."""
-
-
-def check_code(verb: str, arguments: Iterable[str], parts: Iterable[Code]) -> None:
-    """Refuse to import code because a file names it. Raises `UsageError` with the line to type."""
-    missing = [part for part in parts if part.names and not part.given]
-    if missing:
-        nouns = ", and its ".join(f"{part.noun}, {' and '.join(part.names)}" for part in missing)
-        be, it = ("is", "it") if len(missing) == 1 else ("are", "them")
-        again = (word for part in missing for word in (part.flag, *map(sayable, part.names)))
-        line = shlex.join(["proximo", *verb.split(), *arguments, *again])
-        raise UsageError(
-            f"this run's {nouns}, {be} code: importing {it} needs your word. "
-            f"If you trust {it}, type: {line}"
-        )
-
-
-FLAGS = {
-    "env": "--env",
-    "wrappers": "--wrappers",
-    "net": "--net",
-    "algorithm": "--algorithm",
-    "schedules": "--schedule",
-    "callbacks": "--callback",
-}
-"""Argument of `Named` -> the flag of a stored run."""
-FLAGS_OF_TRAIN = FLAGS | {"wrappers": "--env.wrappers", "callbacks": "--run.callbacks"}
-TO_ACT = ("env", "wrappers", "net", "algorithm")
-"""Code that playing episodes needs."""
-
-
-def allow_code(
-    config: Config, named: Named, parts: Collection[str], verb: str, arguments: Sequence[str]
-) -> Config:
-    """Configuration with the code that was named again, if all that is needed was.
-
-    `parts`: arguments of `Named` whose code is needed. Raises `UsageError` with the line to type.
-    """
-    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
-    begin = shlex.join(["proximo", verb, *arguments])
-
-    def line(names: dict[str, list[str]]) -> str:
-        words = (shlex.join([flags[argument], *n]) for argument, n in names.items())
-        return " ".join([begin, *words])
-
-    return allow(config, named, parts, line, flags)

@@ -71,11 +71,11 @@ def main(arguments: list[str]) -> int:
     # Twice: first for what decides on the algorithm and the defaults, then with those.
     asks = [word for word in arguments if word in ("-h", "--help")]
     words = [word for word in arguments if word not in asks]
-    method = next((word for word in words if not word.startswith("-")), "")
-    own = check_algorithm(find(method)) if is_code(method) else None
-    every = _command(_any_algorithm(own))
+    named = next((word for word in words if not word.startswith("-")), "")
+    custom = check_algorithm(find(named)) if is_code(named) else None
+    every = _command(_any_algorithm(custom))
     chosen = parse(every, "train", words)
-    base, preset = _base(chosen, own, asks=bool(asks))
+    base, preset = _base(chosen, custom, asks=bool(asks))
     command = _command(type(base.algorithm), _defaults(chosen, preset))
     _check_settings(base.algorithm.name, flags(command), given(words, flags(every)))
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
@@ -117,13 +117,10 @@ def _command(algorithm: type[OnPolicy], defaults: str = "") -> type[Train]:
     return made
 
 
-def _any_algorithm(own: type[OnPolicy] | None = None) -> type[OnPolicy]:
-    """Every flag of every algorithm, to read a line whose algorithm is not known yet.
-
-    `own`: an algorithm of the user's own that the line names.
-    """
+def _any_algorithm(custom: type[OnPolicy] | None = None) -> type[OnPolicy]:
+    """Every flag of every algorithm, to read a line whose algorithm is not known yet."""
     settings: dict[str, tuple[str, typing.Any, typing.Any]] = {}
-    for algorithm in (*ALGORITHMS.values(), *([own] if own else [])):
+    for algorithm in (*ALGORITHMS.values(), *([custom] if custom else [])):
         hints = typing.get_type_hints(algorithm)
         for f in dataclasses.fields(algorithm):
             # Its default is not known yet, and so is not shown.
@@ -133,15 +130,17 @@ def _any_algorithm(own: type[OnPolicy] | None = None) -> type[OnPolicy]:
     return dataclasses.make_dataclass("AnyAlgorithm", settings.values(), frozen=True, kw_only=True)
 
 
-def _base(chosen: Train, own: type[OnPolicy] | None, *, asks: bool) -> tuple[Config, Preset | None]:
-    """Settings that the flags change: of a file, a preset or the defaults. `asks`: for help.
+def _base(
+    chosen: Train, custom: type[OnPolicy] | None, *, asks: bool
+) -> tuple[Config, Preset | None]:
+    """Settings that the flags change: of a file, a preset or the defaults.
 
-    `own`: an algorithm of the user's own that the line names.
+    custom: the algorithm that the line names, if it is code. asks: for help.
     """
     if chosen.config is not None:
         if chosen.preset is not None:
             raise UsageError("--config and --preset both give all settings: use one of them")
-        config = with_code(read_config(chosen.config), own)
+        config = with_code(read_config(chosen.config), custom)
         if isinstance(config.algorithm, UnimportedAlgorithm):
             code = [config.algorithm.own] if config.algorithm.own else config.algorithm.schedules
             raise UsageError(
@@ -150,7 +149,7 @@ def _base(chosen: Train, own: type[OnPolicy] | None, *, asks: bool) -> tuple[Con
                 f"--config {chosen.config}; take a schedule out of the file, and give it by its "
                 "flag"
             )
-        kind = own or (algorithm_type(chosen.method) if chosen.method else None)
+        kind = custom or (algorithm_type(chosen.method) if chosen.method else None)
         if kind and kind is not type(config.algorithm):
             raise UsageError(
                 f"{chosen.config} is for {config.algorithm.name}, not {chosen.method}: leave the "
@@ -169,9 +168,9 @@ def _base(chosen: Train, own: type[OnPolicy] | None, *, asks: bool) -> tuple[Con
             "name an algorithm and an env, as in: proximo train ppo CartPole-v1 "
             f"(or --config FILE, or --preset with one of {names})"
         )
-    if own:
+    if custom:
         name, env = {"name": chosen.method}, {"id": env_id or ""}
-        return from_tables({"algorithm": name, "env": env}, own), None
+        return from_tables({"algorithm": name, "env": env}, custom), None
     preset = None
     method = algorithm_type(chosen.method).name if chosen.method else None
     if chosen.preset is None:

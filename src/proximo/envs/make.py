@@ -225,7 +225,7 @@ def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
         close_all(made)
         raise
     if len({id(unwrapped(one_env)) for one_env in made}) < len(made):
-        text = "the callable returned one and the same env twice: make a new one each time"
+        text = "the callable returned the same env twice: make a new one each time"
         raise UsageError(text)
     return made
 

@@ -20,7 +20,7 @@ from proximo.language.examples import Examples
 from proximo.language.generate import Completions
 from proximo.language.model import LanguageModel
 from proximo.language.sequences import Sequences, by_length
-from proximo.language.session import read_checkpoint
+from proximo.language.state import read_checkpoint
 from proximo.language.tokenizer import Tokenizer
 from proximo.run.folder import RunFolder
 
@@ -65,7 +65,7 @@ class RewardModel(nn.Module):
 @torch.no_grad()
 def scores_of(model: RewardModel, sequences: Sequences, micro_batch: int) -> Tensor:
     """Scores in micro-batches. [N]."""
-    parts = by_length(sequences, torch.arange(len(sequences.tokens)), micro_batch)
+    parts = by_length(sequences, sequences.numbers, micro_batch)
     scores = torch.cat([model(sequences.select(part)) for part in parts])
     return scores[torch.cat(parts).argsort()]
 

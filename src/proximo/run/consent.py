@@ -75,7 +75,7 @@ def allow(
         "callbacks": _missing(config.run.callbacks, named.callbacks),
     }
     if missing := {name: stored[name] for name in parts if stored[name]}:
-        raise UsageError(_words(missing, line))
+        raise UsageError(words(missing, line))
     if named.net is not None:
         module = name_of_given(named.net)
     config = dataclasses.replace(
@@ -105,10 +105,13 @@ def _missing(recorded: Iterable[str], given: Iterable[Any]) -> list[str]:
     return [name_in(text) for text in recorded if named_again(text, given) is None]
 
 
-def _words(missing: dict[str, list[str]], line: Line) -> str:
+def words(missing: dict[str, list[str]], line: Line) -> str:
+    """The error for code that was not named again. missing: argument -> names."""
     groups = dict[str, list[str]]()
     for argument, names in missing.items():
-        groups.setdefault(WHAT[argument], []).extend(name for name in names if ":" in name)
+        groups.setdefault(WHAT.get(argument, argument), []).extend(
+            name for name in names if ":" in name
+        )
     said = [f"{what}, {' and '.join(names)}" for what, names in groups.items()]
     be, it = ("is", "it") if len(said) == 1 else ("are", "them")
     again = {argument: [sayable(name) for name in names] for argument, names in missing.items()}

@@ -229,7 +229,7 @@ class ControlTask(Task):
         if not config.rollout.episodes and updates < 10:
             self.log.note(
                 f"total_steps is enough for {updates} updates only: more steps, or a smaller "
-                "env.envs or rollout.steps, give more"
+                "env.num_envs or rollout.steps, give more"
             )
         run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
         return dataclasses.replace(config, run=run)

@@ -14,9 +14,6 @@ from typing import Any
 from proximo.disk import read, warn
 from proximo.errors import UsageError, nearest
 
-LONGEST_FILE = 2**16
-"""Bytes of a configuration; TOML can take a time that grows by the square."""
-
 RENAMED_SETTINGS = {
     "env.worlds": "env.num_envs",  # names of schema 1
     "net.memory": "net.recurrent",  # names of schema 1
@@ -26,7 +23,9 @@ RENAMED_SETTINGS = {
     "net.deviation": "net.std",  # names of schema 1
     "score.world": "score.env",  # names of schema 1
 }
-"""Settings by their old names: configurations that have them are read, flags name the new one."""
+"""Settings by their names in files of schema 1, which are read by today's names."""
+LONGEST_FILE = 2**16
+"""Bytes of a configuration; TOML can take a time that grows by the square."""
 
 
 def read_tables(path: Path) -> dict[str, Any]:
@@ -43,20 +42,13 @@ def read_tables(path: Path) -> dict[str, Any]:
             "copy of it, or begin a new run"
         )
     sections = {name: table for name, table in tables.items() if isinstance(table, dict)}
-    found = {f"{name}.{key}" for name, table in sections.items() for key in table}
-    names = [name for name in RENAMED_SETTINGS if name in found]
-    if former := [
-        f"{n} is now {_last(RENAMED_SETTINGS[n])}" for n in names if n in RENAMED_SETTINGS
-    ]:
-        _warn_once(f"{path} has names of an earlier version: {', '.join(former)}")
+    names = [f"{name}.{key}" for name, table in sections.items() for key in table]
+    if old := [f"{n} is now {RENAMED_SETTINGS[n]}" for n in names if n in RENAMED_SETTINGS]:
+        _warn_once(f"{path} has names of an earlier version: {', '.join(old)}")
     return tables
 
 
 _warn_once = functools.cache(warn)
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
 
 
 def toml_value(value: Any) -> str:
@@ -76,10 +68,12 @@ def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
     values = {}
-    for old, value in table.items():
-        key = _last(RENAMED_SETTINGS.get(f"{name}.{old}", old))
-        if key not in fields or (key != old and key in table):
-            raise UsageError(f"there is no setting {name}.{old}. {nearest(key, fields)}")
-        none = value == "none" and type(None) in typing.get_args(hints[key])
-        values[key] = None if none else value
+    for key, value in table.items():
+        setting = key
+        if key not in fields:
+            setting = RENAMED_SETTINGS.get(f"{name}.{key}", key).rpartition(".")[2]
+        if setting not in fields or (setting != key and setting in table):
+            raise UsageError(f"there is no setting {name}.{key}. {nearest(setting, fields)}")
+        off = value == "none" and type(None) in typing.get_args(hints[setting])
+        values[setting] = None if off else value
     return cls(**values)
