@@ -60,18 +60,8 @@ ALIASES = {
 }
 """What else people call them."""
 
-OFF_POLICY = (
-    "sac",
-    "dqn",
-    "td3",
-    "ddpg",
-    "qrdqn",
-    "c51",
-    "rainbow",
-    "tqc",
-    "crossq",
-    "redq",
-    "her",
+OFF_POLICY = frozenset(
+    ["sac", "dqn", "td3", "ddpg", "qrdqn", "c51", "rainbow", "tqc", "crossq", "redq", "her"]
 )
 """Algorithms that learn from the experience of other policies, of which there is none here."""
 OF_LANGUAGE = {
@@ -402,13 +392,10 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
-        if isinstance(value, UnimportedAlgorithm):
-            tables[section.name] = dict(value.table)
-            continue
         table = {"name": algorithm_name(value)} if isinstance(value, OnPolicy) else {}
-        tables[section.name] = table | {
-            f.name: getattr(value, f.name) for f in dataclasses.fields(value)
-        }
+        settings = {f.name: getattr(value, f.name) for f in fields(value)}
+        unimported = isinstance(value, UnimportedAlgorithm)
+        tables[section.name] = dict(value.table) if unimported else table | settings
     return tables
 
 
@@ -496,10 +483,8 @@ def success_threshold(config: Config) -> float | None:
     """The return from which an episode of this run is a success, where there is one."""
     from proximo.envs.make import return_threshold
 
-    for given in (config.run.success_at, config.run.stop_at):
-        if given is not None:
-            return given
-    return return_threshold(config.env)
+    given = config.run.stop_at if config.run.success_at is None else config.run.success_at
+    return return_threshold(config.env) if given is None else given
 
 
 def make_policy(

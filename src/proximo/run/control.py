@@ -102,8 +102,8 @@ class ControlTask(Task):
         self._threads = torch.get_num_threads()
         self.checked: Checked | None = None
         backend, how = choose_backend(config.env, given=source is not None)
-        env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
-        config = dataclasses.replace(config, env=env)
+        changed: dict[str, Any] = {"backend": backend}
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, **changed))
         if backend != "sync":
             log.note(f"envs: {backend} ({how})")
         if self._is_new:
@@ -231,8 +231,8 @@ class ControlTask(Task):
                 f"total_steps is enough for {updates} updates only: more steps, or a smaller "
                 "env.num_envs or rollout.steps, give more"
             )
-        run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
-        return dataclasses.replace(config, run=run)
+        changed: dict[str, Any] = {"device": device, "engine": engine, "threads": threads}
+        return dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
 
     def _check(self) -> None:
         """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""

@@ -62,7 +62,7 @@ class Profile:
         """
         wrapped = {name: self.wrap(getattr(thing, name), phase) for name, phase in phases.items()}
         if actor:
-            make: Callable[..., Any] = thing.actor  # type: ignore[attr-defined]
+            make = cast(Any, thing).actor
             wrapped["actor"] = lambda *args: self.wrap(make(*args), actor)
         return cast(T, _Timed(thing, wrapped))
 

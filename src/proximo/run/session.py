@@ -50,8 +50,9 @@ class RunLog:
     def warn(self, text: str, trace: str = "") -> None:
         """Add a warning, to the log too. trace: a traceback that belongs to it, for the log."""
         self.warnings.append(text)
-        for part in filter(None, (text, trace) if self.folder else ()):
-            self.folder.note(part)  # type: ignore[union-attr]
+        if self.folder:
+            for part in filter(None, (text, trace)):
+                self.folder.note(part)
 
     def alert(self, text: str) -> None:
         """Warn at once, on stderr: the user can mend it while training continues."""
