@@ -49,7 +49,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def check_regular(path: Path) -> None:
-    """What `opened` asks of a file, for a library that opens it by itself. Raises `OSError`."""
+    """Check a file as `opened` does, for a library that opens it by itself. Raises `OSError`."""
     opened(path).close()
 
 
@@ -65,7 +65,7 @@ def _check(path: Path, handle: int) -> None:
 
 
 def _is_hole(handle: int) -> bool:
-    """Of a file whose system does not say how much of it there is, or which has nothing."""
+    """True for a file without data, where the system does not tell its size on the disk."""
     try:
         os.lseek(handle, 0, getattr(os, "SEEK_DATA", os.SEEK_SET))
     except OSError as error:

@@ -70,7 +70,7 @@ class Schedule:
 
 
 Coefficient = float | Schedule
-"""What a setting that can be scheduled accepts."""
+"""A setting that can be scheduled."""
 
 
 def as_schedule(value: Coefficient | str) -> Schedule:

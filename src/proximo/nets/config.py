@@ -25,7 +25,7 @@ class NetConfig:
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Nonlinearity after every hidden layer."""
     trunk: Literal["separate", "shared"] = "separate"
-    """Whether actor and critic have hidden layers of their own or share them."""
+    """Hidden layers of actor and critic: their own, or shared."""
     orthogonal: bool = True
     """Orthogonal initial weights, gains sqrt(2), `policy_gain` and 1; else PyTorch's default."""
     policy_gain: Annotated[float, above(0)] = 0.01
@@ -105,7 +105,7 @@ class NetConfig:
 
     @property
     def of_critic(self) -> NetConfig:
-        """The same settings with the critic's widths for the hidden layers."""
+        """These settings with the critic's widths for the hidden layers."""
         return self if self.critic_hidden is None else replace(self, hidden=self.critic_hidden)
 
     @property

@@ -151,7 +151,7 @@ class OwnBody(nn.Module):
         return found.shape[1]
 
     def check(self, obs: Tensor) -> None:
-        """Whether it can learn from these observations. obs: [N, *obs]. Raises `UsageError`."""
+        """Check that it can learn from these observations, [N, *obs]. Raises `UsageError`."""
         others = torch.from_numpy(self._row.examples(EXAMPLES)).to(obs)
         others = others[..., : obs.shape[-1]]  # without the mask
         with torch.no_grad():
@@ -184,6 +184,6 @@ class OwnBody(nn.Module):
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """But for the order of sums, by which the same numbers may differ in their last places."""
+    """Equal up to rounding: sums in another order differ in their last places."""
     scale = float(b.abs().amax()) if b.numel() else 1.0
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, scale))

@@ -32,24 +32,24 @@ from proximo.spaces import Actions, Leaf, native, sizes, starts, torch_dtype
 
 
 class Head(nn.Module, ABC):
-    """What a policy needs to know of an action space."""
+    """The last layer of a policy for one kind of action space."""
 
     outputs: int
-    """Of the network, per state."""
+    """Number of outputs of the network per state."""
     parameter_count: int
     """P, numbers that define a distribution."""
     num_logits: tuple[int, ...] = ()
     """Number of logits of each categorical choice: the columns of an action mask."""
     noise_shape: tuple[int, ...]
-    """Of the noise from which one action is drawn."""
+    """Shape of the noise from which one action is drawn."""
     resample_every: int = 1
     """Steps after which all noise is drawn anew (gSDE keeps some of it)."""
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype = torch.float32
-    """Of the action as the policy knows it; fractions are of the network's own type."""
+    """Type of the policy's action; fractions are of the network's own type."""
     taken_shape: tuple[int, ...]
     taken_dtype: np.dtype
-    """Of the action as the env takes it."""
+    """Type of the action as the env takes it."""
 
     @abstractmethod
     def distribution(
@@ -169,7 +169,7 @@ class BernoulliHead(Head):
 
 
 class BoxHead(Head):
-    """What the heads of a Box have in common."""
+    """Base of the heads for a Box."""
 
     def __init__(self, space: spaces.Box) -> None:
         super().__init__()
@@ -461,7 +461,7 @@ def _simple(leaf: Leaf, net: NetConfig, features: int) -> Head:
 
 
 def _lack(space: spaces.Box) -> str:
-    """What keeps a policy from acting within the bounds of a Box; nothing if it can."""
+    """The reason why no policy can act within the bounds of a Box; empty if one can."""
     if not space.is_bounded():
         return "no bounds"
     with np.errstate(over="ignore"):

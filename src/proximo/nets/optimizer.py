@@ -60,7 +60,7 @@ class FlatOptimizer:
             optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is kept of earlier gradients, by the names in a checkpoint."""
+        """The optimizer's state, by the names in a checkpoint."""
         return {
             f"optimizer.{index}.{name}": tensor
             for index, record in enumerate(self.records)
