@@ -93,7 +93,7 @@ class OnPolicy(ABC):
     value_clip: Annotated[Coefficient, above(0)] = 0.2
     """Range of the clipped value loss, in units of the critic's output."""
     huber_delta: Annotated[float, above(0)] = 1.0
-    """Error at which Huber's loss turns from quadratic to linear, in units of the critic's output."""
+    """Error at which Huber's loss becomes linear, in units of the critic's output."""
     skip_budget: Annotated[int, at_least(0)] = 10
     """Gradient steps that a run may skip because their loss or gradient was not finite; one more
     ends it."""
