@@ -156,9 +156,9 @@ def _wrong(value: Any, hint: Any) -> str:
     return "" if origin is None or isinstance(value, origin) else f"a {origin.__name__}"
 
 
-def refuse_unused(section: str, settings: object, names: Iterable[str], why: str) -> None:
+def refuse_unused(section: str, settings: Any, names: Iterable[str], why: str) -> None:
     """Settings that would do nothing must have been left as they are. Raises `UsageError`."""
-    for setting in fields(settings):  # type: ignore[arg-type]
+    for setting in fields(settings):
         value = getattr(settings, setting.name)
         if setting.name in names and value != setting.default:
             raise UsageError(

@@ -32,9 +32,9 @@ from proximo import (
 from proximo import train as train_policy
 from proximo.loop import run_control
 from proximo.run import checkpoint
-from proximo.run.checkpoint import newest
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder, free
+from proximo.run.keeping import newest
 
 LAST = "checkpoints/last.safetensors"
 KILLED = 99

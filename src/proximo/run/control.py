@@ -158,8 +158,9 @@ class ControlTask(Task):
         self.state.engine = profile.timed(
             self.state.engine,
             actor="act",
-            evaluate="evaluate",
-            value="evaluate",
+            evaluate_old="evaluate",
+            next_value="evaluate",
+            evaluate_batch="evaluate",
             finite="checks",
             descend="update",
         )
