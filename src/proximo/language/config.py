@@ -412,14 +412,9 @@ def read_stage(path: Path) -> StageConfig:
     parts = {}
     for name, cls in sections.items():
         table = {key: x for key, x in tables.get(name, {}).items() if (name, key) != NAME}
-        for (section, old), new in RENAMED.items():
-            if section == name and old in table:
-                table[new] = table.pop(old)
         parts[name] = read_section(name, cls, table)
     return kind(**parts)
 
 
 NAME = ("algorithm", "name")
 """What config.toml says of PPO besides its settings."""
-RENAMED = {("score", "world"): "env"}
-"""Settings of earlier versions, and their names now."""
