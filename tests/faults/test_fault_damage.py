@@ -10,7 +10,7 @@ import torch
 
 from commands.command_line import proximo, refusal, result, rows, succeeded, train
 from proximo import UsageError, load
-from proximo.run import checkpoint
+from proximo.run import checkpoint, keeping
 
 FIRST_SCHEMA = Path(__file__).parent / "fixtures/schema-1"
 PROBS = [[0.50524080, 0.49475917], [0.49296844, 0.50703162], [0.49841732, 0.50158268]]
@@ -119,8 +119,8 @@ def stopped(here):
     """A run of 8 updates that keeps its last three states."""
     words = ("--run.keep-last", "3", "--run.save-every", "3", "--quiet")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "SAVE_INTERVAL", 0)
-        patch.setattr(checkpoint, "SAVE_SHARE", math.inf)
+        patch.setattr(keeping, "SAVE_INTERVAL", 0)
+        patch.setattr(keeping, "SAVE_SHARE", math.inf)
         succeeded(train("--run-dir", "r", *words))
     return here / "r"
 
@@ -178,8 +178,8 @@ def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(stopped, bad, go
 def test_what_is_kept_next_to_a_damaged_last_is_never_that(stopped, monkeypatch):
     damage(stopped, "last")
     (stopped / "checkpoints/last-6.safetensors").unlink()
-    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
-    monkeypatch.setattr(checkpoint, "SAVE_SHARE", math.inf)
+    monkeypatch.setattr(keeping, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(keeping, "SAVE_SHARE", math.inf)
     assert proximo("resume", "r", "--total-steps", "640", "--quiet").code == 0
     for path in (stopped / "checkpoints").iterdir():
         assert checkpoint.Checkpoint(path).updates <= 10

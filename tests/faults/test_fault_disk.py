@@ -29,7 +29,7 @@ from commands.command_line import (
 from proximo import TrainingError, disk
 from proximo import train as train_policy
 from proximo.algorithms.ppo import PPO
-from proximo.run import checkpoint
+from proximo.run import keeping
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import RolloutConfig, RunConfig
 from proximo.run.folder import RunFolder
@@ -55,8 +55,8 @@ def limit():
 @pytest.fixture(autouse=True)
 def always(monkeypatch):
     """Save after every update."""
-    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
-    monkeypatch.setattr(checkpoint, "SAVE_SHARE", float("inf"))
+    monkeypatch.setattr(keeping, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(keeping, "SAVE_SHARE", float("inf"))
 
 
 def go(run_dir, *calls, updates=8, **settings):

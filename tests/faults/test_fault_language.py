@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 from commands.command_line import proximo, refusal, result, rows, succeeded
 from proximo import UsageError
 from proximo.language import Sampling, ScoreConfig, TokenPPO, TrainingConfig, load_model, ppo, tiny
-from proximo.run import checkpoint
+from proximo.run import checkpoint, keeping
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.folder import RunFolder
 
@@ -27,8 +27,8 @@ LAST = "checkpoints/last.safetensors"
 @pytest.fixture
 def run(here, monkeypatch):
     """A finished run of 6 updates that saved after each."""
-    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
-    monkeypatch.setattr(checkpoint, "SAVE_SHARE", float("inf"))
+    monkeypatch.setattr(keeping, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(keeping, "SAVE_SHARE", float("inf"))
     texts = [{"prompt": "a", "completion": c} for c in ("bc", "cab", "e", "eb")]
     (here / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     succeeded(proximo("lm", "sft", *TINY, "--updates", "6", "--run-dir", "r", "--quiet"))

@@ -31,7 +31,7 @@ from proximo import (
 )
 from proximo import train as train_policy
 from proximo.loop import run_control
-from proximo.run import checkpoint
+from proximo.run import checkpoint, keeping
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder, free
 from proximo.run.keeping import newest
@@ -254,8 +254,8 @@ def test_rows_are_on_the_disk_before_the_checkpoint_that_follows_them(here, monk
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
-    monkeypatch.setattr(checkpoint, "SAVE_SHARE", float("inf"))
+    monkeypatch.setattr(keeping, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(keeping, "SAVE_SHARE", float("inf"))
     succeeded(train("--run-dir", "r", "--quiet", "--run.save-every", "4"))
     assert ("update-4.safetensors", 4) in checked
     assert checked[-1] == ("last.safetensors", 8)
@@ -403,8 +403,8 @@ def test_any_run_that_is_killed_anywhere_ends_as_if_it_never_was(here, monkeypat
     memory = (
         {"recurrent": "gru", "recurrent_size": 4} if name == "ppo" and chance.random() < 0.5 else {}
     )
-    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
-    monkeypatch.setattr(checkpoint, "SAVE_SHARE", chance.choice([float("inf"), 0.2]))
+    monkeypatch.setattr(keeping, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(keeping, "SAVE_SHARE", chance.choice([float("inf"), 0.2]))
     killed = []
 
     def kill(state, rollout, metrics):  # a copy of what kill -9 would leave here
