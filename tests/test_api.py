@@ -180,6 +180,9 @@ def test_old_names_get_the_new_one(tmp_path):
         assert f"\n{new} =" in text
         text = text.replace(f"\n{new} =", f"\n{old} =")
     file.write_text(text)
+    (tmp_path / "run/result.json").write_text('{"doubts": ["one"], "steps": 1}')
+    result = RunFolder.open(tmp_path / "run").read_result()
+    assert result == {"warnings": ["one"], "steps": 1}
     assert RunFolder.open(tmp_path / "run").read_config() == config
     load(tmp_path / "run")
 

@@ -246,7 +246,10 @@ class RunFolder:
             result = json.loads(disk.read(self.result_file, LONGEST_RESULT))
         except (OSError, ValueError, RecursionError):
             return {}
-        return result if isinstance(result, dict) else {}
+        known: dict[str, Any] = result if isinstance(result, dict) else {}
+        if "doubts" in known:  # names of schema 1
+            known["warnings"] = known.pop("doubts")
+        return known
 
     def remove_result(self) -> None:
         """A run that continues has not ended. Raises `OSError`."""
