@@ -7,6 +7,8 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from proximo.run.toml import RENAMED_SETTINGS
+
 USUAL = {
     "algorithm.learning-rate": ("policy-lr", "pi-lr", "step-size"),
     "algorithm.critic-learning-rate": ("vf-lr", "value-lr", "critic-lr"),
@@ -44,17 +46,9 @@ USUAL = {
     "env.id": ("env-id", "env-name", "environment"),
 }
 """Our flag -> what other libraries call it."""
-FORMER = {  # names of schema 1
-    "env.worlds": "env.num-envs",  # names of schema 1
-    "net.memory": "net.recurrent",  # names of schema 1
-    "net.memory-size": "net.recurrent-size",  # names of schema 1
-    "net.memory-steps": "net.bptt-steps",  # names of schema 1
-    "net.critic-only": "net.privileged",  # names of schema 1
-    "net.deviation": "net.std",  # names of schema 1
-    "score.world": "score.env",  # names of schema 1
-    "world": "env",  # names of schema 1
-}
-"""What a flag was called before -> what it is called now."""
+FORMER = {old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED_SETTINGS.items()}
+FORMER["world"] = "env"  # names of schema 1
+"""Flag of an earlier version -> flag."""
 SURE = 0.9
 """Likeness from which a name is not asked about."""
 

@@ -34,9 +34,9 @@ class Resume(OfRun):
     """End after this many episodes instead."""
     stop_at: Annotated[float | None, optional("R")] = None
     """End early at this return instead."""
-    schedule: Annotated[tuple[str, ...], optional("module:NAME ...")] = ()
-    """Schedules that are code; likewise."""
-    callback: Annotated[tuple[str, ...], optional("module:NAME ...")] = ()
+    schedule: Annotated[tuple[str, ...], optional("module:Name ...")] = ()
+    """Schedules of the run that are code; likewise."""
+    callback: Annotated[tuple[str, ...], optional("module:Name ...")] = ()
     """Callbacks of the run; likewise, and further ones."""
     strict: bool = False
     """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""

@@ -145,16 +145,13 @@ def _train(
                 if session.save():
                     note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
 
-        session.callbacks.append(
-            Watcher(check_signals)
-        )  # last: what the others change is saved too
+        session.callbacks.append(Watcher(check_signals))  # after all others: saved with their part
         with display or contextlib.nullcontext():
             result = run_control(session).result
         if result["stopped_by"] == "interrupted":
             interrupt.stopped_after = result["updates"]
     if interrupt.code == 0 and not quiet:
-        shown = session.log.setup_notes
-        late = [warning for warning in result.get("warnings", ()) if warning not in shown]
+        late = [x for x in result.get("warnings", ()) if x not in session.log.setup_notes]
         say("\n".join([*late, *_ending(result, config, folder)]))
     return interrupt.code
 
