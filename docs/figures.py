@@ -24,7 +24,7 @@ from proximo.functional.kl import kl_divergence
 from proximo.functional.losses import clipped_surrogate, surrogate
 from proximo.loop import learn
 from proximo.run.config import Config
-from proximo.run.session import Session
+from proximo.run.control import make_session
 
 HERE = Path(__file__).parent
 BLUE, ORANGE, GREEN, PURPLE, GREY, _ = COLORS
@@ -108,12 +108,12 @@ def along_an_update(updates: int, seed: int) -> dict[str, np.ndarray]:
         env=EnvConfig(id="Hopper-v5", num_envs=1),
         run=RunConfig(seed=seed, total_steps=1_000_000),
     )
-    with Session(config) as session:
-        state, policy = session.state, session.policy
+    with make_session(config) as session:
+        state, policy = session.state, session.state.policy
         if updates:
             ends = [lambda state, rollout, metrics: state.updates == updates]
-            learn(session.envs, state, session.running, ends)
-        rollout = collect(session.envs, state, config.env, steps=config.rollout.steps)
+            learn(session.task, state, session.run, ends)
+        rollout = collect(session.task.envs, state, config.env, steps=config.rollout.steps)
         batch = algorithm.prepare(state, rollout)
         theta = state.optimizer.flats[0].data
         before = theta.clone()

@@ -63,7 +63,7 @@ def rounds(envs, state, algorithm, config, count=3, steps=20):
         rollout = collect(envs, state, config, steps=steps)
         batch = algorithm.prepare(state, rollout)
         algorithm.update(state, batch)
-        state.advance(rollout, 0.1)
+        state.advance(rollout, {})
 
 
 class Remembering(ActorCritic):
@@ -93,7 +93,7 @@ def test_the_distribution_that_acted_is_the_one_that_is_evaluated(env, net):
         kind = Categorical if env == "CartPole-v1" else kind
         assert isinstance(evaluation.distribution, kind)
         algorithm.update(state, batch)
-        state.advance(rollout, 0.1)
+        state.advance(rollout, {})
 
 
 class MovingMoments(ActorCritic):
@@ -145,7 +145,7 @@ def test_moments_stay_frozen_from_the_first_act_to_the_end_of_the_update():
         assert torch.equal(state.policy.obs_shift, before)
         seen.append(batch.obs)
         algorithm.update(state, batch)
-        state.advance(rollout, 0.1)
+        state.advance(rollout, {})
         union = torch.cat(seen).double()
         torch.testing.assert_close(state.obs_moments.mean, union.mean(0))
         torch.testing.assert_close(state.obs_moments.var, union.var(0, correction=0))
@@ -178,7 +178,7 @@ def test_rewards_are_scaled_by_the_running_deviation_of_the_discounted_return():
         # With lambda 0 the target is r / sigma + gamma V(s'), and no more than that at the end.
         ends = rollout.terminated.t().reshape(-1)
         np.testing.assert_allclose(batch.target[ends], scale, rtol=1e-5)
-        state.advance(rollout, 0.1)
+        state.advance(rollout, {})
 
 
 class Countdown(gym.Env):
@@ -229,7 +229,7 @@ def test_each_round_of_episodes_begins_with_fresh_ones(countdown):
     for _ in range(4):
         rollout = collect(envs, state, config, steps=999, episodes=2)
         assert len(rollout.episodes) == 2
-        state.advance(rollout, 0.1)
+        state.advance(rollout, {})
     assert state.episodes == 8
 
 
@@ -363,7 +363,7 @@ def test_a_rollout_in_which_every_env_only_resets_goes_on_until_one_steps():
         rollout = collect(envs, state, EnvConfig(), steps=1)
         assert rollout.mask.any()
         algorithm.update(state, algorithm.prepare(state, rollout))
-        state.advance(rollout, 0.1)
+        state.advance(rollout, {})
     assert state.episodes > 0
 
 

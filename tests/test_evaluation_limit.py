@@ -11,7 +11,7 @@ from proximo import EnvConfig
 from proximo.envs.base import NUMBERED
 from proximo.envs.make import make_env, make_envs
 from proximo.envs.workers import WorkerEnvs
-from proximo.evaluate import EpisodePlayer, evaluate, step_limit
+from proximo.evaluation import EpisodePlayer, evaluate_policy, step_limit
 
 __all__ = ["here"]
 
@@ -25,7 +25,7 @@ def first(obs):
 
 @pytest.mark.parametrize(("limit", "length", "cut"), [(39, 39, 3), (40, 40, 0), (41, 40, 0)])
 def test_what_was_earned_until_then_counts_and_what_was_cut_is_counted(limit, length, cut):
-    scores = evaluate(first, Long(), episodes=3, seed=0, limit=limit)
+    scores = evaluate_policy(first, Long(), episodes=3, seed=0, limit=limit)
     assert scores.returns.tolist() == [length] * 3
     assert scores.cut == cut
     assert scores.summary().get("episodes_cut", 0) == cut
@@ -41,7 +41,7 @@ def test_an_env_is_reset_once_for_each_episode_and_watched_in_every_state():
             return super().reset(seed=seed)
 
     for limit, count in ((3, 4), (60, 41)):
-        evaluate(first, Noted(), episodes=2, seed=5, limit=limit, watch=states.append)
+        evaluate_policy(first, Noted(), episodes=2, seed=5, limit=limit, watch=states.append)
         assert (seeds, states) == ([5, 6], [0] * count + [1] * count)
         seeds.clear()
         states.clear()
@@ -66,10 +66,10 @@ def test_the_env_apart_is_made_once_and_closed_with_the_others():
 def test_every_agent_that_is_there_is_cut():
     pytest.importorskip("pettingzoo")
     env = make_env(EnvConfig(id="envs.parallel_envs:Leaving"))
-    scores = evaluate(first, env, episodes=2, seed=0, limit=3)  # early has left after 2
+    scores = evaluate_policy(first, env, episodes=2, seed=0, limit=3)  # early has left after 2
     assert [e.length for e in scores.episodes] == [2, 3, 2, 3]
     assert scores.cut == 2
-    assert evaluate(first, env, episodes=2, seed=0, limit=5).cut == 0
+    assert evaluate_policy(first, env, episodes=2, seed=0, limit=5).cut == 0
 
 
 @pytest.mark.parametrize("name", ["envs.made_envs:Long", "envs.parallel_envs:Leaving"])
@@ -81,7 +81,7 @@ def test_so_it_is_in_processes(name):
     player = EpisodePlayer(envs)
     try:
         for limit in (3, 5, 40):
-            here = evaluate(first, make_env(env), episodes=2, seed=7, limit=limit)
+            here = evaluate_policy(first, make_env(env), episodes=2, seed=7, limit=limit)
             there = player.play(first, episodes=2, seed=7, limit=limit)
             assert there.episodes == here.episodes
             assert there.cut == here.cut
@@ -108,7 +108,7 @@ def test_a_greedy_policy_that_loops_ends_no_training(here, backend):
     done = succeeded(proximo(*run, *words, *limit))
     said = "2 of 2 episodes did not end within 50 steps and were cut off there"
     assert done.out.count(said) == 1
-    assert said in result("r")["doubts"][-1]
+    assert said in result("r")["warnings"][-1]
     for row in rows("r"):
         assert (row["evaluation"], row["evaluation_episodes_cut"]) == (50, 2)
 

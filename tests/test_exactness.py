@@ -21,10 +21,10 @@ from proximo import (
     train,
 )
 from proximo.envs.make import make_envs
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 
 TIMES = ("seconds", "steps_per_second")
 TASKS = {
@@ -106,9 +106,9 @@ def test_a_run_resumed_at_any_update_ends_as_if_it_had_never_stopped(env, episod
     with folder.metrics_file.open("a") as file:  # a row past the checkpoint, and a torn one
         file.write(json.dumps({"update": stop + 1, "steps": 1}) + "\n" + '{"update": 9')
     saved = Checkpoint(folder.checkpoint("last"))
-    session = Session(folder.read_config(), folder=folder, resume=saved)
-    assert not any("cannot be brought back" in note for note in session.notes)
-    run_session(session)
+    session = make_session(folder.read_config(), folder=folder, resume=saved)
+    assert not any("cannot be brought back" in note for note in session.log.setup_notes)
+    run_control(session)
     assert metrics(parts) == metrics(tmp_path / "straight")
     straight, resumed = checkpoints(tmp_path / "straight"), checkpoints(parts)
     assert straight == resumed
@@ -143,7 +143,7 @@ def test_every_algorithm_resumes_as_if_it_had_never_stopped(name, env, rollout, 
     saved = Checkpoint(folder.checkpoint("last"))
     assert saved.updates == 5
     assert (saved.tensors.get("ahead") is not None) == (name == "qac")
-    run_session(Session(folder.read_config(), folder=folder, resume=saved))
+    run_control(make_session(folder.read_config(), folder=folder, resume=saved))
     assert metrics(stopped) == metrics(straight)
     mine, theirs = checkpoints(stopped), checkpoints(straight)
     assert mine["last.safetensors"] == theirs["last.safetensors"]
@@ -205,14 +205,14 @@ def test_a_vector_env_resumes_in_new_episodes_and_says_so(tmp_path):
 
     go(tmp_path / "run", stop=4)
     folder = RunFolder.open(tmp_path / "run")
-    begun = Session(folder.read_config()).state.envs.obs
-    session = Session(
+    begun = make_session(folder.read_config()).state.envs.obs
+    session = make_session(
         folder.read_config(), folder=folder, resume=Checkpoint(folder.checkpoint("last"))
     )
-    assert any("cannot be brought back" in note for note in session.notes)
+    assert any("cannot be brought back" in note for note in session.log.setup_notes)
     # Not the beginnings that the run has seen already.
     assert not np.array_equal(session.state.envs.obs, begun)
-    agent = run_session(session)
+    agent = run_control(session)
     assert agent.result["steps"] >= 1024
 
 
@@ -238,10 +238,10 @@ def test_an_episode_that_is_too_long_to_be_replayed_is_not_kept_and_the_resumed_
     assert max(most) <= 40
     folder = RunFolder.open(tmp_path / "r")
     saved = Checkpoint(folder.checkpoint("last"))
-    session = Session(folder.read_config(), folder=folder, resume=saved)
+    session = make_session(folder.read_config(), folder=folder, resume=saved)
     said = "these envs cannot be brought back (episodes of more than 100,000 steps are not)"
-    assert any(said in note for note in session.notes) == (not whole)
+    assert any(said in note for note in session.log.setup_notes) == (not whole)
     assert session.state.envs.length.tolist() == [32 if whole else 0] * 2
     # It is kept again from the next beginning on.
-    run_session(session)
+    run_control(session)
     assert session.state.envs.actions[0] or session.state.envs.length[0] > 40

@@ -19,9 +19,9 @@ from proximo import (
 )
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, from_tables, read_config, to_tables
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset, named_preset, presets
-from proximo.run.session import Session
 
 
 class Unbounded(gym.Env):
@@ -129,7 +129,7 @@ def test_what_does_nothing_is_refused_in_a_new_run(setting, why):
 
 def test_a_note_on_a_setting_is_kept_with_the_result():
     agent = train("CartPole-v1", PPO(clip=1.0), rollout=RolloutConfig(steps=64), total_steps=64)
-    assert any("algorithm.clip is 1.0" in doubt for doubt in agent.result["doubts"])
+    assert any("algorithm.clip is 1.0" in doubt for doubt in agent.result["warnings"])
 
 
 @pytest.mark.parametrize("preset", presets(), ids=lambda preset: preset.name)
@@ -163,7 +163,7 @@ def test_best_holds_a_policy_and_no_more(tmp_path):
     folder = RunFolder.open(tmp_path / "run")
     best = Checkpoint(folder.checkpoint("best"))
     with pytest.raises(UsageError, match="holds a policy and no more"):
-        Session(folder.read_config(), folder=folder, resume=best)
+        make_session(folder.read_config(), folder=folder, resume=best)
     assert folder.config_file.exists()
 
 
@@ -175,7 +175,7 @@ def test_names_of_an_earlier_version_are_read_and_said_once(tmp_path, capsys):
     assert (config.env.num_envs, config.net.recurrent) == (3, "gru")
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "env.worlds is now num_envs, net.memory is now recurrent" in said
+    assert "env.worlds is now env.num_envs, net.memory is now net.recurrent" in said
     path.write_text("[env]\nworlds = 3\nnum_envs = 4\n")
     with pytest.raises(UsageError, match=r"there is no setting env\.worlds. Did you mean num_envs"):
         read_config(path)

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from proximo.commands import arguments, mistyped
-from proximo.run import config
+from proximo.run.toml import RENAMED_SETTINGS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
 
@@ -22,8 +22,7 @@ def test_short_flags():
 
 
 def test_old_names():
-    listed = {old: new.rpartition(".")[2] for ((old,), (new,)) in rows("Old names")}
-    assert listed == {old: new.rpartition(".")[2] for old, new in config.FORMER.items()}
+    assert {old: new for ((old,), (new,)) in rows("Old names")} == RENAMED_SETTINGS
 
 
 def test_names_of_other_libraries():

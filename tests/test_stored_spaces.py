@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from commands.command_line import here, proximo, refusal, succeeded, train_in
 from proximo import PPO, NetConfig, RolloutConfig, UsageError, load, train
 from proximo.envs.watch import Sampler
-from proximo.named import import_module
+from proximo.imports import import_module
 from proximo.nets.heads import make_head
 from proximo.run.checkpoint import Checkpoint, write
 from proximo.spaces import (

@@ -60,12 +60,12 @@ def ours(folder: str, settings: str) -> None:
     from randomwalks import SAMPLING
 
     from proximo import Schedule
-    from proximo.language import TOKENS, KLConfig, TrainingConfig, ppo
+    from proximo.language import TOKEN_PPO, KLConfig, TrainingConfig, ppo
 
     s = json.loads(settings)
     torch.set_num_threads(s["threads"])
     algorithm = dataclasses.replace(
-        TOKENS,
+        TOKEN_PPO,
         learning_rate=Schedule("linear", s["learning_rate"], 0.0),
         minibatch_size=s["minibatch"],
         epochs=s["epochs"],

@@ -29,7 +29,7 @@ import reviews
 import torch
 from task import Task
 
-from proximo.language import TOKENS, KLConfig, ScoreConfig, TrainingConfig, fit_reward, ppo, sft
+from proximo.language import TOKEN_PPO, KLConfig, ScoreConfig, TrainingConfig, fit_reward, ppo, sft
 
 ROOT = Path(__file__).parents[2]
 TASKS = {"reviews": reviews.TASK, "docstrings": docstrings.TASK}
@@ -55,7 +55,7 @@ def run(task: Task, seed: int, betas: list[float]) -> list[dict[str, Any]]:
             judge,
             updates=task.updates,
             seed=seed,
-            algorithm=dataclasses.replace(TOKENS, **task.algorithm),
+            algorithm=dataclasses.replace(TOKEN_PPO, **task.algorithm),
             sampling=task.sampling,
             kl=KLConfig(coef=beta),
             score=ScoreConfig(missing_eos_penalty=1.0),

@@ -29,12 +29,12 @@ from graph import LONGEST, STARTS, Graph
 
 from proximo import Schedule
 from proximo.language import (
-    TOKENS,
-    Fitting,
+    TOKEN_PPO,
     KLConfig,
     LanguageModel,
     ModelConfig,
     Sampling,
+    SupervisedConfig,
     TrainingConfig,
     load_model,
     ppo,
@@ -69,7 +69,7 @@ def fine_tuned(seed: int, models: Path) -> Path:
     if folder.is_dir():
         return folder
     texts = [{"prompt": walk[0], "completion": walk[1:]} for walk in Graph().walks]
-    rate = Fitting(learning_rate=Schedule.parse("linear:1e-3:0"), batch_size=100)
+    rate = SupervisedConfig(learning_rate=Schedule.parse("linear:1e-3:0"), batch_size=100)
     whole = TrainingConfig(micro_batch=100)
     begin = time.perf_counter()
     sft(MODEL, texts, updates=600, seed=seed, algorithm=rate, run=whole).save(folder)
@@ -100,7 +100,7 @@ def run(seed: int, models: Path) -> list[dict[str, object]]:
             seed=seed,
             sampling=SAMPLING,
             kl=KLConfig(coef=0.01),
-            algorithm=dataclasses.replace(TOKENS, **PPO, **settings),
+            algorithm=dataclasses.replace(TOKEN_PPO, **PPO, **settings),
             run=TrainingConfig(sequences=140, micro_batch=140, completions_per_prompt=group),
         )
         seconds = time.perf_counter() - begin

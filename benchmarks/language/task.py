@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from proximo.language import Fitting, ModelConfig, Result, Sampling
+from proximo.language import ModelConfig, Result, Sampling, SupervisedConfig
 
 Row = dict[str, str]
 
@@ -28,5 +28,7 @@ class Task:
     updates: int
     """Of PPO."""
     algorithm: dict[str, Any]
-    """PPO's settings besides `TOKENS`."""
-    rate: Fitting = field(default_factory=lambda: Fitting(learning_rate=1e-3, held_out=0.1))
+    """PPO's settings besides `TOKEN_PPO`."""
+    rate: SupervisedConfig = field(
+        default_factory=lambda: SupervisedConfig(learning_rate=1e-3, held_out=0.1)
+    )

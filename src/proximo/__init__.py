@@ -12,8 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proximo.agent import Agent, load
+    from proximo import functional
+    from proximo.agent import Agent, evaluate, load
     from proximo.algorithms.a2c import A2C
+    from proximo.algorithms.base import OnPolicy
     from proximo.algorithms.ppo import PPO
     from proximo.algorithms.ppo_penalty import PPOPenalty
     from proximo.algorithms.q_actor_critic import QActorCritic
@@ -22,16 +24,21 @@ if TYPE_CHECKING:
     from proximo.envs.config import EnvConfig
     from proximo.errors import TrainingError, UsageError
     from proximo.functional.schedules import Schedule
-    from proximo.loop import train
+    from proximo.loop import resume, train
     from proximo.nets.config import NetConfig
+    from proximo.run.callbacks import Callback
     from proximo.run.config import RolloutConfig, RunConfig
+    from proximo.state import TrainState
+    from proximo.types import Batch, Rollout
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Agent": "agent",
+    "evaluate": "agent",
     "load": "agent",
     "A2C": "algorithms.a2c",
+    "OnPolicy": "algorithms.base",
     "PPO": "algorithms.ppo",
     "PPOPenalty": "algorithms.ppo_penalty",
     "QActorCritic": "algorithms.q_actor_critic",
@@ -39,10 +46,15 @@ _HOMES = {
     "TRPO": "algorithms.trpo",
     "EnvConfig": "envs.config",
     "Schedule": "functional.schedules",
+    "resume": "loop",
     "train": "loop",
     "NetConfig": "nets.config",
+    "Callback": "run.callbacks",
     "RolloutConfig": "run.config",
     "RunConfig": "run.config",
+    "Batch": "types",
+    "Rollout": "types",
+    "TrainState": "state",
     "TrainingError": "errors",
     "UsageError": "errors",
 }
@@ -51,23 +63,37 @@ __all__ = [  # spelled out for those who read without running
     "PPO",
     "TRPO",
     "Agent",
+    "Batch",
+    "Callback",
     "EnvConfig",
     "NetConfig",
+    "OnPolicy",
     "PPOPenalty",
     "QActorCritic",
     "Reinforce",
+    "Rollout",
     "RolloutConfig",
     "RunConfig",
     "Schedule",
+    "TrainState",
     "TrainingError",
     "UsageError",
+    "evaluate",
+    "functional",
     "load",
+    "resume",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: `import proximo` alone does not load PyTorch."""
+    if name == "functional":
+        return importlib.import_module("proximo.functional")
     if name not in _HOMES:
         raise AttributeError(f"module 'proximo' has no attribute {name!r}")
     return getattr(importlib.import_module(f"proximo.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

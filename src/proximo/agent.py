@@ -9,18 +9,28 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from torch import Tensor
 
-from proximo.disk import replace
+from proximo.algorithms.base import OnPolicy
+from proximo.disk import replace, writable
+from proximo.envs.base import Maker
+from proximo.envs.config import EnvConfig
+from proximo.envs.layers import close_all, title
+from proximo.envs.make import make_env
 from proximo.errors import UsageError
-from proximo.evaluate import EpisodePolicy
+from proximo.evaluation import Scores, evaluate_policy, step_limit
 from proximo.export import Exported, export
-from proximo.named import find, name_of
+from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
-from proximo.nets.custom import Maker
-from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config, make_policy
+from proximo.nets.custom import Maker as NetMaker
+from proximo.run.checkpoint import Checkpoint, own_copy, write
+from proximo.run.config import Config, algorithm_name, check_storable, make_policy
+from proximo.run.consent import Named, allow, python_line
 from proximo.run.folder import RunFolder
-from proximo.spaces import MASK
+from proximo.spaces import MASK, space_record
+
+EVALUATION_SEED = 1_000_000
+"""The first seed of an evaluation: far from those of evaluations while training."""
 
 
 class Agent:
@@ -41,26 +51,87 @@ class Agent:
         self._generator = torch.Generator().manual_seed(config.run.seed)
         self.reset()
 
-    def reset(self) -> None:
-        """Let another episode begin: a policy with a memory forgets the last one."""
-        self._player = EpisodePolicy(self.policy)
+    def reset(self, rows: Any = None) -> None:
+        """Begin other episodes: a recurrent policy forgets the last ones.
+
+        rows: those of a batch whose episodes are over, as a mask [N] (done) or as indices; None:
+        all of them.
+        """
+        if rows is None:
+            self._state: Tensor | None = None  # [N, C] recurrent state of each row
+            self._noise, self._step = torch.empty(0), 0
+        elif self._state is not None:
+            self._state[torch.as_tensor(rows, device=self._state.device)] = 0
 
     def act(self, obs: Any, *, deterministic: bool = True) -> Any:
-        """The action for one observation, as the env takes it.
+        """The action for one observation, or the actions for a batch of them, as the env takes it.
 
-        deterministic: the most likely action; else one drawn from the policy. Raises `ValueError`
-        for an observation of another shape, with a number that is not finite, or with a mask that
-        allows nothing.
+        obs: an observation, or N of them, stacked along a first axis (in each part of a Dict).
+        A recurrent policy remembers each row by itself: see `reset`. deterministic: the most likely
+        action; else one drawn from the policy. Raises `ValueError` for an observation of another
+        shape, with a number that is not finite, or with a mask that allows nothing.
         """
+        seen = self.policy.observations
+        leaf = seen.leaves[0]
         try:
-            row = self.policy.observations.row(obs)
-        except UsageError as error:
-            raise ValueError(f"{error}: this policy takes one at a time") from error
-        if not np.isfinite(row).all():
+            axes = np.ndim(leaf.of(obs)) - len(leaf.space.shape or ())
+            lead = np.shape(leaf.of(obs))[:axes] if axes == 1 else ()
+            rows = np.empty((*lead, *seen.shape), seen.dtype)
+            seen.write(obs, rows)
+        except (UsageError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{error}: give one observation, or a batch [N, ...]") from error
+        if not np.isfinite(rows).all():
             raise ValueError(f"the observation holds a number that is not finite: {obs}")
-        if self.policy.stuck(row[None]).any():
+        batch = rows if lead else rows[None]
+        if self.policy.stuck(batch).any():
             raise ValueError(f"the {MASK} of the observation allows no action: {obs}")
-        return self._player(obs, None if deterministic else self._generator)
+        actions = self._act(batch, None if deterministic else self._generator)
+        return self.policy.actions.given(actions if lead else actions[0])
+
+    @torch.no_grad()
+    def _act(self, rows: np.ndarray, generator: torch.Generator | None) -> Any:
+        """Actions for rows of observations, [N, *obs], as rows."""
+        policy, count = self.policy, len(rows)
+        if self._state is None or (len(self._state) != count and not policy.state_size):
+            self._state = torch.zeros(count, policy.state_size, device=policy.device)
+        elif len(self._state) != count:
+            raise ValueError(
+                f"the batch has {count} observations, but the one before had {len(self._state)}, "
+                "and the policy remembers each row: call reset() before another number of rows"
+            )
+        noise = None
+        if generator is not None:
+            place, head = self._step % policy.head.resample_every, policy.head
+            if place == 0 or self._noise.shape[1] != count:  # held for as many steps
+                drawn = head.noise(generator, (head.resample_every, count))
+                self._noise = drawn.to(policy.device, policy.dtype)
+            self._step += 1
+            noise = self._noise[place]
+        kind = None if rows.dtype == np.uint8 else policy.dtype
+        seen = torch.as_tensor(rows, dtype=kind, device=policy.device)
+        action, _, moved = policy.act(seen, noise, self._state)
+        if moved is not None:
+            self._state = moved
+        return policy.head.to_env(action)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the policy to a new folder, for `load`. Raises `UsageError`."""
+        check_storable(self.config)
+        place = RunFolder.create(folder, self.config)
+        counters = dict.fromkeys(("smoothed", "best", "last_trial_steps"))
+        numbers = {name: self.result.get(name, 0) for name in ("steps", "updates", "episodes")}
+        record = {
+            **(counters | numbers),
+            "horizon": self.config.run.total_steps,
+            "policy_only": True,
+            "recent": [],
+            "spaces": [space_record(space) for space in (self.obs_space, self.action_space)],
+        }
+        state = self.policy.state_dict()
+        with writable(place.path):
+            path = place.checkpoint("last")
+            write(path, {f"policy.{name}": own_copy(x) for name, x in state.items()}, record)
+        place.release()
 
     def export(self, path: str | Path, *, overwrite: bool = False) -> Exported:
         """Write the policy as one ONNX file, which takes its most likely actions without PyTorch.
@@ -73,7 +144,7 @@ class Agent:
         about = {
             "proximo": __version__,
             "env": self.config.env.id,
-            "algorithm": self.config.algorithm.name,
+            "algorithm": algorithm_name(self.config.algorithm),
             "steps": str(self.result.get("steps", "")),
             "observation_space": str(self.obs_space),
             "action_space": str(self.action_space),
@@ -84,22 +155,26 @@ class Agent:
         )
 
 
-def load(run: str | Path, checkpoint: str = "last", *, net: str | Maker | None = None) -> Agent:
+def load(
+    run: str | Path,
+    checkpoint: str = "last",
+    *,
+    net: str | NetMaker | None = None,
+    algorithm: str | type[OnPolicy] | None = None,
+) -> Agent:
     """The policy of a run folder: its "last" or "best" one. Runs no code that the folder names.
 
-    net: the class of a network of your own, or its name, module:Class, which is imported.
+    net, algorithm: the class of a network or of an algorithm of your own, or its name,
+    module:Class, which is imported.
 
-    Raises `UsageError` if the folder or the checkpoint is missing or damaged, or if the network is
-    code and not named.
+    Raises `UsageError` if the folder or the checkpoint is missing or damaged, or if what is code is
+    not named.
     """
     folder = RunFolder.open(run)
-    config = folder.read_config()
+    named = Named(net=net, algorithm=algorithm)
+    line = python_line(f"load({str(run)!r}")
+    config = allow(folder.read_config(), named, ("net", "algorithm"), line)
     saved = Checkpoint(folder.checkpoint(checkpoint))
-    if net is not None:
-        if not config.net.module:
-            raise UsageError(f"net is {net!r}, but the network of {run} is Proximo's: leave it out")
-        name = net if isinstance(net, str) else name_of(net)
-        config = dataclasses.replace(config, net=dataclasses.replace(config.net, module=name))
     own = find(net) if isinstance(net, str) else net
     if own is None:  # what the files say of sizes is compared before it is made
         with torch.device("meta"):
@@ -108,3 +183,70 @@ def load(run: str | Path, checkpoint: str = "last", *, net: str | Maker | None =
     saved.load_policy(policy)
     trained = {"steps": saved.steps, "updates": saved.updates}
     return Agent(policy.eval(), config, saved.spaces, trained)
+
+
+def evaluate(
+    agent: Agent | str | Path,
+    env: str | EnvConfig | Maker | gym.Env | None = None,
+    *,
+    episodes: int = 100,
+    seed: int = EVALUATION_SEED,
+    deterministic: bool = True,
+    max_episode_steps: int | None = None,
+    checkpoint: str = "last",
+    net: str | NetMaker | None = None,
+    algorithm: str | type[OnPolicy] | None = None,
+) -> Scores:
+    """Scores of seeded episodes, number i from seed + i: `returns`, `mean`, `summary()`.
+
+    agent: an agent, or the folder of a run, of which checkpoint, net and algorithm are as in
+    `load`. env: where to play, if not in the env of the run; code of your own that the folder of a
+    run names must be given. max_episode_steps: steps at which an episode is cut off.
+
+    Raises `UsageError` for an env with other spaces, or one that fails.
+    """
+    if episodes < 1 or seed < 0 or (max_episode_steps or 1) < 1:
+        raise UsageError(
+            f"episodes is {episodes}, seed {seed} and max_episode_steps {max_episode_steps}: give "
+            "at least 1, 0 and 1"
+        )
+    played, named = agent, Named(env=env)
+    if not isinstance(played, Agent):
+        played = load(played, checkpoint, net=net, algorithm=algorithm)
+        line = python_line(f"evaluate({str(agent)!r}")
+        allow(played.config, named, ("env",) if env is not None else ("env", "wrappers"), line)
+    config = played.config.env
+    if isinstance(env, EnvConfig):
+        config = env
+    elif isinstance(env, str):
+        config = dataclasses.replace(config, id=env)
+    given = env if isinstance(env, gym.Env) else None
+    source = None if env is None or isinstance(env, str | EnvConfig | gym.Env) else env
+    world = given if given is not None else make_env(config, source)
+    try:
+        check_spaces(world, played)
+        return evaluate_policy(
+            played.policy,
+            world,
+            episodes=episodes,
+            seed=seed,
+            deterministic=deterministic,
+            limit=step_limit(config, max_episode_steps or played.config.run.eval_max_episode_steps),
+        )
+    finally:
+        close_all([] if given is not None else [world])
+
+
+def check_spaces(env: gym.Env[Any, Any], agent: Agent) -> None:
+    """Refuse an env whose spaces are not those of the policy. Raises `UsageError`."""
+    pairs = (
+        ("observation", env.observation_space, agent.obs_space),
+        ("action", env.action_space, agent.action_space),
+    )
+    for what, there, own in pairs:
+        # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
+        if there.shape != own.shape or own != there:
+            raise UsageError(
+                f"the {what} space of {title(env)} is {there}, but this policy was trained with "
+                f"{own}: name the env it was trained in, or one with the same spaces"
+            )

@@ -20,10 +20,10 @@ class Bound:
     high_open: bool = False
 
     def wrong(self, value: Any) -> str:
-        """What a value must be instead, or "" if it lies within.
+        """Text that says what a value must be, or "" if it lies within the bounds.
 
-        None has no bound. Of a list every number is held to it, and of a schedule every value; its
-        last may be an open end, which progress never reaches.
+        None has no bounds. They hold for every number of a list and for every value of a schedule;
+        its last value may equal an open end, since progress never reaches 1.
         """
         if value is None:
             return ""

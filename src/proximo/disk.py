@@ -1,8 +1,8 @@
 """Files on a disk that may be full, fail or lose its power, in folders that anybody may have made.
 
 Nothing is written through a link: a folder is entered by its descriptor, a file is written under a
-new name that nobody knows before, and what grows is a plain file with one name. Nothing is read but
-regular files, and of each no more than its kind may hold.
+new random name, and a file that grows is a regular file with one name. Only regular files are read,
+and of each at most the size that its kind may have.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import IO
 from proximo.errors import UsageError, printable
 
 LONGEST_WAIT = 2**26
-"""Bytes of lines that wait for a full disk; what comes after them is left out."""
+"""Bytes of lines that wait for a full disk; later lines are dropped."""
 HOLLOW = 2**26
-"""Bytes from which a file is refused that is nearly all holes: it takes no disk, but memory."""
+"""Bytes from which a file that is nearly all holes is refused: it takes memory, but no disk."""
 
 # Not every system has all of them.
 _NOFOLLOW, _NONBLOCK = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
@@ -35,9 +35,9 @@ _GROW = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NOFOLLOW | _NONBLOCK
 
 
 def opened(path: Path) -> IO[bytes]:
-    """A regular file, to be read. Raises `OSError` for what is none: a pipe or a device has no end.
+    """Open a regular file for reading. Raises `OSError` for a pipe or a device, which has no end.
 
-    So does a file that is nearly all holes, which costs its author nothing and its reader memory.
+    It refuses a file that is nearly all holes too: its author pays nothing, its reader memory.
     """
     handle = os.open(path, _READ)
     try:
@@ -49,7 +49,7 @@ def opened(path: Path) -> IO[bytes]:
 
 
 def check_regular(path: Path) -> None:
-    """What `opened` asks of a file, for a library that opens it by itself. Raises `OSError`."""
+    """Check a file as `opened` does, for a library that opens it by itself. Raises `OSError`."""
     opened(path).close()
 
 
@@ -65,7 +65,7 @@ def _check(path: Path, handle: int) -> None:
 
 
 def _is_hole(handle: int) -> bool:
-    """Of a file whose system does not say how much of it there is, or which has nothing."""
+    """A file without data, for systems that do not report its blocks on the disk."""
     try:
         os.lseek(handle, 0, getattr(os, "SEEK_DATA", os.SEEK_SET))
     except OSError as error:
@@ -100,11 +100,11 @@ def _size(path: Path, file: IO[bytes], most: int) -> int:
 
 
 def replace(path: Path, data: bytes, within: Path | None = None) -> None:
-    """Write a file in one step: a reader finds the old one or the new one, never half of one.
+    """Write a file atomically: a reader finds the old content or the new one, never a part.
 
-    Aside and to the disk, then under its name, then that to the disk. A link that stands there is
+    The data go to a temporary file and to the disk, then under their name. A link of that name is
     replaced, not followed. within: the folder that the user has named, below which no folder may be
-    a link; None: the file's own. Raises `OSError`, which names the file and leaves no other behind.
+    a link; None: the file's own. Raises `OSError`, which names the file; no temporary file stays.
     """
     free = shutil.disk_usage(path.parent).free
     if len(data) > free:
@@ -116,7 +116,7 @@ def replace(path: Path, data: bytes, within: Path | None = None) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, within: Path | None = None) -> Iterator[IO[bytes]]:
-    """`replace`, for what is written bit by bit."""
+    """`replace` for a file that is written piece by piece."""
     temporary = _partial()
     with _entered(path.parent, within) as folder:
         try:
@@ -135,10 +135,10 @@ def replacing(path: Path, within: Path | None = None) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def filling(folder: Path, within: Path | None = None) -> Iterator[Path]:
-    """A new folder for a library that writes by itself; at the end its files move to `folder`.
+    """Temporary folder for a library that writes by itself; at the end its files move to `folder`.
 
-    That is made if it is not there. Each file replaces the one of its name in one step, so that at
-    every moment each is whole. within: as for `replace`. Raises `OSError`.
+    `folder` is made if it is missing. Each file replaces the one of its name atomically, so each is
+    whole at every moment. within: see `replace`. Raises `OSError`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _entered(folder, within) as handle:
@@ -155,7 +155,7 @@ def filling(folder: Path, within: Path | None = None) -> Iterator[Path]:
 
 
 def grow(path: Path, within: Path | None = None) -> io.FileIO:
-    """A file to add to: a plain one that has no other name. Raises `OSError`."""
+    """Open a regular file without other names, to append to it. Raises `OSError`."""
     with _entered(path.parent, within) as folder:
         try:
             handle = os.open(path.name, _GROW, 0o666, dir_fd=folder)
@@ -171,9 +171,9 @@ def grow(path: Path, within: Path | None = None) -> io.FileIO:
 
 
 def duplicate(path: Path, other: Path, within: Path | None = None) -> None:
-    """Give a file another name in its folder, in place of what has it. A file may be gone.
+    """Give a file a second name in its folder, which replaces a file of that name.
 
-    On a file system without links it becomes a copy. Raises `OSError`.
+    A missing file is no error. A file system without links gets a copy. Raises `OSError`.
     """
     with _entered(path.parent, within) as folder:
         with contextlib.suppress(FileNotFoundError):
@@ -191,7 +191,7 @@ def duplicate(path: Path, other: Path, within: Path | None = None) -> None:
 
 
 def sweep(folder: Path, within: Path | None = None) -> None:
-    """Remove what a process that was killed has left half written. Raises `OSError`."""
+    """Remove partial files that a killed process has left. Raises `OSError`."""
     with _entered(folder, within) as handle:
         for name in os.listdir(handle):
             if name.startswith(".") and name.endswith(".partial"):
@@ -207,7 +207,7 @@ def _partial() -> str:
 
 @contextlib.contextmanager
 def _entered(folder: Path, within: Path | None) -> Iterator[int]:
-    """The descriptor of a folder. From `within` on, which may be a link itself, none is one."""
+    """Descriptor of a folder. `within` may be a link, but no folder below it."""
     handle = os.open(within or folder, _FOLDER)
     try:
         for part in folder.relative_to(within or folder).parts:
@@ -224,7 +224,7 @@ def _entered(folder: Path, within: Path | None) -> Iterator[int]:
 
 
 def sync(path: Path) -> None:
-    """A file, or the names in a folder, to the disk where the system can: power cuts spare it."""
+    """Flush a file, or the names in a folder, to the disk, where the system can (power cuts)."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY | _NONBLOCK)
         try:
@@ -234,14 +234,14 @@ def sync(path: Path) -> None:
 
 
 def warn(text: str) -> None:
-    """Say on stderr what goes wrong; that may be a file on the same disk."""
+    """Print a warning on stderr, which may be a file on the same full disk."""
     with contextlib.suppress(OSError):
         print(f"proximo: {printable(text)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def writable(path: object) -> Iterator[None]:
-    """Before training, a disk that fails is for the user to mend. Raises `UsageError`."""
+    """Turn an `OSError` before training into a `UsageError`, which the user can fix."""
     try:
         yield
     except OSError as error:
@@ -249,10 +249,10 @@ def writable(path: object) -> Iterator[None]:
 
 
 class Lines:
-    """A file that grows by lines. What the disk does not take waits, and is written later."""
+    """File that grows by lines. Lines that the disk does not take are kept and written later."""
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        """say: told once when the disk begins to fail. Raises `OSError`."""
+        """say: called once when the disk starts to fail. Raises `OSError`."""
         self._path, self._say = path, say
         self._file = grow(path)
         self._waiting = bytearray()
@@ -274,7 +274,7 @@ class Lines:
             self._error = error
 
     def sync(self) -> None:
-        """Bring what the system has taken to the disk, where it can: a power cut spares that."""
+        """Flush written lines to the disk, where the system can (power cuts)."""
         self.write(b"")
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())

@@ -112,15 +112,16 @@ def _plain(value: Any) -> Any:
 
 
 def _read(value: Any, kind: Any) -> Any:
-    """A whole number as a float, text as the schedule that it writes, where a field takes these.
+    """A whole number as a float, text or a function as a schedule, where a field takes these.
 
     Raises `ValueError` and `OverflowError`.
     """
     kinds = typing.get_args(kind) or (kind,)
     if type(value) is int and float in kinds and int not in kinds:
         return float(value)
-    parsers = [part.parse for part in kinds if hasattr(part, "parse")]
-    return parsers[0](value) if parsers and isinstance(value, str) else value
+    parsers = [part for part in kinds if hasattr(part, "parse")]
+    parsed = isinstance(value, str) or (callable(value) and not isinstance(value, tuple(parsers)))
+    return parsers[0].parse(value) if parsers and parsed else value
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -180,11 +181,11 @@ def explain(error: BaseException) -> str:
 
 
 def faults() -> tuple[type[BaseException], ...]:
-    """What to catch where code of others has run: all that it raises, but not the user's Ctrl-C.
+    """Exceptions to catch around code of the user: all that it raises, except a Ctrl-C.
 
-    For `except faults() as error:`. `SystemExit`, `GeneratorExit` and their like are faults of that
-    code, and so is a `KeyboardInterrupt` of its own. What a Ctrl-C raises comes out of a handler of
-    signals, between two instructions: not out of a `raise`.
+    For `except faults() as error:`. `SystemExit`, `GeneratorExit` and a `KeyboardInterrupt` that
+    the code raises itself are its faults. A Ctrl-C comes from a signal handler, between two
+    instructions, and not from a `raise`.
     """
     error = sys.exception()
     trace = error.__traceback__ if isinstance(error, KeyboardInterrupt) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -20,13 +20,13 @@ from proximo.functional.moments import no_moments
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.spaces import torch_dtype
-from proximo.types import Batch, EnvState, Episode, Metrics, Moments, Rollout, SkipSink, Watch
+from proximo.types import Batch, EnvState, Episode, Metrics, Moments, Rollout, Row, SkipSink, Watch
 
 REWARD_CLIP = 10.0
 """Scaled rewards are cut off at this many standard deviations of the return."""
 
 
-NOT_SAVED = ("engine", "skip_sink", "watch")
+NOT_SAVED = ("engine", "smoothing", "success_at", "averages", "skip_sink", "watch")
 """Fields that a run sets anew; every other one is in its checkpoints."""
 NUMBERS = ("int", "int | None", "float", "float | None")
 """Types of the fields that are saved in the record."""
@@ -49,6 +49,13 @@ class Saved(Protocol):
 
     def load_generator(self, name: str, generator: torch.Generator) -> None:
         """Put the generator where it stood."""
+
+
+class Ending(Protocol):
+    """Settings of a run that tell when it is over."""
+
+    def ended_by(self, counters: Mapping[str, Any]) -> str:
+        """The setting that ends a run with these counters, or "" if it continues."""
 
 
 @dataclass(kw_only=True)
@@ -83,6 +90,9 @@ class TrainState:
     recurrent_state: Tensor | None = None  # [N, C] what the policy remembers in each env
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
     skipped: int = 0  # gradient steps that were left out, for what was not finite
+    smoothing: float = 0.1  # of the run, not of its state: weight of an episode in `smoothed`
+    success_at: float | None = None  # of the run: the return from which an episode is a success
+    averages: Row = field(default_factory=dict)  # of `recent`, until another episode ends
     skip_sink: SkipSink | None = None  # of the run, not of its state: stores the first of those
     watch: Watch | None = None  # of the run as well: shows its progress
 
@@ -258,15 +268,55 @@ class TrainState:
         where = f"update {update}{where}"
         record_skip(self.skip_sink, what, where, tensors, record, self.skipped, budget)
 
-    def advance(self, rollout: Rollout, smoothing: float) -> None:
-        """Count an update that is done. The smoothed return moves by `smoothing` per episode."""
+    def finished(self, run: Ending) -> str:
+        """The setting that has ended the run, or "" if it continues."""
+        return run.ended_by(vars(self))
+
+    def advance(self, rollout: Rollout, metrics: Metrics) -> Row:
+        """Count an update that is done; returns its row: everything that is logged of it."""
         self.updates += 1
         self.steps += int(rollout.mask.sum())
         self.episodes += len(rollout.episodes)
         self.recent.extend(rollout.episodes)
         for episode in rollout.episodes:
             before = episode.ret if self.smoothed is None else self.smoothed
-            self.smoothed = before + smoothing * (episode.ret - before)
+            self.smoothed = before + self.smoothing * (episode.ret - before)
+        latest = [episode.ret for episode in rollout.episodes]
+        if latest or not self.averages:
+            self.averages = self.recent_returns()
+        row = {
+            "update": self.updates,
+            "steps": self.steps,
+            "episodes": self.episodes,
+            "return_latest": _mean(latest) if latest else None,
+            **self.averages,
+            "return_smoothed": self.smoothed,
+            "best": self.best,
+            **metrics,
+        }
+        clipped = self.policy.head.cut_off(rollout.action)
+        if clipped is not None:
+            row["action_clip_fraction"] = float(clipped[rollout.mask].float().mean())
+        if self.skipped:
+            row["skipped_steps"] = self.skipped
+        return row
+
+    def recent_returns(self) -> Row:
+        """Return, length, share of successes over the last 100 episodes; None before the first."""
+        if not self.recent:
+            return {"return_mean": None, "length_mean": None}
+        # Every update pays for this: a few calls over the whole window, none of them per episode.
+        returns, lengths = zip(*self.recent, strict=True)
+        count = len(returns)
+        row = {"return_mean": _mean(returns), "length_mean": sum(lengths) / count}
+        if self.success_at is not None:
+            row["success_rate"] = sum(map(float(self.success_at).__le__, returns)) / count
+        return row
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Never beyond all of them, as rounding alone would have it."""
+    return min(max(sum(values) / len(values), min(values)), max(values))
 
 
 def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:

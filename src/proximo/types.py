@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, float]
 """One number per name, as written to `metrics.jsonl`."""
+Row = dict[str, Any]
+"""Everything that is logged of an update, by name."""
+Extra = tuple[dict[str, "Tensor"], dict[str, Any]]
+"""Tensors and entries of the record that a checkpoint holds besides those of the state."""
 SkipSink = Callable[[str, "dict[str, Tensor]", dict[str, Any]], str]
 """Receives a skipped gradient step: the reason, its tensors and its record. Returns where the first
 of a run is stored, or an empty text."""

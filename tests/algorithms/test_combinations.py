@@ -11,12 +11,12 @@ from torch import nn
 
 from proximo import NetConfig, RolloutConfig, RunConfig, load, train
 from proximo.envs.testing.probes import Match
-from proximo.evaluate import evaluate
-from proximo.loop import run_session
+from proximo.evaluation import evaluate_policy
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import ALGORITHMS
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 
 FACTORS = {
     "name": list(ALGORITHMS),
@@ -155,16 +155,16 @@ def test_it_trains_resumes_to_the_bit_and_acts(case, tmp_path):
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
     assert saved.updates == 1
-    session = Session(folder.read_config(), folder=folder, source=env, resume=saved)
-    assert not any("cannot be brought back" in note for note in session.notes)
-    run_session(session)
+    session = make_session(folder.read_config(), folder=folder, source=env, resume=saved)
+    assert not any("cannot be brought back" in note for note in session.log.setup_notes)
+    run_control(session)
     ends = [RunFolder(tmp_path / part).checkpoint("last") for part in ("straight", "parts")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
     again = load(tmp_path / "straight", net=own)
-    for deterministic in (True, False):
+    for mode in (True, False):
         scores = [
-            evaluate(a.policy, env(), episodes=3, seed=5, deterministic=deterministic).returns
+            evaluate_policy(a.policy, env(), episodes=3, seed=5, deterministic=mode).returns
             for a in (agent, again)
         ]
         np.testing.assert_allclose(*scores, rtol=1e-4)  # products round by how weights are aligned

@@ -69,7 +69,7 @@ def learn(algorithm, engine="auto", **more):
 def test_what_the_data_alone_shows_is_learned_from_and_said_once(algorithm, rollout, engine):
     agent, moved = learn(algorithm, engine, rollout=rollout)
     assert moved > 1e-4
-    (said,) = [x for x in agent.result["doubts"] if "normalize_advantage" in x]
+    (said,) = [x for x in agent.result["warnings"] if "normalize_advantage" in x]
     assert "in update 1" in said
 
 
@@ -152,9 +152,9 @@ def test_no_minibatch_is_of_one_sample_where_it_is_standardised(algorithm, data,
 def test_a_last_minibatch_of_one_sample_joins_the_one_before(engine):
     agent, moved = learn(PPO(minibatch_size=63, epochs=2), engine)
     assert moved > 1e-5
-    assert any("one sample" in said for said in agent.result["doubts"])
+    assert any("one sample" in said for said in agent.result["warnings"])
 
 
 def test_nothing_is_said_where_none_stands_alone():
     agent, _ = learn(PPO(minibatch_size=32, epochs=2))
-    assert "doubts" not in agent.result
+    assert "warnings" not in agent.result

@@ -19,9 +19,9 @@ from proximo.envs.testing import probes
 from proximo.envs.testing.puzzles import Cards
 from proximo.envs.vector import VectorEnvs, check_vector
 from proximo.envs.watch import Bounds
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.run.config import Config, RolloutConfig, RunConfig
-from proximo.run.session import Session
+from proximo.run.control import make_session
 from proximo.spaces import Observations
 
 __all__ = ["here", "own_env"]
@@ -494,7 +494,7 @@ def test_a_run_is_the_same_with_and_without_the_check(make, monkeypatch):
         return train(make(), PPO(minibatch_size=32), total_steps=512, rollout=steps)
 
     checked = run()
-    monkeypatch.setattr("proximo.run.session.Session._check", lambda self: None)
+    monkeypatch.setattr("proximo.run.control.ControlTask._check", lambda self: None)
     assert same_weights(checked, run())
 
 
@@ -506,13 +506,13 @@ def run_of(one_env, **env):
         env=EnvConfig(num_envs=1, **env),
         run=RunConfig(total_steps=8),
     )
-    return run_session(Session(config, source=one_env))
+    return run_control(make_session(config, source=one_env))
 
 
 def test_notes_stand_in_the_result():
-    (doubt,) = run_of(seeing(place=np.array([0, -3.0]))).result["doubts"]
+    (doubt,) = run_of(seeing(place=np.array([0, -3.0]))).result["warnings"]
     assert doubt.startswith("the envs: at step 2 of episode 0, place[1] was -3")
-    assert "doubts" not in run_of(Right).result
+    assert "warnings" not in run_of(Right).result
 
 
 def test_the_check_can_be_left_out():
@@ -567,7 +567,7 @@ def test_what_leaves_its_bounds_later_is_said_once(here):
     (here / "later.py").write_text(LATER)
     done = succeeded(train_in("later:Later", "--run-dir", "r", steps=64 * 48))
     assert done.out.count("outside the bounds") == 1
-    (doubt,) = result("r")["doubts"]
+    (doubt,) = result("r")["warnings"]
     assert "after update 16, the observation[1] was 5, outside the bounds -1 and 1" in doubt
     assert doubt in (here / "r/log").read_text()
 

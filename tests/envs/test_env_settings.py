@@ -9,11 +9,11 @@ from gymnasium.vector import SyncVectorEnv
 from envs import made_envs
 from proximo import PPO, EnvConfig, UsageError, train
 from proximo.envs.make import make_env
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, RolloutConfig, RunConfig
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 
 HERE = "envs.made_envs"
 
@@ -62,8 +62,8 @@ def lived_through(kind, **settings):
         seen[:] = [rollout, dict(metrics)]
 
     config.check()
-    session = Session(config, source=source, callbacks=[look])
-    run_session(session)
+    session = make_session(config, source=source, callbacks=[look])
+    run_control(session)
     return *seen, session
 
 
@@ -172,7 +172,7 @@ def test_settings_of_a_backend_that_is_not_used_are_refused_before_anything_is_m
     made = []
     config = Config(env=EnvConfig(timeout=5.0))
     with pytest.raises(UsageError, match=r"env\.timeout is 5\.0.*--env\.backend workers.*sync"):
-        Session(config, source=lambda: made.append(1))
+        make_session(config, source=lambda: made.append(1))
     assert not made
 
 
@@ -183,7 +183,7 @@ def test_a_run_of_before_with_such_a_setting_goes_on(tmp_path):
     run = dataclasses.replace(config.run, total_steps=2048)
     old = dataclasses.replace(config, env=dataclasses.replace(config.env, threads=2), run=run)
     last = Checkpoint(folder.checkpoint("last"))
-    assert run_session(Session(old, folder=folder, resume=last)).result["steps"] >= 2048
+    assert run_control(make_session(old, folder=folder, resume=last)).result["steps"] >= 2048
 
 
 @pytest.mark.parametrize("name", ["puzzles:Catch", "probes:Match"])

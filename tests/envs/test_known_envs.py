@@ -13,12 +13,12 @@ from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, load, 
 from proximo.envs.base import episode_seed
 from proximo.envs.make import make_env, make_envs
 from proximo.envs.registries import FAMILIES
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.choices import choose_backend
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 from proximo.run.presets import find_preset
-from proximo.run.session import Session
 from proximo.types import RolloutBuffer
 
 __all__ = ["here", "own_env"]
@@ -161,9 +161,9 @@ def test_atari_resumes_to_the_bit(tmp_path):
     go(tmp_path / "parts", 4)  # in the middle of the second episodes
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
-    session = Session(folder.read_config(), folder=folder, resume=saved)
-    assert not any("cannot be brought back" in note for note in session.notes)
-    run_session(session)
+    session = make_session(folder.read_config(), folder=folder, resume=saved)
+    assert not any("cannot be brought back" in note for note in session.log.setup_notes)
+    run_control(session)
     last = [(tmp_path / run / "checkpoints/last.safetensors") for run in ("straight", "parts")]
     assert last[0].read_bytes() == last[1].read_bytes()
 

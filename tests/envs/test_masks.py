@@ -17,7 +17,7 @@ from proximo.envs.base import SyncEnvs
 from proximo.envs.make import make_env
 from proximo.envs.testing.probes import Match
 from proximo.envs.vector import VectorEnvs
-from proximo.evaluate import evaluate
+from proximo.evaluation import evaluate_policy
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, flat_mask
 from proximo.state import TrainState
@@ -278,7 +278,7 @@ def test_one_that_allows_nothing_is_no_way_to_act():
     agent = quick(lambda: Match("vector", "hybrid", masks=True))
     env = Stuck(1, "hybrid")
     with pytest.raises(UsageError, match="allows no action at step 0 of an episode: one must be"):
-        evaluate(agent.policy, env, episodes=3, seed=0)
+        evaluate_policy(agent.policy, env, episodes=3, seed=0)
     assert env.env_action == 1
     with pytest.raises(ValueError, match="the action_mask of the observation allows no action"):
         agent.act({"shown": np.zeros(3), MASK: np.zeros(3)})

@@ -30,11 +30,11 @@ from envs.parallel_envs import (
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, train
 from proximo.envs.check import check_env
 from proximo.envs.make import make_env, make_envs
-from proximo.evaluate import evaluate
-from proximo.loop import run_session
+from proximo.evaluation import evaluate_policy
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 
 __all__ = ["here"]
 
@@ -93,7 +93,7 @@ def test_whole_episodes_are_those_of_each_agent():
 
 def test_evaluation_plays_every_agent():
     env = make_env(EnvConfig(), Leaving)
-    scores = evaluate(lambda obs: np.int64(0), env, episodes=2, seed=0)
+    scores = evaluate_policy(lambda obs: np.int64(0), env, episodes=2, seed=0)
     assert scores.episodes == ((2.0, 2), (50.0, 5)) * 2
 
 
@@ -101,7 +101,7 @@ def test_masks_hold_for_each_agent_and_none_is_asked_of_those_who_left():
     (rollout,), agent = rollouts(Masked, num_envs=1)
     assert (rollout.action[rollout.mask] == 1).all()
     env = make_env(EnvConfig(), Masked)
-    scores = evaluate(agent.policy, env, episodes=1, seed=0, deterministic=False)
+    scores = evaluate_policy(agent.policy, env, episodes=1, seed=0, deterministic=False)
     assert scores.episodes == ((2.0, 2), (50.0, 5))
 
 
@@ -116,7 +116,7 @@ def test_shared_parameters_learn_what_each_agent_sees(recurrent):
         rollout=RolloutConfig(steps=32),
         net=NetConfig(hidden=(16,), **recurrent),
     )
-    scores = evaluate(agent.policy, make_env(EnvConfig(), Sides), episodes=20, seed=5)
+    scores = evaluate_policy(agent.policy, make_env(EnvConfig(), Sides), episodes=20, seed=5)
     assert scores.returns.tolist() == [4.0] * 40
     assert scores.episodes[0] == (4.0, 4)
 
@@ -141,10 +141,10 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path, recurrent):
     go(tmp_path / "parts", 4)
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
-    session = Session(folder.read_config(), folder=folder, resume=saved)
-    assert session.notes[0] == "agents: 2 in each env, acting by one policy"
-    assert not any("cannot be brought back" in note for note in session.notes)
-    run_session(session)
+    session = make_session(folder.read_config(), folder=folder, resume=saved)
+    assert session.log.setup_notes[0] == "agents: 2 in each env, acting by one policy"
+    assert not any("cannot be brought back" in note for note in session.log.setup_notes)
+    run_control(session)
     last = [(tmp_path / run / "checkpoints/last.safetensors") for run in ("straight", "parts")]
     assert last[0].read_bytes() == last[1].read_bytes()
 
@@ -236,18 +236,18 @@ def test_what_is_doubtful_of_one_agent_is_noted(env, words):
     (note,) = found_in(env).notes
     assert words in note
     _, agent = rollouts(env)
-    assert agent.result["doubts"] == [f"the envs: {note}"]
+    assert agent.result["warnings"] == [f"the envs: {note}"]
 
 
 def test_those_who_are_away_are_not_looked_at_for_their_bounds():
     _, agent = rollouts(High, num_envs=1, steps=4, updates=32)
-    assert "doubts" not in agent.result
+    assert "warnings" not in agent.result
 
 
 def test_envs_in_processes_are_checked_too():
     env = EnvConfig(id="envs.parallel_envs:Unseeded", backend="workers", num_envs=2)
     _, agent = rollouts(env)
-    assert "reset with the same seed gives another observation" in agent.result["doubts"][0]
+    assert "reset with the same seed gives another observation" in agent.result["warnings"][0]
 
 
 @pytest.mark.parametrize(

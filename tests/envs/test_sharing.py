@@ -10,12 +10,12 @@ from envs.sharing_envs import ACTIONS, MODES, Pair, Single, Vector, spoil, vecto
 from envs.test_tensors import Drift
 from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, load, train
 from proximo.envs.make import make_env
-from proximo.evaluate import evaluate
-from proximo.loop import run_session
-from proximo.run.callbacks import TRAINING_EVALUATION_SEED
+from proximo.evaluation import evaluate_policy
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
+from proximo.run.monitors import TRAINING_EVALUATION_SEED
 
 TIMES = {"seconds", "steps_per_second"}
 UPDATES = 5
@@ -61,7 +61,9 @@ def single(how, actions, backend="sync"):
 def scores(agent, env):
     """Returns of an evaluation, deterministic and drawn."""
     return [
-        evaluate(agent.policy, make_env(env), episodes=4, seed=5, deterministic=d).returns.tolist()
+        evaluate_policy(
+            agent.policy, make_env(env), episodes=4, seed=5, deterministic=d
+        ).returns.tolist()
         for d in (True, False)
     ]
 
@@ -77,9 +79,11 @@ def test_an_env_that_keeps_changes_and_reuses_its_arrays_gives_the_bits_of_one_t
         env, folder = single(how, actions), tmp_path / how
         go(env, folder, stop=2, **evaluations)  # and resume: the log holds what was sent
         run = RunFolder.open(folder)
-        session = Session(run.read_config(), folder=run, resume=Checkpoint(run.checkpoint("last")))
-        assert not any("cannot be brought back" in note for note in session.notes)
-        agent = run_session(session)
+        session = make_session(
+            run.read_config(), folder=run, resume=Checkpoint(run.checkpoint("last"))
+        )
+        assert not any("cannot be brought back" in note for note in session.log.setup_notes)
+        agent = run_control(session)
         assert_same(kept(folder), kept(tmp_path / "copies"))
         assert scores(agent, env) == expected
 
@@ -122,7 +126,7 @@ def test_so_it_is_with_several_agents(how, tmp_path):
     # In training it is evaluated as it is afterwards: each agent by its own action.
     *_, last = RunFolder(tmp_path / how).read_metrics()
     policy, seed = load(tmp_path / how).policy, TRAINING_EVALUATION_SEED
-    after = evaluate(policy, make_env(env(how)), episodes=2, seed=seed)
+    after = evaluate_policy(policy, make_env(env(how)), episodes=2, seed=seed)
     assert last["evaluation"] == pytest.approx(after.mean)
 
 

@@ -25,7 +25,7 @@ from proximo import (
 from proximo.envs.tensors import TensorEnvs
 from proximo.envs.vector import VectorEnvs
 from proximo.run.config import Config, RolloutConfig
-from proximo.run.session import Session
+from proximo.run.control import make_session
 
 COUNT = 5
 SEEN = {
@@ -148,17 +148,17 @@ def session(lib, mode, seen="vector", done="box", *, algorithm=None, net=None, r
         net=net or NetConfig(hidden=(8, 8)),
         run=settings,
     )
-    return Session(config, source=Drift(lib, mode, seen, done))
+    return make_session(config, source=Drift(lib, mode, seen, done))
 
 
 def rounds(session, count=3):
     """The rollouts of some updates, and the policy at their end."""
     from proximo.collect import collect
 
-    config, state, rollouts = session.config, session.state, []
+    config, state, rollouts = session.task.config, session.state, []
     for _ in range(count):
         rollout = collect(
-            session.envs,
+            session.task.envs,
             state,
             config.env,
             steps=config.rollout.steps,
@@ -166,9 +166,9 @@ def rounds(session, count=3):
         )
         batch = config.algorithm.prepare(state, rollout)
         config.algorithm.update(state, batch)
-        state.advance(rollout, 0.1)
+        state.advance(rollout, {})
         rollouts.append(rollout)
-    return rollouts, session.policy.state_dict()
+    return rollouts, session.state.policy.state_dict()
 
 
 def the_same(one, other):
@@ -202,7 +202,7 @@ def test_tensors_give_the_rollouts_and_the_policy_of_their_numpy_twin_to_the_bit
     for lib in (np, torch):
         net_config = NetConfig(hidden=(8, 8), **net)
         own = session(lib, mode, seen, done, net=net_config, engine=engine)
-        assert type(own.envs) is (TensorEnvs if lib is torch else VectorEnvs)
+        assert type(own.task.envs) is (TensorEnvs if lib is torch else VectorEnvs)
         found.append((*rounds(own), own.state))
     (rollouts, policy, state), (others, other_policy, other_state) = found
     assert sum(len(rollout.episodes) for rollout in rollouts) > 10
@@ -242,7 +242,7 @@ def test_nothing_is_read_on_the_host_from_the_first_step_to_the_last(
 ):
     net = NetConfig(hidden=(8, 8), recurrent=recurrent, normalize_obs=True)
     own = session(torch, mode, seen, "hybrid" if seen == "dict" else "box", net=net, engine="torch")
-    envs, reads, steps = own.envs.envs, [], []
+    envs, reads, steps = own.task.envs.envs, [], []
     counting = False
     for name in READS:
         original = getattr(torch.Tensor, name)
@@ -276,8 +276,8 @@ def test_nothing_is_read_on_the_host_from_the_first_step_to_the_last(
 @pytest.mark.parametrize("name", ["run.device"])
 def test_the_envs_say_where_the_networks_live(mode, name):
     own = session(torch, mode)
-    assert own.envs.device == torch.device("cpu")
-    assert any("where the envs' tensors are" in note for note in own.notes)
+    assert own.task.envs.device == torch.device("cpu")
+    assert any("where the envs' tensors are" in note for note in own.log.setup_notes)
     with pytest.raises(UsageError, match=rf"{name} is cuda, but the envs hold tensors on cpu"):
         session(torch, mode, device="cuda")
 
@@ -314,7 +314,7 @@ def test_the_envs_say_where_the_networks_live(mode, name):
 def test_what_is_wrong_is_found_at_the_end_of_the_rollout(broken, seen, mode, words):
     own = session(torch, mode, seen, "discrete")
     rounds(own, 1)
-    own.envs.envs.broken = broken
+    own.task.envs.envs.broken = broken
     with pytest.raises(TrainingError, match=words):
         rounds(own, 1)
 
@@ -352,8 +352,8 @@ def test_an_answer_of_the_wrong_kind_is_named(how, words):
         env=EnvConfig(num_envs=COUNT, check=False),  # which would name it before
         net=NetConfig(hidden=(8, 8)),
     )
-    own = Session(config, source=Wrong(torch, AutoresetMode.NEXT_STEP))
-    own.envs.envs.how = how
+    own = make_session(config, source=Wrong(torch, AutoresetMode.NEXT_STEP))
+    own.task.envs.envs.how = how
     with pytest.raises(UsageError, match=words):
         rounds(own, 1)
 
@@ -384,8 +384,8 @@ def test_a_run_is_kept_resumed_and_loaded(tmp_path):
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, total_steps=400))
     saved = Checkpoint(folder.checkpoint("last"))
     source = Drift(torch, AutoresetMode.NEXT_STEP)
-    with Session(config, folder=folder, source=source, resume=saved) as resumed:
-        assert any("new episodes begin" in note for note in resumed.notes)
+    with make_session(config, folder=folder, source=source, resume=saved) as resumed:
+        assert any("new episodes begin" in note for note in resumed.log.setup_notes)
         assert (resumed.state.envs.length == 0).all()
         assert isinstance(resumed.state.envs.obs, torch.Tensor)
         rounds(resumed, 1)

@@ -93,8 +93,8 @@ def test_a_disk_that_was_full_for_a_while_costs_nothing(here, limit, capsys):
     assert sum("metrics.jsonl" in line for line in said) == 1
     good = f"the last good checkpoint is {here}/r/checkpoints/last.safetensors, after update 2"
     assert sum(good in line for line in said) == 3
-    assert [f"proximo: {doubt}" for doubt in agent.result["doubts"]] == said
-    assert result("r")["doubts"] == agent.result["doubts"]
+    assert [f"proximo: {doubt}" for doubt in agent.result["warnings"]] == said
+    assert result("r")["warnings"] == agent.result["warnings"]
 
 
 def test_while_the_disk_is_full_the_last_good_checkpoint_stays_whole(here, limit):
@@ -148,7 +148,7 @@ def test_a_best_that_cannot_be_written_does_not_hold_the_last_back(here, capsys)
     assert seen[0].record["best"] == scores[0]  # block comes before the second is saved
     (said,) = capsys.readouterr().err.splitlines()
     assert "r/checkpoints/best.safetensors could not be written (Is a directory)" in said
-    assert agent.result["doubts"] == [said.removeprefix("proximo: ")]
+    assert agent.result["warnings"] == [said.removeprefix("proximo: ")]
     for name in ("best", "last"):
         file = f"checkpoints/{name}.safetensors"
         assert (here / "r" / file).read_bytes() == (here / "whole" / file).read_bytes()
@@ -288,7 +288,7 @@ def test_what_goes_wrong_cannot_be_said_either(here, limit, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", Full())
         agent = go("r", (3, lambda: limit(1500)), (6, lambda: limit(None)))
-    assert len(agent.result["doubts"]) == 3  # of the best, the last and the metrics
+    assert len(agent.result["warnings"]) == 3  # of the best, the last and the metrics
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -310,13 +310,13 @@ class Gone:
 
 
 def test_a_display_that_fails_stops_no_run(here, capsys):
-    from proximo.loop import run_session
+    from proximo.loop import run_control
     from proximo.run.config import from_tables
-    from proximo.run.session import Session
+    from proximo.run.control import make_session
 
     display = Gone()
     config = from_tables({"env": {"id": "CartPole-v1"}, "run": {"total_steps": 4096}})
-    agent = run_session(Session(config, display=display))
+    agent = run_control(make_session(config, display=display))
     assert agent.result["steps"] == 4096
     assert display.shown == 1
     assert capsys.readouterr().err.count("progress cannot be shown") == 1

@@ -16,8 +16,8 @@ from commands.command_line import proximo, refusal
 from proximo import UsageError, load
 from proximo.run import checkpoint
 from proximo.run.checkpoint import Checkpoint, Damaged
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 
 LAST = "checkpoints/last.safetensors"
 
@@ -321,7 +321,7 @@ def test_any_file_is_read_or_refused(run, cases):
     path, folder = run / LAST, RunFolder(run)
     fuzz, whole = Fuzz(path, cases), record_of(path)
     config, accepted = folder.read_config(), 0
-    with Session(config) as session:
+    with make_session(config) as session:
         state = session.state
         highest = peak()
         for case in range(cases):

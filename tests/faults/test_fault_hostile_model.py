@@ -64,7 +64,7 @@ def test_a_model_is_written_into_no_other_folder(here, made, unharmed, trick):
     plant(here / "r", ["model", "best"], trick)
     unharmed(proximo(*RESUME))
     (here / "r/model").unlink()
-    (here / "r/model").symlink_to("valid")  # it is read, and not written through
+    (here / "r/model").symlink_to("real")  # it is read, and not written through
     ended = proximo(*RESUME)
     unharmed(ended)
     assert ended.code == 1

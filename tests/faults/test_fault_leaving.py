@@ -122,7 +122,7 @@ def test_an_env_that_leaves_later_ends_the_run_which_is_kept(here, how, backend)
 
 def test_an_env_that_leaves_in_a_process_begins_anew(here):
     succeeded(leave("exit", 75, "--env.backend", "workers"))
-    assert "SystemExit (" in result("r")["doubts"][0]
+    assert "SystemExit (" in result("r")["warnings"][0]
 
 
 def test_an_env_that_leaves_is_named_by_every_verb(here):

@@ -26,12 +26,12 @@ from proximo import (
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
 from proximo.errors import TrainingError, UsageError
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import ALGORITHMS
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 from proximo.types import Batch, Layout
 
 OBS, ACTIONS = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Discrete(4)
@@ -215,7 +215,7 @@ def test_what_is_left_out_is_counted_named_and_kept_and_the_run_goes_on(here):
     assert rows("r")[4]["policy_loss"] is not None
     [kept] = Path("r/nonfinite").iterdir()
     assert kept.name == "update-5.safetensors"
-    [doubt] = [doubt for doubt in agent.result["doubts"] if "left out" in doubt]
+    [doubt] = [doubt for doubt in agent.result["warnings"] if "left out" in doubt]
     assert "is inf in update 5, epoch 1, minibatch" in doubt or "is -inf" in doubt
     assert str(kept) in doubt
     assert Path("r/log").read_text().count("a gradient step was left out") == skipped[4]
@@ -228,7 +228,7 @@ def test_a_run_that_was_stopped_knows_what_it_had_left_out(here):
     go(Spoilt(**SOME), "parts", [lambda state, *_: state.updates == 6])
     folder = RunFolder("parts")
     config = dataclasses.replace(folder.read_config(), algorithm=Spoilt(**SOME))
-    run_session(Session(config, folder=folder, resume=Checkpoint(folder.checkpoint("last"))))
+    run_control(make_session(config, folder=folder, resume=Checkpoint(folder.checkpoint("last"))))
     assert checkpoint("parts") == checkpoint("straight")
     assert rows("parts")[-1]["skipped_steps"] == rows("straight")[-1]["skipped_steps"]
 
@@ -376,4 +376,4 @@ def test_what_is_finite_is_not_told_otherwise(here):
     succeeded(train_command("--run-dir", "r"))
     assert not Path("r/nonfinite").exists()
     assert all("skipped_steps" not in row for row in rows("r"))
-    assert "doubts" not in result("r")
+    assert "warnings" not in result("r")

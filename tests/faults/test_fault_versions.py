@@ -62,7 +62,7 @@ def test_language_runs_go_on_and_score_as_they_did(old):
     pytest.importorskip("transformers")
     import dataclasses
 
-    from proximo.language import TOKENS, Sampling, TrainingConfig, load_reward, ppo
+    from proximo.language import TOKEN_PPO, Sampling, TrainingConfig, load_reward, ppo
 
     tuned = ppo(
         "sft",
@@ -71,7 +71,7 @@ def test_language_runs_go_on_and_score_as_they_did(old):
         updates=4,
         seed=5,
         sampling=Sampling(max_tokens=4),
-        algorithm=dataclasses.replace(TOKENS, minibatch_size=4, epochs=2, learning_rate=1e-3),
+        algorithm=dataclasses.replace(TOKEN_PPO, minibatch_size=4, epochs=2, learning_rate=1e-3),
         run=TrainingConfig(sequences=8, micro_batch=3),
         run_dir="tokens",
         lora_rank=2,

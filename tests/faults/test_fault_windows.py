@@ -30,11 +30,11 @@ from proximo import (
     RunConfig,
 )
 from proximo import train as train_policy
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.run import checkpoint
 from proximo.run.checkpoint import newest
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder, free
-from proximo.run.session import Session
 
 LAST = "checkpoints/last.safetensors"
 KILLED = 99
@@ -47,7 +47,7 @@ ENDS = {
 
 def outcome(run):
     """All that a run comes to, but for the time that it took, and what each process had to say."""
-    apart = ("seconds", "doubts")
+    apart = ("seconds", "warnings")
     ended = {name: value for name, value in result(run).items() if name not in apart}
     names = [f"checkpoints/{name}.safetensors" for name in ("last", "best", "update-0")]
     files = [Path(run) / name for name in ("config.toml", *names)]
@@ -221,7 +221,7 @@ def test_rows_that_a_power_cut_took_are_named(run, name):
         said = succeeded(command("resume", run, "--total-steps", steps)).out
         if steps == "640" or "another" not in name:
             assert words in said
-            assert words in "".join(result(run)["doubts"])
+            assert words in "".join(result(run)["warnings"])
             assert words in (run / "log").read_text()
     assert [row["update"] for row in rows(run)][-3:] == [9, 10, 11]
 
@@ -426,7 +426,7 @@ def test_any_run_that_is_killed_anywhere_ends_as_if_it_never_was(here, monkeypat
     whole = outcome("whole")
     for place in [*killed[:2], *killed[-1:], here / "no result"]:
         folder = RunFolder.open(place)
-        run_session(Session(folder.read_config(), folder=folder, resume=newest(folder)))
+        run_control(make_session(folder.read_config(), folder=folder, resume=newest(folder)))
         assert outcome(place) == whole, place.name
         shutil.rmtree(place)
         shutil.copytree("whole", place)

@@ -32,13 +32,13 @@ from proximo.collect import collect
 from proximo.envs import supervisor, workers
 from proximo.envs.base import episode_seed
 from proximo.envs.make import make_envs
-from proximo.loop import run_session
-from proximo.named import find, import_module
-from proximo.run.callbacks import TRAINING_EVALUATION_SEED
+from proximo.imports import find, import_module
+from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
+from proximo.run.monitors import TRAINING_EVALUATION_SEED
 
 ENV = '''
 import ctypes
@@ -169,18 +169,18 @@ def session(env, *, net=None, algorithm=None, rollout=None):
         net=net or NetConfig(),
         run=RunConfig(total_steps=64 * 3 * 3, seed=SEED),
     )
-    with Session(config) as begun:
+    with make_session(config) as begun:
         yield begun
 
 
 def gather(env, **settings):
     """One rollout, and the faults on the way."""
     with session(env, **settings) as begun:
-        rollout = begun.config.rollout
+        rollout = begun.task.config.rollout
         found = collect(
-            begun.envs, begun.state, env, steps=rollout.steps, episodes=rollout.episodes
+            begun.task.envs, begun.state, env, steps=rollout.steps, episodes=rollout.episodes
         )
-        return found, begun.doubts
+        return found, begun.log.warnings
 
 
 def checked(rollout):
@@ -246,9 +246,9 @@ def test_a_run_goes_on_to_the_bit_whatever_the_number_of_processes(name, here):
     folder = RunFolder.open(here / "w")
     config = folder.read_config()
     config = dataclasses.replace(config, env=dataclasses.replace(config.env, processes=3))
-    begun = Session(config, folder=folder, resume=Checkpoint(folder.checkpoint("last")))
-    assert not any("cannot be brought back" in note for note in begun.notes)
-    run_session(begun)
+    begun = make_session(config, folder=folder, resume=Checkpoint(folder.checkpoint("last")))
+    assert not any("cannot be brought back" in note for note in begun.log.setup_notes)
+    run_control(begun)
     assert last("w") == last("sync")
 
 
@@ -279,17 +279,17 @@ def test_an_env_that_fails_while_it_is_brought_back_begins_a_new_episode(how, re
     fault = f"env {one_env} failed while its episode was replayed: "
     if not restarts:
         with pytest.raises(UsageError, match=f"^{fault}.*Killed.* may fail 0 times"):
-            Session(config, folder=folder, resume=saved)
+            make_session(config, folder=folder, resume=saved)
     else:
-        begun = Session(config, folder=folder, resume=saved)
-        assert any("new episodes begin in them" in note for note in begun.notes)
-        (doubt,) = begun.doubts
+        begun = make_session(config, folder=folder, resume=saved)
+        assert any("new episodes begin in them" in note for note in begun.log.setup_notes)
+        (doubt,) = begun.log.warnings
         assert doubt.startswith(fault)
         assert FAULTS[how] in doubt
         assert doubt.endswith("Restart 1 of 1 in 10,000 steps")
         tags = [episode_seed(3, i, e + 1) % 1009 for i, e in enumerate(episodes.tolist())]
         assert begun.state.envs.obs[:, 0].tolist() == tags
-        run_session(begun)
+        run_control(begun)
         assert rows("r")[-1]["update"] == 12
     assert gone([int(line) for line in (here / "pids").read_text().split()])
 
@@ -352,7 +352,7 @@ def test_the_log_says_where_in_its_code_it_was(how, here):
     assert "env 1 failed after 3 steps of its episode 1" in log
     line = next(i for i, text in enumerate(ENV.splitlines(), 1) if f'== "{how}"' in text) + 1
     assert re.search(rf'troubled.py", line {line},? in trouble', log), log
-    assert len(result("r")["doubts"]) == 1
+    assert len(result("r")["warnings"]) == 1
 
 
 def test_episodes_are_counted_whole_although_one_was_cut():
@@ -373,7 +373,8 @@ def test_an_episode_that_is_cut_behind_a_rollout_leaves_nothing_behind():
     env = env_config("kill", episode=1, at=9)
     with session(env, rollout=RolloutConfig(steps=16)) as begun:
         found = [
-            checked(collect(begun.envs, begun.state, env, steps=16, episodes=0)) for _ in range(4)
+            checked(collect(begun.task.envs, begun.state, env, steps=16, episodes=0))
+            for _ in range(4)
         ]
         length = 10 + seed_of(1, 0) % 10
         counted = np.concatenate([r.mask[:, 1].numpy() for r in found])
@@ -393,16 +394,19 @@ def test_a_reset_that_fails_when_whole_episodes_begin():
     rollout, algorithm = RolloutConfig(episodes=4), Reinforce()
     clean = env_config(backend="sync", processes=0)
     with session(clean, rollout=rollout, algorithm=algorithm) as begun:
-        collect(begun.envs, begun.state, clean, steps=64, episodes=4)
+        collect(begun.task.envs, begun.state, clean, steps=64, episodes=4)
         one_env = int(np.flatnonzero(begun.state.envs.length)[0])  # it idled into another one
         begins = int(begun.state.envs.episode[one_env]) + 1
     env = env_config("kill", env=one_env, episode=begins, at=0)
     with session(env, rollout=rollout, algorithm=algorithm) as begun:
         for _ in range(2):
-            assert not begun.doubts
-            found = checked(collect(begun.envs, begun.state, env, steps=64, episodes=4))
+            assert not begun.log.warnings
+            found = checked(collect(begun.task.envs, begun.state, env, steps=64, episodes=4))
             assert len(found.episodes) == 4
-        assert f"env {one_env} failed at the beginning of its episode {begins}" in begun.doubts[0]
+        assert (
+            f"env {one_env} failed at the beginning of its episode {begins}"
+            in begun.log.warnings[0]
+        )
         tags = found.obs[found.mask[:, one_env], one_env, 0].tolist()
         assert tags[0] == seed_of(one_env, begins + 1) % 1009
 
@@ -449,15 +453,15 @@ def test_an_env_of_several_agents_that_fails_is_cut_for_all_of_them(here):
 def test_a_memory_begins_anew_with_the_episode():
     for how in ("raise", "kill"):
         with session(env_config(how), net=NetConfig(recurrent="gru", recurrent_size=8)) as begun:
-            run_session(begun)  # what acted is compared with what is evaluated
-            assert len([doubt for doubt in begun.doubts if "env 1" in doubt]) == 1
+            run_control(begun)  # what acted is compared with what is evaluated
+            assert len([doubt for doubt in begun.log.warnings if "env 1" in doubt]) == 1
 
 
 def test_a_process_that_is_killed_while_it_idles_changes_nothing():
     clean, _ = gather(env_config(backend="sync"))
     env = env_config()
     with session(env) as begun:
-        step, envs = begun.envs.step, begun.envs
+        step, envs = begun.task.envs.step, begun.task.envs
 
         def killing(state, steps, t):
             if t in (0, 20, 45):
@@ -466,9 +470,9 @@ def test_a_process_that_is_killed_while_it_idles_changes_nothing():
 
         envs.step = killing
         rollout = collect(envs, begun.state, env, steps=64)
-        assert len(begun.doubts) == 3
-        assert all("the process of envs" in doubt for doubt in begun.doubts)
-        assert all("signal 9 (Killed)" in doubt for doubt in begun.doubts)
+        assert len(begun.log.warnings) == 3
+        assert all("the process of envs" in doubt for doubt in begun.log.warnings)
+        assert all("signal 9 (Killed)" in doubt for doubt in begun.log.warnings)
     for name in FIELDS:
         assert torch.equal(getattr(rollout, name), getattr(clean, name)), name
 
@@ -477,13 +481,13 @@ def test_an_episode_that_is_too_long_to_be_replayed_ends_with_its_process(monkey
     monkeypatch.setattr("proximo.envs.base.REPLAYED", 20)
     env = EnvConfig(id="Pendulum-v1", num_envs=2, backend="workers", processes=1)
     with session(env, rollout=RolloutConfig(steps=16)) as begun:
-        envs = begun.envs
+        envs = begun.task.envs
         for _ in range(2):
             collect(envs, begun.state, env, steps=16)
         assert begun.state.envs.actions == [[], []]
         os.kill(envs._processes[0].pid, signal.SIGKILL)
         rollout = collect(envs, begun.state, env, steps=16)
-        killed, *lost = begun.doubts
+        killed, *lost = begun.log.warnings
         assert "signal 9 (Killed)" in killed
         assert len(lost) == 2
         assert all("which are not replayed: it begins a new one" in doubt for doubt in lost)
@@ -524,8 +528,8 @@ def test_the_budget_is_for_so_many_steps(monkeypatch):
         session(dataclasses.replace(env, restarts=1), rollout=RolloutConfig(steps=400)) as begun,
         pytest.raises(UsageError, match=f"failed at step {spent - 1} of update 1"),
     ):
-        collect(begun.envs, begun.state, env, steps=400)
-    assert len(begun.doubts) == falls.index(spent) >= 1
+        collect(begun.task.envs, begun.state, env, steps=400)
+    assert len(begun.log.warnings) == falls.index(spent) >= 1
 
 
 # Evaluations while training
@@ -571,7 +575,7 @@ def evaluated(how, at, restarts=3):
 
 @pytest.mark.parametrize(("how", "at"), [("raise", 4), ("hang", 4), ("kill", 4), ("kill", 0)])
 def test_an_env_that_fails_in_an_evaluation_is_named_and_its_episode_is_left_out(how, at, here):
-    faults = evaluated(how, at).result["doubts"]
+    faults = evaluated(how, at).result["warnings"]
     where = f"after {at - 1} steps of" if at else "at the beginning of"
     for restart, fault in enumerate(faults, 1):
         assert f"evaluating: env 0 failed {where} its episode 2000001 (seed 2000001)" in fault
@@ -625,7 +629,7 @@ def test_a_wrong_env_is_found_before_training(here):
 def test_what_is_doubtful_about_an_env_is_said():
     env = dataclasses.replace(env_config(id="troubled:Drawn"), check=True)
     with session(env) as begun:
-        assert any("the same seed" in doubt for doubt in begun.doubts)
+        assert any("the same seed" in doubt for doubt in begun.log.warnings)
 
 
 def test_a_constructor_that_does_not_end_is_given_up(monkeypatch):

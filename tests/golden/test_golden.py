@@ -102,7 +102,7 @@ def numbers(name):
     for _ in range(UPDATES):
         rollout = synthetic(random, policy)
         metrics = algorithm.update(state, algorithm.prepare(state, rollout))
-        state.advance(rollout, 0.1)
+        state.advance(rollout, {})
         weights = torch.cat([p.reshape(-1) for p in policy.parameters()])
         metrics["weights_sum"] = weights.sum().item()
         metrics["weights_norm"] = weights.norm().item()

@@ -23,20 +23,20 @@ from language.test_stages import (
 )
 from proximo import UsageError
 from proximo.language import (
-    Fitting,
     KLConfig,
     ModelConfig,
     Sampling,
+    SupervisedConfig,
     fit_reward,
     load_model,
     load_reward,
-    policy_fit,
     ppo,
     sft,
+    task,
     tiny,
 )
 from proximo.language.adapters import adapted, adapters_disabled, add_adapters, merged
-from proximo.language.config import PPOConfig, Task
+from proximo.language.config import PPOConfig, Stage
 from proximo.language.sequences import Sequences
 from proximo.run.checkpoint import Checkpoint
 
@@ -45,7 +45,7 @@ DATA = [
     {"prompt": "a", "completion": c, "chosen": c, "rejected": c + "a"}
     for c in ("b", "cab", "ab", "bb", "ccc")
 ]
-FAST = Fitting(learning_rate=5e-2, batch_size=4)
+FAST = SupervisedConfig(learning_rate=5e-2, batch_size=4)
 LIKELY = Sampling(max_tokens=8, top_k=1)
 SEQUENCES = Sequences.join([[2], [3, 4]], [[4, 3, 2], [3, 0]])
 
@@ -118,7 +118,7 @@ def test_only_adapters_and_heads_are_trained_and_kept(tmp_path, critic):
         algorithm=QUICK,
         sampling=SHORT,
         run=FEW,
-        callbacks=[lambda learner, *_: found.append(learner)],
+        callbacks=[lambda state, *_: found.append(state)],
         run_dir=tmp_path / "run",
         critic=critic,
         lora_rank=2,
@@ -230,7 +230,7 @@ def test_a_reward_model_of_adapters_scores_the_same_from_its_folder(tmp_path):
         algorithm=dataclasses.replace(QUICK, learning_rate=0.0),
         run=FEW,
         sampling=SHORT,
-        callbacks=[lambda learner, *_: found.append(learner.policy)],
+        callbacks=[lambda state, *_: found.append(state.policy)],
     )
     (policy,) = found
     assert len(adapted(policy.critic.net)) == 4
@@ -297,18 +297,18 @@ def test_ppo_with_adapters_and_averages_goes_on_to_the_bit(tmp_path, model, refe
 def test_disabled_adapters_are_the_copy(monkeypatch, where):
     start = sft(LORA, DATA, updates=10, algorithm=FAST)  # has adapters itself
     seen = {}
-    judge = policy_fit.evaluate_old
+    judge = task.evaluate_old
 
     def watched(*given, **more):
         old = judge(*given, **more)
         seen[reference].append((old.reference, old.log_prob))
         return old
 
-    monkeypatch.setattr(policy_fit, "evaluate_old", watched)
+    monkeypatch.setattr(task, "evaluate_old", watched)
     gradients = {}
 
-    def look(learner, *_):
-        gradients[reference].append(learner.optimizer.flats[0].grad.clone())
+    def look(state, *_):
+        gradients[reference].append(state.optimizer.flats[0].grad.clone())
 
     for reference in ("copy", "adapter"):
         seen[reference], gradients[reference] = [], []
@@ -332,9 +332,9 @@ def test_a_moving_average_by_hand(tmp_path, model):
         "lora_A.default.weight" if model is LORA else "weight"
     )
 
-    def look(learner, *_):
-        weights.append(dict(learner.lm.named_parameters())[name].double().clone())
-        means.append(learner.reference.moving[name].double().clone())
+    def look(state, *_):
+        weights.append(dict(state.lm.named_parameters())[name].double().clone())
+        means.append(state.reference.moving[name].double().clone())
 
     run_ppo(tmp_path / "run", model=model, updates=3, kl=BEGIN["ema"], callbacks=[look])
     first = Checkpoint(tmp_path / "run/checkpoints/update-0.safetensors").tensors
@@ -352,11 +352,11 @@ def test_an_average_moves_only_what_is_its_own():
         model=LORA,
         kl=BEGIN["ema"],
         updates=1,
-        callbacks=[lambda learner, *_: found.append(learner)],
+        callbacks=[lambda state, *_: found.append(state)],
     )
-    (learner,) = found
-    own = dict(learner.lm.named_parameters())
-    for name, x in learner.reference.lm.named_parameters():
+    (state,) = found
+    own = dict(state.lm.named_parameters())
+    for name, x in state.reference.lm.named_parameters():
         assert (x is own[name]) == ("lora_" not in name)  # frozen weights are there once
         assert x.requires_grad is False
 
@@ -380,7 +380,7 @@ def test_averages_that_a_run_does_not_have(tmp_path):
         (lambda: KLConfig(ema_decay=0.9), "ema_decay is 0.9, but kl.reference is copy"),
         (lambda: KLConfig(reference="ema", ema_decay=1.0), r"ema_decay is 1.0: .* in \[0, 1\)"),
         (
-            lambda: PPOConfig(lm=Task(stage="ppo"), kl=BEGIN["adapter"]),
+            lambda: PPOConfig(lm=Stage(stage="ppo"), kl=BEGIN["adapter"]),
             "kl.reference is adapter, but there are no adapters to switch off",
         ),
     ],

@@ -13,9 +13,9 @@ from commands.command_line import proximo, refusal, succeeded
 from language.test_stages import stop_after
 from proximo import UsageError
 from proximo.language import (
-    Fitting,
     LanguageModel,
     Sampling,
+    SupervisedConfig,
     TrainingConfig,
     fit_reward,
     load_model,
@@ -114,7 +114,7 @@ def test_a_model_ends_where_transformers_ends_it(lm, tmp_path):
     assert stopped == [True]
     assert set(read_blueprint(folder).ends) == set(ended.ends) == set(ends)
     for model in (str(folder), ended):  # by its name, or as it is
-        learners = []
+        states = []
         ppo(
             model,
             ["hello"],
@@ -122,10 +122,10 @@ def test_a_model_ends_where_transformers_ends_it(lm, tmp_path):
             updates=1,
             sampling=Sampling(max_tokens=4, stop=("a",)),
             run=TrainingConfig(sequences=16),
-            callbacks=[lambda learner, *_, to=learners: to.append(learner)],
+            callbacks=[lambda state, *_, to=states: to.append(state)],
         )
         stops = {EOS, TURN, *ends, lm.tokenizer("a")["input_ids"][-1]}
-        assert set(learners[0].policy.stops) == stops
+        assert set(states[0].policy.stops) == stops
 
 
 @pytest.mark.parametrize("declared", [None, EOS, [EOS], [TURN, EOS], [EOS, TURN, 999]])
@@ -259,7 +259,7 @@ def test_a_resumed_run_keeps_how_the_model_is_drawn_from(lm, tmp_path, settings)
     folder = saved(lm, tmp_path / "model", **settings)
 
     def fit(name, **more):
-        options = {"updates": 3, "algorithm": Fitting(batch_size=2), "seed": 1}
+        options = {"updates": 3, "algorithm": SupervisedConfig(batch_size=2), "seed": 1}
         return sft(str(folder), CHATS, run_dir=tmp_path / name, **options, **more)
 
     fit("whole")
@@ -274,7 +274,11 @@ def test_a_resumed_run_keeps_how_the_model_is_drawn_from(lm, tmp_path, settings)
 
 def test_a_run_of_before_without_these_settings_goes_on(lm, tmp_path):
     folder = saved(lm, tmp_path / "model", **SETTINGS)
-    options = {"updates": 3, "algorithm": Fitting(batch_size=2), "run_dir": tmp_path / "run"}
+    options = {
+        "updates": 3,
+        "algorithm": SupervisedConfig(batch_size=2),
+        "run_dir": tmp_path / "run",
+    }
     sft(str(folder), CHATS, **options, callbacks=[stop_after(1)])
     (tmp_path / "run/model/generation_config.json").unlink()
     sft(str(folder), CHATS, **options, resume=True)

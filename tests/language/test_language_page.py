@@ -9,12 +9,12 @@ import pytest
 pytest.importorskip("transformers")
 
 from proximo.language import (
-    TOKENS,
-    Fitting,
+    TOKEN_PPO,
     KLConfig,
     ModelConfig,
     PTXConfig,
     Sampling,
+    SupervisedConfig,
     TokenPPO,
     TrainingConfig,
     fit_reward,
@@ -50,7 +50,7 @@ def test_every_reading_is_explained(tmp_path):
         ["a", "b"],
         lambda completions: [1.0] * len(completions),
         updates=1,
-        algorithm=dataclasses.replace(TOKENS, epochs=1),
+        algorithm=dataclasses.replace(TOKEN_PPO, epochs=1),
         kl=KLConfig(where="loss"),
         ptx=PTXConfig(coef=1.0, data=str(file)),
         run=TrainingConfig(eval_every=1, held_out=0.5),
@@ -67,7 +67,8 @@ def test_every_reading_is_explained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "section", [KLConfig, Sampling, PTXConfig, ModelConfig, Fitting, TokenPPO, TrainingConfig]
+    "section",
+    [KLConfig, Sampling, PTXConfig, ModelConfig, SupervisedConfig, TokenPPO, TrainingConfig],
 )
 def test_every_setting_says_what_it_does(section):
     import inspect

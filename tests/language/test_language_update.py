@@ -14,15 +14,18 @@ pytest.importorskip("transformers")
 from proximo.algorithms.ppo import PPO
 from proximo.collect import collect
 from proximo.envs.config import EnvConfig
-from proximo.language import TOKENS, KLConfig, Sampling, TokenPPO, tiny
-from proximo.language.experience import OldPolicy, evaluate_old, prepare, shaped
+from proximo.language import TOKEN_PPO, KLConfig, Sampling, TokenPPO, tiny
+from proximo.language.engine import LanguageEngine
+from proximo.language.experience import evaluate_old, shaped
 from proximo.language.generate import generate
 from proximo.language.model import LanguagePolicy
-from proximo.language.sequences import Sequences, rows_of
-from proximo.language.update import add_gradient, readings
+from proximo.language.records import OldPolicy
+from proximo.language.sequences import Sequences
+from proximo.nets.actor_critic import Evaluation
 from proximo.nets.config import NetConfig
+from proximo.nets.optimizer import FlatOptimizer
 from proximo.run.config import Config, RolloutConfig, RunConfig
-from proximo.run.session import Session
+from proximo.run.control import make_session
 
 FREE = {"critic": False, "normalize_advantage": "none"}
 METHODS = {
@@ -56,8 +59,8 @@ def batch_of(scene, algorithm):
     _, sequences, old, _ = scene
     score = torch.linspace(-1, 1, len(PROMPTS))
     ratio = torch.zeros(sequences.response.shape).masked_scatter(sequences.response, old.log_ratio)
-    reward = shaped(score, torch.zeros_like(ratio), ratio, 0.1, sequences.response)
-    return prepare(algorithm, sequences, old, reward, 4)
+    reward = shaped(score, torch.zeros_like(ratio), ratio, 0.1, sequences)
+    return algorithm.token_batch(sequences, old, reward, 4)
 
 
 def moved_from(policy):
@@ -69,23 +72,18 @@ def moved_from(policy):
     return moved
 
 
+def engine_of(policy, sampling, micro, kl=None):
+    engine = LanguageEngine(policy, FlatOptimizer([], "sgd", 0.0, (0.0, 0.0)), sampling, micro, kl)
+    engine.beta = 0.3
+    return engine
+
+
 def gradient(scene, algorithm, micro, kl=None, chosen=None):
-    policy, sequences, old, sampling = scene
-    moved = moved_from(policy)
-    chosen = torch.arange(len(PROMPTS)) if chosen is None else chosen
-    terms = add_gradient(
-        algorithm,
-        moved,
-        sequences,
-        batch_of(scene, algorithm),
-        chosen,
-        sampling,
-        algorithm.coefficients(0.0),
-        micro,
-        old.reference,
-        kl or KLConfig(),
-        0.3,
-    )
+    moved = moved_from(scene[0])
+    engine = engine_of(moved, scene[3], micro, kl)
+    batch = batch_of(scene, algorithm)
+    minibatch = batch if chosen is None else batch.select(chosen)
+    terms = engine.add_gradient(algorithm, minibatch, algorithm.coefficients(0.0))
     gradients = torch.cat([p.grad.reshape(-1) for p in moved.parameters() if p.grad is not None])
     return gradients, terms
 
@@ -96,7 +94,7 @@ def gradient(scene, algorithm, micro, kl=None, chosen=None):
 )
 def test_micro_batches_change_nothing(scene, normalize, kl):
     algorithm = dataclasses.replace(
-        TOKENS, normalize_advantage=normalize, entropy_coef=0.01, clip_high=0.3, dual_clip=3.0
+        TOKEN_PPO, normalize_advantage=normalize, entropy_coef=0.01, clip_high=0.3, dual_clip=3.0
     )
     whole, terms = gradient(scene, algorithm, 32, kl)
     assert whole.norm() > 0.01
@@ -109,9 +107,9 @@ def test_micro_batches_change_nothing(scene, normalize, kl):
 
 def test_a_minibatch_is_the_mean_over_its_own_tokens(scene):
     chosen = torch.tensor([5, 0, 17])
-    whole, _ = gradient(scene, TOKENS, 32, chosen=chosen)
+    whole, _ = gradient(scene, TOKEN_PPO, 32, chosen=chosen)
     lengths = scene[1].lengths[chosen]
-    single = [gradient(scene, TOKENS, 1, chosen=chosen[i : i + 1])[0] for i in range(3)]
+    single = [gradient(scene, TOKEN_PPO, 1, chosen=chosen[i : i + 1])[0] for i in range(3)]
     expected = sum(n * g for n, g in zip(lengths, single, strict=True)) / lengths.sum()
     torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
 
@@ -134,7 +132,7 @@ def test_the_kl_in_the_loss_by_hand(scene, estimator, of):
         ("tokens", of_token.mean()),
         ("sequences", (of_token / length).sum() / len(PROMPTS)),
     ):
-        algorithm = dataclasses.replace(TOKENS, loss_mean=mean)
+        algorithm = dataclasses.replace(TOKEN_PPO, loss_mean=mean)
         kl = KLConfig(where="loss", estimator=estimator)
         _, terms = gradient(scene, algorithm, 7, kl)
         assert float(terms["kl_loss"]) == pytest.approx(float(expected), rel=1e-5)
@@ -180,13 +178,14 @@ def test_the_share_beyond_the_clip_is_of_the_ratios_that_are_clipped(scene):
         algorithm = TokenPPO(ratio=kind, clip=0.2)
         batch = batch_of(scene, algorithm)
         moved, at = old.log_prob + ratio, algorithm.coefficients(0.0)
-        found = readings(algorithm, policy, batch, moved, at)
+        new = Evaluation(moved, None, batch.value, None)
+        found = algorithm.read(policy, new, batch, at)
         assert found["clip_fraction"] == pytest.approx(share)
 
 
 def test_rows_of_sequences(scene):
-    batch = batch_of(scene, TOKENS)
-    rows = rows_of(scene[1].lengths, torch.tensor([3, 1, 4]))
+    batch = batch_of(scene, TOKEN_PPO)
+    rows = scene[1].rows_of(torch.tensor([3, 1, 4]))
     expected = [int(i) for s in (3, 1, 4) for i in (batch.episode == s).nonzero()]
     assert rows.tolist() == expected
 
@@ -194,7 +193,7 @@ def test_rows_of_sequences(scene):
 @pytest.mark.parametrize("advantage", ["gae", "n-step", "td0", "monte-carlo"])
 def test_masked_advantages_are_those_of_each_sequence_alone(scene, advantage):
     algorithm = dataclasses.replace(
-        TOKENS, gamma=0.97, lam=0.9, advantage=advantage, n=3, normalize_advantage="none"
+        TOKEN_PPO, gamma=0.97, lam=0.9, advantage=advantage, n=3, normalize_advantage="none"
     )
     _, sequences, old, _ = scene
     whole = batch_of(scene, algorithm)
@@ -203,24 +202,21 @@ def test_masked_advantages_are_those_of_each_sequence_alone(scene, advantage):
         own = whole.episode == i
         alone = sequences.select(torch.tensor([i]))
         part = OldPolicy(old.log_prob[own], old.value[own], old.reference[own])
-        reward = shaped(
-            score[i : i + 1], torch.zeros(1, 1), part.log_ratio[None], 0.1, alone.response
-        )
-        single = prepare(algorithm, alone, part, reward)
+        reward = shaped(score[i : i + 1], torch.zeros(1, 1), part.log_ratio[None], 0.1, alone)
+        single = algorithm.token_batch(alone, part, reward)
         torch.testing.assert_close(whole.advantage[own], single.advantage)
         torch.testing.assert_close(whole.target[own], single.target)
 
 
 def test_rewards_and_gae_by_hand():
     sequences = Sequences.join([[2], [2, 3]], [[4, 5, 0], [6]])
-    response = sequences.response
     ratio = torch.tensor([[0.1, 0.2, 0.3], [0.4, 9.0, 9.0]])
-    reward = shaped(torch.tensor([1.0, -1.0]), torch.zeros(2, 3), ratio, 0.5, response)
+    reward = shaped(torch.tensor([1.0, -1.0]), torch.zeros(2, 3), ratio, 0.5, sequences)
     expected = torch.tensor([[-0.05, -0.1, 0.85], [-1.2, 0.0, 0.0]])
     torch.testing.assert_close(reward, expected)
     value = torch.tensor([0.5, 0.2, 0.1, -0.3])
     algorithm = TokenPPO(gamma=0.9, lam=0.8, normalize_advantage="none")
-    batch = prepare(algorithm, sequences, OldPolicy(value, value, value), reward)
+    batch = algorithm.token_batch(sequences, OldPolicy(value, value, value), reward)
     d = [-0.05 + 0.9 * 0.2 - 0.5, -0.1 + 0.9 * 0.1 - 0.2, 0.85 - 0.1]
     a1 = d[1] + 0.72 * d[2]
     expected = torch.tensor([d[0] + 0.72 * a1, a1, d[2], -1.2 + 0.3])
@@ -229,7 +225,7 @@ def test_rewards_and_gae_by_hand():
 
 
 def test_whitening_leaves_padding_out(scene):
-    advantage = batch_of(scene, TOKENS).advantage
+    advantage = batch_of(scene, TOKEN_PPO).advantage
     assert abs(float(advantage.mean())) < 1e-6
     assert float(advantage.std(correction=0)) == pytest.approx(1, abs=1e-4)
 
@@ -282,9 +278,9 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
         net=NetConfig(hidden=(8,), trunk="shared", policy_gain=1.0),
         run=RunConfig(engine="torch", seed=2),
     )
-    with Session(config, source=Bigrams) as session:
+    with make_session(config, source=Bigrams) as session:
         state = session.state
-        rollout = collect(session.envs, state, config.env, steps=256, episodes=12)
+        rollout = collect(session.task.envs, state, config.env, steps=256, episodes=12)
         batch = algorithm.prepare(state, rollout)
         control = copy.deepcopy(state.policy)
     policy = LanguagePolicy(Bigram(copy.deepcopy(control)), ())
@@ -302,7 +298,7 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
     with torch.no_grad():
         old = policy.evaluate(sequences, Sampling(), entropy=False)
         judged = OldPolicy(old.log_prob, old.value, old.log_prob)
-    own = prepare(tokens, sequences, judged, worth)
+    own = tokens.token_batch(sequences, judged, worth)
     for name in ("action", "log_prob", "value", "advantage", "target", "episode"):
         torch.testing.assert_close(getattr(own, name), getattr(batch, name))
 
@@ -316,19 +312,8 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
     coefficients = algorithm.coefficients(0.0)
     loss, _ = algorithm.loss(control, batch, coefficients)
     loss.backward()
-    terms = add_gradient(
-        tokens,
-        policy,
-        sequences,
-        own,
-        torch.arange(12),
-        Sampling(),
-        coefficients,
-        5,
-        old.log_prob,
-        KLConfig(coef=0),
-        0.0,
-    )
+    engine = engine_of(policy, Sampling(), 5, KLConfig(coef=0))
+    terms = engine.add_gradient(tokens, own, coefficients)
     torch.testing.assert_close(terms["loss"], loss.detach())
     gradients = {name: p.grad for name, p in control.named_parameters()}
     for name, parameter in policy.lm.control.named_parameters():

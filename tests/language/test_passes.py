@@ -13,11 +13,11 @@ from language.test_stages import FEW, SMALL, run_ppo, same_after_a_break
 from proximo import Schedule, UsageError
 from proximo.errors import TrainingError
 from proximo.language import (
-    TOKENS,
-    Fitting,
+    TOKEN_PPO,
     KLConfig,
     ModelConfig,
     Sampling,
+    SupervisedConfig,
     TrainingConfig,
     ppo,
     sft,
@@ -209,7 +209,7 @@ def test_fine_tuning_learns_in_bfloat16():
     result = sft(
         ModelConfig(**SMALL),
         [{"prompt": "a", "completion": "cbacba"}],
-        algorithm=Fitting(learning_rate=1e-2, batch_size=4),
+        algorithm=SupervisedConfig(learning_rate=1e-2, batch_size=4),
         run=dataclasses.replace(HALF, updates=60),
     )
     assert result.rows[-1]["loss"] < 0.05
@@ -225,7 +225,7 @@ def test_a_bandit_is_solved_in_bfloat16():
         sampling=Sampling(max_tokens=1),
         kl=KLConfig(coef=0, reference="none"),
         algorithm=dataclasses.replace(
-            TOKENS, learning_rate=Schedule.parse("linear:3e-3:3e-4"), minibatch_size=32
+            TOKEN_PPO, learning_rate=Schedule.parse("linear:3e-3:3e-4"), minibatch_size=32
         ),
         run=dataclasses.replace(HALF, updates=25, sequences=32, seed=1),
     )

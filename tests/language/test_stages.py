@@ -15,13 +15,13 @@ pytest.importorskip("transformers")
 from proximo import PPO, Schedule, UsageError
 from proximo.errors import TrainingError
 from proximo.language import (
-    TOKENS,
-    Fitting,
+    TOKEN_PPO,
     KLConfig,
     ModelConfig,
     PTXConfig,
     Sampling,
     ScoreConfig,
+    SupervisedConfig,
     TokenPPO,
     TrainingConfig,
     fit_reward,
@@ -39,7 +39,7 @@ from proximo.run.checkpoint import Checkpoint
 SMALL = {"layers": 1, "width": 16, "heads": 2, "context": 16}
 SHORT = Sampling(max_tokens=4)
 FEW = TrainingConfig(updates=6, sequences=8, micro_batch=3, seed=5)
-QUICK = dataclasses.replace(TOKENS, learning_rate=1e-3, minibatch_size=4, epochs=2)
+QUICK = dataclasses.replace(TOKEN_PPO, learning_rate=1e-3, minibatch_size=4, epochs=2)
 
 
 def count_a(completions):
@@ -47,7 +47,8 @@ def count_a(completions):
 
 
 def rows_without_time(result):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in result.rows]
+    timed = {"seconds", "tokens_per_second"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in result.rows]
 
 
 def same_weights(one, other):
@@ -68,7 +69,7 @@ def test_a_bandit_of_64_tokens_is_solved_in_100_updates(seed):
         sampling=Sampling(max_tokens=1),
         kl=KLConfig(coef=0, reference="none"),
         algorithm=dataclasses.replace(
-            TOKENS, learning_rate=Schedule.parse("linear:3e-3:3e-4"), minibatch_size=64
+            TOKEN_PPO, learning_rate=Schedule.parse("linear:3e-3:3e-4"), minibatch_size=64
         ),
         run=TrainingConfig(sequences=64),
     )
@@ -96,7 +97,11 @@ def texts():
 def base(texts):
     model = ModelConfig(layers=1, width=32, heads=2, context=32, symbols="words")
     return sft(
-        model, texts, updates=150, seed=1, algorithm=Fitting(learning_rate=5e-3, held_out=0.1)
+        model,
+        texts,
+        updates=150,
+        seed=1,
+        algorithm=SupervisedConfig(learning_rate=5e-3, held_out=0.1),
     )
 
 
@@ -108,7 +113,7 @@ def judge(base):
         if worth(one) != worth(other):
             chosen, rejected = sorted((one, other), key=worth, reverse=True)
             pairs.append({"prompt": "it", "chosen": " " + chosen, "rejected": " " + rejected})
-    algorithm = Fitting(learning_rate=3e-3, held_out=0.2)
+    algorithm = SupervisedConfig(learning_rate=3e-3, held_out=0.2)
     return fit_reward(base, pairs, updates=120, seed=1, algorithm=algorithm)
 
 
@@ -150,7 +155,7 @@ def test_ppo_raises_the_hidden_score_near_the_model_that_it_began_as(base, judge
         score=ScoreConfig(missing_eos_penalty=1.0),
         critic=critic,
         algorithm=dataclasses.replace(
-            TOKENS, learning_rate=Schedule.parse("linear:1e-3:0"), minibatch_size=32
+            TOKEN_PPO, learning_rate=Schedule.parse("linear:1e-3:0"), minibatch_size=32
         ),
         run=TrainingConfig(sequences=64, micro_batch=64),
     )
@@ -200,7 +205,7 @@ def test_what_the_score_becomes():
 
 
 def stop_after(updates):
-    return lambda learner, samples, metrics: learner.updates == updates
+    return lambda state, rollout, row: state.updates == updates
 
 
 @pytest.mark.parametrize("ptx", [False, True])
@@ -241,7 +246,9 @@ def test_fitting_after_a_break_is_the_same_to_the_bit(tmp_path, stage):
         {"prompt": "a", "completion": c, "chosen": c, "rejected": c + "a"}
         for c in ("b", "cab", "ab", "bb", "ccc")
     ]
-    algorithm = Fitting(batch_size=2, held_out=0.2, learning_rate=Schedule.parse("linear:1e-2:0"))
+    algorithm = SupervisedConfig(
+        batch_size=2, held_out=0.2, learning_rate=Schedule.parse("linear:1e-2:0")
+    )
 
     def run(name, **more):
         return stage(
@@ -375,7 +382,7 @@ def unloaded(monkeypatch):
         ({"algorithm": TokenPPO(normalize_reward=True)}, "use score.normalize"),
         ({"algorithm": TokenPPO(desired_kl=0.1)}, "use target_kl"),
         ({"algorithm": TokenPPO()}, "minibatch_size is 16, but an update has only 8"),
-        ({"algorithm": PPO()}, "change proximo.language.TOKENS by dataclasses.replace"),
+        ({"algorithm": PPO()}, "change proximo.language.TOKEN_PPO by dataclasses.replace"),
         ({"ptx": PTXConfig(coef=1.0)}, "belong together"),
         ({"ptx": PTXConfig(coef=1.0, data="none.jsonl")}, "cannot be read"),
     ],
@@ -471,7 +478,7 @@ class Spoilt(TokenPPO):
 
 def test_a_minibatch_that_is_not_finite_is_left_out_counted_and_kept(tmp_path, monkeypatch):
     # A run folder that may hold an algorithm which is made up here.
-    monkeypatch.setattr("proximo.language.stages.check_storable", lambda config: None)
+    monkeypatch.setattr("proximo.language.build._check_storable", lambda config: None)
     Spoilt.spoilt.clear()
     result = run_ppo(tmp_path / "run", algorithm=Spoilt(**vars(QUICK)))
     assert [row.get("skipped_steps") for row in result.rows] == [None] * 2 + [1] * 4
@@ -480,7 +487,7 @@ def test_a_minibatch_that_is_not_finite_is_left_out_counted_and_kept(tmp_path, m
     kept = Checkpoint(tmp_path / "run/nonfinite/update-3.safetensors")
     assert kept.record["what"] == "the loss is nan"
     assert kept.record["where"] == "update 3, epoch 1, minibatch 1"
-    assert {"sequences.tokens", "batch.advantage", "chosen"} < set(kept.tensors)
+    assert {"sequences.tokens", "batch.advantage", "batch.reference"} < set(kept.tensors)
     Spoilt.spoilt.clear()
     strict = Spoilt(**vars(QUICK) | {"skip_budget": 0})
     with pytest.raises(TrainingError, match=r"the loss is nan in update 3, .*skip_budget is 0"):
@@ -572,8 +579,8 @@ def test_values_begin_at_0():
 def test_a_warmup_moves_the_critic_alone(critic):
     seen = []
 
-    def look(learner, samples, metrics):
-        policy = learner.policy
+    def look(state, rollout, row):
+        policy = state.policy
         seen.append([policy.value_head.weight.clone(), policy.lm.net.lm_head.weight.clone()])
 
     ppo(
@@ -595,7 +602,7 @@ def test_a_warmup_moves_the_critic_alone(critic):
 def test_rows_over_the_limit_are_left_out_and_stay_out(tmp_path, capsys):
     texts = [{"prompt": "a", "completion": "b" * n} for n in (1, 2, 9, 3, 40)]
     run = TrainingConfig(updates=4, max_length=8, overlong="drop", seed=3)
-    options = {"algorithm": Fitting(batch_size=2), "run": run}
+    options = {"algorithm": SupervisedConfig(batch_size=2), "run": run}
     model = ModelConfig(**SMALL)
     straight = sft(model, texts, run_dir=tmp_path / "straight", **options)
     assert "2 of the 5 rows" in capsys.readouterr().err
@@ -620,6 +627,6 @@ def test_rows_over_the_limit_are_left_out_and_stay_out(tmp_path, capsys):
         sampling=SHORT,
         algorithm=QUICK,
         run=dataclasses.replace(FEW, updates=2, overlong="drop"),
-        callbacks=[lambda learner, samples, metrics: len(learner._prompts) != 3],
+        callbacks=[lambda state, rollout, row: not set(rollout.prompts) <= {0, 1, 2}],
     )
     assert len(found.rows) == 2

@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 from proximo import Schedule, TrainingError, UsageError
 from proximo.envs.base import episode_seed
 from proximo.language import (
-    TOKENS,
+    TOKEN_PPO,
     KLConfig,
     ModelConfig,
     Sampling,
@@ -23,17 +23,19 @@ from proximo.language import (
     tiny,
 )
 from proximo.language.blueprint import Blueprint
+from proximo.language.engine import LanguageEngine
 from proximo.language.envs import TextEnvs, joined
-from proximo.language.experience import OldPolicy, check_drawn, evaluate_old, prepare, shaped
+from proximo.language.experience import check_drawn, evaluate_old, shaped
 from proximo.language.model import LanguagePolicy
-from proximo.language.sequences import Sequences, reply_ends
+from proximo.language.records import OldPolicy
+from proximo.language.sequences import Sequences
 from proximo.language.tokenizer import Tokenizer
-from proximo.language.update import add_gradient
+from proximo.nets.optimizer import FlatOptimizer
 from proximo.run.checkpoint import Checkpoint
 
 WORDS = gym.spaces.Text(12, charset="abcd?")
 FREE = KLConfig(coef=0, reference="none")
-QUICK = dataclasses.replace(TOKENS, learning_rate=1e-3, minibatch_size=4, epochs=2)
+QUICK = dataclasses.replace(TOKEN_PPO, learning_rate=1e-3, minibatch_size=4, epochs=2)
 FEW = TrainingConfig(updates=6, sequences=8, micro_batch=3, seed=5)
 SMALL = ModelConfig(layers=1, width=16, heads=2, context=40)
 
@@ -113,7 +115,7 @@ def test_a_conversation_holds_what_was_drawn_and_what_the_env_said(lm):
         assert episode.response[-1]
         assert episode.terminated
     drawn = joined(episodes, "cpu")
-    ends = reply_ends(drawn.sequences.response)
+    ends = drawn.sequences.reply_ends
     assert ends.sum(-1).tolist() == [len(e.rewards) for e in episodes]
     tokens = drawn.sequences.tokens[:, -ends.shape[1] :]
     assert torch.equal(tokens[ends] == 0, drawn.stopped)
@@ -149,14 +151,14 @@ def test_rewards_and_gae_of_turns_by_hand():
     response = SEQUENCES.response
     score = torch.tensor([1.0, -1.0, 0.5])  # of the first episode's turns, then the second's
     ratio = torch.full(response.shape, 0.2)
-    reward = shaped(score, torch.zeros(response.shape), ratio, 0.5, response)
+    reward = shaped(score, torch.zeros(response.shape), ratio, 0.5, SEQUENCES)
     expected = torch.zeros(2, 8)
     expected[0, [0, 1, 5, 6, 7]] = torch.tensor([-0.1, 0.9, -0.1, -0.1, -1.1])
     expected[1, :3] = torch.tensor([-0.1, -0.1, 0.4])
     torch.testing.assert_close(reward, expected)
     value = torch.tensor([0.5, 0.2, 0.1, -0.3, 0.4, 0.6, -0.2, 0.3])
     algorithm = TokenPPO(gamma=0.9, lam=0.8, normalize_advantage="none")
-    batch = prepare(algorithm, SEQUENCES, OldPolicy(value, value, value), reward)
+    batch = algorithm.token_batch(SEQUENCES, OldPolicy(value, value, value), reward)
     # One step of γ and λ from the first turn's last token to the second turn's first.
     d = [
         -0.1 + 0.9 * 0.2 - 0.5,
@@ -181,7 +183,7 @@ def test_advantages_of_turns_are_those_of_a_loop_over_all_pairs(lm, advantage):
     response, count = drawn.sequences.response, len(drawn.log_prob)
     value = torch.randn(count, generator=draw, dtype=torch.float64)
     reward = torch.randn(response.shape, generator=draw, dtype=torch.float64)
-    batch = prepare(algorithm, drawn.sequences, OldPolicy(value, value, value), reward)
+    batch = algorithm.token_batch(drawn.sequences, OldPolicy(value, value, value), reward)
     place = 0
     for row, own in zip(reward, response, strict=True):
         r = row[own]
@@ -219,32 +221,20 @@ def test_the_loss_is_over_the_models_tokens_only(lm):
     assert len(prompts) > len(episodes)
     old = evaluate_old(policy, None, drawn.sequences, sampling, 64, critic=True)
     reward = torch.zeros(drawn.sequences.response.shape)
-    reward[reply_ends(drawn.sequences.response)] = torch.linspace(-1, 1, len(drawn.stopped))
-    batch = prepare(TOKENS, drawn.sequences, old, reward)
+    reward[drawn.sequences.reply_ends] = torch.linspace(-1, 1, len(drawn.stopped))
+    batch = TOKEN_PPO.token_batch(drawn.sequences, old, reward)
     reply = torch.arange(len(replies)).repeat_interleave(torch.tensor(list(map(len, replies))))
-    algorithm = dataclasses.replace(TOKENS, entropy_coef=0.01)
+    algorithm = dataclasses.replace(TOKEN_PPO, entropy_coef=0.01)
     found = []
-    for sequences, own in (
-        (drawn.sequences, batch),
-        (by_hand, dataclasses.replace(batch, episode=reply)),
-    ):
+    for own in (batch, dataclasses.replace(batch, sequences=by_hand, episode=reply)):
         moved = copy.deepcopy(policy)
         with torch.no_grad():
             for p in moved.parameters():
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7)))
-        terms = add_gradient(
-            algorithm,
-            moved,
-            sequences,
-            own,
-            torch.arange(len(sequences.tokens)),
-            sampling,
-            algorithm.coefficients(0.0),
-            5,
-            old.reference,
-            KLConfig(where="loss"),
-            0.3,
-        )
+        optimizer = FlatOptimizer([], "sgd", 0.0, (0.0, 0.0))
+        engine = LanguageEngine(moved, optimizer, sampling, 5, KLConfig(where="loss"))
+        engine.beta = 0.3
+        terms = engine.add_gradient(algorithm, own, algorithm.coefficients(0.0))
         grads = [p.grad.reshape(-1) for p in moved.parameters() if p.grad is not None]
         found.append((torch.cat(grads), terms))
     (one, terms), (other, same) = found
@@ -278,7 +268,8 @@ def test_an_env_of_one_turn_is_the_plain_reward_to_the_bit():
     plain = ppo(lm, prompts, lambda completions: [t.count("b") for t in completions], **settings)
     env = ppo(lm, prompts, env=Once, **settings)
     for one, other in zip(plain.rows, env.rows, strict=True):
-        assert {k: v for k, v in other.items() if k in one} | {"seconds": 0} == one | {"seconds": 0}
+        timed = {"seconds": 0, "tokens_per_second": 0}
+        assert {k: v for k, v in other.items() if k in one} | timed == one | timed
         assert other["turns"] == 1
         assert other["truncated"] == 0
     states = zip(plain.lm.state_dict().values(), env.lm.state_dict().values(), strict=True)
@@ -307,8 +298,8 @@ class Remember(gym.Env):
 def test_what_was_said_in_both_turns_is_learned_in_200_updates():
     scores = []
 
-    def learned(learner, samples, metrics):
-        scores.append(metrics["score"])
+    def learned(state, rollout, row):
+        scores.append(row["score"])
         return len(scores) >= 10 and sum(scores[-10:]) / 10 >= 0.95
 
     result = ppo(
@@ -319,7 +310,7 @@ def test_what_was_said_in_both_turns_is_learned_in_200_updates():
         sampling=Sampling(max_tokens=2),
         kl=FREE,
         algorithm=dataclasses.replace(
-            TOKENS, learning_rate=Schedule.parse("linear:5e-3:0"), minibatch_size=32, epochs=2
+            TOKEN_PPO, learning_rate=Schedule.parse("linear:5e-3:0"), minibatch_size=32, epochs=2
         ),
         run=TrainingConfig(sequences=64, micro_batch=64),
         callbacks=[learned],
@@ -329,7 +320,8 @@ def test_what_was_said_in_both_turns_is_learned_in_200_updates():
 
 
 def rows_without_time(result):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in result.rows]
+    timed = {"seconds", "tokens_per_second"}
+    return [{k: v for k, v in row.items() if k not in timed} for row in result.rows]
 
 
 def run_talk(run_dir, *, resume=False, callbacks=(), env=Talk, prompts=None, **changes):
@@ -354,7 +346,7 @@ def run_talk(run_dir, *, resume=False, callbacks=(), env=Talk, prompts=None, **c
 @pytest.mark.parametrize("prompts", [None, [{"level": 1}, {"level": 2}, {"level": 3}]])
 def test_a_run_after_a_break_is_the_same_to_the_bit(tmp_path, prompts):
     straight = run_talk(tmp_path / "straight", prompts=prompts)
-    stop = [lambda learner, samples, metrics: learner.updates == 3]
+    stop = [lambda state, rollout, row: state.updates == 3]
     run_talk(tmp_path / "broken", prompts=prompts, callbacks=stop)
     resumed = run_talk(tmp_path / "broken", prompts=prompts, resume=True)
     assert rows_without_time(resumed) == rows_without_time(straight)
@@ -380,7 +372,7 @@ def test_an_env_may_use_up_its_options_and_they_may_have_any_name(tmp_path):
 
     prompts = [{"prompt": [1, 2, 3]}, {"prompt": [4, 5]}]
     straight = run_talk(None, env=Dealt, prompts=prompts)
-    stop = [lambda learner, samples, metrics: learner.updates == 3]
+    stop = [lambda state, rollout, row: state.updates == 3]
     run_talk(tmp_path / "run", env=Dealt, prompts=prompts, callbacks=stop)
     resumed = run_talk(tmp_path / "run", env=Dealt, prompts=prompts, resume=True)
     assert rows_without_time(resumed) == rows_without_time(straight)

@@ -16,7 +16,7 @@ from proximo.envs.testing.puzzles import (
     still_cartpole,
     still_pendulum,
 )
-from proximo.evaluate import evaluate
+from proximo.evaluation import evaluate_policy
 
 
 def score(env, algorithm, steps, *, num_envs=8, rollout=128, episodes=20, **net):
@@ -31,7 +31,7 @@ def score(env, algorithm, steps, *, num_envs=8, rollout=128, episodes=20, **net)
         seed=1,
     )
     tried = make_env(EnvConfig(), env)
-    return evaluate(agent.policy, tried, episodes=episodes, seed=0).returns.mean()
+    return evaluate_policy(agent.policy, tried, episodes=episodes, seed=0).returns.mean()
 
 
 SOON = {"learning_rate": "linear:5e-3:0", "epochs": 20, "gamma": 0.0}

@@ -8,11 +8,11 @@ import statistics
 import pytest
 
 from proximo.envs.make import make_env
-from proximo.evaluate import evaluate
-from proximo.loop import run_session
+from proximo.evaluation import evaluate_policy
+from proximo.loop import run_control
 from proximo.run.config import from_tables
+from proximo.run.control import make_session
 from proximo.run.presets import find_preset
-from proximo.run.session import Session
 
 # task: (training seeds, bar for their mean, bar for the worst)
 BARS = {
@@ -34,9 +34,9 @@ def score(task, seed, episodes=100, name="ppo", **sections):
     for section, changes in sections.items():
         tables[section].update(changes)
     config = from_tables(tables)
-    agent = run_session(Session(config))
+    agent = run_control(make_session(config))
     env = make_env(config.env)
-    scores = evaluate(agent.policy, env, episodes=episodes, seed=1_000_000)
+    scores = evaluate_policy(agent.policy, env, episodes=episodes, seed=1_000_000)
     env.close()
     return float(scores.returns.mean())
 

@@ -12,14 +12,14 @@ from proximo import PPO, EnvConfig, NetConfig, QActorCritic, RolloutConfig, Usag
 from proximo.collect import collect
 from proximo.engines.torch import TorchEngine
 from proximo.envs.make import make_envs
-from proximo.evaluate import EpisodePolicy
+from proximo.evaluation import EpisodePolicy
 from proximo.functional.distributions import Gaussian, gsde_log_std, gsde_noise
 from proximo.functional.kl import kl_divergence
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 from proximo.state import TrainState
 
 ACTIONS = spaces.Box(-1, 1, (2,))
@@ -234,7 +234,7 @@ def test_noise_that_was_drawn_ahead_is_kept_after_a_break(tmp_path):
     folder = RunFolder.open(tmp_path / "parts")
     saved = Checkpoint(folder.checkpoint("last"))
     assert saved.tensors["ahead"].shape == (1, 3, 7 * 2 + 1)
-    run_session(Session(folder.read_config(), folder=folder, resume=saved))
+    run_control(make_session(folder.read_config(), folder=folder, resume=saved))
     straight, parts = (RunFolder(tmp_path / n).checkpoint("last") for n in ("straight", "parts"))
     assert straight.read_bytes() == parts.read_bytes()
 
@@ -257,7 +257,7 @@ def test_a_player_keeps_it_too():
     ("net", "message"),
     [
         ({"gsde_steps": 0}, "net.gsde_steps is 0"),
-        ({"action": "beta"}, "gsde and net.action beta"),
+        ({"action": "beta"}, "gsde, but net.action is beta"),
     ],
 )
 def test_what_does_not_fit_is_refused(net, message):

@@ -22,11 +22,11 @@ from proximo import (
     train,
 )
 from proximo.envs.testing.probes import Match
-from proximo.loop import run_session
+from proximo.loop import run_control
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 from proximo.spaces import MASK, Observations
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -327,7 +327,7 @@ def test_a_run_goes_on_and_acts_only_once_its_network_is_named_again(tmp_path):
     folder = RunFolder.open(tmp_path / "parts")
     assert folder.read_config().net.module == f"{__name__}:Layers"
     saved = Checkpoint(folder.checkpoint("last"))
-    run_session(Session(folder.read_config(), folder=folder, resume=saved))
+    run_control(make_session(folder.read_config(), folder=folder, resume=saved))
     last = [
         RunFolder(tmp_path / name).checkpoint("last").read_bytes() for name in ("straight", "parts")
     ]

@@ -24,8 +24,8 @@ from proximo import (
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, read_config, to_toml
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 
 OTHER = {
     "hidden": (5,),
@@ -219,7 +219,7 @@ def test_a_run_that_began_with_such_settings_loads_and_goes_on(tmp_path, monkeyp
     assert folder.read_config().net.log_std == -1.0
     assert load(tmp_path / "run").policy.logits.out_features == 3
     saved = Checkpoint(folder.checkpoint("last"))
-    with Session(folder.read_config(), folder=folder, resume=saved) as session:
+    with make_session(folder.read_config(), folder=folder, resume=saved) as session:
         assert session.state.updates == saved.updates
 
 

@@ -19,7 +19,7 @@ from proximo.types import Batch, Layout, LossSpec, Metrics, Rollout
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from proximo.engines.base import Engine, OldEvaluation
+    from proximo.engines.base import OldEvaluation, UpdateEngine
     from proximo.nets.actor_critic import ActorCritic, Evaluation
     from proximo.nets.optimizer import FlatOptimizer
     from proximo.state import TrainState
@@ -373,7 +373,7 @@ class OnPolicy(ABC):
         terms = {"loss": loss, "policy_loss": policy_loss, "value_loss": value_loss}
         return loss, {name: term.detach() for name, term in terms.items()}
 
-    def stops(self, engine: Engine, batch: Batch) -> bool:
+    def stops(self, engine: UpdateEngine, batch: Batch) -> bool:
         """True skips the remaining epochs of this update."""
         return False
 

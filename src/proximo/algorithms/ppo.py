@@ -17,7 +17,7 @@ from proximo.types import Batch, LossSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from proximo.engines.base import Engine
+    from proximo.engines.base import UpdateEngine
     from proximo.nets.actor_critic import ActorCritic, Evaluation
 
 
@@ -95,7 +95,7 @@ class PPO(OnPolicy):
             target_kl=self.target_kl,
         )
 
-    def stops(self, engine: Engine, batch: Batch) -> bool:
+    def stops(self, engine: UpdateEngine, batch: Batch) -> bool:
         if self.target_kl is None:
             return False
         new = engine.evaluate_batch(batch, entropy=False)

@@ -21,7 +21,8 @@ from proximo.bounds import Bound
 from proximo.commands.mistyped import message
 from proximo.disk import warn
 from proximo.errors import UsageError, printable
-from proximo.functional.schedules import Schedule
+from proximo.functional.schedules import Schedule, as_schedule
+from proximo.run.code import build, is_code
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -60,6 +61,8 @@ def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
             return int(float(words[0]))  # 1e6 is a number of steps
         if number is not Schedule:
             return number(words[0])
+        if is_code(words[0]):
+            return as_schedule(build(words[0]))
         schedule = Schedule.parse(words[0])
         return schedule.start if schedule.kind == "constant" else schedule
 

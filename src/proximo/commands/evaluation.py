@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from proximo.commands.display import Patience
-    from proximo.evaluate import evaluate, unwatched
+    from proximo.evaluation import evaluate_policy, unwatched
     from proximo.run.choices import choose_threads
 
     watched, patience = sys.stderr is not None and sys.stderr.isatty(), Patience()
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         # The threads of training may have been those of the native engine.
         threads = choose_threads(0, "torch", agent.policy, 1)
         torch.set_num_threads(min(config.run.threads or 1, threads))
-        scores = evaluate(
+        scores = evaluate_policy(
             agent.policy,
             env,
             episodes=command.episodes,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,8 @@ from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import allow_code
+from proximo.run.consent import Named
+from proximo.run.folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,22 +31,21 @@ class Export:
     """Policy to use."""
     net: Annotated[str | None, optional("module:Class")] = None
     """Network; if it is code, repeat its name as consent to import it."""
+    algorithm: Annotated[str | None, optional("module:Class")] = None
+    """Algorithm; likewise."""
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Export, "export", arguments)
 
     from proximo.agent import load
-    from proximo.envs.config import EnvConfig
-    from proximo.run.folder import RunFolder
 
     saved = RunFolder.open(command.run).read_config()
-    # The env is not made, so it needs no consent.
-    named = dataclasses.replace(saved, env=EnvConfig(id="none"))
-    allow_code(named, None, (), command.net, "export", arguments)
+    named = Named(net=command.net, algorithm=command.algorithm)
+    allow_code(saved, named, ("net", "algorithm"), "export", arguments)  # the env is not made
     out = command.out or command.run / "policy.onnx"
     path = out.absolute()  # code of the user's own may change the current folder
-    agent = load(command.run, command.checkpoint, net=command.net)
+    agent = load(command.run, command.checkpoint, net=command.net, algorithm=command.algorithm)
     model = agent.export(path, overwrite=command.overwrite)
     show(f"{command.checkpoint} policy of {command.run}, {agent.result['steps']:,} steps, in {out}")
     show(f"takes {', '.join(model.inputs)}")

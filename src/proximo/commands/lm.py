@@ -15,27 +15,28 @@ from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional, parse, say, show
 from proximo.commands.display import COMPLETIONS, FITTING, Display
-from proximo.commands.stored import Code, check_code
+from proximo.commands.stored import line_to_type
 from proximo.errors import UsageError, nearest
 from proximo.language.config import (
-    FitConfig,
-    Fitting,
     KLConfig,
     ModelConfig,
     PPOConfig,
     PTXConfig,
     Sampling,
     ScoreConfig,
+    Stage,
     StageConfig,
-    Task,
+    SupervisedConfig,
+    SupervisedRunConfig,
     TrainingConfig,
     read_stage,
 )
-from proximo.language.token_ppo import TOKENS, TokenPPO
+from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
+from proximo.run.consent import words
 from proximo.run.folder import RunFolder, free
 
 if TYPE_CHECKING:
-    from proximo.language.session import Learner
+    from proximo.language.state import LanguageState
 
 TEXT = optional("FILE")
 REWARD = optional("MODULE:FUNCTION|RUN ...")
@@ -63,7 +64,7 @@ class Sft(Begin):
 
     data: Annotated[Path | None, TEXT] = None
     """JSONL with prompt and completion."""
-    algorithm: Fitting = field(default_factory=Fitting)
+    algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,7 @@ class FitReward(Sft):
 
     data: Annotated[Path | None, TEXT] = None
     """JSONL with prompt, chosen and rejected."""
+    algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Ppo(Begin):
 
     prompts: Annotated[Path | None, TEXT] = None
     """JSONL with prompt."""
-    algorithm: TokenPPO = TOKENS
+    algorithm: TokenPPO = TOKEN_PPO
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -181,7 +183,7 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
         stage, kind, data, flag = "ppo", PPOConfig, command.prompts, "--prompts"
     else:
         stage = "reward" if isinstance(command, FitReward) else "sft"
-        kind, data, flag = FitConfig, command.data, "--data"
+        kind, data, flag = SupervisedRunConfig, command.data, "--data"
     score = getattr(command, "score", ScoreConfig())
     if data is None and not score.env:
         raise UsageError(f"name the data: {flag} FILE.jsonl")
@@ -192,7 +194,7 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
     names = [part.name for part in dataclasses.fields(kind) if part.name != "lm"]
     sections: dict[str, Any] = {name: getattr(command, name) for name in names}
     task: Any = {"stage": stage, "data": str(data or "")}
-    config: StageConfig = kind(lm=Task(**task), **sections)
+    config: StageConfig = kind(lm=Stage(**task), **sections)
     path = command.run_dir or free(Path("runs") / f"lm-{stage}-seed{config.run.seed}")
     return _train(config, path, resume=False, quiet=command.quiet)
 
@@ -241,16 +243,21 @@ def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPO
         raise UsageError(
             "this run's reward was given by a program: name it by --reward, or an env by --env"
         )
-    code = stored.reward if any(not Path(name).is_dir() for name in stored.reward) else ()
-    reward = Code("reward", "--reward", code, bool(command.reward))
-    env = Code("env", "--env", [stored.env] * (":" in stored.env), bool(command.env))
-    check_code("lm resume", arguments, (reward, env))
+    missing = {}
+    if not command.reward and not all(Path(name).is_dir() for name in stored.reward):
+        missing["reward"] = list(stored.reward)
+    if ":" in stored.env and not command.env:
+        missing["env"] = [stored.env]
+    if missing:
+        raise UsageError(words(missing, line_to_type("lm resume", arguments)))
     return dataclasses.replace(config, score=score)
 
 
 def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
     from proximo.commands.running import note, supervised
-    from proximo.language.stages import run_fit, run_ppo
+    from proximo.language.build import Given, make_session
+    from proximo.language.stages import run_stage
+    from proximo.run.callbacks import Watcher
 
     folder = RunFolder(path)
     columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
@@ -262,21 +269,21 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
     if display:
         say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
     with supervised(folder, config.run.grace, "proximo lm resume") as interrupt:
+        session = make_session(
+            config, Given(), run_dir=path, resume=resume, callbacks=[interrupt], display=display
+        )
 
-        def check_signals(learner: Learner, samples: object, metrics: object) -> bool:
+        def check_signals(state: LanguageState, rollout: object, row: object) -> None:
+            if interrupt.signal:
+                interrupt.stopped_after = state.updates
             if interrupt.save_requested:
-                interrupt.save_requested, learner.save_soon = False, True
-                note([f"SIGUSR1: saving after update {learner.updates}"], folder, quiet=quiet)
-            if ends := interrupt(learner, samples, metrics):
-                interrupt.stopped_after = learner.updates
-            return ends
+                interrupt.save_requested = False
+                if session.save():
+                    note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
 
-        settings: dict[str, Any] = {"run_dir": path, "resume": resume, "callbacks": [check_signals]}
+        session.callbacks.append(Watcher(check_signals))  # after all others: their part is saved
         with display or contextlib.nullcontext():
-            if isinstance(config, PPOConfig):
-                result = run_ppo(config, config.lm.data or None, display=display, **settings)
-            else:
-                result = run_fit(config, config.lm.data, display=display, **settings)
+            result = run_stage(session)
     if interrupt.code == 0 and not quiet:
         for name, value in result.final.items():
             say(f"{name.replace('_', ' ')} {value:.4f}")

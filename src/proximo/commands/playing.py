@@ -94,7 +94,7 @@ def _play(
     """`path`: the absolute path of the video, if one is written."""
     from proximo.commands.video import Video, frame_rate
     from proximo.envs.make import in_step
-    from proximo.evaluate import EpisodePlayer, unwatched
+    from proximo.evaluation import EpisodePlayer, unwatched
 
     rate, warning = frame_rate(metadata)
     video = Video(path, rate, env) if path else None

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import OfRun
-
-if TYPE_CHECKING:
-    from proximo.run.checkpoint import Checkpoint
-    from proximo.run.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +34,10 @@ class Resume(OfRun):
     """End after this many episodes instead."""
     stop_at: Annotated[float | None, optional("R")] = None
     """End early at this return instead."""
+    schedule: Annotated[tuple[str, ...], optional("module:NAME ...")] = ()
+    """Schedules that are code; likewise."""
+    callback: Annotated[tuple[str, ...], optional("module:NAME ...")] = ()
+    """Callbacks of the run; likewise, and further ones."""
     strict: bool = False
     """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
     quiet: bool = False
@@ -50,28 +49,23 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.running import go_on
     from proximo.run.checkpoint import newest
-    from proximo.run.config import success_threshold
     from proximo.run.folder import RunFolder
+    from proximo.run.named_callbacks import with_callbacks
+    from proximo.run.resuming import continued
 
     folder = RunFolder.open(command.run)
     folder.check_begun()
-    config = command.config("resume", arguments)
-    settings = ("total_steps", "total_episodes", "stop_at", "engine", "device")
-    given = {name: getattr(command, name) for name in settings}
-    changed: dict[str, Any] = {name: x for name, x in given.items() if x is not None}
+    code = {"schedules": command.schedule, "callbacks": command.callback}
+    config = command.config("resume", arguments, **code)
+    config, callbacks = with_callbacks(config, command.callback, again=True, kept=True)
+    changes = ("total_steps", "total_episodes", "stop_at", "engine", "device")
     saved, result = newest(folder, strict=command.strict), folder.read_result()
-    if command.total_steps is not None:  # whatever ended the run does so no more
-        changed = {"total_episodes": None, **changed}
-        if _ended(config.run, saved, result) == "stop_at":
-            success_at = success_threshold(config)
-            changed = {"stop_at": None, "success_at": success_at, **changed}
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
-    ended = _ended(config.run, saved, result)
+    config, ended = continued(config, saved, result, {n: getattr(command, n) for n in changes})
     if not ended:
-        return go_on(config, folder, saved, quiet=command.quiet)
+        return go_on(config, folder, saved, callbacks, quiet=command.quiet)
     if (result.get("stopped_by"), result.get("updates")) != (ended, saved.updates):
         # Killed before its result was written, or that is of another state.
-        go_on(config, folder, saved, quiet=command.quiet)
+        go_on(config, folder, saved, callbacks, quiet=command.quiet)
     if not command.quiet:
         early = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(ended)
         show(
@@ -80,13 +74,3 @@ def main(arguments: list[str]) -> int:
             "To train further, give --total-steps"
         )
     return 0
-
-
-def _ended(run: RunConfig, saved: Checkpoint, result: dict[str, Any]) -> str:
-    """The setting that has ended a run with this checkpoint, or "" if it continues."""
-    if saved.steps and (ended := run.ended_by(saved.record)):
-        return ended
-    # The first checkpoints do not hold what the goal was compared with: their result tells.
-    reached = (result.get("stopped_by"), result.get("updates")) == ("stop_at", saved.updates)
-    old = "last_trial_return" not in saved.record
-    return "stop_at" if old and reached and run.stop_at is not None else ""

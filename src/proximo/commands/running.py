@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,22 +13,25 @@ from proximo.commands.arguments import say, show
 from proximo.commands.display import CONTROL, Display, said_if_slow
 from proximo.commands.signals import Interrupt
 from proximo.errors import TrainingError, UsageError, explain
-from proximo.loop import run_session
+from proximo.loop import run_control
+from proximo.run.callbacks import Watcher
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config, sayable
+from proximo.run.config import Config, check_storable, title
+from proximo.run.control import make_session
 from proximo.run.folder import RunFolder, free_path
+from proximo.run.named_callbacks import with_callbacks
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
-from proximo.run.session import Session
+from proximo.run.resuming import start_from
 from proximo.state import TrainState
-from proximo.types import Metrics, Rollout
+from proximo.types import Rollout, Row
 
 
 def begin(
     config: Config, preset: Preset | None, *, run_dir: Path | None, start: Path | None, quiet: bool
 ) -> int:
     """Train from the beginning, in a new folder."""
-    task = f"{config.algorithm.name} on {config.env.id}"
+    task = f"{title(config.algorithm)} on {config.env.id}"
     lines = []
     if preset:
         lines.append(
@@ -37,29 +39,21 @@ def begin(
             f"{'' if preset.measured(config.env.id) else f'; not measured in {config.env.id}'}); "
             "--preset none for defaults"
         )
-    policy = None
-    if start:
-        source = RunFolder.open(start)
-        policy = Checkpoint(source.checkpoint("last"))
-        # A policy is its weights and how they are used: activation, normalisation, bounds.
-        net = source.read_config().net
-        if net.module:
-            if not config.net.module:
-                raise UsageError(
-                    f"the network of {start}, {net.module}, is code: importing it needs your "
-                    f"word. If you trust it, add: --net.module {sayable(net.module)}"
-                )
-            net = dataclasses.replace(net, module=config.net.module)
-        config = dataclasses.replace(config, net=net)
+    config, policy = start_from(config, start, "--net.module ")
+    if policy:
         lines.append(f"policy and network: from {start}")
+    config, callbacks = with_callbacks(config, (), again=False, kept=True)
+    check_storable(config)
     folder = RunFolder.create(run_dir or free_path(config), config)
     lines = [f"{task}, run folder {folder.name}", *lines]
-    return _train(config, folder, lines, quiet=quiet, start=policy)
+    return _train(config, folder, lines, callbacks, quiet=quiet, start=policy)
 
 
-def go_on(config: Config, folder: RunFolder, saved: Checkpoint, *, quiet: bool) -> int:
+def go_on(
+    config: Config, folder: RunFolder, saved: Checkpoint, callbacks: list[Any], *, quiet: bool
+) -> int:
     """Train on, from a checkpoint."""
-    task = f"{config.algorithm.name} on {config.env.id}"
+    task = f"{title(config.algorithm)} on {config.env.id}"
     ended = config.run.ended_by(saved.record)
     what = "writing the result of" if ended else "going on in"
     lines = [f"{task}, {what} {folder.name} after update {saved.updates}"]
@@ -73,7 +67,7 @@ def go_on(config: Config, folder: RunFolder, saved: Checkpoint, *, quiet: bool) 
                 "WARNING: at a learning rate of 0 nothing more is learned. To train this policy "
                 f"further, begin a new run with it: proximo train ... --from {folder.name}"
             )
-    return _train(config, folder, lines, quiet=quiet, resume=saved)
+    return _train(config, folder, lines, callbacks, quiet=quiet, resume=saved)
 
 
 @contextlib.contextmanager
@@ -117,6 +111,7 @@ def _train(
     config: Config,
     folder: RunFolder,
     lines: list[str],
+    callbacks: list[Any],
     *,
     quiet: bool,
     start: Checkpoint | None = None,
@@ -130,19 +125,19 @@ def _train(
     with supervised(folder, config.run.grace, "proximo resume") as interrupt:
         slow = f"making {config.env.num_envs} envs and trying one takes long: still at it"
         with contextlib.nullcontext() if quiet else said_if_slow(slow):
-            session = Session(
+            session = make_session(
                 config,
                 folder=folder,
-                callbacks=[interrupt],
+                callbacks=[*callbacks, interrupt],
                 display=display,
                 watch=display.move if display else None,
                 start=start,
                 resume=resume,
             )
         interrupt.install()  # the envs are there, and perhaps handlers of theirs
-        note([*lines, *session.notes], folder, quiet=quiet)
+        note([*lines, *session.log.setup_notes], folder, quiet=quiet)
 
-        def check_signals(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
+        def check_signals(state: TrainState, rollout: Rollout, row: Row) -> None:
             if interrupt.signal:
                 session.interruption = "interrupted"
             if interrupt.save_requested:
@@ -150,13 +145,16 @@ def _train(
                 if session.save():
                     note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
 
-        session.callbacks.append(check_signals)  # after all others, whose changes are saved too
+        session.callbacks.append(
+            Watcher(check_signals)
+        )  # last: what the others change is saved too
         with display or contextlib.nullcontext():
-            result = run_session(session).result
+            result = run_control(session).result
         if result["stopped_by"] == "interrupted":
             interrupt.stopped_after = result["updates"]
     if interrupt.code == 0 and not quiet:
-        late = [doubt for doubt in result.get("doubts", ()) if doubt not in session.notes]
+        shown = session.log.setup_notes
+        late = [warning for warning in result.get("warnings", ()) if warning not in shown]
         say("\n".join([*late, *_ending(result, config, folder)]))
     return interrupt.code
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import closing, optional
 from proximo.disk import warn
-from proximo.errors import UsageError
-from proximo.run.config import Config, sayable
+from proximo.run.config import Config
+from proximo.run.consent import Line, Named, allow
 from proximo.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -25,6 +24,42 @@ if TYPE_CHECKING:
 
 SEED = 1_000_000
 """Seed of the first episode of `eval` and `play`, far from those of evaluations in training."""
+
+
+FLAGS = {
+    "env": "--env",
+    "wrappers": "--wrappers",
+    "net": "--net",
+    "algorithm": "--algorithm",
+    "schedules": "--schedule",
+    "callbacks": "--callback",
+    "reward": "--reward",
+}
+"""Flags that name the code of a run again: argument -> flag."""
+FLAGS_OF_TRAIN = {**FLAGS, "wrappers": "--env.wrappers", "callbacks": "--run.callbacks"}
+
+
+def line_to_type(verb: str, arguments: Iterable[str]) -> Line:
+    """The line with the names of code that are missing from it."""
+    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    begin = ["proximo", *verb.split(), *arguments]
+
+    def line(names: dict[str, list[str]]) -> str:
+        again = (word for argument, n in names.items() for word in (flags[argument], *n))
+        return shlex.join([*begin, *again])
+
+    return line
+
+
+def allow_code(
+    config: Config, named: Named, parts: Iterable[str], verb: str, arguments: Sequence[str]
+) -> Config:
+    """Configuration with the code that the command line names again, as consent to import it.
+
+    parts: the code that is needed. Raises `UsageError` with the line to type.
+    """
+    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    return allow(config, named, parts, line_to_type(verb, arguments), flags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +73,19 @@ class OfRun:
     wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
     """Wrappers of the environment; likewise."""
     net: Annotated[str | None, optional("module:Class")] = None
-    """Network; if it is code, repeat its name as consent to import it."""
+    """Network; likewise."""
+    algorithm: Annotated[str | None, optional("module:Class")] = None
+    """Algorithm; likewise."""
 
-    def config(self, verb: str, arguments: Sequence[str]) -> Config:
-        """Configuration of the run, with consent to what it imports. Raises `UsageError`."""
+    def config(self, verb: str, arguments: Sequence[str], **more: tuple[str, ...]) -> Config:
+        """Configuration of the run, with consent to what it imports. Raises `UsageError`.
+
+        more: further code that is named again.
+        """
+        names = ("env", "wrappers", "net", "algorithm")
+        named: dict[str, Any] = {name: getattr(self, name) for name in names} | more
         config = RunFolder.open(self.run).read_config()
-        return allow_code(config, self.env, self.wrappers, self.net, verb, arguments)
+        return allow_code(config, Named(**named), named, verb, arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +112,12 @@ class OfEpisodes(OfRun):
 
         `purpose`: scored or shown, for the warning that statistics of the env are not kept.
         """
-        from proximo.agent import load
+        from proximo.agent import check_spaces, load
         from proximo.envs.check import running_statistics
         from proximo.envs.make import make_env
 
         config = self.config(verb, arguments)
-        agent = load(self.run, self.checkpoint, net=self.net)
+        agent = load(self.run, self.checkpoint, net=self.net, algorithm=self.algorithm)
         env = make_env(config.env, render_mode=render_mode)
         with closing(env):
             check_spaces(env, agent)
@@ -85,90 +127,6 @@ class OfEpisodes(OfRun):
 
     def limit(self, config: Config) -> int:
         """Steps after which an episode is cut off."""
-        from proximo.evaluate import step_limit
+        from proximo.evaluation import step_limit
 
         return step_limit(config.env, self.max_episode_steps or config.run.eval_max_episode_steps)
-
-
-class Code(NamedTuple):
-    """Names of code in a run's configuration."""
-
-    noun: str
-    flag: str
-    names: Sequence[str]
-    given: bool
-    """Named on the command line too, which is the consent to import it."""
-
-
-def check_code(verb: str, arguments: Iterable[str], parts: Iterable[Code]) -> None:
-    """Refuse to import code because a file names it. Raises `UsageError` with the line to type."""
-    missing = [part for part in parts if part.names and not part.given]
-    if missing:
-        nouns = ", and its ".join(f"{part.noun}, {' and '.join(part.names)}" for part in missing)
-        be, it = ("is", "it") if len(missing) == 1 else ("are", "them")
-        again = (word for part in missing for word in (part.flag, *map(sayable, part.names)))
-        line = shlex.join(["proximo", *verb.split(), *arguments, *again])
-        raise UsageError(
-            f"this run's {nouns}, {be} code: importing {it} needs your word. "
-            f"If you trust {it}, type: {line}"
-        )
-
-
-def allow_code(
-    config: Config,
-    env: str | None,
-    wrappers: Sequence[str],
-    net: str | None,
-    verb: str,
-    arguments: Sequence[str],
-) -> Config:
-    """Configuration with the names that were given again, if all the code it names was.
-
-    Raises `UsageError` with the line to type.
-    """
-    line = shlex.join(["proximo", verb, *arguments])
-    stored = config.env
-    if not (env or stored.id):
-        raise UsageError(
-            f"this run's env was made by a program: name it, as in {line} --env module:Class"
-        )
-    if net and not config.net.module:
-        raise UsageError(f"--net is {net}, but this run's network is Proximo's: leave it out")
-    check_code(
-        verb,
-        arguments,
-        (
-            Code("env", "--env", [stored.id] * (":" in stored.id), given=env is not None),
-            Code(
-                "wrappers",
-                "--env.wrappers" if verb == "train" else "--wrappers",
-                stored.wrappers,
-                given=bool(wrappers),
-            ),
-            Code("network", "--net", [config.net.module] * bool(config.net.module), bool(net)),
-        ),
-    )
-    return dataclasses.replace(
-        config,
-        env=dataclasses.replace(
-            stored, id=env or stored.id, wrappers=tuple(wrappers) or stored.wrappers
-        ),
-        net=dataclasses.replace(config.net, module=net or config.net.module),
-    )
-
-
-def check_spaces(env: gym.Env, agent: Agent) -> None:
-    """Refuse an env whose spaces are not those of the policy. Raises `UsageError`."""
-    from proximo.envs.layers import title
-
-    pairs = (
-        ("observation", env.observation_space, agent.obs_space),
-        ("action", env.action_space, agent.action_space),
-    )
-    for noun, space, trained in pairs:
-        # A space of a class of the user's own is stored as the one of Gymnasium's that it extends.
-        if space.shape != trained.shape or trained != space:
-            raise UsageError(
-                f"the {noun} space of {title(env)} is {space}, but this policy was trained with "
-                f"{trained}: name the env it was trained in, or one with the same spaces"
-            )

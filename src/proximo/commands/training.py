@@ -18,16 +18,22 @@ from proximo.commands.arguments import flags, given, optional, parse
 from proximo.commands.stored import allow_code
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError
+from proximo.imports import find
 from proximo.nets.config import NetConfig
+from proximo.run.code import is_code
 from proximo.run.config import (
     ALGORITHMS,
     Config,
     RolloutConfig,
     RunConfig,
+    UnimportedAlgorithm,
     algorithm_type,
+    check_algorithm,
     from_tables,
     read_config,
+    with_code,
 )
+from proximo.run.consent import Named
 from proximo.run.presets import Preset, find_preset, named_preset, presets
 
 
@@ -41,7 +47,7 @@ class Train:
     """
 
     method: Annotated[Positional[str | None], optional("ALGORITHM")] = None
-    """Algorithm: reinforce, qac, a2c, trpo, ppo-penalty or ppo."""
+    """Algorithm: reinforce, qac, a2c, trpo, ppo-penalty, ppo, or module:Class."""
     env_id: Annotated[Positional[str | None], optional("ENV")] = None
     """Environment: a Gymnasium id such as CartPole-v1, or module:Class."""
     run_dir: Annotated[Path | None, optional("DIR")] = None
@@ -65,9 +71,11 @@ def main(arguments: list[str]) -> int:
     # Twice: first for what decides on the algorithm and the defaults, then with those.
     asks = [word for word in arguments if word in ("-h", "--help")]
     words = [word for word in arguments if word not in asks]
-    every = _command(_any_algorithm())
+    named = next((word for word in words if not word.startswith("-")), "")
+    custom = check_algorithm(find(named)) if is_code(named) else None
+    every = _command(_any_algorithm(custom))
     chosen = parse(every, "train", words)
-    base, preset = _base(chosen, asks=bool(asks))
+    base, preset = _base(chosen, custom, asks=bool(asks))
     command = _command(type(base.algorithm), _defaults(chosen, preset))
     _check_settings(base.algorithm.name, flags(command), given(words, flags(every)))
     sections = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
@@ -109,10 +117,10 @@ def _command(algorithm: type[OnPolicy], defaults: str = "") -> type[Train]:
     return made
 
 
-def _any_algorithm() -> type[OnPolicy]:
+def _any_algorithm(custom: type[OnPolicy] | None = None) -> type[OnPolicy]:
     """Every flag of every algorithm, to read a line whose algorithm is not known yet."""
     settings: dict[str, tuple[str, typing.Any, typing.Any]] = {}
-    for algorithm in ALGORITHMS.values():
+    for algorithm in (*ALGORITHMS.values(), *([custom] if custom else [])):
         hints = typing.get_type_hints(algorithm)
         for f in dataclasses.fields(algorithm):
             # Its default is not known yet, and so is not shown.
@@ -122,13 +130,27 @@ def _any_algorithm() -> type[OnPolicy]:
     return dataclasses.make_dataclass("AnyAlgorithm", settings.values(), frozen=True, kw_only=True)
 
 
-def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
-    """Settings that the flags change: of a file, a preset or the defaults. `asks`: for help."""
+def _base(
+    chosen: Train, custom: type[OnPolicy] | None, *, asks: bool
+) -> tuple[Config, Preset | None]:
+    """Settings that the flags change: of a file, a preset or the defaults.
+
+    custom: the algorithm that the line names, if it is code. asks: for help.
+    """
     if chosen.config is not None:
         if chosen.preset is not None:
             raise UsageError("--config and --preset both give all settings: use one of them")
-        config = read_config(chosen.config)
-        if chosen.method and algorithm_type(chosen.method) is not type(config.algorithm):
+        config = with_code(read_config(chosen.config), custom)
+        if isinstance(config.algorithm, UnimportedAlgorithm):
+            code = [config.algorithm.own] if config.algorithm.own else config.algorithm.schedules
+            raise UsageError(
+                f"{chosen.config} names code, {' and '.join(code)}: importing it needs your word. "
+                "If you trust it, name the algorithm again, as in: proximo train module:Class "
+                f"--config {chosen.config}; take a schedule out of the file, and give it by its "
+                "flag"
+            )
+        kind = custom or (algorithm_type(chosen.method) if chosen.method else None)
+        if kind and kind is not type(config.algorithm):
             raise UsageError(
                 f"{chosen.config} is for {config.algorithm.name}, not {chosen.method}: leave the "
                 "algorithm out, or begin without --config"
@@ -146,6 +168,9 @@ def _base(chosen: Train, *, asks: bool) -> tuple[Config, Preset | None]:
             "name an algorithm and an env, as in: proximo train ppo CartPole-v1 "
             f"(or --config FILE, or --preset with one of {names})"
         )
+    if custom:
+        name, env = {"name": chosen.method}, {"id": env_id or ""}
+        return from_tables({"algorithm": name, "env": env}, custom), None
     preset = None
     method = algorithm_type(chosen.method).name if chosen.method else None
     if chosen.preset is None:
@@ -178,5 +203,11 @@ def _config(final: Train, chosen: Train, arguments: list[str]) -> Config:
     if not config.env.id:
         raise UsageError("name an env, as in: proximo train ppo CartPole-v1")
     if final.config is not None:
-        allow_code(config, env_id, chosen.env.wrappers, chosen.net.module, "train", arguments)
+        named = Named(
+            env=env_id,
+            wrappers=chosen.env.wrappers,
+            net=chosen.net.module or None,
+            callbacks=chosen.run.callbacks,
+        )
+        allow_code(config, named, ("env", "wrappers", "net", "callbacks"), "train", arguments)
     return config

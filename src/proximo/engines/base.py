@@ -10,11 +10,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proximo import functional as F
 from proximo.engines.nonfinite import Skip
@@ -40,7 +40,7 @@ class Objective(Protocol):
     def native_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
         """The same loss in numbers, for the native engine; None: it does not know it."""
 
-    def stops(self, engine: Engine, batch: Batch) -> bool:
+    def stops(self, engine: UpdateEngine, batch: Batch) -> bool:
         """True leaves out the remaining epochs of this update."""
 
 
@@ -53,8 +53,8 @@ class Outcome(NamedTuple):
     skipped: int = 0  # minibatches that were left out
 
 
-LossTerm = Callable[[ActorCritic, Batch], Tensor]
-"""A scalar to add to the loss of a minibatch."""
+LossTerm = Callable[[Any, Any], Tensor]
+"""(policy, batch) to a scalar that is added to the loss of a minibatch."""
 
 
 class OldEvaluation(NamedTuple):
@@ -67,10 +67,12 @@ class OldEvaluation(NamedTuple):
     final_state: Tensor  # recurrent state after a segment, at all of its rows
 
 
-class Engine(ABC):
-    """The numbers of one policy and its optimizer."""
+class UpdateEngine(ABC):
+    """What an update asks of an engine: it evaluates a batch, and takes the gradient steps."""
 
-    def __init__(self, name: str, policy: ActorCritic, optimizer: FlatOptimizer) -> None:
+    policy: Any
+
+    def __init__(self, name: str, policy: nn.Module, optimizer: FlatOptimizer) -> None:
         self.name, self.policy, self.optimizer = name, policy, optimizer
         self.loss_terms: list[LossTerm] = []
         """Terms of callbacks, for the engines of PyTorch."""
@@ -80,6 +82,35 @@ class Engine(ABC):
         """To look at by NumPy where it can, which costs a quarter of what PyTorch's look does."""
         flats = [flat.detach() for flat in self.optimizer.flats]
         return [flat.numpy() if flat.is_cpu else flat for flat in flats]
+
+    @abstractmethod
+    def descend(
+        self,
+        objective: Objective,
+        batch: Batch,
+        layout: Layout,
+        coefficients: dict[str, float],
+        skip: Skip = lambda *_: None,
+    ) -> Outcome:
+        """K epochs of minibatches, or fewer where the algorithm says that it is enough.
+
+        No step is taken along a minibatch whose loss or gradient is not finite: weights and
+        records stay to the bit what they were before it, and `skip` is told.
+        """
+
+    @abstractmethod
+    def evaluate_batch(self, batch: Batch, *, entropy: bool) -> Evaluation:
+        """Log π(a|s), V(s) and, where asked for, the entropy of the samples of a batch. All [B]."""
+
+    def finite(self, *numbers: np.ndarray | Tensor) -> bool:
+        """True if all of them are. Here, so that a profile can tell what the checks cost."""
+        return all(map(_finite, numbers))
+
+
+class Engine(UpdateEngine):
+    """The numbers of one policy and its optimizer: it acts, too."""
+
+    policy: ActorCritic
 
     @abstractmethod
     def actor(
@@ -103,21 +134,6 @@ class Engine(ABC):
     @abstractmethod
     def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         """V(s) in units of the reward. obs: [..., *obs]; returns [...]."""
-
-    @abstractmethod
-    def descend(
-        self,
-        objective: Objective,
-        batch: Batch,
-        layout: Layout,
-        coefficients: dict[str, float],
-        skip: Skip = lambda *_: None,
-    ) -> Outcome:
-        """K epochs of minibatches, or fewer where the algorithm says that it is enough.
-
-        No step is taken along a minibatch whose loss or gradient is not finite: weights and
-        records stay to the bit what they were before it, and `skip` is told.
-        """
 
     def evaluate_batch(self, batch: Batch, *, entropy: bool) -> Evaluation:
         """`evaluate` of the samples of a batch. All [B]."""
@@ -188,10 +204,6 @@ class Engine(ABC):
             ends = old.final_state.flatten(0, 1)[rollout.final_index]
             following.view(-1)[rollout.final_index] = closing(rollout.final_obs, ends)
         return following
-
-    def finite(self, *numbers: np.ndarray | Tensor) -> bool:
-        """True if all of them are. Here, so that a profile can tell what the checks cost."""
-        return all(map(_finite, numbers))
 
 
 def _finite(numbers: np.ndarray | Tensor) -> bool:

@@ -22,7 +22,7 @@ from proximo.envs.parallel_envs import ParallelEnvs
 from proximo.envs.registries import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, explain, faults, nearest
-from proximo.named import find, import_module
+from proximo.imports import find, import_module
 from proximo.spaces import MASK, Space
 
 
@@ -225,7 +225,7 @@ def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
         close_all(made)
         raise
     if len({id(unwrapped(one_env)) for one_env in made}) < len(made):
-        text = "the callable returned one and the same env twice: make a new one each time"
+        text = "the callable returned the same env twice: make a new one each time"
         raise UsageError(text)
     return made
 

@@ -200,9 +200,8 @@ def account(
     Reads on the host how many episodes ended, and then all that it needs in one transfer.
     """
     count, exact = buffer.reward.shape[1], buffer.reward
-    values = torch.stack(
-        [torch.where(buffer.valid, exact, 0), buffer.valid.to(exact)], 1
-    )  # [T, 2, N]
+    paid = torch.where(buffer.valid, exact, 0)
+    values = torch.stack([paid, buffer.valid.to(exact)], 1)  # [T, 2, N]
     running = torch.from_numpy(np.stack([env.ret, env.length])).to(exact)  # [2, N]
     sums, goes_on = torch.empty_like(values), (~buffer.done).to(exact)
     keep = torch.ones_like(running[0])
@@ -234,20 +233,19 @@ def account(
         for ret, length, counted in zip(*pairs.reshape(2, -1), counts, strict=True)
         if counted
     )
-    fault = next(
-        (_first(*fault) for fault, flag in zip(faults, flags[1:], strict=True) if flag), ""
-    )
-    return Account(final, index, finished, bool(flags[0]), fault)
+    present = [fault for fault, flag in zip(faults, flags[1:], strict=True) if flag]
+    text = _first(*present[0]) if present else ""
+    return Account(final, index, finished, bool(flags[0]), text)
 
 
 def _first(words: str, where: Tensor) -> str:
-    """The first of the envs of which that is true, and when."""
+    """Error text that names the first step and env where it holds."""
     t, i = where.nonzero()[0].tolist()
     return f"env {i} {words}, at step {t}"
 
 
 def _successors(buffer: TensorRolloutBuffer, index: Tensor) -> Tensor:
-    """[F, *obs] what followed the steps in which an episode ended."""
+    """[F, *obs] true successors of the steps in which an episode ended."""
     following = buffer.obs[1:]
     if not buffer.final_obs:
         return following.flatten(0, 1)[index]

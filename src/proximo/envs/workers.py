@@ -28,7 +28,7 @@ from proximo.envs.processes import BEGIN, MAP, STEP, Failure, Process, Shared, W
 from proximo.envs.supervisor import GRACE_SECONDS
 from proximo.envs.watch import Checked
 from proximo.errors import UsageError
-from proximo.named import find, name_of
+from proximo.imports import find, name_of
 from proximo.spaces import recorded_space
 from proximo.types import EnvState, RolloutBuffer
 

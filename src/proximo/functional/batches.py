@@ -27,7 +27,7 @@ def segments(age: Tensor, length: int | None = None) -> Tensor:
 
 
 def consecutive(number: Tensor) -> Tensor:
-    """The same runs of equal numbers, counted 0, 1, 2, ... number: [B] int64."""
+    """Runs of equal numbers, renumbered 0, 1, 2, ... number: [B] int64; returns [B] int64."""
     counted: Tensor = torch.unique_consecutive(number, return_inverse=True)[1]
     return counted
 

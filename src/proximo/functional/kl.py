@@ -1,4 +1,4 @@
-"""How far the new policy has moved from the old one, and what to do about it."""
+"""KL divergences and their estimators, and coefficients and learning rates that follow the KL."""
 
 from __future__ import annotations
 

@@ -16,42 +16,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from proximo.language.blueprint import load_model, tiny
     from proximo.language.config import (
-        Fitting,
         KLConfig,
         ModelConfig,
         PTXConfig,
         Sampling,
         ScoreConfig,
+        SupervisedConfig,
         TrainingConfig,
     )
     from proximo.language.model import LanguageModel
     from proximo.language.reward import RewardModel, load_reward
-    from proximo.language.stages import Result, fit_reward, ppo, sft
-    from proximo.language.token_ppo import TOKENS, TokenPPO
+    from proximo.language.stages import Result, fit_reward, ppo, resume, sft
+    from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
 
-_HOMES = {
-    "Fitting": "config",
-    "KLConfig": "config",
-    "ModelConfig": "config",
-    "PTXConfig": "config",
-    "Sampling": "config",
-    "ScoreConfig": "config",
-    "TrainingConfig": "config",
-    "LanguageModel": "model",
-    "load_model": "blueprint",
-    "tiny": "blueprint",
-    "RewardModel": "reward",
-    "load_reward": "reward",
-    "Result": "stages",
-    "fit_reward": "stages",
-    "ppo": "stages",
-    "sft": "stages",
-    "TOKENS": "token_ppo",
-    "TokenPPO": "token_ppo",
+_PUBLIC = {
+    "blueprint": ("load_model", "tiny"),
+    "config": (
+        *("KLConfig", "ModelConfig", "PTXConfig", "Sampling", "ScoreConfig"),
+        *("SupervisedConfig", "TrainingConfig"),
+    ),
+    "model": ("LanguageModel",),
+    "reward": ("RewardModel", "load_reward"),
+    "stages": ("Result", "fit_reward", "ppo", "resume", "sft"),
+    "token_ppo": ("TOKEN_PPO", "TokenPPO"),
 }
-__all__ = [  # spelled out for those who read without running
-    "TOKENS",
-    "Fitting",
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = [  # a literal, for tools that read without running
+    "TOKEN_PPO",
     "KLConfig",
     "LanguageModel",
     "ModelConfig",
@@ -60,12 +51,14 @@ __all__ = [  # spelled out for those who read without running
     "RewardModel",
     "Sampling",
     "ScoreConfig",
+    "SupervisedConfig",
     "TokenPPO",
     "TrainingConfig",
     "fit_reward",
     "load_model",
     "load_reward",
     "ppo",
+    "resume",
     "sft",
     "tiny",
 ]
@@ -73,6 +66,10 @@ __all__ = [  # spelled out for those who read without running
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that settings can be listed without torch."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'proximo.language' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"proximo.language.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"proximo.language.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Settings of the three stages. PPO's own are in `proximo.language.token_ppo`.
+"""Settings of the stages. Those of PPO itself are in `proximo.language.token_ppo`.
 
 The command line lists these without loading PyTorch.
 """
@@ -6,20 +6,22 @@ The command line lists these without loading PyTorch.
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from proximo.bounds import above, at_least
 from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Coefficient
-from proximo.language.token_ppo import TOKENS, TokenPPO
-from proximo.run.config import check_sections, read_section, read_tables
+from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
+from proximo.run.config import RunSettings, check_sections
+from proximo.run.toml import read_section, read_tables
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which language model, and how values are read off it."""
+    """The language model and its critic."""
 
     path: str = "tiny"
     """A folder that transformers reads (or the name of a model it has stored), a run of
@@ -35,17 +37,17 @@ class ModelConfig:
     symbols: Literal["characters", "words"] = "characters"
     """Tokens of a tiny model: single characters, or words, spaces and marks."""
     critic: Literal["shared", "separate", "reward"] = "shared"
-    """Values come from a head on the model itself, from a model of its own with the same weights,
-    or from one that begins as the reward model. But for that one, the head begins at 0."""
+    """Values come from a head on the model itself, from a separate copy of the model, or from a
+    copy of the reward model. The head is 0 at the start, except on the reward model's."""
     critic_warmup: Annotated[int, at_least(0)] = 0
-    """Updates at the beginning that move only the critic, or only its head where it is shared."""
+    """First updates, which train only the critic, or only its head where it is shared."""
     lora_rank: Annotated[int, at_least(0)] = 0
-    """Train only adapters of this rank beside the model's frozen weights, and heads; 0: train the
-    weights themselves."""
+    """Rank of the LoRA adapters, which are trained with the heads while the model's weights are
+    frozen; 0: train the weights themselves."""
     lora_alpha: Annotated[float | None, above(0)] = None
-    """Adapters count alpha/rank times; none: twice."""
+    """Adapters are scaled by alpha/rank; none: by 2."""
     lora_targets: tuple[str, ...] = ()
-    """Layers that have adapters, by the end of their names; none given: all linear ones but the
+    """Layers with adapters, by the end of their names; none given: all linear ones except the
     last, which gives the logits."""
 
     def __post_init__(self) -> None:
@@ -64,12 +66,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How completions are drawn."""
+    """Sampling of completions."""
 
     max_tokens: Annotated[int, at_least(1)] = 32
-    """Tokens of a completion at most, its stop token included."""
+    """Length of a completion at most, in tokens, its stop token included."""
     min_tokens: Annotated[int, at_least(0)] = 0
-    """Tokens before which no stop token can be drawn."""
+    """Tokens before the first possible stop token."""
     temperature: Annotated[float, above(0)] = 1.0
     """Logits are divided by it, in sampling and wherever a log-probability is taken in PPO. For the
     most likely tokens, set top_k to 1 instead of a temperature of 0."""
@@ -82,7 +84,7 @@ class Sampling:
     """Tokens that end a completion besides the model's own ends: the tokenizer's end of sequence,
     those of generation_config.json, and the end of a turn in the chat template."""
     max_turns: Annotated[int, at_least(1)] = 8
-    """Completions in one episode of an env at most."""
+    """Replies in one episode of a text env at most."""
 
     def __post_init__(self) -> None:
         check_values("sampling", self)
@@ -94,24 +96,24 @@ class Sampling:
 
     @property
     def truncated(self) -> bool:
-        """Whether some tokens are left out because they are unlikely."""
+        """Unlikely tokens are cut off."""
         return self.top_k > 0 or self.top_p < 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class KLConfig:
-    """What holds the policy near the reference, the model that it began as."""
+    """The penalty that keeps the policy near a reference, such as the initial model."""
 
     coef: Annotated[float, at_least(0)] = 0.05
     """beta, the weight of the KL to the reference, in units of the score per nat; at 0 it is only
     measured."""
     reference: Literal["copy", "adapter", "ema", "none"] = "copy"
-    """A frozen copy of the model as it began; with LoRA, the same by the model itself with its
-    adapters off; a moving average of the model; none saves memory and time, where coef is 0."""
+    """A frozen copy of the initial model; with LoRA, the model itself with its adapters off; a
+    moving average of the model; none saves memory and time, where coef is 0."""
     ema_decay: Annotated[float | None, at_least(0, below=1)] = None
     """d of the moving average ref <- d ref + (1 - d) model after each update; for ema alone."""
     where: Literal["reward", "loss"] = "reward"
-    """Taken off the reward of each token (k1, log pi - log ref), or added to the loss."""
+    """Subtracted from the reward of each token (k1, log pi - log ref), or added to the loss."""
     estimator: Literal["k2", "k3"] = "k2"
     """Of the KL in the loss: k2, whose gradient is the KL's, or k3."""
     target: Annotated[float | None, above(0)] = None
@@ -151,77 +153,67 @@ class KLConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
-    """What completions are worth."""
+    """The score of completions."""
 
     reward: tuple[str, ...] = ()
     """Each a function (module:function) or a run of `proximo lm reward`; the score is their sum."""
     weights: tuple[float, ...] = ()
-    """One for each of them; none given: 1 each."""
+    """Weight of each reward; none given: 1 each."""
     env: str = ""
-    """An env of text to talk with instead, module:Class or a Gymnasium id; its rewards count."""
+    """A text env to talk with instead, module:Class or a Gymnasium id; its rewards count."""
     missing_eos_penalty: Annotated[float, at_least(0)] = 0.0
-    """Taken off the score of a completion that was cut off at its longest instead of stopping."""
+    """Subtracted from the score of a completion that was cut off at max_tokens."""
     normalize: bool = False
-    """Bring scores to mean 0 and deviation 1, by the running moments of all of them so far."""
+    """Bring scores to mean 0 and standard deviation 1, by the running moments of all so far."""
     clip: Annotated[float | None, above(0)] = None
-    """Scores are cut off at plus and minus this, after that; none: not at all."""
+    """Bound of the scores, above and below, after normalisation; none: no bound."""
 
     def __post_init__(self) -> None:
         check_values("score", self)
         if self.env and self.reward:
             raise UsageError(
-                f"score.env is {self.env} and score.reward {' '.join(self.reward)}: an env "
-                "gives its own rewards, so leave one of them out"
+                f"score.env is {self.env} and score.reward {' '.join(self.reward)}: an env gives "
+                "its own rewards, so leave one of them out"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long to train, on what, and what to keep."""
+class TrainingConfig(RunSettings):
+    """Length of the training, memory, evaluation and what is kept."""
 
-    seed: Annotated[int, at_least(0)] = 0
-    """Seed of everything: weights, order of the data, tokens."""
     updates: Annotated[int, at_least(1)] = 100
-    """Updates: of PPO, each with its own completions; of sft and reward, gradient steps."""
+    """Updates: of PPO, each with new completions; of sft and reward, gradient steps."""
     sequences: Annotated[int, at_least(1)] = 64
     """Completions per update of PPO."""
     completions_per_prompt: Annotated[int, at_least(1)] = 1
-    """k, how many of them complete the same prompt; an update draws sequences/k prompts."""
+    """k, completions of each prompt; an update samples sequences/k prompts."""
     micro_batch: Annotated[int, at_least(1)] = 32
     """Sequences that go through the model at once: memory and speed, never the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model lives; auto: the GPU if there is one."""
+    """Device of the model; auto: the GPU if there is one."""
     threads: Annotated[int, at_least(0)] = 0
     """Threads of PyTorch; 0: its own number."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers in the layers of the model, in sampling and in the update; weights, gradients, logits
     and losses are float32."""
     gradient_checkpointing: bool = False
-    """Keep only what enters each layer, and compute the layer again for the gradient: less memory,
-    a third more time, the same result."""
-    save_every: Annotated[int, at_least(0)] = 0
-    """Updates between numbered checkpoints; 0: only update 0 and the last."""
-    keep_last: Annotated[int, at_least(1)] = 2
-    """How many of the last checkpoints are kept: `last`, and those before it as last-UPDATE, to go
-    on from if it is damaged."""
-    log_every: Annotated[int, at_least(1)] = 1
-    """Updates between lines of metrics.jsonl."""
+    """Keep only the inputs of each layer, and compute the layer again for the gradient: less
+    memory, a third more time, the same result."""
+    stop_at: float | None = None
+    """End PPO once the score of the held-out prompts reaches this; none: after all updates."""
     eval_every: Annotated[int, at_least(0)] = 0
     """Updates of PPO between evaluations on prompts that are never trained on; 0: none. The model
-    that scored best is kept in RUN/best."""
+    with the best score is kept in RUN/best."""
     held_out: Annotated[float, at_least(0, below=1)] = 0.0
-    """Share of the prompts that is kept for them."""
+    """Share of the prompts that is held out for evaluations."""
     max_length: Annotated[int, at_least(0)] = 0
-    """Tokens of a sequence at most, prompt and answer (or sampling.max_tokens) together; 0: as many
-    as the model reads."""
+    """Length of a sequence at most, prompt and answer (or sampling.max_tokens) together, in tokens;
+    0: as many as the model reads."""
     overlong: Literal["refuse", "drop"] = "refuse"
-    """What is done with rows of the data that are longer: the command ends with their number, or
-    they are left out."""
-    grace: Annotated[float, above(0)] = 8.0
-    """Seconds after SIGTERM in which the run has ended: saved after its update, or else at once."""
+    """Longer rows of the data end the command with their number, or are left out."""
 
     def __post_init__(self) -> None:
-        check_values("run", self)
+        super().__post_init__()
         if self.sequences % self.completions_per_prompt:
             raise UsageError(
                 f"run.sequences is {self.sequences}, no multiple of run.completions_per_prompt, "
@@ -234,11 +226,23 @@ class TrainingConfig:
                 f"run.eval_every is {self.eval_every}, no multiple of run.log_every, "
                 f"{self.log_every}: some evaluations would not be logged"
             )
+        if self.stop_at is not None and not self.eval_every:
+            raise UsageError(
+                f"run.stop_at is {self.stop_at}, a score of held-out prompts: give run.eval_every "
+                "and run.held_out too"
+            )
+
+    def ended_by(self, counters: Mapping[str, Any]) -> str:
+        evaluated = counters.get("last_trial_steps") == counters["tokens"]
+        score = counters.get("last_trial_return") if evaluated else None
+        if self.stop_at is not None and score is not None and score >= self.stop_at:
+            return "stop_at"
+        return "updates" if counters["updates"] >= self.updates else ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitting:
-    """Settings of sft and reward: Adam on the mean error of each minibatch."""
+class SupervisedConfig:
+    """Settings of sft and reward: Adam on the mean loss of each minibatch."""
 
     learning_rate: Annotated[Coefficient, at_least(0)] = 1e-4
     """Step size; a number or a schedule such as linear:1e-4:0."""
@@ -249,7 +253,7 @@ class Fitting:
     adam_betas: Annotated[tuple[float, float], at_least(0, below=1)] = (0.9, 0.999)
     """Decay of Adam's running mean and square of the gradient."""
     held_out: Annotated[float, at_least(0, below=1)] = 0.0
-    """Share of the data that is never trained on, but measured at the end."""
+    """Share of the data that is held out, and measured at the end."""
 
     def __post_init__(self) -> None:
         check_values("algorithm", self)
@@ -269,25 +273,25 @@ class PTXConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """Which stage this is, and of what data."""
+class Stage:
+    """The stage and its data."""
 
     stage: Literal["sft", "reward", "ppo"]
-    """What is done with the model."""
+    """Supervised fine-tuning, a reward model, or PPO."""
     data: str = ""
-    """The file with the data; empty where a program gave it."""
+    """File of the data; empty where a program gave them."""
 
     def __post_init__(self) -> None:
         check_values("lm", self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class SupervisedRunConfig:
     """Everything that defines a run of sft or reward."""
 
-    lm: Task
+    lm: Stage
     model: ModelConfig = field(default_factory=ModelConfig)
-    algorithm: Fitting = field(default_factory=Fitting)
+    algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
     run: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
@@ -303,9 +307,9 @@ class FitConfig:
 class PPOConfig:
     """Everything that defines a run of PPO. Raises `UsageError` for what has no meaning here."""
 
-    lm: Task
+    lm: Stage
     model: ModelConfig = field(default_factory=ModelConfig)
-    algorithm: TokenPPO = TOKENS
+    algorithm: TokenPPO = TOKEN_PPO
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -323,7 +327,7 @@ class PPOConfig:
             )
         if not isinstance(algorithm, TokenPPO):
             raise UsageError(
-                f"algorithm is {algorithm!r}: change proximo.language.TOKENS by "
+                f"algorithm is {algorithm!r}: change proximo.language.TOKEN_PPO by "
                 "dataclasses.replace instead"
             )
         for name, instead in (
@@ -360,7 +364,7 @@ class PPOConfig:
             )
         if bool(self.ptx.coef) != bool(self.ptx.data):
             raise UsageError("ptx.coef and ptx.data belong together: give both or none")
-        # Of rewards that a program gives the number is not known here: `Judge` compares it.
+        # The number of rewards given by a program is not known here: `RewardSum` compares it.
         rewards = self.score.reward
         if rewards and self.score.weights and len(self.score.weights) != len(rewards):
             raise UsageError(
@@ -369,7 +373,7 @@ class PPOConfig:
             )
 
     def check_lone(self, *, with_env: bool) -> None:
-        """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
+        """Refuse a new run that standardises advantages one by one. Raises `UsageError`.
 
         See `proximo.run.config.Config.check_lone`.
         """
@@ -394,7 +398,7 @@ class PPOConfig:
             )
 
 
-StageConfig = FitConfig | PPOConfig
+StageConfig = SupervisedRunConfig | PPOConfig
 
 
 def read_stage(path: Path) -> StageConfig:
@@ -402,17 +406,20 @@ def read_stage(path: Path) -> StageConfig:
     tables = read_tables(path)
     if "lm" not in tables:
         raise UsageError(f"{path} is of no run of proximo lm: it has no section [lm]")
-    kind = PPOConfig if tables["lm"].get("stage") == "ppo" else FitConfig
+    kind = PPOConfig if tables["lm"].get("stage") == "ppo" else SupervisedRunConfig
     sections = typing.get_type_hints(kind)
     check_sections(tables, sections)
-    parts = {
-        name: read_section(
-            name, cls, {k: v for k, v in tables.get(name, {}).items() if (name, k) != NAME}
-        )
-        for name, cls in sections.items()
-    }
+    parts = {}
+    for name, cls in sections.items():
+        table = {key: x for key, x in tables.get(name, {}).items() if (name, key) != NAME}
+        for (section, old), new in RENAMED.items():
+            if section == name and old in table:
+                table[new] = table.pop(old)
+        parts[name] = read_section(name, cls, table)
     return kind(**parts)
 
 
 NAME = ("algorithm", "name")
 """What config.toml says of PPO besides its settings."""
+RENAMED = {("score", "world"): "env"}
+"""Settings of earlier versions, and their names now."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +28,8 @@ TextEnv = Env[str, str]
 Row = Mapping[str, Any]
 
 
-@contextmanager
-def text_envs(name: str, maker: Maker | None, count: int) -> Iterator[list[TextEnv]]:
-    """Envs by name (module:Class, or a Gymnasium id) or by a maker; closed on leaving.
+def make_text_envs(name: str, maker: Maker | None, count: int) -> list[TextEnv]:
+    """Envs by name (module:Class, or a Gymnasium id) or by a maker.
 
     Raises `UsageError` for envs whose spaces are not text.
     """
@@ -44,9 +42,10 @@ def text_envs(name: str, maker: Maker | None, count: int) -> Iterator[list[TextE
             raise UsageError(
                 "the callable returned one and the same env twice: make a new one each time"
             )
-        yield envs
-    finally:
+    except BaseException:
         close_all(envs)
+        raise
+    return envs
 
 
 def _check_spaces(env: TextEnv) -> None:
@@ -141,6 +140,10 @@ class TextEnvs:
         self._name = type(envs[0].unwrapped).__name__
         self._fault: type[Exception] = UsageError
         self._reset(envs[0], 0, rows[0])
+
+    def close(self) -> list[str]:
+        """Close all envs; returns what failed, in words."""
+        return close_all(self._envs)
 
     def play(
         self,

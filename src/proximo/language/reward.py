@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from proximo.errors import TrainingError, UsageError, explain, faults
+from proximo.imports import find
 from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
 from proximo.language.examples import Examples
 from proximo.language.generate import Completions
 from proximo.language.model import LanguageModel
 from proximo.language.sequences import Sequences, by_length
-from proximo.language.session import read_checkpoint
+from proximo.language.state import read_checkpoint
 from proximo.language.tokenizer import Tokenizer
-from proximo.named import find
 from proximo.run.folder import RunFolder
 
 Reward = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
@@ -65,7 +65,7 @@ class RewardModel(nn.Module):
 @torch.no_grad()
 def scores_of(model: RewardModel, sequences: Sequences, micro_batch: int) -> Tensor:
     """Scores in micro-batches. [N]."""
-    parts = by_length(sequences, torch.arange(len(sequences.tokens)), micro_batch)
+    parts = by_length(sequences, sequences.numbers, micro_batch)
     scores = torch.cat([model(sequences.select(part)) for part in parts])
     return scores[torch.cat(parts).argsort()]
 

@@ -56,6 +56,16 @@ class Sequences(NamedTuple):
         return self.response.sum(-1)
 
     @property
+    def numbers(self) -> Tensor:
+        """[N] int64: 0, 1, 2, ..., on the CPU."""
+        return torch.arange(len(self.tokens))
+
+    @property
+    def num_tokens(self) -> int:
+        """B, the number of the model's own tokens in all."""
+        return int(self.response.sum())
+
+    @property
     def actions(self) -> Tensor:
         """[B] int64: the model's own tokens, in order of sequence, then of time."""
         return self.tokens[:, -self.response.shape[-1] :][self.response]
@@ -74,6 +84,45 @@ class Sequences(NamedTuple):
         begins[:, 1:] &= ~self.response[:, :-1]
         column = torch.arange(begins.shape[-1], device=begins.device)
         return (column - torch.where(begins, column, 0).cummax(-1).values)[self.response]
+
+    @property
+    def reply_ends(self) -> Tensor:
+        """[N, R] bool: the last token of each reply."""
+        ends = self.response.clone()
+        ends[:, :-1] &= ~self.response[:, 1:]
+        return ends
+
+    @property
+    def owner(self) -> Tensor:
+        """[B] int64: index of each action's sequence."""
+        return self.response.nonzero()[:, 0]
+
+    @property
+    def valid(self) -> Tensor:
+        """[N, T] bool: which of T steps a sequence has, its own tokens placed side by side."""
+        lengths = self.lengths.unsqueeze(-1)
+        return torch.arange(int(lengths.max()), device=lengths.device) < lengths
+
+    def by_time(self, x: Tensor) -> Tensor:
+        """[B] -> [T, N], 0 in padding: time first, as the advantages want it."""
+        valid = self.valid
+        laid_out = torch.zeros(valid.shape, dtype=x.dtype, device=x.device)
+        return laid_out.masked_scatter(valid, x).t()
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """[T, N] -> [B]: the inverse of `by_time`."""
+        return x.t()[self.valid]
+
+    def rows_of(self, chosen: Tensor) -> Tensor:
+        """Rows of the chosen sequences' actions among all B. [b].
+
+        chosen: [n], in the order in which the rows are wanted.
+        """
+        lengths = self.lengths
+        ends, own = lengths.cumsum(0), lengths[chosen]
+        # Where each begins, minus where it is put: what to add to 0, 1, 2, ...
+        shift = (ends - lengths)[chosen] - (own.cumsum(0) - own)
+        return torch.arange(int(own.sum()), device=ends.device) + shift.repeat_interleave(own)
 
     def select(self, index: Tensor) -> Sequences:
         """The sequences at this index, without the columns that are padding in all of them."""
@@ -140,24 +189,6 @@ def _first_fit(lengths: list[int], width: int) -> tuple[list[int], list[int]]:
     return rows, columns
 
 
-def reply_ends(response: Tensor) -> Tensor:
-    """[N, R] bool: the last token of each reply."""
-    ends = response.clone()
-    ends[:, :-1] &= ~response[:, 1:]
-    return ends
-
-
-def rows_of(lengths: Tensor, chosen: Tensor) -> Tensor:
-    """Rows of the chosen sequences' tokens among all B tokens. [b].
-
-    lengths: [N] of all sequences; chosen: [n], in the order in which the rows are wanted.
-    """
-    ends, own = lengths.cumsum(0), lengths[chosen]
-    # Where each begins, minus where it is put: what to add to 0, 1, 2, ...
-    shift = (ends - lengths)[chosen] - (own.cumsum(0) - own)
-    return torch.arange(int(own.sum()), device=ends.device) + shift.repeat_interleave(own)
-
-
 def by_length(sequences: Sequences, chosen: Tensor, limit: int) -> list[Tensor]:
     """Split the chosen sequences into micro-batches of at most `limit`, of similar lengths.
 
@@ -178,8 +209,8 @@ def per_token(
     sequences: Sequences, limit: int, compute: Callable[[Sequences], Sequence[Tensor]]
 ) -> list[Tensor]:
     """Tensors [B] from a `compute` that returns them as [b] for each micro-batch."""
-    parts = by_length(sequences, torch.arange(len(sequences.tokens)), limit)
-    rows = torch.cat([rows_of(sequences.lengths.cpu(), part) for part in parts])
+    parts = by_length(sequences, sequences.numbers, limit)
+    rows = torch.cat([sequences.rows_of(part) for part in parts])
     computed = zip(*(compute(sequences.select(part)) for part in parts), strict=True)
-    back = rows.argsort().to(sequences.tokens.device)
+    back = rows.argsort()
     return [torch.cat(pieces)[back] for pieces in computed]

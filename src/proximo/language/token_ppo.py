@@ -1,6 +1,6 @@
-"""PPO's settings for tokens: control's, and what only completions have.
+"""PPO's settings for tokens: control's, and those of completions alone.
 
-The command line lists these without loading PyTorch, so methods import what they need.
+The command line lists these without loading PyTorch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from proximo.algorithms.ppo import PPO
 from proximo.bounds import above, at_least, between
 from proximo.errors import UsageError
 from proximo.functional.schedules import Coefficient
-from proximo.types import Batch
+from proximo.language.records import OldPolicy, TokenBatch
+from proximo.types import Batch, Layout, Metrics
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
 
+    from proximo.language.sequences import Sequences
     from proximo.nets.actor_critic import Evaluation
+    from proximo.state import TrainState
 
 GROUPED = ("rloo", "grpo", "dr-grpo")
 """Advantages that compare the completions of one prompt with each other."""
@@ -39,9 +42,9 @@ class TokenPPO(PPO):
     advantage: Literal["gae", "n-step", "td0", "monte-carlo", "rloo", "grpo", "dr-grpo"] = "gae"  # type: ignore[assignment]  # more than in control
     """How advantages are estimated; monte-carlo is the return minus the value. Without a critic:
     the completion's return less the mean of the others of its prompt (rloo), or of all of them
-    (dr-grpo), and over their deviation (grpo)."""
+    (dr-grpo), and over their standard deviation (grpo)."""
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "batch"
-    """Over which tokens advantages are brought to mean 0 and deviation 1; an episode is a
+    """Tokens over which advantages are brought to mean 0 and standard deviation 1; an episode is a
     completion."""
     learning_rate: Annotated[Coefficient, between(0, 10)] = 1e-5
     """Step size of the optimizer; a number or a schedule such as linear:1e-5:0."""
@@ -90,14 +93,84 @@ class TokenPPO(PPO):
 
     @property
     def grouped(self) -> bool:
-        """Whether completions are compared with others of the same prompt."""
+        """Completions are compared with others of the same prompt."""
         return self.advantage in GROUPED
 
+    def token_batch(
+        self, sequences: Sequences, old: OldPolicy, reward: Tensor, group: int = 1
+    ) -> TokenBatch:
+        """Advantages and value targets of the completions' tokens. reward: [N, R].
+
+        Advantages run backwards in each completion from its last token, which ends an episode: a
+        cut at the maximum length is part of the task, so it has no bootstrap. An env's texts are
+        skipped: after a reply's last token comes the first token of the next reply. Or all tokens
+        of a completion have the advantage of its return, Σ_t r_t, in its group of completions.
+        """
+        zero = old.value.new_zeros(old.value.shape)
+        value = sequences.by_time(old.value if self.critic else zero)
+        terminated = sequences.by_time(zero + 1).cumsum(0) == sequences.lengths
+        received = sequences.by_time(reward.to(value)[sequences.response])
+        if self.grouped:
+            compared = self._compare(reward.sum(-1).view(-1, group))
+            advantage = compared.view(-1).to(value).expand_as(value)
+            target = value + advantage
+        else:
+            advantage, target = self.estimate(
+                received, value, value.roll(-1, 0), terminated, terminated
+            )
+        flat, episode = sequences.by_token, sequences.owner
+        nothing = zero.new_empty(len(zero), 0)
+        return TokenBatch(
+            obs=sequences.positions[:, -sequences.response.shape[-1] :][sequences.response],
+            action=sequences.actions,
+            log_prob=old.log_prob,
+            parameters=nothing,
+            value=flat(value),
+            advantage=self.normalized(flat(advantage), episode),
+            target=flat(target),
+            episode=episode,
+            segment_id=episode,
+            initial_state=nothing,
+            reference=old.reference,
+            sequences=sequences,
+        )
+
+    def _compare(self, score: Tensor) -> Tensor:
+        """Advantages of k completions of each prompt, from their returns. [P, k]."""
+        if self.advantage == "rloo":
+            return F.returns.leave_one_out(score)
+        return F.returns.group_relative(score, scale=self.advantage == "grpo")
+
+    def layout(self, batch: Batch, generator: Generator) -> Layout:
+        """Minibatches of whole sequences, in a new random order every epoch."""
+        assert isinstance(batch, TokenBatch)
+        return F.batches.minibatches(
+            self.minibatches,
+            self.minibatch_size,
+            self.epochs,
+            generator,
+            episode=batch.sequences.numbers,
+            segment=None,
+            join_single=False,
+        )
+
+    def report(
+        self,
+        state: TrainState,
+        batch: Batch,
+        coefficients: dict[str, float],
+        terms: dict[str, Tensor],
+    ) -> Metrics:
+        """Control's, and the loss."""
+        loss = {"loss": float(terms["loss"])} if terms else {}
+        return {**loss, **super().report(state, batch, coefficients, terms)}
+
     def acted(self, new: Evaluation, batch: Batch) -> Tensor:
+        """Log-probabilities whose ratio to the old ones the objective clips. [B]."""
         if self.ratio == "token":
             return new.log_prob
         return F.losses.sequence_log_prob(new.log_prob, batch.log_prob, batch.episode)
 
 
-TOKENS = TokenPPO()
-"""Change it by `dataclasses.replace(TOKENS, clip_high=0.28)`."""
+TOKEN_PPO = TokenPPO()
+"""Change it by `dataclasses.replace(TOKEN_PPO, clip_high=0.28)`."""

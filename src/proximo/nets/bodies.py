@@ -57,7 +57,7 @@ class MLP(nn.Module):
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 """Channels, kernel and stride of Mnih et al. 2015, for images of at least 36 pixels a side."""
 SMALL = ((16, 3, 1), (32, 3, 1))
-"""The same for smaller ones, with a border of zeros."""
+"""Channels, kernel and stride for smaller images, with a border of zeros."""
 
 
 class Pixels(nn.Module):

@@ -14,18 +14,18 @@ class NetConfig:
     """The policy and value networks."""
 
     module: str = ""
-    """Hidden layers of your own, module:Class (imported as your own envs are), in the place of
+    """Hidden layers of your own, module:Class, imported like an env of your own. They replace
     `hidden` and `activation`."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)
     """Arguments for the module's constructor, as KEY VALUE pairs."""
     hidden: Annotated[tuple[int, ...], at_least(1)] = (64, 64)
-    """Widths of the hidden layers; of none, the policy is linear."""
+    """Widths of the hidden layers. Without any, the policy is linear."""
     critic_hidden: Annotated[tuple[int, ...] | None, at_least(1)] = None
     """Widths of the critic's hidden layers (separate trunks only); none: those of the policy."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Nonlinearity after every hidden layer."""
     trunk: Literal["separate", "shared"] = "separate"
-    """Whether actor and critic have hidden layers of their own or share them."""
+    """Hidden layers of actor and critic: separate, or one trunk that both share."""
     orthogonal: bool = True
     """Orthogonal initial weights, gains sqrt(2), `policy_gain` and 1; else PyTorch's default."""
     policy_gain: Annotated[float, above(0)] = 0.01
@@ -55,7 +55,7 @@ class NetConfig:
     obs_clip: Annotated[float, above(0)] = 10.0
     """Standardised observations are clipped at this many standard deviations."""
     normalize_returns: bool = False
-    """Let the critic learn standardised returns; values are shown in units of the reward."""
+    """Standardise the returns that the critic learns. Values are shown in units of the reward."""
 
     def __post_init__(self) -> None:
         check_values("net", self)
@@ -66,7 +66,9 @@ class NetConfig:
                 "so use one of them"
             )
         if self.std == "gsde" and self.action == "beta":
-            raise UsageError("net.std is gsde and net.action beta, which has no std")
+            raise UsageError(
+                "net.std is gsde, but net.action is beta, which has no std: use clip or squash"
+            )
         if self.privileged and self.trunk == "shared":
             raise UsageError(
                 f"net.privileged is {self.privileged}, but net.trunk is shared: what only the "
@@ -78,8 +80,8 @@ class NetConfig:
     ) -> None:
         """Refuse settings that would do nothing in a new run. Raises `UsageError`.
 
-        continuous: there is a Box among the actions. images: there is one to see. q_of_numbers: the
-        critic takes actions beside the features. critic: one is learned.
+        continuous: some actions are a Box. images: some observations are images. q_of_numbers: the
+        critic takes actions beside the features. critic: a critic is learned.
         """
         box = ("action", "mean", "std", "log_std", "gsde_steps")
         unused = [
@@ -105,7 +107,7 @@ class NetConfig:
 
     @property
     def of_critic(self) -> NetConfig:
-        """The same settings with the critic's widths for the hidden layers."""
+        """Settings of the critic: these, with its own widths for the hidden layers."""
         return self if self.critic_hidden is None else replace(self, hidden=self.critic_hidden)
 
     @property

@@ -16,9 +16,9 @@ from proximo.nets.config import NetConfig
 from proximo.spaces import MASK, Leaf, Observations, plain_key
 
 Maker = Callable[..., Any]
-"""Makes the module, from the observation space and `net.kwargs`: as a rule, its class."""
+"""Constructor of the module, from the observation space and `net.kwargs`: usually its class."""
 EXAMPLES = 4
-"""Observations, drawn from the space, by which the features are counted."""
+"""Number of observations, drawn from the space, by which the features are counted."""
 
 
 class OwnBody(nn.Module):
@@ -75,7 +75,7 @@ class OwnBody(nn.Module):
         return features.reshape(*lead, -1)
 
     def _shown(self, space: gym.Space[Any]) -> gym.Space[Any]:
-        """The space of what the module is called with."""
+        """Observation space of the module: without the action mask and privileged keys."""
         if isinstance(space, spaces.Dict):
             parts = space.spaces.items()
             hidden = self._privileged
@@ -151,7 +151,10 @@ class OwnBody(nn.Module):
         return found.shape[1]
 
     def check(self, obs: Tensor) -> None:
-        """Whether it can learn from these observations. obs: [N, *obs]. Raises `UsageError`."""
+        """Refuse a module that cannot learn from these observations. Raises `UsageError`.
+
+        obs: [N, *obs].
+        """
         others = torch.from_numpy(self._row.examples(EXAMPLES)).to(obs)
         others = others[..., : obs.shape[-1]]  # without the mask
         with torch.no_grad():
@@ -184,6 +187,6 @@ class OwnBody(nn.Module):
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    """But for the order of sums, by which the same numbers may differ in their last places."""
+    """Equality up to rounding: a different order of sums changes the last digits."""
     scale = float(b.abs().amax()) if b.numel() else 1.0
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(1.0, scale))

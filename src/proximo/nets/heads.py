@@ -32,24 +32,24 @@ from proximo.spaces import Actions, Leaf, native, sizes, starts, torch_dtype
 
 
 class Head(nn.Module, ABC):
-    """What a policy needs to know of an action space."""
+    """Distribution over one action space: its sizes, its noise, and the env's form of an action."""
 
     outputs: int
-    """Of the network, per state."""
+    """Number of outputs of the network per state."""
     parameter_count: int
-    """P, numbers that define a distribution."""
+    """P, number of parameters of a distribution."""
     num_logits: tuple[int, ...] = ()
     """Number of logits of each categorical choice: the columns of an action mask."""
     noise_shape: tuple[int, ...]
-    """Of the noise from which one action is drawn."""
+    """Shape of the noise from which one action is drawn."""
     resample_every: int = 1
     """Steps after which all noise is drawn anew (gSDE keeps some of it)."""
     action_shape: tuple[int, ...]
     action_dtype: torch.dtype = torch.float32
-    """Of the action as the policy knows it; fractions are of the network's own type."""
+    """Type of the policy's action; floats have the network's own type."""
     taken_shape: tuple[int, ...]
     taken_dtype: np.dtype
-    """Of the action as the env takes it."""
+    """Type of the env's action."""
 
     @abstractmethod
     def distribution(
@@ -169,7 +169,7 @@ class BernoulliHead(Head):
 
 
 class BoxHead(Head):
-    """What the heads of a Box have in common."""
+    """Head of a Box: its bounds, and actions in its shape and type."""
 
     def __init__(self, space: spaces.Box) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class BoxHead(Head):
         return self._ends
 
     def within(self, numbers: Tensor) -> Tensor:
-        """In the shape, type and bounds of the space. numbers: [..., *shape]."""
+        """Numbers clipped to the bounds, in the type of the space. numbers: [..., *shape]."""
         return numbers.clamp(*self.ends(numbers.device)).to(torch_dtype(self.taken_dtype))
 
     def shaped(self, action: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class GaussianHead(BoxHead):
 
     @torch.no_grad()
     def initialize(self, layer: nn.Linear) -> None:
-        """Let a σ from the state begin at exp(log_std), as a free one does."""
+        """Start a σ that depends on the state at exp(log_std), like a free one."""
         if not self.free:
             layer.bias[self.size :] = math.log(math.expm1(math.exp(self.first_log_std)))
 
@@ -390,7 +390,7 @@ class JointHead(Head):
         return torch.cat(parts, -1)
 
     def continue_noise(self, noise: Tensor, first: Tensor) -> None:
-        """A part may keep its noise where another draws at every step."""
+        """Continue the noise of each part, which may resample at its own intervals."""
         others = torch.split(first, self._noises, -1)
         for (head, part), other in zip(self._split(noise, self._noises), others, strict=True):
             head.continue_noise(part, other)
@@ -461,7 +461,7 @@ def _simple(leaf: Leaf, net: NetConfig, features: int) -> Head:
 
 
 def _lack(space: spaces.Box) -> str:
-    """What keeps a policy from acting within the bounds of a Box; nothing if it can."""
+    """Reason why a policy cannot act within the bounds of a Box, or an empty text."""
     if not space.is_bounded():
         return "no bounds"
     with np.errstate(over="ignore"):

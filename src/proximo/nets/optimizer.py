@@ -11,10 +11,10 @@ _RECORDS = {"adam": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("step", "squa
 class FlatOptimizer:
     """One flat vector of parameters per learning rate.
 
-    A step on one vector of P numbers costs a few kernels; on the dozen tensors of a small network
-    it costs a few dozen, more than the arithmetic. Values, gradients and what the modules see of
-    them are unchanged. PyTorch's optimizer is made when it is first needed: that takes a second,
-    and the native engine does without.
+    A step on one vector launches a few kernels; on the dozen tensors of a small network it
+    launches dozens, which take longer than the arithmetic. Values, gradients and the modules' views
+    of them are unchanged. PyTorch's optimizer is made at the first step, since importing it takes
+    a second and the native engine does not need it.
     """
 
     alpha = 0.99
@@ -60,7 +60,7 @@ class FlatOptimizer:
             optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
-        """What is kept of earlier gradients, by the names in a checkpoint."""
+        """Running moments of the gradients and step counts, by their names in a checkpoint."""
         return {
             f"optimizer.{index}.{name}": tensor
             for index, record in enumerate(self.records)

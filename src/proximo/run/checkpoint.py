@@ -33,7 +33,7 @@ from proximo.nets.optimizer import FlatOptimizer
 from proximo.run.folder import RunFolder
 from proximo.spaces import recorded_space, space_record
 from proximo.state import ACTION_LOGS, NUMBERS, TrainState
-from proximo.types import Moments
+from proximo.types import Extra, Moments
 
 SCHEMA = 1
 LONGEST_HEADER = 100_000_000
@@ -94,12 +94,16 @@ class Snapshot:
         spaces: tuple[gym.Space[Any], gym.Space[Any]],
         *,
         policy_only: bool = False,
+        extra: Extra = ({}, {}),
     ) -> None:
-        """`policy_only` leaves out what only resuming needs: smaller, and quicker to take."""
+        """`policy_only` leaves out what only resuming needs: smaller, and quicker to take.
+
+        extra: what the file holds besides.
+        """
         # Cloned, because the parameters are views into one vector and safetensors wants each alone.
-        tensors = state.tensors(policy_only=policy_only)
+        tensors = state.tensors(policy_only=policy_only) | extra[0]
         self._tensors = {name: own_copy(tensor) for name, tensor in tensors.items()}
-        self._record = state.record(policy_only=policy_only)
+        self._record = state.record(policy_only=policy_only) | extra[1]
         self._spaces = spaces
 
     def write(self, path: Path) -> None:
@@ -258,7 +262,8 @@ class Checkpoint:
         all_of_it: there may be no others. Raises `UsageError`.
         """
         if all_of_it:
-            self._refuse_others(self.tensors.keys() - own.keys())
+            others = self.tensors.keys() - own.keys()
+            self._refuse_others({name for name in others if not name.startswith("callbacks.")})
         for name, here in own.items():
             there = self.tensors.get(name)
             if there is None or (there.dtype, _free(name, there)) != (

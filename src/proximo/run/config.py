@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
-import tomllib
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from proximo.algorithms.a2c import A2C
 from proximo.algorithms.base import OnPolicy
@@ -21,12 +18,20 @@ from proximo.algorithms.q_actor_critic import QActorCritic
 from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.bounds import above, at_least, between
-from proximo.disk import read, warn
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError, check_values, nearest
-from proximo.functional.schedules import Schedule
-from proximo.named import leads_to
+from proximo.functional.schedules import Schedule, as_schedule
+from proximo.imports import find, leads_to, name_of
 from proximo.nets.config import NetConfig
+from proximo.run.code import (
+    Code,
+    describe,
+    is_code,
+    named_again,
+    remade,
+    sayable,
+)
+from proximo.run.toml import read_section, read_tables, toml_value
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -78,20 +83,6 @@ OF_LANGUAGE = {
 }
 """Algorithms for language models, and what `proximo lm` calls them."""
 
-FORMER = {
-    "env.worlds": "num_envs",
-    "net.memory": "recurrent",
-    "net.memory_size": "recurrent_size",
-    "net.memory_steps": "bptt_steps",
-    "net.critic_only": "privileged",
-    "net.deviation": "std",
-    "score.world": "env",
-}
-"""Names of settings in files of schema 1 -> their names now."""
-
-LONGEST_FILE = 2**16
-"""Bytes of a configuration; TOML can take a time that grows by the square."""
-
 Tables = Mapping[str, Mapping[str, Any]]
 """Section -> setting -> value, as TOML holds them."""
 
@@ -135,6 +126,8 @@ class RunSettings(ABC):
     """Seconds after SIGTERM in which the run has ended: saved after its update, or else at once."""
     profile: bool = False
     """Measure where the time goes, and print it at the end."""
+    callbacks: tuple[str, ...] = ()
+    """Callbacks of your own, each module:Class, or module:Class{setting = value} with settings."""
 
     def __post_init__(self) -> None:
         check_values("run", self)
@@ -191,6 +184,25 @@ class Config:
     env: EnvConfig = field(default_factory=EnvConfig)
     net: NetConfig = field(default_factory=NetConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    @staticmethod
+    def of(tables: Tables, values: Mapping[str, Any], **sections: Any) -> Config:
+        """One configuration: values before sections before tables before the defaults.
+
+        values: settings by their names, such as `run.seed`. None is not given. Raises `UsageError`.
+        """
+        config = from_tables(tables)
+        given = {name: section for name, section in sections.items() if section is not None}
+        if "algorithm" in given:
+            given = {"rollout": RolloutConfig(steps=given["algorithm"].rollout_steps)} | given
+        for name, value in values.items():
+            section, _, setting = name.partition(".")
+            if value is not None:
+                before = given.get(section, getattr(config, section))
+                given[section] = dataclasses.replace(before, **{setting: value})
+        config = dataclasses.replace(config, **given)
+        config.check()
+        return config
 
     def check(self) -> None:
         """What no section can see alone. Raises `UsageError`."""
@@ -279,6 +291,46 @@ SECTIONS: dict[str, type] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnimportedAlgorithm(OnPolicy):
+    """An algorithm that a configuration describes by code which the user has not named again.
+
+    `with_code` makes the algorithm itself.
+    """
+
+    name: ClassVar[str] = ""
+    table: Mapping[str, Any]
+    """The section as it stands in the file."""
+    kind: type[OnPolicy] | None
+    """The class, where it is known."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "q_critic", (self.kind or OnPolicy).q_critic)
+
+    @property
+    def own(self) -> str:
+        """The name of the class, where it is the user's."""
+        return str(self.table["name"]) if is_code(self.table["name"]) else ""
+
+    @property
+    def schedules(self) -> list[str]:
+        """The code of its schedules."""
+        return [x for key, x in self.table.items() if key != "name" and is_code(x)]
+
+
+def algorithm_name(algorithm: OnPolicy) -> str:
+    """The name in config.toml: one of Proximo's, or `module:Class`."""
+    if isinstance(algorithm, UnimportedAlgorithm):
+        return str(algorithm.table["name"])
+    kind = type(algorithm)
+    return algorithm.name if kind.__module__.startswith("proximo.") else name_of(kind)
+
+
+def title(algorithm: OnPolicy) -> str:
+    """The name for people: ppo, or the name of the user's class."""
+    return algorithm_name(algorithm).rpartition(":")[2].rpartition(".")[2]
+
+
 def check_sections(tables: Tables, known: Iterable[str]) -> None:
     """Refuse sections that are none of these. Raises `UsageError`."""
     for section in tables:
@@ -289,18 +341,60 @@ def check_sections(tables: Tables, known: Iterable[str]) -> None:
             raise UsageError(f"{section} is {table!r}: it must be a section, [{section}]")
 
 
-def from_tables(tables: Tables) -> Config:
-    """Tables of settings -> Config; what is left out keeps its default. Raises `UsageError`."""
+def from_tables(tables: Tables, own: type[OnPolicy] | None = None) -> Config:
+    """Tables of settings -> Config; what is left out keeps its default. Raises `UsageError`.
+
+    own: the class of an algorithm of the user's own, which the tables name.
+    """
     check_sections(tables, ["algorithm", *SECTIONS])
-    algorithm = dict(tables.get("algorithm", {}))
-    kind = algorithm_type(algorithm.pop("name", "ppo"))
-    parts: dict[str, Any] = {"algorithm": read_section("algorithm", kind, algorithm)}
-    own = {"rollout": {"steps": kind.rollout_steps}}
+    algorithm = {"name": "ppo", **tables.get("algorithm", {})}
+    parts: dict[str, Any] = {"algorithm": _read_algorithm(algorithm, own, {})}
+    defaults = {"rollout": {"steps": parts["algorithm"].rollout_steps}}
     for name, cls in SECTIONS.items():
-        parts[name] = read_section(name, cls, {**own.get(name, {}), **tables.get(name, {})})
+        table = {**defaults.get(name, {}), **tables.get(name, {})}
+        parts[name] = read_section(name, cls, table)
     config = Config(**parts)
     config.check()
     return config
+
+
+def _read_algorithm(
+    table: Mapping[str, Any], own: type[OnPolicy] | None, schedules: Mapping[str, Schedule]
+) -> OnPolicy:
+    """The algorithm of a section, if all code that it names is here."""
+    settings = {key: schedules.get(str(x), x) for key, x in table.items() if key != "name"}
+    kind = own if is_code(table["name"]) else algorithm_type(table["name"])
+    if kind is None or any(map(is_code, settings.values())):
+        return UnimportedAlgorithm(table=table, kind=kind)
+    algorithm: OnPolicy = read_section("algorithm", kind, settings)
+    return algorithm
+
+
+def with_code(
+    config: Config, algorithm: Code | None = None, schedules: Iterable[Code] = ()
+) -> Config:
+    """The configuration with its own algorithm and schedules, which the user has named again.
+
+    What is not named stays unimported. Raises `UsageError`.
+    """
+    stub = config.algorithm
+    if not isinstance(stub, UnimportedAlgorithm):
+        return config
+    code = find(algorithm) if isinstance(algorithm, str) else algorithm
+    kind = check_algorithm(code) if code else None
+    named = {text: named_again(text, schedules) for text in stub.schedules}
+    known = {text: as_schedule(remade(code, text)[1]) for text, code in named.items() if code}
+    table = dict(stub.table) | ({"name": name_of(kind)} if kind else {})
+    config = dataclasses.replace(config, algorithm=_read_algorithm(table, kind, known))
+    config.check()
+    return config
+
+
+def check_algorithm(kind: Any) -> type[OnPolicy]:
+    """The class, if it is one of an algorithm. Raises `UsageError`."""
+    if not (isinstance(kind, type) and issubclass(kind, OnPolicy)):
+        raise UsageError(f"{kind!r:.80} is no algorithm: name a subclass of proximo.OnPolicy")
+    return kind
 
 
 def to_tables(config: Any) -> dict[str, dict[str, Any]]:
@@ -308,7 +402,10 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {}
     for section in dataclasses.fields(config):
         value = getattr(config, section.name)
-        table = {"name": value.name} if isinstance(value, OnPolicy) else {}
+        if isinstance(value, UnimportedAlgorithm):
+            tables[section.name] = dict(value.table)
+            continue
+        table = {"name": algorithm_name(value)} if isinstance(value, OnPolicy) else {}
         tables[section.name] = table | {
             f.name: getattr(value, f.name) for f in dataclasses.fields(value)
         }
@@ -316,39 +413,42 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def check_storable(config: Any, own: Maker | None = None) -> None:
-    """Refuse what a file cannot name, and would give back as something else. Raises `UsageError`.
+    """Refuse what a run folder cannot name, before training. Raises `UsageError`.
 
-    A subclass of an algorithm, of a schedule or of a section is code: its name in `config.toml`
-    would be that of the class it was made from. config: a dataclass of dataclasses. own: what makes
-    the network that `net.module` names.
+    config: a dataclass of dataclasses. own: what makes the network that `net.module` names.
     """
-    remedy = "Train without a run folder (leave run_dir out)"
-    known = {*ALGORITHMS.values(), *typing.get_type_hints(type(config)).values()}
+    remedy = "or train without a run folder (leave run_dir out)"
+    known = typing.get_type_hints(type(config)).values()
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
-        kind = type(part)
-        if kind not in known:
-            stands = next(c.__name__ for c in kind.__mro__ if c in known)
+        if isinstance(part, OnPolicy):
+            names = {section.name: type(part)}
+        elif type(part) in known:
+            names = {}
+        else:
             raise UsageError(
-                f"{section.name} is {kind.__name__}, a class of your own, which a run folder "
-                f"cannot name: it would be loaded and resumed as {stands}. {remedy}, or give "
-                f"{stands} itself"
+                f"{section.name} is {type(part).__name__}, a class of your own, which a run folder "
+                f"cannot name: give {type(part).__mro__[1].__name__} itself, {remedy}"
             )
-        for setting in dataclasses.fields(part):
-            value = getattr(part, setting.name)
-            if isinstance(value, Schedule) and type(value) is not Schedule:
-                raise UsageError(
-                    f"{section.name}.{setting.name} is {type(value).__name__}, a class of your "
-                    f"own, which a run folder cannot name: it would be loaded as {value}. {remedy},"
-                    " or give a Schedule itself"
-                )
+        values = {f"{section.name}.{f.name}": getattr(part, f.name) for f in fields(part)}
+        names |= {name: x for name, x in values.items() if is_own_schedule(x)}
+        for name, code in names.items():
+            try:
+                describe(code)
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}, {remedy}") from error
     if own and not leads_to(config.net.module, own):
         raise UsageError(
             f"net is {config.net.module}, a name that does not lead to it again, as that of what "
             "is defined within a function: define it as a class of a module or of the program, "
-            "and pass its arguments by NetConfig(module=..., kwargs=...). "
+            "and pass its arguments by NetConfig(module=..., kwargs=...), "
             f"{remedy} if it need not be loaded again"
         )
+
+
+def is_own_schedule(value: Any) -> bool:
+    """A schedule that is code of the user's own: a function, or a subclass of `Schedule`."""
+    return isinstance(value, Schedule) and (type(value) is not Schedule or bool(value.function))
 
 
 def read_config(path: Path) -> Config:
@@ -362,34 +462,12 @@ def read_config(path: Path) -> Config:
         raise UsageError(f"{path}: {error}") from error
 
 
-def read_tables(path: Path) -> dict[str, Any]:
-    """What a TOML file holds. Raises `UsageError`."""
-    try:
-        tables = tomllib.loads(read(path, LONGEST_FILE).decode())
-    except OSError as error:
-        raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the configuration {path} is not TOML: {error}") from error
-    if not tables:
-        raise UsageError(
-            f"the configuration {path} is empty, so nothing says what was trained: bring back a "
-            "copy of it, or begin a new run"
-        )
-    sections = {name: table for name, table in tables.items() if isinstance(table, dict)}
-    names = (f"{name}.{key}" for name, table in sections.items() for key in table)
-    if former := [f"{name} is now {FORMER[name]}" for name in names if name in FORMER]:
-        _warn_once(f"{path} has names of an earlier version: {', '.join(former)}")
-    return tables
-
-
-_warn_once = functools.cache(warn)
-
-
 def to_toml(config: Any) -> str:
     """Text that `read_config` turns into the same configuration; see `to_tables`."""
     blocks = []
     for section, table in to_tables(config).items():
-        lines = [f"{name} = {_toml(value)}" for name, value in table.items()]
+        texts = {k: describe(x) if is_own_schedule(x) else x for k, x in table.items()}
+        lines = [f"{name} = {toml_value(value)}" for name, value in texts.items()]
         blocks.append("\n".join([f"[{section}]", *lines]) + "\n")
     return "\n".join(blocks)
 
@@ -440,33 +518,3 @@ def make_policy(
             f"you trust it, name it: load(..., net={sayable(config.net.module)!r})"
         )
     return ActorCritic(*spaces, config.net, q_critic=config.algorithm.q_critic, own=own)
-
-
-def sayable(name: str) -> str:
-    """A name of code as one can say it again: a program's own file has another name for others."""
-    return "module:Class" if name.startswith("__main__:") or "<locals>" in name else name
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, float):
-        return repr(value)
-    text = "none" if value is None else value if isinstance(value, int) else str(value)
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
-
-
-def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
-    """One table -> an instance of its dataclass. Raises `UsageError` that names the setting."""
-    hints = typing.get_type_hints(cls)
-    fields = [f.name for f in dataclasses.fields(cls)]
-    values = {}
-    for key, value in table.items():
-        setting = FORMER.get(f"{name}.{key}", key)
-        if setting not in fields or (setting != key and setting in table):
-            raise UsageError(f"there is no setting {name}.{key}. {nearest(setting, fields)}")
-        off = value == "none" and type(None) in typing.get_args(hints[setting])
-        values[setting] = None if off else value
-    return cls(**values)

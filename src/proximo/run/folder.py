@@ -20,7 +20,7 @@ import orjson
 from proximo import disk
 from proximo.disk import replace, sync, warn, writable
 from proximo.errors import UsageError, check_utf8, printable
-from proximo.run.config import Config, read_config, to_toml
+from proximo.run.config import Config, read_config, title, to_toml
 
 LONGEST_ROW = 2**16
 """Bytes of a line of metrics.jsonl."""
@@ -339,7 +339,7 @@ def lost_rows(rows: list[dict[str, Any]], lost: Lost, updates: int, **counter: i
 def free_path(config: Config, parent: str | Path = "runs") -> Path:
     """A folder that does not exist yet: runs/CartPole-v1-ppo-seed1, then with -2, -3, ..."""
     env = re.sub(r"[^A-Za-z0-9._-]+", "-", config.env.id or "env")
-    base = f"{env}-{config.algorithm.name}-seed{config.run.seed}"
+    base = f"{env}-{title(config.algorithm)}-seed{config.run.seed}"
     return free(Path(parent) / base)
 
 

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
-import numpy as np
-from torch import Tensor
-
-from proximo.algorithms.base import OnPolicy
-from proximo.engines.base import Engine
-from proximo.envs.base import Envs
-from proximo.envs.tensors import TensorRolloutBuffer
-from proximo.nets.actor_critic import Evaluation
-from proximo.run.callbacks import Callback
 from proximo.state import TrainState
-from proximo.types import Batch, EnvState, Metrics, Rollout, RolloutBuffer
+
+T = TypeVar("T")
 
 PHASES = {
     "env": "stepping the envs",
@@ -52,6 +44,28 @@ class Profile:
         self._phase, self._wall, self._cpu = phase, wall, cpu
         return before
 
+    def wrap(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        """The same function, whose time counts in this phase."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            before = self.switch(phase)
+            result = function(*args, **kwargs)
+            self.switch(before)
+            return result
+
+        return timed
+
+    def timed(self, thing: T, *, actor: str = "", **phases: str) -> T:
+        """The same object, with some methods timed: name of the method -> its phase.
+
+        actor: the phase of what its method `actor` returns.
+        """
+        wrapped = {name: self.wrap(getattr(thing, name), phase) for name, phase in phases.items()}
+        if actor:
+            make: Callable[..., Any] = thing.actor  # type: ignore[attr-defined]
+            wrapped["actor"] = lambda *args: self.wrap(make(*args), actor)
+        return cast(T, _Timed(thing, wrapped))
+
     def start(self, state: TrainState) -> None:
         """Begin to count, from where this state stands."""
         self.switch("collect")
@@ -84,6 +98,20 @@ class Profile:
         }
 
 
+class _Timed:
+    """An object of which some methods are replaced."""
+
+    def __init__(self, thing: Any, methods: dict[str, Callable[..., Any]]) -> None:
+        self._thing = thing
+        vars(self).update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._thing, name)
+
+    def __call__(self, *args: Any) -> Any:
+        return vars(self)["__call__"](*args)
+
+
 def in_words(report: dict[str, Any]) -> list[str]:
     """The report as a table, and what it means."""
     lines = [f"{'where the time went':<56} us/step   time  processor"]
@@ -97,104 +125,3 @@ def in_words(report: dict[str, Any]) -> list[str]:
         f"{report['steps_per_second']:,.0f} is {report['reached']:.0%} of that"
     )
     return lines
-
-
-class TimedEnvs(Envs):
-    """Envs whose steps are timed."""
-
-    def __init__(self, envs: Envs, profile: Profile) -> None:
-        super().__init__(envs.count, envs.obs_space, envs.action_space)
-        self.replayable, self.device = envs.replayable, envs.device
-        self.agents, self.names = envs.agents, envs.names
-        self._envs, self._profile = envs, profile
-
-    def fresh(self, state: EnvState) -> None:
-        self._envs.fresh(state)
-
-    def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
-        before = self._profile.switch("env")
-        self._envs.step(state, buffer, t)
-        self._profile.switch(before)
-
-    def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
-        self._envs.remember(state, buffer)
-
-    def restore(self, state: EnvState) -> bool:
-        return self._envs.restore(state)
-
-    def _close(self) -> list[str]:
-        return self._envs.close()
-
-
-class TimedEngine(Engine):
-    """An engine whose work is timed."""
-
-    def __init__(self, engine: Engine, profile: Profile) -> None:
-        super().__init__(engine.name, engine.policy, engine.optimizer)
-        self._engine, self._profile = engine, profile
-
-    def actor(
-        self,
-        buffer: RolloutBuffer | TensorRolloutBuffer,
-        noise: Tensor | None,
-        recurrent_state: Tensor | None = None,
-    ) -> Callable[[int], None]:
-        act, switch = self._engine.actor(buffer, noise, recurrent_state), self._profile.switch
-
-        def timed(t: int) -> None:
-            before = switch("act")
-            act(t)
-            switch(before)
-
-        return timed
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> Evaluation:
-        before = self._profile.switch("evaluate")
-        found = self._engine.evaluate(*args, **kwargs)
-        self._profile.switch(before)
-        return found
-
-    def value(self, *args: Any, **kwargs: Any) -> Tensor:
-        before = self._profile.switch("evaluate")
-        found = self._engine.value(*args, **kwargs)
-        self._profile.switch(before)
-        return found
-
-    def finite(self, *numbers: np.ndarray | Tensor) -> bool:
-        before = self._profile.switch("checks")
-        found = self._engine.finite(*numbers)
-        self._profile.switch(before)
-        return found
-
-    def descend(self, *args: Any) -> Any:
-        before = self._profile.switch("update")
-        done = self._engine.descend(*args)
-        self._profile.switch(before)
-        return done
-
-
-class TimedAlgorithm:
-    """The two calls of the loop to an algorithm, timed."""
-
-    def __init__(self, algorithm: OnPolicy, profile: Profile) -> None:
-        self._algorithm, self._switch = algorithm, profile.switch
-
-    def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
-        self._switch("advantages")
-        batch = self._algorithm.prepare(state, rollout)
-        self._switch("readings")
-        return batch
-
-    def update(self, state: TrainState, batch: Batch) -> Metrics:
-        if self._algorithm.separate_optimizers:  # it takes steps of its own, besides the engine's
-            self._switch("update")
-        return self._algorithm.update(state, batch)
-
-
-def phase_begins(profile: Profile, phase: str) -> Callback:
-    """To stand among the callbacks, where this phase begins."""
-
-    def switch(state: TrainState, rollout: Rollout, metrics: Metrics) -> None:
-        profile.switch(phase)
-
-    return switch

@@ -1,63 +1,206 @@
-"""A run from its configuration to its result: everything around the loop."""
+"""The lifecycle of a run, whatever is trained: folder, checkpoints, callbacks, profile, result."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import traceback
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import gymnasium as gym
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from proximo.disk import warn, writable
-from proximo.envs.base import REPLAYED, Envs, Maker
-from proximo.envs.make import make_envs
-from proximo.envs.watch import Bounds, Checked
-from proximo.errors import TrainingError, UsageError, explain, faults
-from proximo.evaluate import step_limit
-from proximo.named import find
-from proximo.nets.actor_critic import ActorCritic
-from proximo.nets.custom import Maker as NetMaker
+from proximo.errors import TrainingError
 from proximo.run.callbacks import (
+    BestTracker,
     Callback,
+    Checked,
+    Clock,
     Display,
-    Evaluate,
-    Evaluation,
-    KeepBest,
-    LargeRewards,
-    LoneAdvantages,
-    LookAgain,
-    Record,
-    Save,
-    StopAt,
-    recent_returns,
+    MetricsLogger,
 )
-from proximo.run.checkpoint import Checkpoint, Damaged, Keeper, keep_first
-from proximo.run.choices import (
-    check_backend,
-    choose_backend,
-    choose_device,
-    choose_engine,
-    choose_threads,
-    make_engine,
-    size,
-)
-from proximo.run.config import Config, make_policy, success_threshold
+from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
+from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder, lost_rows
-from proximo.run.memory import check_room, check_sizes
-from proximo.run.profile import Profile, TimedAlgorithm, TimedEngine, TimedEnvs, phase_begins
-from proximo.spaces import check_columns, space_record
-from proximo.state import TrainState
-from proximo.types import Watch
+from proximo.run.named_callbacks import pack_callbacks, restore_callbacks
+from proximo.run.profile import Profile
+from proximo.types import Extra, Metrics, Row
+
+
+class RunLog:
+    """Messages of a run: notes on its setup, and warnings, which result.json holds too."""
+
+    def __init__(self, folder: RunFolder | None) -> None:
+        self.folder = folder
+        self.setup_notes: list[str] = []
+        """What the user should know about how this run was set up."""
+        self.warnings: list[str] = []
+        """What may be wrong with the run, seen before training or in it."""
+        self._skips = False
+
+    def note(self, *texts: str, doubtful: bool = False) -> None:
+        """Add notes on the setup. doubtful: they are warnings as well."""
+        self.setup_notes += texts
+        self.warnings += texts if doubtful else ()
+
+    def warn(self, text: str, trace: str = "") -> None:
+        """Add a warning, to the log too. trace: a traceback that belongs to it, for the log."""
+        self.warnings.append(text)
+        for part in filter(None, (text, trace) if self.folder else ()):
+            self.folder.note(part)  # type: ignore[union-attr]
+
+    def alert(self, text: str) -> None:
+        """Warn at once, on stderr: the user can mend it while training continues."""
+        warn(text)
+        self.setup_notes.append(text)
+        self.warn(text)
+
+    def record_skip(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
+        """Warn of the first gradient step that is skipped and log the others: see `Keep`."""
+        place = ""
+        if self.folder:
+            place = keep_first(self.folder.nonfinite, record["update"], tensors, record)
+        text = f"a gradient step was left out: {text}{place and f' (the first: {place})'}"
+        if not self._skips:
+            self.warn(text)
+        elif self.folder:
+            self.folder.note(text)
+        self._skips = True
+        return place
+
+
+class Task(ABC):
+    """What is trained: how experience is collected, and how the weights learn from it."""
+
+    config: Any
+    """The whole configuration, a dataclass of sections, with every `auto` settled."""
+    run: RunSettings
+    state: Any
+    """Everything that changes while training."""
+    counter: str = "steps"
+    """Attribute of the state, and key of the rows, that counts the experience."""
+    best_by: str
+    """Key of the rows that decides on the best policy."""
+    saves_best_at_once = False
+    """The best policy is written when it is found; else with the next `last`, as a copy."""
+
+    @abstractmethod
+    def collect(self, state: Any) -> Any:
+        """Experience of the policy as it is."""
+
+    @abstractmethod
+    def prepare(self, state: Any, rollout: Any) -> Any:
+        """What an update needs of a rollout, once: advantages and value targets."""
+
+    @abstractmethod
+    def update(self, state: Any, batch: Any) -> Metrics:
+        """Move the weights; returns what to report."""
+
+    @abstractmethod
+    def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
+        """Copy what the next update depends on; returns what writes it to a file.
+
+        best: the score of the best policy that is on the disk, for the state to hold. extra: what
+        the file holds besides.
+        """
+
+    @abstractmethod
+    def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
+        """Copy the policy, the best so far; returns what writes it to the folder."""
+
+    def enter(self, folder: RunFolder) -> None:  # noqa: B027 most tasks have nothing to do
+        """Bring files of the task's own in a run folder to where the state stands."""
+
+    def first(self, folder: RunFolder, extra: Extra) -> None:
+        """Write the checkpoint of update 0. Raises `OSError`."""
+        self.snapshot(None, extra)(folder.checkpoint(0))
+
+    def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
+        """The task's own callbacks, which come before the user's."""
+        return []
+
+    def timed(self, profile: Profile) -> Task:
+        """The same task, whose work the profile measures."""
+        return self
+
+    def result(self, folder: RunFolder | None, *, finished: bool) -> Row:
+        """The task's part of result.json; writes what a finished run leaves. Raises `OSError`."""
+        return {}
+
+    def close(self) -> list[str]:
+        """Close what is open. Returns what failed, in words: no result depends on it any more."""
+        return []
+
+
+class RunWriter(Callback):
+    """Checkpoints: update 0, the last few, the best, and every `save_every` updates."""
+
+    phase = "checkpoints"
+
+    def __init__(
+        self, task: Task, folder: RunFolder, manager: Keeper, extra: Callable[[], Extra]
+    ) -> None:
+        """extra: called before a checkpoint, for what it holds besides the state."""
+        self._task, self._folder, self._manager, self._extra = task, folder, manager, extra
+        self._best: Callable[[], None] | None = None  # writes the best, which is not written yet
+        # Scores of the best policies: so far, and on the disk.
+        self._seen = self._written = task.state.best
+
+    def __str__(self) -> str:
+        return str(self._manager)
+
+    def first(self) -> None:
+        """Write update 0 and `last`. Raises `OSError`."""
+        self._task.first(self._folder, self._extra())
+        self._write_last()
+
+    def __call__(self, state: Any, rollout: Any, row: Row) -> None:
+        if state.best != self._seen:
+            self._best, self._seen = self._task.best_snapshot(self._folder), state.best
+            if self._task.saves_best_at_once:
+                self._manager.attempt("best", self._write_best)
+        every = self._task.run.save_every
+        if every and state.updates % every == 0:
+            path = self._folder.checkpoint(state.updates)
+            self._manager.attempt("best", self._write_best)
+            self._manager.attempt("numbered", lambda: self._snapshot()(path))
+        self._manager.now_and_then(self._write)
+
+    def attempt(self) -> bool:
+        """Whether all of it could be written."""
+        return self._manager.attempt("last", self._write) and not self._best
+
+    def flush(self) -> None:
+        """Write the best and the last, each though the other fails. Raises `OSError`."""
+        try:
+            self._write_best()
+        finally:
+            self._write_last()
+
+    def _write(self) -> None:
+        self._manager.attempt("best", self._write_best)
+        self._write_last()
+
+    def _write_best(self) -> None:
+        if self._best:
+            self._best()
+            self._best, self._written = None, self._seen
+
+    def _write_last(self) -> None:
+        self._manager.last(self._task.state.updates, self._snapshot())
+
+    def _snapshot(self) -> Callable[[Path], None]:
+        """The state to resume from, which must not know of a best policy that could be lost."""
+        extra = self._extra()
+        return self._task.snapshot(self._written, extra)
 
 
 class Session:
-    """Envs, state, callbacks and folder of one run; leaving it closes them all.
+    """Task, callbacks and folder of one run; leaving it closes them all.
 
     An error before the first update removes the folder of a new run: there is nothing to keep,
     unless it is a `TrainingError`, after which the first minibatch that went wrong stands there.
@@ -65,61 +208,32 @@ class Session:
 
     def __init__(
         self,
-        config: Config,
+        build: Callable[[RunLog], Task],
         *,
         folder: RunFolder | None = None,
-        source: Maker | VectorEnv | None = None,
-        net: NetMaker | None = None,
         callbacks: Sequence[Callback] = (),
         display: Display | None = None,
-        watch: Watch | None = None,
-        start: Checkpoint | None = None,
         resume: Checkpoint | None = None,
     ) -> None:
-        """`start`: begin with this policy. `resume`: go on from this state. Raises `UsageError`.
+        """Build the task and enter the folder. Raises `UsageError`.
 
-        source and net stand for the env and the network that the configuration names; what is
-        not given is imported by its name. watch: told what happens between updates.
+        callbacks: the user's. resume: the checkpoint whose state `build` restores.
         """
-        self._folder, self._source, self._net = folder, source, net
-        self._is_new, self._start, self._display = resume is None, start, display
-        self._threads = torch.get_num_threads()
-        self._record: Record | None = None
-        self._save: Save | None = None
-        self.profile: Profile | None = None
+        self._folder, self._is_new = folder, resume is None
+        self.log = RunLog(folder)
         self.interruption = "callback"
         """What `stopped_by` says when a callback has ended the run."""
-        self.checked: Checked | None = None
-        self.doubts: list[str] = []
-        """What may be wrong with the run, seen before training or in it."""
-        self.notes: list[str] = []
-        """What the user should know about how this run was set up."""
+        self.profile: Profile | None = None
+        self.callbacks: list[Callback] = []
+        self._own = callbacks
         try:
-            if folder:
-                folder.claim()
-            backend, how = choose_backend(config.env, given=source is not None)
-            env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
-            config = dataclasses.replace(config, env=env)
-            if backend != "sync":
-                self.notes.append(f"envs: {backend} ({how})")
-            if self._is_new:
-                check_backend(config.env)
-            check_sizes(config, made=isinstance(source, VectorEnv))
-            self.envs: Envs = make_envs(config.env, config.run.seed, source)
-            self.envs.report = self._restarted
-            try:
+            with contextlib.ExitStack() as stack:
                 if folder:
-                    list(map(space_record, self.spaces))  # refused before training
-                self.state = self._build(config)
-                self.state.skip_sink, self.state.watch = self._keep, watch
-                self._load(start, resume)
-                self.callbacks = self._attach(callbacks, resume)
-                ended = config.run.ended_by(vars(self.state))  # then there is no time to measure
-                self.running = self._timed() if config.run.profile and not ended else self.config
-                """What the loop runs by: the configuration, with its algorithm timed if asked."""
-            except BaseException:
-                self._close()
-                raise
+                    folder.claim()
+                self.task = build(self.log)
+                stack.callback(self._close)
+                self._attach(display, resume)
+                stack.pop_all()
         except BaseException:
             if self._is_new and folder:
                 folder.remove()
@@ -127,232 +241,78 @@ class Session:
                 folder.release()
             raise
 
-    def _build(self, config: Config) -> TrainState:
-        """Network and state at their beginning; `self.config` with every `auto` settled."""
-        net = self._net or (find(config.net.module) if config.net.module else None)
-        agents = self.envs.agents
-        config.check_samples(agents)
-        if self._is_new:
-            # One that began earlier may go on as it was, and so may the network of such a run.
-            config.check_lone(agents)
-            config.algorithm.check_used()
-            if not self._start:
-                config.check_net(self.spaces)
-        if agents > 1:
-            self.notes.append(f"agents: {agents} in each env, acting by one policy")
-        with torch.random.fork_rng(devices=[]):
-            if net is None:
-                with torch.device("meta"):  # where it takes no memory
-                    draft = make_policy(self.spaces, config)
-                check_room(draft, self.envs, config)
-            torch.manual_seed(config.run.seed)
-            torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
-            policy = make_policy(self.spaces, config, net)
-            torch.set_num_threads(self._threads)
-        if net:  # which can be made only in earnest
-            check_room(policy, self.envs, config)
-        device, why = choose_device(config.run.device, policy, self.envs.device)
-        self.notes.append(f"device: {device} ({why}; {size(policy):,} parameters)")
-        policy.to(device)
-        engine, why = choose_engine(config.run.engine, config.algorithm, policy)
-        samples = config.algorithm.minibatch_size
-        if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
-            samples = self.envs.count * config.rollout.steps
-        threads = choose_threads(config.run.threads, engine, policy, samples)
-        self.notes.append(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
-        # The native engine has threads of its own, and small operations are slower on several.
-        torch.set_num_threads(1 if engine == "native" else threads)
-        run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
-        self.config = dataclasses.replace(config, run=run)
-        self.doubts += config.algorithm.notes
-        self.notes += config.algorithm.notes
-        if self._is_new and config.env.check:
-            self._check()
-        state = self._make_state(policy)
-        if net:
-            policy.check_own(policy.as_rows(state.envs.obs))
-        updates = -(-run.total_steps // (self.envs.count * config.rollout.steps))
-        if not config.rollout.episodes and updates < 10:
-            self.notes.append(
-                f"total_steps is enough for {updates} updates only: more steps, or a smaller "
-                "env.num_envs or rollout.steps, give more"
-            )
-        return state
+    @property
+    def state(self) -> Any:
+        return self.task.state
 
-    def _check(self) -> None:
-        """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
-        self.checked = self.envs.check()
-        if not self.checked:  # known: with a backend of ours
-            return
-        found = [f"the envs: {note}" for note in self.checked.notes]
-        self.doubts += found
-        self.notes += found
+    @property
+    def run(self) -> RunSettings:
+        return self.task.run
 
-    def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> None:
-        """What earlier runs hand on."""
-        state = self.state
-        if saved := start or resume:
-            with contextlib.suppress(Damaged):  # as older versions wrote some
-                check_columns(saved.spaces, self.spaces)
-        if start:
-            start.load_policy(self.policy)
-            start.load_moments(state)
+    def _attach(self, display: Display | None, resume: Checkpoint | None) -> None:
+        """Make the callbacks, in the order in which they are called, and enter the folder."""
+        task, run, state, folder, own = self.task, self.run, self.state, self._folder, self._own
+        count = getattr(state, task.counter)
+        monitors = task.monitors(own)
+        for callback in own:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(run.seed)
+                callback.start(state)
         if resume:
-            resume.load_state(state)
-            whole = not self.envs.replayable or self.envs.remembered(state.envs).all()
-            if not self._restored(self.envs, state):
-                state.reward_return = state.recurrent_state = None  # of the episodes that are gone
-                why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
-                self.notes.append(
-                    f"these envs cannot be brought back{why}: new episodes begin in them"
-                )
+            restore_callbacks(own, resume.tensors, resume.record)
+        # What can be refused has been: from here on the folder is changed.
+        rows = self._enter(folder) if folder else []
+        last = rows[-1] if rows else {}
+        here = last if last.get(task.counter) == count else {}
+        self._clock = Clock(task.counter, last.get("seconds", 0.0), count)
+        with writable(folder.metrics_file if folder else ""):
+            self._logger = MetricsLogger(folder, display, run, here, self.log.alert)
+        checked = [Checked(callback, self.log.alert) for callback in own]
+        best = BestTracker(task.best_by)
+        self.callbacks = [self._clock, *monitors, best, *checked, self._logger]
+        self._writer: RunWriter | None = None
+        if folder:
+            manager = Keeper(folder, run.keep_last, self.log.alert, resume)
+            self._writer = RunWriter(task, folder, manager, self._before_checkpoint)
+            if not resume:
+                with writable(folder.path):
+                    self._writer.first()
+            self.callbacks.append(self._writer)
+        if run.profile and not state.finished(run):
+            self.profile = Profile()
+            self.task = task.timed(self.profile)
+            self.callbacks = [
+                self.profile.timed(callback, __call__=callback.phase) for callback in self.callbacks
+            ]
 
-    def _cut(self, folder: RunFolder) -> list[dict[str, Any]]:
+    def _enter(self, folder: RunFolder) -> list[Row]:
         """Let the folder tell of this state and no other; returns the rows up to it.
 
         Whatever it is killed between, the run continues from this state by what was written last.
         """
-        state, run = self.state, self.config.run
-        ended = bool(run.ended_by(vars(state)))
+        state, run, counter = self.state, self.run, self.task.counter
         with writable(folder.path):
             folder.enter()
-            folder.write_config(self.config)  # first: it says whether the run has ended here
+            folder.write_config(self.task.config)  # first: it says whether the run has ended here
+            ended = bool(state.finished(run))
             rows, lost = folder.cut_metrics(state.updates, run.log_every, done=ended)
             folder.remove_result()
-        if doubt := lost_rows(rows, lost, state.updates, steps=state.steps):
-            self.notes.append(doubt)
-            self.doubts.append(doubt)
+            self.task.enter(folder)
+        if lack := lost_rows(rows, lost, state.updates, **{counter: getattr(state, counter)}):
+            self.log.note(lack, doubtful=True)
         return rows
 
-    def _attach(self, own: Sequence[Callback], resume: Checkpoint | None) -> list[Callback]:
-        """The callbacks, in the order in which they are called."""
-        run, state, folder = self.config.run, self.state, self._folder
-        threshold = success_threshold(self.config)
-        if threshold is not None:
-            self.notes.append(f"counts as solved from a return of {threshold:g}")
-        self._threshold = threshold
-        callbacks: list[Callback] = []
-        if run.eval_every or run.stop_at is not None:
-            limit = step_limit(self.config.env, run.eval_max_episode_steps)
-            evaluation = Evaluation(self.envs.apart(), run.eval_episodes, limit, self._doubt)
-        if run.eval_every:
-            callbacks.append(Evaluate(evaluation, run.eval_every))
-        if run.stop_at is not None:
-            callbacks.append(StopAt(evaluation, run.stop_at))
-        # What can be refused has been: from here on the folder is changed.
-        rows = self._cut(folder) if folder else []
-        with writable(folder.metrics_file if folder else ""):
-            self._record = Record(
-                folder,
-                self._display,
-                run=run,
-                threshold=threshold,
-                last=rows[-1] if rows else {},
-                steps=state.steps,
-                say=self._warn,
-            )
-        if not (self.checked and not self.checked.within):
-            callbacks.append(LookAgain(Bounds(self.policy.observations), self._doubt))
-        callbacks.append(LoneAdvantages(self._doubt))
-        if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
-            callbacks.append(LargeRewards(self._doubt))
-        callbacks += [KeepBest(run.keep_best), *own, self._record]
-        if folder:
-            keeper = Keeper(folder, run.keep_last, self._warn, resume)
-            sync = self._record.sync
-            self._save = Save(folder, self.spaces, run.save_every, keeper, state.best, sync)
-            if not resume:
-                with writable(folder.path):
-                    self._save.first(state)
-            callbacks.append(self._save)
-        return callbacks
-
-    def _doubt(self, text: str) -> None:
-        self.doubts.append(text)
+    def _before_checkpoint(self) -> Extra:
+        """Bring rows and log to the disk, which must outlive it; returns the callbacks' states."""
+        for callback in (*self.callbacks, *self._own):
+            callback.sync()
         if self._folder:
-            self._folder.note(text)
-
-    def _keep(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
-        place = ""
-        if self._folder:
-            place = keep_first(self._folder.nonfinite, record["update"], tensors, record)
-        said = f"a gradient step was left out: {text}{place and f' (the first: {place})'}"
-        if self.state.skipped == 1:
-            self._doubt(said)
-        elif self._folder:
-            self._folder.note(said)
-        return place
-
-    def _warn(self, text: str) -> None:
-        """Of what the user can mend while training goes on: said at once."""
-        warn(text)
-        self.notes.append(text)
-        self._doubt(text)
-
-    def _restarted(self, text: str, trace: str) -> None:
-        self._doubt(text)
-        if self._folder and trace:
-            self._folder.note(trace)
-
-    def _timed(self) -> Config:
-        self.profile = profile = Profile()
-        self.envs = TimedEnvs(self.envs, profile)
-        self.state.engine = TimedEngine(self.state.engine, profile)
-        for place, callback in enumerate(self.callbacks):
-            if isinstance(callback, LookAgain):
-                self.callbacks[place + 1 : place + 1] = [phase_begins(profile, "callbacks")]
-                self.callbacks[place:place] = [phase_begins(profile, "checks")]
-                break
-        if self._save:
-            self.callbacks.insert(-1, phase_begins(profile, "checkpoints"))
-        self.callbacks.insert(0, phase_begins(profile, "callbacks"))
-        self.callbacks.append(phase_begins(profile, "collect"))
-        algorithm = TimedAlgorithm(self.config.algorithm, profile)
-        return dataclasses.replace(self.config, algorithm=algorithm)  # type: ignore[arg-type]
+            self._folder.sync_log()
+        return pack_callbacks(self._own)
 
     def save(self) -> bool:
         """Write the state as it stands; returns whether the run is kept and the disk took it."""
-        return self._save is not None and self._save.attempt(self.state)
-
-    @property
-    def policy(self) -> ActorCritic:
-        return self.state.policy
-
-    @property
-    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        return self.envs.obs_space, self.envs.action_space
-
-    @staticmethod
-    def _restored(envs: Envs, state: TrainState) -> bool:
-        try:
-            return envs.restore(state.envs)
-        except UsageError:
-            raise
-        except faults() as error:
-            raise UsageError(
-                f"an env failed while its episode was replayed: {explain(error)}"
-            ) from error
-
-    def _make_state(self, policy: ActorCritic) -> TrainState:
-        try:
-            envs = self.envs.start()
-        except UsageError:
-            raise
-        except faults() as error:
-            raise UsageError(f"an env failed at its first reset: {explain(error)}") from error
-        run = self.config.run
-        optimizer = self.config.algorithm.make_optimizer(policy)
-        return TrainState(
-            policy=policy,
-            optimizer=optimizer,
-            engine=make_engine(run.engine, policy, optimizer, run.threads),
-            envs=envs,
-            # Streams apart, so that longer rollouts do not change the order of minibatches.
-            collecting=torch.Generator().manual_seed(2 * run.seed),
-            shuffling=torch.Generator().manual_seed(2 * run.seed + 1),
-            horizon=run.total_steps,
-            smoothed=run.smoothed_from,
-        )
+        return self._writer is not None and self._writer.attempt()
 
     def __enter__(self) -> Self:
         if self.profile:
@@ -374,49 +334,48 @@ class Session:
 
     def _close(self, *, well: bool = False) -> None:
         """Close what is open. well: nothing worse is to be said than what fails here."""
-        if self._record:
+        for callback in (*self.callbacks, *self._own):
             with contextlib.suppress(OSError):  # `finish` has said so, or there is worse to say
-                self._record.close()
-        failed = self.envs.close()
+                callback.close()
+        failed = self.task.close()
         for text in dict.fromkeys(failed if well else ()):
-            self._warn(text)
-        torch.set_num_threads(self._threads)
+            self.log.alert(text)
         if self._folder:
             self._folder.release()
 
-    def finish(self, *, stopped: bool) -> dict[str, Any]:
-        """Save, and write down how it ended: by its steps, `stop_at`, a callback or a signal.
+    def finish(self, *, stopped: bool) -> Row:
+        """Save, and write down how the run ended: by a setting, a callback or a signal.
 
         Raises `TrainingError` if the disk does not take it.
         """
-        state, row = self.state, self._record.row if self._record else {}
-        reason = self.config.run.ended_by(vars(state))
+        state, row = self.state, self._logger.row
+        reason = state.finished(self.run)
+        finished = bool(reason)
         if stopped and reason in ("", "total_steps"):
             reason = self.interruption
-        result = {
-            "stopped_by": reason,
-            "updates": state.updates,
-            "steps": state.steps,
-            "episodes": state.episodes,
-            **recent_returns(state, self._threshold),
-            "return_smoothed": state.smoothed,
-            "best": state.best,
-            "seconds": round(self._record.seconds, 3) if self._record else 0.0,
-        }
-        if "evaluation" in row:  # of the policy as it is now, not of those that came before it
-            result["evaluation"] = row["evaluation"]
-        if self.doubts:
-            result["doubts"] = self.doubts
-        if self.profile:
-            result["profile"] = self.profile.report()
         try:
-            if self._folder and self._save and self._record:
-                self._save.flush(state)
+            result = {
+                "stopped_by": reason,
+                "updates": state.updates,
+                **self.task.result(self._folder, finished=finished),
+                "seconds": round(self._clock.seconds, 3),
+            }
+            if "evaluation" in row:  # of the policy as it is now, not of those that came before it
+                result["evaluation"] = row["evaluation"]
+            if self.log.warnings:
+                result["warnings"] = self.log.warnings
+            if self.profile:
+                result["profile"] = self.profile.report()
+            if self._folder and self._writer:
+                self._writer.flush()
                 self._folder.write_result(result)
-                self._record.close()
+            for callback in self.callbacks:
+                callback.close()
         except OSError as error:
             raise TrainingError(
                 f"training has ended, but {error.filename} could not be written "
-                f"({error.strerror}); {self._save}"
+                f"({error.strerror}); {self._writer}"
             ) from error
+        for callback in self._own:
+            callback.end(state, result)
         return result

@@ -96,7 +96,7 @@ class Scores:
         )
 
 
-def evaluate(policy: ActorCritic | Act, env: gym.Env, **how: Any) -> Scores:
+def evaluate_policy(policy: ActorCritic | Act, env: gym.Env, **how: Any) -> Scores:
     """`EpisodePlayer.play` in this env."""
     return EpisodePlayer(in_step([env])).play(policy, **how)
 

@@ -1,0 +1,481 @@
+"""The stages as tasks of the one loop: supervised learning, and PPO on sampled completions."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from proximo import functional as F
+from proximo.disk import Lines, lines, replacing
+from proximo.errors import TrainingError, UsageError
+from proximo.functional.schedules import as_schedule
+from proximo.language.config import PPOConfig, StageConfig, SupervisedRunConfig, TrainingConfig
+from proximo.language.engine import LanguageEngine
+from proximo.language.envs import TextEnvs, episode_metrics, joined
+from proximo.language.examples import EpochSampler, Examples, Limit, split
+from proximo.language.experience import check_drawn, evaluate_old, shaped
+from proximo.language.generate import generate
+from proximo.language.model import LanguageModel, LanguagePolicy
+from proximo.language.objectives import Objective, add_text_gradient
+from proximo.language.records import TokenBatch, TokenRollout
+from proximo.language.reference import FrozenReference
+from proximo.language.reward import RewardSum
+from proximo.language.sequences import Sequences
+from proximo.language.state import LanguageState
+from proximo.language.tokenizer import Tokenizer
+from proximo.nets.optimizer import FlatOptimizer, clip_gradient
+from proximo.run.callbacks import Callback, overrides
+from proximo.run.folder import MOST_ROWS, RunFolder
+from proximo.run.monitors import Evaluate, own_evaluation
+from proximo.run.profile import Profile
+from proximo.run.session import RunLog, Task
+from proximo.types import Extra, Metrics, Row
+
+MAX_SAMPLE_BYTES = 2**24
+"""Size of a line of samples.jsonl at most."""
+SAMPLES = 4
+"""Completions of each update that are written to samples.jsonl."""
+
+
+class StageTask(Task):
+    """What the stages share: checkpoints, the saved model, held-out evaluation, samples."""
+
+    counter = "tokens"
+    best_by = "held_out_score"
+    saves_best_at_once = True
+    state: LanguageState
+    run: TrainingConfig
+
+    def __init__(self, config: StageConfig, state: LanguageState, digest: str) -> None:
+        """digest: of the data, which a resumed run must see again."""
+        self.config, self.run, self.state, self._digest = config, config.run, state, digest
+        self._finished = False
+        self._log = StageLog(config.run.log_every)
+        self.final: Metrics = {}
+        """Measured once, at the end."""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The logged rows of the whole run."""
+        return self._log.rows
+
+    def enter_run(self, log: RunLog, callbacks: Sequence[Callback]) -> None:
+        """Take the log of the run and the user's callbacks. Raises `UsageError`."""
+        self._run_log, self._callbacks = log, callbacks
+        self.state.skip_sink = log.record_skip
+        self._add_losses([c.loss for c in callbacks if overrides(c, "loss")])
+
+    def _add_losses(self, losses: list[Callable[..., Tensor]]) -> None:
+        if losses:
+            raise UsageError(f"a callback has a loss: {self.state.stage} takes none, only PPO does")
+
+    def prepare(self, state: LanguageState, rollout: Any) -> Any:
+        for callback in self._callbacks:
+            rollout = callback.before_advantages(state, rollout)
+        return self._prepare(state, rollout)
+
+    @abstractmethod
+    def _prepare(self, state: LanguageState, rollout: Any) -> Any:
+        """The batch of an update."""
+
+    def _held_out(self, state: LanguageState, row: Row) -> None:
+        """Add held-out scores to the row."""
+
+    def _measure(self) -> Metrics:
+        """Calibrate and measure once, after the last update."""
+        return {}
+
+    def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
+        return self.state.snapshot(self._digest, extra, finished=self._finished)
+
+    def restore(self, saved: Any) -> None:
+        """Continue from a checkpoint. Raises `UsageError`."""
+        self.state.restore(saved, self._digest)
+
+    def first(self, folder: RunFolder, extra: Extra) -> None:
+        self.state.lm.save(folder.path / "model", weights=False, within=folder.path)
+        self.state.snapshot(self._digest, extra, first=True)(folder.checkpoint(0))
+
+    def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
+        return partial(self._save_model, folder, "best")
+
+    def _save_model(self, folder: RunFolder, name: str) -> None:
+        """The model in a folder that transformers reads. Raises `OSError`."""
+        place = folder.path / name
+        try:
+            self.state.lm.save(place, within=folder.path)
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise OSError(errno.EIO, why, str(place)) from error
+
+    def enter(self, folder: RunFolder) -> None:
+        updates = self.state.updates
+        samples = self._log.enter(folder, updates, self._run_log.alert)
+        missing = updates // self.run.log_every - samples
+        if self.state.stage == "ppo" and missing > 0:
+            text = f"samples.jsonl lacks those of {missing} updates: lost, as in a power cut"
+            self._run_log.alert(text)
+
+    def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
+        warn = self._run_log.alert
+        own = [own_evaluation(c, warn) for c in callbacks if overrides(c, "evaluate")]
+        evaluate = [Evaluate(own or [self._held_out], self.run.eval_every)]
+        return [*(evaluate if self.run.eval_every else []), self._log]
+
+    def timed(self, profile: Profile) -> Task:
+        engine = self.state.engine
+        if engine is None:
+            return profile.timed(self, collect="collect", update="update")
+        self.state.engine = profile.timed(engine, evaluate_batch="evaluate", descend="update")
+        return profile.timed(self, collect="act", prepare="advantages", update="readings")
+
+    def result(self, folder: RunFolder | None, *, finished: bool) -> Row:
+        self._finished = finished
+        if finished:
+            self.final = self._measure()
+        if self.state.best is not None:
+            self.final["best_held_out_score"] = self.state.best
+        if folder and finished and self.state.stage != "reward":
+            self._save_model(folder, "model")
+        return {"tokens": self.state.tokens, **self.final}
+
+
+class SupervisedTask(StageTask):
+    """sft and reward models: examples in a new order each epoch, one step per minibatch."""
+
+    config: SupervisedRunConfig
+
+    def __init__(
+        self,
+        module: nn.Module,
+        lm: LanguageModel,
+        objective: Objective,
+        config: SupervisedRunConfig,
+        parts: Sequence[list[list[int]]],
+        digest: str,
+    ) -> None:
+        """module: lm, or a reward model on it. parts: token ids of prompts, then of answers."""
+        settings, seed = config.algorithm, config.run.seed
+        self._objective, self._parts = objective, parts
+        self._trained, self._set_aside = split(
+            len(parts[0]), settings.held_out, seed, "algorithm.held_out"
+        )
+        self._sampler = EpochSampler(len(self._trained), seed, 1)
+        group = [p for p in module.parameters() if p.requires_grad]
+        state = LanguageState(
+            stage=config.lm.stage,
+            policy=module,
+            lm=lm,
+            optimizer=FlatOptimizer([group], "adam", 1e-8, settings.adam_betas),
+            generators={},
+            horizon=config.run.updates,
+        )
+        super().__init__(config, state, digest)
+
+    def collect(self, state: LanguageState) -> Sequences:
+        size = self.config.algorithm.batch_size
+        drawn = self._sampler.draw(state.updates * size, size)
+        return self._sequences([self._trained[i] for i in drawn])
+
+    def _prepare(self, state: LanguageState, rollout: Sequences) -> Sequences:
+        return rollout
+
+    def update(self, state: LanguageState, batch: Sequences) -> Metrics:
+        optimizer, settings = state.optimizer, self.config.algorithm
+        optimizer.zero_grad()
+        terms = self._objective.add_gradient(batch, self.run.micro_batch)
+        rate = as_schedule(settings.learning_rate)(state.progress)
+        optimizer.rates = [rate]
+        norm = float(clip_gradient(optimizer.gradients, settings.max_grad_norm))
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"the gradient became {norm} in update {state.updates + 1}: a smaller learning "
+                "rate is the usual remedy"
+            )
+        optimizer.step()
+        epoch = (state.updates + 1) * settings.batch_size / len(self._trained)
+        return {**terms, "grad_norm": norm, "learning_rate": rate, "epoch": epoch}
+
+    @torch.no_grad()
+    def _measure(self) -> Metrics:
+        micro_batch = self.run.micro_batch
+        self._objective.calibrate(self._sequences(self._trained), micro_batch)
+        if not self._set_aside:
+            return {}
+        return self._objective.measure(self._sequences(self._set_aside), micro_batch)
+
+    def _sequences(self, examples: Sequence[int]) -> Sequences:
+        answers = self._objective.answers
+        prompts = [self._parts[0][i] for _ in answers for i in examples]
+        completions = [self._parts[part][i] for part in answers for i in examples]
+        return Sequences.join(prompts, completions, self.state.lm.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptData:
+    """Prompts of PPO: rows, tokens, and which are trained on and which held out."""
+
+    examples: Examples
+    tokens: list[list[int]]  # of each prompt; none with text envs
+    trained: list[int]
+    held_out: list[int]
+    ptx: tuple[list[list[int]], list[list[int]]] | None  # prompts and answers of the ptx loss
+    digest: str  # of all data
+
+    @staticmethod
+    def read(
+        config: PPOConfig,
+        examples: Examples,
+        ptx: Examples | None,
+        tokenizer: Tokenizer,
+        limit: Limit,
+        *,
+        with_env: bool,
+    ) -> PromptData:
+        """Tokenize and split the prompts. Raises `UsageError` for too long ones."""
+        tokens: list[list[int]] = []
+        if not with_env:
+            prompts = examples.prompts(tokenizer)
+            examples, (tokens,) = examples.check_lengths(config.sampling.max_tokens, limit, prompts)
+        run = config.run
+        trained, held_out = split(len(examples), run.held_out, run.seed, "run.held_out")
+        texts, digest = None, examples.digest
+        if ptx:
+            asked, answers = ptx.prompts(tokenizer), ptx.answers(tokenizer, "completion")
+            ptx, (asked, answers) = ptx.check_lengths(0, limit, asked, answers)
+            texts, digest = (asked, answers), digest + ptx.digest
+        return PromptData(
+            examples=examples,
+            tokens=tokens,
+            trained=sorted(trained),
+            held_out=held_out,
+            ptx=texts,
+            digest=digest,
+        )
+
+
+class TokenPPOTask(StageTask):
+    """PPO on completions: sample, score, subtract the KL, estimate advantages, K epochs."""
+
+    config: PPOConfig
+
+    def __init__(
+        self,
+        policy: LanguagePolicy,
+        reference: FrozenReference | None,
+        config: PPOConfig,
+        tokenizer: Tokenizer,
+        data: PromptData,
+        source: RewardSum | TextEnvs,
+    ) -> None:
+        """source: rewards of single completions, or envs to talk with."""
+        self._policy, self._tokenizer, self._data, self._source = policy, tokenizer, data, source
+        run = config.run
+        self._sampler = EpochSampler(len(data.trained), run.seed, 0)
+        self._ptx_sampler = EpochSampler(len(data.ptx[0]), run.seed, 2) if data.ptx else None
+        optimizer = config.algorithm.make_optimizer(policy)  # type: ignore[arg-type]  # parameters
+        self._engine = LanguageEngine(
+            policy, optimizer, config.sampling, run.micro_batch, config.kl, self._add_ptx
+        )
+        # Streams apart, so that longer completions do not change the order of minibatches.
+        names = ("sampling", "shuffling")
+        state = LanguageState(
+            stage="ppo",
+            policy=policy,
+            lm=policy.lm,
+            optimizer=optimizer,
+            engine=self._engine,
+            generators={
+                name: torch.Generator().manual_seed(2 * run.seed + i)
+                for i, name in enumerate(names)
+            },
+            reference=reference,
+            horizon=run.updates,
+            beta=config.kl.coef,
+        )
+        super().__init__(config, state, data.digest)
+
+    def _add_losses(self, losses: list[Callable[..., Tensor]]) -> None:
+        self._engine.loss_terms = losses
+
+    def close(self) -> list[str]:
+        return self._source.close() if isinstance(self._source, TextEnvs) else []
+
+    def collect(self, state: LanguageState) -> TokenRollout:
+        """Complete the next prompts. Envs of one group of completions start alike."""
+        k, count = self.run.completions_per_prompt, self.run.sequences
+        drawn = self._sampler.draw(state.updates * (count // k), count // k)
+        prompts = [self._data.trained[i] for i in drawn for _ in range(k)]
+        episodes = [state.episodes // k + i // k for i in range(count)]
+        return self._sample(prompts, state.generators["sampling"], episodes)
+
+    def _sample(
+        self, prompts: Sequence[int], generator: torch.Generator, episodes: Sequence[int]
+    ) -> TokenRollout:
+        """Complete these prompts and score the completions. episodes: numbers of the envs'."""
+        state, size, sampling = self.state, self.run.micro_batch, self.config.sampling
+        rows = [self._data.examples.rows[i] for i in prompts]
+        texts: list[tuple[Any, Any]]
+        readings: Metrics = {}
+        if isinstance(self._source, TextEnvs):
+            played = self._source.play(state.lm, episodes, rows, generator, size, state.fault)
+            completions = joined(played, state.lm.device)
+            texts = [(e.texts[0], e.texts[1:]) for e in played]
+            score = torch.tensor([x for e in played for x in e.rewards], dtype=torch.float64)
+            dense = score.new_zeros(completions.sequences.response.shape)
+            readings = episode_metrics(played)
+        else:
+            ids = [self._data.tokens[i] for i in prompts]
+            completions = generate(state.lm, ids, sampling, self._policy.stops, generator, size)
+            words = [self._tokenizer.text(own) for own in completions.ids]
+            score, dense = self._source(rows, ids, completions, words, size, state.fault)
+            texts = list(zip([row["prompt"] for row in rows], words, strict=True))
+        old = evaluate_old(
+            self._policy,
+            state.reference,
+            completions.sequences,
+            sampling,
+            size,
+            critic=self.config.algorithm.critic,
+        )
+        return TokenRollout(
+            completions=completions,
+            prompts=prompts,
+            texts=texts,
+            reply_reward=score,
+            token_reward=dense,
+            old=old,
+            readings=readings,
+        )
+
+    def _prepare(self, state: LanguageState, rollout: TokenRollout) -> TokenBatch:
+        completions, kl = rollout.completions, state.reference is not None
+        gap = check_drawn(completions.log_prob, rollout.old, self.run.dtype)
+        reward = self._reward(state, rollout)
+        self._kl, self._readings = rollout.kl, rollout.describe(kl=kl)
+        self._readings |= {"beta": state.beta} if kl else {}
+        self._readings |= {"reward": float(reward.sum(-1).mean()), "sampling_gap": gap}
+        return self.config.algorithm.token_batch(
+            completions.sequences,
+            rollout.old,
+            reward.to(state.lm.device),
+            self.run.completions_per_prompt,
+        )
+
+    def _reward(self, state: LanguageState, rollout: TokenRollout) -> Tensor:
+        """Reward of each token for PPO: normalised and clipped scores, less the KL. [N, R]."""
+        settings, score, kl = self.config.score, rollout.reply_reward, self.config.kl
+        if settings.normalize:
+            score = state.normalized(score)
+        if settings.clip is not None:
+            score = score.clamp(-settings.clip, settings.clip)
+        cut = (~rollout.completions.stopped.cpu()).double()
+        score = score - settings.missing_eos_penalty * cut
+        beta = state.beta if kl.where == "reward" else 0.0
+        sequences = rollout.completions.sequences
+        return shaped(score, rollout.token_reward, rollout.log_ratio, beta, sequences)
+
+    def update(self, state: LanguageState, batch: TokenBatch) -> Metrics:
+        """K epochs of steps; then the reference, β and the number of episodes move."""
+        warm = state.updates >= self.config.model.critic_warmup
+        self._engine.beta, self._engine.actor_frozen = state.beta, not warm
+        metrics = self.config.algorithm.update(state, batch)  # type: ignore[arg-type]  # its parts
+        kl, settings = self._kl, self.config.kl
+        if state.reference is not None:
+            state.reference.follow(state.lm)
+        if settings.target is not None and warm:
+            mean = float(kl.mean())
+            state.beta = F.kl.controlled_beta(
+                state.beta, mean, settings.target, len(kl), settings.horizon
+            )
+        state.episodes += len(kl)
+        return {"episodes": state.episodes, **self._readings, **metrics}
+
+    def _held_out(self, state: LanguageState, row: Row) -> None:
+        """The mean score of the held-out prompts, with the same random numbers every time.
+
+        Evaluations differ by the policy alone, and touch no generator of the training.
+        """
+        seed = np.random.default_rng([self.run.seed, 3]).integers(2**32)
+        generator = torch.Generator().manual_seed(int(seed))
+        held_out = self._data.held_out
+        apart = [-1 - i for i in range(len(held_out))]  # episodes of training count from 0
+        rollout = self._sample(held_out, generator, apart)
+        row["held_out_score"] = state.last_trial_return = float(rollout.score.mean())
+        state.last_trial_steps = state.tokens
+        if state.reference is not None:
+            row["held_out_kl"] = float(rollout.kl.mean())
+
+    def _add_ptx(self) -> Tensor | None:
+        """Add the gradient of the model's own loss on texts to a minibatch's; returns that loss."""
+        ptx, state = self._data.ptx, self.state
+        if ptx is None or self._ptx_sampler is None:
+            return None
+        size = min(self.config.algorithm.minibatch_size, self.run.sequences)
+        drawn = self._ptx_sampler.draw(state.ptx, size)
+        state.ptx += size
+        prompts, answers = ([part[i] for i in drawn] for part in ptx)
+        texts = Sequences.join(prompts, answers, state.lm.device)
+        return add_text_gradient(state.lm, texts, self.config.ptx.coef, self.run.micro_batch)
+
+
+class StageLog(Callback):
+    """The logged rows, for the result, and a few completions of each in samples.jsonl."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._file: Lines | None = None
+        self.rows: list[Row] = []
+
+    def enter(self, folder: RunFolder, update: int, say: Callable[[str], None]) -> int:
+        """Read the rows up to this update; returns the number of updates with samples."""
+        self.rows += folder.read_metrics()
+        file = folder.path / "samples.jsonl"
+        sampled = _cut_samples(file, update)
+        self._file = Lines(file, say)
+        return sampled
+
+    def __call__(self, state: LanguageState, rollout: Any, row: Row) -> None:
+        if state.updates % self._every:
+            return
+        self.rows.append(row)
+        if self._file and isinstance(rollout, TokenRollout):
+            for sample in rollout.samples(SAMPLES):
+                line = {"update": state.updates, **sample}
+                self._file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+    def sync(self) -> None:
+        if self._file:
+            self._file.sync()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _cut_samples(file: Path, update: int) -> int:
+    """Drop samples after this update, and invalid lines; returns the number of updates kept."""
+    sampled = set[int]()
+    with contextlib.suppress(FileNotFoundError), replacing(file) as kept:
+        for line in lines(file, MAX_SAMPLE_BYTES, MOST_ROWS):
+            try:
+                number = orjson.loads(line)["update"]
+                if line.endswith(b"\n") and number <= update:
+                    sampled.add(number)
+                    kept.write(line)
+            except (ValueError, TypeError, LookupError):
+                continue
+    return len(sampled)

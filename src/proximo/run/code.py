@@ -1,0 +1,145 @@
+"""User code in a configuration: `module:Name`, and of an instance also {its settings}.
+
+A text is turned into code only after the user has named it: see `named_again`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import tomllib
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from proximo.errors import UsageError, check_values
+from proximo.functional.schedules import Schedule
+from proximo.imports import find, leads_to, name_of
+from proximo.run.toml import read_section, toml_value
+
+Code = str | type | Callable[..., Any]
+"""User code, or its name."""
+_NAME = r"(?!(?:constant|linear|cosine):)[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*"
+_TEXT = re.compile(rf"({_NAME})(\{{.*\}})?", re.DOTALL)
+
+
+def is_code(value: Any) -> bool:
+    """A setting's value names code, as no schedule in text form does."""
+    return isinstance(value, str) and _TEXT.fullmatch(value) is not None
+
+
+def describe(code: Any) -> str:
+    """The text by which `build` makes it again. Raises `UsageError` for what cannot be named."""
+    if isinstance(code, Schedule) and code.function:
+        code = code.function
+    is_name = isinstance(code, type | types.FunctionType | types.BuiltinFunctionType)
+    subject = code if is_name else type(code)
+    name = name_of(subject)
+    if not leads_to(name, subject):
+        raise UsageError(
+            f"{name} is not a name that leads to it again, as that of a lambda or of what is "
+            "defined within a function: define it in a module"
+        )
+    if is_name or not (settings := _settings(code)):
+        return name
+    return f"{name}{{{', '.join(f'{k} = {toml_value(x)}' for k, x in settings.items())}}}"
+
+
+def _settings(code: Any) -> dict[str, Any]:
+    """The fields of a dataclass instance. Raises `UsageError` for arguments that are not stored."""
+    cls, name = type(code), name_of(type(code))
+    if not dataclasses.is_dataclass(cls):
+        own = cls.__init__ is not object.__init__
+        if own and len(inspect.signature(cls.__init__).parameters) > 1:
+            raise UsageError(
+                f"{name} takes arguments, which a run folder cannot store: make it a dataclass, "
+                "whose fields are its settings"
+            )
+        return {}
+    settings = dict[str, Any]()
+    for field in (f for f in dataclasses.fields(cls) if f.init):
+        key, value = field.name, getattr(code, field.name)
+        try:
+            again = make(cls, name, f"{{{key} = {toml_value(value)}}}")
+            same = bool(getattr(again, key) == value)
+        except (TypeError, ValueError, UsageError):
+            same = False
+        if same:
+            settings[key] = value
+        elif value is not field.default:
+            raise UsageError(
+                f"{name}: its field {key} is {value!r:.80}, which a run folder cannot store: "
+                "numbers, text, true, false, none and tuples of them can, of the type in its class"
+            )
+    return settings
+
+
+def build(text: str) -> Any:
+    """The function, or an instance of the class, that a text names. Imports it.
+
+    Raises `UsageError`.
+    """
+    name = name_in(text)
+    return make(find(name), name, text[len(name) :])
+
+
+def make(code: Any, name: str, settings: str) -> Any:
+    """An instance of a class with these settings, or the function. Raises `UsageError`."""
+    if not isinstance(code, type):
+        return code
+    try:
+        table = tomllib.loads(f"x = {settings}")["x"] if settings else {}
+        made = read_section(name, code, table) if dataclasses.is_dataclass(code) else code()
+        if dataclasses.is_dataclass(code):
+            check_values(name, made)
+        return made
+    except (TypeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"{name}{settings}: {error}: write module:Class{{setting = value}}"
+        ) from error
+
+
+def name_in(text: str) -> str:
+    """The name in a text of `describe`, without settings. Raises `UsageError`."""
+    match = _TEXT.fullmatch(text)
+    if not match:
+        raise UsageError(f"{text!r:.80} names no code: write module:Name")
+    return match[1]
+
+
+def name_of_given(code: Any) -> str:
+    """The name of code that a user has given: a name, a class or function, or an instance."""
+    if isinstance(code, str):
+        return name_in(code)
+    return name_of(code if hasattr(code, "__qualname__") else type(code))
+
+
+def named_again(recorded: str, given: Iterable[Any]) -> Any:
+    """The given code, or its name, that a configuration has recorded by this text; None: none.
+
+    The module may be another: what was recorded in a program is in `__main__`.
+    """
+    names = [(name_of_given(code), code) for code in given]
+    name = name_in(recorded)
+    same = [code for called, code in names if called == name]
+    moved = [c for called, c in names if called.partition(":")[2] == name.partition(":")[2]]
+    return next(iter([*same, *moved]), None)
+
+
+def remade(code: Any, recorded: str = "") -> tuple[str, Any]:
+    """The text of code that the user has given, and what it makes with the recorded settings.
+
+    An instance has settings of its own, a function none. Raises `UsageError`.
+    """
+    if not isinstance(code, str | type):
+        return "", code
+    name = name_of_given(code)
+    settings = code[len(name) :] if isinstance(code, str) else ""
+    settings = settings or (recorded and recorded[len(name_in(recorded)) :])
+    return name + settings, make(find(name) if isinstance(code, str) else code, name, settings)
+
+
+def sayable(name: str) -> str:
+    """A name of code as one can say it again: a program's own file has another name for others."""
+    return "module:Class" if name.startswith("__main__:") or "<locals>" in name else name

@@ -1,0 +1,121 @@
+"""Code that a configuration of a file names: it is imported only when the user names it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from proximo.errors import UsageError
+from proximo.run.code import Code, name_in, name_of_given, named_again, sayable
+from proximo.run.config import Config, UnimportedAlgorithm, algorithm_name, with_code
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named:
+    """Code of a run that the user has named again, or given."""
+
+    env: Any = None
+    wrappers: tuple[str, ...] = ()
+    net: Code | None = None
+    algorithm: Code | None = None
+    schedules: tuple[Code, ...] = ()
+    callbacks: tuple[Any, ...] = ()
+
+
+WHAT = {
+    "env": "env",
+    "wrappers": "env",
+    "net": "network",
+    "algorithm": "algorithm",
+    "schedules": "schedule",
+    "callbacks": "callback",
+}
+"""Argument -> what it names."""
+
+
+Line = Callable[[dict[str, list[str]]], str]
+"""What the user has to type, for arguments and the names to give them."""
+
+
+def allow(
+    config: Config,
+    named: Named,
+    parts: Iterable[str],
+    line: Line,
+    flags: Mapping[str, str] | None = None,
+) -> Config:
+    """The configuration with its code as the user has named it again.
+
+    parts: the arguments whose code is needed. flags: what the arguments are called. Raises
+    `UsageError` with the line to type where names are missing.
+    """
+    env, algorithm, module = config.env, config.algorithm, config.net.module
+    if "env" in parts and not env.id and named.env is None:
+        again = line({"env": ["module:Class"]})
+        raise UsageError(f"this run's env was made by a program: name it, as in {again}")
+    own = algorithm.own if isinstance(algorithm, UnimportedAlgorithm) else ""
+    known = own or named.algorithm in (type(algorithm), algorithm_name(algorithm))
+    for argument, given, there in (
+        ("net", named.net, module),
+        ("algorithm", named.algorithm, known),
+    ):
+        if given is not None and not there:
+            name = name_of_given(given)
+            raise UsageError(
+                f"{(flags or {}).get(argument, argument)} is {name}, but this run's "
+                f"{WHAT[argument]} is Proximo's: leave it out"
+            )
+    stored = {
+        "env": [env.id] if ":" in env.id and named.env is None else [],
+        "wrappers": [] if named.wrappers else list(env.wrappers),
+        "net": [module] if module and named.net is None else [],
+        "algorithm": [own] if own and named.algorithm is None else [],
+        "schedules": _missing(getattr(algorithm, "schedules", ()), named.schedules),
+        "callbacks": _missing(config.run.callbacks, named.callbacks),
+    }
+    if missing := {name: stored[name] for name in parts if stored[name]}:
+        raise UsageError(words(missing, line))
+    if named.net is not None:
+        module = name_of_given(named.net)
+    config = dataclasses.replace(
+        config,
+        env=dataclasses.replace(
+            env,
+            id=named.env if isinstance(named.env, str) else env.id,
+            wrappers=tuple(named.wrappers) or env.wrappers,
+        ),
+        net=dataclasses.replace(config.net, module=module),
+    )
+    return with_code(config, named.algorithm if own else None, named.schedules)
+
+
+def python_line(call: str) -> Line:
+    """The line to type in Python. call: the call so far, without its last parenthesis."""
+
+    def line(names: dict[str, list[str]]) -> str:
+        plural = ("wrappers", "schedules", "callbacks")
+        given = (f"{a}={n if a in plural else n[0]!r}" for a, n in names.items())
+        return f"{call}, {', '.join(given)})"
+
+    return line
+
+
+def _missing(recorded: Iterable[str], given: Iterable[Any]) -> list[str]:
+    return [name_in(text) for text in recorded if named_again(text, given) is None]
+
+
+def words(missing: dict[str, list[str]], line: Line) -> str:
+    """The error for code that was not named again. missing: argument -> names."""
+    groups = dict[str, list[str]]()
+    for argument, names in missing.items():
+        groups.setdefault(WHAT.get(argument, argument), []).extend(
+            name for name in names if ":" in name
+        )
+    said = [f"{what}, {' and '.join(names)}" for what, names in groups.items()]
+    be, it = ("is", "it") if len(said) == 1 else ("are", "them")
+    again = {argument: [sayable(name) for name in names] for argument, names in missing.items()}
+    return (
+        f"this run's {', and its '.join(said)}, {be} code: importing {it} needs your word. "
+        f"If you trust {it}, type: {line(again)}"
+    )

@@ -1,0 +1,314 @@
+"""Control as a task: envs, policy and engine from a configuration, and the three verbs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import VectorEnv
+
+from proximo.collect import collect
+from proximo.envs.base import REPLAYED, Envs, Maker
+from proximo.envs.make import make_envs
+from proximo.envs.watch import Bounds, Checked
+from proximo.errors import UsageError, explain, faults
+from proximo.evaluation import step_limit
+from proximo.imports import find
+from proximo.nets.actor_critic import ActorCritic
+from proximo.nets.custom import Maker as NetMaker
+from proximo.run.callbacks import Callback, Display, as_callback, overrides
+from proximo.run.checkpoint import Checkpoint, Damaged, Snapshot
+from proximo.run.choices import (
+    check_backend,
+    choose_backend,
+    choose_device,
+    choose_engine,
+    choose_threads,
+    make_engine,
+    size,
+)
+from proximo.run.config import Config, RunConfig, make_policy, success_threshold
+from proximo.run.folder import RunFolder
+from proximo.run.monitors import (
+    Evaluate,
+    Evaluation,
+    LargeRewards,
+    LoneAdvantages,
+    ObservationBoundsCheck,
+    StopAt,
+    own_evaluation,
+)
+from proximo.run.preflight import check_room, check_sizes
+from proximo.run.profile import Profile
+from proximo.run.session import RunLog, Session, Task
+from proximo.spaces import check_columns, space_record
+from proximo.state import TrainState
+from proximo.types import Batch, Extra, Metrics, Rollout, Row, Watch
+
+
+def make_session(
+    config: Config,
+    *,
+    folder: RunFolder | None = None,
+    source: Maker | VectorEnv | None = None,
+    net: NetMaker | None = None,
+    callbacks: Sequence[Callback | Callable[..., Any]] = (),
+    display: Display | None = None,
+    watch: Watch | None = None,
+    start: Checkpoint | None = None,
+    resume: Checkpoint | None = None,
+) -> Session:
+    """A run of control that stands ready to train. Raises `UsageError`.
+
+    source, net: the env and the network that the configuration names, where they are at hand; else
+    they are imported by name. watch: told what happens between updates. start: begin with the
+    policy of this checkpoint. resume: continue from its state.
+    """
+    own = [as_callback(callback) for callback in callbacks]
+
+    def build(log: RunLog) -> ControlTask:
+        return ControlTask(config, log, own, source, net, start=start, resume=resume, watch=watch)
+
+    return Session(build, folder=folder, callbacks=own, display=display, resume=resume)
+
+
+class ControlTask(Task):
+    """Training a policy in envs: `collect` runs it, the algorithm prepares and updates."""
+
+    config: Config
+    run: RunConfig
+    state: TrainState
+
+    def __init__(
+        self,
+        config: Config,
+        log: RunLog,
+        callbacks: Sequence[Callback],
+        source: Maker | VectorEnv | None,
+        net: NetMaker | None,
+        *,
+        start: Checkpoint | None,
+        resume: Checkpoint | None,
+        watch: Watch | None,
+    ) -> None:
+        """See `make_session`. Whatever fails, what was opened is closed."""
+        self.log, self.callbacks, self._source = log, callbacks, source
+        self._is_new = resume is None
+        self._threads = torch.get_num_threads()
+        self.checked: Checked | None = None
+        backend, how = choose_backend(config.env, given=source is not None)
+        env = dataclasses.replace(config.env, backend=backend)  # type: ignore[arg-type]
+        config = dataclasses.replace(config, env=env)
+        if backend != "sync":
+            log.note(f"envs: {backend} ({how})")
+        if self._is_new:
+            check_backend(config.env)
+        check_sizes(config, made=isinstance(source, VectorEnv))
+        self.envs: Envs = make_envs(config.env, config.run.seed, source)
+        self.envs.report = log.warn
+        try:
+            if log.folder:
+                list(map(space_record, self.spaces))  # refused before training
+            own = net or (find(config.net.module) if config.net.module else None)
+            policy = self._make_policy(config, own)
+            self.config = self._settle(config, policy)
+            self.run = self.config.run
+            by_evaluation = self.run.keep_best == "evaluation"
+            self.best_by = "evaluation" if by_evaluation else "return_smoothed"
+            if self._is_new and config.env.check:
+                self._check()
+            self.state = self._make_state(policy)
+            self.state.skip_sink, self.state.watch = log.record_skip, watch
+            if own:
+                seen = torch.as_tensor(self.state.envs.obs, device=self.run.device)
+                policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
+            self._load(start, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def collect(self, state: TrainState) -> Rollout:
+        rollout = self.config.rollout
+        return collect(
+            self.envs, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes
+        )
+
+    def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
+        for callback in self.callbacks:
+            rollout = callback.before_advantages(state, rollout)
+        return self.config.algorithm.prepare(state, rollout)
+
+    def update(self, state: TrainState, batch: Batch) -> Metrics:
+        return self.config.algorithm.update(state, batch)
+
+    def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
+        state = dataclasses.replace(self.state, best=best)
+        return Snapshot(state, self.spaces, extra=extra).write
+
+    def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
+        snapshot = Snapshot(self.state, self.spaces, policy_only=True)
+        return lambda: snapshot.write(folder.checkpoint("best"))
+
+    def timed(self, profile: Profile) -> Task:
+        self.envs = profile.timed(self.envs, step="env")
+        self.state.engine = profile.timed(
+            self.state.engine,
+            actor="act",
+            evaluate="evaluate",
+            value="evaluate",
+            finite="checks",
+            descend="update",
+        )
+        # Algorithms that move actor and critic in turn take steps of their own, not the engine's.
+        update = "update" if self.config.algorithm.separate_optimizers else "readings"
+        return profile.timed(self, collect="collect", prepare="advantages", update=update)
+
+    def result(self, folder: RunFolder | None, *, finished: bool) -> Row:
+        state = self.state
+        return {
+            "steps": state.steps,
+            "episodes": state.episodes,
+            **state.recent_returns(),
+            "return_smoothed": state.smoothed,
+            "best": state.best,
+        }
+
+    def close(self) -> list[str]:
+        torch.set_num_threads(self._threads)
+        return self.envs.close()
+
+    @property
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Of observations and of actions."""
+        return self.envs.obs_space, self.envs.action_space
+
+    def _make_policy(self, config: Config, net: NetMaker | None) -> ActorCritic:
+        """The network, with its first weights, on the CPU. Raises `UsageError`."""
+        agents = self.envs.agents
+        config.check_samples(agents)
+        if self._is_new:
+            config.check_lone(agents)
+            config.algorithm.check_used()
+            config.check_net(self.spaces)
+        if agents > 1:
+            self.log.note(f"agents: {agents} in each env, acting by one policy")
+        with torch.random.fork_rng(devices=[]):
+            if net is None:
+                with torch.device("meta"):  # where it takes no memory
+                    draft = make_policy(self.spaces, config)
+                check_room(draft, self.envs, config)
+            torch.manual_seed(config.run.seed)
+            torch.set_num_threads(1)  # the first weights come out of LAPACK, which rounds by them
+            policy = make_policy(self.spaces, config, net)
+            torch.set_num_threads(self._threads)
+        if net:  # which can be made only in earnest
+            check_room(policy, self.envs, config)
+        return policy
+
+    def _settle(self, config: Config, policy: ActorCritic) -> Config:
+        """The configuration with device, engine and threads chosen; the policy moves there."""
+        device, why = choose_device(config.run.device, policy, self.envs.device)
+        self.log.note(f"device: {device} ({why}; {size(policy):,} parameters)")
+        policy.to(device)
+        terms = any(overrides(callback, "loss") for callback in self.callbacks)
+        engine, why = choose_engine(config.run.engine, config.algorithm, policy, loss_terms=terms)
+        samples = config.algorithm.minibatch_size
+        if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
+            samples = self.envs.count * config.rollout.steps
+        threads = choose_threads(config.run.threads, engine, policy, samples)
+        self.log.note(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
+        # The native engine has threads of its own, and small operations are slower on several.
+        torch.set_num_threads(1 if engine == "native" else threads)
+        self.log.note(*config.algorithm.notes, doubtful=True)
+        updates = -(-config.run.total_steps // (self.envs.count * config.rollout.steps))
+        if not config.rollout.episodes and updates < 10:
+            self.log.note(
+                f"total_steps is enough for {updates} updates only: more steps, or a smaller "
+                "env.num_envs or rollout.steps, give more"
+            )
+        run = dataclasses.replace(config.run, device=device, engine=engine, threads=threads)  # type: ignore[arg-type]
+        return dataclasses.replace(config, run=run)
+
+    def _check(self) -> None:
+        """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
+        self.checked = self.envs.check()
+        if self.checked:  # else known: with a backend of ours
+            self.log.note(*(f"the envs: {note}" for note in self.checked.notes), doubtful=True)
+
+    def _make_state(self, policy: ActorCritic) -> TrainState:
+        try:
+            envs = self.envs.start()
+        except UsageError:
+            raise
+        except faults() as error:
+            raise UsageError(f"an env failed at its first reset: {explain(error)}") from error
+        run = self.run
+        optimizer = self.config.algorithm.make_optimizer(policy)
+        engine = make_engine(run.engine, policy, optimizer, run.threads)
+        engine.loss_terms = [c.loss for c in self.callbacks if overrides(c, "loss")]
+        return TrainState(
+            policy=policy,
+            optimizer=optimizer,
+            engine=engine,
+            envs=envs,
+            # Streams apart, so that longer rollouts do not change the order of minibatches.
+            collecting=torch.Generator().manual_seed(2 * run.seed),
+            shuffling=torch.Generator().manual_seed(2 * run.seed + 1),
+            horizon=run.total_steps,
+            smoothed=run.smoothed_from,
+            smoothing=run.smoothing,
+            success_at=success_threshold(self.config),
+        )
+
+    def _load(self, start: Checkpoint | None, resume: Checkpoint | None) -> None:
+        """Restore what earlier runs left: a policy to begin with, or the whole state."""
+        state = self.state
+        if saved := start or resume:
+            with contextlib.suppress(Damaged):  # as older versions wrote some
+                check_columns(saved.spaces, self.spaces)
+        if start:
+            start.load_policy(state.policy)
+            start.load_moments(state)
+        if resume:
+            resume.load_state(state)
+            whole = not self.envs.replayable or self.envs.remembered(state.envs).all()
+            if not self._restored():
+                state.reward_return = state.recurrent_state = None  # of the episodes that are gone
+                why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
+                self.log.note(f"these envs cannot be brought back{why}: new episodes begin in them")
+
+    def _restored(self) -> bool:
+        try:
+            return self.envs.restore(self.state.envs)
+        except UsageError:
+            raise
+        except faults() as error:
+            raise UsageError(
+                f"an env failed while its episode was replayed: {explain(error)}"
+            ) from error
+
+    def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
+        run, warn = self.run, self.log.warn
+        if (threshold := self.state.success_at) is not None:
+            self.log.note(f"counts as solved from a return of {threshold:g}")
+        monitors: list[Callback] = []
+        own = [own_evaluation(c, self.log.alert) for c in callbacks if overrides(c, "evaluate")]
+        if run.stop_at is not None or (run.eval_every and not own):
+            limit = step_limit(self.config.env, run.eval_max_episode_steps)
+            evaluation = Evaluation(self.envs.apart(), run.eval_episodes, limit, warn)
+        if run.eval_every:
+            monitors.append(Evaluate(own or [evaluation], run.eval_every))
+        if run.stop_at is not None:
+            monitors.append(StopAt(evaluation, run.stop_at))
+        if not (self.checked and not self.checked.within):
+            bounds = Bounds(self.envs.observations)
+            monitors.append(ObservationBoundsCheck(bounds, warn))
+        monitors.append(LoneAdvantages(warn))
+        if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
+            monitors.append(LargeRewards(warn))
+        return monitors
