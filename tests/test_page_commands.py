@@ -16,7 +16,7 @@ VERBS = (
     *("resume", "eval", "play", "plot", "export", "check", "compare"),
     *(f"lm {stage}" for stage in ("sft", "reward", "ppo", "generate", "resume")),
 )
-FOREIGN = ("settings.md", "extensions.md")  # names of other libraries, and of what comes
+FOREIGN = ("settings.md",)  # names the flags of other libraries and of earlier versions too
 NO_FLAGS = {"--help", "--version", "--only", "--seeds", "--SECTION.FIELD"}
 
 

@@ -18,6 +18,14 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     assert (tmp_path / "runs/example/result.json").is_file()
 
 
+def test_the_examples_of_the_python_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    examples = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    exec(compile(examples, "python.md", "exec"), {})
+    assert (tmp_path / "runs/recurrent/result.json").is_file()
+
+
 def test_its_links_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
