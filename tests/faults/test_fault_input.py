@@ -15,7 +15,7 @@ from commands.command_line import (
     train,
     train_in,
 )
-from proximo.run import memory
+from proximo.run import preflight
 
 UNBOUNDED = """
 import gymnasium as gym
@@ -199,7 +199,7 @@ class Marked(gym.Env):
 def test_a_size_for_which_there_is_no_memory(here, words, parts):
     (here / "marked.py").write_text(MARKED)
     message = refusal(train_in("marked:Marked", "--run-dir", "r", *words))
-    for part in (*parts, f"this machine has {memory.memory():,}"):
+    for part in (*parts, f"this machine has {preflight.memory():,}"):
         assert part in message
     assert not (here / "made").exists()
     assert nothing_left(here)
@@ -213,7 +213,7 @@ def test_a_size_for_which_there_is_no_memory(here, words, parts):
     ],
 )
 def test_a_size_for_which_there_is_no_memory_in_this_env(here, words, part, monkeypatch):
-    monkeypatch.setattr(memory, "memory", lambda: 2**40)
+    monkeypatch.setattr(preflight, "memory", lambda: 2**40)
     (here / "marked.py").write_text(MARKED)
     words = ("--env.no-check", "--run-dir", "r", *words)
     assert part in refusal(train_in("marked:Marked", *words))
@@ -231,20 +231,20 @@ def test_a_size_for_which_there_is_no_memory_in_this_env(here, words, part, monk
     ],
 )
 def test_what_fits_is_not_refused(here, words, needed, monkeypatch):
-    monkeypatch.setattr(memory, "memory", lambda: needed)
+    monkeypatch.setattr(preflight, "memory", lambda: needed)
     succeeded(train("--run-dir", "r", *words, steps=64))
-    monkeypatch.setattr(memory, "memory", lambda: needed - 1)
+    monkeypatch.setattr(preflight, "memory", lambda: needed - 1)
     message = refusal(train("--run-dir", "r2", *words, steps=64))
     assert f"{needed:,} bytes at least, and this machine has {needed - 1:,}" in message
     assert run_folders(here) == [here / "r"]
 
 
 def test_a_container_says_how_much_memory_there_is(monkeypatch):
-    whole = memory.memory()
+    whole = preflight.memory()
     monkeypatch.setattr(Path, "read_text", lambda path: f"{path}"[-3:])
-    assert memory.memory() == whole  # "max" is no number
+    assert preflight.memory() == whole  # "max" is no number
     monkeypatch.setattr(Path, "read_text", lambda path: "123456789")
-    assert memory.memory() == 123456789
+    assert preflight.memory() == 123456789
 
 
 # Settings that do not go together
