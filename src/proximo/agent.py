@@ -26,7 +26,7 @@ from proximo.nets.custom import Maker as NetMaker
 from proximo.run.checkpoint import Checkpoint, own_copy, write
 from proximo.run.config import Config, algorithm_name, check_storable, make_policy
 from proximo.run.consent import Named, allow, python_line
-from proximo.run.folder import RunFolder
+from proximo.run.folder import RunFolder, versions
 from proximo.spaces import MASK, space_record
 
 EVALUATION_SEED = 1_000_000
@@ -137,10 +137,8 @@ class Agent:
         docs/export.md says what goes in and what comes out. The file was run before it is written,
         and acted as the policy does. Raises `UsageError` if it cannot be, or if a file is there.
         """
-        from proximo import __version__
-
         about = {
-            "proximo": __version__,
+            "proximo": str(versions()["proximo"]),
             "env": self.config.env.id,
             "algorithm": algorithm_name(self.config.algorithm),
             "steps": str(self.result.get("steps", "")),
