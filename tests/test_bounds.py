@@ -8,7 +8,7 @@ import pytest
 from proximo import PPO, Schedule, UsageError
 from proximo.bounds import Bound, above, at_least, at_most, between
 from proximo.commands.training import main
-from proximo.language.config import FitConfig, PPOConfig
+from proximo.language.config import PPOConfig, SupervisedRunConfig
 from proximo.run.config import ALGORITHMS, Config
 
 
@@ -41,10 +41,11 @@ def test_a_bound_is_an_interval_with_a_text(bound, text, within, outside):
         (between(0, 10), "cosine:1:11", "in [0, 10]"),
         (between(0, 10), "linear:1:nan", "a finite number"),
         (above(0), "linear:1:inf", "a finite number"),
+        (between(0, 1), lambda p: 6 * p * (1 - p), "in [0, 1]"),
     ],
 )
 def test_every_value_of_a_schedule_is_held_to_its_bounds(bound, schedule, wrong):
-    assert bound.wrong(Schedule.parse(schedule)) == wrong
+    assert bound.wrong(Schedule.parse(schedule)) == wrong  # text, or a function of progress
 
 
 def test_a_schedule_may_be_given_as_its_text():
@@ -57,7 +58,7 @@ def test_a_schedule_may_be_given_as_its_text():
 
 def sections():
     yield from ALGORITHMS.values()
-    for config in (Config, FitConfig, PPOConfig):
+    for config in (Config, SupervisedRunConfig, PPOConfig):
         hints = typing.get_type_hints(config)
         yield from (hints[field.name] for field in dataclasses.fields(config))
 

@@ -107,9 +107,7 @@ class Agent:
                 self._noise = drawn.to(policy.device, policy.dtype)
             self._step += 1
             noise = self._noise[place]
-        kind = None if rows.dtype == np.uint8 else policy.dtype
-        seen = torch.as_tensor(rows, dtype=kind, device=policy.device)
-        action, _, moved = policy.act(seen, noise, self._state)
+        action, _, moved = policy.act(policy.as_rows(rows), noise, self._state)
         if moved is not None:
             self._state = moved
         return policy.head.to_env(action)

@@ -29,7 +29,7 @@ class Bound:
             return ""
         if isinstance(value, tuple):
             return f"a list, each {self}" if any(map(self.wrong, value)) else ""
-        numbers = [value(p) for p in (0.0, 0.5, 1.0)] if callable(value) else [value]
+        numbers = [value(i / 100) for i in range(101)] if callable(value) else [value]
         if not all(map(math.isfinite, numbers)):
             return "a finite number"
         opens = (self.low_open and numbers[0] == self.low) or (

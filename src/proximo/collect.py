@@ -73,7 +73,7 @@ def collect(
     # Where envs reset in a step of their own, a rollout might hold nothing else: then it goes on.
     while not parts or (quota.left if quota else not parts[-1].valid.any()):
         here = parts[-1].obs[-1] if parts else state.envs.obs
-        part = make_room(policy, here, BLOCK if quota else steps)
+        part = allocate(policy, here, BLOCK if quota else steps)
         done += _step_envs(part, envs, state, quota, done)
         parts.append(part)
     buffer: RolloutBuffer | TensorRolloutBuffer = type(parts[0]).joined(parts, done)
@@ -139,7 +139,7 @@ def _finalize_tensors(
     return mask, found.final, found.rows, found.episodes
 
 
-def make_room(policy: ActorCritic, obs: Any, steps: int) -> Any:
+def allocate(policy: ActorCritic, obs: Any, steps: int) -> Any:
     """An empty buffer of this many steps, of which the first begins with `obs`.
 
     Returns a `RolloutBuffer`, or a `TensorRolloutBuffer` on the device of `obs`.

@@ -11,7 +11,7 @@ import traceback
 import types
 import typing
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -60,14 +60,16 @@ class TrainingError(RuntimeError):
         return printable(super().__str__())
 
 
-def check_values(section: str, settings: Any) -> None:
+def check_values(section: str, settings: Any, names: Container[str] | None = None) -> None:
     """Refuse values that a setting's type or its bounds do not allow. Raises `UsageError`.
 
     Numbers must be finite, whole where the field is `int`, and words among the field's choices.
     NumPy's numbers become Python's, lists tuples, and the text of a schedule the schedule, as a
-    file and the command line give them.
+    file and the command line give them. names: of the fields to check; None: all.
     """
     for name, kind, bounds in _settings(settings.__class__):
+        if names is not None and name not in names:
+            continue
         given = getattr(settings, name)
         try:
             value = _read(_plain(given), kind)
@@ -154,9 +156,9 @@ def _wrong(value: Any, hint: Any) -> str:
     return "" if origin is None or isinstance(value, origin) else f"a {origin.__name__}"
 
 
-def refuse_unused(section: str, settings: object, names: Iterable[str], why: str) -> None:
+def refuse_unused(section: str, settings: Any, names: Iterable[str], why: str) -> None:
     """Settings that would do nothing must have been left as they are. Raises `UsageError`."""
-    for setting in fields(settings):  # type: ignore[arg-type]
+    for setting in fields(settings):
         value = getattr(settings, setting.name)
         if setting.name in names and value != setting.default:
             raise UsageError(

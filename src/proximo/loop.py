@@ -19,12 +19,12 @@ from proximo.imports import find, name_of
 from proximo.nets.config import NetConfig
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import Callback
-from proximo.run.checkpoint import newest
 from proximo.run.code import Code
 from proximo.run.config import Config, RolloutConfig, RunConfig, RunSettings, check_storable
 from proximo.run.consent import WHAT, Named, allow, python_line
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
+from proximo.run.keeping import newest
 from proximo.run.named_callbacks import AnyCallback, check_callbacks, with_callbacks
 from proximo.run.presets import find_preset
 from proximo.run.resuming import continued, start_from

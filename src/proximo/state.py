@@ -36,7 +36,7 @@ _ENV_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
 
 
 class Saved(Protocol):
-    """What `TrainState.restore` asks of a checkpoint that was read."""
+    """The part of a checkpoint that `TrainState.restore` uses."""
 
     tensors: dict[str, Tensor]
     record: dict[str, Any]
@@ -98,7 +98,7 @@ class TrainState:
 
     @property
     def fault(self) -> type[Exception]:
-        """What to raise when something fails: before the first update there is no run to keep."""
+        """Error to raise when something fails: before the first update there is no run to keep."""
         return TrainingError if self.updates else UsageError
 
     @property
@@ -178,13 +178,13 @@ class TrainState:
         return [f.name for f in fields(cls) if f.type in kinds and f.name not in NOT_SAVED]
 
     def record(self, *, policy_only: bool = False) -> dict[str, Any]:
-        """What is saved as JSON."""
+        """The saved numbers and the episodes, as JSON."""
         recent = [] if policy_only else [list(episode) for episode in self.recent]
         counters = {name: getattr(self, name) for name in self.fields_of(*NUMBERS)}
         return {**counters, "policy_only": policy_only, "recent": recent}
 
     def tensors(self, *, policy_only: bool = False) -> dict[str, Tensor]:
-        """What is saved as tensors, by the names in a checkpoint."""
+        """The saved tensors, by their names in a checkpoint."""
         tensors = _named("policy", self.policy.state_dict())
         for name in self.fields_of("Moments | None"):
             if (moments := getattr(self, name)) is not None:
@@ -200,7 +200,7 @@ class TrainState:
         return tensors | {x: torch.from_numpy(np.concatenate(log)) for x, log in logs.items()}
 
     def _later(self) -> dict[str, Tensor]:
-        """What a state has only after its first updates, of the types and shapes it then has."""
+        """Tensors that exist only after the first updates, as zeros of their types and shapes."""
         policy, count = self.policy, len(self.envs.episode)
         acts = policy.actions
         log = torch.empty(0, *(acts.shape or ()), dtype=torch_dtype(acts.dtype))

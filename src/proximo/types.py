@@ -136,7 +136,7 @@ class Segments(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What an update learns from: the real steps of a rollout, along one axis of length B."""
+    """Data of an update: the valid steps of a rollout, along one axis of length B."""
 
     obs: Tensor  # [B, *obs]
     action: Tensor  # [B, *act]
@@ -175,7 +175,7 @@ class Layout(NamedTuple):
         return sum(len(bounds) - 1 for bounds in self.bounds)
 
     def behind(self, epoch: int, number: int) -> Layout:
-        """What is left from this minibatch on; both count from 0."""
+        """The rest from this minibatch on; both count from 0."""
         bounds = [self.bounds[epoch][number:], *self.bounds[epoch + 1 :]]
         return Layout(self.orders[epoch:], bounds, self.joined)
 
@@ -194,7 +194,7 @@ class Transitions(Batch):
 
 @dataclass(kw_only=True)
 class EnvState:
-    """Where each of N envs stands: with the seeds, enough to bring every one of them back."""
+    """State of N envs: together with the seeds, enough to restore every one by a replay."""
 
     obs: Any  # [N, *obs] the observation to act on next: a tensor where envs hold tensors
     episode: np.ndarray  # [N] int64: number of the running episode, from which its seed follows

@@ -64,7 +64,7 @@ def lived_through(kind, **settings):
     config.check()
     session = make_session(config, source=source, callbacks=[look])
     run_control(session)
-    return *seen, session
+    return *seen, session.task
 
 
 VECTOR = ("a vector env",)

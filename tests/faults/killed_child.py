@@ -12,7 +12,7 @@ import sys
 from proximo import disk
 from proximo.cli import main
 from proximo.commands import resuming, running, training
-from proximo.run import checkpoint
+from proximo.run import keeping
 
 WARM = (resuming, running, training)  # imported once, for all children
 EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"}
@@ -51,7 +51,7 @@ def serve():
         counter = os.memfd_create("operations")
         if (child := os.fork()) == 0:
             os.chdir(place)
-            checkpoint.SAVE_INTERVAL, checkpoint.SAVE_SHARE = 0, float("inf")
+            keeping.SAVE_INTERVAL, keeping.SAVE_SHARE = 0, float("inf")
             kill_before(number, counter)
             os._exit(main(words))
         _, status = os.waitpid(child, 0)

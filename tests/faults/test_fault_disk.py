@@ -30,9 +30,10 @@ from proximo import TrainingError, disk
 from proximo import train as train_policy
 from proximo.algorithms.ppo import PPO
 from proximo.run import checkpoint
-from proximo.run.checkpoint import Checkpoint, newest
+from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import RolloutConfig, RunConfig
 from proximo.run.folder import RunFolder
+from proximo.run.keeping import newest
 
 LAST = "checkpoints/last.safetensors"
 

@@ -15,9 +15,9 @@ import pytest
 
 from commands.command_line import SMALL, timeless
 from proximo import disk
-from proximo.run import checkpoint
-from proximo.run.checkpoint import newest
+from proximo.run import checkpoint, keeping
 from proximo.run.folder import RunFolder
+from proximo.run.keeping import newest
 
 LAST = "checkpoints/last.safetensors"
 STEPS = 10**9
@@ -146,7 +146,7 @@ def killed_at(number, patch):
 def save(folder, update, *, keep=3):
     start = newest(folder, strict=True)
     record = {**start.record, "updates": update}
-    keeper = checkpoint.Keeper(folder, keep, print, start)
+    keeper = keeping.CheckpointManager(folder, keep, print, start)
     keeper.last(update, lambda path: checkpoint.write(path, start.tensors, record))
 
 

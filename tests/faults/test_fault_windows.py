@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import proximo.loop
+import proximo.run.control
 from commands.command_line import SMALL, refusal, result, rows, succeeded, timeless, train
 from commands.command_line import proximo as command
 from proximo import (
@@ -32,9 +32,9 @@ from proximo import (
 from proximo import train as train_policy
 from proximo.loop import run_control
 from proximo.run import checkpoint
-from proximo.run.checkpoint import newest
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder, free
+from proximo.run.keeping import newest
 
 LAST = "checkpoints/last.safetensors"
 KILLED = 99
@@ -141,7 +141,7 @@ def test_a_run_that_was_lengthened_and_killed_is_not_finished(here, monkeypatch,
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(proximo.loop, "collect", kill)
+        patch.setattr(proximo.run.control, "collect", kill)
         with pytest.raises(Killed):
             command("resume", "r", "--quiet", "--total-steps", str(steps))
     assert not (here / "r/result.json").exists()  # it was of another state

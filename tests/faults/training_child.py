@@ -11,21 +11,21 @@ import sys
 
 from proximo.cli import main
 from proximo.commands import resuming, running, training
-from proximo.run import checkpoint
+from proximo.run import keeping
 
 WARM = (resuming, running, training)  # imported once, for all children
 
 
 def report_saves(pipe):
     """Write the update of every complete checkpoint, and save after each update."""
-    last = checkpoint.Keeper.last
+    last = keeping.CheckpointManager.last
 
     def reported(keeper, updates, write):
         last(keeper, updates, write)
         os.write(pipe, updates.to_bytes(8, "big"))
 
-    checkpoint.Keeper.last = reported
-    checkpoint.SAVE_INTERVAL, checkpoint.SAVE_SHARE = 0, math.inf
+    keeping.CheckpointManager.last = reported
+    keeping.SAVE_INTERVAL, keeping.SAVE_SHARE = 0, math.inf
 
 
 def serve():

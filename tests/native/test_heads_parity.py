@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_parity import algorithms, assert_same, both, case, nets, rows_of, run, shown
 
 from proximo import A2C, PPO, TRPO, NetConfig, PPOPenalty, RolloutConfig, RunConfig, train
-from proximo.collect import make_room
+from proximo.collect import allocate
 from proximo.engines import library
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
@@ -132,7 +132,7 @@ def acted(policy, rows, noise):
     optimizer = PPO().make_optimizer(policy)
     found = []
     for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
-        buffer = make_room(policy, rows[0].numpy(), len(rows))
+        buffer = allocate(policy, rows[0].numpy(), len(rows))
         buffer.obs[:-1] = rows.numpy()
         with torch.no_grad():
             act = engine.actor(buffer, noise)

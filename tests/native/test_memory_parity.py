@@ -12,7 +12,7 @@ from test_heads_parity import KINDS, WITH_MASKS
 from test_parity import algorithms, assert_same, both, case, kernels, nets, run
 
 from proximo import A2C, PPO, TRPO, NetConfig, PPOPenalty, RolloutConfig, RunConfig, train
-from proximo.collect import make_room
+from proximo.collect import allocate
 from proximo.engines import library
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
@@ -123,7 +123,7 @@ def test_acting(recurrent, trunk, count):
     for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
         generator = torch.Generator().manual_seed(1)
         buffer, recurrent_state = (
-            make_room(policy, np.zeros((count, 6), np.float32), 20),
+            allocate(policy, np.zeros((count, 6), np.float32), 20),
             begin.clone(),
         )
         buffer.obs[:] = torch.randn(buffer.obs.shape, generator=generator).numpy()

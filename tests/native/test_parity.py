@@ -24,7 +24,7 @@ from proximo import (
     UsageError,
     train,
 )
-from proximo.collect import make_room
+from proximo.collect import allocate
 from proximo.engines import library
 from proximo.engines.base import Layout
 from proximo.engines.native import NativeEngine
@@ -608,7 +608,7 @@ def test_acting(action, dtype, kind, count):
     results = []
     for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
         generator = torch.Generator().manual_seed(1)
-        buffer = make_room(policy, np.zeros((count, 6), np.float32), 20)
+        buffer = allocate(policy, np.zeros((count, 6), np.float32), 20)
         buffer.obs[:] = torch.randn(buffer.obs.shape, generator=generator).numpy()
         noise = policy.head.noise(generator, (20, count))
         with torch.no_grad():
@@ -635,7 +635,7 @@ def test_the_most_likely_actions(kind):
     policy, optimizer, _ = case(PPO(), NetConfig(policy_gain=1.0), continuous=kind == "continuous")
     rooms = []
     for engine in (TorchEngine(policy, optimizer), NativeEngine(policy, optimizer, 1)):
-        buffer = make_room(policy, np.zeros((7, 4)), 1)
+        buffer = allocate(policy, np.zeros((7, 4)), 1)
         buffer.obs[:] = np.random.default_rng(0).normal(size=buffer.obs.shape)
         with torch.no_grad():
             engine.actor(buffer, None)(0)
@@ -648,7 +648,7 @@ def test_the_most_likely_actions(kind):
 def test_an_actor_keeps_the_weights_that_it_began_with():
     policy, optimizer, _ = case(PPO(), NetConfig())
     engine = NativeEngine(policy, optimizer, 1)
-    buffer = make_room(policy, np.ones((3, 4), np.float32), 2)
+    buffer = allocate(policy, np.ones((3, 4), np.float32), 2)
     buffer.obs[:] = 1
     act = engine.actor(buffer, torch.rand(2, 3))
     act(0)

@@ -52,7 +52,7 @@ class OnPolicy(ABC):
     n: Annotated[int, at_least(1)] = 5
     """Steps before the bootstrap, for n-step."""
     value_target: Literal["same", "gae", "n-step", "td0", "monte-carlo"] = "same"
-    """What the critic learns: value plus advantage by this estimator (same: the one above)."""
+    """Target of the critic: value plus advantage by this estimator (same: the one above)."""
     critic: bool = True
     """Learn values as a baseline; false: values count as 0, so that an advantage is the return
     itself (monte-carlo)."""
@@ -93,7 +93,7 @@ class OnPolicy(ABC):
     value_clip: Annotated[Coefficient, above(0)] = 0.2
     """Range of the clipped value loss, in units of the critic's output."""
     huber_delta: Annotated[float, above(0)] = 1.0
-    """Where Huber's loss turns from square to straight, in units of the critic's output."""
+    """Error at which Huber's loss becomes linear, in units of the critic's output."""
     skip_budget: Annotated[int, at_least(0)] = 10
     """Gradient steps that a run may skip because their loss or gradient was not finite; one more
     ends it."""

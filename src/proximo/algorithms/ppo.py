@@ -39,7 +39,7 @@ class PPO(OnPolicy):
     clip_high: Annotated[Coefficient | None, above(0)] = None
     """An epsilon of its own for the upper end of the interval; none: the same."""
     dual_clip: Annotated[float | None, above(1)] = None
-    """Where A < 0, no sample counts for more than this many times A; none: without limit."""
+    """Bound of a sample where A < 0: this many times A; none: without a bound."""
     target_kl: Annotated[float | None, above(0)] = None
     """End the update after the epoch in which KL(old, new) passed this many nats; none: never."""
 

@@ -48,8 +48,8 @@ def main(arguments: list[str]) -> int:
     command = parse(Resume, "resume", arguments)
 
     from proximo.commands.running import go_on
-    from proximo.run.checkpoint import newest
     from proximo.run.folder import RunFolder
+    from proximo.run.keeping import newest
     from proximo.run.named_callbacks import with_callbacks
     from proximo.run.resuming import continued
 

@@ -26,7 +26,7 @@ from proximo.types import Batch, Layout, LossSpec, Rollout, RolloutBuffer, Segme
 
 
 class Objective(Protocol):
-    """What an engine asks of an algorithm."""
+    """The part of an algorithm that an engine uses."""
 
     @property
     def max_grad_norm(self) -> float | None:
@@ -38,14 +38,14 @@ class Objective(Protocol):
         """The loss of a minibatch, and the terms to report, among them `loss`."""
 
     def native_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        """The same loss in numbers, for the native engine; None: it does not know it."""
+        """The loss in numbers, for the native engine; None: only PyTorch can compute it."""
 
     def stops(self, engine: UpdateEngine, batch: Batch) -> bool:
         """True leaves out the remaining epochs of this update."""
 
 
 class Outcome(NamedTuple):
-    """What an update did: terms added up over the gradient steps it took, and their number."""
+    """Result of an update: terms added up over its gradient steps, and their number."""
 
     terms: dict[str, Tensor]  # none if no step was taken
     epochs: int

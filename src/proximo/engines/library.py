@@ -18,7 +18,7 @@ from proximo.types import LossSpec
 
 LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
 VERSION = 7
-"""Of the interface; a library of another version is not used."""
+"""Version of the interface; a library of another one is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
 """Wider layers run on PyTorch: at 512 units native is twice as fast, at 1024 no faster."""
@@ -179,7 +179,7 @@ def simple_heads(head: Head) -> list[Head]:
 
 
 def address(array: np.ndarray | Tensor | None) -> int | None:
-    """Where the numbers begin, in the order in which they lie."""
+    """Address of the first number of a contiguous array or tensor."""
     if array is None:
         return None
     if isinstance(array, Tensor):

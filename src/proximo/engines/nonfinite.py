@@ -21,7 +21,7 @@ REMEDIES = (
 
 
 def not_finite(**numbers: Tensor | float) -> str:
-    """Which of these is not finite, in words; nothing if all are."""
+    """The first of these that is not finite, in words; empty if all are."""
     for name, number in numbers.items():
         if not math.isfinite(number):
             return f"the {name.replace('_', ' ')} is {float(number)}"

@@ -90,7 +90,7 @@ class Schedule:
 
 
 Coefficient = float | Schedule
-"""What a setting that can be scheduled accepts."""
+"""A setting that can be scheduled."""
 
 
 def as_schedule(value: Coefficient | str | Callable[[float], float]) -> Schedule:

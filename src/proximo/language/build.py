@@ -37,9 +37,10 @@ from proximo.language.task import PromptData, StageTask, SupervisedTask, TokenPP
 from proximo.language.token_ppo import TokenPPO
 from proximo.language.tokenizer import Tokenizer
 from proximo.run.callbacks import Callback, Display, as_callback
-from proximo.run.checkpoint import Checkpoint, newest
+from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import check_storable, is_own_schedule
 from proximo.run.folder import RunFolder
+from proximo.run.keeping import newest
 from proximo.run.session import RunLog, Session
 
 Config = TypeVar("Config", bound=StageConfig)

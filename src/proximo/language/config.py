@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from proximo.bounds import above, at_least
+from proximo.bounds import above, at_least, between
 from proximo.errors import UsageError, check_values
 from proximo.functional.schedules import Coefficient
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
@@ -191,7 +191,7 @@ class TrainingConfig(RunSettings):
     """Sequences that go through the model at once: memory and speed, never the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; auto: the GPU if there is one."""
-    threads: Annotated[int, at_least(0)] = 0
+    threads: Annotated[int, between(0, 2**20)] = 0
     """Threads of PyTorch; 0: its own number."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers in the layers of the model, in sampling and in the update; weights, gradients, logits
@@ -201,7 +201,7 @@ class TrainingConfig(RunSettings):
     memory, a third more time, the same result."""
     stop_at: float | None = None
     """End PPO once the score of the held-out prompts reaches this; none: after all updates."""
-    eval_every: Annotated[int, at_least(0)] = 0
+    eval_every: Annotated[int, between(0, 2**62)] = 0
     """Updates of PPO between evaluations on prompts that are never trained on; 0: none. The model
     with the best score is kept in RUN/best."""
     held_out: Annotated[float, at_least(0, below=1)] = 0.0

@@ -10,12 +10,9 @@ of sizes is compared with what was saved before anything of that size is made.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import math
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,11 +23,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from proximo.disk import check_regular, duplicate, replace, warn
+from proximo.disk import check_regular, replace
 from proximo.errors import UsageError
 from proximo.functional.moments import no_moments
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.run.folder import RunFolder
 from proximo.spaces import recorded_space, space_record
 from proximo.state import ACTION_LOGS, NUMBERS, TrainState
 from proximo.types import Extra, Moments
@@ -38,11 +34,8 @@ from proximo.types import Extra, Moments
 SCHEMA = 1
 LONGEST_HEADER = 100_000_000
 """Bytes of a header that safetensors reads; it would write a longer one."""
-MOST_NAMED, MOST_TRIED = 8, 64
-"""Other checkpoints that an error names, and that are tried where the last is damaged."""
-SAVE_INTERVAL = 2.0
-"""Seconds between saves of the last and best policy; more where they would take over SAVE_SHARE."""
-SAVE_SHARE = 0.01
+MOST_NAMED = 8
+"""Other checkpoints that an error names."""
 _CONTROL = {
     *("policy_only", "recent", "spaces", "horizon", "steps", "updates", "episodes", "smoothed"),
     *("best", "last_trial_steps"),
@@ -128,23 +121,6 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str
         )
     replace(path, data, within=path.parent.parent)  # both of the run folder and what it is in
     return header["sha256"]
-
-
-def keep_first(
-    folder: Path, update: int, tensors: dict[str, Tensor], record: dict[str, Any]
-) -> str:
-    """Write a file of this update, if there is none of another; returns where the one stands.
-
-    That is nowhere if the disk does not take it.
-    """
-    for path in folder.glob("update-*.safetensors"):
-        return str(path)
-    with contextlib.suppress(OSError):
-        folder.mkdir(exist_ok=True)
-        path = folder / f"update-{update}.safetensors"
-        write(path, {name: own_copy(tensor) for name, tensor in tensors.items()}, record)
-        return str(path)
-    return ""
 
 
 class Checkpoint:
@@ -291,102 +267,6 @@ class Checkpoint:
                 f"the checkpoint {self.path} has {min(names)!r:.80}, for which there is no place: "
                 "its network, its kind of critic or its envs differ from the ones here"
             )
-
-
-def newest(
-    folder: RunFolder, *, strict: bool = False, read: Callable[[Path], Checkpoint] = Checkpoint
-) -> Checkpoint:
-    """The checkpoint to go on from: `last`, or where it is damaged the newest that is whole.
-
-    What is wrong with the others is said on stderr and in the log. read: what reads one of them.
-    Raises `UsageError` if none is whole; strict: if `last` is not.
-    """
-    last = folder.checkpoint("last")
-    try:
-        return read(last)
-    except Damaged as error:
-        if strict:
-            raise
-        faults = [str(error)]
-    for _, path in folder.numbered("last", "update")[:MOST_TRIED]:
-        try:
-            found = read(path)
-        except Damaged as error:
-            faults.append(str(error))
-            continue
-        faults.append(f"going on from {path}, after update {found.updates}; --strict refuses to")
-        for fault in faults:
-            folder.note(fault)
-            warn(fault)
-        return found
-    raise Damaged(f"{faults[0]}; there is none to go on from")
-
-
-class Keeper:
-    """Writes `last` as often as it costs little, keeps what it was, and outlives a full disk."""
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        keep: int,
-        say: Callable[[str], None],
-        start: Checkpoint | None = None,
-    ) -> None:
-        """keep: how many are kept, `last` and those before it. say: told what goes wrong.
-
-        start: what the run goes on from.
-        """
-        self._folder, self._keep, self._say = folder, keep, say
-        self._path = start.path if start else None
-        self._updates = start.updates if start else 0
-        self._due = -math.inf
-        self._failing: set[str] = set()
-
-    def __str__(self) -> str:
-        return f"the last good checkpoint is {self._path}, after update {self._updates}"
-
-    def now_and_then(self, save: Callable[[], None], *, at_once: bool = False) -> None:
-        """Attempt it if its turn has come, which is when it costs SAVE_SHARE of the time."""
-        begin = time.monotonic()
-        if at_once or begin >= self._due:
-            self.attempt("last", save)
-            now = time.monotonic()
-            self._due = now + max(SAVE_INTERVAL, (now - begin) / SAVE_SHARE)
-
-    def attempt(self, what: str, save: Callable[[], None]) -> bool:
-        """Save; where the disk fails, say so once and go on: another turn will come.
-
-        Returns whether it was saved.
-        """
-        try:
-            save()
-            self._failing.discard(what)
-        except OSError as error:
-            if what not in self._failing:
-                self._say(
-                    f"{error.filename} could not be written ({error.strerror}): training goes on, "
-                    f"and tries again later; {self}"
-                )
-            self._failing.add(what)
-        return what not in self._failing
-
-    def last(self, updates: int, write: Callable[[Path], None]) -> None:
-        """Replace `last`; what it was becomes `last-N`, after update N. Raises `OSError`.
-
-        At every moment `last` is whole.
-        """
-        path = self._folder.checkpoint("last")
-        if self._keep > 1 and self._path == path and self._updates < updates:
-            kept = self._folder.checkpoint(f"last-{self._updates}")
-            duplicate(path, kept, within=self._folder.path)
-        write(path)
-        self._path, self._updates = path, updates
-        earlier = [(number, kept) for number, kept in self._folder.numbered("last")]
-        good = [kept for number, kept in earlier if number < updates][: self._keep - 1]
-        for _, kept in earlier:
-            if kept not in good:
-                with contextlib.suppress(OSError):
-                    kept.unlink()
 
 
 def own_copy(tensor: Tensor) -> Tensor:

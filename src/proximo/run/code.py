@@ -5,8 +5,10 @@ A text is turned into code only after the user has named it: see `named_again`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import math
 import re
 import tomllib
 import types
@@ -43,7 +45,7 @@ def describe(code: Any) -> str:
         )
     if is_name or not (settings := _settings(code)):
         return name
-    return f"{name}{{{', '.join(f'{k} = {toml_value(x)}' for k, x in settings.items())}}}"
+    return name + _table(settings)
 
 
 def _settings(code: Any) -> dict[str, Any]:
@@ -57,22 +59,23 @@ def _settings(code: Any) -> dict[str, Any]:
                 "whose fields are its settings"
             )
         return {}
-    settings = dict[str, Any]()
-    for field in (f for f in dataclasses.fields(cls) if f.init):
-        key, value = field.name, getattr(code, field.name)
-        try:
-            again = make(cls, name, f"{{{key} = {toml_value(value)}}}")
-            same = bool(getattr(again, key) == value)
-        except (TypeError, ValueError, UsageError):
-            same = False
-        if same:
-            settings[key] = value
-        elif value is not field.default:
+    values = {f: getattr(code, f.name) for f in dataclasses.fields(cls) if f.init}
+    endless = (math.inf, -math.inf)  # which no setting can be, but a default may
+    settings = {f.name: x for f, x in values.items() if x != f.default or x not in endless}
+    again = None
+    with contextlib.suppress(TypeError, ValueError, UsageError):
+        again = make(cls, name, _table(settings))
+    for key, value in settings.items():
+        if getattr(again, key, None) != value:
             raise UsageError(
                 f"{name}: its field {key} is {value!r:.80}, which a run folder cannot store: "
                 "numbers, text, true, false, none and tuples of them can, of the type in its class"
             )
     return settings
+
+
+def _table(settings: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{key} = {toml_value(x)}" for key, x in settings.items()) + "}"
 
 
 def build(text: str) -> Any:
@@ -92,7 +95,7 @@ def make(code: Any, name: str, settings: str) -> Any:
         table = tomllib.loads(f"x = {settings}")["x"] if settings else {}
         made = read_section(name, code, table) if dataclasses.is_dataclass(code) else code()
         if dataclasses.is_dataclass(code):
-            check_values(name, made)
+            check_values(name, made, table)
         return made
     except (TypeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(

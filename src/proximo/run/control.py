@@ -98,7 +98,7 @@ class ControlTask(Task):
     ) -> None:
         """See `make_session`. Whatever fails, what was opened is closed."""
         self.log, self.callbacks, self._source = log, callbacks, source
-        self._is_new = resume is None
+        self._is_new, self._starts = resume is None, start is not None
         self._threads = torch.get_num_threads()
         self.checked: Checked | None = None
         backend, how = choose_backend(config.env, given=source is not None)
@@ -125,8 +125,7 @@ class ControlTask(Task):
             self.state = self._make_state(policy)
             self.state.skip_sink, self.state.watch = log.record_skip, watch
             if own:
-                seen = torch.as_tensor(self.state.envs.obs, device=self.run.device)
-                policy.check_own(seen if seen.dtype is torch.uint8 else seen.to(policy.dtype))
+                policy.check_own(policy.as_rows(self.state.envs.obs))
             self._load(start, resume)
         except BaseException:
             self.close()
@@ -159,8 +158,9 @@ class ControlTask(Task):
         self.state.engine = profile.timed(
             self.state.engine,
             actor="act",
-            evaluate="evaluate",
-            value="evaluate",
+            evaluate_old="evaluate",
+            next_value="evaluate",
+            evaluate_batch="evaluate",
             finite="checks",
             descend="update",
         )
@@ -194,7 +194,8 @@ class ControlTask(Task):
         if self._is_new:
             config.check_lone(agents)
             config.algorithm.check_used()
-            config.check_net(self.spaces)
+            if not self._starts:  # the network of an earlier run may stay as it was
+                config.check_net(self.spaces)
         if agents > 1:
             self.log.note(f"agents: {agents} in each env, acting by one policy")
         with torch.random.fork_rng(devices=[]):

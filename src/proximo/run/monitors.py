@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from proximo.collect import make_room
+from proximo.collect import allocate
 from proximo.envs.base import Envs
 from proximo.envs.watch import Bounds
 from proximo.errors import TrainingError, faults
@@ -50,7 +50,7 @@ class Evaluation:
     @torch.no_grad()
     def _play(self, state: TrainState) -> Scores:
         policy = state.policy
-        room = make_room(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
+        room = allocate(policy, np.zeros((1, *policy.obs_shape), policy.observations.dtype), 1)
         act = state.engine.actor(room, None)
 
         def env_action(row: np.ndarray) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from proximo.collect import make_room
+from proximo.collect import allocate
 from proximo.envs.base import Envs
 from proximo.errors import UsageError
 from proximo.nets.actor_critic import ActorCritic
@@ -61,7 +61,7 @@ def check_room(policy: ActorCritic, envs: Envs, config: Config) -> None:
     """For this network, which may be on the meta device, in these envs. Raises `UsageError`."""
     _check_network(config, size(policy))
     seen = np.zeros((1, *policy.obs_shape), policy.observations.dtype)
-    room = vars(make_room(policy, seen, 1))
+    room = vars(allocate(policy, seen, 1))
     step = sum(room[name].nbytes for name in room.keys() - {"obs", "parameters", "final_obs"})
     _check_rollout(config, envs.count, step + room["obs"][1:].nbytes, envs.device)
 

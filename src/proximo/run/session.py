@@ -23,9 +23,10 @@ from proximo.run.callbacks import (
     Display,
     MetricsLogger,
 )
-from proximo.run.checkpoint import Checkpoint, Keeper, keep_first
+from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder, lost_rows
+from proximo.run.keeping import CheckpointManager, dump_first_skip
 from proximo.run.named_callbacks import pack_callbacks, restore_callbacks
 from proximo.run.profile import Profile
 from proximo.types import Extra, Metrics, Row
@@ -63,7 +64,7 @@ class RunLog:
         """Warn of the first gradient step that is skipped and log the others: see `Keep`."""
         place = ""
         if self.folder:
-            place = keep_first(self.folder.nonfinite, record["update"], tensors, record)
+            place = dump_first_skip(self.folder.nonfinite, record["update"], tensors, record)
         text = f"a gradient step was left out: {text}{place and f' (the first: {place})'}"
         if not self._skips:
             self.warn(text)
@@ -142,7 +143,7 @@ class RunWriter(Callback):
     phase = "checkpoints"
 
     def __init__(
-        self, task: Task, folder: RunFolder, manager: Keeper, extra: Callable[[], Extra]
+        self, task: Task, folder: RunFolder, manager: CheckpointManager, extra: Callable[[], Extra]
     ) -> None:
         """extra: called before a checkpoint, for what it holds besides the state."""
         self._task, self._folder, self._manager, self._extra = task, folder, manager, extra
@@ -272,7 +273,7 @@ class Session:
         self.callbacks = [self._clock, *monitors, best, *checked, self._logger]
         self._writer: RunWriter | None = None
         if folder:
-            manager = Keeper(folder, run.keep_last, self.log.alert, resume)
+            manager = CheckpointManager(folder, run.keep_last, self.log.alert, resume)
             self._writer = RunWriter(task, folder, manager, self._before_checkpoint)
             if not resume:
                 with writable(folder.path):
