@@ -22,7 +22,9 @@ class Callback:
 
     Every method is optional. Where a class has arguments, make it a dataclass: a run folder names
     it by `module:Class` with the values of its fields. A plain function of (state, rollout, row)
-    is a callback too, one that only watches: it is not recorded.
+    is a callback too, one that only watches: it is not recorded. A logger is a callback that hands
+    `row` to its sink. There is no hook per step of an env; `before_advantages` comes where
+    Stable-Baselines3 calls `on_rollout_end`.
     """
 
     phase: ClassVar[str] = "callbacks"
