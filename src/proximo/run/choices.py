@@ -60,23 +60,23 @@ def check_backend(env: EnvConfig) -> None:
 
 
 def choose_device(
-    wish: str, policy: ActorCritic, num_envs: torch.device | None = None
+    wish: str, policy: ActorCritic, held_on: torch.device | None = None
 ) -> tuple[str, str]:
     """Where the networks live, and why. Raises `UsageError` for a device that is not there.
 
-    envs: where the envs' tensors lie, if they hold any; the networks must be there too.
+    held_on: where the envs' tensors lie, if they hold any; the networks must be there too.
     """
-    if num_envs is not None:
-        if wish not in ("auto", num_envs.type):
+    if held_on is not None:
+        if wish not in ("auto", held_on.type):
             raise UsageError(
-                f"run.device is {wish}, but the envs hold tensors on {num_envs}: use auto"
+                f"run.device is {wish}, but the envs hold tensors on {held_on}: use auto"
             )
-        if num_envs.type == "cuda" and num_envs.index not in (None, torch.cuda.current_device()):
+        if held_on.type == "cuda" and held_on.index not in (None, torch.cuda.current_device()):
             raise UsageError(
-                f"the envs hold tensors on {num_envs}, but the networks would be on "
+                f"the envs hold tensors on {held_on}, but the networks would be on "
                 f"cuda:{torch.cuda.current_device()}: call torch.cuda.set_device first"
             )
-        return num_envs.type, "where the envs' tensors are"
+        return held_on.type, "where the envs' tensors are"
     if wish == "auto":
         if size(policy) <= SMALL:
             return "cpu", "small networks are faster there"
