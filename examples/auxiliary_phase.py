@@ -1,6 +1,6 @@
 """PPG's auxiliary phase: every few updates the actor's layers learn what the critic knows.
 
-proximo train ppo CartPole-v1 --preset none --run.callbacks examples.auxiliary_phase:AuxiliaryPhase
+proximo train ppo CartPole-v1 --preset none --callback examples.auxiliary_phase:AuxiliaryPhase
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A logger of your own: each row of metrics.jsonl goes to a CSV file as well, or to any sink.
 
-proximo train ppo CartPole-v1 --run.callbacks examples.csv_logger:CSVLogger
+proximo train ppo CartPole-v1 --callback examples.csv_logger:CSVLogger
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An evaluation of your own: a policy counts for what it scores where it did not train.
 
-proximo train ppo CartPole-v1 --run.callbacks examples.own_evaluation:Gravities --run.eval-every 10
+proximo train ppo CartPole-v1 --callback examples.own_evaluation:Gravities --run.eval-every 10
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """RND, exploration by Random Network Distillation: what is seldom seen earns a reward of its own.
 
-proximo train ppo MountainCar-v0 --run.callbacks examples.rnd:RND
+proximo train ppo MountainCar-v0 --callback examples.rnd:RND
 """
 
 from __future__ import annotations
