@@ -13,17 +13,16 @@ BUILTINS = {"eval", "exec", "compile", "__import__"}
 CALLS = {"torch.load", "torch.save", "torch.jit.load", "np.load", "numpy.load"}
 IMPORTING = {
     "__init__.py": 'f"proximo.{_HOMES[name]}"',
-    "language/__init__.py": 'f"proximo.language.{_HOMES[name]}"',
+    "language/__init__.py": 'f"proximo.language.{_MODULES[name]}"',
     "functional/__init__.py": 'f"{__name__}.{name}"',
     "cli.py": 'f"proximo.commands.{VERBS[verb][0]}"',
     "imports.py": "module_name",
-    "language/reward.py": "module",
     "envs/registries.py": "package",
     "commands/pictures.py": "module",
     "export.py": "module",
 }
 """Who imports by a name that is not in its source: the first four from a table of their own,
-imports.py and reward.py what the user has named, the last three packages of a fixed list."""
+imports.py what the user has named, the last three packages of a fixed list."""
 
 
 def forbidden(source):
