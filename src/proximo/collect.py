@@ -216,7 +216,8 @@ def _step_envs(
         where = f"step {taken + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
         raise state.fault(f"an env failed at {where}: {what}") from error
-    if recurrent_state is not None:  # reset the hidden state where the last step ended an episode
+    # The hidden state (LSTM, GRU) is reset at episode starts: here, and in `Engine.actor`.
+    if recurrent_state is not None:
         begins = torch.as_tensor(steps.done[t] | ~steps.valid[t], device=recurrent_state.device)
         recurrent_state.masked_fill_(begins.unsqueeze(-1), 0)
     return t + 1

@@ -100,13 +100,14 @@ class Snapshot:
         self._spaces = spaces
 
     def write(self, path: Path) -> None:
-        """Replace what stands at `path` in one step. Raises `OSError`."""
+        """Write the checkpoint to disk, in one step. Raises `OSError`."""
         record = {**self._record, "spaces": [space_record(space) for space in self._spaces]}
         write(path, self._tensors, record)
 
 
 def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
-    """Tensors of their own memory and a JSON record, in one file that `Checkpoint` reads.
+    """Write a checkpoint to disk: one file, of tensors with memory of their own and a JSON record.
+
 
     Returns the SHA-256 of its content.
     """
