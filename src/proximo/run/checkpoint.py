@@ -108,7 +108,6 @@ class Snapshot:
 def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
     """Write a checkpoint to disk: one file, of tensors with memory of their own and a JSON record.
 
-
     Returns the SHA-256 of its content.
     """
     text = json.dumps({"schema": SCHEMA, **record}, sort_keys=True)
