@@ -17,13 +17,12 @@ IMPORTING = {
     "functional/__init__.py": 'f"{__name__}.{name}"',
     "cli.py": 'f"proximo.commands.{VERBS[verb][0]}"',
     "imports.py": "module_name",
-    "language/reward.py": "module",
     "envs/registries.py": "package",
     "commands/pictures.py": "module",
     "export.py": "module",
 }
 """Who imports by a name that is not in its source: the first four from a table of their own,
-imports.py and reward.py what the user has named, the last three packages of a fixed list."""
+imports.py what the user has named, the last three packages of a fixed list."""
 
 
 def forbidden(source):
