@@ -23,14 +23,7 @@ from proximo.errors import UsageError, check_values, nearest
 from proximo.functional.schedules import Schedule, as_schedule
 from proximo.imports import find, leads_to, name_of
 from proximo.nets.config import NetConfig
-from proximo.run.code import (
-    Code,
-    describe,
-    is_code,
-    named_again,
-    remade,
-    sayable,
-)
+from proximo.run.code import Code, describe, is_code, named_again, remade, sayable
 from proximo.run.toml import read_section, read_tables, toml_value
 
 if TYPE_CHECKING:

@@ -34,15 +34,7 @@ from proximo.run.choices import (
 )
 from proximo.run.config import Config, RunConfig, make_policy, success_threshold
 from proximo.run.folder import RunFolder
-from proximo.run.monitors import (
-    Evaluate,
-    Evaluation,
-    LargeRewards,
-    LoneAdvantages,
-    ObservationBoundsCheck,
-    StopAt,
-    own_evaluation,
-)
+from proximo.run.monitors import Doubts, Evaluate, Evaluation, StopAt, own_evaluation
 from proximo.run.preflight import check_room, check_sizes
 from proximo.run.profile import Profile
 from proximo.run.session import RunLog, Session, Task
@@ -306,10 +298,8 @@ class ControlTask(Task):
             monitors.append(Evaluate(own or [evaluation], run.eval_every))
         if run.stop_at is not None:
             monitors.append(StopAt(evaluation, run.stop_at))
-        if not (self.checked and not self.checked.within):
-            bounds = Bounds(self.envs.observations)
-            monitors.append(ObservationBoundsCheck(bounds, warn))
-        monitors.append(LoneAdvantages(warn))
-        if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
-            monitors.append(LargeRewards(warn))
-        return monitors
+        bounds = Bounds(self.envs.observations)
+        compared = not bounds.endless and (self.checked is None or self.checked.within)
+        scaled = self.config.algorithm.normalize_reward or self.config.net.normalize_returns
+        doubts = Doubts(warn, bounds if compared else None, check_rewards=not scaled)
+        return [*monitors, doubts]

@@ -15,14 +15,7 @@ from torch import Tensor
 
 from proximo.disk import warn, writable
 from proximo.errors import TrainingError
-from proximo.run.callbacks import (
-    BestTracker,
-    Callback,
-    Checked,
-    Clock,
-    Display,
-    MetricsLogger,
-)
+from proximo.run.callbacks import BestTracker, Callback, Checked, Clock, Display, MetricsLogger
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder, lost_rows
