@@ -193,21 +193,22 @@ def evaluate(
         config = env
     elif isinstance(env, str):
         config = dataclasses.replace(config, id=env)
-    given = env if isinstance(env, gym.Env) else None
-    source = None if env is None or isinstance(env, str | EnvConfig | gym.Env) else env
-    world = given if given is not None else make_env(config, source)
+    if own := isinstance(env, gym.Env):
+        one_env = env
+    else:
+        one_env = make_env(config, None if isinstance(env, str | EnvConfig) else env)
     try:
-        check_spaces(world, played)
+        check_spaces(one_env, played)
         return evaluate_policy(
             played.policy,
-            world,
+            one_env,
             episodes=episodes,
             seed=seed,
             deterministic=deterministic,
             limit=step_limit(config, max_episode_steps or played.config.run.eval_max_episode_steps),
         )
     finally:
-        close_all([] if given is not None else [world])
+        close_all([] if own else [one_env])
 
 
 def check_spaces(env: gym.Env[Any, Any], agent: Agent) -> None:

@@ -180,10 +180,7 @@ class MetricsLogger(Callback):
         last: Row,
         say: Callable[[str], None],
     ) -> None:
-        """last: the row that was logged last, if any.
-
-        say: told once when the disk or the display begins to fail. Raises `OSError`.
-        """
+        """last: the row logged last. say: told once if disk or display fail. Raises `OSError`."""
         self._file = Lines(folder.metrics_file, say) if folder else None
         self._display, self._run, self._say = display, run, say
         self.row, self._written = last, True

@@ -84,24 +84,17 @@ class Evaluate(Callback):
 
 
 class StopAt(Callback):
-    """Evaluate once the smoothed return reaches a goal: `RunConfig.ended_by` compares the result.
-
-    An evaluation that falls short is not repeated at every update, but after 2% of the horizon.
-    """
+    """Evaluate where the smoothed return reaches a goal, at most every 2% of the horizon."""
 
     def __init__(self, evaluation: Evaluation, goal: float) -> None:
         self._evaluation, self._goal = evaluation, goal
 
     def __call__(self, state: TrainState, rollout: Rollout, row: Row) -> None:
-        if state.smoothed is None or state.smoothed < self._goal:
-            return
-        if (
-            state.last_trial_steps is not None
-            and state.steps - state.last_trial_steps < state.horizon / 50
-        ):
-            return
-        state.last_trial_steps = state.steps
-        state.last_trial_return = self._evaluation(state, row)
+        last = state.last_trial_steps
+        due = last is None or state.steps - last >= state.horizon / 50
+        if due and state.smoothed is not None and state.smoothed >= self._goal:
+            state.last_trial_steps = state.steps
+            state.last_trial_return = self._evaluation(state, row)
 
 
 class Doubts(Callback):
