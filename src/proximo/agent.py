@@ -23,13 +23,16 @@ from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.checkpoint import Checkpoint, own_copy, write
-from proximo.run.config import Config, algorithm_name, check_storable, make_policy
+from proximo.run.config import (
+    EVALUATION_SEED,
+    Config,
+    algorithm_name,
+    check_storable,
+    make_policy,
+)
 from proximo.run.consent import Named, allow, python_line
 from proximo.run.folder import RunFolder
 from proximo.spaces import MASK, space_record
-
-EVALUATION_SEED = 1_000_000
-"""The first seed of an evaluation: far from those of evaluations while training."""
 
 
 class Agent:

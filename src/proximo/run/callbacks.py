@@ -198,7 +198,9 @@ class MetricsLogger(Callback):
 
     def _write(self) -> None:
         if self._file and not self._written:
-            self._file.write(json_line(self.row))
+            # A reading that does not exist (NaN) is null.
+            how = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+            self._file.write(orjson.dumps(self.row, option=how))
             self._written = True
 
     def sync(self) -> None:
@@ -210,8 +212,3 @@ class MetricsLogger(Callback):
         self._write()
         if self._file:
             self._file.close()
-
-
-def json_line(row: Row) -> bytes:
-    """JSON, in which a reading that does not exist (NaN) is null."""
-    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)

@@ -66,6 +66,8 @@ OF_LANGUAGE = {
 }
 """Algorithms for language models, and what `proximo lm` calls them."""
 
+EVALUATION_SEED = 1_000_000
+"""Seed of the first episode of `eval` and `play`, far from those of evaluations in training."""
 Tables = Mapping[str, Mapping[str, Any]]
 """Section -> setting -> value, as TOML holds them."""
 

@@ -16,7 +16,7 @@ from proximo.collect import collect
 from proximo.envs.base import REPLAYED, Envs, Maker
 from proximo.envs.make import make_envs
 from proximo.envs.watch import Bounds, Checked
-from proximo.errors import UsageError, explain, faults
+from proximo.errors import explained
 from proximo.evaluation import step_limit
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
@@ -224,12 +224,8 @@ class ControlTask(Task):
         return dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
 
     def _make_state(self, policy: ActorCritic) -> TrainState:
-        try:
+        with explained("an env failed at its first reset"):
             envs = self.envs.start()
-        except UsageError:
-            raise
-        except faults() as error:
-            raise UsageError(f"an env failed at its first reset: {explain(error)}") from error
         run = self.run
         optimizer = self.config.algorithm.make_optimizer(policy)
         engine = choices.make_engine(run.engine, policy, optimizer, run.threads)
@@ -260,20 +256,12 @@ class ControlTask(Task):
         if resume:
             resume.load_state(state)
             whole = not self.envs.replayable or self.envs.remembered(state.envs).all()
-            if not self._restored():
+            with explained("an env failed while its episode was replayed"):
+                restored = self.envs.restore(state.envs)
+            if not restored:
                 state.reward_return = state.recurrent_state = None  # of the episodes that are gone
                 why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
                 self.log.note(f"these envs cannot be brought back{why}: new episodes begin in them")
-
-    def _restored(self) -> bool:
-        try:
-            return self.envs.restore(self.state.envs)
-        except UsageError:
-            raise
-        except faults() as error:
-            raise UsageError(
-                f"an env failed while its episode was replayed: {explain(error)}"
-            ) from error
 
     def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
         run, warn = self.run, self.log.warn

@@ -78,10 +78,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
-        """A new folder with its configuration, a dataclass of dataclasses.
+        """A new folder with its configuration, or one whose run had no checkpoint yet.
 
-        One in which a run was killed before its first checkpoint is taken over. Raises `UsageError`
-        if anything else stands there; resume: how one goes on with such a run.
+        Raises `UsageError` if anything else stands there; resume: how one continues such a run.
         """
         folder = cls(path)
         exists = UsageError(
