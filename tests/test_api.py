@@ -134,12 +134,12 @@ def test_each_row_of_a_batch_remembers_for_itself_and_forgets_when_it_is_reset()
         if t == 3:
             agent.reset(np.array([True, False]))
         agent.act(both)
-    state = agent._state.clone()
+    state = agent._episodes.recurrent_state.clone()
     for i, begin in ((0, 3), (1, 0)):
         alone.reset()
         for t in range(begin, 6):
             alone.act(obs[t, i])
-        torch.testing.assert_close(alone._state[0], state[i])
+        torch.testing.assert_close(alone._episodes.recurrent_state[0], state[i])
     with pytest.raises(
         ValueError, match=r"has 1 observations, but the one before had 2.*reset\(\)"
     ):

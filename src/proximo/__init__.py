@@ -33,57 +33,31 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "Agent": "agent",
-    "evaluate": "agent",
-    "load": "agent",
-    "A2C": "algorithms.a2c",
-    "OnPolicy": "algorithms.base",
-    "PPO": "algorithms.ppo",
-    "PPOPenalty": "algorithms.ppo_penalty",
-    "QActorCritic": "algorithms.q_actor_critic",
-    "Reinforce": "algorithms.reinforce",
-    "TRPO": "algorithms.trpo",
-    "EnvConfig": "envs.config",
-    "Schedule": "functional.schedules",
-    "resume": "loop",
-    "train": "loop",
-    "NetConfig": "nets.config",
-    "Callback": "run.callbacks",
-    "RolloutConfig": "run.config",
-    "RunConfig": "run.config",
-    "Batch": "types",
-    "Rollout": "types",
-    "TrainState": "state",
-    "TrainingError": "errors",
-    "UsageError": "errors",
+_PUBLIC = {
+    "agent": ("Agent", "evaluate", "load"),
+    "algorithms.a2c": ("A2C",),
+    "algorithms.base": ("OnPolicy",),
+    "algorithms.ppo": ("PPO",),
+    "algorithms.ppo_penalty": ("PPOPenalty",),
+    "algorithms.q_actor_critic": ("QActorCritic",),
+    "algorithms.reinforce": ("Reinforce",),
+    "algorithms.trpo": ("TRPO",),
+    "envs.config": ("EnvConfig",),
+    "errors": ("TrainingError", "UsageError"),
+    "functional.schedules": ("Schedule",),
+    "loop": ("resume", "train"),
+    "nets.config": ("NetConfig",),
+    "run.callbacks": ("Callback",),
+    "run.config": ("RolloutConfig", "RunConfig"),
+    "state": ("TrainState",),
+    "types": ("Batch", "Rollout"),
 }
-__all__ = [  # spelled out for those who read without running
-    "A2C",
-    "PPO",
-    "TRPO",
-    "Agent",
-    "Batch",
-    "Callback",
-    "EnvConfig",
-    "NetConfig",
-    "OnPolicy",
-    "PPOPenalty",
-    "QActorCritic",
-    "Reinforce",
-    "Rollout",
-    "RolloutConfig",
-    "RunConfig",
-    "Schedule",
-    "TrainState",
-    "TrainingError",
-    "UsageError",
-    "evaluate",
-    "functional",
-    "load",
-    "resume",
-    "train",
-]
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
+# Spelled out, for those who read without running.
+__all__ = ["A2C", "PPO", "TRPO", "OnPolicy", "PPOPenalty", "QActorCritic", "Reinforce", "Schedule"]
+__all__ += ["Callback", "EnvConfig", "NetConfig", "RolloutConfig", "RunConfig", "functional"]
+__all__ += ["Agent", "Batch", "Rollout", "TrainState", "TrainingError", "UsageError"]
+__all__ += ["evaluate", "load", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
 
 from proximo.algorithms.base import OnPolicy
 from proximo.disk import replace, writable
@@ -18,19 +17,22 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.layers import close_all, title
 from proximo.envs.make import make_env
 from proximo.errors import UsageError
-from proximo.evaluation import Scores, evaluate_policy, step_limit
+from proximo.evaluation import EpisodePolicy, Scores, evaluate_policy, step_limit
 from proximo.export import Exported, export
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.checkpoint import Checkpoint, own_copy, write
-from proximo.run.config import Config, algorithm_name, check_storable, make_policy
+from proximo.run.config import (
+    EVALUATION_SEED,
+    Config,
+    algorithm_name,
+    check_storable,
+    make_policy,
+)
 from proximo.run.consent import Named, allow, python_line
 from proximo.run.folder import RunFolder, versions
 from proximo.spaces import MASK, space_record
-
-EVALUATION_SEED = 1_000_000
-"""The first seed of an evaluation: far from those of evaluations while training."""
 
 
 class Agent:
@@ -58,10 +60,10 @@ class Agent:
         all of them.
         """
         if rows is None:
-            self._state: Tensor | None = None  # [N, C] recurrent state of each row
-            self._noise, self._step = torch.empty(0), 0
-        elif self._state is not None:
-            self._state[torch.as_tensor(rows, device=self._state.device)] = 0
+            self._episodes = EpisodePolicy(self.policy)
+        elif self._episodes.steps:
+            state = self._episodes.recurrent_state
+            state[torch.as_tensor(rows, device=state.device)] = 0
 
     def act(self, obs: Any, *, deterministic: bool = True) -> Any:
         """The action for one observation, or the actions for a batch of them, as the env takes it.
@@ -85,32 +87,8 @@ class Agent:
         batch = rows if lead else rows[None]
         if self.policy.stuck(batch).any():
             raise ValueError(f"the {MASK} of the observation allows no action: {obs}")
-        actions = self._act(batch, None if deterministic else self._generator)
+        actions = self._episodes.act_batch(batch, None if deterministic else self._generator)
         return self.policy.actions.given(actions if lead else actions[0])
-
-    @torch.no_grad()
-    def _act(self, rows: np.ndarray, generator: torch.Generator | None) -> Any:
-        """Actions for rows of observations, [N, *obs], as rows."""
-        policy, count = self.policy, len(rows)
-        if self._state is None or (len(self._state) != count and not policy.state_size):
-            self._state = torch.zeros(count, policy.state_size, device=policy.device)
-        elif len(self._state) != count:
-            raise ValueError(
-                f"the batch has {count} observations, but the one before had {len(self._state)}, "
-                "and the policy remembers each row: call reset() before another number of rows"
-            )
-        noise = None
-        if generator is not None:
-            place, head = self._step % policy.head.resample_every, policy.head
-            if place == 0 or self._noise.shape[1] != count:  # held for as many steps
-                drawn = head.noise(generator, (head.resample_every, count))
-                self._noise = drawn.to(policy.device, policy.dtype)
-            self._step += 1
-            noise = self._noise[place]
-        action, _, moved = policy.act(policy.as_rows(rows), noise, self._state)
-        if moved is not None:
-            self._state = moved
-        return policy.head.to_env(action)
 
     def save(self, folder: str | Path) -> None:
         """Write the policy to a new folder, for `load`. Raises `UsageError`."""
@@ -216,21 +194,22 @@ def evaluate(
         config = env
     elif isinstance(env, str):
         config = dataclasses.replace(config, id=env)
-    given = env if isinstance(env, gym.Env) else None
-    source = None if env is None or isinstance(env, str | EnvConfig | gym.Env) else env
-    world = given if given is not None else make_env(config, source)
+    if own := isinstance(env, gym.Env):
+        one_env = env
+    else:
+        one_env = make_env(config, None if isinstance(env, str | EnvConfig) else env)
     try:
-        check_spaces(world, played)
+        check_spaces(one_env, played)
         return evaluate_policy(
             played.policy,
-            world,
+            one_env,
             episodes=episodes,
             seed=seed,
             deterministic=deterministic,
             limit=step_limit(config, max_episode_steps or played.config.run.eval_max_episode_steps),
         )
     finally:
-        close_all([] if given is not None else [world])
+        close_all([] if own else [one_env])
 
 
 def check_spaces(env: gym.Env[Any, Any], agent: Agent) -> None:

@@ -35,10 +35,7 @@ _GROW = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NOFOLLOW | _NONBLOCK
 
 
 def opened(path: Path) -> IO[bytes]:
-    """Open a regular file for reading. Raises `OSError` for a pipe or a device, which has no end.
-
-    It refuses a file that is nearly all holes too: its author pays nothing, its reader memory.
-    """
+    """Open a regular file that is not nearly all holes, for reading. Raises `OSError`."""
     handle = os.open(path, _READ)
     try:
         _check(path, handle)
@@ -171,10 +168,7 @@ def grow(path: Path, within: Path | None = None) -> io.FileIO:
 
 
 def duplicate(path: Path, other: Path, within: Path | None = None) -> None:
-    """Give a file a second name in its folder, which replaces a file of that name.
-
-    A missing file is no error. A file system without links gets a copy. Raises `OSError`.
-    """
+    """Give a file a second name in its folder, or a copy; a missing one is no error."""
     with _entered(path.parent, within) as folder:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(other.name, dir_fd=folder)

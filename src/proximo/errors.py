@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import dis
 import functools
@@ -11,7 +12,7 @@ import traceback
 import types
 import typing
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -197,6 +198,17 @@ def faults() -> tuple[type[BaseException], ...]:
         return (BaseException,)
     raised = dis.opname[trace.tb_frame.f_code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
     return (BaseException,) if raised else ()
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into a `UsageError` that says what has failed."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except faults() as error:
+        raise UsageError(f"{what}: {explain(error)}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

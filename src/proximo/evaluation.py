@@ -219,41 +219,49 @@ class EpisodePlayer:
 
 
 class EpisodePolicy:
-    """A policy in one episode of one env, with its recurrent state."""
+    """A policy in episodes of one env or of N, with the recurrent state of each."""
 
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
-        self._recurrent_state = torch.zeros(1, policy.state_size, device=policy.device)
-        self._noise, self._sampled, self._acted = torch.empty(0), 0, 0
+        self.recurrent_state = torch.empty(0, policy.state_size)  # [N, C], once it has acted
+        self._noise, self._sampled, self.steps = torch.empty(0), 0, 0
 
-    def __call__(self, obs: Any, generator: torch.Generator | None) -> Any:
-        """The env's action: the most likely one, or sampled by `generator`."""
-        row = self.act(self._policy.observations.row(obs), generator)
-        return self._policy.actions.given(row)
-
-    @torch.no_grad()
     def act(self, seen: np.ndarray, generator: torch.Generator | None = None) -> Any:
-        """Act on a row; returns a row. Raises `UsageError` for a mask that allows nothing."""
+        """Act on one row; returns a row. Raises `UsageError` for a mask that allows nothing."""
         if self._policy.stuck(seen[None]).any():
             raise UsageError(
-                f"the {MASK} of an env allows no action at step {self._acted} of an episode: one "
+                f"the {MASK} of an env allows no action at step {self.steps} of an episode: one "
                 "must be legal until it ends"
             )
-        self._acted += 1
-        noise = None if generator is None else self._draw(generator)
-        policy = self._policy
-        action, _, following = policy.act(policy.as_rows(seen[None]), noise, self._recurrent_state)
-        if following is not None:
-            self._recurrent_state.copy_(following)
-        return policy.head.to_env(action)[0]
+        return self.act_batch(seen[None], generator)[0]
 
-    def _draw(self, generator: torch.Generator) -> torch.Tensor:
+    @torch.no_grad()
+    def act_batch(self, rows: np.ndarray, generator: torch.Generator | None) -> Any:
+        """The most likely actions for rows of observations, [N, *obs], or sampled ones, as rows.
+
+        Raises `ValueError` for another N than before, if the policy is recurrent.
+        """
+        policy, count, before = self._policy, len(rows), len(self.recurrent_state)
+        if count != before:
+            if self.steps and policy.state_size:
+                raise ValueError(
+                    f"the batch has {count} observations, but the one before had {before}, and the "
+                    "policy remembers each row: call reset() before another number of rows"
+                )
+            self.recurrent_state = torch.zeros(count, policy.state_size, device=policy.device)
+        self.steps += 1
+        noise = None if generator is None else self._draw(generator, count)
+        action, _, following = policy.act(policy.as_rows(rows), noise, self.recurrent_state)
+        if following is not None:
+            self.recurrent_state = following
+        return policy.head.to_env(action)
+
+    def _draw(self, generator: torch.Generator, count: int) -> torch.Tensor:
         """Noise of one step, drawn anew after `resample_every` steps."""
         head, policy = self._policy.head, self._policy
         step = self._sampled % head.resample_every
-        if step == 0:
-            self._noise = head.noise(generator, (head.resample_every, 1)).to(
-                policy.device, policy.dtype
-            )
+        if step == 0 or self._noise.shape[1] != count:
+            noise = head.noise(generator, (head.resample_every, count))
+            self._noise = noise.to(policy.device, policy.dtype)
         self._sampled += 1
         return self._noise[step]

@@ -46,10 +46,7 @@ def find(name: str) -> Any:
 
 
 def name_of(code: Any) -> str:
-    """The name by which `find` finds it, unless it was defined within a function, or is no class.
-
-    See `leads_to`.
-    """
+    """Name by which `find` finds it, where `leads_to` holds."""
     return f"{code.__module__}:{getattr(code, '__qualname__', f'<{type(code).__name__}>')}"
 
 

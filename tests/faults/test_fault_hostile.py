@@ -300,7 +300,7 @@ def test_of_a_long_log_of_metrics_some_rows_are_held(here, monkeypatch):
     assert found[0] == 1
     assert found[-1] == 1000
     assert 10 < len(found) < 40
-    held, lost = RunFolder("r").cut_metrics(990, 2, done=False)
+    held, lost = RunFolder("r").cut_metrics(990, 2, ended=False)
     assert not lost.number
     assert held[-1] == {"update": 990, "seconds": 1}
     cut = (here / "r/metrics.jsonl").read_text().splitlines()

@@ -13,7 +13,7 @@ from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import closing, optional
 from proximo.disk import warn
-from proximo.run.config import Config
+from proximo.run.config import EVALUATION_SEED, Config
 from proximo.run.consent import Line, Named, allow
 from proximo.run.folder import RunFolder
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     import gymnasium as gym
 
     from proximo.agent import Agent
-
-SEED = 1_000_000
-"""Seed of the first episode of `eval` and `play`, far from those of evaluations in training."""
-
 
 FLAGS = {
     "env": "--env",
@@ -96,7 +92,7 @@ class OfEpisodes(OfRun):
     """Policy to use."""
     episodes: int
     """Number of episodes."""
-    seed: int = SEED
+    seed: int = EVALUATION_SEED
     """Seed of the first episode; each further one counts up by one."""
     max_episode_steps: int | None = None
     """Steps after which an episode is cut off, with the return so far; by default as in the

@@ -21,7 +21,7 @@ from proximo.envs.parallel_env import ParallelEnv, is_parallel, is_turn_based, p
 from proximo.envs.parallel_envs import ParallelEnvs
 from proximo.envs.registries import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.vector import VectorEnvs
-from proximo.errors import UsageError, explain, faults, nearest
+from proximo.errors import UsageError, explain, explained, faults, nearest
 from proximo.imports import find, import_module
 from proximo.spaces import MASK, Space
 
@@ -43,12 +43,8 @@ def make_env(env: EnvConfig, maker: Maker | None = None, render_mode: str | None
         made_by = maker or _maker(env)
         one_env = _single(_call(made_by, env, kwargs), _maker_name(made_by, env))
     for name in env.wrappers:
-        try:
+        with explained(f"the wrapper {name} failed"):
             wrapped = find(name)(one_env)
-        except UsageError:
-            raise
-        except faults() as error:
-            raise UsageError(f"the wrapper {name} failed: {explain(error)}") from error
         one_env = _single(wrapped, f"the wrapper {name}")
     if is_parallel(one_env):
         return ParallelEnv(one_env, env)

@@ -23,18 +23,8 @@ if TYPE_CHECKING:
         trust_region,
     )
 
-__all__ = [
-    "batches",
-    "distributions",
-    "kl",
-    "losses",
-    "masked",
-    "moments",
-    "returns",
-    "schedules",
-    "shapes",
-    "trust_region",
-]
+__all__ = ["batches", "distributions", "kl", "losses", "masked", "moments", "returns"]
+__all__ += ["schedules", "shapes", "trust_region"]
 
 
 def __getattr__(name: str) -> ModuleType:

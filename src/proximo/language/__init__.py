@@ -40,35 +40,18 @@ _PUBLIC = {
     "stages": ("Result", "fit_reward", "ppo", "resume", "sft"),
     "token_ppo": ("TOKEN_PPO", "TokenPPO"),
 }
-_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
-__all__ = [  # a literal, for tools that read without running
-    "TOKEN_PPO",
-    "KLConfig",
-    "LanguageModel",
-    "ModelConfig",
-    "PTXConfig",
-    "Result",
-    "RewardModel",
-    "Sampling",
-    "ScoreConfig",
-    "SupervisedConfig",
-    "TokenPPO",
-    "TrainingConfig",
-    "fit_reward",
-    "load_model",
-    "load_reward",
-    "ppo",
-    "resume",
-    "sft",
-    "tiny",
-]
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
+# Spelled out, for those who read without running.
+__all__ = ["KLConfig", "ModelConfig", "PTXConfig", "Sampling", "ScoreConfig", "SupervisedConfig"]
+__all__ += ["TOKEN_PPO", "LanguageModel", "Result", "RewardModel", "TokenPPO", "TrainingConfig"]
+__all__ += ["fit_reward", "load_model", "load_reward", "ppo", "resume", "sft", "tiny"]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that settings can be listed without torch."""
-    if name not in _MODULES:
+    if name not in _HOMES:
         raise AttributeError(f"module 'proximo.language' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"proximo.language.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"proximo.language.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -194,10 +194,7 @@ class MetricsLogger(Callback):
         last: Row,
         say: Callable[[str], None],
     ) -> None:
-        """last: the row that was logged last, if any.
-
-        say: told once when the disk or the display begins to fail. Raises `OSError`.
-        """
+        """last: the row logged last. say: told once if disk or display fail. Raises `OSError`."""
         self._file = Lines(folder.metrics_file, say) if folder else None
         self._display, self._run, self._say = display, run, say
         self.row, self._written = last, True
@@ -215,7 +212,9 @@ class MetricsLogger(Callback):
 
     def _write(self) -> None:
         if self._file and not self._written:
-            self._file.write(json_line(self.row))
+            # A reading that does not exist (NaN) is null.
+            how = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
+            self._file.write(orjson.dumps(self.row, option=how))
             self._written = True
 
     def sync(self) -> None:
@@ -227,8 +226,3 @@ class MetricsLogger(Callback):
         self._write()
         if self._file:
             self._file.close()
-
-
-def json_line(row: Row) -> bytes:
-    """JSON, in which a reading that does not exist (NaN) is null."""
-    return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)

@@ -36,10 +36,8 @@ LONGEST_HEADER = 100_000_000
 """Bytes of a header that safetensors reads; it would write a longer one."""
 MOST_NAMED = 8
 """Other checkpoints that an error names."""
-_CONTROL = {
-    *("policy_only", "recent", "spaces", "horizon", "steps", "updates", "episodes", "smoothed"),
-    *("best", "last_trial_steps"),
-}
+_CONTROL = {"policy_only", "recent", "spaces", "horizon", "steps", "updates", "episodes"}
+_CONTROL |= {"smoothed", "best", "last_trial_steps"}
 _LANGUAGE = {"counters", "stage", "data", "finished"}
 """What the record of every file of schema 1 has."""
 _KINDS = {"policy_only": bool, "counters": dict, "stage": str, "data": str, "finished": bool}
@@ -49,15 +47,11 @@ _LOWEST = {"horizon": 1, "smoothed": -1e300, "best": -1e300, "last_trial_return"
 """Of a number in the record; 0 for all others."""
 _NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
 """Tensors, by the last part of their names."""
-
-
 _DAMAGE = (
     *(safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError, LookupError),
     *(ArithmeticError, AssertionError, RuntimeError),
 )
 """Whatever reading raises where what it reads is not what was written."""
-
-
 RENAMED = {
     "worlds.": "envs.",  # names of schema 1
     "carry": "recurrent_state",  # names of schema 1
@@ -89,10 +83,7 @@ class Snapshot:
         policy_only: bool = False,
         extra: Extra = ({}, {}),
     ) -> None:
-        """`policy_only` leaves out what only resuming needs: smaller, and quicker to take.
-
-        extra: what the file holds besides.
-        """
+        """policy_only: leave out what only resuming needs. extra: what the file holds besides."""
         # Cloned, because the parameters are views into one vector and safetensors wants each alone.
         tensors = state.tensors(policy_only=policy_only) | extra[0]
         self._tensors = {name: own_copy(tensor) for name, tensor in tensors.items()}
@@ -100,16 +91,13 @@ class Snapshot:
         self._spaces = spaces
 
     def write(self, path: Path) -> None:
-        """Write the checkpoint to disk, in one step. Raises `OSError`."""
+        """Replace what stands at `path` in one step. Raises `OSError`."""
         record = {**self._record, "spaces": [space_record(space) for space in self._spaces]}
         write(path, self._tensors, record)
 
 
 def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
-    """Write a checkpoint to disk: one file, of tensors with memory of their own and a JSON record.
-
-    Returns the SHA-256 of its content.
-    """
+    """Write a checkpoint to disk, tensors with memory of their own and JSON; returns its SHA-256."""
     text = json.dumps({"schema": SCHEMA, **record}, sort_keys=True)
     header = {"record": text, "sha256": _digest(tensors, text)}
     # One key, because safetensors does not keep the order of several.
@@ -194,21 +182,13 @@ class Checkpoint:
         self._refuse_others({x for x in self.tensors if x.startswith("policy.")} - own.keys())
         return self.take(own)
 
-    def load_moments(self, state: TrainState) -> None:
-        """The running moments that belong to the policy's normalisation."""
-        state.restore_moments(self)
-
     def moments(self, name: str, shape: tuple[int, ...] = ()) -> Moments:
         """Those of this name. Raises `UsageError`."""
         parts = {f"{name}.{part}": x for part, x in no_moments(shape)._asdict().items()}
         return Moments(*self.take(parts).values())
 
     def load_state(self, state: TrainState) -> None:
-        """Everything, into a state that was built from the same configuration.
-
-        Raises `UsageError` for what does not fit there, and for a checkpoint that holds only a
-        policy, as `best` does.
-        """
+        """Restore a state of the same configuration. Raises `UsageError`, for `best` too."""
         if self.record["policy_only"]:
             raise UsageError(
                 f"the checkpoint {self.path} holds a policy and no more: begin a new run with it "
@@ -233,19 +213,14 @@ class Checkpoint:
             ) from error
 
     def take(self, own: Mapping[str, Tensor], *, all_of_it: bool = False) -> dict[str, Tensor]:
-        """The tensors of these names, which must be of these types and shapes, and numbers.
-
-        all_of_it: there may be no others. Raises `UsageError`.
-        """
+        """The tensors of these names, if they fit. all_of_it: there may be no others."""
         if all_of_it:
             others = self.tensors.keys() - own.keys()
             self._refuse_others({name for name in others if not name.startswith("callbacks.")})
         for name, here in own.items():
             there = self.tensors.get(name)
-            if there is None or (there.dtype, _free(name, there)) != (
-                here.dtype,
-                _free(name, here),
-            ):
+            fits = there is not None and _free(name, there) == _free(name, here)
+            if there is None or not fits or there.dtype != here.dtype:
                 found = "nothing" if there is None else f"{tuple(there.shape)} of {there.dtype}"
                 raise UsageError(
                     f"the checkpoint {self.path} has {found} where {name} {tuple(here.shape)} of "
@@ -276,11 +251,8 @@ def own_copy(tensor: Tensor) -> Tensor:
 
 def _check(record: dict[str, Any]) -> None:
     """Refuse a record that Proximo has not written. Raises `ValueError`."""
-    needed = set[str]()
-    if "counters" in record:  # of a language model
-        needed |= _LANGUAGE
-    if "policy_only" in record:
-        needed |= _CONTROL
+    needed = _LANGUAGE if "counters" in record else set[str]()
+    needed = needed | _CONTROL if "policy_only" in record else needed
     if missing := needed - record.keys():
         raise ValueError(f"it has no {min(missing)}")
     for name, value in record.items():

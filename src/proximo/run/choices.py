@@ -60,23 +60,18 @@ def check_backend(env: EnvConfig) -> None:
 
 
 def choose_device(
-    wish: str, policy: ActorCritic, held_on: torch.device | None = None
+    wish: str, policy: ActorCritic, envs: torch.device | None = None
 ) -> tuple[str, str]:
-    """Where the networks live, and why. Raises `UsageError` for a device that is not there.
-
-    held_on: where the envs' tensors lie, if they hold any; the networks must be there too.
-    """
-    if held_on is not None:
-        if wish not in ("auto", held_on.type):
+    """Device of the networks, and why. envs: where the envs' tensors lie. Raises `UsageError`."""
+    if envs is not None:
+        if wish not in ("auto", envs.type):
+            raise UsageError(f"run.device is {wish}, but the envs hold tensors on {envs}: use auto")
+        if envs.type == "cuda" and envs.index not in (None, torch.cuda.current_device()):
             raise UsageError(
-                f"run.device is {wish}, but the envs hold tensors on {held_on}: use auto"
-            )
-        if held_on.type == "cuda" and held_on.index not in (None, torch.cuda.current_device()):
-            raise UsageError(
-                f"the envs hold tensors on {held_on}, but the networks would be on "
+                f"the envs hold tensors on {envs}, but the networks would be on "
                 f"cuda:{torch.cuda.current_device()}: call torch.cuda.set_device first"
             )
-        return held_on.type, "where the envs' tensors are"
+        return envs.type, "where the envs' tensors are"
     if wish == "auto":
         if size(policy) <= SMALL:
             return "cpu", "small networks are faster there"
@@ -99,19 +94,16 @@ def choose_engine(
             f"a callback adds a loss term, but {algorithm.name} has no one loss for actor and "
             "critic: use ppo, ppo-penalty, a2c or reinforce"
         )
-    if wish == "compile" and algorithm.q_critic:
-        raise UsageError(f"run.engine is compile, but {algorithm.name} has no one loss: use torch")
-    if wish == "compile" and policy.state_size:
-        raise UsageError("run.engine is compile, but the policy is recurrent: use torch or auto")
-    if wish == "compile" and policy.own:
-        raise UsageError(
-            "run.engine is compile, but net.module is code of your own: use torch or auto"
-        )
-    if wish == "compile" and algorithm.minibatches == "episodes":
-        raise UsageError(
-            "run.engine is compile, but algorithm.minibatches is episodes, each of a length of its "
-            "own, which would all have to be compiled: use torch or auto"
-        )
+    cannot_compile = {
+        f"{algorithm.name} has no one loss": algorithm.q_critic,
+        "the policy is recurrent": policy.state_size,
+        "net.module is code of your own": policy.own,
+        "algorithm.minibatches is episodes, each of a length of its own, which would all have to "
+        "be compiled": algorithm.minibatches == "episodes",
+    }
+    for hindrance, holds in cannot_compile.items():
+        if wish == "compile" and holds:
+            raise UsageError(f"run.engine is compile, but {hindrance}: use torch or auto")
     if wish in ("torch", "compile"):
         return wish, "as set"
     hindrance = "a callback adds a loss term" if loss_terms else ""
@@ -131,10 +123,7 @@ def make_engine(name: str, policy: ActorCritic, optimizer: FlatOptimizer, thread
 
 
 def choose_threads(wish: int, engine: str, policy: ActorCritic, samples: int) -> int:
-    """Threads of an update: actor and critic of the native engine, or an operation of PyTorch's.
-
-    samples: of a minibatch.
-    """
+    """Threads of the native engine, or of PyTorch's operations. samples: of a minibatch."""
     if wish:
         return min(wish, cores())
     if engine == "native":

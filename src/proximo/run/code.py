@@ -79,10 +79,7 @@ def _table(settings: dict[str, Any]) -> str:
 
 
 def build(text: str) -> Any:
-    """The function, or an instance of the class, that a text names. Imports it.
-
-    Raises `UsageError`.
-    """
+    """Import what a text names: the function, or an instance of the class. Raises `UsageError`."""
     name = name_in(text)
     return make(find(name), name, text[len(name) :])
 
@@ -93,9 +90,10 @@ def make(code: Any, name: str, settings: str) -> Any:
         return code
     try:
         table = tomllib.loads(f"x = {settings}")["x"] if settings else {}
-        made = read_section(name, code, table) if dataclasses.is_dataclass(code) else code()
-        if dataclasses.is_dataclass(code):
-            check_values(name, made, table)
+        if not dataclasses.is_dataclass(code):
+            return code()
+        made = read_section(name, code, table)
+        check_values(name, made, table)
         return made
     except (TypeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
@@ -119,10 +117,7 @@ def name_of_given(code: Any) -> str:
 
 
 def named_again(recorded: str, given: Iterable[Any]) -> Any:
-    """The given code, or its name, that a configuration has recorded by this text; None: none.
-
-    The module may be another: what was recorded in a program is in `__main__`.
-    """
+    """The given code that a file has recorded by this text, perhaps of another module, or None."""
     names = [(name_of_given(code), code) for code in given]
     name = name_in(recorded)
     same = [code for called, code in names if called == name]
@@ -131,10 +126,7 @@ def named_again(recorded: str, given: Iterable[Any]) -> Any:
 
 
 def remade(code: Any, recorded: str = "") -> tuple[str, Any]:
-    """The text of code that the user has given, and what it makes with the recorded settings.
-
-    An instance has settings of its own, a function none. Raises `UsageError`.
-    """
+    """Text of the user's code, and what it makes with the recorded settings."""
     if not isinstance(code, str | type):
         return "", code
     name = name_of_given(code)

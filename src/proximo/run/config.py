@@ -23,14 +23,7 @@ from proximo.errors import UsageError, check_values, nearest
 from proximo.functional.schedules import Schedule, as_schedule
 from proximo.imports import find, leads_to, name_of
 from proximo.nets.config import NetConfig
-from proximo.run.code import (
-    Code,
-    describe,
-    is_code,
-    named_again,
-    remade,
-    sayable,
-)
+from proximo.run.code import Code, describe, is_code, named_again, remade
 from proximo.run.toml import read_section, read_tables, toml_value
 
 if TYPE_CHECKING:
@@ -73,6 +66,8 @@ OF_LANGUAGE = {
 }
 """Algorithms for language models, and what `proximo lm` calls them."""
 
+EVALUATION_SEED = 1_000_000
+"""Seed of the first episode of `eval` and `play`, far from those of evaluations in training."""
 Tables = Mapping[str, Mapping[str, Any]]
 """Section -> setting -> value, as TOML holds them."""
 
@@ -124,10 +119,7 @@ class RunSettings(ABC):
 
     @abstractmethod
     def ended_by(self, counters: Mapping[str, Any]) -> str:
-        """The setting that ends a run with these counters, or "" if it continues.
-
-        Counters of a state or of its checkpoint: both tell the end of a run that was killed there.
-        """
+        """Setting that ends a run at these counters of a state or checkpoint, or ""."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,10 +169,7 @@ class Config:
 
     @staticmethod
     def of(tables: Tables, values: Mapping[str, Any], **sections: Any) -> Config:
-        """One configuration: values before sections before tables before the defaults.
-
-        values: settings by their names, such as `run.seed`. None is not given. Raises `UsageError`.
-        """
+        """Values such as run.seed before sections before tables; None is not given."""
         config = from_tables(tables)
         given = {name: section for name, section in sections.items() if section is not None}
         if "algorithm" in given:
@@ -216,10 +205,10 @@ class Config:
     def check_samples(self, agents: int) -> None:
         """What cannot be seen before the envs are there. agents: in each of them."""
         algorithm, rollout = self.algorithm, self.rollout
-        samples = self.env.num_envs * agents * rollout.steps
-        if rollout.episodes:
+        if rollout.episodes or algorithm.minibatches != "shuffled":
             return
-        if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > samples:
+        samples = self.env.num_envs * agents * rollout.steps
+        if algorithm.minibatch_size > samples:
             of_each = f" x {agents} agents" if agents > 1 else ""
             raise UsageError(
                 f"algorithm.minibatch_size is {algorithm.minibatch_size}, but a rollout has only "
@@ -228,16 +217,12 @@ class Config:
             )
 
     def check_net(self, spaces: tuple[gym.Space[Any], gym.Space[Any]]) -> None:
-        """Refuse settings of a new net that would do nothing. Raises `UsageError`.
-
-        spaces: of observations and actions.
-        """
+        """Refuse settings of a new network that have no effect. Raises `UsageError`."""
         from gymnasium.spaces import Box, Discrete
 
         from proximo.spaces import Actions, Observations
 
         seen, actions = spaces
-
         self.net.check_used(
             continuous=any(isinstance(leaf.space, Box) for leaf in Actions(actions).leaves),
             images=any(leaf.image for leaf in Observations(seen).leaves),
@@ -246,10 +231,7 @@ class Config:
         )
 
     def check_lone(self, agents: int) -> None:
-        """Refuse a new run whose advantages are each standardised alone. Raises `UsageError`.
-
-        The deviation of one sample from its own mean is 0. agents: in each of the envs.
-        """
+        """Refuse advantages that are each standardised alone, to 0. agents: in each env."""
         algorithm, rollout = self.algorithm, self.rollout
         over, each = algorithm.normalize_advantage, algorithm.standardizes_minibatches
         whole = self.net.recurrent != "none" and self.net.bptt_steps != 1  # segments stay together
@@ -273,20 +255,12 @@ class Config:
             )
 
 
-SECTIONS: dict[str, type] = {
-    "rollout": RolloutConfig,
-    "env": EnvConfig,
-    "net": NetConfig,
-    "run": RunConfig,
-}
+SECTIONS = {"rollout": RolloutConfig, "env": EnvConfig, "net": NetConfig, "run": RunConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnimportedAlgorithm(OnPolicy):
-    """An algorithm that a configuration describes by code which the user has not named again.
-
-    `with_code` makes the algorithm itself.
-    """
+    """An algorithm whose code the user has not named again; `with_code` makes the real one."""
 
     name: ClassVar[str] = ""
     table: Mapping[str, Any]
@@ -332,10 +306,7 @@ def check_sections(tables: Tables, known: Iterable[str]) -> None:
 
 
 def from_tables(tables: Tables, own: type[OnPolicy] | None = None) -> Config:
-    """Tables of settings -> Config; what is left out keeps its default. Raises `UsageError`.
-
-    own: the class of an algorithm of the user's own, which the tables name.
-    """
+    """Tables of settings -> Config. own: class of the user's algorithm. Raises `UsageError`."""
     check_sections(tables, ["algorithm", *SECTIONS])
     algorithm = {"name": "ppo", **tables.get("algorithm", {})}
     parts: dict[str, Any] = {"algorithm": _read_algorithm(algorithm, own, {})}
@@ -363,10 +334,7 @@ def _read_algorithm(
 def with_code(
     config: Config, algorithm: Code | None = None, schedules: Iterable[Code] = ()
 ) -> Config:
-    """The configuration with its own algorithm and schedules, which the user has named again.
-
-    What is not named stays unimported. Raises `UsageError`.
-    """
+    """The configuration with its own algorithm and schedules, as far as they were named again."""
     stub = config.algorithm
     if not isinstance(stub, UnimportedAlgorithm):
         return config
@@ -400,10 +368,7 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def check_storable(config: Any, own: Maker | None = None) -> None:
-    """Refuse what a run folder cannot name, before training. Raises `UsageError`.
-
-    config: a dataclass of dataclasses. own: what makes the network that `net.module` names.
-    """
+    """Refuse what a run folder cannot name. own: what `net.module` names. Raises `UsageError`."""
     remedy = "or train without a run folder (leave run_dir out)"
     known = typing.get_type_hints(type(config)).values()
     for section in dataclasses.fields(config):
@@ -490,16 +455,8 @@ def success_threshold(config: Config) -> float | None:
 def make_policy(
     spaces: tuple[gym.Space[Any], gym.Space[Any]], config: Config, own: Maker | None = None
 ) -> ActorCritic:
-    """The network for observations and actions of these spaces, new. Raises `UsageError`.
-
-    own: what makes the module that `net.module` names, which is not imported here: a configuration
-    may come out of a file.
-    """
+    """The network for these spaces, new. own: what makes `net.module`. Raises `UsageError`."""
     from proximo.nets.actor_critic import ActorCritic
 
-    if config.net.module and own is None:
-        raise UsageError(
-            f"this run's network, {config.net.module}, is code: importing it needs your word. If "
-            f"you trust it, name it: load(..., net={sayable(config.net.module)!r})"
-        )
+    assert own or not config.net.module, "the user has named it again: see `consent.allow`"
     return ActorCritic(*spaces, config.net, q_critic=config.algorithm.q_critic, own=own)

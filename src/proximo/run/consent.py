@@ -33,7 +33,6 @@ WHAT = {
 }
 """Argument -> what it names."""
 
-
 Line = Callable[[dict[str, list[str]]], str]
 """What the user has to type, for arguments and the names to give them."""
 
@@ -45,10 +44,9 @@ def allow(
     line: Line,
     flags: Mapping[str, str] | None = None,
 ) -> Config:
-    """The configuration with its code as the user has named it again.
+    """The configuration with its code as the user has named it again. Raises `UsageError`.
 
-    parts: the arguments whose code is needed. flags: what the arguments are called. Raises
-    `UsageError` with the line to type where names are missing.
+    parts: arguments whose code is needed. line: what to type. flags: names of the arguments.
     """
     env, algorithm, module = config.env, config.algorithm, config.net.module
     if "env" in parts and not env.id and named.env is None:
@@ -56,15 +54,11 @@ def allow(
         raise UsageError(f"this run's env was made by a program: name it, as in {again}")
     own = algorithm.own if isinstance(algorithm, UnimportedAlgorithm) else ""
     known = own or named.algorithm in (type(algorithm), algorithm_name(algorithm))
-    for argument, given, there in (
-        ("net", named.net, module),
-        ("algorithm", named.algorithm, known),
-    ):
-        if given is not None and not there:
-            name = name_of_given(given)
+    for argument, there in (("net", module), ("algorithm", known)):
+        if (given := getattr(named, argument)) is not None and not there:
             raise UsageError(
-                f"{(flags or {}).get(argument, argument)} is {name}, but this run's "
-                f"{WHAT[argument]} is Proximo's: leave it out"
+                f"{(flags or {}).get(argument, argument)} is {name_of_given(given)}, but this "
+                f"run's {WHAT[argument]} is Proximo's: leave it out"
             )
     stored = {
         "env": [env.id] if ":" in env.id and named.env is None else [],
@@ -109,9 +103,8 @@ def words(missing: dict[str, list[str]], line: Line) -> str:
     """The error for code that was not named again. missing: argument -> names."""
     groups = dict[str, list[str]]()
     for argument, names in missing.items():
-        groups.setdefault(WHAT.get(argument, argument), []).extend(
-            name for name in names if ":" in name
-        )
+        code = [name for name in names if ":" in name]
+        groups.setdefault(WHAT.get(argument, argument), []).extend(code)
     said = [f"{what}, {' and '.join(names)}" for what, names in groups.items()]
     be, it = ("is", "it") if len(said) == 1 else ("are", "them")
     again = {argument: [sayable(name) for name in names] for argument, names in missing.items()}

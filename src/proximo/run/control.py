@@ -16,33 +16,17 @@ from proximo.collect import collect
 from proximo.envs.base import REPLAYED, Envs, Maker
 from proximo.envs.make import make_envs
 from proximo.envs.watch import Bounds, Checked
-from proximo.errors import UsageError, explain, faults
+from proximo.errors import explained
 from proximo.evaluation import step_limit
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
+from proximo.run import choices
 from proximo.run.callbacks import Callback, Display, as_callback, overrides
 from proximo.run.checkpoint import Checkpoint, Damaged, Snapshot
-from proximo.run.choices import (
-    check_backend,
-    choose_backend,
-    choose_device,
-    choose_engine,
-    choose_threads,
-    make_engine,
-    size,
-)
 from proximo.run.config import Config, RunConfig, make_policy, success_threshold
 from proximo.run.folder import RunFolder
-from proximo.run.monitors import (
-    Evaluate,
-    Evaluation,
-    LargeRewards,
-    LoneAdvantages,
-    ObservationBoundsCheck,
-    StopAt,
-    own_evaluation,
-)
+from proximo.run.monitors import Doubts, Evaluate, Evaluation, StopAt, own_evaluation
 from proximo.run.preflight import check_room, check_sizes
 from proximo.run.profile import Profile
 from proximo.run.session import RunLog, Session, Task
@@ -101,13 +85,13 @@ class ControlTask(Task):
         self._is_new, self._starts = resume is None, start is not None
         self._threads = torch.get_num_threads()
         self.checked: Checked | None = None
-        backend, how = choose_backend(config.env, given=source is not None)
+        backend, how = choices.choose_backend(config.env, given=source is not None)
         changed: dict[str, Any] = {"backend": backend}
         config = dataclasses.replace(config, env=dataclasses.replace(config.env, **changed))
         if backend != "sync":
             log.note(f"envs: {backend} ({how})")
         if self._is_new:
-            check_backend(config.env)
+            choices.check_backend(config.env)
         check_sizes(config, made=isinstance(source, VectorEnv))
         self.envs: Envs = make_envs(config.env, config.run.seed, source)
         self.envs.report = log.warn
@@ -121,7 +105,9 @@ class ControlTask(Task):
             by_evaluation = self.run.keep_best == "evaluation"
             self.best_by = "evaluation" if by_evaluation else "return_smoothed"
             if self._is_new and config.env.check:
-                self._check()
+                self.checked = self.envs.check()  # None: envs of ours, which are known
+                notes = self.checked.notes if self.checked else ()
+                log.note(*(f"the envs: {note}" for note in notes), doubtful=True)
             self.state = self._make_state(policy)
             self.state.skip_sink, self.state.watch = log.record_skip, watch
             if own:
@@ -213,15 +199,17 @@ class ControlTask(Task):
 
     def _settle(self, config: Config, policy: ActorCritic) -> Config:
         """The configuration with device, engine and threads chosen; the policy moves there."""
-        device, why = choose_device(config.run.device, policy, self.envs.device)
-        self.log.note(f"device: {device} ({why}; {size(policy):,} parameters)")
+        device, why = choices.choose_device(config.run.device, policy, self.envs.device)
+        self.log.note(f"device: {device} ({why}; {choices.size(policy):,} parameters)")
         policy.to(device)
         terms = any(overrides(callback, "loss") for callback in self.callbacks)
-        engine, why = choose_engine(config.run.engine, config.algorithm, policy, loss_terms=terms)
+        engine, why = choices.choose_engine(
+            config.run.engine, config.algorithm, policy, loss_terms=terms
+        )
         samples = config.algorithm.minibatch_size
         if config.algorithm.minibatches == "whole" and not config.rollout.episodes:
             samples = self.envs.count * config.rollout.steps
-        threads = choose_threads(config.run.threads, engine, policy, samples)
+        threads = choices.choose_threads(config.run.threads, engine, policy, samples)
         self.log.note(f"engine: {engine} ({why}), {threads} thread{'s' * (threads > 1)}")
         # The native engine has threads of its own, and small operations are slower on several.
         torch.set_num_threads(1 if engine == "native" else threads)
@@ -235,22 +223,12 @@ class ControlTask(Task):
         changed: dict[str, Any] = {"device": device, "engine": engine, "threads": threads}
         return dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
 
-    def _check(self) -> None:
-        """Look for mistakes in the envs. Raises `UsageError` for those that forbid training."""
-        self.checked = self.envs.check()
-        if self.checked:  # else known: with a backend of ours
-            self.log.note(*(f"the envs: {note}" for note in self.checked.notes), doubtful=True)
-
     def _make_state(self, policy: ActorCritic) -> TrainState:
-        try:
+        with explained("an env failed at its first reset"):
             envs = self.envs.start()
-        except UsageError:
-            raise
-        except faults() as error:
-            raise UsageError(f"an env failed at its first reset: {explain(error)}") from error
         run = self.run
         optimizer = self.config.algorithm.make_optimizer(policy)
-        engine = make_engine(run.engine, policy, optimizer, run.threads)
+        engine = choices.make_engine(run.engine, policy, optimizer, run.threads)
         engine.loss_terms = [c.loss for c in self.callbacks if overrides(c, "loss")]
         return TrainState(
             policy=policy,
@@ -274,24 +252,16 @@ class ControlTask(Task):
                 check_columns(saved.spaces, self.spaces)
         if start:
             start.load_policy(state.policy)
-            start.load_moments(state)
+            state.restore_moments(start)
         if resume:
             resume.load_state(state)
             whole = not self.envs.replayable or self.envs.remembered(state.envs).all()
-            if not self._restored():
+            with explained("an env failed while its episode was replayed"):
+                restored = self.envs.restore(state.envs)
+            if not restored:
                 state.reward_return = state.recurrent_state = None  # of the episodes that are gone
                 why = "" if whole else f" (episodes of more than {REPLAYED:,} steps are not)"
                 self.log.note(f"these envs cannot be brought back{why}: new episodes begin in them")
-
-    def _restored(self) -> bool:
-        try:
-            return self.envs.restore(self.state.envs)
-        except UsageError:
-            raise
-        except faults() as error:
-            raise UsageError(
-                f"an env failed while its episode was replayed: {explain(error)}"
-            ) from error
 
     def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
         run, warn = self.run, self.log.warn
@@ -306,10 +276,8 @@ class ControlTask(Task):
             monitors.append(Evaluate(own or [evaluation], run.eval_every))
         if run.stop_at is not None:
             monitors.append(StopAt(evaluation, run.stop_at))
-        if not (self.checked and not self.checked.within):
-            bounds = Bounds(self.envs.observations)
-            monitors.append(ObservationBoundsCheck(bounds, warn))
-        monitors.append(LoneAdvantages(warn))
-        if not (self.config.algorithm.normalize_reward or self.config.net.normalize_returns):
-            monitors.append(LargeRewards(warn))
-        return monitors
+        bounds = Bounds(self.envs.observations)
+        compared = not bounds.endless and (self.checked is None or self.checked.within)
+        scaled = self.config.algorithm.normalize_reward or self.config.net.normalize_returns
+        doubts = Doubts(warn, bounds if compared else None, check_rewards=not scaled)
+        return [*monitors, doubts]

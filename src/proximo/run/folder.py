@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from proximo import disk
 from proximo.disk import replace, sync, warn, writable
 from proximo.errors import UsageError, check_utf8, printable
 from proximo.run.config import Config, read_config, title, to_toml
+from proximo.types import Row
 
 LONGEST_ROW = 2**16
 """Bytes of a line of metrics.jsonl."""
@@ -76,10 +78,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
-        """A new folder with its configuration, a dataclass of dataclasses.
+        """A new folder with its configuration, or one whose run had no checkpoint yet.
 
-        One in which a run was killed before its first checkpoint is taken over. Raises `UsageError`
-        if anything else stands there; resume: how one goes on with such a run.
+        Raises `UsageError` if anything else stands there; resume: how one continues such a run.
         """
         folder = cls(path)
         exists = UsageError(
@@ -140,10 +141,7 @@ class RunFolder:
             )
 
     def claim(self) -> None:
-        """Keep other processes from writing here until `release` or the end of this process.
-
-        Raises `UsageError` if one does already. Nothing is left behind, however the process ends.
-        """
+        """Lock the folder until `release` or the end of the process. Raises `UsageError`."""
         if sys.platform == "win32" or self._claim is not None:
             return
         with contextlib.suppress(OSError):  # a file system without locks
@@ -197,43 +195,37 @@ class RunFolder:
     def write_config(self, config: Any) -> None:
         _replace(self.config_file, to_toml(config))
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl, without lines that are none, as one that was cut off.
-
-        Of a long file every second, fourth, ... row and the last.
-        """
+    def read_metrics(self) -> list[Row]:
+        """Whole rows of metrics.jsonl; of a long file evenly chosen ones, and the last."""
         try:
             return _thinned((line, row) for line, row in self._metrics() if row)
         except OSError:
             return []
 
-    def cut_metrics(
-        self, update: int, every: int, *, done: bool
-    ) -> tuple[list[dict[str, Any]], Lost]:
-        """Drop what was logged after this update, or only because a run that continues had ended.
+    def cut_metrics(self, update: int, every: int, *, ended: bool) -> tuple[list[Row], Lost]:
+        """Drop rows after this update, and the last one of a run that now continues.
 
-        Returns what remains, as `read_metrics` does, and what is missing between them. ended: the
-        run is over at this update.
+        Returns the rest, as `read_metrics`, and what it lacks. ended: the run is over at `update`.
         """
         found, lost = 0, Lost(0, 0, 0)
 
-        def kept() -> Iterator[tuple[bytes, dict[str, Any]]]:
+        def kept() -> Iterator[tuple[bytes, Row]]:
             nonlocal found, lost
             for line, row in self._metrics():
                 number = row["update"] if row else 0
                 if row and found < number <= update:
-                    if number % every and not (done and number == update):
+                    if number % every and not (ended and number == update):
                         continue
                     lost, found = lost.more(found, number, every), number
                     file.write(line.rstrip(b"\r\n") + b"\n")
                     yield line, row
 
-        rows = list[dict[str, Any]]()
+        rows = list[Row]()
         with disk.replacing(self.metrics_file) as file, contextlib.suppress(FileNotFoundError):
             rows = _thinned(kept())
         return rows, lost.more(found, update + 1, every)
 
-    def _metrics(self) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    def _metrics(self) -> Iterator[tuple[bytes, Row | None]]:
         for line in disk.lines(self.metrics_file, LONGEST_ROW, MOST_ROWS):
             yield line, _row(line)
 
@@ -273,10 +265,7 @@ class RunFolder:
             self._log_fails = True
 
     def enter(self) -> None:
-        """Before a run goes on here: no folder of it leads elsewhere, what a kill left is removed.
-
-        Raises `OSError`.
-        """
+        """Before a run goes on here: refuse links, remove what a kill left. Raises `OSError`."""
         for folder in (self.path, self._checkpoints, self.nonfinite):
             if folder.is_symlink() or folder.exists():
                 disk.sweep(folder, within=self.path)
@@ -294,9 +283,9 @@ def _replace(path: Path, text: str) -> None:
     replace(path, text.encode())
 
 
-def _thinned(found: Iterable[tuple[bytes, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _thinned(found: Iterable[tuple[bytes, Row]]) -> list[Row]:
     """Rows of at most `KEPT_ROWS` bytes: of longer files every second, fourth, ... and the last."""
-    kept, stride, size, last = list[tuple[int, dict[str, Any]]](), 1, 0, None
+    kept, stride, size, last = list[tuple[int, Row]](), 1, 0, None
     for number, (line, last) in enumerate(found):
         if number % stride == 0:
             kept.append((len(line), last))
@@ -308,7 +297,7 @@ def _thinned(found: Iterable[tuple[bytes, dict[str, Any]]]) -> list[dict[str, An
     return [*rows, last] if last and rows[-1] is not last else rows
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def _row(line: bytes) -> Row | None:
     """A line of metrics.jsonl, if it is one."""
     try:
         row = orjson.loads(line)
@@ -321,11 +310,8 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return {name: value for name, value in row.items() if not isinstance(value, list | dict)}
 
 
-def lost_rows(rows: list[dict[str, Any]], lost: Lost, updates: int, **counter: int) -> str:
-    """What the rows up to a state lack or contradict of it, in words; else nothing.
-
-    counter: what the state has counted until then, by its name in the rows.
-    """
+def lost_rows(rows: list[Row], lost: Lost, updates: int, **counter: int) -> str:
+    """What rows lack or contradict of a state, in words. counter: name and number of the state."""
     if lost.number:
         count = f"the rows of {lost.number} updates" if lost.number > 1 else "the row of one update"
         span = f"from {lost.first} to {lost.last}" if lost.number > 1 else f"{lost.first}"
@@ -348,7 +334,8 @@ def free_path(config: Config, parent: str | Path = "runs") -> Path:
 
 def free(path: Path) -> Path:
     """This path, or the first of path-2, path-3, ... where nothing stands yet, or only begins."""
-    return next(p for p in _numbered(path) if not p.exists() or _is_abandoned(p))
+    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([path], others) if not p.exists() or _is_abandoned(p))
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -361,14 +348,6 @@ def _is_abandoned(path: Path) -> bool:
     vacant = folder.is_vacant()
     folder.release()
     return vacant
-
-
-def _numbered(path: Path) -> Iterable[Path]:
-    yield path
-    number = 2
-    while True:
-        yield path.with_name(f"{path.name}-{number}")
-        number += 1
 
 
 def versions() -> dict[str, str | None]:

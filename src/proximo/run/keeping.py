@@ -25,10 +25,7 @@ SAVE_SHARE = 0.01
 def dump_first_skip(
     folder: Path, update: int, tensors: dict[str, Tensor], record: dict[str, Any]
 ) -> str:
-    """Write the tensors of the first skipped step of a run; returns the path of that file.
-
-    It is an empty text if the disk fails.
-    """
+    """Write the tensors of the first skipped step; returns the path, "" if the disk fails."""
     for path in folder.glob("update-*.safetensors"):
         return str(path)
     with contextlib.suppress(OSError):
@@ -78,10 +75,7 @@ class CheckpointManager:
         say: Callable[[str], None],
         start: Checkpoint | None = None,
     ) -> None:
-        """keep: how many are kept, `last` and those before it. say: told what goes wrong.
-
-        start: what the run goes on from.
-        """
+        """keep: number of last checkpoints. say: told of failures. start: where the run goes on."""
         self._folder, self._keep, self._say = folder, keep, say
         self._path = start.path if start else None
         self._updates = start.updates if start else 0
@@ -91,19 +85,16 @@ class CheckpointManager:
     def __str__(self) -> str:
         return f"the last good checkpoint is {self._path}, after update {self._updates}"
 
-    def now_and_then(self, save: Callable[[], None], *, at_once: bool = False) -> None:
+    def now_and_then(self, save: Callable[[], None]) -> None:
         """Attempt it if its turn has come, which is when it costs SAVE_SHARE of the time."""
         begin = time.monotonic()
-        if at_once or begin >= self._due:
+        if begin >= self._due:
             self.attempt("last", save)
             now = time.monotonic()
             self._due = now + max(SAVE_INTERVAL, (now - begin) / SAVE_SHARE)
 
     def attempt(self, what: str, save: Callable[[], None]) -> bool:
-        """Save; where the disk fails, say so once and go on: another turn will come.
-
-        Returns whether it was saved.
-        """
+        """Save, and return whether it worked; a failing disk is reported once, and tried again."""
         try:
             save()
             self._failing.discard(what)
@@ -117,10 +108,7 @@ class CheckpointManager:
         return what not in self._failing
 
     def last(self, updates: int, write: Callable[[Path], None]) -> None:
-        """Replace `last`; what it was becomes `last-N`, after update N. Raises `OSError`.
-
-        At every moment `last` is whole.
-        """
+        """Replace `last`, always whole; the one before becomes `last-N`. Raises `OSError`."""
         path = self._folder.checkpoint("last")
         if self._keep > 1 and self._path == path and self._updates < updates:
             kept = self._folder.checkpoint(f"last-{self._updates}")

@@ -84,82 +84,56 @@ class Evaluate(Callback):
 
 
 class StopAt(Callback):
-    """Evaluate once the smoothed return reaches a goal: `RunConfig.ended_by` compares the result.
-
-    An evaluation that falls short is not repeated at every update, but after 2% of the horizon.
-    """
+    """Evaluate where the smoothed return reaches a goal, at most every 2% of the horizon."""
 
     def __init__(self, evaluation: Evaluation, goal: float) -> None:
         self._evaluation, self._goal = evaluation, goal
 
     def __call__(self, state: TrainState, rollout: Rollout, row: Row) -> None:
-        if state.smoothed is None or state.smoothed < self._goal:
-            return
-        if (
-            state.last_trial_steps is not None
-            and state.steps - state.last_trial_steps < state.horizon / 50
-        ):
-            return
-        state.last_trial_steps = state.steps
-        state.last_trial_return = self._evaluation(state, row)
+        last = state.last_trial_steps
+        due = last is None or state.steps - last >= state.horizon / 50
+        if due and state.smoothed is not None and state.smoothed >= self._goal:
+            state.last_trial_steps = state.steps
+            state.last_trial_return = self._evaluation(state, row)
 
 
-class ObservationBoundsCheck(Callback):
-    """Every so many updates, the last observations against their bounds; warns once."""
+class Doubts(Callback):
+    """Warns, once of each, of what may be wrong with the experience of a run."""
 
     EVERY = 16
+    """Updates between comparisons of the last observations with their bounds."""
+    LARGE = 1000.0
+    """Rewards of the first update from which a critic does not learn well."""
     phase = "checks"
 
-    def __init__(self, bounds: Bounds, warn: Callable[[str], None]) -> None:
-        self._bounds, self._warn = bounds, warn
-        self._over = bounds.endless
+    def __init__(
+        self, warn: Callable[[str], None], bounds: Bounds | None, *, check_rewards: bool
+    ) -> None:
+        """bounds: those of the observations; None: they are not compared."""
+        self._warn, self._bounds, self._check_rewards = warn, bounds, check_rewards
+        self._check_lone = True
 
     def __call__(self, state: TrainState, rollout: Rollout, row: Row) -> None:
-        if self._over or state.updates % self.EVERY:
-            return
-        seen = rollout.obs[-1][rollout.mask[-1]]  # the row of an agent that is away holds zeros
-        if outside := self._bounds.outside(seen.cpu().numpy()):
-            self._warn(f"the envs: after update {state.updates}, {outside}")
-            self._over = True
-
-
-class LoneAdvantages(Callback):
-    """Warns once of advantages that stand alone where they are to be standardised."""
-
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn, self._over = warn, False
-
-    def __call__(self, state: TrainState, rollout: Rollout, row: Row) -> None:
-        count = row.get("lone_advantages")
-        if not count or self._over:
-            return
-        self._over = True
-        self._warn(
-            f"algorithm.normalize_advantage: in update {state.updates}, {count:g} of the "
-            "minibatches or episodes had one sample, whose deviation from its own mean is 0; it "
-            "was standardised with others, or left as it is where there were none"
-        )
-
-
-class LargeRewards(Callback):
-    """Warns once, after the first update, of rewards too large for a critic to learn well."""
-
-    LIMIT = 1000.0
-
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self._warn, self._over = warn, False
-
-    def __call__(self, state: TrainState, rollout: Rollout, row: Row) -> None:
-        if self._over:
-            return
-        self._over = True
-        largest = float(rollout.reward.abs().max())
-        if largest >= self.LIMIT:
+        if self._bounds and state.updates % self.EVERY == 0:
+            seen = rollout.obs[-1][rollout.mask[-1]]  # the row of an agent that is away holds zeros
+            if outside := self._bounds.outside(seen.cpu().numpy()):
+                self._warn(f"the envs: after update {state.updates}, {outside}")
+                self._bounds = None
+        if self._check_lone and (count := row.get("lone_advantages")):
+            self._check_lone = False
             self._warn(
-                f"rewards reach {largest:g}, and the critic learns slowly what lies far from 1: "
-                "--algorithm.normalize-reward divides by their running deviation, "
-                "--env.reward-scale by a number of yours"
+                f"algorithm.normalize_advantage: in update {state.updates}, {count:g} of the "
+                "minibatches or episodes had one sample, whose deviation from its own mean is 0; "
+                "it was standardised with others, or left as it is where there were none"
             )
+        if self._check_rewards:
+            self._check_rewards = False
+            if (largest := float(rollout.reward.abs().max())) >= self.LARGE:
+                self._warn(
+                    f"rewards reach {largest:g}, and the critic learns slowly what lies far from "
+                    "1: --algorithm.normalize-reward divides by their running deviation, "
+                    "--env.reward-scale by a number of yours"
+                )
 
 
 def own_evaluation(callback: Callback, say: Callable[[str], None]) -> Callable[..., Any]:

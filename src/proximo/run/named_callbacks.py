@@ -62,10 +62,7 @@ def with_callbacks(
 
 
 def pack(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON of a tree, whose tensors are added to `tensors`. name: of the tree, for errors.
-
-    Raises `UsageError` for what no checkpoint can hold.
-    """
+    """JSON of a tree called `name`; its tensors go to `tensors`. Raises `UsageError`."""
     if isinstance(tree, Tensor):
         key = f"{PREFIX}{len(tensors)}"
         tensors[key] = tree

@@ -42,10 +42,7 @@ def memory() -> int:
 
 
 def check_sizes(config: Config, *, made: bool) -> None:
-    """Before any env is made, so for the smallest there is. Raises `UsageError`.
-
-    config: its `env.backend` is settled. made: the caller brings the envs, perhaps on a GPU.
-    """
+    """For the smallest envs there are, before any is made. made: the caller brings the envs."""
     env, net = config.env, config.net
     if not net.module:
         layers = sum(net.hidden[:1]) + sum(a * b for a, b in pairwise(net.hidden))

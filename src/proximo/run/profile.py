@@ -56,10 +56,7 @@ class Profile:
         return timed
 
     def timed(self, thing: T, *, actor: str = "", **phases: str) -> T:
-        """The same object, with some methods timed: name of the method -> its phase.
-
-        actor: the phase of what its method `actor` returns.
-        """
+        """The object with timed methods: name -> phase. actor: phase of what `actor` returns."""
         wrapped = {name: self.wrap(getattr(thing, name), phase) for name, phase in phases.items()}
         if actor:
             make = cast(Any, thing).actor

@@ -17,10 +17,7 @@ from proximo.run.folder import RunFolder
 def start_from(
     config: Config, run: str | Path | None, net: str
 ) -> tuple[Config, Checkpoint | None]:
-    """The configuration with the network of an earlier run, and the checkpoint of its last policy.
-
-    net: how the network of one's own is given. Raises `UsageError`.
-    """
+    """Configuration and checkpoint to begin with the last policy of a run. net: for errors."""
     if run is None:
         return config, None
     source = RunFolder.open(run)
@@ -40,10 +37,9 @@ def start_from(
 def continued(
     config: Config, saved: Checkpoint, result: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> tuple[Config, str]:
-    """The configuration of a run that is resumed, and the setting that has ended it, or "".
+    """The configuration of a resumed run, and the setting that has ended it, or "".
 
-    result: what result.json holds. changes: settings of the run that are given anew; total_steps
-    lets it continue whatever ended it.
+    changes: settings that are given anew; total_steps lets it continue whatever ended it.
     """
     changed = {name: value for name, value in changes.items() if value is not None}
     if "total_steps" in changed:

@@ -15,14 +15,7 @@ from torch import Tensor
 
 from proximo.disk import warn, writable
 from proximo.errors import TrainingError
-from proximo.run.callbacks import (
-    BestTracker,
-    Callback,
-    Checked,
-    Clock,
-    Display,
-    MetricsLogger,
-)
+from proximo.run.callbacks import BestTracker, Callback, Checked, Clock, Display, MetricsLogger
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder, lost_rows
@@ -104,11 +97,7 @@ class Task(ABC):
 
     @abstractmethod
     def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
-        """Copy what the next update depends on; returns what writes it to a file.
-
-        best: the score of the best policy that is on the disk, for the state to hold. extra: what
-        the file holds besides.
-        """
+        """Copy the state, with this best score; returns what writes it and `extra` to a file."""
 
     @abstractmethod
     def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
@@ -217,10 +206,7 @@ class Session:
         display: Display | None = None,
         resume: Checkpoint | None = None,
     ) -> None:
-        """Build the task and enter the folder. Raises `UsageError`.
-
-        callbacks: the user's. resume: the checkpoint whose state `build` restores.
-        """
+        """Build the task, enter the folder. callbacks: the user's. resume: where `build` stands."""
         self._folder, self._is_new = folder, resume is None
         self.log = RunLog(folder)
         self.interruption = "callback"
@@ -288,16 +274,13 @@ class Session:
             ]
 
     def _enter(self, folder: RunFolder) -> list[Row]:
-        """Let the folder tell of this state and no other; returns the rows up to it.
-
-        Whatever it is killed between, the run continues from this state by what was written last.
-        """
+        """Bring the folder to this state, so that a kill at any time is safe; returns its rows."""
         state, run, counter = self.state, self.run, self.task.counter
         with writable(folder.path):
             folder.enter()
             folder.write_config(self.task.config)  # first: it says whether the run has ended here
             ended = bool(state.finished(run))
-            rows, lost = folder.cut_metrics(state.updates, run.log_every, done=ended)
+            rows, lost = folder.cut_metrics(state.updates, run.log_every, ended=ended)
             folder.remove_result()
             self.task.enter(folder)
         if lack := lost_rows(rows, lost, state.updates, **{counter: getattr(state, counter)}):
@@ -346,10 +329,7 @@ class Session:
             self._folder.release()
 
     def finish(self, *, stopped: bool) -> Row:
-        """Save, and write down how the run ended: by a setting, a callback or a signal.
-
-        Raises `TrainingError` if the disk does not take it.
-        """
+        """Save, and write how the run ended. Raises `TrainingError` if the disk fails."""
         state, row = self.state, self._logger.row
         reason = state.finished(self.run)
         finished = bool(reason)
