@@ -112,6 +112,5 @@ class TokenBatch(Batch):
         return type(self)(**{**vars(rows), "sequences": self.sequences.select(chosen)})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, for the record of a skipped step."""
         tensors = {f"batch.{name}": x for name, x in vars(self).items() if name != "sequences"}
         return tensors | {f"sequences.{name}": x for name, x in self.sequences._asdict().items()}
