@@ -13,13 +13,12 @@ import torch
 
 from proximo.envs.base import Maker
 from proximo.envs.layers import close_all
-from proximo.errors import UsageError
+from proximo.errors import UsageError, refuse_unused
 from proximo.language.adapters import copy_trainable
 from proximo.language.blueprint import Blueprint, blueprint, read_blueprint
 from proximo.language.config import (
     ModelConfig,
     PPOConfig,
-    Sampling,
     StageConfig,
     SupervisedConfig,
     SupervisedRunConfig,
@@ -109,11 +108,8 @@ def _check_new(config: StageConfig, given: Given) -> None:
     if isinstance(config, PPOConfig):
         config.check_lone(with_env=bool(given.env or config.score.env))
         return
-    for name in ("critic", "critic_warmup"):
-        if (value := getattr(config.model, name)) != getattr(ModelConfig, name):
-            raise UsageError(
-                f"model.{name} is {value}, but {config.lm.stage} has no critic: leave it out"
-            )
+    why = f"{config.lm.stage} has no critic"
+    refuse_unused("model", config.model, ("critic", "critic_warmup"), why)
 
 
 def _check_storable(config: StageConfig) -> None:
@@ -187,7 +183,7 @@ def _check_source(config: PPOConfig, given: Given) -> bool:
 
     Raises `UsageError`.
     """
-    score, run = config.score, config.run
+    score = config.score
     if given.env and score.env:
         raise UsageError(
             f"there are two envs, the one given and score.env {score.env}: leave one out"
@@ -195,21 +191,14 @@ def _check_source(config: PPOConfig, given: Given) -> bool:
     if not (given.env or score.env):
         if given.data is None and not config.lm.data:
             raise UsageError("there are no prompts: only an env does without")
-        if config.sampling.max_turns != Sampling.max_turns:
-            raise UsageError(
-                f"sampling.max_turns is {config.sampling.max_turns}, but without an env every "
-                "prompt is completed once: leave it out"
-            )
+        refuse_unused("sampling", config.sampling, ("max_turns",), "there is no env")
         return False
     if given.rewards or score.reward:
         raise UsageError("there are an env and a reward: an env gives its own, so leave one out")
-    if run.overlong != TrainingConfig.overlong and not config.ptx.coef:
-        raise UsageError(
-            f"run.overlong is {run.overlong}, but with an env there are no rows that could be too "
-            "long: an episode ends where the next reply would be; leave it out"
-        )
-    if score.weights:
-        raise UsageError("score.weights is set, but an env gives its own reward: leave it out")
+    if not config.ptx.coef:
+        why = "an env ends its episodes before they are too long"
+        refuse_unused("run", config.run, ("overlong",), why)
+    refuse_unused("score", score, ("weights",), "an env gives its own reward")
     if score.normalize:
         raise UsageError(
             "score.normalize is set, but shifting the rewards of an env would pay for long or for "
