@@ -344,13 +344,6 @@ class PPOConfig:
             )
         if bool(self.ptx.coef) != bool(self.ptx.data):
             raise UsageError("ptx.coef and ptx.data belong together: give both or none")
-        # The number of rewards given by a program is not known here: `RewardSum` compares it.
-        rewards = self.score.reward
-        if rewards and self.score.weights and len(self.score.weights) != len(rewards):
-            raise UsageError(
-                f"score.weights has {len(self.score.weights)} numbers for {len(rewards)} rewards: "
-                "give one for each"
-            )
 
     def check_lone(self, *, with_env: bool) -> None:
         """Refuse a new run that standardises advantages one by one. Raises `UsageError`.

@@ -377,6 +377,14 @@ def distribution(
     return Categorical.from_logits(logits, legal)
 
 
+def zero_head(width: int) -> nn.Linear:
+    """A head of one number, 0 at the start."""
+    head = nn.Linear(width, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 class LanguagePolicy(nn.Module):
     """π(token | text so far) and V(text so far), with the interface of `ActorCritic`.
 
@@ -391,9 +399,7 @@ class LanguagePolicy(nn.Module):
         super().__init__()
         self.lm, self.stops = lm, tuple(stops)
         self.critic = critic
-        self.value_head = nn.Linear((critic or lm).width, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = zero_head((critic or lm).width)
 
     def actor_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.lm.parameters() if p.requires_grad]

@@ -31,7 +31,7 @@ class OldPolicy(NamedTuple):
         return self.log_prob - self.reference
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TokenRollout:
     """N completions, their rewards, and the old policy's evaluation of them."""
 

@@ -116,10 +116,9 @@ def sft(
     each update, see `proximo.Callback`. Raises `UsageError` for what does not fit, before any
     weights are loaded.
     """
-    chosen, lm = _model(model, lora_rank=lora_rank)
-    config = _supervised("sft", chosen, data, algorithm, _training(run, updates, seed))
-    given = Given(data=data, model=lm)
-    return _run(config, given, run_dir=run_dir, resume=resume, callbacks=callbacks)
+    chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    return _fit("sft", chosen, data, algorithm, settings, **options)
 
 
 def fit_reward(
@@ -139,10 +138,9 @@ def fit_reward(
 
     data: rows with prompt, chosen and rejected. The rest is as for `sft`.
     """
-    chosen, lm = _model(model, lora_rank=lora_rank)
-    config = _supervised("reward", chosen, data, algorithm, _training(run, updates, seed))
-    given = Given(data=data, model=lm)
-    return _run(config, given, run_dir=run_dir, resume=resume, callbacks=callbacks)
+    chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    return _fit("reward", chosen, data, algorithm, settings, **options)
 
 
 def ppo(
@@ -274,24 +272,19 @@ def _file(source: Source) -> str:
 
 
 def _training(run: TrainingConfig | None, updates: int | None, seed: int | None) -> TrainingConfig:
-    run = run or TrainingConfig()
-    return dataclasses.replace(
-        run,
-        updates=run.updates if updates is None else updates,
-        seed=run.seed if seed is None else seed,
-    )
+    given = {"updates": updates, "seed": seed}
+    changed: dict[str, Any] = {name: x for name, x in given.items() if x is not None}
+    return dataclasses.replace(run or TrainingConfig(), **changed)
 
 
-def _supervised(
+def _fit(
     stage: Literal["sft", "reward"],
-    model: ModelConfig,
+    model: tuple[ModelConfig, LanguageModel | None],
     data: Source,
     algorithm: SupervisedConfig | None,
     run: TrainingConfig,
-) -> SupervisedRunConfig:
-    return SupervisedRunConfig(
-        lm=Stage(stage=stage, data=_file(data)),
-        model=model,
-        algorithm=algorithm or SupervisedConfig(),
-        run=run,
-    )
+    **options: Any,
+) -> Result:
+    lm, algorithm = Stage(stage=stage, data=_file(data)), algorithm or SupervisedConfig()
+    config = SupervisedRunConfig(lm=lm, model=model[0], algorithm=algorithm, run=run)
+    return _run(config, Given(data=data, model=model[1]), **options)

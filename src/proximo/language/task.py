@@ -7,10 +7,9 @@ import errno
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -224,8 +223,7 @@ class SupervisedTask(StageTask):
         return Sequences.join(prompts, completions, self.state.lm.device)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptData:
+class PromptData(NamedTuple):
     """Prompts of PPO: rows, tokens, and which are trained on and which held out."""
 
     examples: Examples
@@ -257,14 +255,7 @@ class PromptData:
             asked, answers = ptx.prompts(tokenizer), ptx.answers(tokenizer, "completion")
             ptx, (asked, answers) = ptx.check_lengths(0, limit, asked, answers)
             texts, digest = (asked, answers), digest + ptx.digest
-        return PromptData(
-            examples=examples,
-            tokens=tokens,
-            trained=sorted(trained),
-            held_out=held_out,
-            ptx=texts,
-            digest=digest,
-        )
+        return PromptData(examples, tokens, sorted(trained), held_out, texts, digest)
 
 
 class TokenPPOTask(StageTask):
@@ -343,23 +334,9 @@ class TokenPPOTask(StageTask):
             words = [self._tokenizer.text(own) for own in completions.ids]
             score, dense = self._source(rows, ids, completions, words, size, state.fault)
             texts = list(zip([row["prompt"] for row in rows], words, strict=True))
-        old = evaluate_old(
-            self._policy,
-            state.reference,
-            completions.sequences,
-            sampling,
-            size,
-            critic=self.config.algorithm.critic,
-        )
-        return TokenRollout(
-            completions=completions,
-            prompts=prompts,
-            texts=texts,
-            reply_reward=score,
-            token_reward=dense,
-            old=old,
-            readings=readings,
-        )
+        critic, sequences = self.config.algorithm.critic, completions.sequences
+        old = evaluate_old(self._policy, state.reference, sequences, sampling, size, critic=critic)
+        return TokenRollout(completions, prompts, texts, score, dense, old, readings)
 
     def _prepare(self, state: LanguageState, rollout: TokenRollout) -> TokenBatch:
         completions, kl = rollout.completions, state.reference is not None
