@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -41,7 +41,6 @@ from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
 from proximo.run.session import RunLog, Session
 
-Config = TypeVar("Config", bound=StageConfig)
 AnyReward = Reward | RewardModel
 
 
@@ -90,7 +89,7 @@ def make_session(
             task.config = config  # the stored names, where `_ppo` has made them absolute
             task.enter_run(log, own)
             if start:
-                task.restore(start)
+                task.state.restore(start)
         except BaseException:
             task.close()
             raise
@@ -122,7 +121,7 @@ def _check_storable(config: StageConfig) -> None:
     check_storable(config)
 
 
-def _resumed(config: Config, folder: RunFolder) -> Config:
+def _resumed(config: StageConfig, folder: RunFolder) -> StageConfig:
     """The settings with the model of the run to continue. Raises `UsageError` for another run."""
     before = read_stage(folder.config_file)
     if before.lm.stage != config.lm.stage:
@@ -175,10 +174,7 @@ def _ppo(config: PPOConfig, given: Given) -> StageTask:
 
 
 def _check_source(config: PPOConfig, given: Given) -> bool:
-    """Refuse settings without a meaning in an env, or without one; returns whether there is one.
-
-    Raises `UsageError`.
-    """
+    """The run has an env. Raises `UsageError` for settings without a meaning with or without it."""
     score = config.score
     if given.env and score.env:
         raise UsageError(

@@ -165,6 +165,14 @@ class ScoreConfig:
                 "its own rewards, so leave one of them out"
             )
 
+    def unnamed(self, *, reward: object, env: object) -> dict[str, list[str]]:
+        """Code that must be named again: argument -> names. reward, env: those given again."""
+        code = any(not Path(name).is_dir() for name in self.reward)
+        return {
+            **({"reward": list(self.reward)} if code and not reward else {}),
+            **({"env": [self.env]} if ":" in self.env and not env else {}),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(RunSettings):
@@ -346,10 +354,7 @@ class PPOConfig:
             raise UsageError("ptx.coef and ptx.data belong together: give both or none")
 
     def check_lone(self, *, with_env: bool) -> None:
-        """Refuse a new run that standardises advantages one by one. Raises `UsageError`.
-
-        See `proximo.run.config.Config.check_lone`.
-        """
+        """Refuse a new run that standardises advantages one by one. Raises `UsageError`."""
         algorithm, count = self.algorithm, self.run.sequences
         tokens = self.sampling.max_tokens * (self.sampling.max_turns if with_env else 1)
         sizes = {"shuffled": algorithm.minibatch_size, "episodes": 1, "whole": count}
@@ -375,12 +380,6 @@ def read_stage(path: Path) -> StageConfig:
     kind = PPOConfig if tables["lm"].get("stage") == "ppo" else SupervisedRunConfig
     sections = typing.get_type_hints(kind)
     check_sections(tables, sections)
-    parts = {}
-    for name, cls in sections.items():
-        table = {key: x for key, x in tables.get(name, {}).items() if (name, key) != NAME}
-        parts[name] = read_section(name, cls, table)
+    tables.get("algorithm", {}).pop("name", None)  # of PPO, besides its settings
+    parts = {name: read_section(name, cls, tables.get(name, {})) for name, cls in sections.items()}
     return kind(**parts)
-
-
-NAME = ("algorithm", "name")
-"""What config.toml says of PPO besides its settings."""

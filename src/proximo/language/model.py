@@ -198,10 +198,7 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def packs(self) -> bool:
-        """Sequences that share a row do not see each other: found by a trial with two.
-
-        In some models what is no attention, such as a convolution, crosses from one to the next.
-        """
+        """Sequences that share a row do not see each other, as by a convolution: by a trial."""
         if self.net.config._attn_implementation != "sdpa":
             return False  # other kinds take other masks
         if self._usable_tokens < 3:
@@ -386,10 +383,7 @@ def zero_head(width: int) -> nn.Linear:
 
 
 class LanguagePolicy(nn.Module):
-    """π(token | text so far) and V(text so far), with the interface of `ActorCritic`.
-
-    The value head is 0 at the start. With a separate critic, values come from another trunk.
-    """
+    """π(token | text so far) and V(text so far), with the interface of `ActorCritic`."""
 
     normalize_returns = False
 

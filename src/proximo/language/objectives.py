@@ -61,10 +61,9 @@ class Likelihood(Objective):
         return {"loss": float(add_text_gradient(self.lm, texts, 1.0, micro_batch))}
 
     def measure(self, texts: Sequences, micro_batch: int) -> Metrics:
-        def log_prob(part: Sequences) -> list[Tensor]:
-            return [self.lm.log_prob(part, UNMODIFIED_SAMPLING, ())]
-
-        (log_probs,) = per_token(texts, micro_batch, log_prob)
+        (log_probs,) = per_token(
+            texts, micro_batch, lambda part: [self.lm.log_prob(part, UNMODIFIED_SAMPLING, ())]
+        )
         return {"held_out_loss": -float(log_probs.double().mean())}
 
 

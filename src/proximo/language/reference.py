@@ -19,8 +19,7 @@ class FrozenReference:
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
-        self.moving: dict[str, Tensor] = {}
-        """Tensors that change in training, by name, which checkpoints hold."""
+        self.moving: dict[str, Tensor] = {}  # changes in training: checkpoints hold it
 
     def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
         """Log π_ref(token | tokens before) of each action. [B]."""

@@ -32,13 +32,11 @@ DERIVED = {"lm", "engine", "rate_scale", "skip_sink"}
 
 @dataclass(kw_only=True)
 class LanguageState(State):
-    """All that changes while a stage trains: its checkpoints hold it, fields of `DERIVED` apart.
-
-    The policy is a policy, a language model or a reward model. Held-out evaluations are its trials.
-    """
+    """All that changes while a stage trains. Checkpoints hold all fields but those of `DERIVED`."""
 
     stage: str
-    lm: LanguageModel  # the language model in the policy
+    data: str  # SHA-256 of the data, which a resumed run must see again
+    lm: LanguageModel  # the language model in the policy, or the policy itself
     generators: dict[str, torch.Generator]  # by their names in a checkpoint
     engine: UpdateEngine | None = None
     reference: FrozenReference | None = None
@@ -94,7 +92,7 @@ class LanguageState(State):
         names = (*self._counters, *SCORES, *(["skipped"] if self.skipped else []))
         counters = {name: getattr(self, name) for name in names}
         given = {name: x for name, x in counters.items() if x is not None}
-        return {"stage": self.stage, "counters": given}
+        return {"stage": self.stage, "counters": given, "data": self.data}
 
     def tensors(self, *, frozen: bool) -> dict[str, Tensor]:
         """Copies of all tensors of a checkpoint. frozen: with the weights that never change."""
@@ -117,15 +115,15 @@ class LanguageState(State):
         return named("reference", self.reference.moving) if self.reference else {}
 
     def snapshot(
-        self, digest: str, extra: Extra, *, finished: bool = False, first: bool = False
+        self, extra: Extra, *, finished: bool = False, first: bool = False
     ) -> Callable[[Path], None]:
         """Copy everything that the next update depends on; returns what writes it to a file.
 
-        digest: of the data. extra: what callbacks add. first: for update 0. Frozen weights are in
-        that checkpoint alone; the others name it by its SHA-256.
+        extra: what callbacks add. first: of update 0, which alone holds frozen weights; the others
+        name it by its SHA-256.
         """
         tensors = {**self.tensors(frozen=first), **extra[0]}
-        about = {**self.record(), **extra[1], "data": digest, "finished": finished}
+        about = {**self.record(), **extra[1], "finished": finished}
         if self._frozen and not first:
             about["frozen_in"] = self.frozen_in
 
@@ -136,11 +134,11 @@ class LanguageState(State):
 
         return write_to
 
-    def restore(self, saved: Checkpoint, digest: str) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint. Raises `UsageError` if it is of another stage or data."""
         if saved.record.get("stage") != self.stage:
             raise UsageError(f"the checkpoint {saved.path} is of no run of {self.stage}")
-        if saved.record["data"] != digest:
+        if saved.record["data"] != self.data:
             raise UsageError(
                 "the data are not those that this run began with: give the same, or begin a new run"
             )
@@ -166,10 +164,7 @@ class LanguageState(State):
 
 
 def read_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
-    """A checkpoint of a stage, with the frozen weights from that of update 0.
-
-    Raises `UsageError` if that is another one than the run began with.
-    """
+    """A checkpoint with the frozen weights of update 0. Raises `UsageError` for other weights."""
     saved = Checkpoint(path)
     if expected := saved.record.get("frozen_in"):
         first = Checkpoint(folder.checkpoint(0))
