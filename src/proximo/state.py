@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proximo import functional as F
 from proximo.engines.base import Engine, OldEvaluation
@@ -59,7 +59,49 @@ class Ending(Protocol):
 
 
 @dataclass(kw_only=True)
-class TrainState:
+class State:
+    """What changes while any model trains, in control and with language."""
+
+    policy: nn.Module
+    optimizer: FlatOptimizer
+    horizon: int  # counts of `progress` over which schedules run from 0 to 1
+    updates: int = 0
+    best: float | None = None  # the best score so far, by whichever measure the run keeps
+    last_trial_steps: int | None = None  # when `stop_at` last asked for an evaluation
+    last_trial_return: float | None = None  # and what it came to
+    beta: float | None = None  # weight of the KL penalty, once it has moved
+    rate_scale: float = 1.0  # factor on the learning rate, where it follows the KL
+    skipped: int = 0  # gradient steps that were left out, for what was not finite
+    skip_sink: SkipSink | None = None  # of the run, not of its state: stores the first of those
+
+    @property
+    def fault(self) -> type[Exception]:
+        """Error to raise when something fails: before the first update there is no run to keep."""
+        return TrainingError if self.updates else UsageError
+
+    def finished(self, run: Ending) -> str:
+        """The setting that has ended the run, or "" if it continues."""
+        return run.ended_by(vars(self))
+
+    def skip_step(
+        self, what: str, where: str, samples: Batch, coefficients: dict[str, float], budget: int
+    ) -> None:
+        """Count a gradient step that is skipped. Raises `TrainingError` past the budget.
+
+        The weights must be those before the step: they are stored with its samples. where: in the
+        update, as ", epoch 1, minibatch 2".
+        """
+        self.skipped += 1
+        update = self.updates + 1
+        tensors = named("policy", self.policy.state_dict()) | samples.tensors()
+        record: dict[str, Any] = {"update": update, "coefficients": coefficients}
+        record |= {} if self.beta is None else {"beta": self.beta}
+        where = f"update {update}{where}"
+        record_skip(self.skip_sink, what, where, tensors, record, self.skipped, budget)
+
+
+@dataclass(kw_only=True)
+class TrainState(State):
     """All that changes while training, and what of it is saved: all fields but `NOT_SAVED`.
 
     A new field of one of these types is saved too; a checkpoint from before it still loads, if the
@@ -67,39 +109,24 @@ class TrainState:
     """
 
     policy: ActorCritic
-    optimizer: FlatOptimizer
     envs: EnvState
     collecting: torch.Generator  # noise of the actions
     shuffling: torch.Generator  # order of the minibatches
     engine: Engine  # acts, evaluates and takes the gradient steps
-    horizon: int  # environment steps over which schedules run from 0 to 1
     steps: int = 0  # environment steps taken
-    updates: int = 0
     episodes: int = 0
     recent: deque[Episode] = field(default_factory=lambda: deque(maxlen=100))
     smoothed: float | None = None  # moving average of the episodes' returns
-    best: float | None = None  # the best score so far, by whichever measure the run keeps
-    last_trial_steps: int | None = None  # when `stop_at` last asked for an evaluation
-    last_trial_return: float | None = None  # and what it came to
     obs_moments: Moments | None = None  # of all observations, for the policy to standardise by
     return_moments: Moments | None = None  # of all value targets, for the critic
     reward_moments: Moments | None = None  # of the running discounted return, for scaling rewards
     reward_return: Tensor | None = None  # [N] the running discounted return itself
-    beta: float | None = None  # weight of the KL penalty, once it has moved
-    rate_scale: float = 1.0  # factor on the learning rate, where it follows the KL
     recurrent_state: Tensor | None = None  # [N, C] what the policy remembers in each env
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
-    skipped: int = 0  # gradient steps that were left out, for what was not finite
     smoothing: float = 0.1  # of the run, not of its state: weight of an episode in `smoothed`
     success_at: float | None = None  # of the run: the return from which an episode is a success
     averages: Row = field(default_factory=dict)  # of `recent`, until another episode ends
-    skip_sink: SkipSink | None = None  # of the run, not of its state: stores the first of those
     watch: Watch | None = None  # of the run as well: shows its progress
-
-    @property
-    def fault(self) -> type[Exception]:
-        """Error to raise when something fails: before the first update there is no run to keep."""
-        return TrainingError if self.updates else UsageError
 
     @property
     def progress(self) -> float:
@@ -188,10 +215,10 @@ class TrainState:
 
     def tensors(self, *, policy_only: bool = False) -> dict[str, Tensor]:
         """The saved tensors, by their names in a checkpoint."""
-        tensors = _named("policy", self.policy.state_dict())
+        tensors = named("policy", self.policy.state_dict())
         for name in self.fields_of("Moments | None"):
             if (moments := getattr(self, name)) is not None:
-                tensors |= _named(name, moments._asdict())
+                tensors |= named(name, moments._asdict())
         if policy_only:
             return tensors
         tensors |= self.optimizer.tensors()
@@ -214,7 +241,7 @@ class TrainState:
             **{f"{ACTION_LOGS}{i}": log for i in range(count)},
         }
         for name in self.fields_of("Moments | None"):
-            tensors |= _named(name, no_moments(self._shape_of(name))._asdict())
+            tensors |= named(name, no_moments(self._shape_of(name))._asdict())
         return tensors
 
     def _shape_of(self, moments: str) -> tuple[int, ...]:
@@ -253,27 +280,8 @@ class TrainState:
         """The running moments that belong to the policy's normalisation."""
         for name in self.fields_of("Moments | None"):
             if f"{name}.number" in saved.tensors:
-                parts = _named(name, no_moments(self._shape_of(name))._asdict())
+                parts = named(name, no_moments(self._shape_of(name))._asdict())
                 setattr(self, name, Moments(*saved.take(parts).values()))
-
-    def skip_step(
-        self, what: str, where: str, samples: Batch, coefficients: dict[str, float], budget: int
-    ) -> None:
-        """Count a gradient step that is skipped. Raises `TrainingError` past the budget.
-
-        The weights must be those before the step: they are stored with its samples. where: in the
-        update, as ", epoch 1, minibatch 2".
-        """
-        self.skipped += 1
-        update = self.updates + 1
-        tensors = _named("policy", self.policy.state_dict()) | _named("batch", vars(samples))
-        record = {"update": update, "coefficients": coefficients}
-        where = f"update {update}{where}"
-        record_skip(self.skip_sink, what, where, tensors, record, self.skipped, budget)
-
-    def finished(self, run: Ending) -> str:
-        """The setting that has ended the run, or "" if it continues."""
-        return run.ended_by(vars(self))
 
     def advance(self, rollout: Rollout, metrics: Metrics) -> Row:
         """Count an update that is done; returns its row: everything that is logged of it."""
@@ -322,5 +330,6 @@ def _mean(values: Sequence[float]) -> float:
     return min(max(sum(values) / len(values), min(values)), max(values))
 
 
-def _named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by their names in a checkpoint."""
     return {f"{name}.{part}": tensor for part, tensor in parts.items()}

@@ -163,6 +163,10 @@ class Batch:
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return type(self)(**{name: tensor[index] for name, tensor in vars(self).items()})
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, for the record of a skipped step."""
+        return {f"batch.{name}": tensor for name, tensor in vars(self).items()}
+
 
 class Layout(NamedTuple):
     """Minibatch n of epoch k of an update is orders[k][bounds[k][n] : bounds[k][n + 1]]."""

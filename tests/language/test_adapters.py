@@ -371,13 +371,13 @@ def test_averages_that_a_run_does_not_have(tmp_path):
     ("make", "said"),
     [
         (lambda: ModelConfig(lora_rank=-1), "model.lora_rank is -1: it must be at least 0"),
-        (lambda: ModelConfig(lora_alpha=4.0), "model.lora_alpha is set, but there are no adapters"),
+        (lambda: ModelConfig(lora_alpha=4.0), "model.lora_alpha is 4.0, .* there are no adapters"),
         (lambda: ModelConfig(lora_rank=4, lora_alpha=0.0), "model.lora_alpha is 0.0"),
-        (lambda: ModelConfig(lora_targets=("x",)), "model.lora_targets is set, but there are no"),
-        (lambda: KLConfig(estimator="k3"), "estimator is k3, but kl.where is reward"),
-        (lambda: KLConfig(horizon=20.0), r"horizon is 20.0, but without kl\.target"),
+        (lambda: ModelConfig(lora_targets=("x",)), "model.lora_targets is .* there are no"),
+        (lambda: KLConfig(estimator="k3"), "estimator is k3, .* kl.where is reward"),
+        (lambda: KLConfig(horizon=20.0), r"horizon is 20.0, .* kl\.target is none"),
         (lambda: KLConfig(reference="ema"), "is ema: give kl.ema_decay"),
-        (lambda: KLConfig(ema_decay=0.9), "ema_decay is 0.9, but kl.reference is copy"),
+        (lambda: KLConfig(ema_decay=0.9), "ema_decay is 0.9, .* kl.reference is copy"),
         (lambda: KLConfig(reference="ema", ema_decay=1.0), r"ema_decay is 1.0: .* in \[0, 1\)"),
         (
             lambda: PPOConfig(lm=Stage(stage="ppo"), kl=BEGIN["adapter"]),

@@ -77,7 +77,7 @@ def test_code_that_a_run_names_is_imported_only_when_it_is_named_again(tmp_path,
     score = ScoreConfig(reward=("my_reward:score",))
     stop = [stop_after(1)]
     ppo(ModelConfig(**SMALL), "prompts.jsonl", score=score, callbacks=stop, **options)
-    with pytest.raises(UsageError, match=r"my_reward:score, is code: .* give reward="):
+    with pytest.raises(UsageError, match=r"my_reward:score, is code: .* resume\(.*, reward="):
         resume("run")
     assert resume("run", reward="my_reward:score").rows[-1]["update"] == 6
 
@@ -182,7 +182,7 @@ def test_every_field_of_the_state_is_in_its_checkpoints_or_declared_as_derived()
     from proximo.language.state import COUNTERS, DERIVED, PPO_COUNTERS, SCORES, LanguageState
 
     saved = {*PPO_COUNTERS, *COUNTERS, *SCORES, "skipped", "stage", "policy", "optimizer"}
-    saved |= {"generators", "moments", "reference", "frozen_in"}
+    saved |= {"generators", "moments", "reference", "frozen_in", "data"}
     fields = {field.name for field in dataclasses.fields(LanguageState)}
     assert saved | DERIVED == fields
     assert not saved & DERIVED

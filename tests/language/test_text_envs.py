@@ -499,7 +499,7 @@ ONE = Talk()
         (Talk, {"score": ScoreConfig(normalize=True)}, "score.normalize is set"),
         (Talk, {"reward": lambda completions: [1.0]}, "an env and a reward"),
         (Talk, {"score": ScoreConfig(reward=("m:f",))}, "an env and a reward"),
-        (Talk, {"score": ScoreConfig(weights=(2.0,))}, "score.weights is set, but an env"),
+        (Talk, {"score": ScoreConfig(weights=(2.0,))}, "score.weights is .* an env"),
         (Talk, {"run": dataclasses.replace(FEW, held_out=0.5, eval_every=1)}, "which is none"),
         (None, {}, "there are no prompts"),
     ],

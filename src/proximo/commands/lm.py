@@ -243,12 +243,7 @@ def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPO
         raise UsageError(
             "this run's reward was given by a program: name it by --reward, or an env by --env"
         )
-    missing = {}
-    if not command.reward and not all(Path(name).is_dir() for name in stored.reward):
-        missing["reward"] = list(stored.reward)
-    if ":" in stored.env and not command.env:
-        missing["env"] = [stored.env]
-    if missing:
+    if missing := stored.unnamed(reward=command.reward, env=command.env):
         raise UsageError(words(missing, line_to_type("lm resume", arguments)))
     return dataclasses.replace(config, score=score)
 

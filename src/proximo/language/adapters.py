@@ -30,10 +30,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def add_adapters(net: Any, settings: ModelConfig, seed: int) -> None:
-    """Add adapters to layers of a causal language model, and freeze all its other weights.
-
-    B is 0 at the start, so that the model is unchanged. Raises `UsageError` for missing targets.
-    """
+    """Add adapters, at first without effect, and freeze other weights. Raises `UsageError`."""
     for target in settings.lora_targets:
         _check_target(net, target)
     rank = settings.lora_rank
@@ -160,10 +157,7 @@ def _is_name(x: Any) -> bool:
 
 
 def read_adapter(folder: Path) -> Adapter | None:
-    """The adapter stored in a folder, if any. Raises `UsageError` unless it is plain LoRA.
-
-    peft never reads the file itself: some of its settings are names of modules to import.
-    """
+    """The adapter stored in a folder, if any. Raises `UsageError` unless it is plain LoRA."""
     file = folder / "adapter_config.json"
     if not file.exists():
         return None

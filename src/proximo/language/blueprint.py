@@ -6,8 +6,9 @@ import errno
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,72 +17,62 @@ import torch
 from proximo.disk import check_regular, read
 from proximo.errors import UsageError, explain
 from proximo.language.adapters import Adapter, apply_adapter, read_adapter
-from proximo.language.config import ModelConfig
+from proximo.language.config import ModelConfig, TrainingConfig
+from proximo.language.examples import Limit
 from proximo.language.model import LanguageModel, check_fit, context, transformers
-from proximo.language.tokenizer import declared_ends
+from proximo.language.tokenizer import Tokenizer, declared_ends
 from proximo.run.folder import RunFolder
 
 END, UNKNOWN = "<end>", "<unknown>"
 """Tokens of a tiny model that are no symbol of the data."""
+DROPPING = ", or leave such rows out by run.overlong drop"
 
 
+@dataclass(frozen=True)
 class Blueprint:
     """Tokenizer and configuration of a model whose weights are not loaded yet."""
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        config: Any,
-        weights: Path | LanguageModel | None,
-        *,
-        generation: Any = None,
-        adapter: Adapter | None = None,
-    ) -> None:
-        """weights: their folder; None: random. generation: settings; None: derived from config.
+    inner: Any  # tokenizer of transformers
+    config: Any
+    weights: Path | LanguageModel | None  # their folder; None: random
+    generation: Any = None  # its settings; None: derived from the configuration
+    adapter: Adapter | None = None  # to be merged into the weights
 
-        adapter: to be merged into the weights.
-        """
-        self.tokenizer, self.config, self._weights = tokenizer, config, weights
-        self._generation, self._adapter = generation, adapter
+    def tokenizer(self, stop: Sequence[str] = ()) -> Tokenizer:
+        """The tokenizer with the ends that the generation settings declare."""
+        kind = transformers().GenerationConfig
+        settings = self.generation or kind.from_model_config(self.config)
+        return Tokenizer(self.inner, stop, declared_ends(settings, len(self.inner)))
 
-    @property
-    def ends(self) -> list[int]:
-        """Ids that its generation settings declare as ends of a text."""
-        settings = self._generation or transformers().GenerationConfig.from_model_config(
-            self.config
-        )
-        return declared_ends(settings, len(self.tokenizer))
-
-    @property
-    def context(self) -> int | None:
-        return context(self.config)
+    def limit(self, run: TrainingConfig) -> Limit:
+        """Maximum length of the rows of data."""
+        return Limit(context(self.config), run.max_length, run.overlong == "drop", DROPPING)
 
     def build(self, seed: int, *, random: bool = False) -> LanguageModel:
         """The model. random: with random weights, because a checkpoint holds the real ones."""
-        if isinstance(self._weights, LanguageModel):
-            return self._weights.merged()
-        library = transformers()
+        if isinstance(self.weights, LanguageModel):
+            return self.weights.merged()
         with self._loading():
-            if self._weights is None or random:
+            if self.weights is None or random:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
                     net = self._random()
-                if self._generation is not None:
-                    net.generation_config = self._generation
-                return LanguageModel(net.float(), self.tokenizer)
-            net = library.AutoModelForCausalLM.from_pretrained(
-                self._weights,
+                if self.generation is not None:
+                    net.generation_config = self.generation
+                return LanguageModel(net.float(), self.inner)
+            net = transformers().AutoModelForCausalLM.from_pretrained(
+                self.weights,
                 **UNTRUSTED,
                 use_safetensors=True,  # other files of weights run code when they are loaded
                 adapter_kwargs={"subfolder": secrets.token_hex()},  # peft would import code by name
                 dtype=torch.float32,
             )
-            if self._adapter:
-                apply_adapter(net, self._adapter)
-            lm = LanguageModel(net, self.tokenizer)
+            if self.adapter:
+                apply_adapter(net, self.adapter)
+            lm = LanguageModel(net, self.inner)
             if not lm.causal:
                 raise UsageError(
-                    f"the model {self._weights} is a {type(net).__name__} that reads later tokens "
+                    f"the model {self.weights} is a {type(net).__name__} that reads later tokens "
                     "too: give a causal language model"
                 )
         return lm
@@ -98,7 +89,7 @@ class Blueprint:
         except UsageError:
             raise
         except Exception as error:
-            name = self._weights or "that is asked for"
+            name = self.weights or "that is asked for"
             raise UsageError(f"the model {name} cannot be loaded: {error}") from error
 
     def check_size(self, max_bytes: int) -> None:
@@ -107,7 +98,7 @@ class Blueprint:
             net = self._random()
         if (needed := 4 * sum(x.numel() for x in net.parameters())) > max_bytes:
             raise UsageError(
-                f"the model {self._weights} takes {needed:,} bytes by its config.json, but the "
+                f"the model {self.weights} takes {needed:,} bytes by its config.json, but the "
                 f"checkpoints of its run have {max_bytes:,}"
             )
 
@@ -162,8 +153,7 @@ def read_blueprint(folder: Path | str) -> Blueprint:
             "run of proximo lm, or tiny"
         ) from error
     generation = _generation(place, len(tokenizer))
-    adapter = read_adapter(place)
-    return Blueprint(tokenizer, settings, place, generation=generation, adapter=adapter)
+    return Blueprint(tokenizer, settings, place, generation, read_adapter(place))
 
 
 def _generation(folder: Path, vocabulary: int) -> Any:

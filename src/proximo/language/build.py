@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from proximo.envs.base import Maker
 from proximo.envs.layers import close_all
-from proximo.errors import UsageError
+from proximo.errors import UsageError, refuse_unused
 from proximo.language.adapters import copy_trainable
 from proximo.language.blueprint import Blueprint, blueprint, read_blueprint
 from proximo.language.config import (
-    ModelConfig,
     PPOConfig,
-    Sampling,
     StageConfig,
     SupervisedConfig,
     SupervisedRunConfig,
@@ -27,7 +25,7 @@ from proximo.language.config import (
     read_stage,
 )
 from proximo.language.envs import TextEnv, TextEnvs, characters, make_text_envs
-from proximo.language.examples import Examples, Limit, Source
+from proximo.language.examples import Examples, Source
 from proximo.language.model import LanguageModel, LanguagePolicy
 from proximo.language.objectives import Likelihood, Objective, Preference
 from proximo.language.reference import make_reference
@@ -43,7 +41,6 @@ from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
 from proximo.run.session import RunLog, Session
 
-Config = TypeVar("Config", bound=StageConfig)
 AnyReward = Reward | RewardModel
 
 
@@ -55,6 +52,7 @@ class Given:
     model: LanguageModel | None = None
     rewards: Sequence[AnyReward] | None = None
     env: Maker | None = None
+    resumed: RunFolder | None = None  # the run to continue, with its model
 
 
 def make_session(
@@ -85,17 +83,13 @@ def make_session(
         folder = RunFolder.create(run_dir, config, "proximo lm resume")
 
     def build(log: RunLog) -> StageTask:
-        resumed = folder if start else None
-        task: StageTask
-        if isinstance(config, PPOConfig):
-            task = _ppo(config, given, resumed)
-        else:
-            task = _supervised(config, given, resumed)
+        parts = dataclasses.replace(given, resumed=folder if start else None)
+        task = _ppo(config, parts) if isinstance(config, PPOConfig) else _supervised(config, parts)
         try:
             task.config = config  # the stored names, where `_ppo` has made them absolute
             task.enter_run(log, own)
             if start:
-                task.restore(start)
+                task.state.restore(start)
         except BaseException:
             task.close()
             raise
@@ -109,11 +103,8 @@ def _check_new(config: StageConfig, given: Given) -> None:
     if isinstance(config, PPOConfig):
         config.check_lone(with_env=bool(given.env or config.score.env))
         return
-    for name in ("critic", "critic_warmup"):
-        if (value := getattr(config.model, name)) != getattr(ModelConfig, name):
-            raise UsageError(
-                f"model.{name} is {value}, but {config.lm.stage} has no critic: leave it out"
-            )
+    why = f"{config.lm.stage} has no critic"
+    refuse_unused("model", config.model, ("critic", "critic_warmup"), why)
 
 
 def _check_storable(config: StageConfig) -> None:
@@ -130,7 +121,7 @@ def _check_storable(config: StageConfig) -> None:
     check_storable(config)
 
 
-def _resumed(config: Config, folder: RunFolder) -> Config:
+def _resumed(config: StageConfig, folder: RunFolder) -> StageConfig:
     """The settings with the model of the run to continue. Raises `UsageError` for another run."""
     before = read_stage(folder.config_file)
     if before.lm.stage != config.lm.stage:
@@ -145,18 +136,18 @@ def _resumed(config: Config, folder: RunFolder) -> Config:
     return dataclasses.replace(config, model=before.model)
 
 
-def _supervised(config: SupervisedRunConfig, given: Given, resumed: RunFolder | None) -> StageTask:
+def _supervised(config: SupervisedRunConfig, given: Given) -> StageTask:
     """The task of sft or of a reward model. Raises `UsageError`."""
     pairs = config.lm.stage == "reward"
     columns = ("chosen", "rejected") if pairs else ("completion",)
     examples = Examples.read(_data(config, given), "prompt", *columns)
     device = _device(config.run)
-    plan = _plan(config.model, given.model, examples.texts(), resumed)
-    tokenizer = Tokenizer(plan.tokenizer, ends=plan.ends)
+    plan = _plan(config, given, examples.texts())
+    tokenizer = plan.tokenizer()
     ids = examples.prompts(tokenizer)
     answers = [examples.answers(tokenizer, column) for column in columns]
-    examples, parts = examples.check_lengths(0, _limit(plan, config.run), ids, *answers)
-    lm = _build(plan, config, tokenizer, resumed).to(device)
+    examples, parts = examples.check_lengths(0, plan.limit(config.run), ids, *answers)
+    lm = _build(plan, config, given, tokenizer).to(device)
     objective: Objective = Likelihood(lm)
     module: LanguageModel | RewardModel = lm
     if pairs:
@@ -165,7 +156,7 @@ def _supervised(config: SupervisedRunConfig, given: Given, resumed: RunFolder | 
     return SupervisedTask(module, lm, objective, config, parts, examples.digest)
 
 
-def _ppo(config: PPOConfig, given: Given, resumed: RunFolder | None) -> StageTask:
+def _ppo(config: PPOConfig, given: Given) -> StageTask:
     """The task of PPO. Raises `UsageError`."""
     with_env = _check_source(config, given)
     without_data = given.data is None and not config.lm.data
@@ -176,18 +167,15 @@ def _ppo(config: PPOConfig, given: Given, resumed: RunFolder | None) -> StageTas
     count = config.run.sequences if with_env else 0
     envs = make_text_envs(config.score.env, given.env, count)
     try:
-        return _ppo_task(config, given, resumed, examples, ptx, envs)
+        return _ppo_task(config, given, examples, ptx, envs)
     except BaseException:
         close_all(envs)
         raise
 
 
 def _check_source(config: PPOConfig, given: Given) -> bool:
-    """Refuse settings without a meaning in an env, or without one; returns whether there is one.
-
-    Raises `UsageError`.
-    """
-    score, run = config.score, config.run
+    """The run has an env. Raises `UsageError` for settings without a meaning with or without it."""
+    score = config.score
     if given.env and score.env:
         raise UsageError(
             f"there are two envs, the one given and score.env {score.env}: leave one out"
@@ -195,21 +183,14 @@ def _check_source(config: PPOConfig, given: Given) -> bool:
     if not (given.env or score.env):
         if given.data is None and not config.lm.data:
             raise UsageError("there are no prompts: only an env does without")
-        if config.sampling.max_turns != Sampling.max_turns:
-            raise UsageError(
-                f"sampling.max_turns is {config.sampling.max_turns}, but without an env every "
-                "prompt is completed once: leave it out"
-            )
+        refuse_unused("sampling", config.sampling, ("max_turns",), "there is no env")
         return False
     if given.rewards or score.reward:
         raise UsageError("there are an env and a reward: an env gives its own, so leave one out")
-    if run.overlong != TrainingConfig.overlong and not config.ptx.coef:
-        raise UsageError(
-            f"run.overlong is {run.overlong}, but with an env there are no rows that could be too "
-            "long: an episode ends where the next reply would be; leave it out"
-        )
-    if score.weights:
-        raise UsageError("score.weights is set, but an env gives its own reward: leave it out")
+    if not config.ptx.coef:
+        why = "an env ends its episodes before they are too long"
+        refuse_unused("run", config.run, ("overlong",), why)
+    refuse_unused("score", score, ("weights",), "an env gives its own reward")
     if score.normalize:
         raise UsageError(
             "score.normalize is set, but shifting the rewards of an env would pay for long or for "
@@ -240,7 +221,6 @@ def _absolute(config: PPOConfig) -> PPOConfig:
 def _ppo_task(
     config: PPOConfig,
     given: Given,
-    resumed: RunFolder | None,
     examples: Examples,
     ptx: Examples | None,
     envs: Sequence[TextEnv],
@@ -248,9 +228,8 @@ def _ppo_task(
     """Check everything, then load the models."""
     device = _device(config.run)
     texts = characters(envs[0]) if envs else examples.texts()
-    plan = _plan(config.model, given.model, [*texts, *(ptx.texts() if ptx else [])], resumed)
-    limit = _limit(plan, config.run)
-    tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop, plan.ends)
+    plan = _plan(config, given, [*texts, *(ptx.texts() if ptx else [])])
+    limit, tokenizer = plan.limit(config.run), plan.tokenizer(config.sampling.stop)
     if config.score.missing_eos_penalty and not tokenizer.stops:
         raise UsageError(
             "score.missing_eos_penalty is set, but the tokenizer has no end of sequence: name a "
@@ -269,11 +248,11 @@ def _ppo_task(
     critic_from = next((r for r in rewards if isinstance(r, RewardModel)), None)
     if config.model.critic == "reward" and critic_from is None:
         raise UsageError("model.critic is reward, but no reward is a reward model")
-    lm = _build(plan, config, tokenizer, resumed)
+    lm = _build(plan, config, given, tokenizer)
     policy = _with_critic(lm, tokenizer.stops, config, critic_from)
-    if resumed and config.kl.reference in ("copy", "ema"):
+    if given.resumed and config.kl.reference in ("copy", "ema"):
         # The first checkpoint holds the initial model.
-        Checkpoint(resumed.checkpoint(0)).load_policy(policy)
+        Checkpoint(given.resumed.checkpoint(0)).load_policy(policy)
     policy.to(device)
     for model in source.models if isinstance(source, RewardSum) else ():
         model.to(device)
@@ -301,34 +280,24 @@ def _data(config: StageConfig, given: Given) -> Source:
     return config.lm.data if given.data is None else given.data
 
 
-def _plan(
-    config: ModelConfig,
-    model: LanguageModel | None,
-    texts: Iterable[str],
-    resumed: RunFolder | None,
-) -> Blueprint:
-    if resumed:
-        plan = read_blueprint(resumed.path / "model")
-        plan.check_size(resumed.checkpoint_bytes())
+def _plan(config: StageConfig, given: Given, texts: Iterable[str]) -> Blueprint:
+    if given.resumed:
+        plan = read_blueprint(given.resumed.path / "model")
+        plan.check_size(given.resumed.checkpoint_bytes())
         return plan
-    if model is not None:
-        return Blueprint(model.tokenizer, model.net.config, model, generation=model.generation)
-    return blueprint(config, texts)
+    if (model := given.model) is not None:
+        return Blueprint(model.tokenizer, model.net.config, model, model.generation)
+    return blueprint(config.model, texts)
 
 
 def _build(
-    plan: Blueprint, config: StageConfig, tokenizer: Tokenizer, resumed: RunFolder | None
+    plan: Blueprint, config: StageConfig, given: Given, tokenizer: Tokenizer
 ) -> LanguageModel:
     """The language model with its adapters, on the CPU; its weights may come from a checkpoint."""
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    lm = plan.build(config.run.seed, random=resumed is not None)
+    lm = plan.build(config.run.seed, random=given.resumed is not None)
     return lm.set_up(config.model, config.run).end_by(tokenizer.ends)
-
-
-def _limit(plan: Blueprint, run: TrainingConfig) -> Limit:
-    remedy = ", or leave such rows out by run.overlong drop"
-    return Limit(plan.context, run.max_length, run.overlong == "drop", remedy)
 
 
 def _device(run: TrainingConfig) -> torch.device:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from proximo.bounds import above, at_least, between
-from proximo.errors import UsageError, check_values
+from proximo.errors import UsageError, check_values, refuse_unused
 from proximo.functional.schedules import Coefficient
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
-from proximo.run.config import RunSettings, check_sections
+from proximo.run.config import RunSettings, check_sections, refuse_lone
 from proximo.run.toml import read_section, read_tables
 
 
@@ -52,12 +52,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_values("model", self)
-        for name in ("lora_alpha", "lora_targets"):
-            if getattr(self, name) and not self.lora_rank:
-                raise UsageError(
-                    f"model.{name} is set, but there are no adapters: give model.lora_rank, such "
-                    "as 16"
-                )
+        if not self.lora_rank:
+            why = "there are no adapters (model.lora_rank is 0)"
+            refuse_unused("model", self, ("lora_alpha", "lora_targets"), why)
         if self.width % self.heads:
             raise UsageError(
                 f"model.width is {self.width}: it must be a multiple of model.heads, {self.heads}"
@@ -130,20 +127,12 @@ class KLConfig:
             )
         if self.reference == "ema" and self.ema_decay is None:
             raise UsageError("kl.reference is ema: give kl.ema_decay, such as 0.992")
-        if self.reference != "ema" and self.ema_decay is not None:
-            raise UsageError(
-                f"kl.ema_decay is {self.ema_decay}, but kl.reference is {self.reference}: use ema"
-            )
-        if self.estimator != KLConfig.estimator and self.where == "reward":
-            raise UsageError(
-                f"kl.estimator is {self.estimator}, but kl.where is reward, where the KL of a "
-                "token is k1: use kl.where loss, or leave it out"
-            )
-        if self.horizon != KLConfig.horizon and self.target is None:
-            raise UsageError(
-                f"kl.horizon is {self.horizon}, but without kl.target beta does not move: give the "
-                "target, or leave it out"
-            )
+        if self.reference != "ema":
+            refuse_unused("kl", self, ("ema_decay",), f"kl.reference is {self.reference}")
+        if self.where == "reward":
+            refuse_unused("kl", self, ("estimator",), "kl.where is reward, whose estimate is k1")
+        if self.target is None:
+            refuse_unused("kl", self, ("horizon",), "kl.target is none: beta does not move")
         if self.target is not None and not self.coef:
             raise UsageError(
                 "kl.target is set, but kl.coef is 0, from which beta cannot move: give the "
@@ -175,6 +164,14 @@ class ScoreConfig:
                 f"score.env is {self.env} and score.reward {' '.join(self.reward)}: an env gives "
                 "its own rewards, so leave one of them out"
             )
+
+    def unnamed(self, *, reward: object, env: object) -> dict[str, list[str]]:
+        """Code that must be named again: argument -> names. reward, env: those given again."""
+        code = any(not Path(name).is_dir() for name in self.reward)
+        return {
+            **({"reward": list(self.reward)} if code and not reward else {}),
+            **({"env": [self.env]} if ":" in self.env and not env else {}),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,12 +292,8 @@ class SupervisedRunConfig:
     run: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        for name in ("completions_per_prompt", "eval_every"):
-            if getattr(self.run, name) != getattr(TrainingConfig, name):
-                raise UsageError(
-                    f"run.{name} is {getattr(self.run, name)}, but {self.lm.stage} draws no "
-                    "completions: leave it out"
-                )
+        why = f"{self.lm.stage} draws no completions"
+        refuse_unused("run", self.run, ("completions_per_prompt", "eval_every"), why)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,22 +334,17 @@ class PPOConfig:
                 f"algorithm.advantage is {algorithm.advantage}, which compares completions of one "
                 "prompt: set run.completions_per_prompt to at least 2"
             )
-        if not algorithm.critic and (self.model.critic != "shared" or self.model.critic_warmup):
-            name = "critic_warmup" if self.model.critic_warmup else "critic"
-            raise UsageError(
-                f"model.{name} is {getattr(self.model, name)}, but algorithm.critic is off: leave "
-                "it out"
-            )
+        if not algorithm.critic:
+            unused = ("critic", "critic_warmup")
+            refuse_unused("model", self.model, unused, "algorithm.critic is off")
         if algorithm.minibatches == "shuffled" and algorithm.minibatch_size > self.run.sequences:
             raise UsageError(
                 f"algorithm.minibatch_size is {algorithm.minibatch_size}, but an update has only "
                 f"{self.run.sequences} completions (run.sequences)"
             )
-        if algorithm.critic_learning_rate is not None and self.model.critic == "shared":
-            raise UsageError(
-                "algorithm.critic_learning_rate is set, but the critic shares the model: use "
-                "model.critic separate"
-            )
+        if self.model.critic == "shared":
+            why = "model.critic is shared, not separate"
+            refuse_unused("algorithm", algorithm, ("critic_learning_rate",), why)
         if self.kl.reference == "adapter" and not self.model.lora_rank:
             raise UsageError(
                 "kl.reference is adapter, but there are no adapters to switch off: give "
@@ -364,38 +352,21 @@ class PPOConfig:
             )
         if bool(self.ptx.coef) != bool(self.ptx.data):
             raise UsageError("ptx.coef and ptx.data belong together: give both or none")
-        # The number of rewards given by a program is not known here: `RewardSum` compares it.
-        rewards = self.score.reward
-        if rewards and self.score.weights and len(self.score.weights) != len(rewards):
-            raise UsageError(
-                f"score.weights has {len(self.score.weights)} numbers for {len(rewards)} rewards: "
-                "give one for each"
-            )
 
     def check_lone(self, *, with_env: bool) -> None:
-        """Refuse a new run that standardises advantages one by one. Raises `UsageError`.
-
-        See `proximo.run.config.Config.check_lone`.
-        """
+        """Refuse a new run that standardises advantages one by one. Raises `UsageError`."""
         algorithm, count = self.algorithm, self.run.sequences
         tokens = self.sampling.max_tokens * (self.sampling.max_turns if with_env else 1)
         sizes = {"shuffled": algorithm.minibatch_size, "episodes": 1, "whole": count}
         size, over = sizes[algorithm.minibatches], algorithm.normalize_advantage
-        found = ""
-        if over != "none" and count * tokens == 1:
-            found = "an update has one token"
-        elif over == "episode" and tokens == 1:
-            found = "a completion has one token"
-        elif over == "minibatch" and tokens == size == 1:
-            found = "a minibatch has one token"
-        elif over == "minibatch" and algorithm.grouped and count % size == 1:
-            found = "all tokens of a completion have one advantage, and the last minibatch has one"
-        if found:
-            raise UsageError(
-                f"algorithm.normalize_advantage is {over}, but {found}: the deviation of one "
-                "advantage from its own mean is 0, so nothing would be learned from it. Use "
-                f"{'' if count * tokens == 1 else 'batch, '}none, or more of them"
-            )
+        alike = over == "minibatch" and algorithm.grouped and count % size == 1
+        alone = {
+            "an update has one token": over != "none" and count * tokens == 1,
+            "a completion has one token": over == "episode" and tokens == 1,
+            "a minibatch has one token": over == "minibatch" and tokens == size == 1,
+            "the last minibatch has one completion, whose tokens have one advantage": alike,
+        }
+        refuse_lone(over, alone, batch=count * tokens > 1)
 
 
 StageConfig = SupervisedRunConfig | PPOConfig
@@ -409,12 +380,6 @@ def read_stage(path: Path) -> StageConfig:
     kind = PPOConfig if tables["lm"].get("stage") == "ppo" else SupervisedRunConfig
     sections = typing.get_type_hints(kind)
     check_sections(tables, sections)
-    parts = {}
-    for name, cls in sections.items():
-        table = {key: x for key, x in tables.get(name, {}).items() if (name, key) != NAME}
-        parts[name] = read_section(name, cls, table)
+    tables.get("algorithm", {}).pop("name", None)  # of PPO, besides its settings
+    parts = {name: read_section(name, cls, tables.get(name, {})) for name, cls in sections.items()}
     return kind(**parts)
-
-
-NAME = ("algorithm", "name")
-"""What config.toml says of PPO besides its settings."""

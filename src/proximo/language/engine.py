@@ -16,7 +16,7 @@ from proximo.engines.nonfinite import Skip, not_finite
 from proximo.language.config import KLConfig, Sampling
 from proximo.language.model import LanguagePolicy
 from proximo.language.records import TokenBatch
-from proximo.language.sequences import Sequences, by_length, per_token
+from proximo.language.sequences import by_length, per_token
 from proximo.language.token_ppo import TokenPPO
 from proximo.nets.actor_critic import Evaluation
 from proximo.nets.optimizer import FlatOptimizer, clip_gradient
@@ -27,10 +27,7 @@ ExtraGradient = Callable[[], Tensor | None]
 
 
 class LanguageEngine(UpdateEngine):
-    """Evaluates and updates a language policy. Micro-batches change memory and speed alone.
-
-    Its minibatches are whole sequences: a `Layout` gives their indices.
-    """
+    """Evaluates and updates a language policy. Its `Layout` gives indices of whole sequences."""
 
     def __init__(
         self,
@@ -44,23 +41,18 @@ class LanguageEngine(UpdateEngine):
         super().__init__("torch", policy, optimizer)
         self.sampling, self.micro_batch = sampling, micro_batch
         self._kl, self._extra = kl or KLConfig(), extra
-        self.beta = 0.0
-        """Weight of the KL in the loss."""
-        self.actor_frozen = False
-        """Only the critic learns: gradients of the model are 0."""
+        self.beta = 0.0  # weight of the KL in the loss
+        self.actor_frozen = False  # only the critic learns: gradients of the model are 0
 
     @torch.no_grad()
     def evaluate_batch(self, batch: Any, *, entropy: bool) -> Evaluation:
-        """New log-probabilities of all tokens; values are the old ones. All [B].
-
-        No entropy: the sampled log-probabilities tell it.
-        """
-
-        def evaluate(part: Sequences) -> list[Tensor]:
-            new = self.policy.evaluate(part, self.sampling, entropy=False, value=False)
-            return [new.log_prob]
-
-        (log_prob,) = per_token(batch.sequences, self.micro_batch, evaluate)
+        """New log-probabilities of all tokens; values are the old ones, no entropy. All [B]."""
+        lm, stops = self.policy.lm, self.policy.stops
+        (log_prob,) = per_token(
+            batch.sequences,
+            self.micro_batch,
+            lambda part: [lm.log_prob(part, self.sampling, stops)],
+        )
         distribution: Any = None  # not kept: it is as large as the vocabulary
         return Evaluation(log_prob, None, batch.value, distribution)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
 from gymnasium import Env
 from gymnasium.spaces import Text
+from torch import Generator
 
 from proximo.envs.base import Maker, episode_seed
 from proximo.envs.config import EnvConfig
@@ -30,10 +31,7 @@ Row = Mapping[str, Any]
 
 
 def make_text_envs(name: str, maker: Maker | None, count: int) -> list[TextEnv]:
-    """Envs by name (module:Class, or a Gymnasium id) or by a maker.
-
-    Raises `UsageError` for envs whose spaces are not text.
-    """
+    """Envs by name or by a maker. Raises `UsageError` for those whose spaces are not text."""
     envs: list[TextEnv] = []
     try:
         for _ in range(count):
@@ -71,23 +69,15 @@ class TextEpisode:
 
     number: int
     seed: int
-    prompt: list[int]
-    """Ids of the first text."""
-    texts: list[str]
-    """All texts in turn, from the first text to the last reply."""
-    tokens: list[int] = field(default_factory=list)
-    """Ids of everything after the first text."""
-    response: list[bool] = field(default_factory=list)
-    """Which of them are the model's."""
-    log_prob: list[float] = field(default_factory=list)
-    """Of the model's tokens, by the distribution they were sampled from."""
-    rewards: list[float] = field(default_factory=list)
-    """One for each reply."""
-    stopped: list[bool] = field(default_factory=list)
-    """Of each reply: False where it was cut off at its maximum length."""
+    prompt: list[int]  # ids of the first text
+    texts: list[str]  # all texts in turn, from the first text to the last reply
+    tokens: list[int] = field(default_factory=list)  # ids of everything after the first text
+    response: list[bool] = field(default_factory=list)  # which of them are the model's
+    log_prob: list[float] = field(default_factory=list)  # of these, by their distribution then
+    rewards: list[float] = field(default_factory=list)  # one for each reply
+    stopped: list[bool] = field(default_factory=list)  # False: a reply cut off at its maximum
     terminated: bool = False
-    truncated: bool = False
-    """By the env, the limit of turns, or the model's longest sequence."""
+    truncated: bool = False  # by the env, the limit of turns, or the model's longest sequence
 
     def add(self, tokens: Sequence[int], text: str, *, response: bool) -> None:
         self.tokens += tokens
@@ -116,6 +106,7 @@ def joined(episodes: Sequence[TextEpisode], device: torch.device) -> Completions
     )
 
 
+@dataclass
 class TextEnvs:
     """N envs in which a language model acts: its reply is the action, their texts are read.
 
@@ -123,35 +114,29 @@ class TextEnvs:
     meets the same episodes; `options` is its row of the data, if there is one.
     """
 
-    def __init__(
-        self,
-        envs: Sequence[TextEnv],
-        tokenizer: Tokenizer,
-        sampling: Sampling,
-        context: int | None,
-        seed: int,
-        rows: Sequence[Row],
-    ) -> None:
-        """Resets one env, to check it. context: tokens that the model reads at most.
+    envs: Sequence[TextEnv]
+    tokenizer: Tokenizer
+    sampling: Sampling
+    context: int | None  # tokens that the model reads at most
+    seed: int
+    rows: InitVar[Sequence[Row]]
 
-        Raises `UsageError`.
-        """
-        self._envs, self._tokenizer, self._sampling = envs, tokenizer, sampling
-        self._context, self._seed = context, seed
-        self._name = type(envs[0].unwrapped).__name__
+    def __post_init__(self, rows: Sequence[Row]) -> None:
+        """Reset one env, to check it. Raises `UsageError`."""
+        self._name = type(self.envs[0].unwrapped).__name__
         self._fault: type[Exception] = UsageError
-        self._reset(envs[0], 0, rows[0])
+        self._reset(self.envs[0], 0, rows[0])
 
     def close(self) -> list[str]:
         """Close all envs; returns what failed, in words."""
-        return close_all(self._envs)
+        return close_all(self.envs)
 
     def play(
         self,
         lm: LanguageModel,
         numbers: Sequence[int],
         rows: Sequence[Row],
-        generator: torch.Generator,
+        generator: Generator,
         micro_batch: int,
         fault: type[Exception] = TrainingError,
     ) -> list[TextEpisode]:
@@ -162,51 +147,48 @@ class TextEnvs:
         for every episode, whether or not it is over. fault: raised when an env fails.
         """
         self._fault = fault
-        size, episodes = len(self._envs), list[TextEpisode]()
+        size, episodes = len(self.envs), list[TextEpisode]()
         for begin in range(0, len(numbers), size):
             part = slice(begin, begin + size)
             started = [
                 self._reset(*episode)
-                for episode in zip(self._envs, numbers[part], rows[part], strict=False)
+                for episode in zip(self.envs, numbers[part], rows[part], strict=False)
             ]
             self._converse(lm, started, generator, micro_batch)
             episodes += started
         return episodes
 
     def _converse(
-        self,
-        lm: LanguageModel,
-        episodes: list[TextEpisode],
-        generator: torch.Generator,
-        micro_batch: int,
+        self, lm: LanguageModel, episodes: list[TextEpisode], generator: Generator, micro_batch: int
     ) -> None:
         """Continue each episode to its end."""
         running = list(range(len(episodes)))
-        for turn in range(1, self._sampling.max_turns + 1):
-            noise = torch.rand(len(episodes), self._sampling.max_tokens, generator=generator)
+        for turn in range(1, self.sampling.max_turns + 1):
+            noise = torch.rand(len(episodes), self.sampling.max_tokens, generator=generator)
             replies = sample(
                 lm,
                 [episodes[i].prompt + episodes[i].tokens for i in running],
-                self._sampling,
-                self._tokenizer.stops,
+                self.sampling,
+                self.tokenizer.stops,
                 noise[running],
                 micro_batch,
             )
-            spoken = zip(replies.ids(), replies.log_probs(), replies.stopped.tolist(), strict=True)
-            for i, (ids, log_probs, stopped) in zip(running, spoken, strict=True):
+            tokens, log_prob = map(replies.unpadded, (replies.tokens, replies.log_prob))
+            spoken = zip(running, tokens, log_prob, replies.stopped.tolist(), strict=True)
+            for i, ids, log_probs, stopped in spoken:
                 episodes[i].log_prob += log_probs
                 episodes[i].stopped.append(stopped)
-                self._step(self._envs[i], episodes[i], ids, turn)
+                self._step(self.envs[i], episodes[i], ids, turn)
             running = [i for i in running if not (episodes[i].terminated or episodes[i].truncated)]
             if not running:
                 break
 
     def _reset(self, env: TextEnv, number: int, row: Row) -> TextEpisode:
-        seed = episode_seed(self._seed, 0, number)
+        seed = episode_seed(self.seed, 0, number)
         where = f"the env {self._name}, at the start of episode {number} (seed {seed}),"
         options = copy.deepcopy(dict(row)) or None  # the env may change its copy
         text, _ = self._call(lambda: env.reset(seed=seed, options=options), 2, where)
-        prompt = self._tokens(text, self._tokenizer.prompt, where)
+        prompt = self._tokens(text, self.tokenizer.prompt, where)
         return TextEpisode(number, seed, prompt, [text])
 
     def _step(self, env: TextEnv, episode: TextEpisode, ids: list[int], turn: int) -> None:
@@ -215,7 +197,7 @@ class TextEnvs:
             f"the env {self._name}, in turn {turn} of episode {episode.number} "
             f"(seed {episode.seed}),"
         )
-        reply = self._tokenizer.text(ids)
+        reply = self.tokenizer.text(ids)
         episode.add(ids, reply, response=True)
         text, reward, terminated, truncated, _ = self._call(lambda: env.step(reply), 5, where)
         try:
@@ -226,10 +208,10 @@ class TextEnvs:
         if not math.isfinite(episode.rewards[-1]):
             raise self._fault(f"{where} rewards {reply!r} by {reward!r}: it must be finite")
         episode.terminated = bool(terminated)
-        episode.truncated = not terminated and (bool(truncated) or turn == self._sampling.max_turns)
+        episode.truncated = not terminated and (bool(truncated) or turn == self.sampling.max_turns)
         if episode.terminated or episode.truncated:
             return
-        answer = self._tokens(text, self._tokenizer.plain, where)
+        answer = self._tokens(text, self.tokenizer.plain, where)
         if self._fits(len(episode.prompt) + len(episode.tokens) + len(answer)):
             episode.add(answer, text, response=False)
         else:
@@ -251,21 +233,20 @@ class TextEnvs:
         if not isinstance(text, str):
             raise self._fault(f"{where} says {text!r}: it must be text")
         short = text if len(text) <= 60 else f"{text[:60]}..."
+        problem = ""
         if not (ids := tokenize(text)):
-            raise self._fault(f"{where} says {short!r}, which has no tokens to reply to")
-        if not self._envs[0].observation_space.contains(text):
-            raise self._fault(
-                f"{where} says {short!r}, which is not in its observation_space: see its charset, "
-                "min_length and max_length"
+            problem = "has no tokens to reply to"
+        elif not self.envs[0].observation_space.contains(text):
+            problem = "is not in its observation_space: see its charset, min_length and max_length"
+        elif not self._fits(len(ids)):
+            problem = (
+                f"has {len(ids)} tokens and {self.sampling.max_tokens} to be drawn, but the model "
+                f"reads {self.context} at most: shorten it, or lower sampling.max_tokens"
             )
-        if not self._fits(len(ids)):
-            raise self._fault(
-                f"{where} says {short!r}, which has {len(ids)} tokens and "
-                f"{self._sampling.max_tokens} to be drawn, but the model reads {self._context} at "
-                "most: shorten it, or lower sampling.max_tokens"
-            )
+        if problem:
+            raise self._fault(f"{where} says {short!r}, which {problem}")
         return ids
 
     def _fits(self, count: int) -> bool:
         """A reply can follow this many tokens."""
-        return self._context is None or count + self._sampling.max_tokens <= self._context
+        return self.context is None or count + self.sampling.max_tokens <= self.context

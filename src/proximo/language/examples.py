@@ -137,10 +137,7 @@ class Examples:
     def check_lengths(
         self, max_tokens: int, limit: Limit, prompts: list[list[int]], *answers: list[list[int]]
     ) -> tuple[Examples, list[list[list[int]]]]:
-        """The rows within the limit, with room for `max_tokens` to be drawn, and their tokens.
-
-        Raises `UsageError` for a longer row, unless the limit drops it.
-        """
+        """Rows with room for `max_tokens`, and their tokens. Raises `UsageError` for longer."""
         parts = [prompts, *answers]
         if limit.tokens is None:
             return self, parts
@@ -166,10 +163,7 @@ class Examples:
 
 
 class EpochSampler:
-    """Indices of the examples: each once per epoch, in a new random order.
-
-    A pure function of seed and position, so that it has no state to save.
-    """
+    """Indices of examples, each once per epoch: a pure function of seed and position."""
 
     def __init__(self, count: int, seed: int, stream: int) -> None:
         self._count, self._seed, self._stream = count, seed, stream
@@ -185,10 +179,7 @@ class EpochSampler:
 
 
 def split(count: int, share: float, seed: int, setting: str) -> tuple[list[int], list[int]]:
-    """Indices to train on and the held-out share of them, both in random order.
-
-    Raises `UsageError`, with the name of the setting, where the share holds no example.
-    """
+    """Indices to train on, and held-out ones, in random order. Raises `UsageError` for none."""
     held_out = int(count * share)
     if share and not held_out:
         raise UsageError(
@@ -316,10 +307,7 @@ def _is_text(value: str) -> bool:
 
 
 def _options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of the chat template besides the messages: columns named as in TRL.
-
-    Raises `ValueError` for wrong ones.
-    """
+    """Arguments of the chat template, from columns named as in TRL. Raises `ValueError`."""
     if isinstance(row["prompt"], str):  # plain text has no template: the reward's columns
         return {}
     options = dict(_option(row, "chat_template_kwargs", Mapping) or {})

@@ -43,21 +43,16 @@ def evaluate_old(
 
 
 def check_drawn(by_sampler: Tensor, old: OldPolicy, dtype: str = "float32") -> float:
-    """Largest difference between the log-probabilities of sampler and update, in nats.
-
-    Raises `TrainingError` where they are those of different policies: no ratio would mean anything.
-    """
+    """Largest gap of sampler and update, in nats. Raises `TrainingError` if policies differ."""
     gaps = (by_sampler - old.log_prob).abs()
-    gap, mean = float(gaps.max()), float(gaps.mean())
-    if dtype == "bfloat16" and not mean <= ROUNDING:
+    gap, limit = float(gaps.max()), TOLERANCE * max(1.0, float(by_sampler.abs().max()))
+    found, said = gap, ": "
+    if dtype == "bfloat16":
+        found, limit = float(gaps.mean()), ROUNDING
+        said = " on average: if float32 (run.dtype) does not mend it, "
+    if not found <= limit:
         raise TrainingError(
-            f"log-probabilities in sampling and in the update differ by {mean:.2g} nats on "
-            "average: if float32 (run.dtype) does not mend it, this model's cache, positions or "
-            "padding do not work as they should"
-        )
-    if dtype == "float32" and not gap <= TOLERANCE * max(1.0, float(by_sampler.abs().max())):
-        raise TrainingError(
-            f"log-probabilities in sampling and in the update differ by {gap:.2g} nats: this "
+            f"log-probabilities in sampling and in the update differ by {found:.2g} nats{said}this "
             "model's cache, positions or padding do not work as they should"
         )
     return gap

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from proximo.language.model import LanguageModel, distribution
 from proximo.language.records import Completions
 from proximo.language.sequences import Sequences
 
+Ids = Sequence[int]
 COMPACT_AT = 0.75
 """Share of unfinished completions at which the finished ones leave the micro-batch."""
 
@@ -25,15 +26,9 @@ class Replies(NamedTuple):
     lengths: Tensor  # [N] int64, the stop token included
     stopped: Tensor  # [N] bool: False where a reply was cut off at max_tokens
 
-    def ids(self) -> list[list[int]]:
-        """Token ids of each reply."""
-        return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
-
-    def log_probs(self) -> list[list[float]]:
-        """Log-probability of each of those tokens."""
-        return [
-            row[:n] for row, n in zip(self.log_prob.tolist(), self.lengths.tolist(), strict=True)
-        ]
+    def unpadded(self, x: Tensor) -> list[list[Any]]:
+        """The numbers of each reply without those in padding. x: [N, max_tokens]."""
+        return [row[:n] for row, n in zip(x.tolist(), self.lengths.tolist(), strict=True)]
 
 
 def generate(
@@ -51,7 +46,7 @@ def generate(
     """
     noise = torch.rand(len(prompts), sampling.max_tokens, generator=generator)
     replies = sample(lm, prompts, sampling, stops, noise, micro_batch)
-    ids = replies.ids()
+    ids = replies.unpadded(replies.tokens)
     drawn = torch.arange(sampling.max_tokens, device=lm.device) < replies.lengths.unsqueeze(-1)
     sequences = Sequences.join(prompts, ids, lm.device)
     return Completions(sequences, replies.log_prob[drawn], replies.stopped, ids)
@@ -78,11 +73,7 @@ def sample(
 
 
 def _sample(
-    lm: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    stops: Sequence[int],
-    noise: Tensor,
+    lm: LanguageModel, prompts: Sequence[Ids], sampling: Sampling, stops: Ids, noise: Tensor
 ) -> Replies:
     """One micro-batch of replies."""
     start = Sequences.join(prompts, [[] for _ in prompts], lm.device)

@@ -198,10 +198,7 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def packs(self) -> bool:
-        """Sequences that share a row do not see each other: found by a trial with two.
-
-        In some models what is no attention, such as a convolution, crosses from one to the next.
-        """
+        """Sequences that share a row do not see each other, as by a convolution: by a trial."""
         if self.net.config._attn_implementation != "sdpa":
             return False  # other kinds take other masks
         if self._usable_tokens < 3:
@@ -377,11 +374,16 @@ def distribution(
     return Categorical.from_logits(logits, legal)
 
 
-class LanguagePolicy(nn.Module):
-    """π(token | text so far) and V(text so far), with the interface of `ActorCritic`.
+def zero_head(width: int) -> nn.Linear:
+    """A head of one number, 0 at the start."""
+    head = nn.Linear(width, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
 
-    The value head is 0 at the start. With a separate critic, values come from another trunk.
-    """
+
+class LanguagePolicy(nn.Module):
+    """π(token | text so far) and V(text so far), with the interface of `ActorCritic`."""
 
     normalize_returns = False
 
@@ -391,9 +393,7 @@ class LanguagePolicy(nn.Module):
         super().__init__()
         self.lm, self.stops = lm, tuple(stops)
         self.critic = critic
-        self.value_head = nn.Linear((critic or lm).width, 1)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = zero_head((critic or lm).width)
 
     def actor_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.lm.parameters() if p.requires_grad]

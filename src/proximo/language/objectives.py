@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +35,7 @@ def add_text_gradient(
 class Objective(ABC):
     """What sft and reward models differ in: the answers they read, and the loss."""
 
-    answers: tuple[int, ...]
+    answers: ClassVar[tuple[int, ...]]
     """Parts of the data that are answers; their sequences come one kind after the other."""
 
     @abstractmethod
@@ -48,51 +50,48 @@ class Objective(ABC):
         """Called once at the end, with all training data."""
 
 
+@dataclass
 class Likelihood(Objective):
     """Supervised fine-tuning: maximum likelihood of the answers, given their prompts."""
 
+    lm: LanguageModel
     answers = (1,)
 
-    def __init__(self, lm: LanguageModel) -> None:
-        self._lm = lm
-
     def add_gradient(self, texts: Sequences, micro_batch: int) -> Metrics:
-        return {"loss": float(add_text_gradient(self._lm, texts, 1.0, micro_batch))}
+        return {"loss": float(add_text_gradient(self.lm, texts, 1.0, micro_batch))}
 
     def measure(self, texts: Sequences, micro_batch: int) -> Metrics:
-        def log_prob(part: Sequences) -> list[Tensor]:
-            return [self._lm.log_prob(part, UNMODIFIED_SAMPLING, ())]
-
-        (log_probs,) = per_token(texts, micro_batch, log_prob)
+        (log_probs,) = per_token(
+            texts, micro_batch, lambda part: [self.lm.log_prob(part, UNMODIFIED_SAMPLING, ())]
+        )
         return {"held_out_loss": -float(log_probs.double().mean())}
 
 
+@dataclass
 class Preference(Objective):
     """A reward model from pairs: first all preferred answers, then the others."""
 
+    model: RewardModel
     answers = (1, 2)
-
-    def __init__(self, model: RewardModel) -> None:
-        self._model = model
 
     def add_gradient(self, texts: Sequences, micro_batch: int) -> Metrics:
         count = len(texts.tokens) // 2
         total = right = torch.zeros((), device=texts.tokens.device)
         for part in torch.split(torch.arange(count), max(1, micro_batch // 2)):
             both = texts.select(torch.cat([part, part + count]))
-            chosen, rejected = self._model.raw(both).chunk(2)
+            chosen, rejected = self.model.raw(both).chunk(2)
             loss = preference_error(chosen, rejected).sum() / count
             torch.autograd.backward(loss)
             total, right = total + loss.detach(), right + (chosen > rejected).sum()
         return {"loss": float(total), "accuracy": float(right) / count}
 
     def measure(self, texts: Sequences, micro_batch: int) -> Metrics:
-        chosen, rejected = scores_of(self._model, texts, micro_batch).chunk(2)
+        chosen, rejected = scores_of(self.model, texts, micro_batch).chunk(2)
         return {"held_out_accuracy": float((chosen > rejected).double().mean())}
 
     def calibrate(self, texts: Sequences, micro_batch: int) -> None:
         """Bring the scores to mean 0 and standard deviation 1."""
-        model = self._model
+        model = self.model
         model.mean.zero_()
         model.std.fill_(1.0)
         scores = scores_of(model, texts, micro_batch)

@@ -40,7 +40,7 @@ class OldPolicy(NamedTuple):
         return self.log_prob - self.reference
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TokenRollout:
     """N completions, their rewards, and the old policy's evaluation of them."""
 
@@ -121,6 +121,5 @@ class TokenBatch(Batch):
         return type(self)(**{**vars(rows), "sequences": self.sequences.select(chosen)})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, for the record of a skipped step."""
         tensors = {f"batch.{name}": x for name, x in vars(self).items() if name != "sequences"}
         return tensors | {f"sequences.{name}": x for name, x in self.sequences._asdict().items()}

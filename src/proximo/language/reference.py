@@ -15,12 +15,11 @@ from proximo.language.sequences import Sequences
 
 
 class FrozenReference:
-    """A frozen copy of the initial model."""
+    """A model of its own that does not change: a frozen copy of the initial one."""
 
     def __init__(self, lm: LanguageModel) -> None:
-        self.lm = copy.deepcopy(lm).requires_grad_(False)
-        self.moving: dict[str, Tensor] = {}
-        """Tensors that change in training, by name, which checkpoints hold."""
+        self.lm = lm
+        self.moving: dict[str, Tensor] = {}  # changes in training: checkpoints hold it
 
     def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
         """Log π_ref(token | tokens before) of each action. [B]."""
@@ -32,9 +31,6 @@ class FrozenReference:
 
 class AdapterOffReference(FrozenReference):
     """The trained model itself with its adapters off: no copy in memory."""
-
-    def __init__(self, lm: LanguageModel) -> None:
-        self.lm, self.moving = lm, {}
 
     def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
         with adapters_disabled(self.lm.net):
@@ -48,8 +44,8 @@ class EMAReference(FrozenReference):
     """
 
     def __init__(self, lm: LanguageModel, decay: float) -> None:
+        super().__init__(copy_trainable(lm))
         self._decay = decay
-        self.lm = copy_trainable(lm)
         self.moving = {name: p for name, p in self.lm.named_parameters() if p.requires_grad}
         self.lm.requires_grad_(False)
 
@@ -69,4 +65,4 @@ def make_reference(lm: LanguageModel, settings: KLConfig) -> FrozenReference | N
     if settings.reference == "ema":
         assert settings.ema_decay is not None
         return EMAReference(lm, settings.ema_decay)
-    return FrozenReference(lm)
+    return FrozenReference(copy.deepcopy(lm).requires_grad_(False))

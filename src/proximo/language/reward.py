@@ -17,7 +17,7 @@ from proximo.imports import find
 from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
 from proximo.language.examples import Examples
-from proximo.language.model import LanguageModel
+from proximo.language.model import LanguageModel, zero_head
 from proximo.language.records import Completions
 from proximo.language.sequences import Sequences, by_length
 from proximo.language.state import read_checkpoint
@@ -44,9 +44,7 @@ class RewardModel(nn.Module):
     def __init__(self, lm: LanguageModel) -> None:
         super().__init__()
         self.lm = lm
-        self.head = nn.Linear(lm.width, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_head(lm.width)
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("std", torch.ones(()))
 

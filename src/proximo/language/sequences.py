@@ -114,10 +114,7 @@ class Sequences(NamedTuple):
         return x.t()[self.valid]
 
     def rows_of(self, chosen: Tensor) -> Tensor:
-        """Rows of the chosen sequences' actions among all B. [b].
-
-        chosen: [n], in the order in which the rows are wanted.
-        """
+        """Rows of the chosen sequences' actions among all B, in the order of `chosen` [n]. [b]."""
         lengths = self.lengths
         ends, own = lengths.cumsum(0), lengths[chosen]
         # Where each begins, minus where it is put: what to add to 0, 1, 2, ...

@@ -35,6 +35,7 @@ from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
 from proximo.language.tokenizer import Tokenizer
 from proximo.loop import run_session
 from proximo.run.callbacks import Callback
+from proximo.run.consent import python_line, words
 from proximo.run.folder import RunFolder
 from proximo.run.session import Session
 from proximo.types import Row
@@ -44,18 +45,13 @@ class Result:
     """A trained language model, or a reward model, with the rows and the result of its run."""
 
     def __init__(self, task: StageTask, result: Row) -> None:
-        self.lm = task.state.lm
-        """The language model; of `fit_reward`, the trunk of the reward model."""
         policy = task.state.policy
-        self.reward = policy if isinstance(policy, RewardModel) else None
-        """The reward model of `fit_reward`."""
-        self.rows = task.rows
-        """One row per logged update, as in metrics.jsonl."""
+        self.lm = task.state.lm  # of `fit_reward`, the trunk of the reward model
+        self.reward = policy if isinstance(policy, RewardModel) else None  # of `fit_reward`
+        self.rows = task.rows  # one per logged update, as in metrics.jsonl
         self.config: StageConfig = task.config
-        self.result = result
-        """How the training ended, as in result.json."""
-        self.final = task.final
-        """Measured at the end: held_out_loss, held_out_accuracy, best_held_out_score."""
+        self.result = result  # how the training ended, as in result.json
+        self.final = task.final  # held_out_loss, held_out_accuracy, best_held_out_score
 
     @property
     def scores(self) -> list[float]:
@@ -116,10 +112,9 @@ def sft(
     each update, see `proximo.Callback`. Raises `UsageError` for what does not fit, before any
     weights are loaded.
     """
-    chosen, lm = _model(model, lora_rank=lora_rank)
-    config = _supervised("sft", chosen, data, algorithm, _training(run, updates, seed))
-    given = Given(data=data, model=lm)
-    return _run(config, given, run_dir=run_dir, resume=resume, callbacks=callbacks)
+    chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    return _fit("sft", chosen, data, algorithm, settings, **options)
 
 
 def fit_reward(
@@ -139,10 +134,9 @@ def fit_reward(
 
     data: rows with prompt, chosen and rejected. The rest is as for `sft`.
     """
-    chosen, lm = _model(model, lora_rank=lora_rank)
-    config = _supervised("reward", chosen, data, algorithm, _training(run, updates, seed))
-    given = Given(data=data, model=lm)
-    return _run(config, given, run_dir=run_dir, resume=resume, callbacks=callbacks)
+    chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    return _fit("reward", chosen, data, algorithm, settings, **options)
 
 
 def ppo(
@@ -179,11 +173,8 @@ def ppo(
         lm=Stage(stage="ppo", data="" if prompts is None else _file(prompts)),
         model=chosen,
         algorithm=algorithm,
-        sampling=sampling or Sampling(),
-        kl=kl or KLConfig(),
-        score=score or ScoreConfig(),
-        ptx=ptx or PTXConfig(),
         run=_training(run, updates, seed),
+        **_given(sampling=sampling, kl=kl, score=score, ptx=ptx),
     )
     given = Given(data=prompts, model=lm, rewards=_rewards(reward), env=env)
     return _run(config, given, run_dir=run_dir, resume=resume, callbacks=callbacks)
@@ -214,30 +205,18 @@ def resume(
     if data is None and not config.lm.data and not with_env:
         raise UsageError("this run's data were given by a program: give them again, as data")
     if isinstance(config, PPOConfig):
-        _check_consent(config.score, reward=bool(reward), env=bool(env))
+        if missing := config.score.unnamed(reward=reward, env=env):
+            line = python_line(f"resume({str(run_dir)!r}")
+            raise UsageError(words(missing, line))
+        if not (config.score.reward or config.score.env or reward or env):
+            raise UsageError(
+                "this run's reward was given by a program: give it again, as reward or as env"
+            )
         name = config.score.env if env is None else env if isinstance(env, str) else ""
         config = dataclasses.replace(config, score=dataclasses.replace(config.score, env=name))
     given = Given(data=data, rewards=_rewards(reward), env=maker)
     options = {"resume": True, "strict": strict, "callbacks": callbacks}
     return _run(config, given, run_dir=run_dir, **options)
-
-
-def _check_consent(score: ScoreConfig, *, reward: bool, env: bool) -> None:
-    """Refuse to import code because a file names it. Raises `UsageError`.
-
-    reward, env: the user has named them again.
-    """
-    code = [name for name in score.reward if not Path(name).is_dir()]
-    kind, names = ("env", [score.env]) if ":" in score.env and not env else ("reward", code)
-    if names and not (reward and kind == "reward"):
-        raise UsageError(
-            f"this run's {kind}, {' and '.join(names)}, is code: importing it needs your word. "
-            f"If you trust it, give {kind}={score.reward if kind == 'reward' else names[0]!r}"
-        )
-    if not (score.reward or score.env or reward or env):
-        raise UsageError(
-            "this run's reward was given by a program: give it again, as reward or as env"
-        )
 
 
 def _run(config: StageConfig, given: Given, **options: Any) -> Result:
@@ -262,7 +241,7 @@ def _rewards(reward: Any) -> list[AnyReward] | None:
 def _model(model: Model, **shorthands: Any) -> tuple[ModelConfig, LanguageModel | None]:
     """The settings of the model, and the model itself where a program gives it."""
     lm = model.lm if isinstance(model, Result) else model
-    chosen = {name: value for name, value in shorthands.items() if value is not None}
+    chosen = _given(**shorthands)
     if isinstance(lm, LanguageModel):
         return ModelConfig(path="", **chosen), lm
     config = lm if isinstance(lm, ModelConfig) else ModelConfig(path=str(lm))
@@ -274,24 +253,21 @@ def _file(source: Source) -> str:
 
 
 def _training(run: TrainingConfig | None, updates: int | None, seed: int | None) -> TrainingConfig:
-    run = run or TrainingConfig()
-    return dataclasses.replace(
-        run,
-        updates=run.updates if updates is None else updates,
-        seed=run.seed if seed is None else seed,
-    )
+    return dataclasses.replace(run or TrainingConfig(), **_given(updates=updates, seed=seed))
 
 
-def _supervised(
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _fit(
     stage: Literal["sft", "reward"],
-    model: ModelConfig,
+    model: tuple[ModelConfig, LanguageModel | None],
     data: Source,
     algorithm: SupervisedConfig | None,
     run: TrainingConfig,
-) -> SupervisedRunConfig:
-    return SupervisedRunConfig(
-        lm=Stage(stage=stage, data=_file(data)),
-        model=model,
-        algorithm=algorithm or SupervisedConfig(),
-        run=run,
-    )
+    **options: Any,
+) -> Result:
+    lm, algorithm = Stage(stage=stage, data=_file(data)), algorithm or SupervisedConfig()
+    config = SupervisedRunConfig(lm=lm, model=model[0], algorithm=algorithm, run=run)
+    return _run(config, Given(data=data, model=model[1]), **options)

@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo import functional as F
 from proximo.engines.base import UpdateEngine
-from proximo.engines.nonfinite import record_skip
-from proximo.errors import TrainingError, UsageError
+from proximo.engines.nonfinite import REMEDIES
+from proximo.errors import UsageError
 from proximo.functional.moments import no_moments
 from proximo.language.model import LanguageModel
-from proximo.language.records import TokenBatch
 from proximo.language.reference import FrozenReference
-from proximo.nets.optimizer import FlatOptimizer
 from proximo.run.checkpoint import Checkpoint, own_copy, write
-from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder
-from proximo.types import Extra, Metrics, Moments, Row, SkipSink
+from proximo.state import State, named
+from proximo.types import Extra, Metrics, Moments, Row
 
 COUNTERS = ("updates", "tokens", "horizon")
 PPO_COUNTERS = (*COUNTERS, "beta", "episodes", "ptx")
@@ -33,35 +31,21 @@ DERIVED = {"lm", "engine", "rate_scale", "skip_sink"}
 
 
 @dataclass(kw_only=True)
-class LanguageState:
-    """All that changes while a stage trains: its checkpoints hold it, fields of `DERIVED` apart."""
+class LanguageState(State):
+    """All that changes while a stage trains. Checkpoints hold all fields but those of `DERIVED`."""
 
     stage: str
-    policy: nn.Module  # what is trained: a policy, a language model or a reward model
-    lm: LanguageModel  # the language model in it
-    optimizer: FlatOptimizer
+    data: str  # SHA-256 of the data, which a resumed run must see again
+    lm: LanguageModel  # the language model in the policy, or the policy itself
     generators: dict[str, torch.Generator]  # by their names in a checkpoint
-    horizon: int  # updates over which schedules run from 0 to 1
     engine: UpdateEngine | None = None
     reference: FrozenReference | None = None
-    updates: int = 0
     tokens: int = 0  # the model's own tokens that were learned from
     episodes: int = 0  # completions
     beta: float = 0.0  # weight of the KL
     ptx: int = 0  # texts of the pretraining loss that were drawn
     moments: Moments = field(default_factory=no_moments)  # of all scores
-    skipped: int = 0  # gradient steps that were skipped, for what was not finite
-    best: float | None = None  # best held-out score
-    last_trial_steps: int | None = None  # `tokens` at the last held-out evaluation
-    last_trial_return: float | None = None  # and its score
-    rate_scale: float = 1.0  # stays: learning rates that follow the KL are control's
-    skip_sink: SkipSink | None = None  # of the run, not of its state: stores the first skip
     frozen_in: str | None = None  # SHA-256 of the checkpoint of update 0, with the frozen weights
-
-    @property
-    def fault(self) -> type[Exception]:
-        """Error to raise when user code fails: before the first update there is no run to keep."""
-        return TrainingError if self.updates else UsageError
 
     @property
     def progress(self) -> float:
@@ -77,10 +61,6 @@ class LanguageState:
     def shuffling(self) -> torch.Generator:
         """Order of the minibatches."""
         return self.generators["shuffling"]
-
-    def finished(self, run: RunSettings) -> str:
-        """The setting that has ended the run, or "" if it continues."""
-        return run.ended_by(vars(self))
 
     def advance(self, rollout: Any, metrics: Metrics) -> Row:
         """Count an update that is done; returns its row."""
@@ -100,26 +80,8 @@ class LanguageState:
     def numbers(self, readings: dict[str, Tensor]) -> Metrics:
         """Readings as numbers. Raises `fault` if they or the weights are not finite."""
         if not all(flat.isfinite().all() for flat in self.optimizer.flats):
-            what = f"weights became infinite in update {self.updates + 1}"
-            raise self.fault(f"{what}: a smaller learning rate is the usual remedy")
+            raise self.fault(f"weights became infinite in update {self.updates + 1}: {REMEDIES}")
         return {name: float(reading) for name, reading in readings.items()}
-
-    def skip_step(
-        self,
-        what: str,
-        where: str,
-        samples: TokenBatch,
-        coefficients: dict[str, float],
-        budget: int,
-    ) -> None:
-        """Count a gradient step that is skipped: see `TrainState.skip_step`."""
-        self.skipped += 1
-        update = self.updates + 1
-        tensors = {f"policy.{name}": x for name, x in self.policy.state_dict().items()}
-        tensors |= samples.tensors()
-        record = {"update": update, "coefficients": coefficients, "beta": self.beta}
-        where = f"update {update}{where}"
-        record_skip(self.skip_sink, what, where, tensors, record, self.skipped, budget)
 
     @property
     def _counters(self) -> tuple[str, ...]:
@@ -127,21 +89,19 @@ class LanguageState:
 
     def record(self) -> dict[str, Any]:
         """The part of a checkpoint that is not tensors."""
-        counters = {name: getattr(self, name) for name in self._counters}
-        if self.skipped:
-            counters["skipped"] = self.skipped
-        scores = {name: getattr(self, name) for name in SCORES}
-        counters |= {name: x for name, x in scores.items() if x is not None}
-        return {"stage": self.stage, "counters": counters}
+        names = (*self._counters, *SCORES, *(["skipped"] if self.skipped else []))
+        counters = {name: getattr(self, name) for name in names}
+        given = {name: x for name, x in counters.items() if x is not None}
+        return {"stage": self.stage, "counters": given, "data": self.data}
 
     def tensors(self, *, frozen: bool) -> dict[str, Tensor]:
         """Copies of all tensors of a checkpoint. frozen: with the weights that never change."""
         fixed = () if frozen else self._frozen
-        weights = {f"policy.{name}": x for name, x in self.policy.state_dict().items()}
+        weights = named("policy", self.policy.state_dict())
         tensors = {name: x for name, x in weights.items() if name not in fixed}
         tensors |= self._moving | self.optimizer.tensors()
-        tensors |= {f"generator.{name}": g.get_state() for name, g in self.generators.items()}
-        tensors |= {f"moments.{name}": x for name, x in self.moments._asdict().items()}
+        tensors |= named("generator", {x: g.get_state() for x, g in self.generators.items()})
+        tensors |= named("moments", self.moments._asdict())
         return {name: own_copy(x) for name, x in tensors.items()}
 
     @property
@@ -152,19 +112,18 @@ class LanguageState:
 
     @property
     def _moving(self) -> dict[str, Tensor]:
-        reference = self.reference.moving if self.reference else {}
-        return {f"reference.{name}": x for name, x in reference.items()}
+        return named("reference", self.reference.moving) if self.reference else {}
 
     def snapshot(
-        self, digest: str, extra: Extra, *, finished: bool = False, first: bool = False
+        self, extra: Extra, *, finished: bool = False, first: bool = False
     ) -> Callable[[Path], None]:
         """Copy everything that the next update depends on; returns what writes it to a file.
 
-        digest: of the data. extra: what callbacks add. first: for update 0. Frozen weights are in
-        that checkpoint alone; the others name it by its SHA-256.
+        extra: what callbacks add. first: of update 0, which alone holds frozen weights; the others
+        name it by its SHA-256.
         """
         tensors = {**self.tensors(frozen=first), **extra[0]}
-        about = {**self.record(), **extra[1], "data": digest, "finished": finished}
+        about = {**self.record(), **extra[1], "finished": finished}
         if self._frozen and not first:
             about["frozen_in"] = self.frozen_in
 
@@ -175,11 +134,11 @@ class LanguageState:
 
         return write_to
 
-    def restore(self, saved: Checkpoint, digest: str) -> None:
+    def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint. Raises `UsageError` if it is of another stage or data."""
         if saved.record.get("stage") != self.stage:
             raise UsageError(f"the checkpoint {saved.path} is of no run of {self.stage}")
-        if saved.record["data"] != digest:
+        if saved.record["data"] != self.data:
             raise UsageError(
                 "the data are not those that this run began with: give the same, or begin a new run"
             )
@@ -205,10 +164,7 @@ class LanguageState:
 
 
 def read_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
-    """A checkpoint of a stage, with the frozen weights from that of update 0.
-
-    Raises `UsageError` if that is another one than the run began with.
-    """
+    """A checkpoint with the frozen weights of update 0. Raises `UsageError` for other weights."""
     saved = Checkpoint(path)
     if expected := saved.record.get("frozen_in"):
         first = Checkpoint(folder.checkpoint(0))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -59,13 +57,11 @@ class StageTask(Task):
     state: LanguageState
     run: TrainingConfig
 
-    def __init__(self, config: StageConfig, state: LanguageState, digest: str) -> None:
-        """digest: of the data, which a resumed run must see again."""
-        self.config, self.run, self.state, self._digest = config, config.run, state, digest
+    def __init__(self, config: StageConfig, state: LanguageState) -> None:
+        self.config, self.run, self.state = config, config.run, state
         self._finished = False
         self._log = StageLog(config.run.log_every)
-        self.final: Metrics = {}
-        """Measured once, at the end."""
+        self.final: Metrics = {}  # measured once, at the end
 
     @property
     def rows(self) -> list[Row]:
@@ -87,9 +83,9 @@ class StageTask(Task):
             rollout = callback.before_advantages(state, rollout)
         return self._prepare(state, rollout)
 
-    @abstractmethod
     def _prepare(self, state: LanguageState, rollout: Any) -> Any:
         """The batch of an update."""
+        return rollout
 
     def _held_out(self, state: LanguageState, row: Row) -> None:
         """Add held-out scores to the row."""
@@ -99,15 +95,11 @@ class StageTask(Task):
         return {}
 
     def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
-        return self.state.snapshot(self._digest, extra, finished=self._finished)
-
-    def restore(self, saved: Any) -> None:
-        """Continue from a checkpoint. Raises `UsageError`."""
-        self.state.restore(saved, self._digest)
+        return self.state.snapshot(extra, finished=self._finished)
 
     def first(self, folder: RunFolder, extra: Extra) -> None:
         self.state.lm.save(folder.path / "model", weights=False, within=folder.path)
-        self.state.snapshot(self._digest, extra, first=True)(folder.checkpoint(0))
+        self.state.snapshot(extra, first=True)(folder.checkpoint(0))
 
     def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
         return partial(self._save_model, folder, "best")
@@ -182,16 +174,14 @@ class SupervisedTask(StageTask):
             optimizer=FlatOptimizer([group], "adam", 1e-8, settings.adam_betas),
             generators={},
             horizon=config.run.updates,
+            data=digest,
         )
-        super().__init__(config, state, digest)
+        super().__init__(config, state)
 
     def collect(self, state: LanguageState) -> Sequences:
         size = self.config.algorithm.batch_size
         drawn = self._sampler.draw(state.updates * size, size)
         return self._sequences([self._trained[i] for i in drawn])
-
-    def _prepare(self, state: LanguageState, rollout: Sequences) -> Sequences:
-        return rollout
 
     def update(self, state: LanguageState, batch: Sequences) -> Metrics:
         optimizer, settings = state.optimizer, self.config.algorithm
@@ -224,8 +214,7 @@ class SupervisedTask(StageTask):
         return Sequences.join(prompts, completions, self.state.lm.device)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PromptData:
+class PromptData(NamedTuple):
     """Prompts of PPO: rows, tokens, and which are trained on and which held out."""
 
     examples: Examples
@@ -257,14 +246,7 @@ class PromptData:
             asked, answers = ptx.prompts(tokenizer), ptx.answers(tokenizer, "completion")
             ptx, (asked, answers) = ptx.check_lengths(0, limit, asked, answers)
             texts, digest = (asked, answers), digest + ptx.digest
-        return PromptData(
-            examples=examples,
-            tokens=tokens,
-            trained=sorted(trained),
-            held_out=held_out,
-            ptx=texts,
-            digest=digest,
-        )
+        return PromptData(examples, tokens, sorted(trained), held_out, texts, digest)
 
 
 class TokenPPOTask(StageTask):
@@ -305,8 +287,9 @@ class TokenPPOTask(StageTask):
             reference=reference,
             horizon=run.updates,
             beta=config.kl.coef,
+            data=data.digest,
         )
-        super().__init__(config, state, data.digest)
+        super().__init__(config, state)
 
     def _add_losses(self, losses: list[Callable[..., Tensor]]) -> None:
         self._engine.loss_terms = losses
@@ -343,23 +326,9 @@ class TokenPPOTask(StageTask):
             words = [self._tokenizer.text(own) for own in completions.ids]
             score, dense = self._source(rows, ids, completions, words, size, state.fault)
             texts = list(zip([row["prompt"] for row in rows], words, strict=True))
-        old = evaluate_old(
-            self._policy,
-            state.reference,
-            completions.sequences,
-            sampling,
-            size,
-            critic=self.config.algorithm.critic,
-        )
-        return TokenRollout(
-            completions=completions,
-            prompts=prompts,
-            texts=texts,
-            reply_reward=score,
-            token_reward=dense,
-            old=old,
-            readings=readings,
-        )
+        critic, sequences = self.config.algorithm.critic, completions.sequences
+        old = evaluate_old(self._policy, state.reference, sequences, sampling, size, critic=critic)
+        return TokenRollout(completions, prompts, texts, score, dense, old, readings)
 
     def _prepare(self, state: LanguageState, rollout: TokenRollout) -> TokenBatch:
         completions, kl = rollout.completions, state.reference is not None
@@ -405,10 +374,7 @@ class TokenPPOTask(StageTask):
         return {"episodes": state.episodes, **self._readings, **metrics}
 
     def _held_out(self, state: LanguageState, row: Row) -> None:
-        """The mean score of the held-out prompts, with the same random numbers every time.
-
-        Evaluations differ by the policy alone, and touch no generator of the training.
-        """
+        """Score the held-out prompts, with the same random numbers every time: none of training."""
         seed = np.random.default_rng([self.run.seed, 3]).integers(2**32)
         generator = torch.Generator().manual_seed(int(seed))
         held_out = self._data.held_out

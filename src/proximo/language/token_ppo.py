@@ -73,22 +73,18 @@ class TokenPPO(PPO):
         if self.critic:
             raise UsageError(f"{why}, which has no critic: turn off algorithm.critic")
         self._refuse(("gamma", "lam", "n"), why)
-        if self.normalize_advantage == "episode":
-            raise UsageError(
-                f"algorithm.normalize_advantage is episode, but {why}, one number for all tokens "
-                "of a completion, which would become 0: use batch or none"
-            )
+        over = self.normalize_advantage
         single = self.minibatches == "episodes" or self.minibatch_size == 1
-        if self.normalize_advantage == "minibatch" and single:
+        if over == "episode" or (over == "minibatch" and single):
+            held = "" if over == "episode" else ", and minibatches hold one completion each"
             raise UsageError(
-                f"algorithm.normalize_advantage is minibatch, but {why}, one number for all tokens "
-                "of a completion, and minibatches hold one completion each, whose advantage would "
-                "become 0: use batch or none"
+                f"algorithm.normalize_advantage is {over}, but {why}, one number for all tokens of "
+                f"a completion{held}, which would become 0: use batch or none"
             )
-        if self.advantage == "grpo" and self.normalize_advantage != "none":
+        if self.advantage == "grpo" and over != "none":
             raise UsageError(
-                f"algorithm.normalize_advantage is {self.normalize_advantage}, but {why}, which "
-                "is normalised by its group: use none"
+                f"algorithm.normalize_advantage is {over}, but {why}, which is normalised by its "
+                "group: use none"
             )
 
     @property

@@ -55,18 +55,14 @@ class Tokenizer:
                 )
         eos: int | None = inner.eos_token_id
         declared = [] if eos is None else [eos]
+        # Ids by which the model itself ends a completion, and all that end one.
         self.ends = tuple(sorted({*declared, *ends, *_end_of_turn(inner)}))
-        """Ids by which the model itself ends a completion."""
         self.stops = tuple(sorted({*self.ends, *(known[token] for token in stop)}))
-        """All ids that end a completion."""
+        # Id appended to an answer that has none of them.
         self.end = eos if eos is not None else next(iter(self.ends), None)
-        """Id appended to an answer that has none of them."""
 
     def prompt(self, prompt: str | Chat, options: Mapping[str, Any] = NOTHING) -> list[int]:
-        """Ids of a prompt: plain text, or a chat whose next message is the model's.
-
-        options: other arguments of the chat template, such as tools.
-        """
+        """Ids of a prompt, text or chat. options: other arguments of the chat template."""
         if not isinstance(prompt, str):
             return self.plain(self._chat(prompt, options, reply=True))
         ids: list[int] = self.inner(prompt)["input_ids"]

@@ -246,13 +246,20 @@ class Config:
             and not whole,
             "an episode has one step": each and algorithm.minibatches == "episodes" and steps == 1,
         }
-        found = next((what for what, holds in alone.items() if holds), "")
-        if found:
-            raise UsageError(
-                f"algorithm.normalize_advantage is {over}, but {found}: the deviation of one "
-                "sample from its own mean is 0, so nothing would be learned. Use "
-                f"{'batch, ' if over == 'episode' else ''}none, or more samples"
-            )
+        refuse_lone(over, alone, batch=over == "episode")
+
+
+def refuse_lone(over: str, alone: Mapping[str, bool], *, batch: bool) -> None:
+    """Refuse to standardise one advantage alone, where one of these holds. Raises `UsageError`.
+
+    batch: `algorithm.normalize_advantage` batch is a remedy.
+    """
+    if found := next((what for what, holds in alone.items() if holds), ""):
+        raise UsageError(
+            f"algorithm.normalize_advantage is {over}, but {found}: the deviation of one "
+            "sample from its own mean is 0, so nothing would be learned. Use "
+            f"{'batch, ' if batch else ''}none, or more samples"
+        )
 
 
 SECTIONS = {"rollout": RolloutConfig, "env": EnvConfig, "net": NetConfig, "run": RunConfig}

@@ -88,7 +88,7 @@ def python_line(call: str) -> Line:
     """The line to type in Python. call: the call so far, without its last parenthesis."""
 
     def line(names: dict[str, list[str]]) -> str:
-        plural = ("wrappers", "schedules", "callbacks")
+        plural = ("wrappers", "schedules", "callbacks", "reward")
         given = (f"{a}={n if a in plural else n[0]!r}" for a, n in names.items())
         return f"{call}, {', '.join(given)})"
 
