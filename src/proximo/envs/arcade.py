@@ -78,20 +78,11 @@ class ArcadeEnvs(Envs):
         super().__init__(env.num_envs, *spaces)
         self._lives, self._goes_on = np.zeros(env.num_envs, np.int64), _goes_on(env)
 
-    def fresh(self, state: EnvState) -> None:
-        begun = state.length > 0
-        if not begun.any():
-            return
-        state.begin(begun)
-        obs = self._reset(state, begun)
-        state.obs = obs if begun.all() else np.where(_wide(begun), obs, state.obs)
-
-    def _reset(self, state: EnvState, which: np.ndarray) -> np.ndarray:
-        """Reset some games. Returns [N, *obs], in which the rows of the others are as before."""
-        numbers = [(int(i), int(state.episode[i])) for i in np.flatnonzero(which)]
+    def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
+        numbers = [(int(i), int(state.episode[i])) for i in np.flatnonzero(begun)]
         seeds: Any = np.array([episode_seed(self._seed, *pair) % SEEDS for pair in numbers])
-        obs, info = self._games.reset(seed=seeds, options={"reset_mask": which})
-        self._lives = np.where(which, info["lives"], self._lives)
+        obs, info = self._games.reset(seed=seeds, options={"reset_mask": begun})
+        self._lives = np.where(begun, info["lives"], self._lives)
         return np.array(obs)
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
@@ -107,31 +98,34 @@ class ArcadeEnvs(Envs):
         if over.any():
             buffer.final_obs.extend((t, int(i), obs[i].copy()) for i in np.flatnonzero(over))
             state.episode += over
-            buffer.obs[t + 1] = self._reset(state, over)
+            buffer.obs[t + 1] = self._begin(state, over)
+
+    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
+        """[N] steps before the running game, which a lost life does not end."""
+        begin = np.zeros(self.count, np.int64)
+        for t, i, _ in buffer.final_obs:
+            begin[i] = t + 1
+        return begin
 
     def _bring_back(self, state: EnvState) -> bool:
         logs = [np.concatenate(log) if log else np.empty(0, np.int64) for log in state.actions]
         lengths = np.array([len(log) for log in logs])
         longest = int(lengths.max())
-        obs = self._reset(state, np.ones(self.count, bool))
+        obs = self._begin(state, np.ones(self.count, bool))
         # They end together, so those with less behind them begin later, and idle until then.
         for t in range(longest):
             waiting = longest - lengths - t
             if t and (waiting == 0).any():
-                self._reset(state, waiting == 0)
+                self._begin(state, waiting == 0)
             actions = [log[-w] if w <= 0 else 0 for log, w in zip(logs, waiting, strict=True)]
             obs, _, _, _, info = self._games.step(np.array(actions))
             self._lives = info["lives"]
         if longest and (lengths == 0).any():
-            obs = self._reset(state, lengths == 0)
+            obs = self._begin(state, lengths == 0)
         return np.array_equal(obs, state.obs)
 
     def _close(self) -> list[str]:
         return close_all([self._games])
-
-
-def _wide(which: np.ndarray) -> np.ndarray:
-    return which[:, None, None, None]
 
 
 class Arcade(gym.Env[Any, Any]):

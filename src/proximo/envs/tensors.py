@@ -106,7 +106,7 @@ class TensorEnvs(VectorEnvs):
         mask = torch.as_tensor(which, device=self.device).clone()
         return self.envs.reset(options={"reset_mask": mask})[0]
 
-    def _rows(self, seen: Any) -> Any:
+    def _laid(self, seen: Any) -> Any:
         shape, kind = (self.count, *self.observations.shape), self.observations.dtype
         rows = torch.from_numpy(np.empty(shape, kind)).to(self.device)
         write(self.observations, seen, rows)

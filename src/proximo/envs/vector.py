@@ -53,29 +53,24 @@ class VectorEnvs(Envs):
         self.due = np.zeros(self.count, bool)
         """In which envs one is due before the first reset, where `owes`."""
 
-    def fresh(self, state: EnvState) -> None:
-        begun = (state.length > 0) | state.resetting
-        if not begun.any():
-            return
-        state.begin(begun)
+    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
         if self.mode is AutoresetMode.DISABLED and len(state.obs):
-            state.obs = self._rows(self.reset_some(begun))
-        else:
-            # One generator serves all the envs: it is seeded once, and goes on from there.
-            # After a resume it is seeded anew, by how far it had come: not the same beginnings.
-            first = episode_seed(self._seed, 0, int(state.episode.max()))
-            seed = None if len(state.obs) else first
-            obs, info = self.envs.reset(seed=seed)
-            if not isinstance(info, dict):
-                raise UsageError(infos_of(info))
-            state.obs = self._rows(obs)
-            state.ret[:] = state.length[:] = 0
-            state.resetting = self.owes & (state.resetting if seed is None else self.due)
+            return self._laid(self.reset_some(begun))
+        # One generator serves all the envs: it is seeded once, and goes on from there.
+        # After a resume it is seeded anew, by how far it had come: not the same beginnings.
+        first = episode_seed(self._seed, 0, int(state.episode.max()))
+        seed = None if len(state.obs) else first
+        obs, info = self.envs.reset(seed=seed)
+        if not isinstance(info, dict):
+            raise UsageError(infos_of(info))
+        state.ret[:] = state.length[:] = 0
+        state.resetting = self.owes & (state.resetting if seed is None else self.due)
+        return self._laid(obs)
 
     def reset_some(self, which: np.ndarray) -> Any:
         return self.envs.reset(options={"reset_mask": which.copy()})[0]
 
-    def _rows(self, seen: Any) -> np.ndarray:
+    def _laid(self, seen: Any) -> np.ndarray:
         """The observations of all envs, copied: some give every one in one and the same array."""
         rows = np.empty((self.count, *self.observations.shape), self.observations.dtype)
         self.observations.write(seen, rows)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from proximo.envs.base import NUMBERED, REPLAYED, Envs, Maker, episode_seed, last_begins
+from proximo.envs.base import NUMBERED, REPLAYED, Envs, Maker, by_step, episode_seed
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.processes import BEGIN, MAP, STEP, Failure, Process, Shared, WorkerDied
 from proximo.envs.supervisor import GRACE_SECONDS
@@ -142,9 +142,6 @@ class WorkerEnvs(Envs):
             raise
         self._processes[k].send(MAP)
 
-    def _rows(self, env: int) -> slice:
-        return slice(env * self.agents, (env + 1) * self.agents)
-
     def _do(self, command: bytes, envs: Sequence[int]) -> LostEnvs:
         """Run a command in these envs, in all processes at once; returns the envs lost by it.
 
@@ -196,24 +193,19 @@ class WorkerEnvs(Envs):
         text = f"{text}. Restart {len(past)} of {limit} in {RESTART_STEPS:,} steps"
         self.report(text, failure.trace)
 
-    def fresh(self, state: EnvState) -> None:
+    def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
         first = not len(state.obs)
-        begun = (state.length > 0).reshape(-1, self.agents).any(-1)
-        if not begun.any():
-            return
-        rows = np.repeat(begun, self.agents)
-        state.begin(rows)
         self._shared.episode[:] = state.episode
-        lost_envs = self._do(BEGIN, np.flatnonzero(begun).tolist())
+        lost_envs = self._do(BEGIN, np.flatnonzero(begun[:: self.agents]).tolist())
         for env, failure in lost_envs.items():
             if first and failure:
                 text = f"env {env} failed at its first reset: {failure.what}"
                 raise _failed(text, failure)
         self._recover(lost_envs, set(), state, lambda env: [])
-        obs = self._shared.obs[1].astype(self.observations.dtype)
+        obs: np.ndarray = self._shared.obs[1].astype(self.observations.dtype)
         if not first:
-            obs[~rows] = state.obs[~rows]
-        state.obs = obs
+            obs[~begun] = state.obs[~begun]
+        return obs
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         if not self._parts or self._parts[-1] is not buffer:
@@ -307,7 +299,7 @@ class WorkerEnvs(Envs):
         None where they are no longer kept.
         """
         rows = self._rows(env)
-        log, known = _by_step(state, rows), self.remembered(state)[rows.start]
+        log, known = by_step(state, rows), self.remembered(state)[rows.start]
         for part in self._parts:
             begin = int(self._begins(part)[rows.start])
             if begin:
@@ -334,13 +326,10 @@ class WorkerEnvs(Envs):
         super().remember(state, buffer)
         self._parts.clear()
 
-    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
-        return last_begins(buffer, self.agents)
-
     def _bring_back(self, state: EnvState) -> bool:
         self._shared.episode[:] = state.episode
         envs = range(self._env.num_envs)
-        logs = {env: _by_step(state, self._rows(env)) for env in envs}
+        logs = {env: by_step(state, self._rows(env)) for env in envs}
         lost_envs = self._do(BEGIN, envs) or self._replay(logs)
         for env, failure in lost_envs.items():
             if failure:
@@ -357,12 +346,6 @@ class WorkerEnvs(Envs):
             os.close(self._memory)
             self._memory = -1
         return []
-
-
-def _by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
-    """The actions in some rows since these began: [n][A, ...]."""
-    logs = [np.concatenate(log) for log in state.actions[rows] if log]
-    return list(np.stack(logs, 1)) if logs else []
 
 
 def _failed(text: str, failure: Failure) -> UsageError:
