@@ -159,15 +159,27 @@ class Leaf:
         return nested
 
 
-def _leaves(space: Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Space]]:
+def _parts(space: Space) -> dict[Any, Space]:
+    """The parts of a Dict or a Tuple, by their keys; none of a simple space."""
     if isinstance(space, spaces.Dict):
-        for key, inner in space.spaces.items():
-            yield from _leaves(inner, (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        for index, inner in enumerate(space.spaces):
-            yield from _leaves(inner, (*path, index))
-    else:
+        return space.spaces
+    return dict(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else {}
+
+
+def _leaves(space: Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Space]]:
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
         yield path, space
+    for key, inner in _parts(space).items():
+        yield from _leaves(inner, (*path, key))
+
+
+def map_leaves(change: Callable[..., Any], nested: Any, *others: Any) -> Any:
+    """A nested observation with each leaf changed; others: nested alike, as further arguments."""
+    if isinstance(nested, dict):
+        return {key: map_leaves(change, nested[key], *(o[key] for o in others)) for key in nested}
+    if isinstance(nested, tuple):
+        return tuple(map_leaves(change, *parts) for parts in zip(nested, *others, strict=True))
+    return change(nested, *others)
 
 
 def _masks_last(space: Space) -> list[tuple[Any, Space]]:
@@ -222,15 +234,12 @@ def _check_leaf(what: str, leaf: Leaf) -> None:
 
 def own_copy(space: Space) -> Space:
     """A space whose bounds are its own, with the very keys of the other one."""
-    if isinstance(space, spaces.Dict):
-        keyed = copy(space)
-        keyed.spaces = {key: own_copy(inner) for key, inner in space.spaces.items()}
-        return keyed
-    if isinstance(space, spaces.Tuple):
-        row = copy(space)
-        row.spaces = tuple(own_copy(inner) for inner in space.spaces)
-        return row
-    return deepcopy(space)
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return deepcopy(space)
+    twin = copy(space)
+    parts = {key: own_copy(inner) for key, inner in _parts(space).items()}
+    vars(twin)["spaces"] = parts if isinstance(space, spaces.Dict) else tuple(parts.values())
+    return twin
 
 
 def _array(leaf: Leaf, seen: Any) -> np.ndarray:
@@ -316,10 +325,9 @@ class Observations:
         for leaf in self.leaves:
             space: Any = leaf.space
             shape = (count, *(space.shape or ()))
-            if isinstance(space, spaces.Discrete):
-                part = space.start + drawn.integers(space.n, size=shape)
-            elif isinstance(space, spaces.MultiDiscrete):
-                part = space.start + drawn.integers(space.nvec, size=shape)
+            if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+                counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
+                part = space.start + drawn.integers(counts, size=shape)
             elif isinstance(space, spaces.MultiBinary):
                 part = drawn.integers(2, size=shape)
                 # One at least: to a network of the user's own, nothing there may be undefined.
@@ -522,9 +530,7 @@ def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
 
 def _choice_parts(space: Space) -> dict[Any, Space]:
     """Parts of a Dict or a Tuple, by their keys, in which there is something to choose."""
-    inner = getattr(space, "spaces", ())
-    items = inner.items() if isinstance(inner, dict) else enumerate(inner)
-    return {key: part for key, part in items if choices(part)}
+    return {key: part for key, part in _parts(space).items() if choices(part)}
 
 
 def _in_parts(mask: Any) -> bool:

@@ -149,9 +149,7 @@ class Arcade(gym.Env[Any, Any]):
         self._lives, self._goes_on = 0, _goes_on(env)
         self._frame: np.ndarray | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         number = int(self.np_random.integers(SEEDS)) if seed is None else seed % SEEDS
         seeds: Any = np.array([number])
         obs, info = self._game.reset(seed=seeds)

@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError, explain, faults, nearest
+from proximo.spaces import map_leaves
 
 NEVER = 2**31 - 1
 """A time limit for EnvPool that is not reached: the real one is kept here."""
@@ -104,7 +105,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
             raise UsageError(f"EnvPool cannot make {self._id}: {explain(error)}") from error
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | list[int | None] | None = None, options: Any = None
     ) -> tuple[Any, dict[str, Any]]:
         """All envs at the beginning of an episode; with a seed, in a new pool made from it."""
         if isinstance(seed, int):
@@ -124,14 +125,13 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
             elapsed = info["elapsed_step"]
         else:  # the pool resets the envs that terminated; those that we cut off, we reset
             on, off = (np.flatnonzero(x).astype(np.int32) for x in (~self._cut, self._cut))
-            first = self._pool.reset(env_id=off)[0]  # their rows only
-            obs = _room(first, self.num_envs)
+            obs = self._pool.reset(env_id=off)[0]  # their rows only
             reward, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
             elapsed = np.zeros(self.num_envs, np.int64)
-            _lay(first, obs, off)
             if len(on):
                 rest, reward[on], terminated[on], _, info = self._pool.step(actions[on], on)
-                _lay(rest, obs, on)
+                order = np.argsort(np.concatenate([off, on]))
+                obs = map_leaves(lambda *rows: np.concatenate(rows)[order], obs, rest)
                 elapsed[on] = info["elapsed_step"]
         truncated = elapsed >= self._limit
         self._cut = truncated & ~terminated
@@ -170,25 +170,9 @@ def is_pooled(name: str) -> bool:
     return name in envpool.list_all_envs()
 
 
-def _room(rows: Any, count: int) -> Any:
-    """Room for this many rows like these, which may be nested."""
-    if isinstance(rows, dict):
-        return {key: _room(part, count) for key, part in rows.items()}
-    return np.empty((count, *rows.shape[1:]), rows.dtype)
-
-
-def _lay(rows: Any, whole: Any, where: np.ndarray) -> None:
-    """Write these rows to their places in the whole."""
-    if isinstance(rows, dict):
-        for key, part in rows.items():
-            _lay(part, whole[key], where)
-    else:
-        whole[where] = rows
-
-
 def _only(batch: Any) -> Any:
     """The one row of a batch, which may be nested."""
-    return {k: _only(v) for k, v in batch.items()} if isinstance(batch, dict) else batch[0]
+    return map_leaves(lambda rows: rows[0], batch)
 
 
 class EnvPoolEnv(gym.Env[Any, Any]):
@@ -206,9 +190,7 @@ class EnvPoolEnv(gym.Env[Any, Any]):
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array", "human"]}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         return _only(self._pool.reset(seed=seed)[0]), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -72,7 +72,7 @@ class ParallelEnv(gym.Env[ByAgent, ByAgent]):
                     )
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: Any = None
     ) -> tuple[ByAgent, dict[str, Any]]:
         seen, infos = _parts(self.parallel.reset(seed=seed), "reset", "observations, infos")
         self.present, self._length = list(self.parallel.agents), 0

@@ -24,7 +24,7 @@ from proximo.envs.watch import (
     refusing,
 )
 from proximo.errors import UsageError
-from proximo.spaces import check_masks
+from proximo.spaces import check_masks, map_leaves
 from proximo.types import EnvState, RolloutBuffer
 
 
@@ -117,16 +117,11 @@ class VectorEnvs(Envs):
 
 def final_of(final: Any, index: int) -> Any:
     """One env's part of `final_obs`, the env's own array where it is one."""
-    return final[index] if isinstance(final, np.ndarray) else _pick(final, index)
-
-
-def _pick(nested: Any, index: int) -> Any:
-    """One env's part of a nested batch."""
-    if isinstance(nested, dict):
-        return {key: _pick(part, index) for key, part in nested.items()}
-    if isinstance(nested, tuple):
-        return tuple(_pick(part, index) for part in nested)
-    return (nested if isinstance(nested, list) else np.asarray(nested))[index]
+    if isinstance(final, np.ndarray):
+        return final[index]
+    return map_leaves(
+        lambda part: (part if isinstance(part, list) else np.asarray(part))[index], final
+    )
 
 
 ENDS = 4

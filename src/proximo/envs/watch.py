@@ -15,7 +15,17 @@ from gymnasium import spaces
 
 from proximo.envs.layers import title
 from proximo.errors import UsageError
-from proximo.spaces import MASK, Actions, Leaf, Observations, misfit, sizes, starts, strangers
+from proximo.spaces import (
+    MASK,
+    Actions,
+    Leaf,
+    Observations,
+    map_leaves,
+    misfit,
+    sizes,
+    starts,
+    strangers,
+)
 
 SEED = 3_000_000
 """Seed of the first episode; training and evaluations begin elsewhere."""
@@ -329,11 +339,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def arrays(nested: Any) -> Any:
-    if isinstance(nested, dict):
-        return {key: arrays(part) for key, part in nested.items()}
-    if isinstance(nested, tuple):
-        return tuple(arrays(part) for part in nested)
-    return _array(nested) if _is_tensor(nested) else nested
+    return map_leaves(lambda part: _array(part) if _is_tensor(part) else part, nested)
 
 
 def short(value: Any) -> str:
