@@ -242,11 +242,11 @@ def test_noise_that_was_drawn_ahead_is_kept_after_a_break(tmp_path):
 def test_a_player_keeps_it_too():
     player, generator = EpisodePolicy(policy(gsde_steps=3)), torch.Generator().manual_seed(0)
     seen = np.array([1, -2, 0.5], np.float32)
-    env_action = np.array([player(seen, generator) for _ in range(6)])
+    env_action = np.array([player.act(seen, generator) for _ in range(6)])
     assert (env_action[:3] == env_action[0]).all()
     assert (env_action[3:] == env_action[3]).all()
     assert (env_action[0] != env_action[3]).all()
-    likely = [player(seen, None) for _ in range(2)]
+    likely = [player.act(seen) for _ in range(2)]
     assert (likely[0] == likely[1]).all()
 
 

@@ -1,9 +1,8 @@
 """Atari games of the Arcade Learning Environment, as its own native vector env steps them.
 
-Machado et al. 2018 (arXiv 1709.06009) and Mnih et al. 2015: four frames per action, of which the
-brighter of the last two counts pixel by pixel, grey, 84 x 84, the last four of them stacked; up to
-30 idle frames and, where a game waits for it, FIRE at the beginning; an action sticks with
-probability 0.25. Training and evaluation see the very same pixels.
+Machado et al. 2018 (arXiv 1709.06009) and Mnih et al. 2015: four frames per action, the maximum of
+the last two, grey, 84 x 84, the last four stacked; up to 30 idle frames and, where a game waits for
+it, FIRE at the beginning; an action sticks with probability 0.25.
 """
 
 from __future__ import annotations
@@ -58,16 +57,11 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
     return made
 
 
-def _goes_on(env: EnvConfig) -> bool:
-    """A lost life ends the episode for the agent, while the game continues."""
-    return bool(env.kwargs.get("life_loss_info"))
-
-
 class ArcadeEnvs(Envs):
     """N games, stepped in C++, each episode from its own seed, so that they can be replayed.
 
-    With the argument `life_loss_info` a lost life ends what the agent looks forward to: nothing is
-    bootstrapped across it. The game, and the return that is logged, go on.
+    With the argument `life_loss_info` nothing is bootstrapped across a lost life, although the
+    game, and the return that is logged, continue.
     """
 
     replayable = True
@@ -76,7 +70,8 @@ class ArcadeEnvs(Envs):
         self._games, self._seed = _make(env, env.num_envs, threads), seed
         spaces = self._games.single_observation_space, self._games.single_action_space
         super().__init__(env.num_envs, *spaces)
-        self._lives, self._goes_on = np.zeros(env.num_envs, np.int64), _goes_on(env)
+        self._lives = np.zeros(env.num_envs, np.int64)
+        self._goes_on = bool(env.kwargs.get("life_loss_info"))  # after the loss of a life
 
     def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
         numbers = [(int(i), int(state.episode[i])) for i in np.flatnonzero(begun)]
@@ -86,9 +81,8 @@ class ArcadeEnvs(Envs):
         return np.array(obs)
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
-        obs, buffer.reward[t], terminated, truncated, info = self._games.step(
-            buffer.env_action[t].copy()
-        )
+        action = buffer.env_action[t].copy()
+        obs, buffer.reward[t], terminated, truncated, info = self._games.step(action)
         lives = info["lives"]
         lost = terminated & (lives > 0) & (lives < self._lives) & self._goes_on
         over = (terminated & ~lost) | truncated
@@ -129,10 +123,7 @@ class ArcadeEnvs(Envs):
 
 
 class Arcade(gym.Env[Any, Any]):
-    """One game of the native vector env, shown as a single env: for evaluation and replays.
-
-    Its screen comes from a twin in colour and full size, which is given the same seeds and actions.
-    """
+    """One game as a single env. Its screen is that of a copy in colour and full size."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 as Gymnasium has it
 
@@ -140,13 +131,10 @@ class Arcade(gym.Env[Any, Any]):
         self._game = _make(env, 1, 1)
         self.observation_space = self._game.single_observation_space
         self.action_space = self._game.single_action_space
-        self.spec = gym.spec(env.id)
-        self.render_mode = render_mode
-        self._screen = None
-        if render_mode is not None:
-            colour = {"grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
-            self._screen = _make(env, 1, 1, **colour)
-        self._lives, self._goes_on = 0, _goes_on(env)
+        self.spec, self.render_mode = gym.spec(env.id), render_mode
+        colour = {"grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
+        self._screen = None if render_mode is None else _make(env, 1, 1, **colour)
+        self._lives, self._goes_on = 0, bool(env.kwargs.get("life_loss_info"))
         self._frame: np.ndarray | None = None
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:

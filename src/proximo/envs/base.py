@@ -12,7 +12,7 @@ import numpy as np
 
 from proximo.envs.check import check_made
 from proximo.envs.layers import check_spaces, close_all
-from proximo.envs.watch import Checked
+from proximo.envs.watch import Checked, misanswer
 from proximo.errors import UsageError
 from proximo.spaces import Actions, Observations, Space, misfit, own_copy
 from proximo.types import EnvState, RolloutBuffer
@@ -61,7 +61,7 @@ class Envs(ABC):
     """Makes the env that `apart` returns."""
     _apart: Envs | None = None
     report: Callable[[str, str], None] = staticmethod(lambda text, trace: None)
-    """Called for every fault that is mended: in words, and where in the env it came from."""
+    """Called for every fault that is mended, with a text and a traceback."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
         self.count = count
@@ -144,16 +144,13 @@ class Envs(ABC):
         return False
 
     def check(self) -> Checked | None:
-        """Play for a moment, at random, to find mistakes; None: these need no check.
-
-        Raises `UsageError` for an env that cannot be trained in.
-        """
+        """Play for a moment, at random, to find mistakes. Raises `UsageError`; None: no check."""
         return None
 
     def apart(self) -> Envs:
-        """One env like these, for checks and evaluations: made once, and closed with them.
+        """One env like these, for checks and evaluations. Episode k starts with seed k.
 
-        Episode k starts with seed k. Raises `UsageError` where none can be made.
+        Raises `UsageError` where none can be made.
         """
         if self._apart is None:
             if self.make_apart is None:
@@ -180,8 +177,8 @@ class Envs(ABC):
 class SyncEnvs(Envs):
     """Single envs, stepped in turn and reset by us, each episode from its own seed.
 
-    first: the number of the first one, where others are stepped elsewhere. autoreset: False leaves
-    an env at the end of its episode until `fresh`; such envs are not replayed.
+    first: the number of the first one. autoreset: False leaves an env at the end of its episode
+    until `fresh`; such envs are not replayed.
     """
 
     def __init__(
@@ -232,7 +229,7 @@ class SyncEnvs(Envs):
                 if plain:
                     obs[i] = seen
             except (TypeError, ValueError) as error:
-                raise UsageError(misanswer(answer, self.observations)) from error
+                raise UsageError(_misanswer(answer, self.observations)) from error
             if not plain:
                 self.observations.write(seen, obs[i])
             elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
@@ -259,14 +256,10 @@ class SyncEnvs(Envs):
         return close_all(self._envs)
 
 
-def misanswer(answer: Any, observations: Observations) -> str:
+def _misanswer(answer: Any, observations: Observations) -> str:
     """Error text for the return value of a step."""
-    if not isinstance(answer, tuple) or len(answer) != 5:
-        what = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
-        return (
-            "an env's step must return (observation, reward, terminated, truncated, info), "
-            f"but returned {what}"
-        )
+    if text := misanswer(answer):
+        return f"an env's {text}"
     if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
         return f"an env's reward must be one number, but it is {answer[1]!r}"
     try:

@@ -1,8 +1,8 @@
-"""EnvPool's envs, many at once in C++, as a Gymnasium vector env that does not trust its input.
+"""EnvPool's envs, many at once in C++, as a Gymnasium vector env that checks its input.
 
-EnvPool itself ends the process at a batch of the wrong size, plays on with actions that do not
-exist, ignores a seed given to `reset`, calls an end on the last step before the time limit a
-truncation, and gives other bounds and types than Gymnasium's env of the same name.
+EnvPool itself crashes at a batch of the wrong size, accepts actions that do not exist, ignores a
+seed given to `reset`, calls an end on the last step before the time limit a truncation, and gives
+other bounds and types than Gymnasium's env of the same name.
 """
 
 from __future__ import annotations
@@ -51,10 +51,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         threads: int,
         render_mode: str | None = None,
     ) -> None:
-        """spaces: of Gymnasium's env of that name. threads: step the envs, up to one for each.
-
-        Raises `UsageError`.
-        """
+        """spaces: of Gymnasium's env of that name. Raises `UsageError`."""
         try:
             import envpool
         except ImportError as error:
@@ -81,9 +78,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         self._pool = self._made([0] * env.num_envs)
         spec = envpool.make_spec(env.id, **env.kwargs)
         self._limit = env.max_episode_steps or spec.config.max_episode_steps
-        self._cut = np.zeros(
-            env.num_envs, bool
-        )  # by the time limit, which EnvPool does not know of
+        self._cut = np.zeros(env.num_envs, bool)  # by the time limit, unknown to EnvPool
         self._spaces = self._pool.single_observation_space, self._pool.single_action_space
         for ours, theirs in zip(spaces or (), self._spaces, strict=False):
             if type(ours) is not type(theirs) or ours.shape != theirs.shape:

@@ -1,8 +1,7 @@
-"""PettingZoo's parallel envs, several in step: all agents act by one policy.
+"""PettingZoo's parallel envs, several in step: all agents act by one policy (parameter sharing).
 
-W envs of A agents are W*A rows of experience. Parameters are shared, so what one agent lives
-through teaches all of them (Gupta et al. 2017, "Cooperative multi-agent control using deep
-reinforcement learning"; Terry et al. 2020, arXiv 2005.13625).
+Gupta et al. 2017, "Cooperative multi-agent control using deep reinforcement learning"; Terry et al.
+2020, arXiv 2005.13625.
 """
 
 from __future__ import annotations

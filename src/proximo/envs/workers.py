@@ -1,9 +1,8 @@
-"""Single envs in processes of their own, under supervision.
+"""Single envs in processes of their own: for envs that are slow, and for those that crash.
 
-For envs that are slow, and for those that crash. An env that raises, hangs, dies or answers
-nonsense begins a new episode, and what this update has seen of the old one is left out; the others
-in a process that is lost are brought back by their seeds and actions. What is learned from is the
-same to the bit, however many processes there are, and the same as that of envs in the trainer.
+An env that raises, hangs, dies or answers nonsense begins a new episode, and this update leaves out
+what it has seen of the old one. The other envs of a lost process are replayed. The data are the
+same to the bit as those of envs in the trainer, however many processes there are.
 """
 
 from __future__ import annotations
@@ -43,10 +42,7 @@ Log = Callable[[int], Sequence[np.ndarray] | None]
 
 
 class WorkerEnvs(Envs):
-    """W single envs, each with seeds of its own, spread over processes.
-
-    Row w*A + a is agent a of env w; A is 1 except for PettingZoo's.
-    """
+    """W single envs with seeds of their own: row w*A + a is agent a of env w."""
 
     replayable = True
 
@@ -143,10 +139,7 @@ class WorkerEnvs(Envs):
         self._processes[k].send(MAP)
 
     def _do(self, command: bytes, envs: Sequence[int]) -> LostEnvs:
-        """Run a command in these envs, in all processes at once; returns the envs lost by it.
-
-        Raises `UsageError` when a process has failed once too often.
-        """
+        """Run a command in these envs, in all processes at once; returns the envs lost by it."""
         shared, lost_envs = self._shared, LostEnvs()
         shared.active[:] = False
         shared.active[envs] = True
@@ -164,8 +157,8 @@ class WorkerEnvs(Envs):
             heartbeat = partial(shared.heartbeat.item, k)
             try:
                 answer = self._processes[k].answer(self._env.timeout, heartbeat)
-                failures = answer.get("failures", {}).items()
-                lost_envs |= {int(env): Failure(*failure) for env, failure in failures}
+                for env, failure in answer["failures"].items():
+                    lost_envs[int(env)] = Failure(*failure)
             except WorkerDied as died:
                 del self._processes[k]
                 self._lose(k, died.failure, lost_envs)
@@ -186,12 +179,11 @@ class WorkerEnvs(Envs):
         past.append(self._steps)
         while past[0] <= self._steps - RESTART_STEPS:
             past.popleft()
-        text, steps = f"{who}{where}: {failure.what}", f"{limit} times in {RESTART_STEPS:,} steps"
+        text, within = f"{who}{where}: {failure.what}", f"in {RESTART_STEPS:,} steps"
         if len(past) > limit:
-            text = f"{text}. It may fail {steps} (env.restarts), and has"
+            text += f". It may fail {limit} times {within} (env.restarts), and has"
             raise _failed(text, failure)
-        text = f"{text}. Restart {len(past)} of {limit} in {RESTART_STEPS:,} steps"
-        self.report(text, failure.trace)
+        self.report(f"{text}. Restart {len(past)} of {limit} {within}", failure.trace)
 
     def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
         first = not len(state.obs)
@@ -199,8 +191,7 @@ class WorkerEnvs(Envs):
         lost_envs = self._do(BEGIN, np.flatnonzero(begun[:: self.agents]).tolist())
         for env, failure in lost_envs.items():
             if first and failure:
-                text = f"env {env} failed at its first reset: {failure.what}"
-                raise _failed(text, failure)
+                raise _failed(f"env {env} failed at its first reset: {failure.what}", failure)
         self._recover(lost_envs, set(), state, lambda env: [])
         obs: np.ndarray = self._shared.obs[1].astype(self.observations.dtype)
         if not first:
@@ -231,8 +222,7 @@ class WorkerEnvs(Envs):
     ) -> None:
         """Bring lost envs back to where they stood; those at fault begin a new episode: `cut`.
 
-        log: the actions in an env since it began, if all are known; obs: its observation then, to
-        compare. More envs may be lost on the way: they are added.
+        obs: the observations then, to compare. More envs may be lost on the way: they are added.
         """
         shared, todo = self._shared, dict(lost_envs)
 
@@ -263,10 +253,7 @@ class WorkerEnvs(Envs):
             todo = dict.fromkeys(strange)
 
     def _blame(self, env: int, failure: Failure, state: EnvState, log: Log | None) -> None:
-        """Count a failure of an env, in the episode in which it stands now.
-
-        log: None where that is a new episode already.
-        """
+        """Count a failure of an env. log: None where it has begun a new episode already."""
         rows = self._rows(env)
         episode = int(self._shared.episode[rows.start])  # perhaps it was the next
         actions = log(env) if log and episode == state.episode[rows.start] else ()
@@ -294,10 +281,7 @@ class WorkerEnvs(Envs):
         return {}
 
     def _log(self, state: EnvState, t: int, env: int) -> Sequence[np.ndarray] | None:
-        """[n][A, ...] the actions since an env began, up to row t of the latest steps.
-
-        None where they are no longer kept.
-        """
+        """[n][A, ...] actions since an env began, up to row t; None: they are no longer kept."""
         rows = self._rows(env)
         log, known = by_step(state, rows), self.remembered(state)[rows.start]
         for part in self._parts:
