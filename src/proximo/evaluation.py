@@ -29,10 +29,9 @@ GAME_STEPS = 108_000
 
 
 def step_limit(env: EnvConfig, given: int | None) -> int:
-    """Steps after which an evaluation cuts off an episode: `given`, or a default.
+    """Steps after which an evaluation cuts off an episode, by the configuration alone.
 
-    That is 10,000, or the time limit of the env if it is longer. It depends on the configuration
-    alone, so that the same policy has the same score wherever it is evaluated.
+    By default 10,000, or the time limit of the env if it is longer.
     """
     if given is not None:
         return given
@@ -68,10 +67,7 @@ class Scores:
         return float(returns.mean().clip(returns.min(), returns.max()))
 
     def summary(self) -> dict[str, float | int | bool]:
-        """The scores as `proximo eval --json` prints them; std is that of the population.
-
-        `episodes_cut` and `max_episode_steps` stand there only where episodes were cut off.
-        """
+        """The scores as `proximo eval --json` prints them; std is that of the population."""
         returns = self.returns
         return {
             "episodes": len(self.episodes),
@@ -102,10 +98,7 @@ def evaluate_policy(policy: ActorCritic | Act, env: gym.Env, **how: Any) -> Scor
 
 
 class EpisodePlayer:
-    """Seeded episodes in one env, of one agent or several, here or in a process of its own.
-
-    One env, one row per forward: an episode's result depends on its seed and on nothing else.
-    """
+    """Seeded episodes in one env: the result of each depends on its seed and on nothing else."""
 
     def __init__(self, envs: Envs) -> None:
         """envs: one env, as `Envs.apart` gives it: its episode k starts with seed k."""
@@ -138,9 +131,8 @@ class EpisodePlayer:
     ) -> Scores:
         """Play episodes from `seed`, seed + 1, ..., each to its end or to `limit` steps.
 
-        Each agent's part of an episode counts as one, as in training; the noise of an episode has
-        its seed. The policy and its moments do not change. An episode in which a supervised env
-        fails is left out, and one more is played after the others. watch: called in every state,
+        Each agent's part of an episode counts as one; the noise of an episode has its seed. An
+        episode in which a worker's env fails is replaced by one more. watch: called in every state,
         with the number of episodes so far. Raises `UsageError` if the env fails.
         """
         played, cut, count = list[Episode](), 0, 0
@@ -188,10 +180,7 @@ class EpisodePlayer:
     def _episode(
         self, acts: list[Act], limit: int, watch: Callable[[], None]
     ) -> tuple[list[Episode] | None, int]:
-        """One episode, of every agent, and how many of them had not ended at the limit.
-
-        None if a supervised env failed in it; then the next one has begun.
-        """
+        """Every agent's episode (None: a worker's env failed), and how many the limit cut off."""
         envs, state, buffer = self._envs, self._state, self._buffer
         assert state
         ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)

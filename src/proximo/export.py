@@ -1,7 +1,7 @@
-"""A policy as one ONNX file: it acts where there is no PyTorch. What is needed for it is an extra.
+"""A policy as one ONNX file, which acts without PyTorch.
 
-Everything between the env and the policy stands in the graph: one-hots, scaling, standardisation,
-masks, bounds. The file was run, and compared with the policy, before it is written.
+The graph holds one-hots, scaling, standardisation, masks and bounds. It is run, and compared with
+the policy, before the file is written.
 """
 
 from __future__ import annotations
@@ -49,11 +49,9 @@ def export(
     privileged: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> Exported:
-    """Write the file by `write`, with `about` as its metadata.
+    """Write the file by `write`, with `about` as its metadata. Raises `UsageError`.
 
     privileged: first keys of what only the critic sees, which the file does not ask for.
-    Raises `UsageError` for a path that cannot be written, a package that is missing, or a file that
-    would not act as the policy does.
     """
     path = path.absolute()  # a network may change the current folder
     _check_path(path, overwrite)
@@ -213,8 +211,8 @@ def _quiet() -> Iterator[None]:
 def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
     """Run the file beside the policy, each with its own state; returns the largest difference.
 
-    An action is right if it is the most likely one of the file's own distribution, for that may
-    differ from the policy's by `TOLERANCE`: where two actions are nearly as likely, so may they.
+    The action must be the most likely one of the file's own distribution, which may differ from the
+    policy's by `TOLERANCE`.
     """
     rows, drawn, worst = policy.observations, np.random.default_rng(1), 0.0
     for count in BATCHES:
@@ -247,10 +245,7 @@ def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
 
 
 def _apart(name: str, found: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, in shares of the largest number, or of 1. Raises `UsageError`.
-
-    Whole numbers must be the same.
-    """
+    """The largest difference in shares of the largest number, or of 1; whole numbers: none."""
     apart, bound = np.inf, 0.0
     if found.shape == np.shape(expected):
         apart = float(np.abs(found.astype(float) - expected).max())

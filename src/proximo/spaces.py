@@ -1,8 +1,7 @@
 """Every observation and action as one row of numbers, however nested its space is.
 
-An observation becomes a row: the leaves of a Dict or Tuple side by side, a Discrete one as a
-one-hot, an action mask last. The rest of the library stores, shuffles and learns from rows alone.
-An action of the policy is a row as well, and is nested again for the env.
+A row holds the leaves of a Dict or Tuple side by side, a Discrete one as a one-hot, an action mask
+last. The library stores and learns from rows alone; actions are nested again for the env.
 """
 
 from __future__ import annotations
@@ -48,10 +47,7 @@ def torch_dtype(dtype: np.dtype) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EnumKey:
-    """A member of an `Enum` as a key of a space from a file: its names, for the class is code.
-
-    It equals the member and hashes as it does, so that either finds the other in a dict.
-    """
+    """A member of an `Enum` as a key of a space from a file: equal to it, with the same hash."""
 
     enum: str
     name: str
@@ -107,9 +103,9 @@ class Leaf:
         return {None: (np.repeat(np.arange(len(counts)), counts), np.concatenate(things))}
 
     def columns(self, part: Any) -> Any:
-        """Columns of an array or a tensor [..., *space.shape]: [..., end - begin].
+        """Columns [..., end - begin] of an array or a tensor [..., *space.shape].
 
-        Choices become a one-hot of bool; one that is out of range leaves its columns 0.
+        Choices become a one-hot of bool, which is 0 everywhere for one out of range.
         """
         part = part.reshape(*part.shape[: part.ndim - len(self.space.shape or ())], -1)
         if not self.chosen:
@@ -159,15 +155,27 @@ class Leaf:
         return nested
 
 
-def _leaves(space: Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Space]]:
+def _parts(space: Space) -> dict[Any, Space]:
+    """The parts of a Dict or a Tuple, by their keys; none of a simple space."""
     if isinstance(space, spaces.Dict):
-        for key, inner in space.spaces.items():
-            yield from _leaves(inner, (*path, key))
-    elif isinstance(space, spaces.Tuple):
-        for index, inner in enumerate(space.spaces):
-            yield from _leaves(inner, (*path, index))
-    else:
+        return space.spaces
+    return dict(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else {}
+
+
+def _leaves(space: Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Space]]:
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
         yield path, space
+    for key, inner in _parts(space).items():
+        yield from _leaves(inner, (*path, key))
+
+
+def map_leaves(change: Callable[..., Any], nested: Any, *others: Any) -> Any:
+    """A nested observation with each leaf changed; others: nested alike, as further arguments."""
+    if isinstance(nested, dict):
+        return {key: map_leaves(change, nested[key], *(o[key] for o in others)) for key in nested}
+    if isinstance(nested, tuple):
+        return tuple(map_leaves(change, *parts) for parts in zip(nested, *others, strict=True))
+    return change(nested, *others)
 
 
 def _masks_last(space: Space) -> list[tuple[Any, Space]]:
@@ -222,15 +230,12 @@ def _check_leaf(what: str, leaf: Leaf) -> None:
 
 def own_copy(space: Space) -> Space:
     """A space whose bounds are its own, with the very keys of the other one."""
-    if isinstance(space, spaces.Dict):
-        keyed = copy(space)
-        keyed.spaces = {key: own_copy(inner) for key, inner in space.spaces.items()}
-        return keyed
-    if isinstance(space, spaces.Tuple):
-        row = copy(space)
-        row.spaces = tuple(own_copy(inner) for inner in space.spaces)
-        return row
-    return deepcopy(space)
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return deepcopy(space)
+    twin = copy(space)
+    parts = {key: own_copy(inner) for key, inner in _parts(space).items()}
+    vars(twin)["spaces"] = parts if isinstance(space, spaces.Dict) else tuple(parts.values())
+    return twin
 
 
 def _array(leaf: Leaf, seen: Any) -> np.ndarray:
@@ -275,14 +280,10 @@ class Observations:
     @property
     def masks(self) -> Space | None:
         """The space of the action masks, or None."""
-        masked = isinstance(self.space, spaces.Dict) and self.mask_begin < self.width
-        return getattr(self.space, "spaces", {})[MASK] if masked else None
+        return _parts(self.space)[MASK] if self.mask_begin < self.width else None
 
     def write(self, seen: Any, row: Any, take: Callable[[Leaf, Any], Any] = _array) -> None:
-        """Lay an observation, or a batch of them, into its row. Raises `UsageError` for a misfit.
-
-        row: [..., *shape]; the leaves of `seen` have the same leading axes. take: a leaf's part.
-        """
+        """Write an observation, or a batch, to its row [..., *shape]; take: a leaf's part."""
         lead = row.shape[: row.ndim - len(self.shape)]
         for leaf in self.leaves:
             try:
@@ -316,10 +317,9 @@ class Observations:
         for leaf in self.leaves:
             space: Any = leaf.space
             shape = (count, *(space.shape or ()))
-            if isinstance(space, spaces.Discrete):
-                part = space.start + drawn.integers(space.n, size=shape)
-            elif isinstance(space, spaces.MultiDiscrete):
-                part = space.start + drawn.integers(space.nvec, size=shape)
+            if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+                counts = space.n if isinstance(space, spaces.Discrete) else space.nvec
+                part = space.start + drawn.integers(counts, size=shape)
             elif isinstance(space, spaces.MultiBinary):
                 part = drawn.integers(2, size=shape)
                 # One at least: to a network of the user's own, nothing there may be undefined.
@@ -338,6 +338,10 @@ class Observations:
         for leaf, part in zip(self.leaves, parts, strict=True):
             self.lay(leaf, part, row)
         return row
+
+    def legal(self, row: Any) -> Any:
+        """[..., choices] bool: the legal choices by the mask in a row; None: there is no mask."""
+        return row[..., self.mask_begin :] > 0.5 if self.mask_begin < self.width else None
 
     def examples(self, count: int) -> np.ndarray:
         """Random rows of this space, always the same ones: [count, *shape]."""
@@ -456,10 +460,7 @@ class Actions:
         return self.nested(row.copy())
 
     def nested(self, row: Any) -> Any:
-        """The action, or the batch of actions, that lies in a row. row: [..., columns].
-
-        Of an array they are arrays, of a tensor tensors.
-        """
+        """The action, or the batch of actions, that lies in a row, an array or a tensor."""
         if self.single:  # arrays without axes become numbers as soon as they are taken from a batch
             return np.asarray(row) if isinstance(row, np.generic) and not self.simple else row
         return self._nested(self.space, row, iter(self.leaves))
@@ -493,8 +494,8 @@ def choices(space: Space) -> int:
 def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
     """A mask as one row, in the order of the action space: [choices] int8.
 
-    mask: 0 and 1 for each choice, one after the other; or nested as the action space is, as far as
-    there is something to choose. Raises `UsageError` for what does not fit, by its name.
+    mask: 0 and 1 for each choice, one after the other, or nested as the action space is. Raises
+    `UsageError` for what does not fit, by its name.
     """
     parts = _choice_parts(space)
     alike = isinstance(space, spaces.Dict) and isinstance(mask, dict)
@@ -522,9 +523,7 @@ def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
 
 def _choice_parts(space: Space) -> dict[Any, Space]:
     """Parts of a Dict or a Tuple, by their keys, in which there is something to choose."""
-    inner = getattr(space, "spaces", ())
-    items = inner.items() if isinstance(inner, dict) else enumerate(inner)
-    return {key: part for key, part in items if choices(part)}
+    return {key: part for key, part in _parts(space).items() if choices(part)}
 
 
 def _in_parts(mask: Any) -> bool:
@@ -542,11 +541,8 @@ def _flat(mask: Any) -> np.ndarray:
 
 
 def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
-    """Refuse masks of this space that do not lie as the choices of the action space do.
-
-    Raises `UsageError` for another number of them, or for keys in another order.
-    """
-    parts, inner = _choice_parts(space), getattr(masks, "spaces", ())
+    """Raises `UsageError` for masks of another number or order than the action space's choices."""
+    parts, inner = _choice_parts(space), _parts(masks)
     tuples = isinstance(space, spaces.Tuple) and isinstance(masks, spaces.Tuple)
     if isinstance(space, spaces.Dict) and isinstance(masks, spaces.Dict):
         if list(inner) != list(parts):
@@ -555,10 +551,7 @@ def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
                 f"choose has {', '.join(map(str, parts))}: give the same keys in the same order "
                 "(Gymnasium sorts those of a dict, but not those of an OrderedDict)"
             )
-        pairs = [(key, inner[key], part) for key, part in parts.items()]
-    elif tuples and len(parts) == len(inner):
-        pairs = [(k, *pair) for k, pair in enumerate(zip(inner, parts.values(), strict=True))]
-    else:
+    elif not (tuples and len(parts) == len(inner)):
         entries = sum(_columns(leaf) for _, leaf in _leaves(masks))
         if entries != choices(space):
             raise UsageError(
@@ -566,18 +559,14 @@ def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
                 "choose from: it needs one entry for each"
             )
         return
-    for key, mask, part in pairs:
+    for (key, mask), part in zip(inner.items(), parts.values(), strict=True):
         check_masks(mask, part, f"{where}/{key}")
 
 
 def space_record(space: Space) -> dict[str, Any]:
-    """A supported space as JSON can hold it, exactly; what is usual is left out.
-
-    Raises `UsageError` for a key that a file cannot hold.
-    """
+    """A supported space as JSON. Raises `UsageError` for a key that a file cannot hold."""
     if isinstance(space, spaces.Dict):
-        keys = {plain_key(key) for key in space.spaces}
-        if len(keys) < len(space.spaces):
+        if len({plain_key(key) for key in space.spaces}) < len(space.spaces):
             raise UsageError(
                 f"the keys of {space} cannot be told apart by their names, as a file has to: "
                 "rename one"
@@ -608,10 +597,7 @@ def space_record(space: Space) -> dict[str, Any]:
 
 
 def check_columns(saved: tuple[Space, Space], here: tuple[Space, Space]) -> None:
-    """That rows lie as those do from which a policy has learned. Raises `UsageError`.
-
-    The spaces before and now, of the observations and of the actions; bounds may differ.
-    """
+    """Raises `UsageError` for spaces (observation, action) whose rows lie not as `saved`."""
     for what, before, now in zip(("observation", "action"), saved, here, strict=True):
         if _layout(before) != _layout(now):
             raise UsageError(

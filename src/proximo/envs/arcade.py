@@ -1,9 +1,8 @@
 """Atari games of the Arcade Learning Environment, as its own native vector env steps them.
 
-Machado et al. 2018 (arXiv 1709.06009) and Mnih et al. 2015: four frames per action, of which the
-brighter of the last two counts pixel by pixel, grey, 84 x 84, the last four of them stacked; up to
-30 idle frames and, where a game waits for it, FIRE at the beginning; an action sticks with
-probability 0.25. Training and evaluation see the very same pixels.
+Machado et al. 2018 (arXiv 1709.06009) and Mnih et al. 2015: four frames per action, the maximum of
+the last two, grey, 84 x 84, the last four stacked; up to 30 idle frames and, where a game waits for
+it, FIRE at the beginning; an action sticks with probability 0.25.
 """
 
 from __future__ import annotations
@@ -58,16 +57,11 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
     return made
 
 
-def _goes_on(env: EnvConfig) -> bool:
-    """A lost life ends the episode for the agent, while the game continues."""
-    return bool(env.kwargs.get("life_loss_info"))
-
-
 class ArcadeEnvs(Envs):
     """N games, stepped in C++, each episode from its own seed, so that they can be replayed.
 
-    With the argument `life_loss_info` a lost life ends what the agent looks forward to: nothing is
-    bootstrapped across it. The game, and the return that is logged, go on.
+    With the argument `life_loss_info` nothing is bootstrapped across a lost life, although the
+    game, and the return that is logged, continue.
     """
 
     replayable = True
@@ -76,28 +70,19 @@ class ArcadeEnvs(Envs):
         self._games, self._seed = _make(env, env.num_envs, threads), seed
         spaces = self._games.single_observation_space, self._games.single_action_space
         super().__init__(env.num_envs, *spaces)
-        self._lives, self._goes_on = np.zeros(env.num_envs, np.int64), _goes_on(env)
+        self._lives = np.zeros(env.num_envs, np.int64)
+        self._goes_on = bool(env.kwargs.get("life_loss_info"))  # after the loss of a life
 
-    def fresh(self, state: EnvState) -> None:
-        begun = state.length > 0
-        if not begun.any():
-            return
-        state.begin(begun)
-        obs = self._reset(state, begun)
-        state.obs = obs if begun.all() else np.where(_wide(begun), obs, state.obs)
-
-    def _reset(self, state: EnvState, which: np.ndarray) -> np.ndarray:
-        """Reset some games. Returns [N, *obs], in which the rows of the others are as before."""
-        numbers = [(int(i), int(state.episode[i])) for i in np.flatnonzero(which)]
+    def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
+        numbers = [(int(i), int(state.episode[i])) for i in np.flatnonzero(begun)]
         seeds: Any = np.array([episode_seed(self._seed, *pair) % SEEDS for pair in numbers])
-        obs, info = self._games.reset(seed=seeds, options={"reset_mask": which})
-        self._lives = np.where(which, info["lives"], self._lives)
+        obs, info = self._games.reset(seed=seeds, options={"reset_mask": begun})
+        self._lives = np.where(begun, info["lives"], self._lives)
         return np.array(obs)
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
-        obs, buffer.reward[t], terminated, truncated, info = self._games.step(
-            buffer.env_action[t].copy()
-        )
+        action = buffer.env_action[t].copy()
+        obs, buffer.reward[t], terminated, truncated, info = self._games.step(action)
         lives = info["lives"]
         lost = terminated & (lives > 0) & (lives < self._lives) & self._goes_on
         over = (terminated & ~lost) | truncated
@@ -107,38 +92,38 @@ class ArcadeEnvs(Envs):
         if over.any():
             buffer.final_obs.extend((t, int(i), obs[i].copy()) for i in np.flatnonzero(over))
             state.episode += over
-            buffer.obs[t + 1] = self._reset(state, over)
+            buffer.obs[t + 1] = self._begin(state, over)
+
+    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
+        """[N] steps before the running game, which a lost life does not end."""
+        begin = np.zeros(self.count, np.int64)
+        for t, i, _ in buffer.final_obs:
+            begin[i] = t + 1
+        return begin
 
     def _bring_back(self, state: EnvState) -> bool:
         logs = [np.concatenate(log) if log else np.empty(0, np.int64) for log in state.actions]
         lengths = np.array([len(log) for log in logs])
         longest = int(lengths.max())
-        obs = self._reset(state, np.ones(self.count, bool))
+        obs = self._begin(state, np.ones(self.count, bool))
         # They end together, so those with less behind them begin later, and idle until then.
         for t in range(longest):
             waiting = longest - lengths - t
             if t and (waiting == 0).any():
-                self._reset(state, waiting == 0)
+                self._begin(state, waiting == 0)
             actions = [log[-w] if w <= 0 else 0 for log, w in zip(logs, waiting, strict=True)]
             obs, _, _, _, info = self._games.step(np.array(actions))
             self._lives = info["lives"]
         if longest and (lengths == 0).any():
-            obs = self._reset(state, lengths == 0)
+            obs = self._begin(state, lengths == 0)
         return np.array_equal(obs, state.obs)
 
     def _close(self) -> list[str]:
         return close_all([self._games])
 
 
-def _wide(which: np.ndarray) -> np.ndarray:
-    return which[:, None, None, None]
-
-
 class Arcade(gym.Env[Any, Any]):
-    """One game of the native vector env, shown as a single env: for evaluation and replays.
-
-    Its screen comes from a twin in colour and full size, which is given the same seeds and actions.
-    """
+    """One game as a single env. Its screen is that of a copy in colour and full size."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 as Gymnasium has it
 
@@ -146,18 +131,13 @@ class Arcade(gym.Env[Any, Any]):
         self._game = _make(env, 1, 1)
         self.observation_space = self._game.single_observation_space
         self.action_space = self._game.single_action_space
-        self.spec = gym.spec(env.id)
-        self.render_mode = render_mode
-        self._screen = None
-        if render_mode is not None:
-            colour = {"grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
-            self._screen = _make(env, 1, 1, **colour)
-        self._lives, self._goes_on = 0, _goes_on(env)
+        self.spec, self.render_mode = gym.spec(env.id), render_mode
+        colour = {"grayscale": False, "stack_num": 1, "img_height": 210, "img_width": 160}
+        self._screen = None if render_mode is None else _make(env, 1, 1, **colour)
+        self._lives, self._goes_on = 0, bool(env.kwargs.get("life_loss_info"))
         self._frame: np.ndarray | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         number = int(self.np_random.integers(SEEDS)) if seed is None else seed % SEEDS
         seeds: Any = np.array([number])
         obs, info = self._game.reset(seed=seeds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -12,7 +12,7 @@ import numpy as np
 
 from proximo.envs.check import check_made
 from proximo.envs.layers import check_spaces, close_all
-from proximo.envs.watch import Checked
+from proximo.envs.watch import Checked, misanswer
 from proximo.errors import UsageError
 from proximo.spaces import Actions, Observations, Space, misfit, own_copy
 from proximo.types import EnvState, RolloutBuffer
@@ -36,15 +36,10 @@ def episode_seed(seed: int, env: int, episode: int) -> int:
     return int.from_bytes(digest, "big")
 
 
-def last_begins(buffer: RolloutBuffer, agents: int) -> np.ndarray:
-    """[N] steps before the last beginning of an env of several agents: where all had ended."""
-    gone = (buffer.done | ~buffer.valid).reshape(len(buffer), -1, agents).all(-1)
-    behind = np.arange(1, len(buffer) + 1)[:, None]
-    return np.repeat((gone * behind).max(0), agents)
-
-
-RESET = "an env's reset must return two things, (observation, info)"
-"""Error text for a reset that returns something else."""
+def by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
+    """The actions in the rows of an env since its episode began: [n][A, ...]."""
+    logs = [np.concatenate(log) for log in state.actions[rows] if log]
+    return list(np.stack(logs, 1)) if logs else []
 
 
 class Envs(ABC):
@@ -66,7 +61,7 @@ class Envs(ABC):
     """Makes the env that `apart` returns."""
     _apart: Envs | None = None
     report: Callable[[str, str], None] = staticmethod(lambda text, trace: None)
-    """Called for every fault that is mended: in words, and where in the env it came from."""
+    """Called for every fault that is mended, with a text and a traceback."""
 
     def __init__(self, count: int, obs_space: Space, action_space: Space) -> None:
         self.count = count
@@ -88,9 +83,21 @@ class Envs(ABC):
         self.fresh(state)
         return state
 
-    @abstractmethod
     def fresh(self, state: EnvState) -> None:
         """Begin a new episode in every env that is not at the beginning of one."""
+        begun = ((state.length > 0) | state.resetting).reshape(-1, self.agents).any(-1)
+        if begun.any():
+            rows = np.repeat(begun, self.agents)
+            state.begin(rows)
+            state.obs = self._begin(state, rows)
+
+    @abstractmethod
+    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
+        """Reset the envs of these rows, [N] bool. Returns the observations of all rows."""
+
+    def _rows(self, env: int) -> slice:
+        """Rows of the agents of an env."""
+        return slice(env * self.agents, (env + 1) * self.agents)
 
     @abstractmethod
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
@@ -119,11 +126,10 @@ class Envs(ABC):
         return logged >= state.length
 
     def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
-        """[N] first row of the running episode; 0: it began before these buffer."""
-        begin = np.zeros(self.count, np.int64)
-        for t, i, _ in buffer.final_obs:
-            begin[i] = t + 1
-        return begin
+        """[N] steps before the running episode, where all agents of the last one had ended."""
+        ended = (buffer.done | ~buffer.valid).reshape(len(buffer), -1, self.agents).all(-1)
+        behind = np.arange(1, len(buffer) + 1)[:, None]
+        return np.repeat((ended * behind).max(0), self.agents)
 
     def restore(self, state: EnvState) -> bool:
         """Bring all envs back to this state. If that fails, begin new episodes; return False."""
@@ -138,16 +144,13 @@ class Envs(ABC):
         return False
 
     def check(self) -> Checked | None:
-        """Play for a moment, at random, to find mistakes; None: these need no check.
-
-        Raises `UsageError` for an env that cannot be trained in.
-        """
+        """Play for a moment, at random, to find mistakes. Raises `UsageError`; None: no check."""
         return None
 
     def apart(self) -> Envs:
-        """One env like these, for checks and evaluations: made once, and closed with them.
+        """One env like these, for checks and evaluations. Episode k starts with seed k.
 
-        Episode k starts with seed k. Raises `UsageError` where none can be made.
+        Raises `UsageError` where none can be made.
         """
         if self._apart is None:
             if self.make_apart is None:
@@ -174,34 +177,45 @@ class Envs(ABC):
 class SyncEnvs(Envs):
     """Single envs, stepped in turn and reset by us, each episode from its own seed.
 
-    first: the number of the first one, where others are stepped elsewhere. autoreset: False leaves
-    an env at the end of its episode until `fresh`; such envs are not replayed.
+    first: the number of the first one. autoreset: False leaves an env at the end of its episode
+    until `fresh`; such envs are not replayed.
     """
 
     def __init__(
-        self, envs: list[gym.Env[Any, Any]], seed: int, first: int = 0, *, autoreset: bool = True
+        self, envs: Sequence[gym.Env], seed: int, first: int = 0, *, autoreset: bool = True
     ) -> None:
         check_spaces(envs[0])
-        super().__init__(len(envs), envs[0].observation_space, envs[0].action_space)
+        count = len(envs) * self.agents
+        super().__init__(count, envs[0].observation_space, envs[0].action_space)
         self.replayable = self.autoreset = autoreset
         self._envs, self._seed, self._first, self.single = envs, seed, first, envs[0]
         self._steps = [env.step for env in envs]
         self._shape = self.obs_space.shape
         self._plain = self.observations.plain
 
-    def _reset(self, state: EnvState, env: int) -> Any:
-        seed = episode_seed(self._seed, self._first + env, int(state.episode[env]))
-        answer = self._envs[env].reset(seed=seed)
+    def _reset(self, state: EnvState, env: int, obs: np.ndarray) -> None:
+        """Reset an env for its episode in the state. obs: [N, *obs] the rows of all envs."""
+        episode = int(state.episode[env * self.agents])
+        answer = self._envs[env].reset(seed=episode_seed(self._seed, self._first + env, episode))
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise UsageError(RESET)
-        return answer[0]
+            raise UsageError("an env's reset must return two things, (observation, info)")
+        self._show(env, answer[0], obs)
 
-    def fresh(self, state: EnvState) -> None:
-        begun = state.length > 0
-        state.begin(begun)
-        row, reset = self.observations.row, self._reset
-        obs = [row(reset(state, i)) if begun[i] else state.obs[i] for i in range(self.count)]
-        state.obs = np.stack(obs)
+    def _show(self, env: int, seen: Any, obs: np.ndarray) -> None:
+        """Write the observation of an env to its rows."""
+        self.observations.write(seen, obs[env])
+
+    def _given(self, env: int, env_action: np.ndarray) -> Any:
+        """The action that lies in the rows of an env, [A, ...]."""
+        return self.actions.given(env_action[0])
+
+    def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
+        obs = np.empty((self.count, *self.observations.shape), self.observations.dtype)
+        if not begun.all():
+            obs[:] = state.obs
+        for env in np.flatnonzero(begun[:: self.agents]).tolist():
+            self._reset(state, env, obs)
+        return obs
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         obs, reward = buffer.obs[t + 1], buffer.reward[t]
@@ -215,7 +229,7 @@ class SyncEnvs(Envs):
                 if plain:
                     obs[i] = seen
             except (TypeError, ValueError) as error:
-                raise UsageError(misanswer(answer, self.observations)) from error
+                raise UsageError(_misanswer(answer, self.observations)) from error
             if not plain:
                 self.observations.write(seen, obs[i])
             elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
@@ -225,15 +239,14 @@ class SyncEnvs(Envs):
                 buffer.final_obs.append((t, i, obs[i].copy()))
                 if self.autoreset:
                     state.episode[i] += 1
-                    self.observations.write(self._reset(state, i), obs[i])
+                    self._reset(state, i, obs)
 
     def _bring_back(self, state: EnvState) -> bool:
         obs = np.empty_like(state.obs)
-        for i, (env, stretches) in enumerate(zip(self._envs, state.actions, strict=True)):
-            seen = self._reset(state, i)
-            for action in (a for stretch in stretches for a in stretch):
-                seen = env.step(self.actions.given(action))[0]
-            obs[i] = self.observations.row(seen)
+        for i, env in enumerate(self._envs):
+            self._reset(state, i, obs)
+            for env_action in by_step(state, self._rows(i)):
+                self._show(i, env.step(self._given(i, env_action))[0], obs)
         return np.array_equal(obs, state.obs)
 
     def check(self) -> Checked:
@@ -243,14 +256,10 @@ class SyncEnvs(Envs):
         return close_all(self._envs)
 
 
-def misanswer(answer: Any, observations: Observations) -> str:
+def _misanswer(answer: Any, observations: Observations) -> str:
     """Error text for the return value of a step."""
-    if not isinstance(answer, tuple) or len(answer) != 5:
-        what = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
-        return (
-            "an env's step must return (observation, reward, terminated, truncated, info), "
-            f"but returned {what}"
-        )
+    if text := misanswer(answer):
+        return f"an env's {text}"
     if np.ndim(answer[1]) or not isinstance(answer[1], int | float | np.number):
         return f"an env's reward must be one number, but it is {answer[1]!r}"
     try:

@@ -1,8 +1,4 @@
-"""Wrong envs are found before training: one is played for a moment, at random.
-
-An env that cannot be trained in is a `UsageError` with the value found and the remedy; a doubt is a
-note. A single env, or one of several agents, is another one than those that are trained in.
-"""
+"""Check of an env before training: it is played for a moment, at random."""
 
 from __future__ import annotations
 
@@ -14,18 +10,8 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
 from proximo.envs.layers import check_spaces, layers
-from proximo.envs.parallel_env import ByAgent, ParallelEnv
-from proximo.envs.watch import (
-    SEED,
-    Checked,
-    Clock,
-    Sampler,
-    Watch,
-    infos_of,
-    mask_of,
-    refusing,
-    short,
-)
+from proximo.envs.parallel_env import ByAgent, ParallelEnv, part_of
+from proximo.envs.watch import SEED, Checked, Clock, Sampler, Watch, infos_of, refusing, short
 from proximo.errors import UsageError, explain, faults
 from proximo.spaces import Actions, Observations, check_masks, own_copy
 
@@ -131,7 +117,7 @@ class RandomPlay:
         """A legal action for each of these."""
         shown = self.watch.observations
         return {
-            agent: self._sampler.draw(mask_of(shown, row), _for(agent, where))
+            agent: self._sampler.draw(shown.legal(row), _for(agent, where))
             for agent, row in rows.items()
         }
 
@@ -139,8 +125,9 @@ class RandomPlay:
         given = {agent: self.actions.nested(action.copy()) for agent, action in actions.items()}
         if self._agents:
             whole = try_step(self._agents, given, self._space, where)
-            parts, info = list(zip(whole, PARTS, strict=False)), whole[-1]
-            answers = {a: (*(_part_of(a, *part, where) for part in parts), info) for a in actions}
+            names = [f" at {where}, of its {name}" for name in PARTS]
+            parts, info = list(zip(whole, names, strict=False)), whole[-1]
+            answers = {a: (*(part_of(a, *part) for part in parts), info) for a in actions}
         else:
             answers = {None: try_step(self._env, given[None], self._space, where)}
         rows, rewards = ByAgent(), ByAgent()
@@ -172,23 +159,13 @@ class RandomPlay:
             if agent in rows:
                 acting[agent] = rows[agent]
             else:
-                obs = _part_of(agent, seen, PARTS[0], where)
+                obs = part_of(agent, seen, f" at {where}, of its {PARTS[0]}")
                 acting[agent] = self.watch.look(obs, _for(agent, where))
         return acting
 
 
 def _for(agent: Any, where: str) -> str:
     return where if agent is None else f"{where} for agent {agent!r}"
-
-
-def _part_of(agent: Any, part: ByAgent, name: str, where: str) -> Any:
-    """One agent's part of an answer. Raises `UsageError` where there is none."""
-    if agent not in part:
-        raise UsageError(
-            f"it said nothing to its agent {agent!r} at {where}, of its {name}: every agent that "
-            "acts, or is in agents, must be answered"
-        )
-    return part[agent]
 
 
 def try_reset(env: Any, seed: int) -> Any:
@@ -276,8 +253,7 @@ def _limited(env: gym.Env[Any, Any]) -> bool:
 def running_statistics(env: Any) -> str:
     """An error text for running statistics that an env or a wrapper keeps; empty if none does.
 
-    No checkpoint holds them, each env has its own, and an evaluation begins with new ones. They are
-    objects with a mean and a variance that are updated. Allowed are frozen ones
+    They are objects with a mean and a variance that are updated. Allowed are frozen ones
     (`update_running_mean` is False), and those of a single env that every reset sets back.
     """
     kept = list(_kept(env))

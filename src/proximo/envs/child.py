@@ -7,6 +7,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,10 @@ class _Env:
             self._envs.close()
 
 
+def _in_words(error: BaseException) -> str:
+    return str(error) if isinstance(error, UsageError) else explain(error)
+
+
 def work() -> None:
     """Make the envs, then obey commands until the trainer is gone."""
     Process.inside = True
@@ -104,17 +109,14 @@ def work() -> None:
             answer(error=str(error))
         return
     first, last = order["envs"]
-
-    def make(number: int) -> Callable[[], Envs]:
-        return lambda: make_envs(env, order["seed"], first=number)
-
     try:
-        envs = {i: _Env(make(i), i) for i in range(first, last)}
-        records = [space_record(space) for space in envs[first].spaces]
+        make = partial(make_envs, env, order["seed"])
+        envs = {i: _Env(partial(make, first=i), i) for i in range(first, last)}
+        one = envs[first]
+        records = [space_record(space) for space in one.spaces]
     except faults() as error:
-        answer(error=str(error) if isinstance(error, UsageError) else explain(error))
+        answer(error=_in_words(error))
         return
-    one = envs[first]
     answer(agents=one.agents, names=one.names, spaces=records)
     if commands.read(1) != MAP:
         return
@@ -130,9 +132,8 @@ def work() -> None:
             try:
                 envs[i].do(command)
             except faults() as error:
-                what = str(error) if isinstance(error, UsageError) else explain(error)
-                failed[int(i)] = [what, traceback.format_exc()]
+                failed[int(i)] = [_in_words(error), traceback.format_exc()]
         shared.busy_env[me] = -1
-        answer(**({"failures": failed} if failed else {}))
+        answer(failures=failed)
     for one in envs.values():
         one.close()

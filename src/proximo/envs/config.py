@@ -76,7 +76,5 @@ class EnvConfig:
 
     def shape_reward(self, reward: Any) -> Any:
         """clip((r + shift) * scale): the reward to learn from, of an array or a tensor."""
-        shaped = (reward + self.reward_shift) * self.reward_scale
-        return (
-            shaped if self.reward_clip is None else shaped.clip(-self.reward_clip, self.reward_clip)
-        )
+        shaped, most = (reward + self.reward_shift) * self.reward_scale, self.reward_clip
+        return shaped if most is None else shaped.clip(-most, most)

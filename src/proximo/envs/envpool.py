@@ -1,8 +1,8 @@
-"""EnvPool's envs, many at once in C++, as a Gymnasium vector env that does not trust its input.
+"""EnvPool's envs, many at once in C++, as a Gymnasium vector env that checks its input.
 
-EnvPool itself ends the process at a batch of the wrong size, plays on with actions that do not
-exist, ignores a seed given to `reset`, calls an end on the last step before the time limit a
-truncation, and gives other bounds and types than Gymnasium's env of the same name.
+EnvPool itself crashes at a batch of the wrong size, accepts actions that do not exist, ignores a
+seed given to `reset`, calls an end on the last step before the time limit a truncation, and gives
+other bounds and types than Gymnasium's env of the same name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError, explain, faults, nearest
+from proximo.spaces import map_leaves
 
 NEVER = 2**31 - 1
 """A time limit for EnvPool that is not reached: the real one is kept here."""
@@ -50,10 +51,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         threads: int,
         render_mode: str | None = None,
     ) -> None:
-        """spaces: of Gymnasium's env of that name. threads: step the envs, up to one for each.
-
-        Raises `UsageError`.
-        """
+        """spaces: of Gymnasium's env of that name. Raises `UsageError`."""
         try:
             import envpool
         except ImportError as error:
@@ -80,9 +78,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         self._pool = self._made([0] * env.num_envs)
         spec = envpool.make_spec(env.id, **env.kwargs)
         self._limit = env.max_episode_steps or spec.config.max_episode_steps
-        self._cut = np.zeros(
-            env.num_envs, bool
-        )  # by the time limit, which EnvPool does not know of
+        self._cut = np.zeros(env.num_envs, bool)  # by the time limit, unknown to EnvPool
         self._spaces = self._pool.single_observation_space, self._pool.single_action_space
         for ours, theirs in zip(spaces or (), self._spaces, strict=False):
             if type(ours) is not type(theirs) or ours.shape != theirs.shape:
@@ -104,7 +100,7 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
             raise UsageError(f"EnvPool cannot make {self._id}: {explain(error)}") from error
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | list[int | None] | None = None, options: Any = None
     ) -> tuple[Any, dict[str, Any]]:
         """All envs at the beginning of an episode; with a seed, in a new pool made from it."""
         if isinstance(seed, int):
@@ -124,14 +120,13 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
             elapsed = info["elapsed_step"]
         else:  # the pool resets the envs that terminated; those that we cut off, we reset
             on, off = (np.flatnonzero(x).astype(np.int32) for x in (~self._cut, self._cut))
-            first = self._pool.reset(env_id=off)[0]  # their rows only
-            obs = _room(first, self.num_envs)
+            obs = self._pool.reset(env_id=off)[0]  # their rows only
             reward, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, bool)
             elapsed = np.zeros(self.num_envs, np.int64)
-            _lay(first, obs, off)
             if len(on):
                 rest, reward[on], terminated[on], _, info = self._pool.step(actions[on], on)
-                _lay(rest, obs, on)
+                order = np.argsort(np.concatenate([off, on]))
+                obs = map_leaves(lambda *rows: np.concatenate(rows)[order], obs, rest)
                 elapsed[on] = info["elapsed_step"]
         truncated = elapsed >= self._limit
         self._cut = truncated & ~terminated
@@ -170,25 +165,9 @@ def is_pooled(name: str) -> bool:
     return name in envpool.list_all_envs()
 
 
-def _room(rows: Any, count: int) -> Any:
-    """Room for this many rows like these, which may be nested."""
-    if isinstance(rows, dict):
-        return {key: _room(part, count) for key, part in rows.items()}
-    return np.empty((count, *rows.shape[1:]), rows.dtype)
-
-
-def _lay(rows: Any, whole: Any, where: np.ndarray) -> None:
-    """Write these rows to their places in the whole."""
-    if isinstance(rows, dict):
-        for key, part in rows.items():
-            _lay(part, whole[key], where)
-    else:
-        whole[where] = rows
-
-
 def _only(batch: Any) -> Any:
     """The one row of a batch, which may be nested."""
-    return {k: _only(v) for k, v in batch.items()} if isinstance(batch, dict) else batch[0]
+    return map_leaves(lambda rows: rows[0], batch)
 
 
 class EnvPoolEnv(gym.Env[Any, Any]):
@@ -206,9 +185,7 @@ class EnvPoolEnv(gym.Env[Any, Any]):
         self.render_mode = render_mode
         self.metadata = {"render_modes": ["rgb_array", "human"]}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         return _only(self._pool.reset(seed=seed)[0]), {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:

@@ -12,7 +12,7 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import TextIO
+from typing import Any
 
 from proximo.disk import warn
 
@@ -42,8 +42,8 @@ def install(show: Callable[[str], None] = _print) -> MetaPathFinder:
         category: type[Warning],
         filename: str,
         lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
+        *_: Any,
+        **__: Any,
     ) -> None:
         show_once(_one_line(str(message), filename, lineno), show)
 

@@ -17,7 +17,7 @@ from proximo.envs.config import EnvConfig, cores
 from proximo.envs.envpool import EnvPoolEnv, EnvPoolEnvs, is_pooled
 from proximo.envs.layers import Bare, check_spaces, close_all, layers, unwrapped
 from proximo.envs.masks import Masked
-from proximo.envs.parallel_env import ParallelEnv, is_parallel, is_turn_based, parallel_name
+from proximo.envs.parallel_env import ParallelEnv, is_pettingzoo, parallel_name
 from proximo.envs.parallel_envs import ParallelEnvs
 from proximo.envs.registries import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.vector import VectorEnvs
@@ -27,10 +27,7 @@ from proximo.spaces import MASK, Space
 
 
 def make_env(env: EnvConfig, maker: Maker | None = None, render_mode: str | None = None) -> gym.Env:
-    """One env, of a configuration or a callable; PettingZoo's as a `ParallelEnv`.
-
-    Raises `UsageError`.
-    """
+    """One env; PettingZoo's as a `ParallelEnv`. Raises `UsageError`."""
     if maker is None and env.backend == "envpool" and not (":" in env.id or is_registered(env.id)):
         return EnvPoolEnv(env, render_mode)
     kwargs = dict(env.kwargs)
@@ -46,7 +43,7 @@ def make_env(env: EnvConfig, maker: Maker | None = None, render_mode: str | None
         with explained(f"the wrapper {name} failed"):
             wrapped = find(name)(one_env)
         one_env = _single(wrapped, f"the wrapper {name}")
-    if is_parallel(one_env):
+    if is_pettingzoo(one_env, "ParallelEnv"):
         return ParallelEnv(one_env, env)
     if env.max_episode_steps is not None and not arcade:  # which counts frames
         one_env = _limited(one_env, env.max_episode_steps)
@@ -65,11 +62,8 @@ def _arcade(env: EnvConfig, render_mode: str | None) -> gym.Env[Any, Any]:
 
 
 def _single(made: Any, maker: str) -> Any:
-    """An env with Gymnasium's interface, or a PettingZoo parallel env.
-
-    Raises `UsageError` for anything else. maker: its name in the error.
-    """
-    if is_parallel(made):
+    """An env with Gymnasium's interface, or a parallel env. Raises `UsageError` for another."""
+    if is_pettingzoo(made, "ParallelEnv"):
         return made
     missing = [name for name in ("reset", "step") if not callable(getattr(made, name, None))]
     wrong = ""
@@ -82,7 +76,7 @@ def _single(made: Any, maker: str) -> Any:
             f"{type(made).__name__}, a vector env, where one env is expected: return one, of which "
             "env.num_envs says the number, or give the vector env itself to proximo.train"
         )
-    elif is_turn_based(made):
+    elif is_pettingzoo(made, "AECEnv"):
         wrong = (
             f"{parallel_name(made)}, a turn-based (AEC) env of PettingZoo: agents must act at "
             "once. Return its parallel_env(), or, where agents cannot do that, a Gymnasium env in "
@@ -143,16 +137,13 @@ def make_envs(
     return envs
 
 
-def in_step(envs: list[gym.Env[Any, Any]], seed: int = NUMBERED) -> Envs:
-    """Single or parallel envs in step, without autoreset: to play single episodes in."""
-    return _in_step(envs, seed, autoreset=False)
-
-
-def _in_step(envs: list[gym.Env[Any, Any]], seed: int, first: int = 0, **more: bool) -> Envs:
-    parallel = [env for env in envs if isinstance(env, ParallelEnv)]
-    if parallel:
-        return ParallelEnvs(parallel, seed, first, **more)
-    return SyncEnvs(envs, seed, first, **more)
+def in_step(
+    envs: list[gym.Env], seed: int = NUMBERED, first: int = 0, *, autoreset: bool = False
+) -> Envs:
+    """Single or parallel envs in step; without autoreset to play single episodes in."""
+    if parallel := [env for env in envs if isinstance(env, ParallelEnv)]:
+        return ParallelEnvs(parallel, seed, first, autoreset=autoreset)
+    return SyncEnvs(envs, seed, first, autoreset=autoreset)
 
 
 def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, first: int) -> Envs:
@@ -187,7 +178,7 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
         from proximo.envs.workers import WorkerEnvs
 
         return WorkerEnvs(env, seed, source)
-    return _in_step(_several(env, source), seed, first)
+    return in_step(_several(env, source), seed, first, autoreset=True)
 
 
 def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
@@ -221,8 +212,7 @@ def _several(env: EnvConfig, source: Maker | None) -> list[gym.Env[Any, Any]]:
         close_all(made)
         raise
     if len({id(unwrapped(one_env)) for one_env in made}) < len(made):
-        text = "the callable returned the same env twice: make a new one each time"
-        raise UsageError(text)
+        raise UsageError("the callable returned the same env twice: make a new one each time")
     return made
 
 

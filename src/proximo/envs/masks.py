@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -20,28 +19,20 @@ class Masked(gym.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any], source: str) -> None:
         super().__init__(env)
-        self._method: Callable[[], Any] | None = None
-        if source == "method":
-            if not env.has_wrapper_attr(f"{MASK}s"):
-                raise UsageError(
-                    f"env.action_masks is method, but {title(env)} has no method {MASK}s(): give "
-                    f"it one, or an observation with the key {MASK}"
-                )
-            self._method = env.get_wrapper_attr(f"{MASK}s")
-        count = choices(env.action_space)
-        if not count:
-            raise UsageError(
-                f"env.action_masks is {source}, but {env.action_space} has nothing to choose "
-                "from: leave it out"
-            )
-        seen = env.observation_space
+        seen, count, name = env.observation_space, choices(env.action_space), f"{MASK}s"
         self._joins = isinstance(seen, gym.spaces.Dict)
         shown = dict(seen.spaces) if isinstance(seen, gym.spaces.Dict) else {"observation": seen}
-        if MASK in shown:
-            raise UsageError(
-                f"env.action_masks is {source}, but the observations of {title(env)} have the "
-                f"key {MASK} already: leave it out"
-            )
+        wrong = ""
+        if source == "method" and not env.has_wrapper_attr(name):
+            wrong = f"{title(env)} has no method {name}(): give it one, or an observation with the "
+            wrong += f"key {MASK}"
+        elif not count:
+            wrong = f"{env.action_space} has nothing to choose from: leave it out"
+        elif MASK in shown:
+            wrong = f"the observations of {title(env)} have the key {MASK} already: leave it out"
+        if wrong:
+            raise UsageError(f"env.action_masks is {source}, but {wrong}")
+        self._method = env.get_wrapper_attr(name) if source == "method" else None
         self.observation_space = gym.spaces.Dict({**shown, MASK: gym.spaces.MultiBinary(count)})
 
     def _shown(self, seen: Any, info: dict[str, Any]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 
@@ -13,16 +14,10 @@ from proximo.errors import UsageError
 ByAgent = dict[Any, Any]
 
 
-def is_parallel(env: Any) -> bool:
-    """This is PettingZoo's `ParallelEnv`: there is none where that was never imported."""
+def is_pettingzoo(env: Any, kind: Literal["ParallelEnv", "AECEnv"]) -> bool:
+    """This is an env of PettingZoo, of this class: there is none before that is imported."""
     pettingzoo = sys.modules.get("pettingzoo")
-    return pettingzoo is not None and isinstance(env, pettingzoo.ParallelEnv)
-
-
-def is_turn_based(env: Any) -> bool:
-    """This is PettingZoo's `AECEnv`, in which agents act one after the other."""
-    pettingzoo = sys.modules.get("pettingzoo")
-    return pettingzoo is not None and isinstance(env, pettingzoo.AECEnv)
+    return pettingzoo is not None and isinstance(env, getattr(pettingzoo, kind))
 
 
 def parallel_name(env: Any) -> str:
@@ -59,20 +54,17 @@ class ParallelEnv(gym.Env[ByAgent, ByAgent]):
         self.action_space = one_env.action_space(first)
         self.metadata = getattr(one_env, "metadata", {})
         self.render_mode = getattr(one_env, "render_mode", None)
-        for other in others:
-            for what, mine, its in (
-                ("observation", self.observation_space, one_env.observation_space(other)),
-                ("action", self.action_space, one_env.action_space(other)),
-            ):
-                if mine != its:
-                    raise UsageError(
-                        f"the {what} space of agent {first!r} is {mine}, but that of {other!r} is "
-                        f"{its}: agents that share a policy must have equal spaces (SuperSuit's "
-                        "pad_observations_v0 and pad_action_space_v0 make them so)"
-                    )
+        for other, what in itertools.product(others, ("observation_space", "action_space")):
+            mine, its = getattr(self, what), getattr(one_env, what)(other)
+            if mine != its:
+                raise UsageError(
+                    f"the {what.replace('_', ' ')} of agent {first!r} is {mine}, but that of "
+                    f"{other!r} is {its}: agents that share a policy must have equal spaces "
+                    "(SuperSuit's pad_observations_v0 and pad_action_space_v0 make them so)"
+                )
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: Any = None
     ) -> tuple[ByAgent, dict[str, Any]]:
         seen, infos = _parts(self.parallel.reset(seed=seed), "reset", "observations, infos")
         self.present, self._length = list(self.parallel.agents), 0
@@ -103,10 +95,7 @@ class ParallelEnv(gym.Env[ByAgent, ByAgent]):
 
 
 def _parts(answer: Any, method: str, names: str) -> Any:
-    """The parts of what a parallel env returned. Raises `UsageError` unless they are dicts.
-
-    Infos may be anything: nobody reads them.
-    """
+    """The dicts, and any info, that a parallel env returned. Raises `UsageError` for others."""
     kinds = answer if isinstance(answer, tuple) else (answer,)
     if len(kinds) == names.count(",") + 1 and all(isinstance(part, dict) for part in kinds[:-1]):
         return kinds
@@ -116,11 +105,11 @@ def _parts(answer: Any, method: str, names: str) -> Any:
     )
 
 
-def part_of(agent: Any, answer: ByAgent) -> Any:
+def part_of(agent: Any, answer: ByAgent, where: str = "") -> Any:
     """One agent's part of an answer. Raises `UsageError` where there is none."""
     if agent not in answer:
         raise UsageError(
-            f"a parallel env said nothing to its agent {agent!r}: its reset and step must answer "
-            "every agent that is present"
+            f"a parallel env said nothing to its agent {agent!r}{where}: reset and step must "
+            "answer every agent that acts, or is in agents"
         )
     return answer[agent]

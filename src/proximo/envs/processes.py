@@ -1,8 +1,7 @@
 """A worker process as the trainer sees it: its pipes, and the memory that both share.
 
-The shared memory, which has no name, holds one row of a `RolloutBuffer`. A command is one byte
-through a pipe, an answer a line of JSON; tracebacks have a pipe of their own, so that a signal at
-any moment leaves the answers whole.
+A command is one byte through a pipe, an answer a line of JSON; tracebacks have a pipe of their own,
+so that a signal at any moment leaves the answers whole.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ MAP, BEGIN, STEP = b"m", b"b", b"s"
 CODE = """
 import sys
 words, sys.path[:] = int(sys.argv[1]), sys.argv[2:]
-from proximo.envs.library_warnings import show_once
 from proximo.envs.supervisor import supervise
 supervise(words)
 from proximo.envs.child import work
@@ -165,10 +163,7 @@ class Process:
             self._commands.write(command)
 
     def answer(self, seconds: float, heartbeat: Callable[[], int] = lambda: 0) -> dict[str, Any]:
-        """Wait for an answer; each heartbeat allows as many seconds again. Raises `WorkerDied`.
-
-        Time in which this process itself was stopped, as by a scheduler, does not count.
-        """
+        """Wait for an answer; each heartbeat, or a stop of this process, allows as long again."""
         left, last, text = seconds, heartbeat(), b""
         while not text.endswith(b"\n"):
             wait, begin = min(0.2, seconds), time.monotonic()

@@ -1,7 +1,4 @@
-"""Packages that register envs, and the preparation of envs of theirs.
-
-The packages are extras of Proximo, and are imported when an env of theirs is named.
-"""
+"""Extras of Proximo that register envs, and the preparation of these envs."""
 
 from __future__ import annotations
 
@@ -42,10 +39,7 @@ FAMILIES = (
 
 
 def is_registered(name: str) -> bool:
-    """Gymnasium knows this name, once the package of its family is imported.
-
-    Raises `UsageError` naming the extra if that package is not installed.
-    """
+    """Gymnasium knows this name, once the package of its family is imported, or `UsageError`."""
     for family in FAMILIES:
         if name.startswith(family.prefixes) and name not in gym.registry:
             try:
@@ -79,10 +73,9 @@ def parallel_maker(name: str) -> Callable[..., Any] | None:
 def prepared(env: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[Any, Any]:
     """A single env with the preparation that is standard for its name.
 
-    MiniGrid: the mission, a text, is left out, and a cell is shown as the categories that it holds
-    (object, colour, state), and not as an image. wrapped: by the user, who may have made another
-    image of it; then only the mission is left out.
-    dm_control: a replay runs as fast as the env (Shimmy 2.0 says another speed).
+    MiniGrid: without the mission, a text, and with each cell as its categories (object, colour,
+    state); these stay an image where the user has wrapped it. dm_control: a replay runs as fast as
+    the env (Shimmy 2.0 says another speed).
     """
     if name.startswith(SUITE):
         env.metadata = {**env.metadata, "render_fps": round(1 / env.get_wrapper_attr("dt"))}

@@ -1,9 +1,8 @@
-"""The parent of a process of envs, which ends whatever that process has started.
+"""The parent of a process of envs, between it and the trainer: ends whatever that has started.
 
-It stands between the trainer and the process. On Linux it is a subreaper (prctl(2)): what has lost
-its own parent becomes its child, whatever session or process group it has begun, so nothing that an
-env starts escapes it. Elsewhere it reaches the process group of the envs. Imports nothing that
-takes long.
+On Linux it is a subreaper (prctl(2)): a process without a parent becomes its child, whatever its
+session or process group, so nothing that an env starts escapes it. Elsewhere it reaches the process
+group of the envs. Imports nothing that takes long.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,12 +32,11 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def supervise(words: int) -> None:
-    """Return in a new process, and stay behind as its parent.
+    """Return in a new process, and stay behind as its parent, which ends as the process does.
 
-    words: the descriptor of a pipe, into which goes the number of the new process, and later its
-    traceback if it crashes, or when it is sent SIGUSR1. The parent ends as the process does, after
-    all that it has started. It kills the process when the trainer dies, and on SIGTERM if the
-    trainer has closed its pipe.
+    words: the descriptor of a pipe for the number of the new process, and later its traceback, if
+    it crashes or is sent SIGUSR1. The parent kills the process when the trainer dies, and on
+    SIGTERM if the trainer has closed its pipe.
     """
     trainer, parent = os.getppid(), os.getpid()
     if LINUX:
@@ -75,15 +74,20 @@ def _end_with(parent: int) -> None:
     if LINUX:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
-
-        def watch() -> None:
-            while os.getppid() == parent:
-                time.sleep(0.5)
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+        _when_gone(parent, lambda: os._exit(1))
     if os.getppid() != parent:  # it was too late
         os._exit(1)
+
+
+def _when_gone(parent: int, act: Callable[[], None]) -> None:
+    """Act, in a thread, as soon as this process has lost its parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        act()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stand_by(process: int, trainer: int) -> NoReturn:
@@ -96,16 +100,11 @@ def _stand_by(process: int, trainer: int) -> NoReturn:
         if hung_up.poll(0):  # else it was meant for the trainer
             _kill(process)
 
-    def watch() -> None:
-        while os.getppid() == trainer:
-            time.sleep(0.5)
-        _kill(process)
-
     for number in (*TRAINER_SIGNALS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, end)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINER_SIGNALS)
-    threading.Thread(target=watch, daemon=True).start()
+    _when_gone(trainer, lambda: _kill(process))
     while (ended := os.waitpid(-1, 0))[0] != process:
         pass  # it was something that an env has started, and that had lost its parent
     with contextlib.suppress(OSError):

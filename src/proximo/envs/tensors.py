@@ -1,8 +1,7 @@
 """Vector envs that hold tensors already, on any device: simulators that run on a GPU.
 
-They return tensors and take tensors, and nothing is read on the host from a rollout's first step to
-its last: what an error needs to know is looked for at the end, when the returns and lengths of the
-finished episodes come over in one transfer.
+Nothing is read on the host from a rollout's first step to its last: errors are looked for at the
+end, when the returns and lengths of the finished episodes come over in one transfer.
 """
 
 from __future__ import annotations
@@ -36,9 +35,7 @@ class TensorRolloutBuffer:
     terminated: Tensor  # [T, N] bool
     done: Tensor  # [T, N] bool
     valid: Tensor  # [T, N] bool
-    final_obs: list[
-        Tensor | None
-    ]  # per step: true successors [N, *obs]; empty: they are rows of obs
+    final_obs: list[Tensor | None]  # per step: [N, *obs] true successors; empty: rows of obs
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -60,10 +57,7 @@ class TensorRolloutBuffer:
         )
 
     def on_host(self, final: Tensor | None = None, index: Tensor | None = None) -> RolloutBuffer:
-        """As NumPy arrays, which share the memory of tensors on the CPU.
-
-        final: [F, *obs] the true successors of the rows `index`, t*N + i, if they are wanted.
-        """
+        """As NumPy arrays. final: [F, *obs] true successors of the rows `index`, if wanted."""
         arrays = {
             name: value.cpu().numpy() for name, value in vars(self).items() if name != "final_obs"
         }
@@ -88,9 +82,9 @@ class Account(NamedTuple):
 class TensorEnvs(VectorEnvs):
     """A Gymnasium vector env of tensors, in whichever autoreset mode it declares.
 
-    In same-step mode `info["final_obs"]` holds a row for every env, of which those that ended
-    count. In disabled mode `reset` is called after every step, with a `reset_mask` that may be all
-    False. Both, because to know whether an episode ended would be a read on the host.
+    To know whether an episode ended would be a read on the host. So in same-step mode
+    `info["final_obs"]` holds a row for every env, and in disabled mode `reset` is called after
+    every step, with a `reset_mask` that may be all False.
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int, device: torch.device) -> None:
@@ -106,16 +100,14 @@ class TensorEnvs(VectorEnvs):
         mask = torch.as_tensor(which, device=self.device).clone()
         return self.envs.reset(options={"reset_mask": mask})[0]
 
-    def _rows(self, seen: Any) -> Any:
+    def _laid(self, seen: Any) -> Any:
         shape, kind = (self.count, *self.observations.shape), self.observations.dtype
         rows = torch.from_numpy(np.empty(shape, kind)).to(self.device)
         write(self.observations, seen, rows)
         return rows
 
     def step(self, state: EnvState, buffer: TensorRolloutBuffer, t: int) -> None:  # type: ignore[override]
-        action = self.actions.nested(
-            buffer.env_action[t].clone()
-        )  # the simulator may change its own
+        action = self.actions.nested(buffer.env_action[t].clone())  # the simulator may change it
         obs, reward, terminated, truncated, info = self.envs.step(action)
         if t == 0:
             self._check(reward, terminated, truncated)
@@ -138,15 +130,15 @@ class TensorEnvs(VectorEnvs):
             write(self.observations, self.reset_some(ended), following)
 
     def _check(self, reward: Any, terminated: Any, truncated: Any) -> None:
-        answers = (("reward", reward), ("terminated", terminated), ("truncated", truncated))
-        for name, value in answers:
-            kind = "a tensor" if name == "reward" else "a tensor of bool"
-            fits = isinstance(value, Tensor) and value.shape == (self.count,)
-            fits = fits and (name == "reward" or value.dtype is torch.bool)
+        answers = {"reward": reward, "terminated": terminated, "truncated": truncated}
+        for name, value in answers.items():
+            shown, fits = value, False
+            if isinstance(value, Tensor):
+                shown = f"{value.dtype} of shape {tuple(value.shape)}"
+                fits = value.shape == (self.count,)
+                fits = fits and (name == "reward" or value.dtype is torch.bool)
             if not fits:
-                shown: Any = value
-                if isinstance(value, Tensor):
-                    shown = f"{value.dtype} of shape {tuple(value.shape)}"
+                kind = "a tensor" if name == "reward" else "a tensor of bool"
                 raise UsageError(
                     f"the vector env's {name} is {shown}: as its observations are tensors, it "
                     f"must be {kind} of shape ({self.count},)"
@@ -154,10 +146,7 @@ class TensorEnvs(VectorEnvs):
 
 
 def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
-    """The device on which a vector env holds its observations; None: they are NumPy arrays.
-
-    Seen from what `reset` returns, which is called again with the same seed before the first step.
-    """
+    """The device of the observations that `reset` returns; None: they are NumPy arrays."""
     try:
         answer = envs.reset(seed=episode_seed(seed, 0, 0))
     except faults():  # it is named where the envs are checked, or reset for good
@@ -169,10 +158,7 @@ def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
 
 
 def write(observations: Observations, seen: Any, rows: Tensor) -> None:
-    """`Observations.write` for tensors. rows: [N, *shape]. Raises `UsageError` for a misfit.
-
-    A choice out of its range, which cannot be seen here, leaves its columns 0.
-    """
+    """`Observations.write` for tensors. A choice out of its range leaves its columns 0, unseen."""
 
     def take(leaf: Leaf, seen: Any) -> Tensor:
         part = leaf.of(seen)
@@ -234,14 +220,12 @@ def account(
         if counted
     )
     present = [fault for fault, flag in zip(faults, flags[1:], strict=True) if flag]
-    text = _first(*present[0]) if present else ""
+    text = ""
+    if present:  # the first step and env where it holds
+        words, where = present[0]
+        t, i = where.nonzero()[0].tolist()
+        text = f"env {i} {words}, at step {t}"
     return Account(final, index, finished, bool(flags[0]), text)
-
-
-def _first(words: str, where: Tensor) -> str:
-    """Error text that names the first step and env where it holds."""
-    t, i = where.nonzero()[0].tolist()
-    return f"env {i} {words}, at step {t}"
 
 
 def _successors(buffer: TensorRolloutBuffer, index: Tensor) -> Tensor:
@@ -260,10 +244,9 @@ def _faults(
     buffer: TensorRolloutBuffer, observations: Observations, choices: tuple[int, ...]
 ) -> Iterator[tuple[str, Tensor]]:
     """Error texts, each with where it would hold: [T, N] or [T + 1, N] bool."""
-    if any(rows is None for rows in buffer.final_obs):
-        lacking = torch.tensor(
-            [rows is None for rows in buffer.final_obs], device=buffer.done.device
-        )
+    absent = [rows is None for rows in buffer.final_obs]
+    if any(absent):
+        lacking = torch.tensor(absent, device=buffer.done.device)
         words = "ended an episode, but info has no final_obs, which same-step mode needs"
         yield words, buffer.done & lacking.unsqueeze(-1)
     for leaf in observations.leaves:
@@ -271,10 +254,7 @@ def _faults(
             chosen = buffer.obs[..., leaf.begin : leaf.end].sum(-1)
             words = f"returned {leaf.name} with a number that is not in {leaf.space}"
             yield words, chosen != len(counts)
-    if observations.mask_begin < observations.width:
-        legal = buffer.obs[:-1, :, observations.mask_begin :] > 0.5
-        some = torch.stack(
-            [choice.any(-1) for choice in torch.split(legal, list(choices), -1)]
-        ).all(0)
+    if (legal := observations.legal(buffer.obs[:-1])) is not None:
+        some = torch.stack([x.any(-1) for x in torch.split(legal, list(choices), -1)]).all(0)
         words = f"shows an {MASK} that allows no action: one must be legal until the episode ends"
         yield words, buffer.valid & ~some

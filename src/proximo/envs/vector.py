@@ -12,24 +12,14 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from proximo.envs.base import Envs, SyncEnvs, episode_seed
 from proximo.envs.check import SECONDS, STEPS, refuse_statistics, try_reset, try_step, without_room
 from proximo.envs.layers import close_all, title
-from proximo.envs.watch import (
-    SEED,
-    Checked,
-    Clock,
-    Sampler,
-    Watch,
-    arrays,
-    infos_of,
-    mask_of,
-    refusing,
-)
+from proximo.envs.watch import SEED, Checked, Clock, Sampler, Watch, arrays, infos_of, refusing
 from proximo.errors import UsageError
-from proximo.spaces import check_masks
+from proximo.spaces import check_masks, map_leaves
 from proximo.types import EnvState, RolloutBuffer
 
 
 class VectorEnvs(Envs):
-    """A Gymnasium vector env, which keeps its own resets in whichever mode it declares."""
+    """A Gymnasium vector env, which resets its envs itself in whichever mode it declares."""
 
     replayable = False
 
@@ -53,29 +43,24 @@ class VectorEnvs(Envs):
         self.due = np.zeros(self.count, bool)
         """In which envs one is due before the first reset, where `owes`."""
 
-    def fresh(self, state: EnvState) -> None:
-        begun = (state.length > 0) | state.resetting
-        if not begun.any():
-            return
-        state.begin(begun)
+    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
         if self.mode is AutoresetMode.DISABLED and len(state.obs):
-            state.obs = self._rows(self.reset_some(begun))
-        else:
-            # One generator serves all the envs: it is seeded once, and goes on from there.
-            # After a resume it is seeded anew, by how far it had come: not the same beginnings.
-            first = episode_seed(self._seed, 0, int(state.episode.max()))
-            seed = None if len(state.obs) else first
-            obs, info = self.envs.reset(seed=seed)
-            if not isinstance(info, dict):
-                raise UsageError(infos_of(info))
-            state.obs = self._rows(obs)
-            state.ret[:] = state.length[:] = 0
-            state.resetting = self.owes & (state.resetting if seed is None else self.due)
+            return self._laid(self.reset_some(begun))
+        # One generator serves all the envs: it is seeded once, and goes on from there.
+        # After a resume it is seeded anew, by how far it had come: not the same beginnings.
+        first = episode_seed(self._seed, 0, int(state.episode.max()))
+        seed = None if len(state.obs) else first
+        obs, info = self.envs.reset(seed=seed)
+        if not isinstance(info, dict):
+            raise UsageError(infos_of(info))
+        state.ret[:] = state.length[:] = 0
+        state.resetting = self.owes & (state.resetting if seed is None else self.due)
+        return self._laid(obs)
 
     def reset_some(self, which: np.ndarray) -> Any:
         return self.envs.reset(options={"reset_mask": which.copy()})[0]
 
-    def _rows(self, seen: Any) -> np.ndarray:
+    def _laid(self, seen: Any) -> np.ndarray:
         """The observations of all envs, copied: some give every one in one and the same array."""
         rows = np.empty((self.count, *self.observations.shape), self.observations.dtype)
         self.observations.write(seen, rows)
@@ -122,16 +107,11 @@ class VectorEnvs(Envs):
 
 def final_of(final: Any, index: int) -> Any:
     """One env's part of `final_obs`, the env's own array where it is one."""
-    return final[index] if isinstance(final, np.ndarray) else _pick(final, index)
-
-
-def _pick(nested: Any, index: int) -> Any:
-    """One env's part of a nested batch."""
-    if isinstance(nested, dict):
-        return {key: _pick(part, index) for key, part in nested.items()}
-    if isinstance(nested, tuple):
-        return tuple(_pick(part, index) for part in nested)
-    return (nested if isinstance(nested, list) else np.asarray(nested))[index]
+    if isinstance(final, np.ndarray):
+        return final[index]
+    return map_leaves(
+        lambda part: (part if isinstance(part, list) else np.asarray(part))[index], final
+    )
 
 
 ENDS = 4
@@ -143,10 +123,7 @@ ENOUGH = 32
 
 
 def check_vector(envs: VectorEnvs, *, seconds: float = SECONDS, steps: int = STEPS) -> Checked:
-    """Step a vector env until some episodes have ended. Raises `UsageError`.
-
-    Reset it with a seed before anything else.
-    """
+    """Step a vector env until some episodes have ended. Raises `UsageError`."""
     with refusing(envs.envs):
         refuse_statistics(envs.envs)
         return _VectorCheck(envs).play(Clock(seconds, steps))
@@ -186,7 +163,8 @@ class _VectorCheck:
             done, rows = terminated | truncated, self._look(obs, where)
             if len(first) < FIRST:
                 first.append((action, self._shown(rows, reward)))
-            self._after(before, done, reward)
+            resets = ~done[before] & (reward[before] == 0)
+            self._resets, self._again = self._resets + resets.sum(), self._again + (~resets).sum()
             done &= ~before
             if done.any():
                 self._ends += int(done.sum())
@@ -213,7 +191,7 @@ class _VectorCheck:
         return self._watch.look(arrays(seen), where)
 
     def _draw(self, rows: np.ndarray, before: np.ndarray, where: str) -> np.ndarray:
-        envs, masks = self._envs, mask_of(self._watch.observations, rows)
+        envs, masks = self._envs, self._watch.observations.legal(rows)
         if masks is None:
             few = [self._sampler.draw(None, where) for _ in range(min(envs.count, ENOUGH))]
             return np.stack([few[i % ENOUGH] for i in range(envs.count)])
@@ -321,11 +299,6 @@ class _VectorCheck:
                 "copy of it (array.copy()), or use AutoresetMode.NEXT_STEP"
             )
 
-    def _after(self, before: np.ndarray, done: np.ndarray, reward: np.ndarray) -> None:
-        resets = ~done[before] & (reward[before] == 0)
-        self._resets += int(resets.sum())
-        self._again += int((~resets).sum())
-
     def _unreset(self, done: np.ndarray, rows: np.ndarray) -> None:
         """Disabled mode: does it wait for us, and does it then reset these envs alone?"""
         following = self._look(self._envs.reset_some(done), "reset with a reset_mask")
@@ -349,7 +322,7 @@ def _written_over(env: Env[Any, Any], clock: Clock) -> str:
         seen = try_reset(env, SEED)
         for step in range(number + 1):
             where = f"step {step} of an env alone"
-            action = sampler.draw(mask_of(observations, observations.row(seen)), where)
+            action = sampler.draw(observations.legal(observations.row(seen)), where)
             given = alone.actions.given(action)
             seen, _, terminated, truncated, _ = try_step(env, given, alone.action_space, where)
             if terminated or truncated:

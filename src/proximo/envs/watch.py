@@ -227,17 +227,8 @@ class Watch:
 
     def parts(self, answer: Any, where: str) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, Any]:
         """Check the return value of a step: (observation, reward, both flags, info)."""
-        if not isinstance(answer, tuple) or len(answer) != 5:
-            what = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
-            if isinstance(answer, tuple) and len(answer) == 4:
-                what += (
-                    ", as Gym's did before 0.26: give done as terminated, or as truncated where a "
-                    "time limit ended the episode"
-                )
-            raise UsageError(
-                "its step must return (observation, reward, terminated, truncated, info), but "
-                f"returned {what}"
-            )
+        if text := misanswer(answer):
+            raise UsageError(f"its {text}")
         obs, reward, *flags, info = answer
         if not isinstance(info, dict) and self.lead:
             raise UsageError(infos_of(info))
@@ -250,13 +241,6 @@ class Watch:
         return obs, paid, terminated, truncated, info
 
 
-def mask_of(observations: Observations, row: np.ndarray) -> np.ndarray | None:
-    """[..., choices] bool: the legal choices; None: all are."""
-    if observations.mask_begin == observations.width:
-        return None
-    return row[..., observations.mask_begin :] > 0.5
-
-
 class Sampler:
     """Random actions, always the same ones."""
 
@@ -267,10 +251,7 @@ class Sampler:
             space.seed(SEED + number)
 
     def draw(self, legal: np.ndarray | None, where: str) -> Any:
-        """One action, as a row. legal: [choices] bool; None: every choice.
-
-        Raises `UsageError` for a mask that does not fit, or that allows nothing.
-        """
+        """One action, as a row. legal: [choices] bool; None: every choice. Raises `UsageError`."""
         actions = self._actions
         row = np.empty(actions.leaves[-1].end, actions.dtype)
         begin = 0
@@ -329,10 +310,11 @@ def _is_tensor(value: Any) -> bool:
 
 
 def arrays(nested: Any) -> Any:
+    """A nested observation with arrays in place of tensors."""
     if isinstance(nested, dict):
         return {key: arrays(part) for key, part in nested.items()}
     if isinstance(nested, tuple):
-        return tuple(arrays(part) for part in nested)
+        return tuple(map(arrays, nested))
     return _array(nested) if _is_tensor(nested) else nested
 
 
@@ -341,6 +323,20 @@ def short(value: Any) -> str:
     with np.printoptions(threshold=8, edgeitems=3, precision=4):
         text = " ".join(str(value).split())
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def misanswer(answer: Any) -> str:
+    """Error text for the return value of a step that has not its five parts; empty if it has."""
+    if isinstance(answer, tuple) and len(answer) == 5:
+        return ""
+    what = f"{len(answer)} things" if isinstance(answer, tuple) else repr(type(answer))
+    if isinstance(answer, tuple) and len(answer) == 4:
+        what += (
+            ", as Gym's did before 0.26: give done as terminated, or as truncated where a time "
+            "limit ended the episode"
+        )
+    parts = "(observation, reward, terminated, truncated, info)"
+    return f"step must return {parts}, but returned {what}"
 
 
 def infos_of(info: Any) -> str:

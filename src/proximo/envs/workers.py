@@ -1,9 +1,8 @@
-"""Single envs in processes of their own, under supervision.
+"""Single envs in processes of their own: for envs that are slow, and for those that crash.
 
-For envs that are slow, and for those that crash. An env that raises, hangs, dies or answers
-nonsense begins a new episode, and what this update has seen of the old one is left out; the others
-in a process that is lost are brought back by their seeds and actions. What is learned from is the
-same to the bit, however many processes there are, and the same as that of envs in the trainer.
+An env that raises, hangs, dies or answers nonsense begins a new episode, and this update leaves out
+what it has seen of the old one. The other envs of a lost process are replayed. The data are the
+same to the bit as those of envs in the trainer, however many processes there are.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from proximo.envs.base import NUMBERED, REPLAYED, Envs, Maker, episode_seed, last_begins
+from proximo.envs.base import NUMBERED, REPLAYED, Envs, Maker, by_step, episode_seed
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.processes import BEGIN, MAP, STEP, Failure, Process, Shared, WorkerDied
 from proximo.envs.supervisor import GRACE_SECONDS
@@ -43,10 +42,7 @@ Log = Callable[[int], Sequence[np.ndarray] | None]
 
 
 class WorkerEnvs(Envs):
-    """W single envs, each with seeds of its own, spread over processes.
-
-    Row w*A + a is agent a of env w; A is 1 except for PettingZoo's.
-    """
+    """W single envs with seeds of their own: row w*A + a is agent a of env w."""
 
     replayable = True
 
@@ -142,14 +138,8 @@ class WorkerEnvs(Envs):
             raise
         self._processes[k].send(MAP)
 
-    def _rows(self, env: int) -> slice:
-        return slice(env * self.agents, (env + 1) * self.agents)
-
     def _do(self, command: bytes, envs: Sequence[int]) -> LostEnvs:
-        """Run a command in these envs, in all processes at once; returns the envs lost by it.
-
-        Raises `UsageError` when a process has failed once too often.
-        """
+        """Run a command in these envs, in all processes at once; returns the envs lost by it."""
         shared, lost_envs = self._shared, LostEnvs()
         shared.active[:] = False
         shared.active[envs] = True
@@ -167,8 +157,8 @@ class WorkerEnvs(Envs):
             heartbeat = partial(shared.heartbeat.item, k)
             try:
                 answer = self._processes[k].answer(self._env.timeout, heartbeat)
-                failures = answer.get("failures", {}).items()
-                lost_envs |= {int(env): Failure(*failure) for env, failure in failures}
+                for env, failure in answer["failures"].items():
+                    lost_envs[int(env)] = Failure(*failure)
             except WorkerDied as died:
                 del self._processes[k]
                 self._lose(k, died.failure, lost_envs)
@@ -189,31 +179,24 @@ class WorkerEnvs(Envs):
         past.append(self._steps)
         while past[0] <= self._steps - RESTART_STEPS:
             past.popleft()
-        text, steps = f"{who}{where}: {failure.what}", f"{limit} times in {RESTART_STEPS:,} steps"
+        text, within = f"{who}{where}: {failure.what}", f"in {RESTART_STEPS:,} steps"
         if len(past) > limit:
-            text = f"{text}. It may fail {steps} (env.restarts), and has"
+            text += f". It may fail {limit} times {within} (env.restarts), and has"
             raise _failed(text, failure)
-        text = f"{text}. Restart {len(past)} of {limit} in {RESTART_STEPS:,} steps"
-        self.report(text, failure.trace)
+        self.report(f"{text}. Restart {len(past)} of {limit} {within}", failure.trace)
 
-    def fresh(self, state: EnvState) -> None:
+    def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
         first = not len(state.obs)
-        begun = (state.length > 0).reshape(-1, self.agents).any(-1)
-        if not begun.any():
-            return
-        rows = np.repeat(begun, self.agents)
-        state.begin(rows)
         self._shared.episode[:] = state.episode
-        lost_envs = self._do(BEGIN, np.flatnonzero(begun).tolist())
+        lost_envs = self._do(BEGIN, np.flatnonzero(begun[:: self.agents]).tolist())
         for env, failure in lost_envs.items():
             if first and failure:
-                text = f"env {env} failed at its first reset: {failure.what}"
-                raise _failed(text, failure)
+                raise _failed(f"env {env} failed at its first reset: {failure.what}", failure)
         self._recover(lost_envs, set(), state, lambda env: [])
-        obs = self._shared.obs[1].astype(self.observations.dtype)
+        obs: np.ndarray = self._shared.obs[1].astype(self.observations.dtype)
         if not first:
-            obs[~rows] = state.obs[~rows]
-        state.obs = obs
+            obs[~begun] = state.obs[~begun]
+        return obs
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         if not self._parts or self._parts[-1] is not buffer:
@@ -239,8 +222,7 @@ class WorkerEnvs(Envs):
     ) -> None:
         """Bring lost envs back to where they stood; those at fault begin a new episode: `cut`.
 
-        log: the actions in an env since it began, if all are known; obs: its observation then, to
-        compare. More envs may be lost on the way: they are added.
+        obs: the observations then, to compare. More envs may be lost on the way: they are added.
         """
         shared, todo = self._shared, dict(lost_envs)
 
@@ -271,10 +253,7 @@ class WorkerEnvs(Envs):
             todo = dict.fromkeys(strange)
 
     def _blame(self, env: int, failure: Failure, state: EnvState, log: Log | None) -> None:
-        """Count a failure of an env, in the episode in which it stands now.
-
-        log: None where that is a new episode already.
-        """
+        """Count a failure of an env. log: None where it has begun a new episode already."""
         rows = self._rows(env)
         episode = int(self._shared.episode[rows.start])  # perhaps it was the next
         actions = log(env) if log and episode == state.episode[rows.start] else ()
@@ -302,12 +281,9 @@ class WorkerEnvs(Envs):
         return {}
 
     def _log(self, state: EnvState, t: int, env: int) -> Sequence[np.ndarray] | None:
-        """[n][A, ...] the actions since an env began, up to row t of the latest steps.
-
-        None where they are no longer kept.
-        """
+        """[n][A, ...] actions since an env began, up to row t; None: they are no longer kept."""
         rows = self._rows(env)
-        log, known = _by_step(state, rows), self.remembered(state)[rows.start]
+        log, known = by_step(state, rows), self.remembered(state)[rows.start]
         for part in self._parts:
             begin = int(self._begins(part)[rows.start])
             if begin:
@@ -334,13 +310,10 @@ class WorkerEnvs(Envs):
         super().remember(state, buffer)
         self._parts.clear()
 
-    def _begins(self, buffer: RolloutBuffer) -> np.ndarray:
-        return last_begins(buffer, self.agents)
-
     def _bring_back(self, state: EnvState) -> bool:
         self._shared.episode[:] = state.episode
         envs = range(self._env.num_envs)
-        logs = {env: _by_step(state, self._rows(env)) for env in envs}
+        logs = {env: by_step(state, self._rows(env)) for env in envs}
         lost_envs = self._do(BEGIN, envs) or self._replay(logs)
         for env, failure in lost_envs.items():
             if failure:
@@ -357,12 +330,6 @@ class WorkerEnvs(Envs):
             os.close(self._memory)
             self._memory = -1
         return []
-
-
-def _by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
-    """The actions in some rows since these began: [n][A, ...]."""
-    logs = [np.concatenate(log) for log in state.actions[rows] if log]
-    return list(np.stack(logs, 1)) if logs else []
 
 
 def _failed(text: str, failure: Failure) -> UsageError:

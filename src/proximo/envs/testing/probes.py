@@ -106,11 +106,10 @@ class Endless(Probe):
 class Match(Task):
     """One of three symbols, k, is shown, and one action is right for each: V = 1 - k/2.
 
-    For every kind of observation and of action, with or without a mask. Tests the way in and out of
-    the network: that each leaf arrives, and that each part of an action is credited.
-
-    The action may be asked for some steps later, with k = 0 shown in between and then: V is the
-    same in the last step, and γ^later of it in the first. Tests a memory.
+    For every kind of observation and of action, with or without a mask. Tests that each leaf
+    arrives in the network, and that each part of an action is credited. With `later` the action is
+    asked for that many steps later, with k = 0 shown meanwhile: V is γ^later of it in the first
+    step. Tests a recurrent state.
     """
 
     SEEN = (

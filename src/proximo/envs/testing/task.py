@@ -15,9 +15,7 @@ class Task(gym.Env[Any, Any]):
     limit = 2**62
     """Steps until it is truncated."""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.steps = 0
         self.deal()
