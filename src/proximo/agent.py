@@ -31,7 +31,7 @@ from proximo.run.config import (
     make_policy,
 )
 from proximo.run.consent import Named, allow, python_line
-from proximo.run.folder import RunFolder
+from proximo.run.folder import RunFolder, versions
 from proximo.spaces import MASK, space_record
 
 
@@ -115,10 +115,8 @@ class Agent:
         docs/export.md says what goes in and what comes out. The file was run before it is written,
         and acted as the policy does. Raises `UsageError` if it cannot be, or if a file is there.
         """
-        from proximo import __version__
-
         about = {
-            "proximo": __version__,
+            "proximo": str(versions()["proximo"]),
             "env": self.config.env.id,
             "algorithm": algorithm_name(self.config.algorithm),
             "steps": str(self.result.get("steps", "")),

@@ -64,7 +64,7 @@ def collect(
     if quota:
         envs.fresh(state.envs)
     parts: list[Any] = []
-    done = 0
+    taken = 0
     recurrent_state = torch.zeros(envs.count, policy.state_size, device=policy.device)
     if policy.state_size:
         if state.recurrent_state is None or quota:  # whole episodes begin anew
@@ -74,9 +74,9 @@ def collect(
     while not parts or (quota.left if quota else not parts[-1].valid.any()):
         here = parts[-1].obs[-1] if parts else state.envs.obs
         part = allocate(policy, here, BLOCK if quota else steps)
-        done += _step_envs(part, envs, state, quota, done)
+        taken += _step_envs(part, envs, state, quota, taken)
         parts.append(part)
-    buffer: RolloutBuffer | TensorRolloutBuffer = type(parts[0]).joined(parts, done)
+    buffer: RolloutBuffer | TensorRolloutBuffer = type(parts[0]).joined(parts, taken)
     if isinstance(buffer, TensorRolloutBuffer):
         final_parts = _finalize_tensors(buffer, quota, state, envs)
     else:
@@ -178,9 +178,12 @@ def allocate(policy: ActorCritic, obs: Any, steps: int) -> Any:
 
 
 def _step_envs(
-    steps: Any, envs: Envs, state: TrainState, quota: EpisodeQuota | None, done: int
+    steps: Any, envs: Envs, state: TrainState, quota: EpisodeQuota | None, taken: int
 ) -> int:
-    """Act and step the envs until the buffer or the quota is full; returns the number of steps."""
+    """Act and step the envs until the buffer or the quota is full; returns the number of steps.
+
+    taken: steps of this rollout before.
+    """
     policy = state.policy
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
@@ -190,10 +193,8 @@ def _step_envs(
     act, step, env = state.engine.actor(steps, noise, recurrent_state), envs.step, state.envs
     report = _ProgressClock(state.watch, state.steps, steps, quota) if state.watch else None
     following = 0 if report else -1
-    t, looks = (
-        0,
-        policy.masked and isinstance(steps, RolloutBuffer),
-    )  # tensors are looked at afterwards
+    t = 0
+    looks = policy.masked and isinstance(steps, RolloutBuffer)  # tensors are checked afterwards
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for t in range(len(steps)):
@@ -212,9 +213,10 @@ def _step_envs(
                     if not quota.left:
                         break
     except faults() as error:
-        where = f"step {done + t} of update {state.updates + 1}"
+        where = f"step {taken + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
         raise state.fault(f"an env failed at {where}: {what}") from error
+    # The hidden state (LSTM, GRU) is reset at episode starts: here, and in `Engine.actor`.
     if recurrent_state is not None:
         begins = torch.as_tensor(steps.done[t] | ~steps.valid[t], device=recurrent_state.device)
         recurrent_state.masked_fill_(begins.unsqueeze(-1), 0)

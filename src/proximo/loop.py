@@ -58,8 +58,12 @@ def run_control(session: Session) -> Agent:
     return Agent(task.state.policy, task.config, task.spaces, result)
 
 
-def _check_kinds(net: object, rollout: object, run_config: object, callbacks: object) -> None:
+def _check_kinds(
+    algorithm: object, net: object, rollout: object, run_config: object, callbacks: object
+) -> None:
     """Arguments of another kind than `train` takes. Raises `UsageError`."""
+    if not isinstance(algorithm, OnPolicy | None):
+        raise UsageError(f"algorithm is {algorithm!r}: give an instance, such as PPO()")
     check_callbacks(callbacks)
     sections = (("rollout", rollout, RolloutConfig), ("run_config", run_config, RunConfig))
     for name, section, kind in sections:
@@ -93,12 +97,11 @@ def train(
     env: a Gymnasium id, `module:Class`, an `EnvConfig`, a callable that makes one env (or a
     PettingZoo `ParallelEnv`, whose agents share the policy), or a Gymnasium `VectorEnv`. algorithm:
     what to train with; where it is left out, the preset of the env if there is one, else PPO's
-    defaults. total_steps, seed, num_envs: shorthands for `RunConfig.total_steps`,
-    `RunConfig.seed`, `EnvConfig.num_envs`. net: settings of the networks, or the class of a
-    `torch.nn.Module` of your own (docs/networks.md). run_dir: a new folder to keep the run in; None
-    keeps nothing. start: a run folder, with whose last policy and network to begin. callbacks:
-    each a `Callback`, or a function that is called with (state, rollout, row) after each update;
-    True ends the training.
+    defaults. total_steps, seed, num_envs: shorthands for `RunConfig.total_steps`, `RunConfig.seed`,
+    `EnvConfig.num_envs`. net: settings of the networks, or the class of a `torch.nn.Module` of your
+    own (docs/networks.md). run_dir: a new folder to keep the run in; None keeps nothing. start: a
+    run folder, with whose last policy and network to begin. callbacks: each a `Callback`, or a
+    function that is called with (state, rollout, row) after each update; True ends the training.
 
     Raises `UsageError` for settings and envs that do not work, before any training.
     """
@@ -109,9 +112,7 @@ def train(
     source = None if isinstance(env, str | EnvConfig) else env
     if isinstance(source, gym.Env):
         raise UsageError(f"env is one env, {source}: pass a callable that makes it, lambda: ...")
-    if algorithm is not None and not isinstance(algorithm, OnPolicy):
-        raise UsageError(f"algorithm is {algorithm!r}: give an instance, such as PPO()")
-    _check_kinds(net, rollout, run_config, callbacks)
+    _check_kinds(algorithm, net, rollout, run_config, callbacks)
     preset = find_preset("ppo", env) if algorithm is None and isinstance(env, str) else None
     if preset and num_envs is not None:
         raise UsageError(

@@ -62,8 +62,8 @@ class Ending(Protocol):
 class TrainState:
     """All that changes while training, and what of it is saved: all fields but `NOT_SAVED`.
 
-    A new field of a type below is saved without more; its checkpoints load in older states where it
-    has a default.
+    A new field of one of these types is saved too; a checkpoint from before it still loads, if the
+    field has a default.
     """
 
     policy: ActorCritic
@@ -110,7 +110,10 @@ class TrainState:
         return min(1.0, self.steps / self.horizon)
 
     def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
-        """The old policy on its rollout; the recurrent state becomes that of the next one."""
+        """The old policy on its rollout. Stores the recurrent state for the next rollout.
+
+        It is reset to 0 where an episode ended with the last step.
+        """
         old = self.engine.evaluate_old(rollout)
         if rollout.initial_state.shape[-1]:
             ended = rollout.boundary[-1].unsqueeze(-1)

@@ -107,7 +107,9 @@ class Rollout:
     obs: Tensor  # [T, N, *obs] what the policy saw
     action: Tensor  # [T, N, *act] what it chose, before clipping or squashing
     reward: Tensor  # [T, N]
-    terminated: Tensor  # [T, N] bool: no future after this step, so no bootstrap
+    terminated: (
+        Tensor  # [T, N] bool: no future after this step, so no bootstrap; False where truncated
+    )
     boundary: Tensor  # [T, N] bool: the next row belongs to another episode, so no trace
     mask: Tensor  # [T, N] bool: False on reset steps of next-step envs and on idle envs
     last_obs: Tensor  # [N, *obs] what followed row T-1

@@ -108,6 +108,16 @@ def succeeded(outcome: Outcome) -> Outcome:
     return outcome
 
 
+def continued(outcome: Outcome) -> Outcome:
+    """The outcome of a command on a run of schema 1: it names renamed settings, in one line."""
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("\n") == 1
+    assert (
+        "config.toml has names of an earlier version: env.worlds is now env.num_envs" in outcome.err
+    )
+    return outcome
+
+
 def refusal(outcome: Outcome) -> str:
     """The message of a command that must refuse its input: exit code 2, short, no traceback.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands.command_line import proximo, refusal, result, rows, succeeded, train
+from commands.command_line import continued, proximo, refusal, result, rows, succeeded, train
 from proximo import UsageError, load
 from proximo.run import checkpoint, keeping
 
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_the_first_schema_acts_as_it_did(first_schema):
 
 def test_a_run_of_the_first_schema_goes_on(first_schema):
     before = rows("old")
-    succeeded(proximo("resume", "old", "--total-steps", "160", "--quiet"))
+    continued(proximo("resume", "old", "--total-steps", "160", "--quiet"))
     assert rows("old")[:4] == before
     assert rows("old")[4]["value_loss"] == pytest.approx(0.8768447, rel=1e-3)
 

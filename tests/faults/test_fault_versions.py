@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands.command_line import proximo, succeeded
+from commands.command_line import continued, proximo
 from proximo import load
 
 OLD = Path(__file__).parent / "fixtures" / "version-0.1"
@@ -33,7 +33,7 @@ def last(run):
 
 
 def test_a_recurrent_run_with_every_normaliser_goes_on(old):
-    succeeded(proximo("resume", "control", "--total-steps", "512", "--quiet"))
+    continued(proximo("resume", "control", "--total-steps", "512", "--quiet"))
     row = last(old / "control")
     assert row["update"] == 4
     assert row["return_mean"] == pytest.approx(-1386.896293546784, rel=1e-5)
@@ -42,7 +42,7 @@ def test_a_recurrent_run_with_every_normaliser_goes_on(old):
 
 
 def test_a_run_with_nested_spaces_goes_on(old):
-    succeeded(
+    continued(
         proximo("resume", "nested", "--env", "dictenv:Sensors", "--total-steps", "512", "--quiet")
     )
     row = last(old / "nested")

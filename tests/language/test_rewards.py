@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from proximo import UsageError
 from proximo.language import RewardModel, tiny
 from proximo.language.examples import Examples
-from proximo.language.generate import Completions
+from proximo.language.records import Completions
 from proximo.language.reward import RewardSum, find_reward, scores_of
 from proximo.language.sequences import Sequences
 from proximo.language.tokenizer import Tokenizer

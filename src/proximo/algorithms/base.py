@@ -1,4 +1,8 @@
-"""The contract of an algorithm, and the settings that all of them share.
+"""The base class of algorithms: its contract, and the settings that all of them share.
+
+An algorithm is a frozen dataclass with a `name` that overrides `objective` (what the policy
+maximises, per sample), `loss_of` (the whole loss), `estimate` (advantages and value targets) or
+`update`; `coefficients` holds what is scheduled. docs/extensions.md has examples.
 
 The command line lists these settings without loading PyTorch, so methods import what they need.
 """
@@ -60,7 +64,8 @@ class OnPolicy(ABC):
     """Over which samples advantages are standardised (mean 0, standard deviation 1). An episode of
     one step takes part with the mean and standard deviation of the batch."""
     normalize_reward: bool = False
-    """Divide rewards by the running standard deviation of their discounted sum, then clip at 10."""
+    """Scale rewards: divide by the running standard deviation of their discounted sum, then clip at
+    10. A constant factor is env.reward_scale."""
     learning_rate: Annotated[Coefficient, between(0, 10)] = 3e-4
     """Step size of the optimizer; a number or a schedule such as linear:3e-4:0."""
     critic_learning_rate: Annotated[Coefficient | None, between(0, 10)] = None
@@ -175,7 +180,7 @@ class OnPolicy(ABC):
         advantage, target = self.estimate(
             reward, value, next_value, rollout.terminated, rollout.boundary
         )
-        batch = self.lay_out(state.policy, rollout, old, value, advantage, target)
+        batch = self.make_batch(state.policy, rollout, old, value, advantage, target)
         state.observe_returns(batch.target)
         return batch
 
@@ -239,7 +244,7 @@ class OnPolicy(ABC):
             return F.masked.standardize_groups(advantage, episode)
         return advantage
 
-    def lay_out(
+    def make_batch(
         self,
         policy: ActorCritic,
         rollout: Rollout,

@@ -96,6 +96,7 @@ class PPO(OnPolicy):
         )
 
     def stops(self, engine: UpdateEngine, batch: Batch) -> bool:
+        """Early stopping: the estimated KL of the whole batch has passed `target_kl`."""
         if self.target_kl is None:
             return False
         new = engine.evaluate_batch(batch, entropy=False)

@@ -80,7 +80,7 @@ class QActorCritic(OnPolicy):
         noise[-1, continues] = state.ahead.to(noise)[0, continues]
         value = old.value  # the target too, until the actor has moved
         return Transitions(
-            **vars(self.lay_out(policy, rollout, old, value, value, value)),
+            **vars(self.make_batch(policy, rollout, old, value, value, value)),
             reward=flat(reward),
             terminated=flat(rollout.terminated),
             next_obs=flat(next_obs),

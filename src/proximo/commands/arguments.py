@@ -135,6 +135,7 @@ SHORT = {
     "env.num-envs": ("num-envs",),
     "model.path": ("model",),
     "net.module": ("net",),
+    "run.callbacks": ("callback",),
     "run.device": ("device",),
     "run.seed": ("seed",),
     "run.stop-at": ("stop-at",),

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
             os.environ.setdefault("MUJOCO_GL", "egl")
     video = command.video and command.video.absolute()  # an env may change the current folder
 
-    RunFolder.open(command.run)
+    RunFolder.open(command.run).read_config()  # what is wrong with it is said first
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"

@@ -188,10 +188,11 @@ class Engine(UpdateEngine):
         return OldEvaluation(*map(back, (*parts, before, after)))
 
     def next_value(self, rollout: Rollout, old: OldEvaluation) -> Tensor:
-        """V(s') of the true successors. [T, N].
+        """V(s') of the true successors, for the bootstrap. [T, N].
 
-        The next row's, except where an episode ended (the value of its final observation) and in
-        the last row (of what followed it). The recurrent state there is that of the row before.
+        The next row's, except where an episode ended, by a time limit (truncation) or otherwise:
+        there it is the value of its final observation; and in the last row, of what followed it.
+        The recurrent state there is that of the row before.
         """
 
         def closing(obs: Tensor, state: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class TorchEngine(Engine):
         )
 
         def act(t: int) -> None:
-            if recurrent_state is not None and t:  # another episode begins with nothing remembered
+            if recurrent_state is not None and t:  # reset the hidden state (LSTM)
                 begins = buffer.done[t - 1] | ~buffer.valid[t - 1]
                 recurrent_state.masked_fill_(
                     torch.as_tensor(begins, device=recurrent_state.device).unsqueeze(-1), 0

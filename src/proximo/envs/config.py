@@ -60,7 +60,7 @@ class EnvConfig:
     reward_shift: float = 0.0
     """Added to every reward, before `reward_scale`. Logged returns stay in the env's units."""
     reward_scale: float = 1.0
-    """Every reward is multiplied by this."""
+    """Every reward is multiplied by this constant; algorithm.normalize_reward adapts it."""
     reward_clip: Annotated[float | None, above(0)] = None
     """Rewards are then cut off at plus and minus this; none leaves them."""
 

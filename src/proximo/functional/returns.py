@@ -29,9 +29,9 @@ def td_error(
 ) -> Tensor:
     """δ_t = r_t + γ V(s'_t) - V(s_t), without the bootstrap where the episode terminated.
 
-    Schulman et al. 2017, eq. 12. `next_value` is the value of the true successor s'_t: of the
-    state in which a time limit cut the episode, never of the first state of the next episode.
-    All [T, N]; `terminated` bool.
+    Schulman et al. 2017, eq. 12. `next_value` is the value of the true successor s'_t (see
+    `Engine.next_value`): at a time limit (truncation) the bootstrap is from the state in which the
+    episode was cut, never from the first state of the next one. All [T, N]; `terminated` bool.
     """
     same_shape(reward=reward, value=value, next_value=next_value, terminated=terminated)
     return reward + gamma * torch.where(terminated, 0, next_value) - value

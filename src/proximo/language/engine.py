@@ -136,7 +136,7 @@ class LanguageEngine(UpdateEngine):
                 value=algorithm.critic,
             )
             loss, terms = plain.loss_of(self.policy, new, piece, coefficients)
-            if self._kl.where == "loss" and self.beta:
+            if self._kl.where == "loss" and self.beta:  # the KL penalty against the reference model
                 terms["kl_loss"] = F.masked.masked_mean(weights * self._kl_terms(new, piece))
                 loss = loss + self.beta * terms["kl_loss"]
             for extra in self.loss_terms:  # of callbacks

@@ -18,8 +18,9 @@ from proximo.envs.layers import close_all, title, unwrapped
 from proximo.envs.make import make_env
 from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.language.config import Sampling
-from proximo.language.generate import Completions, sample
+from proximo.language.generate import sample
 from proximo.language.model import LanguageModel
+from proximo.language.records import Completions
 from proximo.language.sequences import Sequences
 from proximo.language.tokenizer import Tokenizer
 from proximo.types import Metrics

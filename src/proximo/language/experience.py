@@ -66,8 +66,9 @@ def check_drawn(by_sampler: Tensor, old: OldPolicy, dtype: str = "float32") -> f
 def shaped(
     score: Tensor, dense: Tensor, log_ratio: Tensor, beta: float, sequences: Sequences
 ) -> Tensor:
-    """r_t = dense_t - β (log π - log π_ref)_t, and the score in the last token; 0 in padding.
+    """Rewards with the KL penalty against the reference model: r_t = dense_t - β log(π / π_ref)_t.
 
+    The score is added in the last token; padding has 0.
     Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, token by token. score: [M], one for each reply,
     of which a conversation with an env has several; the others and the result [N, R], on the CPU.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from proximo.language.config import Sampling
 from proximo.language.model import LanguageModel, distribution
+from proximo.language.records import Completions
 from proximo.language.sequences import Sequences
 
 COMPACT_AT = 0.75
@@ -34,16 +34,6 @@ class Replies(NamedTuple):
         return [
             row[:n] for row, n in zip(self.log_prob.tolist(), self.lengths.tolist(), strict=True)
         ]
-
-
-@dataclass(frozen=True)
-class Completions:
-    """N completions as token ids: the update trains on the very ids that were sampled."""
-
-    sequences: Sequences
-    log_prob: Tensor  # [B] of each token, by the distribution it was sampled from
-    stopped: Tensor  # [M] bool, of each reply: False where it was cut off at max_tokens
-    ids: list[list[int]]  # of each completion, its stop token included
 
 
 def generate(

@@ -14,8 +14,17 @@ from proximo.types import Batch, Metrics, Row
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from proximo.language.generate import Completions
     from proximo.language.sequences import Sequences
+
+
+@dataclass(frozen=True)
+class Completions:
+    """N completions as token ids: the update trains on the very ids that were sampled."""
+
+    sequences: Sequences
+    log_prob: Tensor  # [B] of each token, by the distribution it was sampled from
+    stopped: Tensor  # [M] bool, of each reply: False where it was cut off at max_tokens
+    ids: list[list[int]]  # of each completion, its stop token included
 
 
 class OldPolicy(NamedTuple):

@@ -1,4 +1,4 @@
-"""Reference policies π_ref for the KL: the initial model, or one that follows the training."""
+"""Reference models π_ref for the KL penalty (in `experience.shaped` or in the engine's loss)."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from proximo.imports import find
 from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
 from proximo.language.examples import Examples
-from proximo.language.generate import Completions
 from proximo.language.model import LanguageModel
+from proximo.language.records import Completions
 from proximo.language.sequences import Sequences, by_length
 from proximo.language.state import read_checkpoint
 from proximo.language.tokenizer import Tokenizer

@@ -66,6 +66,7 @@ class ActorCritic(nn.Module):
         self._indexed = q_critic and isinstance(self.head, CategoricalHead)
         extra = self.head.feature_count if q_critic and not self._indexed else 0
         separate = net.trunk != "shared"
+        # The critic sees the privileged observations too.
         self.critic = make_body(seen, net.of_critic, own, extra=extra) if separate else None
         value_inputs = (self.critic or self.actor).outputs
         self.actor_recurrent = self.critic_recurrent = None

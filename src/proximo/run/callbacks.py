@@ -22,11 +22,15 @@ class Callback:
 
     Every method is optional. Where a class has arguments, make it a dataclass: a run folder names
     it by `module:Class` with the values of its fields. A plain function of (state, rollout, row)
-    is a callback too, one that only watches: it is not recorded.
+    is a callback too, one that only watches: it is not recorded. A logger is a callback that hands
+    `row` to its sink. There is no hook per step of an env; `before_advantages` comes where
+    Stable-Baselines3 calls `on_rollout_end`.
     """
 
     phase: ClassVar[str] = "callbacks"
     """The phase of `run.profile` in which its time counts."""
+    kept: ClassVar[tuple[str, ...]] = ()
+    """Attributes that `state_dict` holds: modules, optimizers, tensors, moments, numbers, text."""
 
     def __call__(self, state: Any, rollout: Any, row: Row) -> bool | None:
         """Called after each update; True ends the training.
@@ -54,14 +58,24 @@ class Callback:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """What must be restored for a resumed run to continue to the bit.
+        """What must be restored for a resumed run to continue to the bit: the attributes `kept`.
 
         Dicts and lists of tensors, numbers, text, true, false and None; in every checkpoint.
         """
-        return {}
+        parts = {name: getattr(self, name) for name in self.kept}
+        return {
+            name: part.state_dict() if hasattr(part, "state_dict") else part
+            for name, part in parts.items()
+        }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Restore what `state_dict` gave; called after `start` where a run is resumed."""
+        for name, part in saved.items():
+            before = getattr(self, name)
+            if hasattr(before, "load_state_dict"):
+                before.load_state_dict(part)
+            else:
+                setattr(self, name, before._make(part) if hasattr(before, "_make") else part)
 
     def end(self, state: Any, result: Row) -> None:
         """Called once when training has ended and the result is written; not after an error."""

@@ -73,7 +73,7 @@ def pack(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return {"dict": [[key, pack(x, f"{name}.{key}", tensors)] for key, x in tree.items()]}
     if isinstance(tree, list | tuple):
         parts = [pack(x, f"{name}[{i}]", tensors) for i, x in enumerate(tree)]
-        return {type(tree).__name__: parts}
+        return {"list" if isinstance(tree, list) else "tuple": parts}
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     raise UsageError(
