@@ -91,13 +91,13 @@ class Snapshot:
         self._spaces = spaces
 
     def write(self, path: Path) -> None:
-        """Replace what stands at `path` in one step. Raises `OSError`."""
+        """Write the checkpoint to disk, in one step. Raises `OSError`."""
         record = {**self._record, "spaces": [space_record(space) for space in self._spaces]}
         write(path, self._tensors, record)
 
 
 def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
-    """Write a checkpoint to disk, tensors with memory of their own and JSON; returns its SHA-256."""
+    """Write a checkpoint to disk: tensors of their own memory, a JSON record; returns SHA-256."""
     text = json.dumps({"schema": SCHEMA, **record}, sort_keys=True)
     header = {"record": text, "sha256": _digest(tensors, text)}
     # One key, because safetensors does not keep the order of several.

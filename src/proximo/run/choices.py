@@ -60,18 +60,20 @@ def check_backend(env: EnvConfig) -> None:
 
 
 def choose_device(
-    wish: str, policy: ActorCritic, envs: torch.device | None = None
+    wish: str, policy: ActorCritic, held_on: torch.device | None = None
 ) -> tuple[str, str]:
-    """Device of the networks, and why. envs: where the envs' tensors lie. Raises `UsageError`."""
-    if envs is not None:
-        if wish not in ("auto", envs.type):
-            raise UsageError(f"run.device is {wish}, but the envs hold tensors on {envs}: use auto")
-        if envs.type == "cuda" and envs.index not in (None, torch.cuda.current_device()):
+    """Device of the networks, and why. held_on: that of the envs' tensors. Raises `UsageError`."""
+    if held_on is not None:
+        if wish not in ("auto", held_on.type):
             raise UsageError(
-                f"the envs hold tensors on {envs}, but the networks would be on "
+                f"run.device is {wish}, but the envs hold tensors on {held_on}: use auto"
+            )
+        if held_on.type == "cuda" and held_on.index not in (None, torch.cuda.current_device()):
+            raise UsageError(
+                f"the envs hold tensors on {held_on}, but the networks would be on "
                 f"cuda:{torch.cuda.current_device()}: call torch.cuda.set_device first"
             )
-        return envs.type, "where the envs' tensors are"
+        return held_on.type, "where the envs' tensors are"
     if wish == "auto":
         if size(policy) <= SMALL:
             return "cpu", "small networks are faster there"
