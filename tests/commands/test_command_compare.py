@@ -171,8 +171,8 @@ class Stuck(Env):
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(here):
-    (here / "envs.py").write_text(STUCK)
-    ended = compare("envs:Stuck", "--seeds", "2", "--total-steps", "1024", "--dir", "d")
+    (here / "stuck_envs.py").write_text(STUCK)
+    ended = compare("stuck_envs:Stuck", "--seeds", "2", "--total-steps", "1024", "--dir", "d")
     assert ended.code == 1
     assert "ppo seed 1 failed (train, exit code 2)" in ended.err
     assert "the motor is stuck" in ended.err
@@ -187,8 +187,8 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(here):
 
 
 def test_where_every_run_fails_there_is_a_table_and_no_picture(here):
-    (here / "envs.py").write_text(STUCK)
-    ended = compare("envs:Stuck", "--seeds", "1", "--dir", "d")
+    (here / "stuck_envs.py").write_text(STUCK)
+    ended = compare("stuck_envs:Stuck", "--seeds", "1", "--dir", "d")
     assert ended.code == 1
     assert "ppo (0 of 1 runs)" in ended.out
     assert "compare.png" not in (here / "d/compare.md").read_text()

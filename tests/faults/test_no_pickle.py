@@ -13,7 +13,7 @@ BUILTINS = {"eval", "exec", "compile", "__import__"}
 CALLS = {"torch.load", "torch.save", "torch.jit.load", "np.load", "numpy.load"}
 IMPORTING = {
     "__init__.py": 'f"proximo.{_HOMES[name]}"',
-    "language/__init__.py": 'f"proximo.language.{_MODULES[name]}"',
+    "language/__init__.py": 'f"proximo.language.{_HOMES[name]}"',
     "functional/__init__.py": 'f"{__name__}.{name}"',
     "cli.py": 'f"proximo.commands.{VERBS[verb][0]}"',
     "imports.py": "module_name",

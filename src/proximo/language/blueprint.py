@@ -6,7 +6,7 @@ import errno
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from proximo.language.adapters import Adapter, apply_adapter, read_adapter
 from proximo.language.config import ModelConfig, TrainingConfig
 from proximo.language.examples import Limit
 from proximo.language.model import LanguageModel, check_fit, context, transformers
-from proximo.language.tokenizer import Tokenizer, declared_ends
+from proximo.language.tokenizer import declared_ends
 from proximo.run.folder import RunFolder
 
 END, UNKNOWN = "<end>", "<unknown>"
@@ -32,17 +32,18 @@ DROPPING = ", or leave such rows out by run.overlong drop"
 class Blueprint:
     """Tokenizer and configuration of a model whose weights are not loaded yet."""
 
-    inner: Any  # tokenizer of transformers
+    tokenizer: Any  # of transformers
     config: Any
     weights: Path | LanguageModel | None  # their folder; None: random
     generation: Any = None  # its settings; None: derived from the configuration
     adapter: Adapter | None = None  # to be merged into the weights
 
-    def tokenizer(self, stop: Sequence[str] = ()) -> Tokenizer:
-        """The tokenizer with the ends that the generation settings declare."""
+    @property
+    def ends(self) -> list[int]:
+        """Ids that its generation settings declare as ends of a text."""
         kind = transformers().GenerationConfig
         settings = self.generation or kind.from_model_config(self.config)
-        return Tokenizer(self.inner, stop, declared_ends(settings, len(self.inner)))
+        return declared_ends(settings, len(self.tokenizer))
 
     def limit(self, run: TrainingConfig) -> Limit:
         """Maximum length of the rows of data."""
@@ -59,7 +60,7 @@ class Blueprint:
                     net = self._random()
                 if self.generation is not None:
                     net.generation_config = self.generation
-                return LanguageModel(net.float(), self.inner)
+                return LanguageModel(net.float(), self.tokenizer)
             net = transformers().AutoModelForCausalLM.from_pretrained(
                 self.weights,
                 **UNTRUSTED,
@@ -69,7 +70,7 @@ class Blueprint:
             )
             if self.adapter:
                 apply_adapter(net, self.adapter)
-            lm = LanguageModel(net, self.inner)
+            lm = LanguageModel(net, self.tokenizer)
             if not lm.causal:
                 raise UsageError(
                     f"the model {self.weights} is a {type(net).__name__} that reads later tokens "
@@ -181,32 +182,25 @@ def _check_files(folder: Path) -> None:
             raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(file))
     settings = json.loads(read(folder / "config.json", MAX_BYTES["config.json"]))
     for name, value in _settings(settings):
+        wrong = ""
         if name == "quantization_config" and value:
-            raise UsageError(
-                f"the model {folder} is quantized (quantization_config in its config.json): take "
-                "the one that is not"
-            )
-        if name.endswith("_implementation") and "/" in str(value):
-            raise UsageError(
-                f"config.json of the model {folder} names code to fetch ({name} {value!r:.80}): "
-                "take that out of it"
-            )
-        if type(value) is int and REPEATED.search(name) and value > MOST_REPEATED:
-            raise UsageError(
-                f"config.json of the model {folder} has {name} {value!r:.40}: at most "
-                f"{MOST_REPEATED:,} are made"
-            )
+            wrong = "the model is quantized: take one that is not"
+        elif name.endswith("_implementation") and "/" in str(value):
+            wrong = "it names code to fetch: take that out of it"
+        elif type(value) is int and REPEATED.search(name) and value > MOST_REPEATED:
+            wrong = f"at most {MOST_REPEATED:,} are made"
+        if wrong:
+            what = f"config.json of the model {folder} has {name} {value!r:.80}"
+            raise UsageError(f"{what}: {wrong}")
 
 
 def _settings(part: Any) -> Iterator[tuple[str, Any]]:
     """Every setting of a configuration and of its nested ones."""
-    if isinstance(part, list):
-        for inner in part:
-            yield from _settings(inner)
-    elif isinstance(part, dict):
+    if isinstance(part, dict):
         yield from part.items()
-        for inner in part.values():
-            yield from _settings(inner)
+        part = list(part.values())
+    for inner in part if isinstance(part, list) else ():
+        yield from _settings(inner)
 
 
 def load_model(path: str | Path) -> LanguageModel:
@@ -215,10 +209,7 @@ def load_model(path: str | Path) -> LanguageModel:
 
 
 def tiny(texts: Iterable[str], *, seed: int = 0, **settings: Any) -> LanguageModel:
-    """A small GPT-2 with random weights and the symbols of these texts as vocabulary.
-
-    settings: layers, width, heads, context, symbols, as in `ModelConfig`.
-    """
+    """A small GPT-2 with random weights over the symbols of texts. settings: of `ModelConfig`."""
     return _tiny_blueprint(ModelConfig(**settings), texts).build(seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,12 +20,11 @@ from proximo.language.blueprint import Blueprint, blueprint, read_blueprint
 from proximo.language.config import (
     PPOConfig,
     StageConfig,
-    SupervisedConfig,
     SupervisedRunConfig,
     TrainingConfig,
     read_stage,
 )
-from proximo.language.envs import TextEnv, TextEnvs, characters, make_text_envs
+from proximo.language.envs import TextEnvs, characters, make_text_envs
 from proximo.language.examples import Examples, Source
 from proximo.language.model import LanguageModel, LanguagePolicy
 from proximo.language.objectives import Likelihood, Objective, Preference
@@ -32,11 +32,10 @@ from proximo.language.reference import make_reference
 from proximo.language.reward import Reward, RewardModel, RewardSum, find_reward
 from proximo.language.state import read_checkpoint
 from proximo.language.task import PromptData, StageTask, SupervisedTask, TokenPPOTask
-from proximo.language.token_ppo import TokenPPO
 from proximo.language.tokenizer import Tokenizer
 from proximo.run.callbacks import Callback, Display, as_callback
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import check_storable, is_own_schedule
+from proximo.run.config import check_storable
 from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
 from proximo.run.session import RunLog, Session
@@ -71,15 +70,18 @@ def make_session(
     last checkpoint instead of using an older one.
     """
     own = [as_callback(callback) for callback in callbacks]
-    if not resume:
-        _check_new(config, given)
+    if not resume and isinstance(config, PPOConfig):
+        config.check_lone(with_env=bool(given.env or config.score.env))
+    elif not resume:
+        why = f"{config.lm.stage} has no critic"
+        refuse_unused("model", config.model, ("critic", "critic_warmup"), why)
     folder, start = None, None
     if run_dir is not None and resume:
         folder = RunFolder.open(run_dir)
         config = _resumed(config, folder)
         start = newest(folder, strict=strict, read=partial(read_checkpoint, folder))
     elif run_dir is not None:
-        _check_storable(config)
+        check_storable(config, with_code=False)
         folder = RunFolder.create(run_dir, config, "proximo lm resume")
 
     def build(log: RunLog) -> StageTask:
@@ -96,29 +98,6 @@ def make_session(
         return task
 
     return Session(build, folder=folder, callbacks=own, display=display, resume=start)
-
-
-def _check_new(config: StageConfig, given: Given) -> None:
-    """Refuse settings that do nothing in a new run. Raises `UsageError`."""
-    if isinstance(config, PPOConfig):
-        config.check_lone(with_env=bool(given.env or config.score.env))
-        return
-    why = f"{config.lm.stage} has no critic"
-    refuse_unused("model", config.model, ("critic", "critic_warmup"), why)
-
-
-def _check_storable(config: StageConfig) -> None:
-    """Refuse what a run folder cannot name, before training. Raises `UsageError`."""
-    algorithm, known = config.algorithm, (TokenPPO, SupervisedConfig)
-    schedules = [name for name, x in vars(algorithm).items() if is_own_schedule(x)]
-    if type(algorithm) not in known or schedules:
-        kind = next(cls for cls in known if isinstance(algorithm, cls)).__name__
-        what = f".{schedules[0]} is a schedule" if schedules else f" is {type(algorithm).__name__}"
-        raise UsageError(
-            f"algorithm{what}, code of your own, which the run folder of a language model cannot "
-            f"name: give {kind} itself and its schedules, or leave run_dir out"
-        )
-    check_storable(config)
 
 
 def _resumed(config: StageConfig, folder: RunFolder) -> StageConfig:
@@ -143,21 +122,17 @@ def _supervised(config: SupervisedRunConfig, given: Given) -> StageTask:
     examples = Examples.read(_data(config, given), "prompt", *columns)
     device = _device(config.run)
     plan = _plan(config, given, examples.texts())
-    tokenizer = plan.tokenizer()
+    tokenizer = Tokenizer(plan.tokenizer, ends=plan.ends)
     ids = examples.prompts(tokenizer)
     answers = [examples.answers(tokenizer, column) for column in columns]
     examples, parts = examples.check_lengths(0, plan.limit(config.run), ids, *answers)
     lm = _build(plan, config, given, tokenizer).to(device)
-    objective: Objective = Likelihood(lm)
-    module: LanguageModel | RewardModel = lm
-    if pairs:
-        module = RewardModel(lm).to(device)
-        objective = Preference(module)
-    return SupervisedTask(module, lm, objective, config, parts, examples.digest)
+    objective: Objective = Preference(RewardModel(lm).to(device)) if pairs else Likelihood(lm)
+    return SupervisedTask(objective, lm, config, parts, examples.digest)
 
 
 def _ppo(config: PPOConfig, given: Given) -> StageTask:
-    """The task of PPO. Raises `UsageError`."""
+    """The task of PPO: everything is checked before a model is loaded. Raises `UsageError`."""
     with_env = _check_source(config, given)
     without_data = given.data is None and not config.lm.data
     prompts = [{}] if without_data else _data(config, given)
@@ -166,11 +141,43 @@ def _ppo(config: PPOConfig, given: Given) -> StageTask:
     config = _absolute(config)  # an env or a reward may change the current folder
     count = config.run.sequences if with_env else 0
     envs = make_text_envs(config.score.env, given.env, count)
-    try:
-        return _ppo_task(config, given, examples, ptx, envs)
-    except BaseException:
-        close_all(envs)
-        raise
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_all, envs)
+        device = _device(config.run)
+        texts = characters(envs[0]) if envs else examples.texts()
+        plan = _plan(config, given, [*texts, *(ptx.texts() if ptx else [])])
+        limit = plan.limit(config.run)
+        tokenizer = Tokenizer(plan.tokenizer, config.sampling.stop, plan.ends)
+        if config.score.missing_eos_penalty and not tokenizer.stops:
+            raise UsageError(
+                "score.missing_eos_penalty is set, but the tokenizer has no end of sequence: name "
+                "a token by sampling.stop"
+            )
+        data = PromptData.read(config, examples, ptx, tokenizer, limit, with_env=bool(envs))
+        rewards: Sequence[AnyReward] = ()
+        source: RewardSum | TextEnvs
+        if envs:
+            rows = data.examples.rows
+            source = TextEnvs(envs, tokenizer, config.sampling, limit.tokens, config.run.seed, rows)
+        else:
+            rewards = given.rewards or [find_reward(name) for name in config.score.reward]
+            source = RewardSum(rewards, config.score.weights, data.examples)
+            source.check(tokenizer)
+        critic_from = next((r for r in rewards if isinstance(r, RewardModel)), None)
+        if config.model.critic == "reward" and critic_from is None:
+            raise UsageError("model.critic is reward, but no reward is a reward model")
+        lm = _build(plan, config, given, tokenizer)
+        policy = _with_critic(lm, tokenizer.stops, config, critic_from)
+        if given.resumed and config.kl.reference in ("copy", "ema"):
+            # The first checkpoint holds the initial model.
+            Checkpoint(given.resumed.checkpoint(0)).load_policy(policy)
+        policy.to(device)
+        for model in source.models if isinstance(source, RewardSum) else ():
+            model.to(device)
+        reference = make_reference(policy.lm, config.kl)
+        task = TokenPPOTask(policy, reference, config, tokenizer, data, source)
+        stack.pop_all()
+        return task
 
 
 def _check_source(config: PPOConfig, given: Given) -> bool:
@@ -216,48 +223,6 @@ def _absolute(config: PPOConfig) -> PPOConfig:
         model=dataclasses.replace(config.model, path=absolute(config.model.path)),
         score=dataclasses.replace(config.score, reward=tuple(map(absolute, config.score.reward))),
     )
-
-
-def _ppo_task(
-    config: PPOConfig,
-    given: Given,
-    examples: Examples,
-    ptx: Examples | None,
-    envs: Sequence[TextEnv],
-) -> StageTask:
-    """Check everything, then load the models."""
-    device = _device(config.run)
-    texts = characters(envs[0]) if envs else examples.texts()
-    plan = _plan(config, given, [*texts, *(ptx.texts() if ptx else [])])
-    limit, tokenizer = plan.limit(config.run), plan.tokenizer(config.sampling.stop)
-    if config.score.missing_eos_penalty and not tokenizer.stops:
-        raise UsageError(
-            "score.missing_eos_penalty is set, but the tokenizer has no end of sequence: name a "
-            "token by sampling.stop"
-        )
-    data = PromptData.read(config, examples, ptx, tokenizer, limit, with_env=bool(envs))
-    rewards: Sequence[AnyReward] = ()
-    source: RewardSum | TextEnvs
-    if envs:
-        rows = data.examples.rows
-        source = TextEnvs(envs, tokenizer, config.sampling, limit.tokens, config.run.seed, rows)
-    else:
-        rewards = given.rewards or [find_reward(name) for name in config.score.reward]
-        source = RewardSum(rewards, config.score.weights, data.examples)
-        source.check(tokenizer)
-    critic_from = next((r for r in rewards if isinstance(r, RewardModel)), None)
-    if config.model.critic == "reward" and critic_from is None:
-        raise UsageError("model.critic is reward, but no reward is a reward model")
-    lm = _build(plan, config, given, tokenizer)
-    policy = _with_critic(lm, tokenizer.stops, config, critic_from)
-    if given.resumed and config.kl.reference in ("copy", "ema"):
-        # The first checkpoint holds the initial model.
-        Checkpoint(given.resumed.checkpoint(0)).load_policy(policy)
-    policy.to(device)
-    for model in source.models if isinstance(source, RewardSum) else ():
-        model.to(device)
-    reference = make_reference(policy.lm, config.kl)
-    return TokenPPOTask(policy, reference, config, tokenizer, data, source)
 
 
 def _with_critic(

@@ -47,11 +47,9 @@ class LanguageEngine(UpdateEngine):
     @torch.no_grad()
     def evaluate_batch(self, batch: Any, *, entropy: bool) -> Evaluation:
         """New log-probabilities of all tokens; values are the old ones, no entropy. All [B]."""
-        lm, stops = self.policy.lm, self.policy.stops
+        log_prob_of, how = self.policy.lm.log_prob, (self.sampling, self.policy.stops)
         (log_prob,) = per_token(
-            batch.sequences,
-            self.micro_batch,
-            lambda part: [lm.log_prob(part, self.sampling, stops)],
+            batch.sequences, self.micro_batch, lambda part: [log_prob_of(part, *how)]
         )
         distribution: Any = None  # not kept: it is as large as the vocabulary
         return Evaluation(log_prob, None, batch.value, distribution)

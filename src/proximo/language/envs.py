@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -55,6 +55,17 @@ def _check_spaces(env: TextEnv) -> None:
                 f"the env {title(env)} has the {name} {space}: a language model talks with "
                 "envs of which both spaces are gymnasium.spaces.Text"
             )
+
+
+def finite(values: Iterable[Any], what: str, fault: type[Exception]) -> list[float]:
+    """Rewards of user code as numbers. Raises `fault`, with `what` they are, for others."""
+    try:
+        numbers = [float(x) for x in values]
+    except (TypeError, ValueError) as error:
+        raise fault(f"{what}: it must be a number") from error
+    if not all(map(math.isfinite, numbers)):
+        raise fault(f"{what}: it must be finite")
+    return numbers
 
 
 def characters(env: TextEnv) -> list[str]:
@@ -127,10 +138,6 @@ class TextEnvs:
         self._fault: type[Exception] = UsageError
         self._reset(self.envs[0], 0, rows[0])
 
-    def close(self) -> list[str]:
-        """Close all envs; returns what failed, in words."""
-        return close_all(self.envs)
-
     def play(
         self,
         lm: LanguageModel,
@@ -142,9 +149,8 @@ class TextEnvs:
     ) -> list[TextEpisode]:
         """The episodes of these numbers, as many at a time as there are envs, turn by turn.
 
-        Each turn reads the conversation from its start: no keys and values are cached, because
-        conversations grow to different lengths. In each turn one uniform number per token is drawn
-        for every episode, whether or not it is over. fault: raised when an env fails.
+        Nothing is cached between turns, because conversations grow to different lengths. Each turn
+        draws a number per token for every episode, over or not. fault: raised when an env fails.
         """
         self._fault = fault
         size, episodes = len(self.envs), list[TextEpisode]()
@@ -165,14 +171,9 @@ class TextEnvs:
         running = list(range(len(episodes)))
         for turn in range(1, self.sampling.max_turns + 1):
             noise = torch.rand(len(episodes), self.sampling.max_tokens, generator=generator)
-            replies = sample(
-                lm,
-                [episodes[i].prompt + episodes[i].tokens for i in running],
-                self.sampling,
-                self.tokenizer.stops,
-                noise[running],
-                micro_batch,
-            )
+            before = [episodes[i].prompt + episodes[i].tokens for i in running]
+            stops = self.tokenizer.stops
+            replies = sample(lm, before, self.sampling, stops, noise[running], micro_batch)
             tokens, log_prob = map(replies.unpadded, (replies.tokens, replies.log_prob))
             spoken = zip(running, tokens, log_prob, replies.stopped.tolist(), strict=True)
             for i, ids, log_probs, stopped in spoken:
@@ -200,13 +201,8 @@ class TextEnvs:
         reply = self.tokenizer.text(ids)
         episode.add(ids, reply, response=True)
         text, reward, terminated, truncated, _ = self._call(lambda: env.step(reply), 5, where)
-        try:
-            episode.rewards.append(float(reward))
-        except (TypeError, ValueError) as error:
-            what = f"{where} rewards {reply!r} by {reward!r}: it must be a number"
-            raise self._fault(what) from error
-        if not math.isfinite(episode.rewards[-1]):
-            raise self._fault(f"{where} rewards {reply!r} by {reward!r}: it must be finite")
+        what = f"{where} rewards {reply!r} by {reward!r}"
+        episode.rewards += finite([reward], what, self._fault)
         episode.terminated = bool(terminated)
         episode.truncated = not terminated and (bool(truncated) or turn == self.sampling.max_turns)
         if episode.terminated or episode.truncated:

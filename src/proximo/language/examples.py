@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ which count as prompts."""
 
 TEXTS = ("prompt", "completion", "chosen", "rejected")
 """The columns that are text or a chat."""
+SURROGATE = re.compile("[\ud800-\udfff]")
 TEMPLATE_ARGUMENTS = {"tokenize", "add_generation_prompt", "continue_final_message", "tools"}
 """Arguments of a chat template that the tokenizer sets."""
 TABLES = (("to_dicts",), ("to_pylist",), ("to_dict", "records"))
@@ -279,7 +281,7 @@ def _problem(row: Mapping[str, Any], column: str) -> str:
         return f"has no {column!r}; it has: {', '.join(map(str, row)) or 'nothing'}"
     value = row[column]
     if isinstance(value, str):
-        if not _is_text(value):
+        if SURROGATE.search(value):
             return (
                 f"has a {column!r} with half of a surrogate pair, which is no text: {value!r:.80}"
             )
@@ -294,16 +296,9 @@ def _problem(row: Mapping[str, Any], column: str) -> str:
             text = content(message)
         except ValueError as error:
             return f"has a chat with {error}"
-        if not _is_text(text):
+        if SURROGATE.search(text):
             return f"has a chat with half of a surrogate pair, which is no text: {text!r:.80}"
     return ""
-
-
-def _is_text(value: str) -> bool:
-    try:
-        return bool(value.encode()) or True
-    except UnicodeEncodeError:
-        return False
 
 
 def _options(row: Mapping[str, Any]) -> dict[str, Any]:

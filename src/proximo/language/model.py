@@ -214,11 +214,7 @@ class LanguageModel(nn.Module):
 
     @cached_property
     def select(self) -> str:
-        """Name of the cache's method that keeps some of its rows, or "" where none is correct.
-
-        Found by a trial with three sequences: transformers has `reorder_cache` and
-        `batch_select_indices`, and some kinds of layer lack one of them, or do half of it.
-        """
+        """Method of the cache that keeps some rows in all kinds of layer, or "": by a trial."""
         if self._usable_tokens < 2:
             return ""
         three = Sequences.join([[0, 1], [1, 0], [1]], [[], [], []], self.device)

@@ -35,6 +35,7 @@ def add_text_gradient(
 class Objective(ABC):
     """What sft and reward models differ in: the answers they read, and the loss."""
 
+    model: LanguageModel | RewardModel
     answers: ClassVar[tuple[int, ...]]
     """Parts of the data that are answers; their sequences come one kind after the other."""
 
@@ -54,15 +55,15 @@ class Objective(ABC):
 class Likelihood(Objective):
     """Supervised fine-tuning: maximum likelihood of the answers, given their prompts."""
 
-    lm: LanguageModel
+    model: LanguageModel
     answers = (1,)
 
     def add_gradient(self, texts: Sequences, micro_batch: int) -> Metrics:
-        return {"loss": float(add_text_gradient(self.lm, texts, 1.0, micro_batch))}
+        return {"loss": float(add_text_gradient(self.model, texts, 1.0, micro_batch))}
 
     def measure(self, texts: Sequences, micro_batch: int) -> Metrics:
         (log_probs,) = per_token(
-            texts, micro_batch, lambda part: [self.lm.log_prob(part, UNMODIFIED_SAMPLING, ())]
+            texts, micro_batch, lambda part: [self.model.log_prob(part, UNMODIFIED_SAMPLING, ())]
         )
         return {"held_out_loss": -float(log_probs.double().mean())}
 

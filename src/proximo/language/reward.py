@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from proximo.errors import TrainingError, UsageError, explain, faults
 from proximo.imports import find
 from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
+from proximo.language.envs import finite
 from proximo.language.examples import Examples
 from proximo.language.model import LanguageModel, zero_head
 from proximo.language.records import Completions
@@ -95,33 +96,32 @@ def find_reward(name: str) -> Reward | RewardModel:
     return reward
 
 
+@dataclass
 class RewardSum:
     """Weighted sum of rewards: one finite number per completion or per token of each."""
 
-    def __init__(
-        self,
-        rewards: Sequence[Reward | RewardModel],
-        weights: Sequence[float],
-        examples: Examples,
-    ) -> None:
+    rewards: Sequence[Reward | RewardModel]
+    weights: Sequence[float]
+    examples: InitVar[Examples]
+
+    def __post_init__(self, examples: Examples) -> None:
         """Raises `UsageError` for a function with arguments that do not exist."""
-        if not rewards:
+        if not self.rewards:
             raise UsageError(
                 "there is no reward: give a function, a run of proximo lm reward, or an env"
             )
-        self._rewards = list(rewards)
-        self._weights = list(weights) or [1.0] * len(self._rewards)
-        if len(self._weights) != len(self._rewards):
+        self.weights = list(self.weights) or [1.0] * len(self.rewards)
+        if len(self.weights) != len(self.rewards):
             raise UsageError(
-                f"there are {len(self._rewards)} rewards and {len(self._weights)} weights: give "
+                f"there are {len(self.rewards)} rewards and {len(self.weights)} weights: give "
                 "one weight for each"
             )
         columns = [name for name in examples.columns if name not in GIVEN]
-        self._arguments = [_arguments(reward, columns) for reward in self._rewards]
+        self._arguments = [_arguments(reward, columns) for reward in self.rewards]
 
     @property
     def models(self) -> list[RewardModel]:
-        return [reward for reward in self._rewards if isinstance(reward, RewardModel)]
+        return [reward for reward in self.rewards if isinstance(reward, RewardModel)]
 
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse reward models with another vocabulary than the policy's. Raises `UsageError`."""
@@ -150,7 +150,7 @@ class RewardSum:
         }
         score = torch.zeros(len(rows), dtype=torch.float64)
         dense = torch.zeros(completions.sequences.response.shape, dtype=torch.float64)
-        terms = zip(self._rewards, self._arguments, self._weights, strict=True)
+        terms = zip(self.rewards, self._arguments, self.weights, strict=True)
         for reward, names, weight in terms:
             if isinstance(reward, RewardModel):
                 scores = scores_of(reward, completions.sequences, micro_batch)
@@ -184,12 +184,7 @@ def _numbers(
 ) -> tuple[list[float], bool]:
     """The reward of a completion of `count` tokens: one number as a whole, or one per token."""
     whole = not (isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0)
-    try:
-        numbers = [float(value)] if whole else [float(x) for x in value]
-    except (TypeError, ValueError) as error:
-        raise fault(f"the reward is {value!r} {where}: it must be a number") from error
-    if not all(map(math.isfinite, numbers)):
-        raise fault(f"the reward is {value!r} {where}: it must be finite")
+    numbers = finite([value] if whole else value, f"the reward is {value!r} {where}", fault)
     if not whole and len(numbers) != count:
         raise fault(
             f"the reward gives {len(numbers)} numbers {where}, which has {count} tokens: give "

@@ -141,10 +141,8 @@ class Packed(NamedTuple):
     wanted: Tensor  # [B] int64: places of the wanted tokens among the M x W
 
     def mask(self, dtype: torch.dtype) -> Tensor:
-        """[M, 1, W, W], added to attention's scores: -inf except for the sequence's own past.
-
-        As numbers, because each layer would make and keep its own copy of a boolean mask.
-        """
+        """[M, 1, W, W], added to attention's scores: -inf except for the sequence's own past."""
+        # Numbers, because each layer would make and keep its own copy of a boolean mask.
         own = (self.owner.unsqueeze(-1) == self.owner.unsqueeze(-2)).tril().unsqueeze(1)
         return torch.zeros_like(own, dtype=dtype).masked_fill_(~own, -torch.inf)
 

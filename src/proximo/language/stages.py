@@ -108,9 +108,8 @@ def sft(
     model: "tiny", a folder of transformers, a run, a `LanguageModel`, an earlier `Result`, or a
     `ModelConfig`. data: rows with prompt and completion, or a JSONL file of them. updates, seed and
     lora_rank: shorthands for `TrainingConfig` and `ModelConfig`. run_dir: a new folder to keep the
-    run in, or with `resume` the one to continue. callbacks: called with (state, rollout, row) after
-    each update, see `proximo.Callback`. Raises `UsageError` for what does not fit, before any
-    weights are loaded.
+    run in, or with `resume` the one to continue. callbacks: see `proximo.Callback`. Raises
+    `UsageError` for what does not fit, before any weights are loaded.
     """
     chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
     options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
@@ -165,8 +164,7 @@ def ppo(
     reward: a function (see `Reward`), a reward model, or several, whose weighted sum counts.
     env: instead, a Gymnasium env of text to talk with (its class, or what makes one), see
     `TextEnvs`; prompts, if any, are then the `options` of its episodes, a row each.
-    critic, lora_rank: shorthands for `ModelConfig`. The rest is as for `sft`. The result's `scores`
-    hold the mean score of each update.
+    critic, lora_rank: shorthands for `ModelConfig`. The rest is as for `sft`.
     """
     chosen, lm = _model(model, critic=critic, lora_rank=lora_rank)
     config = PPOConfig(

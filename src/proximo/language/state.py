@@ -37,7 +37,7 @@ class LanguageState(State):
     stage: str
     data: str  # SHA-256 of the data, which a resumed run must see again
     lm: LanguageModel  # the language model in the policy, or the policy itself
-    generators: dict[str, torch.Generator]  # by their names in a checkpoint
+    generators: dict[str, torch.Generator] = field(default_factory=dict)  # by their saved names
     engine: UpdateEngine | None = None
     reference: FrozenReference | None = None
     tokens: int = 0  # the model's own tokens that were learned from

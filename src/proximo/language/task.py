@@ -14,10 +14,11 @@ import numpy as np
 import orjson
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo import functional as F
 from proximo.disk import Lines, lines, replacing
+from proximo.envs.layers import close_all
 from proximo.errors import TrainingError, UsageError
 from proximo.functional.schedules import as_schedule
 from proximo.language.config import PPOConfig, StageConfig, SupervisedRunConfig, TrainingConfig
@@ -57,16 +58,14 @@ class StageTask(Task):
     state: LanguageState
     run: TrainingConfig
 
-    def __init__(self, config: StageConfig, state: LanguageState) -> None:
-        self.config, self.run, self.state = config, config.run, state
+    def __init__(self, config: StageConfig, **parts: Any) -> None:
+        """parts: of the state."""
+        self.config, self.run = config, config.run
+        self.state = LanguageState(stage=config.lm.stage, horizon=config.run.updates, **parts)
         self._finished = False
         self._log = StageLog(config.run.log_every)
+        self.rows = self._log.rows  # the logged rows of the whole run
         self.final: Metrics = {}  # measured once, at the end
-
-    @property
-    def rows(self) -> list[Row]:
-        """The logged rows of the whole run."""
-        return self._log.rows
 
     def enter_run(self, log: RunLog, callbacks: Sequence[Callback]) -> None:
         """Take the log of the run and the user's callbacks. Raises `UsageError`."""
@@ -114,12 +113,7 @@ class StageTask(Task):
             raise OSError(errno.EIO, why, str(place)) from error
 
     def enter(self, folder: RunFolder) -> None:
-        updates = self.state.updates
-        samples = self._log.enter(folder, updates, self._run_log.alert)
-        missing = updates // self.run.log_every - samples
-        if self.state.stage == "ppo" and missing > 0:
-            text = f"samples.jsonl lacks those of {missing} updates: lost, as in a power cut"
-            self._run_log.alert(text)
+        self._log.enter(folder, self.state, self._run_log.alert)
 
     def monitors(self, callbacks: Sequence[Callback]) -> list[Callback]:
         warn = self._run_log.alert
@@ -152,31 +146,23 @@ class SupervisedTask(StageTask):
 
     def __init__(
         self,
-        module: nn.Module,
-        lm: LanguageModel,
         objective: Objective,
+        lm: LanguageModel,
         config: SupervisedRunConfig,
         parts: Sequence[list[list[int]]],
         digest: str,
     ) -> None:
-        """module: lm, or a reward model on it. parts: token ids of prompts, then of answers."""
+        """lm: in the model of the objective. parts: token ids of prompts, then of answers."""
         settings, seed = config.algorithm, config.run.seed
         self._objective, self._parts = objective, parts
         self._trained, self._set_aside = split(
             len(parts[0]), settings.held_out, seed, "algorithm.held_out"
         )
         self._sampler = EpochSampler(len(self._trained), seed, 1)
-        group = [p for p in module.parameters() if p.requires_grad]
-        state = LanguageState(
-            stage=config.lm.stage,
-            policy=module,
-            lm=lm,
-            optimizer=FlatOptimizer([group], "adam", 1e-8, settings.adam_betas),
-            generators={},
-            horizon=config.run.updates,
-            data=digest,
-        )
-        super().__init__(config, state)
+        model = objective.model
+        group = [p for p in model.parameters() if p.requires_grad]
+        optimizer = FlatOptimizer([group], "adam", 1e-8, settings.adam_betas)
+        super().__init__(config, policy=model, lm=lm, optimizer=optimizer, data=digest)
 
     def collect(self, state: LanguageState) -> Sequences:
         size = self.config.algorithm.batch_size
@@ -273,29 +259,24 @@ class TokenPPOTask(StageTask):
             policy, optimizer, config.sampling, run.micro_batch, config.kl, self._add_ptx
         )
         # Streams apart, so that longer completions do not change the order of minibatches.
-        names = ("sampling", "shuffling")
-        state = LanguageState(
-            stage="ppo",
+        streams = [torch.Generator().manual_seed(2 * run.seed + i) for i in (0, 1)]
+        super().__init__(
+            config,
             policy=policy,
             lm=policy.lm,
             optimizer=optimizer,
             engine=self._engine,
-            generators={
-                name: torch.Generator().manual_seed(2 * run.seed + i)
-                for i, name in enumerate(names)
-            },
+            generators={"sampling": streams[0], "shuffling": streams[1]},
             reference=reference,
-            horizon=run.updates,
             beta=config.kl.coef,
             data=data.digest,
         )
-        super().__init__(config, state)
 
     def _add_losses(self, losses: list[Callable[..., Tensor]]) -> None:
         self._engine.loss_terms = losses
 
     def close(self) -> list[str]:
-        return self._source.close() if isinstance(self._source, TextEnvs) else []
+        return close_all(self._source.envs) if isinstance(self._source, TextEnvs) else []
 
     def collect(self, state: LanguageState) -> TokenRollout:
         """Complete the next prompts. Envs of one group of completions start alike."""
@@ -337,12 +318,9 @@ class TokenPPOTask(StageTask):
         self._kl, self._readings = rollout.kl, rollout.describe(kl=kl)
         self._readings |= {"beta": state.beta} if kl else {}
         self._readings |= {"reward": float(reward.sum(-1).mean()), "sampling_gap": gap}
-        return self.config.algorithm.token_batch(
-            completions.sequences,
-            rollout.old,
-            reward.to(state.lm.device),
-            self.run.completions_per_prompt,
-        )
+        sequences, group = completions.sequences, self.run.completions_per_prompt
+        reward = reward.to(state.lm.device)
+        return self.config.algorithm.token_batch(sequences, rollout.old, reward, group)
 
     def _reward(self, state: LanguageState, rollout: TokenRollout) -> Tensor:
         """Reward of each token for PPO: normalised and clipped scores, less the KL. [N, R]."""
@@ -367,9 +345,8 @@ class TokenPPOTask(StageTask):
             state.reference.follow(state.lm)
         if settings.target is not None and warm:
             mean = float(kl.mean())
-            state.beta = F.kl.controlled_beta(
-                state.beta, mean, settings.target, len(kl), settings.horizon
-            )
+            target, horizon = settings.target, settings.horizon
+            state.beta = F.kl.controlled_beta(state.beta, mean, target, len(kl), horizon)
         state.episodes += len(kl)
         return {"episodes": state.episodes, **self._readings, **metrics}
 
@@ -406,13 +383,14 @@ class StageLog(Callback):
         self._file: Lines | None = None
         self.rows: list[Row] = []
 
-    def enter(self, folder: RunFolder, update: int, say: Callable[[str], None]) -> int:
-        """Read the rows up to this update; returns the number of updates with samples."""
+    def enter(self, folder: RunFolder, state: LanguageState, say: Callable[[str], None]) -> None:
+        """Read the rows up to this state, and continue its file of samples."""
         self.rows += folder.read_metrics()
         file = folder.path / "samples.jsonl"
-        sampled = _cut_samples(file, update)
+        missing = state.updates // self._every - _cut_samples(file, state.updates)
+        if state.stage == "ppo" and missing > 0:
+            say(f"samples.jsonl lacks those of {missing} updates: lost, as in a power cut")
         self._file = Lines(file, say)
-        return sampled
 
     def __call__(self, state: LanguageState, rollout: Any, row: Row) -> None:
         if state.updates % self._every:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from proximo.errors import UsageError
 
 Chat = list[dict[str, Any]]
 """Messages with role and content."""
-NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def with_content(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -61,7 +59,7 @@ class Tokenizer:
         # Id appended to an answer that has none of them.
         self.end = eos if eos is not None else next(iter(self.ends), None)
 
-    def prompt(self, prompt: str | Chat, options: Mapping[str, Any] = NOTHING) -> list[int]:
+    def prompt(self, prompt: str | Chat, options: Mapping[str, Any] = {}) -> list[int]:
         """Ids of a prompt, text or chat. options: other arguments of the chat template."""
         if not isinstance(prompt, str):
             return self.plain(self._chat(prompt, options, reply=True))
@@ -77,7 +75,7 @@ class Tokenizer:
         return ids
 
     def answer(
-        self, prompt: str | Chat, answer: str | Chat, options: Mapping[str, Any] = NOTHING
+        self, prompt: str | Chat, answer: str | Chat, options: Mapping[str, Any] = {}
     ) -> list[int]:
         """Ids of the answer to a prompt, including an end token. Raises `ValueError`."""
         if isinstance(prompt, str) or isinstance(answer, str):
@@ -153,12 +151,9 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
 
 
 def declared_ends(generation: Any, vocabulary: int) -> list[int]:
-    """Ids that a model's generation settings declare as ends, below the size of the vocabulary.
-
-    A single one that transformers derived from the model's configuration does not count: it may
-    be the default of its class.
-    """
+    """Ids that a model's generation settings declare as ends, below the size of the vocabulary."""
     ends = getattr(generation, "eos_token_id", None)
+    # A single one that transformers derived from the configuration may be its class's default.
     if ends is None or (getattr(generation, "_from_model_config", False) and np.ndim(ends) == 0):
         return []
     return [int(end) for end in np.atleast_1d(ends) if 0 <= end < vocabulary]

@@ -374,13 +374,17 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def check_storable(config: Any, own: Maker | None = None) -> None:
-    """Refuse what a run folder cannot name. own: what `net.module` names. Raises `UsageError`."""
+def check_storable(config: Any, own: Maker | None = None, *, with_code: bool = True) -> None:
+    """Refuse what a run folder cannot name, before training. Raises `UsageError`.
+
+    config: a dataclass of dataclasses. own: what makes the network that `net.module` names.
+    with_code: algorithms and schedules of the user's own can be named.
+    """
     remedy = "or train without a run folder (leave run_dir out)"
     known = typing.get_type_hints(type(config)).values()
     for section in dataclasses.fields(config):
         part = getattr(config, section.name)
-        if isinstance(part, OnPolicy):
+        if isinstance(part, OnPolicy) and with_code:
             names = {section.name: type(part)}
         elif type(part) in known:
             names = {}
@@ -392,6 +396,11 @@ def check_storable(config: Any, own: Maker | None = None) -> None:
         values = {f"{section.name}.{f.name}": getattr(part, f.name) for f in fields(part)}
         names |= {name: x for name, x in values.items() if is_own_schedule(x)}
         for name, code in names.items():
+            if not with_code:
+                raise UsageError(
+                    f"{name} is code of your own, which the run folder of a language model cannot "
+                    f"name: give one of Proximo's, {remedy}"
+                )
             try:
                 describe(code)
             except UsageError as error:
