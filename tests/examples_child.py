@@ -13,14 +13,14 @@ from pathlib import Path
 
 from proximo.cli import main
 from proximo.commands import resuming, running, training
-from proximo.run import checkpoint
+from proximo.run import keeping
 
 WARM = (resuming, running, training)  # imported once, for all children
 
 
 def kill_after(saves):
     """Save after each update, and kill this process before the last step of a save."""
-    checkpoint.SAVE_INTERVAL, checkpoint.SAVE_SHARE = 0, math.inf
+    keeping.SAVE_INTERVAL, keeping.SAVE_SHARE = 0, math.inf
     replace, left = os.replace, [saves]
 
     def counted(source, target, **folders):

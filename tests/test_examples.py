@@ -18,9 +18,9 @@ import torch
 from commands.command_line import SMALL, here, proximo, rows, succeeded, timeless
 from proximo import PPO, NetConfig, RolloutConfig, RunConfig, load, train
 from proximo import functional as F
-from proximo.run import checkpoint
-from proximo.run.checkpoint import newest
+from proximo.run import keeping
 from proximo.run.folder import RunFolder
+from proximo.run.keeping import newest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from examples.auxiliary_phase import AuxiliaryPhase
@@ -66,8 +66,8 @@ EXAMPLES = {
 @pytest.fixture
 def examples(here, monkeypatch):
     """An empty folder to work in, from which the examples can be imported."""
-    monkeypatch.setattr(checkpoint, "SAVE_INTERVAL", 0)
-    monkeypatch.setattr(checkpoint, "SAVE_SHARE", float("inf"))
+    monkeypatch.setattr(keeping, "SAVE_INTERVAL", 0)
+    monkeypatch.setattr(keeping, "SAVE_SHARE", float("inf"))
     return here
 
 
