@@ -42,7 +42,10 @@ class Slow(Env):
     """Does what the file `how` says, if there is one: go slowly, or hang in one of two ways."""
 
     def step(self, action):
-        how = Path("how").read_text() if Path("how").exists() else ""
+        try:
+            how = Path("how").read_text()
+        except FileNotFoundError:  # which may be removed at any moment
+            how = ""
         if how == "slowly":
             time.sleep(0.002)
         elif how:
