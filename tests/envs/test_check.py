@@ -12,6 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from commands.command_line import here, own_env, proximo, refusal, result, succeeded, train_in
 from proximo import PPO, EnvConfig, UsageError, train
+from proximo.envs.base import SyncEnvs
 from proximo.envs.check import check_env
 from proximo.envs.make import make_env, make_envs
 from proximo.envs.tensors import TensorEnvs
@@ -494,7 +495,8 @@ def test_a_run_is_the_same_with_and_without_the_check(make, monkeypatch):
         return train(make(), PPO(minibatch_size=32), total_steps=512, rollout=steps)
 
     checked = run()
-    monkeypatch.setattr("proximo.run.control.ControlTask._check", lambda self: None)
+    for kind in (SyncEnvs, VectorEnvs):
+        monkeypatch.setattr(kind, "check", lambda self: None)
     assert same_weights(checked, run())
 
 
