@@ -83,7 +83,7 @@ def main():
     chosen = parser.parse_args()
     changes = {
         "backend": chosen.backend,
-        "envs": chosen.envs,
+        "num_envs": chosen.num_envs,
         "steps": chosen.rollout,
         "minibatch": chosen.minibatch,
     }

@@ -36,7 +36,7 @@ class Work:
 
     @property
     def samples(self) -> int:
-        return self.envs * self.steps
+        return self.num_envs * self.steps
 
     def whole_updates(self, steps: int, least: int = 3) -> int:
         """Steps rounded to whole updates: at least three, as the first is not timed."""
