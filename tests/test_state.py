@@ -7,11 +7,11 @@ import torch
 
 from proximo import PPO, EnvConfig, NetConfig
 from proximo.collect import collect
-from proximo.engines.torch import TorchEngine
 from proximo.envs.make import make_envs
 from proximo.nets.actor_critic import ActorCritic
 from proximo.state import NOT_SAVED, TrainState
 from proximo.types import Episode
+from states import new_state
 
 
 @pytest.fixture
@@ -24,15 +24,10 @@ def state():
         hidden=(4,), recurrent="gru", recurrent_size=3, normalize_obs=True, normalize_returns=True
     )
     policy = ActorCritic(envs.obs_space, envs.action_space, net)
-    optimizer = algorithm.make_optimizer(policy)
-    state = TrainState(
-        policy=policy,
-        optimizer=optimizer,
-        envs=envs.start(),
-        collecting=torch.Generator().manual_seed(1),
-        shuffling=torch.Generator().manual_seed(2),
-        engine=TorchEngine(policy, optimizer),
-        horizon=1000,
+    state = new_state(
+        policy,
+        algorithm,
+        envs,
         smoothed=1.0,
         best=2.0,
         last_trial_steps=3,

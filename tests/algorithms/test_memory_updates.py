@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from proximo import PPO, EnvConfig, NetConfig, QActorCritic
 from proximo.algorithms.q_actor_critic import next_action_value
 from proximo.collect import collect
-from proximo.engines.torch import TorchEngine
 from proximo.envs.make import make_envs
 from proximo.envs.testing.probes import Remember
 from proximo.nets.actor_critic import ActorCritic
-from proximo.state import TrainState
+from states import new_state
 
 ENVS, STEPS, LIMIT = 3, 11, 5
 
@@ -40,16 +39,7 @@ def set_up(algorithm, **net):
     settings = NetConfig(**{"hidden": (6,), "recurrent_size": 4, "bptt_steps": 3} | net)
     spaces = envs.obs_space, envs.action_space
     policy = ActorCritic(*spaces, settings, q_critic=algorithm.q_critic)
-    optimizer = algorithm.make_optimizer(policy)
-    state = TrainState(
-        policy=policy,
-        optimizer=optimizer,
-        envs=envs.start(),
-        collecting=torch.Generator().manual_seed(1),
-        shuffling=torch.Generator().manual_seed(2),
-        engine=TorchEngine(policy, optimizer),
-        horizon=1000,
-    )
+    state = new_state(policy, algorithm, envs)
     prepared = []
     for _ in range(2):  # the second one begins in the middle of episodes
         rollout = collect(envs, state, env, steps=STEPS)

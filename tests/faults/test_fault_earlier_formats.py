@@ -31,6 +31,7 @@ RENAMED = {"gradient_steps_saved": "gradient_steps_skipped_by_kl"}
 @pytest.fixture
 def earlier(here, monkeypatch):
     shutil.copytree(EARLIER, here, dirs_exist_ok=True)
+    shutil.copy(EARLIER.parent / "version-0.1" / "dictenv.py", here)
     monkeypatch.syspath_prepend(here)
     yield here
     for name in ("dictenv", "textenv"):

@@ -55,7 +55,7 @@ class RunLog:
         self.warn(text)
 
     def record_skip(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
-        """Warn of the first gradient step that is skipped and log the others: see `Keep`."""
+        """Warn of the first gradient step that is skipped and log the others: see `SkipSink`."""
         place = ""
         if self.folder:
             place = dump_first_skip(self.folder.nonfinite, record["update"], tensors, record)
