@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -34,9 +34,6 @@ from proximo.language.config import (
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
 from proximo.run.consent import words
 from proximo.run.folder import RunFolder, free
-
-if TYPE_CHECKING:
-    from proximo.language.state import LanguageState
 
 TEXT = optional("FILE")
 REWARD = optional("MODULE:FUNCTION|RUN ...")
@@ -249,10 +246,9 @@ def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPO
 
 
 def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
-    from proximo.commands.running import note, supervised
+    from proximo.commands.running import supervised, watch_signals
     from proximo.language.build import Given, make_session
     from proximo.language.stages import run_stage
-    from proximo.run.callbacks import Watcher
 
     folder = RunFolder(path)
     columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
@@ -267,18 +263,10 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
         session = make_session(
             config, Given(), run_dir=path, resume=resume, callbacks=[interrupt], display=display
         )
-
-        def check_signals(state: LanguageState, rollout: object, row: object) -> None:
-            if interrupt.signal:
-                interrupt.stopped_after = state.updates
-            if interrupt.save_requested:
-                interrupt.save_requested = False
-                if session.save():
-                    note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
-
-        session.callbacks.append(Watcher(check_signals))  # after all others: their part is saved
+        watch_signals(session, interrupt, folder, quiet=quiet)
         with display or contextlib.nullcontext():
             result = run_stage(session)
+        interrupt.ended(result.result)
     if interrupt.code == 0 and not quiet:
         for name, value in result.final.items():
             say(f"{name.replace('_', ' ')} {value:.4f}")

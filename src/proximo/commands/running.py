@@ -23,8 +23,8 @@ from proximo.run.named_callbacks import with_callbacks
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
 from proximo.run.resuming import start_from
-from proximo.state import TrainState
-from proximo.types import Rollout, Row
+from proximo.run.session import Session
+from proximo.types import Row
 
 
 def begin(
@@ -107,6 +107,22 @@ def note(lines: Iterable[str], folder: RunFolder, *, quiet: bool) -> None:
             say(line)
 
 
+def watch_signals(
+    session: Session, interrupt: Interrupt, folder: RunFolder, *, quiet: bool
+) -> None:
+    """Let a run say that a signal has ended it, and save at SIGUSR1."""
+
+    def check_signals(state: Any, rollout: Any, row: Row) -> None:
+        if interrupt.signal:
+            session.interruption = "interrupted"
+        if interrupt.save_requested:
+            interrupt.save_requested = False
+            if session.save():
+                note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
+
+    session.callbacks.append(Watcher(check_signals))  # after all others: saved with their part
+
+
 def _train(
     config: Config,
     folder: RunFolder,
@@ -136,20 +152,10 @@ def _train(
             )
         interrupt.install()  # the envs are there, and perhaps handlers of theirs
         note([*lines, *session.log.setup_notes], folder, quiet=quiet)
-
-        def check_signals(state: TrainState, rollout: Rollout, row: Row) -> None:
-            if interrupt.signal:
-                session.interruption = "interrupted"
-            if interrupt.save_requested:
-                interrupt.save_requested = False
-                if session.save():
-                    note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
-
-        session.callbacks.append(Watcher(check_signals))  # after all others: saved with their part
+        watch_signals(session, interrupt, folder, quiet=quiet)
         with display or contextlib.nullcontext():
             result = run_control(session).result
-        if result["stopped_by"] == "interrupted":
-            interrupt.stopped_after = result["updates"]
+        interrupt.ended(result)
     if interrupt.code == 0 and not quiet:
         late = [x for x in result.get("warnings", ()) if x not in session.log.setup_notes]
         say("\n".join([*late, *_ending(result, config, folder)]))

@@ -10,8 +10,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 from proximo.run.folder import RunFolder
 
@@ -125,6 +126,11 @@ class Interrupt:
                     os.write(1, b"\x1b[?25h")  # the cursor, which the display has hidden
                 os.write(2, f"{self.stopped_at_once()}\n".encode())
                 os._exit(self._thread_code)
+
+    def ended(self, result: Mapping[str, Any]) -> None:
+        """Take in how the run ended: a signal may have come after its last update."""
+        if result["stopped_by"] == "interrupted":
+            self.stopped_after = result["updates"]
 
     def stopped_at_once(self) -> str:
         """Message for a run that did not end its update."""
