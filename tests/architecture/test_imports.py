@@ -14,6 +14,7 @@ SOURCE = Path(proximo.__file__).parent
 LAYERS = [
     ["cli"],
     ["commands"],
+    ["insight"],
     ["language"],
     ["loop"],
     ["agent"],

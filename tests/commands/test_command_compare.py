@@ -13,7 +13,7 @@ import pytest
 
 from commands.command_line import ENV, proximo, refusal, run_folders, succeeded
 from proximo.commands.comparing import Run, steps_to, summarize, table
-from proximo.commands.statistics import (
+from proximo.insight.statistics import (
     bootstrap_interval,
     half_width,
     interquartile_mean,

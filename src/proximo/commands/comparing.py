@@ -23,9 +23,9 @@ import numpy as np
 from tyro.conf import Positional
 
 from proximo.commands.arguments import check_least, optional, parse, show
-from proximo.commands.statistics import RESAMPLES, median, summary
 from proximo.disk import replace
 from proximo.errors import UsageError
+from proximo.insight.statistics import RESAMPLES, median, summary
 from proximo.run.config import algorithm_type, from_tables
 
 EVALUATIONS = 20

@@ -1,0 +1,1 @@
+"""What a run tells: statistics over seeds, the report page."""
