@@ -104,7 +104,8 @@ class UpdateEngine(ABC):
 
     def finite(self, *numbers: np.ndarray | Tensor) -> bool:
         """True if all of them are. Here, so that a profile can tell what the checks cost."""
-        return all(map(_finite, numbers))
+        looks = (x.isfinite() if isinstance(x, Tensor) else np.isfinite(x) for x in numbers)
+        return all(bool(finite.all()) for finite in looks)
 
 
 class Engine(UpdateEngine):
@@ -205,12 +206,6 @@ class Engine(UpdateEngine):
             ends = old.final_state.flatten(0, 1)[rollout.final_index]
             following.view(-1)[rollout.final_index] = closing(rollout.final_obs, ends)
         return following
-
-
-def _finite(numbers: np.ndarray | Tensor) -> bool:
-    if isinstance(numbers, Tensor):
-        return bool(numbers.isfinite().all())
-    return bool(np.isfinite(numbers).all())
 
 
 def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:
