@@ -23,7 +23,7 @@ from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run import choices
 from proximo.run.callbacks import Callback, Display, as_callback, overrides
-from proximo.run.checkpoint import Checkpoint, Damaged, Snapshot
+from proximo.run.checkpoint import Checkpoint, Damaged, snapshot
 from proximo.run.config import Config, RunConfig, make_policy, success_threshold
 from proximo.run.folder import RunFolder
 from proximo.run.monitors import Doubts, Evaluate, Evaluation, StopAt, own_evaluation
@@ -133,11 +133,11 @@ class ControlTask(Task):
 
     def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
         state = dataclasses.replace(self.state, best=best)
-        return Snapshot(state, self.spaces, extra=extra).write
+        return snapshot(state, self.spaces, extra=extra)
 
     def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
-        snapshot = Snapshot(self.state, self.spaces, policy_only=True)
-        return lambda: snapshot.write(folder.checkpoint("best"))
+        write = snapshot(self.state, self.spaces, policy_only=True)
+        return lambda: write(folder.checkpoint("best"))
 
     def timed(self, profile: Profile) -> Task:
         self.envs = profile.timed(self.envs, step="env")
