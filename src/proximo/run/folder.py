@@ -366,18 +366,15 @@ def versions() -> dict[str, str | None]:
 
 def _commit() -> str | None:
     """The commit of Proximo's own sources, where they are a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
+
+    def git(*words: str) -> str:
+        line = ["git", "-C", str(here.parent), *words]
+        return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout
+
     try:
         # Only if this very file is under version control: an environment may lie in a checkout.
-        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
-        subprocess.run(tracked, capture_output=True, timeout=10, check=True)
-        done = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--match="],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--match=").strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
