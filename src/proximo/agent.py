@@ -23,13 +23,7 @@ from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.checkpoint import Checkpoint, own_copy, write
-from proximo.run.config import (
-    EVALUATION_SEED,
-    Config,
-    algorithm_name,
-    check_storable,
-    make_policy,
-)
+from proximo.run.config import EVALUATION_SEED, Config, algorithm_name, make_policy
 from proximo.run.consent import Named, allow, python_line
 from proximo.run.folder import RunFolder, versions
 from proximo.spaces import MASK, space_record
@@ -48,8 +42,7 @@ class Agent:
         self.policy = policy
         self.config = config
         self.obs_space, self.action_space = spaces
-        self.result = result or {}
-        """How the training ended: steps, updates, returns, seconds."""
+        self.result = result or {}  # how the training ended: steps, updates, returns, seconds
         self._generator = torch.Generator().manual_seed(config.run.seed)
         self.reset()
 
@@ -92,7 +85,6 @@ class Agent:
 
     def save(self, folder: str | Path) -> None:
         """Write the policy to a new folder, for `load`. Raises `UsageError`."""
-        check_storable(self.config)
         place = RunFolder.create(folder, self.config)
         counters = dict.fromkeys(("smoothed", "best", "last_trial_steps"))
         numbers = {name: self.result.get(name, 0) for name in ("steps", "updates", "episodes")}

@@ -21,8 +21,7 @@ from typing import IO
 
 from proximo.errors import UsageError, printable
 
-LONGEST_WAIT = 2**26
-"""Bytes of lines that wait for a full disk; later lines are dropped."""
+LONGEST_WAIT = 2**26  # bytes of lines that wait for a full disk; later lines are dropped
 HOLLOW = 2**26
 """Bytes from which a file that is nearly all holes is refused: it takes memory, but no disk."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -87,7 +87,7 @@ class RolloutBuffer:
             name: np.concatenate([getattr(part, name) for part in parts])[:count]
             for name in ("action", "env_action", "reward", "terminated", "done", "valid")
         }
-        begins = itertools.accumulate((len(part) for part in parts), initial=0)
+        begins = accumulate((len(part) for part in parts), initial=0)
         return RolloutBuffer(
             obs=np.concatenate([parts[0].obs[:1], *(part.obs[1:] for part in parts)])[: count + 1],
             parameters=np.stack([parts[0].parameters[0], parts[-1].parameters[1]]),
@@ -162,6 +162,11 @@ class Batch:
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return type(self)(**{name: tensor[index] for name, tensor in vars(self).items()})
+
+    def minibatches(self, order: Tensor, bounds: list[int]) -> Iterator[Batch]:
+        """Those of an epoch: see `Layout`. order: [B] int64."""
+        mixed = self[order]
+        return (mixed[begin:end] for begin, end in pairwise(bounds))
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, for the record of a skipped step."""

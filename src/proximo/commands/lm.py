@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import optional, parse, say, show
+from proximo.commands.arguments import optional, parse, show
 from proximo.commands.display import COMPLETIONS, FITTING, Display
 from proximo.commands.stored import line_to_type
 from proximo.errors import UsageError, nearest
@@ -30,9 +28,9 @@ from proximo.language.config import (
     SupervisedRunConfig,
     TrainingConfig,
     read_stage,
+    resumed,
 )
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
-from proximo.run.consent import words
 from proximo.run.folder import RunFolder, free
 
 TEXT = optional("FILE")
@@ -73,7 +71,6 @@ class FitReward(Sft):
 
     data: Annotated[Path | None, TEXT] = None
     """JSONL with prompt, chosen and rejected."""
-    algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,23 +190,14 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
     task: Any = {"stage": stage, "data": str(data or "")}
     config: StageConfig = kind(lm=Stage(**task), **sections)
     path = command.run_dir or free(Path("runs") / f"lm-{stage}-seed{config.run.seed}")
-    return _train(config, path, resume=False, quiet=command.quiet)
+    return _train(config, path, quiet=command.quiet)
 
 
 def _resume(command: Resume, arguments: list[str]) -> int:
     folder = RunFolder.open(command.run)
     folder.check_begun()
-    config = read_stage(folder.config_file)
-    if isinstance(config, PPOConfig):
-        config = _allow_code(config, command, arguments)
-    if command.data is not None:
-        task = dataclasses.replace(config.lm, data=str(command.data))
-        config = dataclasses.replace(config, lm=task)
-    if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.env):
-        raise UsageError("this run's data were given by a program: name them by --data")
-    if command.updates is not None:
-        run = dataclasses.replace(config.run, updates=command.updates)
-        config = dataclasses.replace(config, run=run)
+    stored, line = read_stage(folder.config_file), line_to_type("lm resume", arguments)
+    config = resumed(stored, command.data, command.reward, command.env, command.updates, line)
 
     from proximo.run.checkpoint import Checkpoint, Damaged
 
@@ -220,58 +208,39 @@ def _resume(command: Resume, arguments: list[str]) -> int:
         if command.strict:
             raise
         updates, finished = 0, False
-    result = folder.read_result()  # of this state, or it was killed before that was written
-    written = (result.get("stopped_by"), result.get("updates")) == ("updates", updates)
-    if updates >= config.run.updates and finished and written:
+    # Or it was killed before its result was written, or that is of another state.
+    if updates >= config.run.updates and finished and folder.has_result("updates", updates):
         if not command.quiet:
             show(
                 f"{command.run} is finished: {updates:,} updates. To train further, give --updates"
             )
         return 0
-    return _train(config, command.run, resume=True, quiet=command.quiet)
+    given = {"data": command.data, "rewards": command.reward}
+    return _train(config, command.run, quiet=command.quiet, resume=given)
 
 
-def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPOConfig:
-    """Configuration with the reward and the env that were given again. Raises `UsageError`."""
-    stored = config.score
-    names: dict[str, Any] = {"reward": command.reward, "env": command.env}
-    score = dataclasses.replace(stored, **{name: value for name, value in names.items() if value})
-    if not (score.reward or score.env):
-        raise UsageError(
-            "this run's reward was given by a program: name it by --reward, or an env by --env"
-        )
-    if missing := stored.unnamed(reward=command.reward, env=command.env):
-        raise UsageError(words(missing, line_to_type("lm resume", arguments)))
-    return dataclasses.replace(config, score=score)
-
-
-def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
-    from proximo.commands.running import supervised, watch_signals
+def _train(config: StageConfig, path: Path, *, quiet: bool, resume: Any = None) -> int:
+    """resume: data and rewards of a run that continues, if they were given again."""
+    from proximo.commands.running import supervise
     from proximo.language.build import Given, make_session
-    from proximo.language.stages import run_stage
 
     folder = RunFolder(path)
     columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
-    display = (
-        None
-        if quiet
-        else Display(columns, config.run.updates, folder.note, live=sys.stdout.isatty())
-    )
-    if display:
-        say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
-    with supervised(folder, config.run.grace, "proximo lm resume") as interrupt:
-        session = make_session(
-            config, Given(), run_dir=path, resume=resume, callbacks=[interrupt], display=display
-        )
-        watch_signals(session, interrupt, folder, quiet=quiet)
-        with display or contextlib.nullcontext():
-            result = run_stage(session)
-        interrupt.ended(result.result)
-    if interrupt.code == 0 and not quiet:
-        for name, value in result.final.items():
-            say(f"{name.replace('_', ' ')} {value:.4f}")
-        say(f"run folder: {path}")
-    return interrupt.code
+    display = None if quiet else Display(columns, config.run.updates, folder.note)
+
+    def make(interrupt: Any) -> Any:
+        given, again = Given(**(resume or {})), resume is not None
+        watching: Any = {"callbacks": [interrupt], "display": display}
+        return make_session(config, given, run_dir=path, resume=again, **watching)
+
+    def ending(session: Any, result: Any) -> list[str]:
+        final = session.task.final.items()
+        numbers = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in final]
+        return [*numbers, f"run folder: {path}"]
+
+    lines = [f"{config.lm.stage} of {config.model.path}, run folder {path}"]
+    grace = config.run.grace
+    return supervise(make, ending, folder, display, lines, grace=grace, resume="proximo lm resume")
 
 
 def _generate(command: Generate, arguments: list[str]) -> int:

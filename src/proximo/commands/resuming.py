@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from proximo.commands.arguments import optional, parse, show
-from proximo.commands.stored import OfRun
+from proximo.commands.stored import OfEnv
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume(OfRun):
+class Resume(OfEnv):
     """Continue a run exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as if it had never stopped (on the same processor and
@@ -48,10 +48,10 @@ def main(arguments: list[str]) -> int:
     command = parse(Resume, "resume", arguments)
 
     from proximo.commands.running import go_on
+    from proximo.run.control import continued
     from proximo.run.folder import RunFolder
     from proximo.run.keeping import newest
     from proximo.run.named_callbacks import with_callbacks
-    from proximo.run.resuming import continued
 
     folder = RunFolder.open(command.run)
     folder.check_begun()
@@ -59,13 +59,13 @@ def main(arguments: list[str]) -> int:
     config = command.config("resume", arguments, **code)
     config, callbacks = with_callbacks(config, command.callback, again=True, kept=True)
     changes = ("total_steps", "total_episodes", "stop_at", "engine", "device")
-    saved, result = newest(folder, strict=command.strict), folder.read_result()
-    config, ended = continued(config, saved, result, {n: getattr(command, n) for n in changes})
-    if not ended:
-        return go_on(config, folder, saved, callbacks, quiet=command.quiet)
-    if (result.get("stopped_by"), result.get("updates")) != (ended, saved.updates):
-        # Killed before its result was written, or that is of another state.
-        go_on(config, folder, saved, callbacks, quiet=command.quiet)
+    saved = newest(folder, strict=command.strict)
+    config, ended = continued(config, folder, saved, {n: getattr(command, n) for n in changes})
+    # It may have been killed before its result was written, or that is of another state.
+    if not ended or not folder.has_result(ended, saved.updates):
+        exit_code = go_on(config, folder, saved, callbacks, quiet=command.quiet)
+        if not ended:
+            return exit_code
     if not command.quiet:
         early = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(ended)
         show(

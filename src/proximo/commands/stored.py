@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import closing, optional
+from proximo.commands.arguments import check_least, closing, optional
 from proximo.disk import warn
 from proximo.run.config import EVALUATION_SEED, Config
 from proximo.run.consent import Line, Named, allow
@@ -60,16 +60,12 @@ def allow_code(
 
 @dataclass(frozen=True, kw_only=True)
 class OfRun:
-    """Flags of every verb that makes the env of a stored run."""
+    """Flags of every verb that loads a stored run."""
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run folder."""
-    env: Annotated[str | None, optional("ENV")] = None
-    """Environment; if it is code (module:Class), repeat its name as consent to import it."""
-    wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
-    """Wrappers of the environment; likewise."""
     net: Annotated[str | None, optional("module:Class")] = None
-    """Network; likewise."""
+    """Network; if it is code, repeat its name as consent to import it."""
     algorithm: Annotated[str | None, optional("module:Class")] = None
     """Algorithm; likewise."""
 
@@ -78,14 +74,23 @@ class OfRun:
 
         more: further code that is named again.
         """
-        names = ("env", "wrappers", "net", "algorithm")
-        named: dict[str, Any] = {name: getattr(self, name) for name in names} | more
+        named = {name: value for name, value in vars(self).items() if name in FLAGS} | more
         config = RunFolder.open(self.run).read_config()
         return allow_code(config, Named(**named), named, verb, arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfEpisodes(OfRun):
+class OfEnv(OfRun):
+    """Flags of every verb that makes the env of a stored run."""
+
+    env: Annotated[str | None, optional("ENV")] = None
+    """Environment; likewise, if it is code (module:Class)."""
+    wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
+    """Wrappers of the environment; likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfEpisodes(OfEnv):
     """Flags of the verbs that play episodes with a stored policy."""
 
     checkpoint: Literal["last", "best"] = "last"
@@ -108,6 +113,8 @@ class OfEpisodes(OfRun):
 
         `purpose`: scored or shown, for the warning that statistics of the env are not kept.
         """
+        check_least(self, episodes=1, seed=0, max_episode_steps=1)
+
         from proximo.agent import check_spaces, load
         from proximo.envs.check import running_statistics
         from proximo.envs.make import make_env

@@ -19,14 +19,12 @@ from proximo.disk import read, warn
 from proximo.errors import UsageError, explain
 from proximo.language.tokenizer import Tokenizer, content, with_content
 
-MAX_FILE_BYTES = 2**40
-"""Size of a data file at most: a run of somebody else may name any file."""
+MAX_FILE_BYTES = 2**40  # size of a data file at most: a run of somebody else may name any file
 Source = str | Path | Iterable[Mapping[str, Any] | str | Sequence[Mapping[str, Any]]]
 """A JSONL file, rows (of a list, of `datasets`, of a table of pandas), or plain texts or chats,
 which count as prompts."""
 
-TEXTS = ("prompt", "completion", "chosen", "rejected")
-"""The columns that are text or a chat."""
+TEXTS = ("prompt", "completion", "chosen", "rejected")  # the columns that are text or a chat
 SURROGATE = re.compile("[\ud800-\udfff]")
 TEMPLATE_ARGUMENTS = {"tokenize", "add_generation_prompt", "continue_final_message", "tools"}
 """Arguments of a chat template that the tokenizer sets."""

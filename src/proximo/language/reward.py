@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proximo.errors import TrainingError, UsageError, explain, faults
+from proximo.errors import TrainingError, UsageError, explained
 from proximo.imports import find
 from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
@@ -160,10 +160,8 @@ class RewardSum:
                 name: given[name] if name in given else [row[name] for row in rows]
                 for name in names
             }
-            try:  # with copies, which the function may change
+            with explained("the reward failed", fault):  # with copies, which it may change
                 values = list(reward(**copy.deepcopy(arguments)))
-            except faults() as error:
-                raise fault(f"the reward failed: {explain(error)}") from error
             if len(values) != len(rows):
                 raise fault(
                     f"the reward returned {len(values)} numbers for {len(rows)} completions"
@@ -177,6 +175,20 @@ class RewardSum:
                 else:
                     dense[i, :count] += weight * torch.tensor(numbers, dtype=torch.float64)
         return score, dense
+
+
+def shaped(
+    score: Tensor, dense: Tensor, log_ratio: Tensor, beta: float, sequences: Sequences
+) -> Tensor:
+    """Rewards with the KL penalty against the reference model: r_t = dense_t - β log(π / π_ref)_t.
+
+    The score is added in the last token; padding has 0.
+    Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, token by token. score: [M], one for each reply,
+    of which a conversation with an env has several; the others and the result [N, R], on the CPU.
+    """
+    reward = torch.where(sequences.response.cpu(), dense - beta * log_ratio, 0)
+    reward[sequences.reply_ends.cpu()] += score
+    return reward
 
 
 def _numbers(
