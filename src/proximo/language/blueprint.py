@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import math
 import re
 import secrets
 from collections.abc import Iterable, Iterator
@@ -166,11 +166,9 @@ def _check_files(folder: Path) -> None:
     for file in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
         if file.is_dir():
             continue
-        check_regular(file)
         limits = (MAX_BYTES.get(end) for end in (file.name, file.suffix))
         most = next((limit for limit in limits if limit), MAX_OTHER_BYTES)
-        if file.suffix in READ and file.stat().st_size > most:
-            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(file))
+        check_regular(file, most if file.suffix in READ else math.inf)
     settings = json.loads(read(folder / "config.json", MAX_BYTES["config.json"]))
     for name, value in _settings(settings):
         wrong = ""
