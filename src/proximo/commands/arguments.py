@@ -151,8 +151,7 @@ SHORT = {
 def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
     """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit.
 
-    Raises `UsageError` for words that the verb does not take, with those that are meant, and for
-    two forms of one flag.
+    Raises `UsageError` for words that the verb does not take, and for two forms of one flag.
     """
     known = flags(command)
     for forms in given(arguments, known).values():

@@ -18,10 +18,8 @@ class Eval(OfEpisodes):
     Episode i starts from seed S + i, where S is --seed: the same command gives the same scores.
     """
 
-    episodes: int = 100
-    """Number of episodes."""
-    json: bool = False
-    """Print one JSON object."""
+    episodes: int = 100  # Number of episodes.
+    json: bool = False  # Print one JSON object.
 
 
 def main(arguments: list[str]) -> int:

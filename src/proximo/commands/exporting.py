@@ -19,10 +19,8 @@ class Export(OfRun):
 
     out: Annotated[Path | None, optional("FILE")] = None
     """The .onnx file; by default policy.onnx in the run folder."""
-    overwrite: bool = False
-    """Replace an existing file."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Policy to use."""
+    overwrite: bool = False  # Replace an existing file.
+    checkpoint: Literal["last", "best"] = "last"  # Policy to use.
 
 
 def main(arguments: list[str]) -> int:

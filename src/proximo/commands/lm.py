@@ -44,8 +44,7 @@ class Begin:
 
     run_dir: Annotated[Path | None, optional("DIR")] = None
     """A new folder for the run; by default runs/lm-STAGE-seedS."""
-    quiet: bool = False
-    """Print nothing but errors."""
+    quiet: bool = False  # Print nothing but errors.
     model: ModelConfig = field(default_factory=ModelConfig)
     run: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -57,8 +56,7 @@ class Sft(Begin):
     The data are lines of JSON with "prompt" and "completion", as text or as chat messages.
     """
 
-    data: Annotated[Path | None, TEXT] = None
-    """JSONL with prompt and completion."""
+    data: Annotated[Path | None, TEXT] = None  # JSONL with prompt and completion.
     algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
@@ -69,8 +67,7 @@ class FitReward(Sft):
     The data are lines of JSON with "prompt", "chosen" and "rejected".
     """
 
-    data: Annotated[Path | None, TEXT] = None
-    """JSONL with prompt, chosen and rejected."""
+    data: Annotated[Path | None, TEXT] = None  # JSONL with prompt, chosen and rejected.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +78,7 @@ class Ppo(Begin):
     speaks first: the columns are passed to its reset, and there may be no prompts.
     """
 
-    prompts: Annotated[Path | None, TEXT] = None
-    """JSONL with prompt."""
+    prompts: Annotated[Path | None, TEXT] = None  # JSONL with prompt.
     algorithm: TokenPPO = TOKEN_PPO
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -99,14 +95,10 @@ class Generate:
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """A run of proximo lm, or a folder that transformers reads."""
-    prompt: Annotated[tuple[str, ...], optional("TEXT ...")] = ()
-    """Prompts as text."""
-    prompts: Annotated[Path | None, TEXT] = None
-    """Prompts as JSONL."""
-    seed: int = 0
-    """Seed of the tokens."""
-    json: bool = False
-    """Print lines of JSON, with prompt and completion."""
+    prompt: Annotated[tuple[str, ...], optional("TEXT ...")] = ()  # Prompts as text.
+    prompts: Annotated[Path | None, TEXT] = None  # Prompts as JSONL.
+    seed: int = 0  # Seed of the tokens.
+    json: bool = False  # Print lines of JSON, with prompt and completion.
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -114,24 +106,19 @@ class Generate:
 class Resume:
     """Continue a run of proximo lm exactly where its last checkpoint stands.
 
-    The result is the same, to the bit, as if it had never stopped (on the same processor and
-    versions).
+    The result is the same, to the bit, as without the break (on the same processor and versions).
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
+    run: Annotated[Positional[Path], arg(metavar="RUN")]  # The run folder.
     updates: Annotated[int | None, optional("N")] = None
     """Train to this many updates instead; schedules keep their horizon."""
     reward: Annotated[tuple[str, ...], REWARD] = ()
     """Reward; if it is code (module:function), repeat its name as consent to import it."""
-    env: Annotated[str | None, ENV] = None
-    """Environment; likewise."""
-    data: Annotated[Path | None, TEXT] = None
-    """Data, if the file has moved."""
+    env: Annotated[str | None, ENV] = None  # Environment; likewise.
+    data: Annotated[Path | None, TEXT] = None  # Data, if the file has moved.
     strict: bool = False
     """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
-    quiet: bool = False
-    """Print nothing but errors."""
+    quiet: bool = False  # Print nothing but errors.
 
 
 STAGES: dict[str, tuple[type, str]] = {
@@ -182,9 +169,7 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
     if data is None and not score.env:
         raise UsageError(f"name the data: {flag} FILE.jsonl")
     if stage == "ppo" and not (score.reward or score.env):
-        raise UsageError(
-            "name what scores completions: --reward module:function, or a run, or --env"
-        )
+        raise UsageError("name what scores completions: --reward module:function, a run, or --env")
     names = [part.name for part in dataclasses.fields(kind) if part.name != "lm"]
     sections: dict[str, Any] = {name: getattr(command, name) for name in names}
     task: Any = {"stage": stage, "data": str(data or "")}
@@ -211,9 +196,7 @@ def _resume(command: Resume, arguments: list[str]) -> int:
     # Or it was killed before its result was written, or that is of another state.
     if updates >= config.run.updates and finished and folder.has_result("updates", updates):
         if not command.quiet:
-            show(
-                f"{command.run} is finished: {updates:,} updates. To train further, give --updates"
-            )
+            show(f"{command.run} is finished: {updates:,} updates. To train on, give --updates")
         return 0
     given = {"data": command.data, "rewards": command.reward}
     return _train(config, command.run, quiet=command.quiet, resume=given)

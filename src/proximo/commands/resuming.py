@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import OfEnv
 
+Engine = Literal["auto", "torch", "compile", "native"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resume(OfEnv):
@@ -18,30 +21,22 @@ class Resume(OfEnv):
     Rows that were logged after the checkpoint are dropped and made again.
     """
 
-    engine: Annotated[
-        Literal["auto", "torch", "compile", "native"] | None,
-        optional("{auto,torch,compile,native}"),
-    ] = None
+    engine: Annotated[Engine | None, optional("{auto,torch,compile,native}")] = None
     """Another engine than so far; the bits then differ in the last places."""
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"] | None,
-        optional("{auto,cpu,cuda,mps}"),
-    ] = None
+    device: Annotated[Device | None, optional("{auto,cpu,cuda,mps}")] = None
     """Another device than so far; the bits then differ in the last places."""
     total_steps: Annotated[int | None, optional("N")] = None
     """Train to this many steps instead, whatever ended the run; schedules keep their horizon."""
     total_episodes: Annotated[int | None, optional("N")] = None
     """End after this many episodes instead."""
-    stop_at: Annotated[float | None, optional("R")] = None
-    """End early at this return instead."""
+    stop_at: Annotated[float | None, optional("R")] = None  # End early at this return instead.
     schedule: Annotated[tuple[str, ...], optional("module:Name ...")] = ()
     """Schedules of the run that are code; likewise."""
     callback: Annotated[tuple[str, ...], optional("module:Name ...")] = ()
     """Callbacks of the run; likewise, and further ones."""
     strict: bool = False
     """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
-    quiet: bool = False
-    """Print nothing but errors."""
+    quiet: bool = False  # Print nothing but errors.
 
 
 def main(arguments: list[str]) -> int:

@@ -81,8 +81,7 @@ def supervise(
     """The shell of every run: trains, and heeds signals; returns the exit code.
 
     ending: what is said at the end of a run that was not interrupted. display: None is quiet.
-    lines: what is said first. resume: the command that continues a run. Raises `TrainingError`,
-    which says how to continue.
+    lines: what is said first. resume: the command that continues a run. Raises `TrainingError`.
     """
     quiet = display is None
     with Interrupt(folder, grace, resume) as interrupt:

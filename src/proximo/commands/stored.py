@@ -62,19 +62,17 @@ def allow_code(
 class OfRun:
     """Flags of every verb that loads a stored run."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
+    run: Annotated[Positional[Path], arg(metavar="RUN")]  # The run folder.
     net: Annotated[str | None, optional("module:Class")] = None
     """Network; if it is code, repeat its name as consent to import it."""
-    algorithm: Annotated[str | None, optional("module:Class")] = None
-    """Algorithm; likewise."""
+    algorithm: Annotated[str | None, optional("module:Class")] = None  # Algorithm; likewise.
 
     def config(self, verb: str, arguments: Sequence[str], **more: tuple[str, ...]) -> Config:
         """Configuration of the run, with consent to what it imports. Raises `UsageError`.
 
         more: further code that is named again.
         """
-        named = {name: value for name, value in vars(self).items() if name in FLAGS} | more
+        named = {name: getattr(self, name) for name in FLAGS if name in vars(self)} | more
         config = RunFolder.open(self.run).read_config()
         return allow_code(config, Named(**named), named, verb, arguments)
 
@@ -93,12 +91,9 @@ class OfEnv(OfRun):
 class OfEpisodes(OfEnv):
     """Flags of the verbs that play episodes with a stored policy."""
 
-    checkpoint: Literal["last", "best"] = "last"
-    """Policy to use."""
-    episodes: int
-    """Number of episodes."""
-    seed: int = EVALUATION_SEED
-    """Seed of the first episode; each further one counts up by one."""
+    checkpoint: Literal["last", "best"] = "last"  # Policy to use.
+    episodes: int  # Number of episodes.
+    seed: int = EVALUATION_SEED  # Seed of the first episode; each further one counts up by one.
     max_episode_steps: int | None = None
     """Steps after which an episode is cut off, with the return so far; by default as in the
     evaluations of the run itself."""
