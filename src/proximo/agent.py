@@ -49,8 +49,7 @@ class Agent:
     def reset(self, rows: Any = None) -> None:
         """Begin other episodes: a recurrent policy forgets the last ones.
 
-        rows: those of a batch whose episodes are over, as a mask [N] (done) or as indices; None:
-        all of them.
+        rows: those of a batch whose episodes are over, as a mask [N] or as indices; None: all.
         """
         if rows is None:
             self._episodes = EpisodePolicy(self.policy)
@@ -130,11 +129,9 @@ def load(
 ) -> Agent:
     """The policy of a run folder: its "last" or "best" one. Runs no code that the folder names.
 
-    net, algorithm: the class of a network or of an algorithm of your own, or its name,
-    module:Class, which is imported.
-
-    Raises `UsageError` if the folder or the checkpoint is missing or damaged, or if what is code is
-    not named.
+    net, algorithm: the class of a network or an algorithm of your own, or its name, module:Class,
+    which is imported. Raises `UsageError` if the folder or the checkpoint is missing or damaged, or
+    if code is not named.
     """
     folder = RunFolder.open(run)
     named = Named(net=net, algorithm=algorithm)

@@ -106,10 +106,7 @@ def _resumed(config: StageConfig, folder: RunFolder) -> StageConfig:
     for name in ("seed", "sequences", "completions_per_prompt", "held_out"):  # what is sampled
         then, now = getattr(before.run, name), getattr(config.run, name)
         if then != now:
-            raise UsageError(
-                f"run.{name} is {now}, but {folder.name} began with {then}: give that, or begin "
-                "anew"
-            )
+            raise UsageError(f"run.{name} is {now}, but {folder.name} began with {then}: give that")
     return dataclasses.replace(config, model=before.model)
 
 
@@ -162,17 +159,17 @@ def _ppo(config: PPOConfig, given: Given) -> StageTask:
             rewards = [find_reward(r) if isinstance(r, str) else r for r in chosen]
             source = RewardSum(rewards, config.score.weights, data.examples)
             source.check(tokenizer)
-        critic_from = next((r for r in rewards if isinstance(r, RewardModel)), None)
-        if config.model.critic == "reward" and critic_from is None:
+        scorers = [reward for reward in rewards if isinstance(reward, RewardModel)]
+        if config.model.critic == "reward" and not scorers:
             raise UsageError("model.critic is reward, but no reward is a reward model")
         lm = _build(plan, config, given, tokenizer)
-        policy = _with_critic(lm, tokenizer.stops, config, critic_from)
+        policy = _with_critic(lm, tokenizer.stops, config, scorers)
         if given.resumed and config.kl.reference in ("copy", "ema"):
             # The first checkpoint holds the initial model.
             Checkpoint(given.resumed.checkpoint(0)).load_policy(policy)
         policy.to(device)
-        for model in source.models if isinstance(source, RewardSum) else ():
-            model.to(device)
+        for scorer in scorers:
+            scorer.to(device)
         reference = make_reference(policy.lm, config.kl)
         task = TokenPPOTask(policy, reference, config, tokenizer, data, source)
         stack.pop_all()
@@ -183,9 +180,7 @@ def _check_source(config: PPOConfig, given: Given) -> bool:
     """The run has an env. Raises `UsageError` for settings without a meaning with or without it."""
     score = config.score
     if given.env and score.env:
-        raise UsageError(
-            f"there are two envs, the one given and score.env {score.env}: leave one out"
-        )
+        raise UsageError(f"two envs, the one given and score.env {score.env}: leave one out")
     if not (given.env or score.env):
         if given.data is None and not config.lm.data:
             raise UsageError("there are no prompts: only an env does without")
@@ -225,13 +220,13 @@ def _absolute(config: PPOConfig) -> PPOConfig:
 
 
 def _with_critic(
-    lm: LanguageModel, stops: tuple[int, ...], config: PPOConfig, scorer: RewardModel | None
+    lm: LanguageModel, stops: tuple[int, ...], config: PPOConfig, scorers: list[RewardModel]
 ) -> LanguagePolicy:
     decoding = Decoding(config.sampling, stops)
     if config.model.critic != "reward":
         separate = config.model.critic == "separate"
         return LanguagePolicy(lm, decoding, copy_trainable(lm) if separate else None)
-    assert scorer is not None
+    scorer = scorers[0]
     trunk = scorer.lm.merged().set_up(config.model, config.run)
     policy = LanguagePolicy(lm, decoding, trunk)
     with torch.no_grad():  # its score is the first value

@@ -58,9 +58,7 @@ class ModelConfig:
             why = "there are no adapters (model.lora_rank is 0)"
             refuse_unused("model", self, ("lora_alpha", "lora_targets"), why)
         if self.width % self.heads:
-            raise UsageError(
-                f"model.width is {self.width}: it must be a multiple of model.heads, {self.heads}"
-            )
+            raise UsageError(f"model.width {self.width} is no multiple of model.heads {self.heads}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +122,7 @@ class KLConfig:
     def __post_init__(self) -> None:
         check_values("kl", self)
         if self.reference == "none" and self.coef:
-            raise UsageError(
-                f"kl.reference is none, but kl.coef is {self.coef}: set it to 0, or keep the copy"
-            )
+            raise UsageError(f"kl.reference is none, but kl.coef is {self.coef}: use 0, or a copy")
         if self.reference == "ema" and self.ema_decay is None:
             raise UsageError("kl.reference is ema: give kl.ema_decay, such as 0.992")
         if self.reference != "ema":
@@ -384,8 +380,7 @@ def resumed(
 ) -> StageConfig:
     """Settings of a run that continues. Raises `UsageError` for what must be given again.
 
-    data, reward, env: those given again, if any. updates: train to this many instead. line: what
-    to type.
+    data, reward, env: those given again, if any. updates: train to this many. line: what to type.
     """
     if updates is not None:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, updates=updates))

@@ -18,8 +18,7 @@ COMPACT_AT = 0.75
 
 
 TOLERANCE = 1e-4
-"""Difference allowed between the log-probabilities of sampler and update, relative to the largest
-of them."""
+"""Gap allowed between the log-probabilities of sampler and update, relative to the largest."""
 
 ROUNDING = 0.05
 """The same in bfloat16, in nats and on average, as single tokens differ more. At the usual clip

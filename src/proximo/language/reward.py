@@ -107,30 +107,21 @@ class RewardSum:
     def __post_init__(self, examples: Examples) -> None:
         """Raises `UsageError` for a function with arguments that do not exist."""
         if not self.rewards:
-            raise UsageError(
-                "there is no reward: give a function, a run of proximo lm reward, or an env"
-            )
+            raise UsageError("no reward: give a function, a run of proximo lm reward, or an env")
         self.weights = list(self.weights) or [1.0] * len(self.rewards)
         if len(self.weights) != len(self.rewards):
             raise UsageError(
-                f"there are {len(self.rewards)} rewards and {len(self.weights)} weights: give "
-                "one weight for each"
+                f"there are {len(self.rewards)} rewards and {len(self.weights)} weights: one each"
             )
         columns = [name for name in examples.columns if name not in GIVEN]
         self._arguments = [_arguments(reward, columns) for reward in self.rewards]
 
-    @property
-    def models(self) -> list[RewardModel]:
-        return [reward for reward in self.rewards if isinstance(reward, RewardModel)]
-
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse reward models with another vocabulary than the policy's. Raises `UsageError`."""
-        for model in self.models:
-            if model.lm.tokenizer.get_vocab() != tokenizer.inner.get_vocab():
-                raise UsageError(
-                    "the reward model has another tokenizer than the policy: fit one on the "
-                    "same model"
-                )
+        for model in self.rewards:
+            own = model.lm.tokenizer if isinstance(model, RewardModel) else tokenizer.inner
+            if own.get_vocab() != tokenizer.inner.get_vocab():
+                raise UsageError("the reward has another tokenizer: fit it on the policy's model")
 
     def __call__(
         self,
@@ -163,9 +154,7 @@ class RewardSum:
             with explained("the reward failed", fault):  # with copies, which it may change
                 values = list(reward(**copy.deepcopy(arguments)))
             if len(values) != len(rows):
-                raise fault(
-                    f"the reward returned {len(values)} numbers for {len(rows)} completions"
-                )
+                raise fault(f"reward returned {len(values)} numbers for {len(rows)} completions")
             for i, value in enumerate(values):
                 where = f"for the completion {texts[i]!r} of {rows[i]['prompt']!r}"
                 count = len(completions.ids[i])
@@ -191,15 +180,13 @@ def shaped(
     return reward
 
 
-def _numbers(
-    value: Any, count: int, where: str, fault: type[Exception]
-) -> tuple[list[float], bool]:
-    """The reward of a completion of `count` tokens: one number as a whole, or one per token."""
+def _numbers(value: Any, size: int, where: str, fault: type[Exception]) -> tuple[list[float], bool]:
+    """The reward of a completion of `size` tokens: one number as a whole, or one per token."""
     whole = not (isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0)
     numbers = finite([value] if whole else value, f"the reward is {value!r} {where}", fault)
-    if not whole and len(numbers) != count:
+    if not whole and len(numbers) != size:
         raise fault(
-            f"the reward gives {len(numbers)} numbers {where}, which has {count} tokens: give "
+            f"the reward gives {len(numbers)} numbers {where}, which has {size} tokens: give "
             "one for each, or one in all"
         )
     return numbers, whole
