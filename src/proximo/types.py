@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -145,6 +146,11 @@ class Batch:
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return type(self)(**{name: tensor[index] for name, tensor in vars(self).items()})
+
+    def minibatches(self, order: Tensor, bounds: list[int]) -> Iterator[Batch]:
+        """Those of an epoch: see `Layout`. order: [B] int64."""
+        mixed = self[order]
+        return (mixed[begin:end] for begin, end in pairwise(bounds))
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, for the record of a skipped step."""

@@ -209,10 +209,11 @@ class NativeEngine(Engine):
         batch: Batch,
         layout: Layout,
         coefficients: dict[str, float],
-        skip: Skip = lambda *_: None,
+        skip: Skip | None = lambda *_: None,
     ) -> Outcome:
         spec = objective.native_spec(coefficients)
         assert spec is not None
+        assert skip
         totals: dict[str, Tensor] = {}
         epoch = number = steps = skipped = 0
         while True:

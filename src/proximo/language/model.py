@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -34,9 +35,7 @@ def transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UsageError(
-            "language models need transformers: pip install 'proximo[language]'"
-        ) from error
+        raise UsageError("models need transformers: pip install 'proximo[language]'") from error
     transformers.utils.logging.disable_progress_bar()
     for handler in logging.getLogger("transformers").handlers:
         handler.addFilter(_make_printable)
@@ -47,6 +46,36 @@ def _make_printable(record: logging.LogRecord) -> bool:
     """Messages of transformers may hold names out of a file."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is drawn, in the sampler and in the update alike."""
+
+    sampling: Sampling
+    stops: tuple[int, ...]  # ids that end a completion
+
+    def distribution(self, logits: Tensor, place: Tensor) -> Categorical:
+        """π(·|s) of the next token: p ∝ exp(logits/temperature), no stop before min_tokens.
+
+        logits: [..., V]; place: [...] int64, index of the token in its completion. Tokens beyond
+        `Sampling.top_k` or `top_p`, and stop tokens that come too early, have probability 0.
+        """
+        sampling, legal = self.sampling, None
+        logits = logits / sampling.temperature
+        if sampling.min_tokens and self.stops:
+            legal = torch.ones_like(logits, dtype=torch.bool)
+            legal[..., list(self.stops)] = (place >= sampling.min_tokens).unsqueeze(-1)
+            logits = logits.masked_fill(~legal, -torch.inf)
+        if sampling.truncated:
+            ordered, index = logits.sort(-1, descending=True)
+            p = ordered.softmax(-1)
+            likely = p.cumsum(-1) - p < sampling.top_p
+            if sampling.top_k:
+                likely[..., sampling.top_k :] = False
+            kept = torch.zeros_like(likely).scatter(-1, index, likely)
+            legal = kept if legal is None else legal & kept
+        return Categorical.from_logits(logits, legal)
 
 
 class Output(NamedTuple):
@@ -69,10 +98,7 @@ class LanguageModel(nn.Module):
         takes = inspect.signature(net.forward).parameters
         for needed in ("attention_mask", "position_ids"):
             if needed not in takes:
-                raise UsageError(
-                    f"a {type(net).__name__} takes no {needed}: its predictions would depend on "
-                    "the padding"
-                )
+                raise UsageError(f"a {type(net).__name__} takes no {needed}, which padding needs")
         check_fit(tokenizer, net.get_input_embeddings().num_embeddings)
         _fuse(net)
         self._recomputed: list[nn.Module] = []
@@ -282,10 +308,10 @@ class LanguageModel(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return forward(x.float())
 
-    def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
+    def log_prob(self, sequences: Sequences, decoding: Decoding) -> Tensor:
         """Log π(token | tokens before) of each action. [B]."""
         logits, _ = self.read(sequences)
-        policy = distribution(logits, sampling, stops, sequences.reply_index)
+        policy = decoding.distribution(logits, sequences.reply_index)
         return policy.log_prob(sequences.actions)
 
     def merged(self) -> LanguageModel:
@@ -338,36 +364,7 @@ def _replaced(modules: Sequence[nn.Module], by: Callable[..., Tensor]) -> Iterat
 def check_fit(tokenizer: Any, known: int) -> None:
     """Refuse a tokenizer with more tokens than the model. Raises `UsageError`."""
     if len(tokenizer) > known:
-        raise UsageError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model only {known}: they do not "
-            "belong together"
-        )
-
-
-def distribution(
-    logits: Tensor, sampling: Sampling, stops: Sequence[int], place: Tensor
-) -> Categorical:
-    """π(·|s) of the next token: p ∝ exp(logits/temperature), no stop before min_tokens.
-
-    Used by the sampler and by the update alike. logits: [..., V]; place: [...] int64, index of
-    the token in its completion. Tokens beyond `Sampling.top_k` or `top_p`, and stop tokens that
-    come too early, have probability 0.
-    """
-    logits = logits / sampling.temperature
-    legal = None
-    if sampling.min_tokens and stops:
-        legal = torch.ones_like(logits, dtype=torch.bool)
-        legal[..., list(stops)] = (place >= sampling.min_tokens).unsqueeze(-1)
-        logits = logits.masked_fill(~legal, -torch.inf)
-    if sampling.truncated:
-        ordered, index = logits.sort(-1, descending=True)
-        p = ordered.softmax(-1)
-        likely = p.cumsum(-1) - p < sampling.top_p
-        if sampling.top_k:
-            likely[..., sampling.top_k :] = False
-        kept = torch.zeros_like(likely).scatter(-1, index, likely)
-        legal = kept if legal is None else legal & kept
-    return Categorical.from_logits(logits, legal)
+        raise UsageError(f"the tokenizer has {len(tokenizer)} tokens, the model only {known}")
 
 
 def zero_head(width: int) -> nn.Linear:
@@ -384,11 +381,10 @@ class LanguagePolicy(nn.Module):
     normalize_returns = False
 
     def __init__(
-        self, lm: LanguageModel, stops: Sequence[int], critic: LanguageModel | None = None
+        self, lm: LanguageModel, decoding: Decoding, critic: LanguageModel | None = None
     ) -> None:
         super().__init__()
-        self.lm, self.stops = lm, tuple(stops)
-        self.critic = critic
+        self.lm, self.decoding, self.critic = lm, decoding, critic
         self.value_head = zero_head((critic or lm).width)
 
     def actor_parameters(self) -> list[nn.Parameter]:
@@ -398,14 +394,12 @@ class LanguagePolicy(nn.Module):
         trunk = [] if self.critic is None else list(self.critic.parameters())
         return [p for p in (*trunk, *self.value_head.parameters()) if p.requires_grad]
 
-    def evaluate(
-        self, sequences: Sequences, sampling: Sampling, *, entropy: bool, value: bool = True
-    ) -> Evaluation:
+    def evaluate(self, sequences: Sequences, *, entropy: bool, value: bool = True) -> Evaluation:
         """Log-probability, entropy and value of each action, given the text before it. All [B]."""
         logits, hidden = self.lm.read(sequences)
         if self.critic is not None and value:
             hidden = self.critic.hidden(sequences, sequences.before_actions)
-        policy = distribution(logits, sampling, self.stops, sequences.reply_index)
+        policy = self.decoding.distribution(logits, sequences.reply_index)
         log_prob = policy.log_prob(sequences.actions)
         values = self.value_head(hidden).squeeze(-1) if value else torch.zeros_like(log_prob)
         return Evaluation(log_prob, policy.entropy() if entropy else None, values, policy)

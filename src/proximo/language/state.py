@@ -119,8 +119,7 @@ class LanguageState(State):
     ) -> Callable[[Path], None]:
         """Copy everything that the next update depends on; returns what writes it to a file.
 
-        extra: what callbacks add. first: of update 0, which alone holds frozen weights; the others
-        name it by its SHA-256.
+        extra: what callbacks add. first: of update 0, whose frozen weights others name by SHA-256.
         """
         tensors = {**self.tensors(frozen=first), **extra[0]}
         about = {**self.record(), **extra[1], "finished": finished}
@@ -146,8 +145,7 @@ class LanguageState(State):
         self.frozen_in = saved.record.get("frozen_in")
         if self._moving.keys() - saved.tensors.keys():
             raise UsageError(
-                "kl.reference is ema, but this run was not begun with it: its checkpoints hold "
-                "no average"
+                "kl.reference is ema, but this run was not begun with it: no checkpoint holds one"
             )
         for name, tensor in saved.take(self._moving).items():
             self._moving[name].copy_(tensor)

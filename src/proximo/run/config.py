@@ -365,12 +365,12 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def check_storable(config: Any, own: Maker | None = None, *, with_code: bool = True) -> None:
+def check_storable(config: Any, own: Maker | None = None) -> None:
     """Refuse what a run folder cannot name, before training. Raises `UsageError`.
 
     config: a dataclass of dataclasses. own: what makes the network that `net.module` names.
-    with_code: algorithms and schedules of the user's own can be named.
     """
+    with_code = isinstance(config, Config)  # of control: its algorithms and schedules can be named
     remedy = "or train without a run folder (leave run_dir out)"
     known = typing.get_type_hints(type(config)).values()
     for section in dataclasses.fields(config):

@@ -14,15 +14,18 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from proximo import disk
 from proximo.disk import replace, sync, warn, writable
 from proximo.errors import UsageError, check_utf8, printable
-from proximo.run.config import Config, read_config, title, to_toml
+from proximo.run.config import Config, check_storable, read_config, title, to_toml
 from proximo.types import Row
+
+if TYPE_CHECKING:
+    from proximo.nets.custom import Maker
 
 LONGEST_ROW = 2**16
 """Bytes of a line of metrics.jsonl."""
@@ -77,11 +80,15 @@ class RunFolder:
         self._claim: int | None = None  # a descriptor of the folder, which holds the lock
 
     @classmethod
-    def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
+    def create(
+        cls, path: str | Path, config: Any, resume: str = "proximo resume", net: Maker | None = None
+    ) -> RunFolder:
         """A new folder with its configuration, or one whose run had no checkpoint yet.
 
-        Raises `UsageError` if anything else stands there; resume: how one continues such a run.
+        resume: how one continues such a run. net: what makes the network that the configuration
+        names. Raises `UsageError` if anything else stands there, or for what cannot be stored.
         """
+        check_storable(config, net)
         folder = cls(path)
         exists = UsageError(
             f"the run folder {path} exists: choose another with --run-dir, or go on with "
@@ -242,6 +249,11 @@ class RunFolder:
         if "doubts" in known:  # names of schema 1
             known["warnings"] = known.pop("doubts")
         return known
+
+    def has_result(self, ended: str, updates: int) -> bool:
+        """The result is of a run that this setting has ended, after so many updates."""
+        result = self.read_result()
+        return (result.get("stopped_by"), result.get("updates")) == (ended, updates)
 
     def remove_result(self) -> None:
         """A run that continues has not ended. Raises `OSError`."""
