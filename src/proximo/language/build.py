@@ -106,7 +106,10 @@ def _resumed(config: StageConfig, folder: RunFolder) -> StageConfig:
     for name in ("seed", "sequences", "completions_per_prompt", "held_out"):  # what is sampled
         then, now = getattr(before.run, name), getattr(config.run, name)
         if then != now:
-            raise UsageError(f"run.{name} is {now}, but {folder.name} began with {then}: give that")
+            raise UsageError(
+                f"run.{name} is {now}, but {folder.name} began with {then}: give that, or begin "
+                "anew"
+            )
     return dataclasses.replace(config, model=before.model)
 
 
@@ -180,7 +183,9 @@ def _check_source(config: PPOConfig, given: Given) -> bool:
     """The run has an env. Raises `UsageError` for settings without a meaning with or without it."""
     score = config.score
     if given.env and score.env:
-        raise UsageError(f"two envs, the one given and score.env {score.env}: leave one out")
+        raise UsageError(
+            f"there are two envs, the one given and score.env {score.env}: leave one out"
+        )
     if not (given.env or score.env):
         if given.data is None and not config.lm.data:
             raise UsageError("there are no prompts: only an env does without")

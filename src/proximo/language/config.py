@@ -58,7 +58,9 @@ class ModelConfig:
             why = "there are no adapters (model.lora_rank is 0)"
             refuse_unused("model", self, ("lora_alpha", "lora_targets"), why)
         if self.width % self.heads:
-            raise UsageError(f"model.width {self.width} is no multiple of model.heads {self.heads}")
+            raise UsageError(
+                f"model.width is {self.width}: it must be a multiple of model.heads, {self.heads}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,9 @@ class KLConfig:
     def __post_init__(self) -> None:
         check_values("kl", self)
         if self.reference == "none" and self.coef:
-            raise UsageError(f"kl.reference is none, but kl.coef is {self.coef}: use 0, or a copy")
+            raise UsageError(
+                f"kl.reference is none, but kl.coef is {self.coef}: set it to 0, or keep the copy"
+            )
         if self.reference == "ema" and self.ema_decay is None:
             raise UsageError("kl.reference is ema: give kl.ema_decay, such as 0.992")
         if self.reference != "ema":

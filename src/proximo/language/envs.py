@@ -38,7 +38,9 @@ def make_text_envs(name: str, maker: Maker | None, count: int) -> list[TextEnv]:
             envs.append(make_env(EnvConfig(id=name), maker))
             _check_spaces(envs[-1])
         if len({id(unwrapped(env)) for env in envs}) < count:
-            raise UsageError("the callable returned one and the same env twice: make a new one")
+            raise UsageError(
+                "the callable returned one and the same env twice: make a new one each time"
+            )
     except BaseException:
         close_all(envs)
         raise

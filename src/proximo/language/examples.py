@@ -181,7 +181,10 @@ def split(count: int, share: float, seed: int, setting: str) -> tuple[list[int],
     """Indices to train on, and held-out ones, in random order. Raises `UsageError` for none."""
     held_out = int(count * share)
     if share and not held_out:
-        raise UsageError(f"{setting} is {share} of {count} examples, which is none: give more")
+        raise UsageError(
+            f"{setting} is {share} of {count} examples, which is none: give more of them, or a "
+            "larger share"
+        )
     mixed = EpochSampler(count, seed, 0).draw(0, count)
     return mixed[: count - held_out], mixed[count - held_out :]
 
@@ -201,7 +204,9 @@ def _rows(source: Any, columns: Sequence[str]) -> Iterable[Any]:
     if isinstance(source, bytes) or not (
         hasattr(source, "__iter__") or hasattr(source, "__getitem__")
     ):
-        raise UsageError(f"the data are {source!r:.80}: give a JSONL file, rows, or text prompts")
+        raise UsageError(
+            f"the data are {source!r:.80}: give a JSONL file, rows, or texts as prompts"
+        )
     rows: Iterable[Any] = source
     return rows
 

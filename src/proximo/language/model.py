@@ -35,7 +35,9 @@ def transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UsageError("models need transformers: pip install 'proximo[language]'") from error
+        raise UsageError(
+            "language models need transformers: pip install 'proximo[language]'"
+        ) from error
     transformers.utils.logging.disable_progress_bar()
     for handler in logging.getLogger("transformers").handlers:
         handler.addFilter(_make_printable)
@@ -98,7 +100,10 @@ class LanguageModel(nn.Module):
         takes = inspect.signature(net.forward).parameters
         for needed in ("attention_mask", "position_ids"):
             if needed not in takes:
-                raise UsageError(f"a {type(net).__name__} takes no {needed}, which padding needs")
+                raise UsageError(
+                    f"a {type(net).__name__} takes no {needed}: its predictions would depend on "
+                    "the padding"
+                )
         check_fit(tokenizer, net.get_input_embeddings().num_embeddings)
         _fuse(net)
         self._recomputed: list[nn.Module] = []
@@ -364,7 +369,10 @@ def _replaced(modules: Sequence[nn.Module], by: Callable[..., Tensor]) -> Iterat
 def check_fit(tokenizer: Any, known: int) -> None:
     """Refuse a tokenizer with more tokens than the model. Raises `UsageError`."""
     if len(tokenizer) > known:
-        raise UsageError(f"the tokenizer has {len(tokenizer)} tokens, the model only {known}")
+        raise UsageError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model only {known}: they do not "
+            "belong together"
+        )
 
 
 def zero_head(width: int) -> nn.Linear:

@@ -107,11 +107,14 @@ class RewardSum:
     def __post_init__(self, examples: Examples) -> None:
         """Raises `UsageError` for a function with arguments that do not exist."""
         if not self.rewards:
-            raise UsageError("no reward: give a function, a run of proximo lm reward, or an env")
+            raise UsageError(
+                "there is no reward: give a function, a run of proximo lm reward, or an env"
+            )
         self.weights = list(self.weights) or [1.0] * len(self.rewards)
         if len(self.weights) != len(self.rewards):
             raise UsageError(
-                f"there are {len(self.rewards)} rewards and {len(self.weights)} weights: one each"
+                f"there are {len(self.rewards)} rewards and {len(self.weights)} weights: give "
+                "one weight for each"
             )
         columns = [name for name in examples.columns if name not in GIVEN]
         self._arguments = [_arguments(reward, columns) for reward in self.rewards]
@@ -121,7 +124,10 @@ class RewardSum:
         for model in self.rewards:
             own = model.lm.tokenizer if isinstance(model, RewardModel) else tokenizer.inner
             if own.get_vocab() != tokenizer.inner.get_vocab():
-                raise UsageError("the reward has another tokenizer: fit it on the policy's model")
+                raise UsageError(
+                    "the reward model has another tokenizer than the policy: fit one on the same "
+                    "model"
+                )
 
     def __call__(
         self,
@@ -154,7 +160,9 @@ class RewardSum:
             with explained("the reward failed", fault):  # with copies, which it may change
                 values = list(reward(**copy.deepcopy(arguments)))
             if len(values) != len(rows):
-                raise fault(f"reward returned {len(values)} numbers for {len(rows)} completions")
+                raise fault(
+                    f"the reward returned {len(values)} numbers for {len(rows)} completions"
+                )
             for i, value in enumerate(values):
                 where = f"for the completion {texts[i]!r} of {rows[i]['prompt']!r}"
                 count = len(completions.ids[i])

@@ -145,7 +145,8 @@ class LanguageState(State):
         self.frozen_in = saved.record.get("frozen_in")
         if self._moving.keys() - saved.tensors.keys():
             raise UsageError(
-                "kl.reference is ema, but this run was not begun with it: no checkpoint holds one"
+                "kl.reference is ema, but this run was not begun with it: its checkpoints hold "
+                "no average"
             )
         for name, tensor in saved.take(self._moving).items():
             self._moving[name].copy_(tensor)

@@ -47,7 +47,9 @@ class Tokenizer:
         known = inner.get_vocab()
         for token in stop:
             if token not in known:
-                raise UsageError(f"sampling.stop has {token!r}, which is no single token here")
+                raise UsageError(
+                    f"sampling.stop has {token!r}, which is no single token of this tokenizer"
+                )
         eos: int | None = inner.eos_token_id
         declared = [] if eos is None else [eos]
         # Ids by which the model itself ends a completion, and all that end one.
@@ -113,7 +115,9 @@ class Tokenizer:
     def _chat(self, messages: Chat, options: Mapping[str, Any], *, reply: bool) -> str:
         """The chat as text. reply: the model continues, with a message or the rest of the last."""
         if not self.inner.chat_template:
-            raise UsageError("for chats this tokenizer has no chat template: give plain text")
+            raise UsageError(
+                "the data are chats, but this tokenizer has no chat template: give plain text"
+            )
         continues = reply and _begins_answer(messages)
         return str(
             self.inner.apply_chat_template(
