@@ -253,6 +253,19 @@ def _help_of_flags(command: type[Any]) -> Iterator[None]:
         yield
 
 
+def flag_words(name: str, value: Any) -> list[str]:
+    """A setting, such as env.num_envs, as words of a command line, in its short form if any."""
+    plain = name.replace("_", "-")
+    flag = SHORT.get(plain, (plain,))[0]
+    if isinstance(value, bool):
+        section, dot, last = flag.rpartition(".")
+        return [f"--{flag}" if value else f"--{section}{dot}no-{last}"]
+    if isinstance(value, Mapping):
+        return [f"--{flag}", *(str(part) for pair in value.items() for part in pair)]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{flag}", *("none" if x is None else str(x) for x in values)]
+
+
 def check_least(command: object, **least: float) -> None:
     """Raise `UsageError` for flags below these numbers."""
     for name, low in least.items():

@@ -114,7 +114,8 @@ def _of_observations(seen: Transitions) -> str:
 
 
 def _scaled(x: np.ndarray) -> np.ndarray:
-    return (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
+    scaled: np.ndarray = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
+    return scaled
 
 
 def _products(x: np.ndarray) -> np.ndarray:

@@ -368,5 +368,5 @@ class _Readings:
             leaf: Any = next(leaf for leaf in seen.leaves if leaf.begin <= column < leaf.end)
             at = column - leaf.begin
             bounds = float(leaf.space.low.reshape(-1)[at]), float(leaf.space.high.reshape(-1)[at])
-            numbers = (self._low[k], self._high[k], self._mean[k], std[k])
-            yield Column(seen.column_name(column), *map(float, numbers), bounds)
+            low, high, mean = (float(x[k]) for x in (self._low, self._high, self._mean))
+            yield Column(seen.column_name(column), low, high, mean, float(std[k]), bounds)
