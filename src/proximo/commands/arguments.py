@@ -15,6 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import tyro
+from rich.console import Console, RenderableType
+from rich.segment import Segment, Segments
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from proximo.bounds import Bound
@@ -277,6 +279,29 @@ def check_least(command: object, **least: float) -> None:
 def show(text: str, file: TextIO | None = None) -> None:
     """Print what may hold text out of a file: the one way from a command to the terminal."""
     print(printable(text), file=file, flush=True)
+
+
+def present(parts: Iterable[RenderableType]) -> None:
+    """Print what rich has laid out. Control characters in it are shown as escapes, as by `show`."""
+    console = page()
+    for part in parts:
+        safe = [
+            Segment(printable(segment.text), segment.style)
+            for segment in console.render(part)
+            if not segment.control
+        ]
+        for line in Segment.split_lines(safe):
+            while line and not line[-1].text.strip():  # what fills a line up
+                line.pop()
+            if line:
+                line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+            console.print(Segments([*line, Segment.line()]), end="")
+
+
+def page() -> Console:
+    """The terminal, or what takes its place, as a page of at most 100 columns."""
+    columns = shutil.get_terminal_size((100, 24)).columns
+    return Console(width=max(20, min(100, columns)), highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:

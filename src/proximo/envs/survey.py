@@ -66,6 +66,7 @@ class Column(NamedTuple):
     mean: float
     std: float
     bounds: tuple[float, float]  # of the space
+    bit: bool  # only 0 and 1 were seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +306,7 @@ class _Readings:
         width = len(self._measured)
         self._count, self._mean, self._squares = 0, np.zeros(width), np.zeros(width)
         self._low, self._high = np.full(width, np.inf), np.full(width, -np.inf)
+        self._bits = np.ones(width, bool)
         self._running: list[list[float]] = [[] for _ in range(self.envs.count)]
         self._returns: list[np.ndarray] = []
         self._begins = np.ones(self.envs.count, bool)
@@ -341,6 +343,7 @@ class _Readings:
             np.minimum(self._low, seen.min(0)),
             np.maximum(self._high, seen.max(0)),
         )
+        self._bits &= ((seen == 0) | (seen == 1)).all(0)
         for row in seen:
             self._count += 1
             before = row - self._mean
@@ -369,4 +372,5 @@ class _Readings:
             at = column - leaf.begin
             bounds = float(leaf.space.low.reshape(-1)[at]), float(leaf.space.high.reshape(-1)[at])
             low, high, mean = (float(x[k]) for x in (self._low, self._high, self._mean))
-            yield Column(seen.column_name(column), low, high, mean, float(std[k]), bounds)
+            bit = bool(self._bits[k])
+            yield Column(seen.column_name(column), low, high, mean, float(std[k]), bounds, bit)

@@ -165,14 +165,14 @@ def _gamma(survey: Survey, limit: int | None) -> Setting | None:
     return Setting(
         name="algorithm.gamma",
         value=round(gamma, digits),
-        reason=f"the last reward of an episode ({last:.3g}) is what counts (else {usual:.3g}), and "
-        f"from {longest:,} steps before 0.99 leaves {GAMMA**longest:.1g} of it",
+        reason=f"the last reward of an episode is of size {last:.3g}, the others {usual:.3g}; over "
+        f"the {longest:,} steps of an episode 0.99 leaves {GAMMA**longest:.1g} of it",
     )
 
 
 def _scales(survey: Survey) -> Iterator[Setting]:
     """Observations and rewards that are far from 1."""
-    moving = [column for column in survey.columns if column.std > 0]
+    moving = [column for column in survey.columns if column.std > 0 and not column.bit]
     if moving:
         least, most = (f(moving, key=lambda column: column.std) for f in (min, max))
         far = max(moving, key=lambda column: abs(column.mean) / max(column.std, 1e-12))

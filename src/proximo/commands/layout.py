@@ -1,0 +1,163 @@
+"""Pages for a terminal: headings, lines with a state, labels, tables, and commands to paste.
+
+A page fits its width: where that is small, texts stand below their labels. Colours only repeat what
+words say. Text is laid out as it is shown, with control characters as escapes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from proximo.commands.arguments import page, present
+from proximo.errors import printable
+
+NARROW = 64
+"""Columns below which texts stand below their labels."""
+STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red", "absent": "dim"}
+WORDS = {"absent": "-"}
+"""States that are shown by another word."""
+LABELS = 18
+"""Columns of a label."""
+
+
+def plain(text: str) -> str:
+    """A text in one line, as it is shown."""
+    return printable(" ".join(text.split()), keep="")
+
+
+class Page:
+    """What a command prints, part by part."""
+
+    def __init__(self) -> None:
+        console = page()
+        self.width, self._ascii = console.width, console.options.ascii_only
+        self.narrow = self.width < NARROW
+        self._first = True
+
+    def title(self, text: str, beside: str = "") -> None:
+        """The name of what is examined."""
+        gap = "  " if beside else ""
+        self._put(Text.assemble((plain(text), "bold"), gap, (plain(beside), "dim")))
+        self._first = False
+
+    def heading(self, text: str) -> None:
+        """A heading, with room above it."""
+        self._put(*([] if self._first else [Text("")]), Text(plain(text), style="bold cyan"))
+        self._first = False
+
+    def line(self, state: str, subject: str, found: str, remedy: str = "") -> None:
+        """One thing that was looked at: its state, what was found, and what to do."""
+        word, style = WORDS.get(state, state), STYLES[state]
+        quiet = "dim" if state == "absent" else ""
+        texts = [Text(plain(found), style=quiet)]
+        if remedy:
+            arrow = "->" if self._ascii else "→"
+            texts.append(Text.assemble((f"{arrow} ", "bold"), (plain(remedy), quiet or "bold")))
+        if self.narrow:
+            head = Text.assemble((f"{word:9}", style), (plain(subject), quiet or "bold"))
+            self._put(head, *(Padding(text, (0, 0, 0, 2)) for text in texts))
+            return
+        grid = self._grid(9, LABELS)
+        for number, text in enumerate(texts):
+            first = number == 0
+            grid.add_row(
+                "",
+                Text(word if first else "", style=style),
+                Text(plain(subject) if first else "", style=quiet),
+                text,
+            )
+        self._put(grid)
+
+    def pair(self, label: str, text: str) -> None:
+        """A label and what belongs to it."""
+        if self.narrow:
+            self._put(Text(plain(label), style="dim"), Padding(Text(plain(text)), (0, 0, 0, 2)))
+            return
+        grid = self._grid(LABELS)
+        grid.add_row("", Text(plain(label), style="dim"), Text(plain(text)))
+        self._put(grid)
+
+    def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Labels and texts, with the labels as wide as the widest of them."""
+        if self.narrow:
+            for label, text in rows:
+                self.pair(label, text)
+            return
+        grid = self._grid(min(max((len(label) for label, _ in rows), default=0), self.width // 2))
+        for label, text in rows:
+            grid.add_row("", Text(plain(label), style="dim"), Text(plain(text)))
+        self._put(grid)
+
+    def text(self, text: str, style: str = "") -> None:
+        """A paragraph."""
+        self._put(Padding(Text(plain(text), style=style), (0, 0, 0, 2)))
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> None:
+        """A table; numbers: how many of its last columns are numbers."""
+        grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+        for place, name in enumerate(header):
+            right: Literal["left", "right"] = "right" if place >= len(header) - numbers else "left"
+            grid.add_column(Text(plain(name)), justify=right, overflow="fold")
+        for row in rows:
+            grid.add_row(*(Text(plain(cell)) for cell in row))
+        self._put(Padding(grid, (0, 0, 0, 2)))
+
+    def command(self, words: Sequence[str]) -> None:
+        """A command to paste: in one line if it fits, else in several, joined by backslashes."""
+        shown = [printable(shlex.quote(word), keep="") for word in words]
+        whole = " ".join(shown)
+        lines = [whole] if len(whole) + 2 <= self.width else _broken(shown, self.width - 4)
+        for number, line in enumerate(lines):
+            # A longer word than the page is left to the terminal to break: it pastes whole.
+            text = Text("  " * (1 + (number > 0)) + line, style="bold green", no_wrap=True)
+            text.overflow = "ignore"
+            self._put(text)
+
+    def bar(self, label: str, share: float, text: str) -> None:
+        """A share as a bar, with its label."""
+        room = max(5, min(24, self.width - 50))
+        block = "#" if self._ascii else "█"
+        filled = block * max(round(share * room), 1 if share > 0 else 0)
+        name = f"{plain(label)[: LABELS - 1]:{LABELS}}"
+        self._put(
+            Text.assemble("  ", (name, "dim"), f"{share:6.1%}  ", (f"{filled:{room}}", "cyan"), " ")
+            + Text(plain(text), style="dim")
+        )
+
+    def levels(self) -> str:
+        """Characters of a curve, from the lowest to the highest."""
+        return "_.-=^" if self._ascii else "▁▂▃▄▅▆▇█"
+
+    def _grid(self, *widths: int) -> Table:
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_column(width=1)
+        for width in widths:
+            grid.add_column(width=width, overflow="fold")
+        grid.add_column(overflow="fold", ratio=1)
+        return grid
+
+    @staticmethod
+    def _put(*parts: RenderableType) -> None:
+        present(parts)
+
+
+def _broken(words: Sequence[str], width: int) -> list[str]:
+    """A command in several lines, joined by backslashes: a flag stays with its values."""
+    groups, lines = list[list[str]](), list[str]()
+    for word in words:
+        if word.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(word)
+    for group in (" ".join(group) for group in groups):
+        if lines and len(lines[-1]) + len(group) + 3 <= width:
+            lines[-1] += f" {group}"
+        else:
+            lines.append(group)
+    return [f"{line} \\" for line in lines[:-1]] + lines[-1:]
