@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,36 +141,23 @@ def _example(kind: str, target: str) -> str:
 def _installation(command: Doctor) -> int:
     from proximo.commands.layout import Page
     from proximo.insight.installation import Line, examine
+    from proximo.insight.selftest import self_test
 
-    def tests() -> Iterator[Line]:
-        from proximo.insight.selftest import self_test
-
-        if command.self_test:
-            yield from self_test()
-
-    lines = list[Line]()
-
-    def kept(some: Iterable[Line]) -> Iterator[Line]:
-        for line in some:
+    page, lines = Page(), list[Line]()
+    parts = itertools.chain(
+        examine(), [("Self-test (under a minute)", self_test())] if command.self_test else []
+    )
+    for heading, found in parts:
+        if not command.json:
+            page.heading(heading)
+        for line in found:
             lines.append(line)
-            yield line
-
-    if command.json:
-        list(kept([*examine(), *tests()]))
-    else:
-        page = Page()
-        page.heading("Installation")
-        for line in kept(examine()):
-            page.line(*dataclasses.astuple(line))
-        if command.self_test:
-            page.heading("Self-test (under a minute)")
-        for line in kept(tests()):
-            page.line(*dataclasses.astuple(line))
+            if not command.json:
+                page.line(*dataclasses.astuple(line))
     broken = [line.subject for line in lines if line.state == "broken"]
     doubtful = [line.subject for line in lines if line.state == "warning"]
     if command.json:
-        found = [dataclasses.asdict(line) for line in lines]
-        show(json.dumps({"well": not broken, "lines": found}))
+        show(json.dumps({"well": not broken, "lines": list(map(dataclasses.asdict, lines))}))
     else:
         page.heading(_verdict(broken, doubtful))
     return 1 if broken else 0

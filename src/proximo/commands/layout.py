@@ -120,16 +120,20 @@ class Page:
             text.overflow = "ignore"
             self._put(text)
 
-    def bar(self, label: str, share: float, text: str) -> None:
-        """A share as a bar, with its label."""
-        room = max(5, min(24, self.width - 50))
-        block = "#" if self._ascii else "█"
-        filled = block * max(round(share * room), 1 if share > 0 else 0)
-        name = f"{plain(label)[: LABELS - 1]:{LABELS}}"
-        self._put(
-            Text.assemble("  ", (name, "dim"), f"{share:6.1%}  ", (f"{filled:{room}}", "cyan"), " ")
-            + Text(plain(text), style="dim")
-        )
+    def bars(self, rows: Iterable[tuple[str, float, str]]) -> None:
+        """Shares as bars, with a label before each and a text behind it where there is room."""
+        block, room = "#" if self._ascii else "█", 10 if self.narrow else 20
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for width in (1, 12, 6, room):
+            grid.add_column(width=width, justify="right" if width == 6 else "left")
+        grid.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        for label, share, text in rows:
+            filled = block * max(round(share * room), 1 if share > 0 else 0)
+            behind = "" if self.narrow else plain(text)
+            grid.add_row(
+                "", plain(label), f"{share:.1%}", Text(filled, "cyan"), Text(behind, "dim")
+            )
+        self._put(grid)
 
     def levels(self) -> str:
         """Characters of a curve, from the lowest to the highest."""

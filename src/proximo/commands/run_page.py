@@ -58,9 +58,9 @@ def _show(told: Explanation) -> None:
     for text in told.warnings:
         page.line("warning", "", text)
     page.heading("Time")
-    for name, share in sorted(told.phases.items(), key=lambda pair: -pair[1]):
-        page.bar(name, share, PHASES[name])
-    if not told.phases:
+    shares = sorted(told.phases.items(), key=lambda pair: -pair[1])
+    page.bars((name, share, PHASES[name]) for name, share in shares)
+    if not shares:
         page.text("where it went was not measured: train with --run.profile", "dim")
     page.heading("To train further" if told.more else "To go on")
     if command := _line(told):
@@ -82,8 +82,9 @@ def _show_progress(page: Page, told: Explanation) -> None:
         speed = progress["per_second"]
         pace = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
         page.pair("time", f"{duration(progress['seconds'])}, {pace} {told.unit}/s")
-    for what, first, last in told.scores:
-        page.pair(what, f"{first:.4g} at first, {last:.4g} at last")
+    if told.scores:
+        rows = [(what, f"{first:.4g}", f"{last:.4g}") for what, first, last in told.scores]
+        page.table(("score", "first", "last"), rows, numbers=2)
     if len(told.curve) > 2:
         room = max(10, min(60, page.width - 22))
         stride = -(-len(told.curve) // room)

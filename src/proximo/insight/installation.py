@@ -38,16 +38,16 @@ class Line:
 
 
 EXTRAS = {
-    "pictures": "learning curves and videos (plot, compare, play)",
-    "export": "policies as ONNX files (export)",
+    "pictures": "learning curves and videos",
+    "export": "policies as ONNX files",
     "box2d": "LunarLander, BipedalWalker, CarRacing",
     "mujoco": "HalfCheetah, Hopper, Ant, Humanoid, ...",
-    "atari": "Atari games (ALE)",
+    "atari": "Atari games",
     "minigrid": "MiniGrid and BabyAI",
-    "pettingzoo": "several agents (PettingZoo's parallel envs)",
+    "pettingzoo": "several agents",
     "dm-control": "DeepMind Control Suite, in an environment of its own: it wants an older MuJoCo",
-    "envpool": "fast vector envs in C++ (--env.backend envpool)",
-    "language": "language models (lm)",
+    "envpool": "fast envs in C++, by --env.backend envpool",
+    "language": "language models",
 }
 """What the extras are for; one that is not here is shown without a purpose."""
 PURPOSELESS = ("dev",)
@@ -60,9 +60,15 @@ GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
 """Devices of NVIDIA's and AMD's drivers."""
 
 
-def examine() -> Iterator[Line]:
-    """Look at everything, one thing after the other."""
-    for look in (_python, _packages, _native, _processor, _memory, _gpu, _disk, _pictures, _extras):
+def examine() -> Iterator[tuple[str, Iterator[Line]]]:
+    """Look at everything: headings, and what stands below each."""
+    yield "Python", _looked(_python, _packages)
+    yield "Machine", _looked(_native, _processor, _memory, _gpu, _disk, _pictures)
+    yield "Extras", _looked(_extras)
+
+
+def _looked(*looks: Callable[[], Iterator[Line]]) -> Iterator[Line]:
+    for look in looks:
         try:
             lines = list(look())
         except faults() as error:  # the rest is looked at all the same
@@ -331,7 +337,7 @@ def _extras() -> Iterator[Line]:
         return
     named = dict.fromkeys(n.extra for n in needed if n.extra and n.extra not in PURPOSELESS)
     for extra in named:
-        purpose = f" for {EXTRAS[extra]}" if extra in EXTRAS else ""
+        purpose = EXTRAS.get(extra, extra)
         install = f"pip install 'proximo[{extra}]'"
         wanted = [(part.name, part.range) for part in needed if part.extra == extra]
         there = {name: version for name, _ in wanted if (version := _version(name))}
@@ -340,15 +346,14 @@ def _extras() -> Iterator[Line]:
             f"{n} {there[n]} is not {b}" for n, b in wanted if n in there and not fits(there[n], b)
         ]
         if missing:
-            some = f"lacks {', '.join(missing)};" if there else "not installed;"
-            found = f"{some}{purpose}".rstrip(";")
+            found = purpose + (f" (lacks {', '.join(missing)})" if there else " (not installed)")
             yield Line(state="absent", subject=f"[{extra}]", found=found, remedy=install)
         elif wrong:
-            found = f"{'; '.join(wrong)};{purpose}"
+            found = f"{purpose} ({'; '.join(wrong)})"
             yield Line(state="warning", subject=f"[{extra}]", found=found, remedy=install)
         else:
             versions = ", ".join(f"{name} {version}" for name, version in there.items())
-            yield Line(state="ok", subject=f"[{extra}]", found=f"{versions};{purpose}".rstrip(";"))
+            yield Line(state="ok", subject=f"[{extra}]", found=f"{purpose} ({versions})")
 
 
 def _version(name: str) -> str:
