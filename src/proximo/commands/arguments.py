@@ -263,7 +263,8 @@ def flag_words(name: str, value: Any) -> list[str]:
         section, dot, last = flag.rpartition(".")
         return [f"--{flag}" if value else f"--{section}{dot}no-{last}"]
     if isinstance(value, Mapping):
-        return [f"--{flag}", *(str(part) for pair in value.items() for part in pair)]
+        parts = (part for pair in value.items() for part in pair)
+        return [f"--{flag}", *(str(x).lower() if isinstance(x, bool) else str(x) for x in parts)]
     values = value if isinstance(value, tuple) else (value,)
     return [f"--{flag}", *("none" if x is None else str(x) for x in values)]
 

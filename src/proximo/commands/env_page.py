@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from proximo.envs.make import return_threshold, time_limit
 from proximo.envs.survey import GAMMA, Played, Survey, survey
 from proximo.envs.watch import Checked
 from proximo.errors import UsageError
-from proximo.insight.proposal import Proposal, propose, with_budget
-from proximo.insight.trial import FASTER, Speed, other_backends, try_training
+from proximo.insight.proposal import FASTER, Proposal, propose, with_speed
+from proximo.insight.trial import Speed, other_backends, try_training
 from proximo.nets.config import NetConfig
 from proximo.nets.heads import make_head
 from proximo.run.presets import find_preset
@@ -34,7 +34,14 @@ def examine_env(
 ) -> EnvReport:
     """Check envs, measure them and propose settings. Raises `UsageError` for broken ones."""
     limits: dict[str, Any] = {"steps": steps, "episodes": episodes}
-    checked = envs.examine(seconds=SHARES["check"] * seconds, **limits)
+    try:
+        checked = envs.examine(seconds=SHARES["check"] * seconds, **limits)
+    except UsageError as error:
+        place = envs.masks_beside() if env.action_masks == "observation" else ""
+        if not place:
+            raise
+        hint = f"It has action masks beside its observation: --env.action-masks {place} uses them"
+        raise UsageError(f"{error}. {hint}") from error
     check_head(envs)
     try:
         measured = survey(
@@ -85,7 +92,7 @@ class EnvReport:
     survey: Survey
     proposal: Proposal
     speed: Speed | None = None
-    backends: dict[str, float] | None = None
+    backends: dict[str, float] = field(default_factory=dict)
     fault: str = ""
     """What is wrong with training by the proposal."""
 
@@ -110,11 +117,10 @@ class EnvReport:
             self.speed = try_training(config, here, self.agents, part)
         except UsageError as error:
             self.fault = str(error)
-        self.proposal = with_budget(
-            self.proposal, self.speed.steps_per_second if self.speed else None
-        )
         part = SHARES["backends"] * seconds
         self.backends = other_backends(config.env, self.agents / here, min(part, 1.0))
+        training = self.speed.steps_per_second if self.speed else None
+        self.proposal = with_speed(self.proposal, training, here, self.backends)
 
     def show(self, *, as_json: bool) -> None:
         if as_json:
@@ -287,7 +293,7 @@ class EnvReport:
             )
         elif not self.fault:
             page.pair("training", "not measured: one update takes longer than there was time for")
-        for backend, speed in (self.backends or {}).items():
+        for backend, speed in self.backends.items():
             gain = speed / here
             words = f"{speed:,.0f} steps/s in {self.proposal.config().env.num_envs} envs"
             if gain >= FASTER:

@@ -95,8 +95,10 @@ def _of_observations(seen: Transitions) -> str:
     """Changes of the observation that its numbers do not tell, but the last change does."""
     obs, following = np.array(seen.obs, np.float64), np.array(seen.next_obs, np.float64)
     which = np.flatnonzero(np.array(seen.step) >= 1)
+    if not 0 < obs.shape[1] <= WIDEST or len(which) < LEAST:
+        return ""
     moving = (following[which] - obs[which]).std(0) > 1e-9
-    if not 0 < obs.shape[1] <= WIDEST or len(which) < LEAST or not moving.any():
+    if not moving.any():
         return ""
     action, last = np.array(seen.action)[which], (obs[which] - obs[which - 1])[:, moving]
     change = (following - obs)[which][:, moving]

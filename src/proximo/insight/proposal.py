@@ -7,7 +7,7 @@ changes that a measurement speaks for, or that a source names.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from gymnasium import spaces
 
 from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig
-from proximo.envs.survey import GAMMA, Survey
+from proximo.envs.survey import GAMMA, STEPS, Survey
 from proximo.evaluation import EPISODE_STEPS
 from proximo.run.config import Config
 from proximo.run.presets import Preset
@@ -31,6 +31,8 @@ HALF_RANGES = 0.5, 4.0
 """Half the width of a Box of actions, within which a Gaussian of that scale explores it."""
 BUDGET = 1_000_000
 """Steps of most published results in continuous control, and of half of our presets."""
+FASTER = 1.3
+"""Times the speed from which another backend is worth naming."""
 PATIENCE = 3600.0
 """Seconds that the proposed run may take, for that budget to be proposed."""
 IMAGES: dict[str, Any] = {
@@ -129,8 +131,9 @@ def _settings(env: EnvConfig, envs: Envs, survey: Survey, limit: int | None) -> 
         whole = "8 x 128" if images else "8 x 256 = 2,048 samples an update, as in the PPO paper"
         yield Setting(name="env.num_envs", value=8, reason=whole)
     if images:
-        for name, value in IMAGES.items():
-            yield Setting(name=name, value=value, reason="for images, as in the preset atari")
+        for number, (name, value) in enumerate(IMAGES.items()):
+            reason = "likewise" if number else "for images, as in the preset atari"
+            yield Setting(name=name, value=value, reason=reason)
     else:
         yield Setting(
             name="algorithm.learning_rate",
@@ -143,7 +146,7 @@ def _settings(env: EnvConfig, envs: Envs, survey: Survey, limit: int | None) -> 
     yield from _exploration(envs, survey)
     if survey.hidden:
         yield Setting(name="net.recurrent", value="lstm", reason=survey.hidden)
-    if limit is None and not survey.random.episodes:
+    if limit is None and not survey.random.episodes and survey.random.steps >= STEPS:
         reason = f"no episode ended in {survey.random.steps:,} steps; an evaluation cuts off there"
         yield Setting(name="env.max_episode_steps", value=EPISODE_STEPS, reason=reason)
 
@@ -209,8 +212,10 @@ def _exploration(envs: Envs, survey: Survey) -> Iterator[Setting]:
         return
     half = np.concatenate([(box.high / 2 - box.low / 2).reshape(-1) for box in boxes])
     if half.min() < HALF_RANGES[0] or half.max() > HALF_RANGES[1]:
+        least, most = (f"{x:.3g}" for x in (half.min(), half.max()))
+        span = least if least == most else f"{least} to {most}"
         reason = (
-            f"half the range of the actions is {half.min():.3g} to {half.max():.3g}, but a clipped "
+            f"half the range of the actions is {span}, but a clipped "
             "Gaussian begins with std 1: a tanh scales it to the bounds"
         )
         yield Setting(name="net.action", value="squash", reason=reason)
@@ -224,20 +229,30 @@ def _exploration(envs: Envs, survey: Survey) -> Iterator[Setting]:
         )
 
 
-def with_budget(proposal: Proposal, steps_per_second: float | None) -> Proposal:
-    """The proposal with a number of steps, by the speed of its training."""
-    if proposal.preset or steps_per_second is None:
-        return proposal
-    seconds = BUDGET / steps_per_second
-    if seconds > PATIENCE:
-        text = (
-            f"{BUDGET:,} steps, the usual budget, would take {seconds / 3600:,.1f} hours here: the "
-            "line trains for the default of 100,000; --total-steps sets another number"
+def with_speed(
+    proposal: Proposal, training: float | None, envs: float, backends: Mapping[str, float]
+) -> Proposal:
+    """The proposal with a number of steps and a backend, by their speeds in steps per second.
+
+    training: None where it was not measured. envs: of the envs alone. backends: of others.
+    """
+    settings, advice = list(proposal.settings), list(proposal.advice)
+    gain = backends.get("workers", 0.0) / envs
+    if gain >= FASTER and proposal.env.backend == "auto":
+        reason = f"{gain:.1f} times as fast as in one process, and the same bits"
+        settings.append(Setting(name="env.backend", value="workers", reason=reason))
+    speed = training or envs * max(gain, 1.0)
+    seconds = BUDGET / speed
+    if not proposal.preset and seconds > PATIENCE:
+        advice.append(
+            f"{BUDGET:,} steps, the usual budget, would take {duration(seconds)} here: the line "
+            f"trains for the default of 100,000 ({duration(seconds / 10)}); --total-steps sets "
+            "another number"
         )
-        return replace(proposal, advice=(*proposal.advice, text))
-    reason = f"the usual budget; {duration(seconds)} here, at {steps_per_second:,.0f} steps/s"
-    steps = Setting(name="run.total_steps", value=BUDGET, reason=reason)
-    return replace(proposal, settings=(*proposal.settings, steps))
+    elif not proposal.preset:
+        reason = f"the usual budget; {duration(seconds)} here, at {speed:,.0f} steps/s"
+        settings.append(Setting(name="run.total_steps", value=BUDGET, reason=reason))
+    return replace(proposal, settings=tuple(settings), advice=tuple(advice))
 
 
 def duration(seconds: float) -> str:
@@ -251,15 +266,16 @@ def duration(seconds: float) -> str:
 def _advice(survey: Survey, envs: Envs) -> Iterator[str]:
     """What the measurements say beyond settings."""
     random, best = survey.random, survey.best_constant
-    if len(survey.rewards) and not survey.rewards.any():
+    enough = random.steps >= STEPS / 2
+    if enough and not survey.rewards.any():
         yield (
             f"random play earned nothing in {random.steps:,} steps: PPO can only learn from "
             "rewards that it meets. Reward progress too, begin nearer to the goal, or give an "
             "intrinsic reward (examples/rnd.py)"
         )
-    elif (share := float(np.mean(survey.rewards != 0))) < 0.01:
+    elif enough and (share := float(np.mean(survey.rewards != 0))) < 0.01:
         yield f"only {share:.2%} of the steps of random play are rewarded: learning may begin late"
-    if best and random.episodes and best.returns.mean() > random.returns.mean():
+    if best and random.episodes and _exceeds(best.returns, random.returns):
         yield (
             f"{best.name} earns {best.returns.mean():.4g}, more than random play: a policy that "
             "earns no more has not learned to look"
@@ -279,3 +295,9 @@ def _advice(survey: Survey, envs: Envs) -> Iterator[str]:
         yield f"never changed in random play: {', '.join(still[:4])}{more}"
     if unbounded and any(abs(c.low) > 1e4 or abs(c.high) > 1e4 for c in survey.columns):
         yield "the observation reaches beyond 10,000 and has no bounds: scale it in the env"
+
+
+def _exceeds(returns: np.ndarray, others: np.ndarray) -> bool:
+    """Their mean is higher by more than two standard errors."""
+    spread = sum(float(x.var()) / len(x) for x in (returns, others))
+    return bool(returns.mean() - others.mean() > 2 * math.sqrt(spread))

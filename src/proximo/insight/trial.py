@@ -14,13 +14,12 @@ from proximo.envs.survey import play
 from proximo.envs.watch import Clock, Sampler
 from proximo.errors import UsageError
 from proximo.loop import run_control
+from proximo.run.choices import choose_backend
 from proximo.run.config import Config
 from proximo.run.control import make_session
 
 SLOW = 1e-4
 """Seconds of a step from which processes of their own are worth trying."""
-FASTER = 1.3
-"""Times the speed from which another backend is worth naming."""
 BIGGEST = 2**31
 """Steps that the trial never reaches."""
 
@@ -72,7 +71,7 @@ def other_backends(env: EnvConfig, here: float, seconds: float) -> dict[str, flo
     wanted = []
     if has_vector_version(env):
         wanted.append("vector")
-    if here > SLOW and cores() > 1:
+    if here > SLOW and cores() > 1 and choose_backend(env, given=False)[0] == "sync":
         wanted.append("workers")
     if is_pooled(env.id):
         wanted.append("envpool")
