@@ -296,7 +296,7 @@ def present(parts: Iterable[RenderableType]) -> None:
                 line.pop()
             if line:
                 line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
-            console.print(Segments([*line, Segment.line()]), end="")
+            console.print(Segments([*line, Segment.line()]), end="", soft_wrap=True)
 
 
 def page() -> Console:

@@ -12,6 +12,8 @@ from typing import Literal
 
 from rich.console import RenderableType
 from rich.padding import Padding
+from rich.segment import Segment, Segments
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -111,14 +113,13 @@ class Page:
 
     def command(self, words: Sequence[str]) -> None:
         """A command to paste: in one line if it fits, else in several, joined by backslashes."""
-        shown = [printable(shlex.quote(word), keep="") for word in words]
-        whole = " ".join(shown)
-        lines = [whole] if len(whole) + 2 <= self.width else _broken(shown, self.width - 4)
+        quoted = [printable(shlex.quote(word), keep="") for word in words]
+        whole = " ".join(quoted)
+        lines = [whole] if len(whole) + 2 <= self.width else _broken(quoted, self.width - 4)
         for number, line in enumerate(lines):
-            # A longer word than the page is left to the terminal to break: it pastes whole.
-            text = Text("  " * (1 + (number > 0)) + line, style="bold green", no_wrap=True)
-            text.overflow = "ignore"
-            self._put(text)
+            # As it is: a terminal breaks a word that is longer than the page, and it pastes whole.
+            shown = "  " * (1 + (number > 0)) + line
+            self._put(Segments([Segment(shown, Style(bold=True, color="green"))]))
 
     def bars(self, rows: Iterable[tuple[str, float, str]]) -> None:
         """Shares as bars, with a label before each and a text behind it where there is room."""

@@ -86,8 +86,7 @@ def _show_progress(page: Page, told: Explanation) -> None:
         rows = [(what, f"{first:.4g}", f"{last:.4g}") for what, first, last in told.scores]
         page.table(("score", "first", "last"), rows, numbers=2)
     if len(told.curve) > 2:
-        room = max(10, min(60, page.width - 22))
-        stride = -(-len(told.curve) // room)
-        page.pair("curve", "".join(curve_of(told.curve[::stride], page.levels())))
+        room = min(len(told.curve), max(page.width - 22, 10))
+        page.pair("curve", "".join(curve_of(told.curve, room, page.levels())))
     if not told.scores:
         page.text("no episode has ended, or metrics.jsonl holds none", "dim")

@@ -7,12 +7,13 @@ somebody else: what cannot be read is named, and the rest is told.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from proximo import disk
 from proximo.errors import UsageError
@@ -249,8 +250,8 @@ def _scores(told: Explanation, rows: list[Row]) -> None:
             continue
         told.scores.append((what, values[0], values[-1]))
         if not told.curve:
-            stride = max(1, math.ceil(len(values) / POINTS))
-            told.curve = [*values[::stride][: POINTS - 1], values[-1]]
+            places = np.linspace(0, len(values) - 1, min(len(values), POINTS)).round()
+            told.curve = [values[int(place)] for place in places]
 
 
 def _texts(told: Explanation, result: Mapping[str, Any]) -> None:
@@ -295,9 +296,9 @@ def _short(text: str, most: int = LONGEST) -> str:
     return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
-def curve_of(values: list[float], levels: str) -> Iterator[str]:
-    """A curve as a row of characters, from the lowest level to the highest."""
+def curve_of(values: list[float], width: int, levels: str) -> Iterator[str]:
+    """A curve as a row of so many characters, from the lowest level to the highest."""
     low, high = min(values), max(values)
-    for value in values:
-        share = (value - low) / (high - low) if high > low else 0.0
+    for place in np.linspace(0, len(values) - 1, width).round():
+        share = (values[int(place)] - low) / (high - low) if high > low else 0.0
         yield levels[min(int(share * len(levels)), len(levels) - 1)]
