@@ -380,11 +380,24 @@ def test_a_run_that_was_killed_can_be_resumed_by_the_line(run):
     told = proximo("doctor", "run")
     assert told.code == 0
     assert ("warning", "end") in states(told)
-    assert "killed" in told.out
+    assert "killed before its result was written" in told.out
+    assert "proximo resume run" in told.out
+
+
+def test_a_run_that_was_killed_on_its_way(run):
+    (run / "result.json").unlink()
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("total_steps = 512", "total_steps = 1024"))
+    told = proximo("doctor", run / "config.toml")
+    assert "killed, or the power went" in told.out
+    assert "512 of 1,024 steps" in told.out
+    assert told.out.splitlines()[-1].strip() == f"proximo resume {run}"
 
 
 def test_a_run_that_failed_says_why(run):
     (run / "result.json").unlink()
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(config.replace("total_steps = 512", "total_steps = 1024"))
     with (run / "log").open("a") as file:
         file.write("Traceback (most recent call last):\n  File x\nValueError: no such motor\n")
     told = proximo("doctor", "run")

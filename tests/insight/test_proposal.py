@@ -127,6 +127,7 @@ def test_actions_decide_on_exploration():
     assert box(400) == box(0.01) == PLAIN | {"net.action": "squash"}
     endless = Shows(acts=spaces.Box(-np.inf, np.inf, (2,)))
     assert settings(made=endless) == PLAIN
+    assert "have no bounds" in proposal(made=endless).advice[0]
     hybrid = Shows(acts=spaces.Dict(a=spaces.Box(-1, 1, (1,)), b=spaces.Discrete(2)))
     assert settings(made=hybrid) == PLAIN | CHOICES | {"net.log_std": -0.5}
 

@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     known = flags(Doctor)
     if command.env.id and command.target:
         raise UsageError(f"two envs, {command.target} and {command.env.id}: give one of them")
-    target = command.target or command.env.id
+    target = (command.target or command.env.id).removesuffix("/config.toml")
     kind = _kind(target)
     for flag, (form, *_) in given(arguments, known).items():
         name = flag.removeprefix("no-")

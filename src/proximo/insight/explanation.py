@@ -94,7 +94,7 @@ def explain_run(path: str | Path) -> Explanation:
     rows, result = folder.read_metrics(), folder.read_result()
     saved = _checkpoints(told, folder, language=language)
     _counters(told, rows, result, config)
-    _end(told, folder, result, saved)
+    _end(told, folder, result, saved, over=saved is not None and _is_over(config, saved, result))
     _versions(told, folder)
     _scores(told, rows)
     _texts(told, result)
@@ -166,7 +166,12 @@ def _counters(told: Explanation, rows: list[Row], result: Mapping[str, Any], con
 
 
 def _end(
-    told: Explanation, folder: RunFolder, result: Mapping[str, Any], saved: Checkpoint | None
+    told: Explanation,
+    folder: RunFolder,
+    result: Mapping[str, Any],
+    saved: Checkpoint | None,
+    *,
+    over: bool,
 ) -> None:
     """A line on how the run ended, before all others."""
     if _is_running(folder):
@@ -187,6 +192,11 @@ def _end(
     if folder.is_vacant():
         found = "killed while it began: nothing was learned"
         remedy = "type the line again that began it"
+        told.lines.insert(0, Line(state="warning", subject="end", found=found, remedy=remedy))
+        return
+    if over:
+        found = "at its end, but killed before its result was written"
+        remedy = "resume it, which writes the result"
         told.lines.insert(0, Line(state="warning", subject="end", found=found, remedy=remedy))
         return
     error = _last_error(folder)

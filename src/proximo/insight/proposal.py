@@ -288,6 +288,12 @@ def _advice(survey: Survey, envs: Envs) -> Iterator[str]:
                 "limit, return truncated=True there instead, so that the value of the last state "
                 "still counts"
             )
+    boxes = [leaf.space for leaf in envs.actions.leaves if isinstance(leaf.space, spaces.Box)]
+    if not all((box.bounded_below & box.bounded_above).all() for box in boxes):
+        yield (
+            "some actions have no bounds, so that whatever a Gaussian draws reaches the env: give "
+            "the action space the bounds that make sense there"
+        )
     unbounded = [c.name for c in survey.columns if not all(map(math.isfinite, c.bounds))]
     still = [column.name for column in survey.columns if column.low == column.high]
     if still:
