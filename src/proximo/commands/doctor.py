@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import flags, given, optional, parse, show
+from proximo.commands.display import said_if_slow
 from proximo.disk import warn
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError
@@ -99,7 +100,6 @@ def main(arguments: list[str]) -> int:
 
         return examine_run(target, as_json=command.json)
     command.check_limits()
-    from proximo.commands.display import said_if_slow
     from proximo.commands.env_page import examine_env
 
     env = dataclasses.replace(command.env, id=target)
@@ -199,7 +199,6 @@ def check(arguments: list[str]) -> int:
         raise UsageError(f"two envs, {command.env_id} and {command.env.id}: give one of them")
     command.check_limits()
 
-    from proximo.commands.display import said_if_slow
     from proximo.commands.env_page import check_head, one_line
 
     env = dataclasses.replace(command.env, id=command.env_id)

@@ -54,11 +54,13 @@ class Page:
         self._put(*([] if self._first else [Text("")]), Text(plain(text), style="bold cyan"))
         self._first = False
 
-    def line(self, state: str, subject: str, found: str, remedy: str = "") -> None:
-        """One thing that was looked at: its state, what was found, and what to do."""
+    def line(self, state: str, subject: str, found: str, remedy: str = "", cause: str = "") -> None:
+        """One thing that was looked at: its state, what was found, why, and what to do."""
         word, style = WORDS.get(state, state), STYLES[state]
         quiet = "dim" if state == "absent" else ""
         texts = [Text(plain(found), style=quiet)]
+        if cause:
+            texts.append(Text(plain(cause), style="dim"))
         if remedy:
             arrow = "->" if self._ascii else "→"
             texts.append(Text.assemble((f"{arrow} ", "bold"), (plain(remedy), quiet or "bold")))

@@ -51,8 +51,8 @@ def _show(told: Explanation) -> None:
         page.line("ok", "readings", "no rule of docs/health.md finds anything")
     for finding in told.findings:
         evidence = f"{finding.evidence} (first in update {finding.update:,})"
-        page.line("warning", finding.rule, evidence, finding.remedy)
-        page.text(f"{finding.cause} ({finding.link})", "dim")
+        cause = f"{finding.cause} ({finding.link})"
+        page.line("warning", finding.rule, evidence, finding.remedy, cause)
     if told.warnings:
         page.heading("Warnings of the run")
     for text in told.warnings:
