@@ -16,7 +16,7 @@ from proximo.envs.config import EnvConfig
 from proximo.envs.make import return_threshold, time_limit
 from proximo.envs.survey import GAMMA, Played, Survey, survey
 from proximo.envs.watch import Checked
-from proximo.errors import UsageError
+from proximo.errors import TrainingError, UsageError
 from proximo.insight.proposal import FASTER, Proposal, propose, with_speed
 from proximo.insight.trial import Speed, other_backends, try_training
 from proximo.nets.config import NetConfig
@@ -115,8 +115,9 @@ class EnvReport:
         try:
             part = SHARES["trial"] * seconds
             self.speed = try_training(config, here, self.agents, part)
-        except UsageError as error:
+        except (UsageError, TrainingError) as error:
             self.fault = str(error)
+            return
         part = SHARES["backends"] * seconds
         self.backends = other_backends(config.env, self.agents / here, min(part, 1.0))
         training = self.speed.steps_per_second if self.speed else None

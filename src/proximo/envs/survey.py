@@ -31,6 +31,8 @@ DRAWN = 32
 """Different random actions for the envs of a step, where there are no masks."""
 STEPS = 2_000
 """Steps of random play at least, if there is time: a few short episodes say little."""
+ROUNDS = 2
+"""Episodes of each env at least, on average: the first ones that end are the short ones."""
 REPEATED = 50
 """Steps that are repeated to see whether a seed fixes them."""
 
@@ -112,7 +114,7 @@ def survey(
     seconds: for all of it; steps: of each policy at most; episodes: of each, and of random play
     more until there are enough steps. repeat: see whether the same seed gives the same again.
     """
-    end = time.monotonic() + seconds
+    end, episodes = time.monotonic() + seconds, max(episodes, ROUNDS * envs.count)
     sampler, readings = Sampler(envs.actions), _Readings(envs)
     clock = Clock(0.5 * seconds, steps)
     random = play(envs, "random", sampler.draw, clock, episodes, readings, least=STEPS)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from typing import Any, NamedTuple
 
-from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.envpool import is_pooled
 from proximo.envs.make import has_vector_version, make_envs
@@ -77,18 +77,18 @@ def other_backends(env: EnvConfig, here: float, seconds: float) -> dict[str, flo
         wanted.append("envpool")
     speeds = {}
     for backend in wanted:
-        try:
-            envs = make_envs(dataclasses.replace(env, backend=backend), 0)  # type: ignore[arg-type]
-        except UsageError:  # it has not the same spaces, or no memory
-            continue
-        try:
-            speeds[backend] = _speed(envs, seconds)
-        finally:
-            envs.close()
+        chosen: dict[str, Any] = {"backend": backend}
+        with contextlib.suppress(UsageError):  # it has not the same spaces, or no memory
+            speeds[backend] = _speed(dataclasses.replace(env, **chosen), seconds)
     return speeds
 
 
-def _speed(envs: Envs, seconds: float) -> float:
-    clock, sampler = Clock(seconds, BIGGEST), Sampler(envs.actions)
-    played = play(envs, "random", sampler.draw, clock, BIGGEST)
+def _speed(env: EnvConfig, seconds: float) -> float:
+    """Steps per second of random play in these envs, with a backend. Raises `UsageError`."""
+    envs = make_envs(env, 0)
+    try:
+        clock, sampler = Clock(seconds, BIGGEST), Sampler(envs.actions)
+        played = play(envs, "random", sampler.draw, clock, BIGGEST)
+    finally:
+        envs.close()
     return played.steps / max(played.seconds, 1e-9)
