@@ -7,12 +7,15 @@ import ctypes.util
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import tempfile
+import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +51,10 @@ EXTRAS = {
     "dm-control": "DeepMind Control Suite, in an environment of its own: it wants an older MuJoCo",
     "envpool": "fast envs in C++, by --env.backend envpool",
     "language": "language models",
+    "tensorboard": "TensorBoard, by --run.log tensorboard",
+    "wandb": "Weights & Biases, by --run.log wandb",
+    "mlflow": "MLflow, by --run.log mlflow",
+    "trackio": "trackio, by --run.log trackio",
 }
 """What the extras are for; one that is not here is shown without a purpose."""
 PURPOSELESS = ("dev",)
@@ -316,7 +323,7 @@ def _pictures() -> Iterator[Line]:
         state="ok" if ffmpeg else "absent",
         subject="ffmpeg",
         found=Path(ffmpeg).name if ffmpeg else "none: videos can only be .gif",
-        remedy="" if ffmpeg else "pip install 'proximo[pictures]'",
+        remedy="" if ffmpeg else _install("pictures"),
     )
     if other or importlib.util.find_spec("mujoco") is None:
         return
@@ -338,7 +345,7 @@ def _extras() -> Iterator[Line]:
     named = dict.fromkeys(n.extra for n in needed if n.extra and n.extra not in PURPOSELESS)
     for extra in named:
         purpose = EXTRAS.get(extra, extra)
-        install = f"pip install 'proximo[{extra}]'"
+        install = _install(extra)
         wanted = [(part.name, part.range) for part in needed if part.extra == extra]
         there = {name: version for name, _ in wanted if (version := _version(name))}
         missing = [name for name, _ in wanted if name not in there]
@@ -354,6 +361,16 @@ def _extras() -> Iterator[Line]:
         else:
             versions = ", ".join(f"{name} {version}" for name, version in there.items())
             yield Line(state="ok", subject=f"[{extra}]", found=f"{purpose} ({versions})")
+
+
+def _install(extra: str) -> str:
+    """The line that installs an extra: from the sources, where Proximo is installed from them."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+        about = importlib.metadata.distribution("proximo").read_text("direct_url.json")
+        url = urllib.parse.urlsplit(json.loads(about or "{}").get("url", ""))
+        if url.scheme == "file":
+            return f"pip install -e {shlex.quote(f'{urllib.parse.unquote(url.path)}[{extra}]')}"
+    return f"pip install 'proximo[{extra}]'"
 
 
 def _version(name: str) -> str:
