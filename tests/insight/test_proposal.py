@@ -207,6 +207,8 @@ def test_advice():
     assert "always 1 earns 9, more than random" in advice(constants=(better,))
     same = Played("random", (Episode(5.0, 50),) * 5, 0, 2_000, 0.1, 0.1)
     assert "after exactly 50 steps" in advice(random=same)
+    cut = {"random": same._replace(truncated=5), "rewards": np.full(2_000, -1.0)}
+    assert "random play does not reach it" in advice(**cut)
     assert "never changed in random play: x[0]" in advice(columns=(column(low=1, high=1, std=0),))
 
 

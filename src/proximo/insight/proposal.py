@@ -289,6 +289,13 @@ def _advice(survey: Survey, envs: Envs) -> Iterator[str]:
                 "still counts"
             )
     boxes = [leaf.space for leaf in envs.actions.leaves if isinstance(leaf.space, spaces.Box)]
+    cut = 0 < len(random.episodes) == random.truncated
+    if cut and survey.rewards.any() and survey.rewards.max() <= 0:
+        longer = ". --net.std gsde explores by motions that last longer" if boxes else ""
+        yield (
+            "every episode was cut by the time limit, and no reward was above 0: if there is a "
+            f"goal, random play does not reach it{longer}"
+        )
     if not all((box.bounded_below & box.bounded_above).all() for box in boxes):
         yield (
             "some actions have no bounds, so that whatever a Gaussian draws reaches the env: give "
