@@ -249,7 +249,7 @@ class EnvReport:
                     f"{len(kept)} of {len(self.survey.columns)} numbers, those "
                     "whose std is farthest from 1",
                 )
-            header = ("number", "low", "high", "std", "bounds")[: 4 if page.narrow else 5]
+            header = ("observation", "low", "high", "std", "bounds")[: 4 if page.narrow else 5]
             page.table(header, [row[: len(header)] for row in rows], numbers=len(header) - 1)
 
     def _show_baselines(self, page: Page) -> None:
@@ -263,9 +263,10 @@ class EnvReport:
                 "random play"
             )
             return
-        rows = []
+        rows, constants = [], [p for p in self.survey.constants if p.episodes]
+        differ = len({float(p.returns.mean()) for p in constants}) > 1
         for one in shown:
-            mark = " (best)" if one is best and len(self.survey.constants) > 1 else ""
+            mark = " (best)" if one is best and differ else ""
             returns = one.returns
             rows.append(
                 (
@@ -306,6 +307,7 @@ class EnvReport:
     def _show_proposal(self, page: Page) -> None:
         page.heading("To begin with")
         page.command(self.words)
+        page.gap()
         preset = self.proposal.preset
         if preset:
             measured = preset.result if preset.measured(self.env.id) else "not measured in this env"
@@ -319,7 +321,7 @@ class EnvReport:
         if self.proposal.advice:
             page.heading("Worth knowing")
         for text in self.proposal.advice:
-            page.text(text)
+            page.item(text)
 
 
 def _rewards_in_words(rewards: np.ndarray) -> str:

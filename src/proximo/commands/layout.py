@@ -103,6 +103,16 @@ class Page:
         """A paragraph."""
         self._put(Padding(Text(plain(text), style=style), (0, 0, 0, 2)))
 
+    def item(self, text: str) -> None:
+        """One of several paragraphs."""
+        grid = self._grid(1)
+        grid.add_row("", "-" if self._ascii else "•", Text(plain(text)))
+        self._put(grid)
+
+    def gap(self) -> None:
+        """An empty line."""
+        self._put(Text(""))
+
     def table(self, header: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> None:
         """A table; numbers: how many of its last columns are numbers."""
         grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
