@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import tyro
+from rich.console import Console, RenderableType
+from rich.segment import Segment, Segments
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from proximo.bounds import Bound
@@ -243,6 +245,20 @@ def _help_of_flags(command: type[Any]) -> Iterator[None]:
         yield
 
 
+def flag_words(name: str, value: Any) -> list[str]:
+    """A setting, such as env.num_envs, as words of a command line, in its short form if any."""
+    plain = name.replace("_", "-")
+    flag = SHORT.get(plain, (plain,))[0]
+    if isinstance(value, bool):
+        section, dot, last = flag.rpartition(".")
+        return [f"--{flag}" if value else f"--{section}{dot}no-{last}"]
+    if isinstance(value, Mapping):
+        parts = (part for pair in value.items() for part in pair)
+        return [f"--{flag}", *(str(x).lower() if isinstance(x, bool) else str(x) for x in parts)]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{flag}", *("none" if x is None else str(x) for x in values)]
+
+
 def check_least(command: object, **least: float) -> None:
     """Raise `UsageError` for flags below these numbers."""
     for name, low in least.items():
@@ -254,6 +270,29 @@ def check_least(command: object, **least: float) -> None:
 def show(text: str, file: TextIO | None = None) -> None:
     """Print what may hold text out of a file: the one way from a command to the terminal."""
     print(printable(text), file=file, flush=True)
+
+
+def present(parts: Iterable[RenderableType]) -> None:
+    """Print what rich has laid out. Control characters in it are shown as escapes, as by `show`."""
+    console = page()
+    for part in parts:
+        safe = [
+            Segment(printable(segment.text), segment.style)
+            for segment in console.render(part)
+            if not segment.control
+        ]
+        for line in Segment.split_lines(safe):
+            while line and not line[-1].text.strip():  # what fills a line up
+                line.pop()
+            if line:
+                line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+            console.print(Segments([*line, Segment.line()]), end="", soft_wrap=True)
+
+
+def page() -> Console:
+    """The terminal, or what takes its place, as a page of at most 100 columns."""
+    columns = shutil.get_terminal_size((100, 24)).columns
+    return Console(width=max(20, min(100, columns)), highlight=False, markup=False, emoji=False)
 
 
 def say(text: str) -> None:

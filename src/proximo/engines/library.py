@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ OBJECTIVES = {"ratio": 0, "log": 1, "none": 2}
 OPTIMIZERS = {"adam": 0, "rmsprop": 1, "sgd": 2}
 HEADS: dict[type[Head], int] = {CategoricalHead: 0, BernoulliHead: 1, GaussianHead: 2}
 RECURRENT: dict[type[torch.nn.Module], int] = {torch.nn.GRU: 1, torch.nn.LSTM: 2}
+NAMES = {"avx2": "AVX2", "avx512": "AVX-512"}
+"""Kernels by the name of what they use of the processor; the others are what every one has."""
 NUMBERS = {"int64": 0, "float32": 1, "float64": 2}
 
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -136,6 +139,16 @@ def load() -> tuple[Any, str]:
     library.proximo_act.argtypes = [_pointer, _long]
     library.proximo_close.argtypes = [_pointer]
     return library, ""
+
+
+def kernels() -> str:
+    """Name of the kernels that the library has chosen for this processor; empty if unknown."""
+    library, _ = load()
+    if library is None or not hasattr(library, "proximo_kernels"):  # built from older sources
+        return ""
+    library.proximo_kernels.restype = ctypes.c_char_p
+    name = str(library.proximo_kernels().decode())
+    return NAMES.get(name, "NEON" if platform.machine() in ("aarch64", "arm64") else name)
 
 
 def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:

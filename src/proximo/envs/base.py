@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from proximo.envs.check import check_made
+from proximo.envs.check import check_env, check_made, limit_of, masks_beside
 from proximo.envs.layers import check_spaces, close_all
 from proximo.envs.watch import Checked, misanswer
 from proximo.errors import UsageError
@@ -137,6 +137,24 @@ class Envs(ABC):
         """Play for a moment, at random, to find mistakes. Raises `UsageError`; None: no check."""
         return None
 
+    def examine(self, **limits: Any) -> Checked:
+        """Play these very envs, within seconds, steps and episodes. Raises `UsageError`."""
+        return self.check() or Checked([])
+
+    @property
+    def resets(self) -> str:
+        """What begins the next episode of an env, in words."""
+        return "Proximo resets each env, every episode by a seed of its own"
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which a wrapper of the env truncates an episode, where that is known."""
+        return None
+
+    def masks_beside(self) -> str:
+        """Place of action masks that are not in the observation: info, method, or empty."""
+        return ""
+
     def apart(self) -> Envs:
         """One env like these, whose episode k starts with seed k. Raises `UsageError` for none."""
         if self._apart is None:
@@ -238,6 +256,16 @@ class SyncEnvs(Envs):
 
     def check(self) -> Checked:
         return check_made(lambda: self.apart().single)
+
+    def examine(self, **limits: Any) -> Checked:
+        return check_env(self.single, **limits)
+
+    @property
+    def time_limit(self) -> int | None:
+        return limit_of(self.single)
+
+    def masks_beside(self) -> str:
+        return masks_beside(self.single) if self.observations.masks is None else ""
 
     def _close(self) -> list[str]:
         return close_all(self._envs)

@@ -101,6 +101,16 @@ class VectorEnvs(Envs):
     def check(self) -> Checked | None:
         return None if self._known else check_vector(self)
 
+    def examine(self, **limits: Any) -> Checked:
+        limits.pop("episodes", None)  # it ends once the mode of the resets is known
+        return check_vector(self, **limits)
+
+    @property
+    def resets(self) -> str:
+        return (
+            f"the envs reset themselves, in autoreset mode {self.mode.value} ({MODES[self.mode]})"
+        )
+
     def restore(self, state: EnvState) -> bool:
         state.obs = np.empty(0)
         return super().restore(state)
@@ -118,6 +128,12 @@ def final_of(final: Any, index: int) -> Any:
     )
 
 
+MODES = {
+    AutoresetMode.NEXT_STEP: "the step after an end resets",
+    AutoresetMode.SAME_STEP: "the step that ends resets, and info has final_obs",
+    AutoresetMode.DISABLED: "reset with a reset_mask does",
+}
+"""What the modes mean."""
 ENDS = 4
 """Ends of episodes after which the mode of the resets is known."""
 FIRST = 4
