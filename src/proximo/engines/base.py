@@ -22,7 +22,7 @@ from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.errors import TrainingError
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Layout, LossSpec, Rollout, RolloutBuffer, Segments
+from proximo.types import Batch, Layout, LossSpec, NativeCall, Rollout, RolloutBuffer, Segments
 
 
 class Objective(Protocol):
@@ -124,6 +124,10 @@ class Engine(UpdateEngine):
         noise: [T, N, ...] as the head draws it; None: the most likely actions. recurrent_state:
         [N, C], changed in place.
         """
+
+    def native_call(self, act: Callable[[int], None]) -> NativeCall | None:
+        """What `actor` has returned, for C++ to call; None: only Python can."""
+        return None
 
     @abstractmethod
     def evaluate(
