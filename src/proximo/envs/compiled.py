@@ -37,7 +37,6 @@ VERSION = 1
 """Of proximo_env.h, and of the library that steps the envs."""
 SHIPPED = {
     "Acrobot-v1": "acrobot",
-    "CartPole-v0": "cartpole",
     "CartPole-v1": "cartpole",
     "MountainCar-v0": "mountain_car",
     "MountainCarContinuous-v0": "mountain_car_continuous",
@@ -48,8 +47,8 @@ FLAGS = ("-O3", "-fPIC", "-shared", "-ffp-contract=off", "-w", f"-I{FOLDER}")
 """Of the compiler; without contraction, sums of products round as they do elsewhere."""
 GUARD = 64
 """Numbers behind an observation and bytes behind a state that an env must not touch."""
-WORDS = 2000
-"""Characters of a compiler's error that are shown."""
+MOST_FAULTS = 3
+"""Errors of a compiler that are shown."""
 
 _Reset = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_void_p)
 _Step = ctypes.CFUNCTYPE(None, c_void_p, c_int64, *[c_void_p] * 6)
@@ -195,9 +194,10 @@ def _compiled(path: Path) -> Path:
 def _run(words: list[str], path: Path) -> str:
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        text = done.stderr.strip()
-        more = "\n..." if len(text) > WORDS else ""
-        raise UsageError(f"{path} does not compile:\n{text[:WORDS]}{more}")
+        lines = done.stderr.strip().splitlines() or ["no reason is given"]
+        faults = [line for line in lines if "error" in line] or lines
+        text = "; ".join(line.replace(f"{path.parent}/", "") for line in faults[:MOST_FAULTS])
+        raise UsageError(f"{path} does not compile: {text}")
     return done.stdout
 
 

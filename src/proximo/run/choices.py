@@ -34,11 +34,12 @@ def size(policy: ActorCritic) -> int:
 def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     """What steps the envs, and why. `given`: the caller brings the envs."""
     if env.backend == "native" and env.id in SHIPPED and not built(env.id):
-        return "sync", "their compiled version, with the same numbers, was not built here"
+        return "sync", "one after the other: their compiled version was not built here"
     if env.backend != "auto":
         return env.backend, "as set"
     if not given and not not_compiled(env):
-        return "native", "compiled, with the same numbers"
+        same = ", with Gymnasium's numbers" if env.id in SHIPPED else ""
+        return "native", f"compiled{same}"
     if env.wrappers:
         return "sync", "one after the other, each in its wrappers"
     if env.id.startswith(ARCADE) and not given:
