@@ -419,6 +419,11 @@ class CompiledEnvs(Envs):
             if given := by_step(state, self._rows(i)):
                 kind = np.int64 if self._discrete else np.float32
                 log = np.ascontiguousarray(np.stack(given), kind)
+                count = self._description.env.num_actions
+                if self._discrete and not ((log >= 0) & (log < count)).all():  # C checks nothing
+                    raise UsageError(
+                        f"the envs cannot be replayed: an action is not one of {self.action_space}"
+                    )
                 choices, actions = (log, None) if self._discrete else (None, log)
                 self._library.proximo_stepper_replay(
                     *(self._handle, i, _address(choices), _address(actions)),
