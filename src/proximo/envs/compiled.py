@@ -418,9 +418,9 @@ class CompiledEnvs(Envs):
         for i in range(self.count):
             if given := by_step(state, self._rows(i)):
                 kind = np.int64 if self._discrete else np.float32
-                log = np.ascontiguousarray(np.stack(given), kind)
+                log: np.ndarray = np.ascontiguousarray(np.stack(given), kind)
                 count = self._description.env.num_actions
-                if self._discrete and not ((log >= 0) & (log < count)).all():  # C checks nothing
+                if self._discrete and not np.isin(log, range(count)).all():  # C checks nothing
                     raise UsageError(
                         f"the envs cannot be replayed: an action is not one of {self.action_space}"
                     )
