@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch.nn import functional
 
-from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, UsageError, resume, train
+from proximo import (
+    PPO,
+    EnvConfig,
+    NetConfig,
+    RolloutConfig,
+    RunConfig,
+    UsageError,
+    load,
+    resume,
+    train,
+)
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.bodies import Encoder, Pixels
 from proximo.spaces import Observations
@@ -167,6 +177,32 @@ class Blink(gym.Env):
     def step(self, action):
         paid, self.time = float(action == self.bright), self.time + 1
         return self.see(), paid, self.time == 8, False, {}
+
+
+def test_bfloat16_is_close_and_only_for_images(tmp_path):
+    spaces = box((3, 40, 44)), gym.spaces.Discrete(3)
+    policy = ActorCritic(*spaces, NetConfig(hidden=(32,)))
+    obs = torch.from_numpy(bytes_of((4, 3, 40, 44)))
+    exact, before = policy.value(obs), policy.distribution(obs).parameters
+    policy.compute_in("bfloat16")
+    rounded = policy.value(obs)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, rtol=0.05, atol=0.05)
+    rounded.sum().backward()
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    policy.compute_in("float32")
+    assert torch.equal(policy.distribution(obs).parameters, before)
+    bfloat16 = RunConfig(dtype="bfloat16", total_steps=256, seed=1)
+    with pytest.raises(UsageError, match="layers over images, and there are none: leave it out"):
+        train("CartPole-v1", PPO(), run_config=bfloat16)
+    settings = {"rollout": RolloutConfig(steps=32), "net": NetConfig(hidden=(16,))}
+    env = EnvConfig(id=f"{__name__}:Blink", num_envs=2, check=False)
+    folder = tmp_path / "run"
+    agent = train(env, PPO(minibatch_size=32), run_config=bfloat16, run_dir=folder, **settings)
+    assert agent.policy.actor.half_precision
+    again = load(folder)
+    assert again.policy.actor.half_precision
 
 
 def test_a_run_learns_and_resumes_with_them(tmp_path):

@@ -161,8 +161,16 @@ class Encoder(nn.Module):
         width = len(numbers) + sum(image.outputs for image in images) + extra
         self.mlp = MLP(width, net.hidden, net.activation, net.orthogonal)
         self.outputs = self.mlp.outputs
+        self.half_precision = False
+        """Compute in bfloat16 (`torch.autocast`), with weights and outputs in single precision."""
 
     def forward(self, row: Tensor, extra: Tensor | None = None) -> Tensor:
+        if not self.half_precision:
+            return self._features(row, extra)
+        with torch.autocast(row.device.type, torch.bfloat16):
+            return self._features(row, extra).float()
+
+    def _features(self, row: Tensor, extra: Tensor | None) -> Tensor:
         parts = [row[..., self.columns]] if len(self.columns) else []
         for image, (begin, end, shape) in zip(self.images, self._images, strict=True):
             alone = row if self._alone else row[..., begin:end].reshape(*row.shape[:-1], *shape)
