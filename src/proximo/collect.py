@@ -7,6 +7,7 @@ afterwards, through the same `evaluate` that the update uses.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -202,26 +203,31 @@ def _step_envs(
     recurrent_state = state.recurrent_state
     act, step, env = state.engine.actor(steps, noise, recurrent_state), envs.step, state.envs
     report = _ProgressClock(state.watch, state.steps, steps, quota) if state.watch else None
-    following = 0 if report else -1
+    run = None if quota else envs.with_actor(state.engine.native_call(act), env, steps)
     t = 0
     looks = policy.masked and isinstance(steps, RolloutBuffer)  # tensors are checked afterwards
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
-            for t in range(len(steps)):
-                if t == following and report:
-                    following = report(t)
-                if looks and (stuck := policy.stuck(steps.obs[t]) & ~env.resetting).any():
-                    raise UsageError(
-                        f"the {MASK} of {_whose(envs, int(stuck.argmax()))} allows no action: "
-                        "one must be legal until the episode has ended"
-                    )
-                act(t)
-                step(env, steps, t)
-                if quota:
-                    ended = steps.done[t]
-                    quota.count(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
-                    if not quota.left:
-                        break
+            for begin, end in _stretches(len(steps), report):
+                if run:
+                    run(begin, end)
+                    t = end - 1
+                    continue
+                for t in range(begin, end):
+                    if looks and (stuck := policy.stuck(steps.obs[t]) & ~env.resetting).any():
+                        raise UsageError(
+                            f"the {MASK} of {_whose(envs, int(stuck.argmax()))} allows no action: "
+                            "one must be legal until the episode has ended"
+                        )
+                    act(t)
+                    step(env, steps, t)
+                    if quota:
+                        ended = steps.done[t]
+                        quota.count(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
+                        if not quota.left:
+                            break
+                if quota and not quota.left:
+                    break
     except faults() as error:
         where = f"step {taken + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
@@ -231,6 +237,15 @@ def _step_envs(
         begins = torch.as_tensor(steps.done[t] | ~steps.valid[t], device=recurrent_state.device)
         recurrent_state.masked_fill_(begins.unsqueeze(-1), 0)
     return t + 1
+
+
+def _stretches(length: int, report: _ProgressClock | None) -> Iterator[tuple[int, int]]:
+    """The steps begin, ..., end - 1 between two reports of progress."""
+    begin = 0
+    while begin < length:
+        end = min(report(begin), length) if report else length
+        yield begin, end
+        begin = end
 
 
 class _ProgressClock:

@@ -56,6 +56,8 @@ def export(
     path = path.absolute()  # a network may change the current folder
     _check_path(path, overwrite)
     onnxruntime = [_extra(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
+    policy = copy.deepcopy(policy)
+    policy.compute_in("float32")  # as the file does
     acting = _Acting(policy, privileged)
     try:
         data = _graph(acting, about)

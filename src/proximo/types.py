@@ -187,6 +187,13 @@ class Transitions(Batch):
     noise: Tensor  # [B, ...] to draw it from
 
 
+class NativeCall(NamedTuple):
+    """A function of C++ that other C++ can call for step t of a rollout: function(handle, t)."""
+
+    function: int | None
+    handle: int | None
+
+
 @dataclass(kw_only=True)
 class EnvState:
     """State of N envs: together with the seeds, enough to restore every one by a replay."""

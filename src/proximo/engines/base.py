@@ -22,7 +22,7 @@ from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.errors import TrainingError
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer, clip_gradient
-from proximo.types import Batch, Layout, LossSpec, Rollout, RolloutBuffer, Segments
+from proximo.types import Batch, Layout, LossSpec, NativeCall, Rollout, RolloutBuffer, Segments
 
 
 class Objective(Protocol):
@@ -149,6 +149,10 @@ class Engine(UpdateEngine):
         [N, C], changed in place.
         """
 
+    def native_call(self, act: Callable[[int], None]) -> NativeCall | None:
+        """What `actor` has returned, for C++ to call; None: only Python can."""
+        return None
+
     @abstractmethod
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
@@ -176,7 +180,7 @@ class Engine(UpdateEngine):
             nothing = rollout.initial_state.new_empty(*rollout.mask.shape, 0)
             parameters = new.distribution.parameters
             old = OldEvaluation(new.log_prob, parameters, new.value, nothing, nothing)
-        _check_acted(rollout, old.parameters[[0, -1]])
+        _check_acted(rollout, old.parameters[[0, -1]], self.policy.precision)
         return old
 
     def _evaluate_segments(self, rollout: Rollout) -> OldEvaluation:
@@ -231,16 +235,16 @@ class Engine(UpdateEngine):
         return following
 
 
-def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:
+def _check_acted(rollout: Rollout, evaluated: Tensor, precision: float) -> None:
     """The distribution that acted must be the one that is evaluated, or no ratio means much.
 
     The first row catches what moved during the rollout, the last one what came in its course.
     """
     # Batches of other sizes are summed in another order: relative to the largest number in play.
-    tolerance = 1e-5 * max(1.0, float(evaluated.abs().max()))
+    tolerance = precision * max(1.0, float(evaluated.abs().max()))
     real = torch.stack([torch.ones_like(rollout.mask[0]), rollout.mask[-1]])
     acted, evaluated = rollout.acted[real], evaluated[real]
-    if not torch.allclose(acted, evaluated, rtol=1e-5, atol=tolerance):
+    if not torch.allclose(acted, evaluated, rtol=precision, atol=tolerance):
         gap = (acted - evaluated).abs().max().item()
         raise TrainingError(
             f"the policy that acted is not the one that is evaluated (parameters differ by "

@@ -23,7 +23,7 @@ from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.bodies import MLP
 from proximo.nets.heads import CategoricalHead, GaussianHead, Head
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Layout, LossSpec, RolloutBuffer, Segments
+from proximo.types import Batch, Layout, LossSpec, NativeCall, RolloutBuffer, Segments
 
 WORTH_A_THREAD = 256
 """Samples from which evaluating them pays for starting a second thread."""
@@ -147,6 +147,12 @@ class NativeEngine(Engine):
             chosen, _close, self._library, handle, self, noise, taken, buffer, recurrent_state
         )
         return chosen
+
+    def native_call(self, act: Callable[[int], None]) -> NativeCall | None:
+        if not isinstance(act, partial):
+            return None
+        function = ctypes.cast(self._library.proximo_act, ctypes.c_void_p).value
+        return NativeCall(function, act.args[0])
 
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None

@@ -15,7 +15,7 @@ from proximo.envs.layers import check_spaces, close_all
 from proximo.envs.watch import Checked, misanswer
 from proximo.errors import UsageError
 from proximo.spaces import Actions, Observations, Space, misfit, own_copy
-from proximo.types import EnvState, RolloutBuffer
+from proximo.types import EnvState, NativeCall, RolloutBuffer
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,12 @@ class Envs(ABC):
     @abstractmethod
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         """Step every env by row t's actions; fill in row t and obs[t + 1], but not `state.obs`."""
+
+    def with_actor(
+        self, act: NativeCall | None, state: EnvState, buffer: RolloutBuffer
+    ) -> Callable[[int, int], None] | None:
+        """`run(begin, end)`, which acts and steps by itself; None: step by step, from outside."""
+        return None
 
     def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
         """Keep the actions since each env began, for `restore` to replay."""

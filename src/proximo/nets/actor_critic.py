@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from proximo.errors import UsageError
 from proximo.functional.distributions import Distribution
-from proximo.nets.bodies import initialize, make_body
+from proximo.nets.bodies import Encoder, initialize, make_body
 from proximo.nets.config import NetConfig
 from proximo.nets.custom import Maker, OwnBody
 from proximo.nets.heads import CategoricalHead, make_head
@@ -82,6 +82,8 @@ class ActorCritic(nn.Module):
             initialize(self.logits, net.policy_gain)
             initialize(self.baseline, 1.0)
         self.head.initialize(self.logits.bias)
+        self.precision = 1e-5
+        """Relative difference of the same numbers from batches of other sizes, at most."""
         self.normalize_obs, self.obs_clip = net.normalize_obs, net.obs_clip
         self.normalize_returns = net.normalize_returns
         if net.normalize_obs and not seen.measured.any():
@@ -102,6 +104,18 @@ class ActorCritic(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.baseline.weight.dtype
+
+    def compute_in(self, dtype: str) -> None:
+        """Numbers of the layers over images, float32 or bfloat16. Raises `UsageError` for none."""
+        encoders = [module for module in self.modules() if isinstance(module, Encoder)]
+        if dtype == "bfloat16" and not encoders:
+            raise UsageError(
+                "run.dtype is bfloat16, which is for Proximo's layers over images, and there are "
+                "none: leave it out"
+            )
+        for encoder in encoders:
+            encoder.half_precision = dtype == "bfloat16"
+        self.precision = 2**-5 if dtype == "bfloat16" else 1e-5
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The parameters behind π; with a shared trunk they include the trunk."""

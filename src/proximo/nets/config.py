@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from proximo.bounds import above, at_least, between
 from proximo.errors import UsageError, check_values, refuse_unused
 
+_NO_CNN = ("no observation is an image", "net.module stands for the hidden layers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
@@ -24,6 +26,12 @@ class NetConfig:
     """Widths of the critic's hidden layers (separate trunks only); none: those of the policy."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Nonlinearity after every hidden layer."""
+    cnn: Literal["auto", "nature", "small", "impala"] = "auto"
+    """Convolutions over images: nature (Mnih et al. 2015; auto from 36 pixels a side), small (two
+    layers; auto below), or impala, with residual blocks (Espeholt et al. 2018)."""
+    cnn_pool: Literal["flatten", "average"] = "flatten"
+    """End of the convolutions: flatten, every cell a feature; or average, the mean over all cells
+    of each channel, with far fewer weights behind it (Trumpp et al. 2025)."""
     trunk: Literal["separate", "shared"] = "separate"
     """Hidden layers of actor and critic: separate, or one trunk that both share."""
     orthogonal: bool = True
@@ -99,6 +107,7 @@ class NetConfig:
             (self.trunk == "shared", ("critic_hidden",), "net.trunk is shared"),
             (not critic, ("critic_hidden", "normalize_returns"), "algorithm.critic is off"),
             (not (self.hidden or self.critic_hidden), ("activation",), "net.hidden is empty"),
+            (not images or bool(self.module), ("cnn", "cnn_pool"), _NO_CNN[bool(self.module)]),
         ]
         if not (self.hidden or self.module or images or self.recurrent != "none"):
             unused.append((True, ("trunk",), "there is no layer to share"))
