@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         if not getattr(command, name) > 0:
             raise UsageError(f"--{name} is {getattr(command, name)}: give more than 0")
 
-    from proximo.commands.display import said_if_slow
+    from proximo.commands.waiting import said_if_slow
 
     with said_if_slow(f"playing {command.env_id}: it takes long, still at it"):
         return _check(command)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional, parse, say, show
-from proximo.commands.display import COMPLETIONS, FITTING, Display
 from proximo.commands.stored import line_to_type
 from proximo.errors import UsageError, nearest
 from proximo.language.config import (
@@ -249,14 +247,12 @@ def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int
     from proximo.commands.running import supervised, watch_signals
     from proximo.language.build import Given, make_session
     from proximo.language.stages import run_stage
+    from proximo.run.display import COMPLETIONS, FITTING, make_display, screen_for
 
     folder = RunFolder(path)
     columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
-    display = (
-        None
-        if quiet
-        else Display(columns, config.run.updates, folder.note, live=sys.stdout.isatty())
-    )
+    screen = None if quiet else screen_for()
+    display = make_display(screen, columns, config.run.updates, folder)
     if display:
         say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
     with supervised(folder, config.run.grace, "proximo lm resume") as interrupt:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from proximo.commands.arguments import say, show
-from proximo.commands.display import CONTROL, Display, said_if_slow
 from proximo.commands.signals import Interrupt
+from proximo.commands.waiting import said_if_slow
 from proximo.errors import TrainingError, UsageError, explain
 from proximo.loop import run_control
 from proximo.run.callbacks import Watcher
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, check_storable, title
 from proximo.run.control import make_session
+from proximo.run.display import CONTROL, make_display, screen_for
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.named_callbacks import with_callbacks
 from proximo.run.presets import Preset
@@ -133,11 +134,8 @@ def _train(
     start: Checkpoint | None = None,
     resume: Checkpoint | None = None,
 ) -> int:
-    display = (
-        None
-        if quiet
-        else Display(CONTROL, config.run.total_steps, folder.note, live=sys.stdout.isatty())
-    )
+    screen = None if quiet else screen_for()
+    display = make_display(screen, CONTROL, config.run.total_steps, folder)
     with supervised(folder, config.run.grace, "proximo resume") as interrupt:
         slow = f"making {config.env.num_envs} envs and trying one takes long: still at it"
         with contextlib.nullcontext() if quiet else said_if_slow(slow):

@@ -36,6 +36,7 @@ from proximo.language.tokenizer import Tokenizer
 from proximo.loop import run_session
 from proximo.run.callbacks import Callback
 from proximo.run.consent import python_line, words
+from proximo.run.display import COMPLETIONS, FITTING, Display, make_display, screen_of_call
 from proximo.run.folder import RunFolder
 from proximo.run.session import Session
 from proximo.types import Row
@@ -102,17 +103,18 @@ def sft(
     run_dir: str | Path | None = None,
     resume: bool = False,
     callbacks: Watching = (),
+    progress: bool | None = None,
 ) -> Result:
     """Supervised fine-tuning: L = -1/B Σ log π(token | text before it), over the answers' tokens.
 
     model: "tiny", a folder of transformers, a run, a `LanguageModel`, an earlier `Result`, or a
     `ModelConfig`. data: rows with prompt and completion, or a JSONL file of them. updates, seed and
     lora_rank: shorthands for `TrainingConfig` and `ModelConfig`. run_dir: a new folder to keep the
-    run in, or with `resume` the one to continue. callbacks: see `proximo.Callback`. Raises
-    `UsageError` for what does not fit, before any weights are loaded.
+    run in, or with `resume` the one to continue. callbacks: see `proximo.Callback`. progress: as
+    for `proximo.train`. Raises `UsageError` for what does not fit, before any weights are loaded.
     """
     chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
-    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks, "progress": progress}
     return _fit("sft", chosen, data, algorithm, settings, **options)
 
 
@@ -128,13 +130,14 @@ def fit_reward(
     run_dir: str | Path | None = None,
     resume: bool = False,
     callbacks: Watching = (),
+    progress: bool | None = None,
 ) -> Result:
     """Fit a reward model: L = -1/N Σ log σ(r(chosen) - r(rejected)), Bradley & Terry 1952.
 
     data: rows with prompt, chosen and rejected. The rest is as for `sft`.
     """
     chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
-    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks, "progress": progress}
     return _fit("reward", chosen, data, algorithm, settings, **options)
 
 
@@ -157,6 +160,7 @@ def ppo(
     run_dir: str | Path | None = None,
     resume: bool = False,
     callbacks: Watching = (),
+    progress: bool | None = None,
 ) -> Result:
     """PPO on a language model: L = L^CLIP - c1 L^VF over tokens, r_t = score_T - β KL_t.
 
@@ -175,7 +179,8 @@ def ppo(
         **_given(sampling=sampling, kl=kl, score=score, ptx=ptx),
     )
     given = Given(data=prompts, model=lm, rewards=_rewards(reward), env=env)
-    return _run(config, given, run_dir=run_dir, resume=resume, callbacks=callbacks)
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    return _run(config, given, progress=progress, **options)
 
 
 def resume(
@@ -187,6 +192,7 @@ def resume(
     updates: int | None = None,
     callbacks: Watching = (),
     strict: bool = False,
+    progress: bool | None = None,
 ) -> Result:
     """Continue a run of any stage exactly where its last checkpoint stands.
 
@@ -214,16 +220,22 @@ def resume(
         config = dataclasses.replace(config, score=dataclasses.replace(config.score, env=name))
     given = Given(data=data, rewards=_rewards(reward), env=maker)
     options = {"resume": True, "strict": strict, "callbacks": callbacks}
-    return _run(config, given, run_dir=run_dir, **options)
+    return _run(config, given, run_dir=run_dir, progress=progress, **options)
 
 
-def _run(config: StageConfig, given: Given, **options: Any) -> Result:
-    return run_stage(make_session(config, given, **options))
+def _run(config: StageConfig, given: Given, *, progress: bool | None, **options: Any) -> Result:
+    """Train as a call from Python. options: of the session."""
+    columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
+    task = f"{config.lm.stage} of {config.model.path or 'a model of the program'}"
+    folder = RunFolder(options["run_dir"]) if options["run_dir"] is not None else None
+    screen = screen_of_call(progress)
+    display = make_display(screen, columns, config.run.updates, folder, task)
+    return run_stage(make_session(config, given, display=display, **options), display)
 
 
-def run_stage(session: Session) -> Result:
-    """Train in a session that stands ready, and close it."""
-    result = run_session(session)
+def run_stage(session: Session, display: Display | None = None) -> Result:
+    """Train in a session that stands ready, and close it. display: as for `run_session`."""
+    result = run_session(session, display)
     task: Any = session.task
     return Result(task, result)
 
