@@ -27,7 +27,7 @@ from proximo.run.config import (
     RunConfig,
     RunSettings,
     check_storable,
-    title,
+    task_name,
 )
 from proximo.run.consent import WHAT, Named, allow, python_line
 from proximo.run.control import make_session
@@ -74,8 +74,8 @@ def run_control(session: Session, display: Display | None = None) -> Agent:
 
 def _run(screen: Screen | None, config: Config, folder: RunFolder | None, **parts: Any) -> Agent:
     """Train as a call from Python, with its progress on this screen. parts: of the session."""
-    task = f"{title(config.algorithm)} on {config.env.id or 'an env of the program'}"
-    display = make_display(screen, CONTROL, config.run.total_steps, folder, task)
+    total, task = config.run.total_steps, task_name(config)
+    display = make_display(screen, CONTROL, total, folder, task)
     watch = display.move if display else None
     session = make_session(config, folder=folder, display=display, watch=watch, **parts)
     return run_control(session, display)

@@ -16,7 +16,7 @@ from proximo.errors import TrainingError, UsageError, explain
 from proximo.loop import run_control
 from proximo.run.callbacks import Watcher
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config, check_storable, title
+from proximo.run.config import Config, check_storable, task_name
 from proximo.run.control import make_session
 from proximo.run.display import CONTROL, make_display, screen_for
 from proximo.run.folder import RunFolder, free_path
@@ -32,7 +32,6 @@ def begin(
     config: Config, preset: Preset | None, *, run_dir: Path | None, start: Path | None, quiet: bool
 ) -> int:
     """Train from the beginning, in a new folder."""
-    task = f"{title(config.algorithm)} on {config.env.id}"
     lines = []
     if preset:
         lines.append(
@@ -46,7 +45,7 @@ def begin(
     config, callbacks = with_callbacks(config, (), again=False, kept=True)
     check_storable(config)
     folder = RunFolder.create(run_dir or free_path(config), config)
-    lines = [f"{task}, run folder {folder.name}", *lines]
+    lines = [f"{task_name(config)}, run folder {folder.name}", *lines]
     return _train(config, folder, lines, callbacks, quiet=quiet, start=policy)
 
 
@@ -54,10 +53,9 @@ def go_on(
     config: Config, folder: RunFolder, saved: Checkpoint, callbacks: list[Any], *, quiet: bool
 ) -> int:
     """Train on, from a checkpoint."""
-    task = f"{title(config.algorithm)} on {config.env.id}"
     ended = config.run.ended_by(saved.record)
     what = "writing the result of" if ended else "going on in"
-    lines = [f"{task}, {what} {folder.name} after update {saved.updates}"]
+    lines = [f"{task_name(config)}, {what} {folder.name} after update {saved.updates}"]
     horizon = int(saved.record["horizon"])
     if config.run.total_steps > horizon and not ended:
         rates = config.algorithm.rates(1.0, saved.record.get("rate_scale", 1.0))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from proximo.envs.base import Maker
-from proximo.errors import UsageError
+from proximo.errors import UsageError, printable
 from proximo.language.build import AnyReward, Given, make_session
 from proximo.language.config import (
     KLConfig,
@@ -38,6 +38,7 @@ from proximo.run.callbacks import Callback
 from proximo.run.consent import python_line, words
 from proximo.run.display import COMPLETIONS, FITTING, Display, make_display, screen_of_call
 from proximo.run.folder import RunFolder
+from proximo.run.result import RunResult, html_table
 from proximo.run.session import Session
 from proximo.types import Row
 
@@ -51,8 +52,14 @@ class Result:
         self.reward = policy if isinstance(policy, RewardModel) else None  # of `fit_reward`
         self.rows = task.rows  # one per logged update, as in metrics.jsonl
         self.config: StageConfig = task.config
-        self.result = result  # how the training ended, as in result.json
+        self.result = RunResult(result)  # how the training ended, as in result.json
         self.final = task.final  # held_out_loss, held_out_accuracy, best_held_out_score
+
+    def __repr__(self) -> str:
+        return f"Result({task_name(self.config)}, {self.result['updates']:,} updates)"
+
+    def _repr_html_(self) -> str:
+        return html_table(task_name(self.config), self.result.pairs())
 
     @property
     def scores(self) -> list[float]:
@@ -74,6 +81,12 @@ class Result:
                 "run_dir, and read it from there by load_reward"
             )
         self.lm.save(Path(folder))
+
+
+def task_name(config: StageConfig) -> str:
+    """The stage and the model that it begins with, for people."""
+    model = printable(config.model.path, keep="") or "a model of the program"
+    return f"{config.lm.stage} of {model}"
 
 
 def complete(lm: LanguageModel, prompts: Source, sampling: Sampling, *, seed: int = 0) -> list[str]:
@@ -226,10 +239,9 @@ def resume(
 def _run(config: StageConfig, given: Given, *, progress: bool | None, **options: Any) -> Result:
     """Train as a call from Python. options: of the session."""
     columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
-    task = f"{config.lm.stage} of {config.model.path or 'a model of the program'}"
     folder = RunFolder(options["run_dir"]) if options["run_dir"] is not None else None
     screen = screen_of_call(progress)
-    display = make_display(screen, columns, config.run.updates, folder, task)
+    display = make_display(screen, columns, config.run.updates, folder, task_name(config))
     return run_stage(make_session(config, given, display=display, **options), display)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import html
 import importlib
 import math
 import multiprocessing
+import os
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -388,9 +390,16 @@ def _is_terminal(stream: Any) -> bool:
     return stream is not None and not getattr(stream, "closed", False) and stream.isatty()
 
 
+class _Stream(Console):
+    """A console whose reader may go away: Rich would end the process, and with it the training."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def screen_for(console: Console | None = None) -> Screen:
     """A panel where the console, stdout, is a terminal that can move its cursor; else lines."""
-    console = console or Console()
+    console = console or _Stream()
     moves = console.is_terminal and not console.is_dumb_terminal
     return Panel(console) if moves and _is_terminal(console.file) else Lines(console)
 
@@ -412,7 +421,7 @@ def screen_of_call(progress: bool | None) -> Screen | None:
         return None
     if sys.stderr is None:  # a program without a console
         return None
-    console = Console(stderr=True)
+    console = _Stream(stderr=True)
     return Lines(console) if taken else screen_for(console)
 
 
