@@ -206,7 +206,7 @@ class View:
             '<div style="display:flex;align-items:center;gap:1em;flex-wrap:wrap">'
             '<div style="width:14em;height:.5em;border-radius:.25em;overflow:hidden;'
             f'background:rgba(128,128,128,.3)"><div style="width:{done};height:100%;'
-            f'background:#1f77b4"></div></div><span>{esc(SPACE.join(self.words))}</span></div>'
+            f'background:#1f77b4"></div></div><span>{esc(" · ".join(self.words))}</span></div>'
         )
         if self.metrics:
             labels, values = (map(esc, column) for column in zip(*self.metrics, strict=True))
@@ -220,7 +220,7 @@ class View:
             )
             row = '<tr style="background:none">{}</tr>'.format
             parts.append(
-                '<table style="border:0;border-collapse:collapse;margin:.3em 0">'
+                '<table style="font:inherit;border:0;border-collapse:collapse;margin:.3em 0">'
                 f"{row(head)}{row(body)}</table>"
             )
         parts += [f'<div style="{muted}">{esc(text)}</div>' for text in [self.activity] if text]

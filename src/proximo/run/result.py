@@ -55,5 +55,5 @@ def html_table(title: str, pairs: Pairs) -> str:
         for name, value in pairs
     )
     head = f'<div style="font-weight:600">{html.escape(title)}</div>' if title else ""
-    table = f'<table style="border:0;border-collapse:collapse;margin:0">{rows}</table>'
+    table = f'<table style="font:inherit;border:0;border-collapse:collapse;margin:0">{rows}</table>'
     return f'<div style="font-size:13px;line-height:1.6">{head}{table}</div>'
