@@ -10,8 +10,7 @@ import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import tyro
@@ -22,7 +21,7 @@ from proximo.commands.mistyped import message
 from proximo.disk import warn
 from proximo.errors import UsageError, printable
 from proximo.functional.schedules import Schedule, as_schedule
-from proximo.run.code import build, is_code
+from proximo.run.code import is_code, remade
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -62,7 +61,7 @@ def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         if number is not Schedule:
             return number(words[0])
         if is_code(words[0]):
-            return as_schedule(build(words[0]))
+            return as_schedule(remade(words[0])[1])
         schedule = Schedule.parse(words[0])
         return schedule.start if schedule.kind == "constant" else schedule
 
@@ -152,11 +151,13 @@ SHORT = {
 def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
     """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit.
 
-    Raises `UsageError` for words that the verb does not take, with those that are meant, and for
-    two forms of one flag.
+    Raises `UsageError` for words that the verb does not take, and for two forms of one flag.
     """
     known = flags(command)
-    _check_forms(arguments, known)
+    for forms in given(arguments, known).values():
+        if len(several := list(dict.fromkeys(forms))) > 1:
+            both = " and ".join(f"--{form}" for form in several)
+            raise UsageError(f"{both} are forms of one setting: give one of them")
     # Help in one column: beside each other, its boxes are hard to read.
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
@@ -207,18 +208,6 @@ def given(arguments: Iterable[str], known: Mapping[str, str]) -> dict[str, list[
     return typed
 
 
-def _check_forms(arguments: Iterable[str], known: Mapping[str, str]) -> None:
-    for forms in given(arguments, known).values():
-        if len(several := list(dict.fromkeys(forms))) > 1:
-            both = " and ".join(f"--{form}" for form in several)
-            raise UsageError(f"{both} are forms of one setting: give one of them")
-
-
-def _one_paragraph(text: str | Callable[[], str | None] | None) -> str:
-    """Help of a flag without the line breaks of its docstring."""
-    return " ".join(((text() if callable(text) else text) or "").split())
-
-
 @contextlib.contextmanager
 def _help_of_flags(command: type[Any]) -> Iterator[None]:
     """Within it tyro knows the short forms of the flags, and their help gives their bounds."""
@@ -245,8 +234,9 @@ def _help_of_flags(command: type[Any]) -> Iterator[None]:
                 if isinstance(mark, Bound):
                     marks["help_behavior_hint"] = f"({mark}; default: {{}})".format
             kind: Any = Annotated[field.type, tyro.conf.arg(**marks)]
-            text = partial(_one_paragraph, field.helptext)
-            fields.append(dataclasses.replace(field, type=kind, helptext=text))
+            text = field.helptext() if callable(field.helptext) else field.helptext
+            paragraph = " ".join((text or "").split())  # its docstring without line breaks
+            fields.append(dataclasses.replace(field, type=kind, helptext=paragraph))
         return StructConstructorSpec(instantiate=spec.instantiate, fields=tuple(fields))
 
     with registry:
@@ -279,11 +269,10 @@ def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
     """Close it in the end; a failure of that is said, and spoils nothing."""
     from proximo.envs.layers import close_all
 
-    well = False
     try:
         yield
-        well = True
-    finally:
-        for text in close_all([env]):
-            if well:
-                warn(text)
+    except BaseException:
+        close_all([env])
+        raise
+    for text in close_all([env]):
+        warn(text)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from proximo import functional as F
-from proximo.engines.nonfinite import Skip
+from proximo.engines.nonfinite import Skip, not_finite
 from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.errors import TrainingError
 from proximo.nets.actor_critic import ActorCritic, Evaluation
-from proximo.nets.optimizer import FlatOptimizer
+from proximo.nets.optimizer import FlatOptimizer, clip_gradient
 from proximo.types import Batch, Layout, LossSpec, Rollout, RolloutBuffer, Segments
 
 
@@ -83,20 +83,43 @@ class UpdateEngine(ABC):
         flats = [flat.detach() for flat in self.optimizer.flats]
         return [flat.numpy() if flat.is_cpu else flat for flat in flats]
 
-    @abstractmethod
     def descend(
         self,
         objective: Objective,
         batch: Batch,
         layout: Layout,
         coefficients: dict[str, float],
-        skip: Skip = lambda *_: None,
+        skip: Skip | None = lambda *_: None,
     ) -> Outcome:
         """K epochs of minibatches, or fewer where the algorithm says that it is enough.
 
         No step is taken along a minibatch whose loss or gradient is not finite: weights and
-        records stay to the bit what they were before it, and `skip` is told.
+        records stay to the bit what they were before it, and `skip` is told. None: every step is
+        taken, and nothing is read but where the algorithm may stop.
         """
+        found, skipped = [], 0
+        epochs = zip(layout.orders.to(batch.obs.device), layout.bounds, strict=True)
+        for done, (order, bounds) in enumerate(epochs, 1):
+            for number, minibatch in enumerate(batch.minibatches(order, bounds), 1):
+                terms = self.gradient(objective, minibatch, coefficients)
+                norm = clip_gradient(self.optimizer.gradients, objective.max_grad_norm)
+                if skip and (what := not_finite(loss=terms["loss"], gradient_norm=norm)):
+                    skipped += 1
+                    skip(what, done, number, minibatch)
+                    continue
+                self.optimizer.step()
+                found.append({**terms, "grad_norm": norm})
+            if done < len(layout.orders) and objective.stops(self, batch):
+                break
+        names = found[0] if found else ()
+        totals = {name: torch.stack([f[name] for f in found]).sum() for name in names}
+        return Outcome(totals, done, len(found), skipped)
+
+    def gradient(
+        self, objective: Any, minibatch: Any, coefficients: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Set the optimizer's gradients to those of the loss; returns its terms. For `descend`."""
+        raise NotImplementedError
 
     @abstractmethod
     def evaluate_batch(self, batch: Batch, *, entropy: bool) -> Evaluation:
@@ -104,7 +127,8 @@ class UpdateEngine(ABC):
 
     def finite(self, *numbers: np.ndarray | Tensor) -> bool:
         """True if all of them are. Here, so that a profile can tell what the checks cost."""
-        return all(map(_finite, numbers))
+        looks = (x.isfinite() if isinstance(x, Tensor) else np.isfinite(x) for x in numbers)
+        return all(bool(finite.all()) for finite in looks)
 
 
 class Engine(UpdateEngine):
@@ -205,12 +229,6 @@ class Engine(UpdateEngine):
             ends = old.final_state.flatten(0, 1)[rollout.final_index]
             following.view(-1)[rollout.final_index] = closing(rollout.final_obs, ends)
         return following
-
-
-def _finite(numbers: np.ndarray | Tensor) -> bool:
-    if isinstance(numbers, Tensor):
-        return bool(numbers.isfinite().all())
-    return bool(np.isfinite(numbers).all())
 
 
 def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:

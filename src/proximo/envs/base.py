@@ -45,20 +45,13 @@ def by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
 class Envs(ABC):
     """N envs in step. They alone change their `EnvState`, and the rollout's rows."""
 
-    replayable: bool
-    """Seeds and actions bring an env back, so that a run resumes exactly."""
-    autoreset: bool = True
-    """`step` resets an env whose episode has ended; False: only `fresh` does."""
-    device: torch.device | None = None
-    """Device of their tensors; None: observations and actions are NumPy arrays."""
-    agents: int = 1
-    """Agents of one env: rows that begin together."""
-    names: tuple[str, ...] = ()
-    """Names of these agents, in the order of their rows."""
-    single: gym.Env[Any, Any]
-    """The first env itself, where single ones are stepped in this process."""
-    make_apart: Callable[[], Envs] | None = None
-    """Makes the env that `apart` returns."""
+    replayable: bool  # seeds and actions bring an env back, so that a run resumes exactly
+    autoreset: bool = True  # `step` resets an env whose episode has ended; False: only `fresh` does
+    device: torch.device | None = None  # of their tensors; None: they give and take NumPy arrays
+    agents: int = 1  # of one env: rows that begin together
+    names: tuple[str, ...] = ()  # of these agents, in the order of their rows
+    single: gym.Env[Any, Any]  # the first env itself, where single ones are stepped in this process
+    make_apart: Callable[[], Envs] | None = None  # makes the env that `apart` returns
     _apart: Envs | None = None
     report: Callable[[str, str], None] = staticmethod(lambda text, trace: None)
     """Called for every fault that is mended, with a text and a traceback."""
@@ -101,10 +94,7 @@ class Envs(ABC):
 
     @abstractmethod
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
-        """Step every env by the actions of row t; fill in the rest of row t, and obs[t + 1].
-
-        `state.obs` stays: `collect` sets it when the rollout has ended.
-        """
+        """Step every env by row t's actions; fill in row t and obs[t + 1], but not `state.obs`."""
 
     def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
         """Keep the actions since each env began, for `restore` to replay."""
@@ -148,10 +138,7 @@ class Envs(ABC):
         return None
 
     def apart(self) -> Envs:
-        """One env like these, for checks and evaluations. Episode k starts with seed k.
-
-        Raises `UsageError` where none can be made.
-        """
+        """One env like these, whose episode k starts with seed k. Raises `UsageError` for none."""
         if self._apart is None:
             if self.make_apart is None:
                 raise UsageError(

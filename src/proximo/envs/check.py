@@ -98,8 +98,7 @@ class RandomPlay:
         self.actions = Actions(self._space)
         self._agents = env if isinstance(env, ParallelEnv) else None
         self.watch, self._sampler = Watch(observations), Sampler(self.actions)
-        if (masks := observations.masks) is not None:
-            check_masks(masks, self._space)
+        check_masks(observations.masks, self._space)
 
     def reset(self, seed: int, where: str) -> ByAgent:
         """Rows of those who act first."""
@@ -207,10 +206,7 @@ def try_step(env: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
 
 
 def _replay(
-    env: gym.Env[Any, Any],
-    beginning: ByAgent,
-    first: list[tuple[ByAgent, Answer]],
-    clock: Clock,
+    env: gym.Env[Any, Any], beginning: ByAgent, first: list[tuple[ByAgent, Answer]], clock: Clock
 ) -> str:
     """How the first episode differs when it is played again; empty if it does not."""
     source = "self.np_random, which super().reset(seed=seed) sets"

@@ -127,10 +127,7 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
 def make_envs(
     env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None, first: int = 0
 ) -> Envs:
-    """N envs: from the configuration, a callable that makes one, or a vector env itself.
-
-    first: the number of the first single env, by which its episodes are seeded.
-    """
+    """N envs, of numbers from `first` on: from the configuration, a callable or a vector env."""
     envs = _make_envs(env, seed, source, first)
     if not isinstance(source, VectorEnv):
         envs.make_apart = lambda: in_step([make_env(env, source)])

@@ -25,10 +25,7 @@ def initialize(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """Fully connected layers, each with the activation. [..., inputs] -> [..., hidden[-1]].
-
-    Without any the inputs are the outputs.
-    """
+    """Fully connected layers, each with the activation. [..., inputs] -> [..., outputs]."""
 
     def __init__(
         self, inputs: int, hidden: tuple[int, ...], activation: str, orthogonal: bool
@@ -113,22 +110,17 @@ class Encoder(nn.Module):
         images = [Pixels(shape, net.orthogonal) for *_, shape in self._images]
         self.images = nn.ModuleList(images)
         numbers = [i for leaf in leaves if not leaf.image for i in range(leaf.begin, leaf.end)]
-        self.register_buffer("columns", torch.tensor(numbers), persistent=False)
-        self.columns: Tensor
+        self.columns = nn.Buffer(torch.tensor(numbers), persistent=False)
         width = len(numbers) + sum(image.outputs for image in images) + extra
         self.mlp = MLP(width, net.hidden, net.activation, net.orthogonal)
         self.outputs = self.mlp.outputs
 
     def forward(self, row: Tensor, extra: Tensor | None = None) -> Tensor:
-        if self._alone:
-            return self._hidden([self.images[0](row)], extra)
         parts = [row[..., self.columns]] if len(self.columns) else []
         for image, (begin, end, shape) in zip(self.images, self._images, strict=True):
-            parts.append(image(row[..., begin:end].reshape(*row.shape[:-1], *shape)))
-        return self._hidden(parts, extra)
-
-    def _hidden(self, parts: list[Tensor], extra: Tensor | None) -> Tensor:
-        hidden: Tensor = self.mlp(torch.cat([*parts, *([] if extra is None else [extra])], -1))
+            alone = row if self._alone else row[..., begin:end].reshape(*row.shape[:-1], *shape)
+            parts.append(image(alone))
+        hidden: Tensor = self.mlp(torch.cat(parts, -1), extra)
         return hidden
 
 

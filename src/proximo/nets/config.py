@@ -59,7 +59,12 @@ class NetConfig:
 
     def __post_init__(self) -> None:
         check_values("net", self)
-        self._check_module()
+        if self.module and ":" not in self.module:
+            raise UsageError(f"net.module is {self.module!r}: write module:Class")
+        if self.kwargs and not self.module:
+            raise UsageError(
+                f"net.kwargs is {self.kwargs}, but there is no net.module to be made with them"
+            )
         if self.mean == "tanh" and self.action != "clip":
             raise UsageError(
                 f"net.mean is tanh and net.action {self.action}: both bring actions within bounds, "
@@ -93,7 +98,7 @@ class NetConfig:
             (not self.orthogonal, ("policy_gain",), "net.orthogonal is off"),
             (self.trunk == "shared", ("critic_hidden",), "net.trunk is shared"),
             (not critic, ("critic_hidden", "normalize_returns"), "algorithm.critic is off"),
-            (not self._layers, ("activation",), "net.hidden is empty"),
+            (not (self.hidden or self.critic_hidden), ("activation",), "net.hidden is empty"),
         ]
         if not (self.hidden or self.module or images or self.recurrent != "none"):
             unused.append((True, ("trunk",), "there is no layer to share"))
@@ -109,16 +114,3 @@ class NetConfig:
     def of_critic(self) -> NetConfig:
         """Settings of the critic: these, with its own widths for the hidden layers."""
         return self if self.critic_hidden is None else replace(self, hidden=self.critic_hidden)
-
-    @property
-    def _layers(self) -> bool:
-        """There are hidden layers, in the policy or in the critic."""
-        return bool(self.hidden or self.critic_hidden)
-
-    def _check_module(self) -> None:
-        if self.module and ":" not in self.module:
-            raise UsageError(f"net.module is {self.module!r}: write module:Class")
-        if self.kwargs and not self.module:
-            raise UsageError(
-                f"net.kwargs is {self.kwargs}, but there is no net.module to be made with them"
-            )
