@@ -297,7 +297,8 @@ def test_health_is_one_line_that_collects_the_findings():
 
 def test_a_view_is_escaped_in_a_notebook():
     hostile = "<script>alert(1)</script>"
-    page = View(hostile, 0.5, (hostile,), ((hostile, hostile),), hostile, hostile, (hostile,))
+    readings = ((hostile, hostile),)
+    page = View(hostile, 1, 2, hostile, (hostile,), readings, hostile, hostile, (hostile,))
     assert "<script>" not in page._repr_html_()
 
 

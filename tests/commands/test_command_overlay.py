@@ -94,14 +94,12 @@ def test_an_mp4_has_it_too(here, trained):
 
 
 class Canvas:
-    """In place of a video: every second state has a frame."""
-
-    frames, due = 0, True
+    """In place of a video."""
 
     def __init__(self):
         self.written = []
 
-    def picture(self):
+    def take(self):
         return np.zeros((4, 4, 3), np.uint8)
 
     def write(self, frame):
@@ -153,7 +151,7 @@ def watched(monkeypatch, space, net=None, deterministic=True):
     player = EpisodePlayer(in_step([env]))
     overlay = Overlay(agent, player, canvas, env)
     for number in (1, 2):
-        overlay.begin(number)
+        overlay.begin()
         player.play(
             agent.policy,
             episodes=1,
@@ -265,7 +263,7 @@ def test_each_agent_of_a_parallel_env_has_its_own(monkeypatch):
     env, canvas = ParallelEnv(Leaving("rgb_array"), EnvConfig()), Canvas()
     player = EpisodePlayer(in_step([env]))
     overlay = Overlay(agent, player, canvas, env)
-    overlay.begin(1)
+    overlay.begin()
     player.play(agent.policy, episodes=1, seed=1, watch=lambda episode: overlay.watch())
     overlay.end()
     assert [[m.ret for m in moments] for moments in drawn] == [
@@ -310,7 +308,7 @@ def test_it_fits_beside_a_frame_of_any_size(size, agents):
             painter = Painter(
                 value="value estimate", labels=[str(i) for i in range(40)], meanings=[]
             )
-            painter.begin(1)
+            painter.begin()
             action = np.ones(len(marginals))
             moments = [Moment("a", -1e7, value, marginals, action)] * agents
             painter.take_in(moments)
@@ -330,7 +328,7 @@ def test_it_fits_beside_a_frame_of_any_size(size, agents):
 def test_a_curve_that_is_flat_or_not_finite_is_drawn():
     for values in ([5.0] * 300, [np.nan] * 3, [np.inf, 1.0], [1e30, -1e30], [0.0]):
         painter = Painter(value="value estimate", labels=["0"], meanings=[])
-        painter.begin(1)
+        painter.begin()
         for value in values:
             moments = [Moment("", 0.0, value, ACTIONS["two"], np.ones(1))]
             painter.take_in(moments)

@@ -66,17 +66,16 @@ class Overlay:
         self._names = player.envs.names or ("",)
         self._moments = list[Moment]()
         self._frame: np.ndarray | None = None
-        scaled = agent.config.algorithm.normalize_reward and not agent.config.net.normalize_returns
         value = "Q of the likeliest" if agent.policy.q_critic else "value estimate"
         self._painter = Painter(
-            value=f"{value}{', of scaled rewards' if scaled else ''}",
+            value=value + ", of scaled rewards" * agent.config.algorithm.normalize_reward,
             labels=_labels(agent),
             meanings=_meanings(env, agent),
         )
 
-    def begin(self, episode: int) -> None:
-        """Take the next state as the first of this episode."""
-        self._painter.begin(episode)
+    def begin(self, title: str = "") -> None:
+        """Take the next state as the first of an episode. title: the one that it has there."""
+        self._painter.begin(title)
         count = len(self._names)
         self._step, self._moments = 0, []
         self._ret = np.zeros(count)
@@ -94,8 +93,7 @@ class Overlay:
             self._step += 1
         acting = self._player.envs.acting(buffer, 0)
         self._moments = self._read(buffer.obs[0 if first else 1], acting)
-        self._frame = self._video.picture() if self._video.due else None
-        self._video.frames += 1
+        self._frame = self._video.take()
 
     def end(self) -> None:
         """Write the last state, in which nobody acts any more."""
@@ -174,8 +172,9 @@ class Painter:
         """Largest number in an action of a Box without bounds, which its axis ends at."""
         self._most_rows = 0
 
-    def begin(self, episode: int) -> None:
-        self._episode, self._values = episode, deque[float](maxlen=HISTORY)
+    def begin(self, title: str = "") -> None:
+        """Forget the curve of the last episode. title: of the one that begins."""
+        self._title, self._values = title, deque[float](maxlen=HISTORY)
 
     def take_in(self, moments: Sequence[Moment]) -> None:
         """Remember what the curve of values and the axes need, of every state."""
@@ -221,7 +220,7 @@ class Painter:
         """
         u = self._unit
         self._label(y, "return so far")
-        self._text((self._right, y), f"step {step:,}", 0.85, MUTED, anchor="ra")
+        self._text((self._right, y), f"{self._title}step {step:,}", 0.85, MUTED, anchor="ra")
         self._text((self._left, y + 1.1 * u), _number(moment.ret), 1.9, INK)
         y += 4 * u
         if moment.value is not None or self._values:
@@ -250,7 +249,7 @@ class Painter:
         """Several agents, one below the other, each as far as there is room for it."""
         u = self._unit
         self._label(y, f"{len(moments)} agents: return, value")
-        self._text((self._right, y), f"step {step:,}", 0.85, MUTED, anchor="ra")
+        self._text((self._right, y), f"{self._title}step {step:,}", 0.85, MUTED, anchor="ra")
         y += 1.5 * u
         fit = max(1, int((self._bottom - y) // (3.2 * u)))
         shown = moments if len(moments) <= fit else moments[: max(1, fit - 1)]

@@ -108,7 +108,7 @@ def _play(
         for number in range(command.episodes):
             seed = command.seed + number
             if overlay:
-                overlay.begin(number + 1)
+                overlay.begin(f"episode {number + 1}, " if command.episodes > 1 else "")
             scores = player.play(
                 agent.policy,
                 episodes=1,

@@ -129,10 +129,11 @@ class View:
     """Progress at one moment, as text: what every screen shows in its own way."""
 
     title: str
-    share: float
-    """Part of the run that is done, from 0 to 1."""
-    words: tuple[str, ...]
-    """Units so far, pace, time left."""
+    count: int
+    total: int
+    unit: str
+    pace: tuple[str, ...]
+    """Units per second and time left, once they are known."""
     metrics: tuple[tuple[str, str], ...]
     """Labels and values of the last update."""
     activity: str
@@ -141,6 +142,16 @@ class View:
     """Names of the findings so far."""
     notes: tuple[str, ...] = ()
     """Notes on the setup of the run."""
+
+    @property
+    def share(self) -> float:
+        """Part of the run that is done, from 0 to 1."""
+        return min(1.0, self.count / max(1, self.total))
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Units so far, pace, time left."""
+        return (f"{self.count:,} of {self.total:,} {self.unit}", *self.pace)
 
     @property
     def introduction(self) -> list[str]:
@@ -168,30 +179,34 @@ class View:
 
     def _body(self, width: int) -> list[Text]:
         """Labels over values, or beside them where it is narrow; the first value stands out."""
-        first = self.metrics[:1]
         if width < NARROW:
             room = max((len(label) for label, _ in self.metrics), default=0)
             return [
-                Text.assemble((f"{label:{room}}{SPACE}", "dim"), (value, _style(cell in first)))
-                for cell in self.metrics
-                for label, value in [cell]
+                Text.assemble((f"{label:{room}}{SPACE}", "dim"), (value, "" if i else "bold"))
+                for i, (label, value) in enumerate(self.metrics)
             ]
-        lines = []
+        lines = list[Text]()
         for row in _packed(self.metrics, width, lambda cell: max(map(len, cell))):
-            pairs = [(cell, max(map(len, cell))) for cell in row]
-            lines.append(Text(SPACE.join(f"{label:{n}}" for (label, _), n in pairs), "dim"))
-            values = [(f"{cell[1]:{n}}{SPACE}", _style(cell in first)) for cell, n in pairs]
-            lines.append(Text.assemble(*values))
+            room_of = [max(map(len, cell)) for cell in row]
+            labels, values = (
+                [f"{text:{n}}" for text, n in zip(texts, room_of, strict=True)]
+                for texts in zip(*row, strict=True)
+            )
+            first = "" if lines else "bold"
+            lines.append(Text(SPACE.join(labels), "dim"))
+            lines.append(Text.assemble((values[0], first), SPACE, SPACE.join(values[1:])))
         for line in lines:
             line.rstrip()
         return lines
 
     def line(self) -> str:
         """All of it in one line, for a log."""
-        count, *pace = self.words
-        named = (f"{label} {value}" for label, value in self.metrics)
-        findings = f"health {self.health}" if self.health else ""
-        return SPACE.join(filter(None, [count, *named, self.activity, *pace, findings]))
+        named = [f"{label} {value}" for label, value in self.metrics]
+        head = [f"{self.count:,}/{self.total:,} {self.unit}", *named]
+        if not named:
+            head = [self.words[0], self.activity]
+        findings = [f"health {self.health}"] if self.health else []
+        return SPACE.join([*head, *self.pace, *findings])
 
     def __repr__(self) -> str:
         """The panel as plain text, which notebooks show where they take no HTML."""
@@ -230,10 +245,6 @@ class View:
             inner = "".join(f"<div>{esc(note)}</div>" for note in self.notes)
             parts.append(f'<details style="{muted}"><summary>setup</summary>{inner}</details>')
         return f'<div style="font-size:13px;line-height:1.6">{"".join(parts)}</div>'
-
-
-def _style(first: bool) -> str:
-    return "bold" if first else ""
 
 
 def _bar(share: float, width: int, ascii_only: bool) -> Text:
@@ -513,17 +524,17 @@ class Display:
                 self._broken = True
 
     def _view(self) -> View:
-        row, pace, columns, scrolls = self._row, self._pace, self._columns, self._screen.scrolls
-        done, doing = f"{pace.count:,} of {pace.total:,} {columns.unit}", self._activity
-        if scrolls and row:
-            done, doing = f"{row[columns.key]:,}/{pace.total:,} {columns.unit}", ""
-        elif not row:
+        row, pace, columns = self._row, self._pace, self._columns
+        doing, scrolls = self._activity, self._screen.scrolls
+        if not row:
             doing = doing or ("collecting" if scrolls else columns.first)
         shown = [(label, row[key], form) for label, key, form in columns.metrics if key in row]
         return View(
             title=self._title,
-            share=min(1.0, pace.count / max(1, pace.total)),
-            words=(done, *pace.words(columns.unit)),
+            count=row[columns.key] if row and scrolls else pace.count,
+            total=pace.total,
+            unit=columns.unit,
+            pace=tuple(pace.words(columns.unit)),
             metrics=tuple(
                 (label, "-" if value is None or math.isnan(value) else format(value, form))
                 for label, value, form in shown
