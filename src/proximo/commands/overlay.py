@@ -271,7 +271,7 @@ class Painter:
         rows = list[Callable[[float], None]]()
         row = (bottom - top) / max(1, self._rows_of(moment.marginals))
         row = min(ROW * self._unit, max(CLOSE * self._unit, row))
-        fit = max(1, int((bottom - top) // row))
+        fit = max(1, int((bottom - top) / row + 0.01))
         actions = moment.action if moment.action is not None else [None] * len(moment.marginals)
         first = moment.marginals[0] if len(moment.marginals) == 1 else None
         if isinstance(first, Choice) and fit > 1:
