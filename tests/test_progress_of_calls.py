@@ -180,11 +180,17 @@ def test_what_is_no_choice_of_progress_is_refused_before_a_folder_is_made(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reader_that_goes_away_stops_no_run(monkeypatch):
+@pytest.mark.parametrize("error", [BrokenPipeError, OSError, ValueError("closed")], ids=repr)
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_reader_that_goes_away_stops_no_run(monkeypatch, error, is_terminal):
     class Gone(io.StringIO):
-        def write(self, text):
-            raise BrokenPipeError
+        def isatty(self):
+            return is_terminal
 
+        def write(self, text):
+            raise error
+
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", Gone())
     monkeypatch.setattr(Lines, "INTERVAL", 0)
     assert quick(progress=True).result["steps"] == 128

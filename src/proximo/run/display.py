@@ -483,7 +483,7 @@ class Display:
             self._draw()
         if self._row:
             self._note(self._view().line())
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             self._screen.close()
 
     def show(self, row: Mapping[str, Any]) -> None:
@@ -516,11 +516,11 @@ class Display:
             self._row = {}
 
     def _attempt(self, act: Callable[[View], None]) -> None:
-        """Where the reader has gone, or the disk is full, the rest is not shown."""
+        """Where the reader has gone, the disk is full or the stream closed, show nothing more."""
         if not self._broken:
             try:
                 act(self._view())
-            except OSError:
+            except (OSError, ValueError):  # or text that its encoding lacks
                 self._broken = True
 
     def _view(self) -> View:
