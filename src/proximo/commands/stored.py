@@ -59,11 +59,9 @@ def allow_code(
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfRun:
-    """Flags of every verb that makes the env of a stored run."""
+class OfCode:
+    """Flags that name the code of stored runs again."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
     env: Annotated[str | None, optional("ENV")] = None
     """Environment; if it is code (module:Class), repeat its name as consent to import it."""
     wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
@@ -73,15 +71,28 @@ class OfRun:
     algorithm: Annotated[str | None, optional("module:Class")] = None
     """Algorithm; likewise."""
 
-    def config(self, verb: str, arguments: Sequence[str], **more: tuple[str, ...]) -> Config:
-        """Configuration of the run, with consent to what it imports. Raises `UsageError`.
+    def allowed(
+        self, config: Config, verb: str, arguments: Sequence[str], **more: tuple[str, ...]
+    ) -> Config:
+        """The configuration, with consent to what it imports. Raises `UsageError`.
 
         more: further code that is named again.
         """
         names = ("env", "wrappers", "net", "algorithm")
         named: dict[str, Any] = {name: getattr(self, name) for name in names} | more
-        config = RunFolder.open(self.run).read_config()
         return allow_code(config, Named(**named), named, verb, arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun(OfCode):
+    """Flags of every verb that makes the env of a stored run."""
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run folder."""
+
+    def config(self, verb: str, arguments: Sequence[str], **more: tuple[str, ...]) -> Config:
+        """Configuration of the run, with consent to what it imports. Raises `UsageError`."""
+        return self.allowed(RunFolder.open(self.run).read_config(), verb, arguments, **more)
 
 
 @dataclass(frozen=True, kw_only=True)
