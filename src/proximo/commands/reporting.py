@@ -184,9 +184,7 @@ def _behave(command: Report, run: Run, config: Config) -> dict[str, Any]:
         return behaviour(agent, env, run.folder, limit)
 
 
-def _replays(
-    command: Report, run: Run, config: Config, *, few: bool
-) -> Iterator[dict[str, Any]]:
+def _replays(command: Report, run: Run, config: Config, *, few: bool) -> Iterator[dict[str, Any]]:
     """Clips of the first policy, of one in the middle and of the best. few: of the best alone."""
     from proximo.commands.playing import need_no_display
 
@@ -197,7 +195,7 @@ def _replays(
     numbered = sorted(number for number, _ in folder.numbered("update"))
     if not few and numbered:
         middle = min(numbered, key=lambda n: abs(n - numbered[-1] / 2))
-        between = [(f"update-{middle}", "Middle")] if 0 < middle else []
+        between = [(f"update-{middle}", "Middle")] if middle > 0 else []
         first = [("update-0", "First")] if numbered[0] == 0 else []
         chosen = [*first, *between, *chosen]
     for checkpoint, label in chosen:

@@ -64,7 +64,9 @@ class _Played:
     terminated: bool
 
 
-def behaviour(agent: Agent, env: gym.Env[Any, Any], folder: RunFolder, limit: int) -> dict[str, Any]:
+def behaviour(
+    agent: Agent, env: gym.Env[Any, Any], folder: RunFolder, limit: int
+) -> dict[str, Any]:
     """Sampled actions and values of seeded episodes, for a page.
 
     limit: steps after which an episode is cut off. Raises `UsageError` if the env fails.
@@ -82,8 +84,10 @@ def behaviour(agent: Agent, env: gym.Env[Any, Any], folder: RunFolder, limit: in
         scale = _reward_scale(agent, folder)
         values = [scale * value(agent, one.obs) for one in played]
         gamma = agent.config.algorithm.gamma
-        returns = [realised(one.reward, one.terminated, v, gamma)
-                   for one, v in zip(played, values, strict=True)]
+        returns = [
+            realised(one.reward, one.terminated, v, gamma)
+            for one, v in zip(played, values, strict=True)
+        ]
         found["values"] = _compared(
             np.concatenate([v[:-1] for v in values]), np.concatenate(returns)
         )
@@ -137,9 +141,7 @@ def value(agent: Agent, obs: np.ndarray) -> np.ndarray:
     return torch.cat(parts).double().cpu().numpy()
 
 
-def realised(
-    reward: np.ndarray, terminated: bool, values: np.ndarray, gamma: float
-) -> np.ndarray:
+def realised(reward: np.ndarray, terminated: bool, values: np.ndarray, gamma: float) -> np.ndarray:
     """G_t = r_t + γ G_{t+1}; after a time limit G_T = V(s_T), as in training. [T]."""
     following = 0.0 if terminated else values[-1]
     returns = np.empty(len(reward))
@@ -192,7 +194,9 @@ def _choices(space: Any, i: int) -> range:
     if isinstance(space, spaces.MultiBinary):
         return range(2)
     begin = int(np.ravel(getattr(space, "start", 0))[i])
-    count = int(np.ravel(space.nvec)[i]) if isinstance(space, spaces.MultiDiscrete) else int(space.n)
+    count = (
+        int(np.ravel(space.nvec)[i]) if isinstance(space, spaces.MultiDiscrete) else int(space.n)
+    )
     return range(begin, begin + count)
 
 

@@ -84,8 +84,9 @@ def bands(tables: Sequence[Columns], axis: str, points: int) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for key in dict.fromkeys(key for table in tables for key in table.values):
-        curves = [_present(table.axes[axis], table.values[key]) for table in tables
-                  if key in table.values]
+        curves = [
+            _present(table.axes[axis], table.values[key]) for table in tables if key in table.values
+        ]
         begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
         if len(curves) < 2 or begin > end:
             continue

@@ -24,7 +24,9 @@ Settings = dict[str, str]
 def settings_of(config: Any) -> Settings:
     """Every setting of a configuration, of control or of a language model, as text."""
     tables = to_tables(config)
-    return {f"{name}.{key}": _shown(x) for name, table in tables.items() for key, x in table.items()}
+    return {
+        f"{name}.{key}": _shown(x) for name, table in tables.items() for key, x in table.items()
+    }
 
 
 def group_runs(folders: Sequence[RunFolder], configs: Sequence[Any]) -> dict[str, list[int]]:

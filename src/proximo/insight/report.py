@@ -54,6 +54,19 @@ ENDINGS = {
     "interrupted": "interrupted",
 }
 """`stopped_by` of a result -> how the run ended."""
+TITLES = {
+    "ppo": "PPO",
+    "ppo-penalty": "PPO with a KL penalty",
+    "trpo": "TRPO",
+    "a2c": "A2C",
+    "qac": "QAC",
+    "reinforce": "REINFORCE",
+    "sft": "Fine-tuning",
+    "reward": "Reward model",
+}
+"""Names of algorithms and stages in a headline."""
+TASK = ("env.id", "lm.stage", "lm.data")
+"""What runs are about: no setting that a preset could have."""
 AUTOMATIC = {"auto", "0"}
 """Values by which a setting is chosen as the run begins."""
 
@@ -174,8 +187,9 @@ def plain(value: Any) -> Any:
 
 
 def _title(runs: Sequence[Run], labels: dict[str, list[int]]) -> str:
-    names = ", ".join(dict.fromkeys(algorithm_of(settings_of(run.config)) for run in runs))
-    return f"{names} on {runs[0].task}" if runs[0].is_control else f"{names}, language model"
+    found = dict.fromkeys(algorithm_of(settings_of(run.config)) for run in runs)
+    names = ", ".join(TITLES.get(name, name) for name in found)
+    return f"{names} on {runs[0].task}" if runs[0].is_control else f"{names} of a language model"
 
 
 def _threshold(runs: Sequence[Run]) -> float | None:
@@ -315,12 +329,12 @@ def _settings(runs: Sequence[Run], groups: Sequence[Sequence[int]]) -> Document:
         before = [settings.get(name) for _, settings in references]
         chosen = name in OF_A_RUN and name not in LENGTHS
         changed = [
-            x is not None and x != value and not (x in AUTOMATIC or chosen)
+            x is not None and x != value and not (x in AUTOMATIC or chosen or name in TASK)
             for value, x in zip(values, before, strict=True)
         ]
         differs = any(changed) or (len(set(values)) > 1 and not chosen)
-        rows.append({"name": name, "values": values, "preset": before, "changed": changed,
-                     "differs": differs})  # fmt: skip
+        about = {"name": name, "values": values, "preset": before}
+        rows.append({**about, "changed": changed, "differs": differs})
     return {"references": [name for name, _ in references], "rows": rows}
 
 
@@ -340,20 +354,19 @@ def _reference(run: Run) -> tuple[str, dict[str, str]]:
 def _time(run: Run) -> Document:
     """Where the time of a run went, as far as it was measured."""
     profile = run.result.get("profile")
-    phases = profile.get("phases") if isinstance(profile, dict) else None
+    profile = profile if isinstance(profile, dict) else {}
+    phases = profile.get("phases")
     parts = []
     for name, words in PHASES.items() if isinstance(phases, dict) else ():
-        phase = phases.get(name)
-        share = _number(phase.get("share")) if isinstance(phase, dict) else None
-        if share is not None:
+        phase = phases[name] if isinstance(phases.get(name), dict) else {}
+        if (share := _number(phase.get("share"))) is not None:
             micro = _number(phase.get("microseconds_per_step"))
             parts.append({"name": name, "words": words, "share": share, "microseconds": micro})
-    speed = f"{run.counter}_per_second"
     seconds = run.table.axes["seconds"]
     count = run.table.axes[run.counter]
     mean = float(count[-1] / seconds[-1]) if len(seconds) and seconds[-1] > 0 else None
-    ceiling = _number(profile.get("ceiling")) if isinstance(profile, dict) else None
-    return {"phases": parts, "speed": mean, "last_speed": run.last(speed), "ceiling": ceiling}
+    ceiling = _number(profile.get("ceiling"))
+    return {"phases": parts, "speed": mean, "ceiling": ceiling}
 
 
 def _samples(run: Run) -> list[Document]:
@@ -390,8 +403,7 @@ def _sample(line: bytes) -> Document | None:
     if type(update) is not int:
         return None
     texts = {name: _text(row.get(name)) for name in ("prompt", "completion")}
-    return {"update": update, **texts, "score": _number(row.get("score")),
-            "kl": _number(row.get("kl"))}  # fmt: skip
+    return {"update": update, **texts, **{k: _number(row.get(k)) for k in ("score", "kl")}}
 
 
 def _text(value: Any) -> str:

@@ -39,6 +39,7 @@
   const percent = (x) => (there(x) ? `${(100 * x).toFixed(x > 0 && x < 0.0995 ? 1 : 0)}%` : "–");
   function score(x) {
     if (!there(x)) return "–";
+    if (Number.isInteger(x)) return minus(whole(x));
     return minus(Math.abs(x) >= 1000 ? whole(x) : Math.abs(x) >= 10 ? x.toFixed(1) : x.toFixed(3));
   }
   function duration(seconds) {
@@ -149,12 +150,12 @@
   /** Options that all charts share. */
   function options(width, height, parts, extra) {
     return {
-      width, height, ...parts, legend: { show: false }, padding: [8, 8, 0, 0],
+      width, height, ...parts, legend: { show: false }, padding: [10, 18, 0, 0],
       scales: { x: { time: false }, y: { range: (u, low, high) => padded(low, high) } },
       axes: [
         { ...axisStyle(28, (u, splits) => splits.map((x) => (view.axis === "seconds" ? clock(x) : tick(x)))), space: 64,
           grid: { show: false } },
-        { ...axisStyle(46, (u, splits) => splits.map(tick)), space: 32 },
+        { ...axisStyle(46, (u, splits) => splits.map(tick)), space: 28 },
       ],
       ...extra,
     };
@@ -181,7 +182,7 @@
     const holder = h("div.plot", { tabindex: "0", role: "img" });
     const legend = h("ul.legend", {});
     const unit = h("span.unit", {}, reading.unit || "");
-    const element = h(first ? "figure.chart.first" : "figure.chart", { "data-key": key },
+    const element = h(`figure.chart${first ? ".first" : ""}${alone() ? ".alone" : ""}`, { "data-key": key },
       h("figcaption", {}, reading.title, unit), h("p.meaning", {}, meaning(key, reading)), legend, holder);
     const self = { element, holder, height, synced: true, key };
     const draw = () => {
@@ -243,8 +244,8 @@
         h("span.name", {}, group.label), h("b", {}, ""));
     }).filter(Boolean));
     if (there(threshold))
-      legend.append(h("li", {}, h("span.key.dash.c6", { "aria-hidden": "true" }), h("span.name", {}, "success"), h("b", {}, number(threshold))));
-    legend.append(h("li.at", {}));
+      legend.append(h("li.goal", {}, h("span.key.dash.c6", { "aria-hidden": "true" }), h("span.name", {}, "success"), h("b", {}, number(threshold))));
+    legend.prepend(h("li.at", {}));
   }
 
   function hovered(u, legend) {
@@ -412,7 +413,7 @@
       if (!tables.length) return;
       legend.replaceChildren(...(alone() ? [] : data.groups.map((group, g) => h("li", {}, h(`span.key.c${g % COLORS}`, {}), h("span.name", {}, group.label)))));
       const parts = options(widthOf(holder), SIDE_HEIGHT + 24, { series }, { cursor: { y: true, drag: { x: false, y: false } } });
-      parts.axes[0] = { ...axisStyle(44, (u, splits) => splits.map(tick)), label: "KL to the reference, nats", labelSize: 16, labelFont: `12px ${css("--sans")}` };
+      parts.axes[0] = { ...axisStyle(28, (u, splits) => splits.map(tick)), space: 56, label: "KL to the reference, nats", labelSize: 18, labelFont: `12px ${css("--sans")}` };
       parts.axes[1] = { ...axisStyle(52, (u, splits) => splits.map(tick)), label: "score", labelSize: 14, labelFont: `12px ${css("--sans")}` };
       parts.scales.x.range = (u, low, high) => padded(low, high);
       self.plot = new uPlot(parts, distinct(tables), holder);
@@ -441,14 +442,25 @@
   }
   const group_of = (run) => data.groups.findIndex((g) => g.runs.includes(run));
   function replay(one) {
-    const words = `${one.label}: return ${score(one.return)} in ${many(one.steps, "step")}`;
-    const media = one.mime.startsWith("video/")
-      ? h("video", { controls: true, loop: true, playsinline: true, preload: "auto", "aria-label": words })
-      : h("img", { alt: words });
-    if (media.tagName === "VIDEO") media.muted = true;
-    media.src = `data:${one.mime};base64,${one.data}`;
-    return h("figure", {}, media, h("figcaption", {}, h("b", {}, one.label),
-      h("span", {}, `Return ${score(one.return)} in ${many(one.steps, "step")}${one.cut ? ", cut off" : ""}; update ${whole(one.update)}`)));
+    const words = `${one.label} policy: return ${score(one.return)} in ${many(one.steps, "step")}`;
+    const caption = h("figcaption", {}, h("span.what", {}, h("b", {}, one.label),
+      h("small", {}, `Return ${score(one.return)} in ${many(one.steps, "step")}${one.cut ? ", cut off" : ""}; update ${whole(one.update)}`)));
+    const source = `data:${one.mime};base64,${one.data}`;
+    if (!one.mime.startsWith("video/")) {
+      const image = h("img", { alt: words });
+      image.src = source;
+      return h("figure", {}, image, caption);
+    }
+    const video = h("video", { loop: true, playsinline: true, preload: "auto", "aria-label": words });
+    const button = h("button", { type: "button", "aria-label": `Play the ${one.label.toLowerCase()} policy` }, "Play");
+    const toggle = () => (video.paused ? video.play() : video.pause());
+    video.muted = true;
+    video.src = source;
+    for (const name of ["play", "pause"]) video.addEventListener(name, () => (button.textContent = video.paused ? "Play" : "Pause"));
+    video.addEventListener("click", toggle);
+    button.addEventListener("click", toggle);
+    caption.append(button);
+    return h("figure", {}, video, caption);
   }
 
   function behaviourSection() {
@@ -493,9 +505,15 @@
     charts.push(self);
     return element;
   }
+  /** One range for values and returns: what differs little from the other looks so. */
+  function shared(all) {
+    const [low, high] = [Math.min(...all), Math.max(...all)], middle = (low + high) / 2;
+    const half = Math.max(0.55 * (high - low), 0.05 * Math.abs(middle), 1e-6);
+    return [middle - half, middle + half];
+  }
   function scatter(values, group) {
     const holder = h("div.plot", { role: "img", "aria-label": "Realised return over the value, a point per step" });
-    const said = `The closer to the line, the better the critic: it explains ${percent(values.explained)} of the variance of the returns, and is ${number(Math.abs(values.bias))} too ${values.bias < 0 ? "low" : "high"} on average.`;
+    const said = `The closer to the line, the better the critic: it explains ${values.explained > 0 ? percent(values.explained) : "none"} of the variance of the returns, and is ${number(Math.abs(values.bias))} too ${values.bias < 0 ? "low" : "high"} on average.`;
     const element = h("figure.chart", { "data-key": "values" }, h("figcaption", {}, "Value against realised return"), h("p.meaning", {}, said), holder);
     const self = { element, holder };
     self.draw = () => {
@@ -505,8 +523,9 @@
         { paths: () => null, stroke: fill, points: { show: true, size: 4, fill, stroke: "transparent", width: 0 } },
         { stroke: () => css("--muted"), width: 1, dash: [4, 4], points: { show: false } },
       ] }, { cursor: { show: false } });
-      parts.scales.x.range = (u, low, high) => padded(low, high);
-      parts.axes[0] = { ...axisStyle(42, (u, splits) => splits.map(tick)), space: 48, label: "value V(s)", labelSize: 15, labelFont: `12px ${css("--sans")}` };
+      const both = shared([...values.value, ...values.return].filter(there));
+      parts.scales = { x: { time: false, range: () => both }, y: { range: () => both } };
+      parts.axes[0] = { ...axisStyle(28, (u, splits) => splits.map(tick)), space: 48, label: "value V(s)", labelSize: 18, labelFont: `12px ${css("--sans")}` };
       parts.axes[1] = { ...axisStyle(50, (u, splits) => splits.map(tick)), label: "discounted return", labelSize: 14, labelFont: `12px ${css("--sans")}` };
       self.plot = new uPlot(parts, [values.value, values.return, values.value], holder);
     };
@@ -563,10 +582,10 @@
 
   function settingsSection() {
     const { rows, references } = data.settings, differ = rows.filter((row) => row.differs);
-    const head = ["Setting", ...data.groups.map((group, g) => h("span", {}, data.groups.length > 1 && chip(g), group.label, " ", h("small", {}, references[g] ? `(${references[g]})` : "")))];
+    const head = () => ["Setting", ...data.groups.map((group, g) => h("span", {}, data.groups.length > 1 && chip(g), group.label, " ", h("small", {}, references[g] ? `(${references[g]})` : "")))];
     const cells = (row) => h("tr", {}, h("th", { scope: "row" }, h("code", {}, row.name)), row.values.map((x, g) =>
       h(row.changed[g] ? "td.changed" : "td", {}, x === "" ? "–" : x, row.changed[g] && h("small", {}, `${references[g]}: ${row.preset[g]}`))));
-    const listed = (some) => scrolled(h("table", {}, h("thead", {}, h("tr", {}, head.map((x) => h("th", { scope: "col" }, x)))), h("tbody", {}, some.map(cells))));
+    const listed = (some) => scrolled(h("table", {}, h("thead", {}, h("tr", {}, head().map((x) => h("th", { scope: "col" }, x)))), h("tbody", {}, some.map(cells))));
     const compared = [...new Set(references.filter(Boolean))].join(", ") || "the defaults";
     return [
       differ.length ? listed(differ) : h("p.note", {}, `All settings are those of ${compared}${data.groups.length > 1 ? " and of each other" : ""}.`),
