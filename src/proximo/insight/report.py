@@ -254,13 +254,16 @@ def _number(value: Any) -> float | None:
     return float(value) if type(value) in (int, float) and math.isfinite(value) else None
 
 
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def _versions(folder: RunFolder) -> dict[str, str]:
     try:
         found = json.loads(disk.read(folder.path / "versions.json", LONGEST_VERSIONS))
     except (OSError, ValueError, RecursionError):
         return {}
-    pairs = found.items() if isinstance(found, dict) else ()
-    return {str(name)[:80]: str(x)[:200] for name, x in pairs if x is not None}
+    return {str(name)[:80]: str(x)[:200] for name, x in _dict(found).items() if x is not None}
 
 
 def _log(folder: RunFolder) -> tuple[list[str], bool]:
@@ -353,12 +356,11 @@ def _reference(run: Run) -> tuple[str, dict[str, str]]:
 
 def _time(run: Run) -> Document:
     """Where the time of a run went, as far as it was measured."""
-    profile = run.result.get("profile")
-    profile = profile if isinstance(profile, dict) else {}
-    phases = profile.get("phases")
+    profile = _dict(run.result.get("profile"))
+    phases = _dict(profile.get("phases"))
     parts = []
-    for name, words in PHASES.items() if isinstance(phases, dict) else ():
-        phase = phases[name] if isinstance(phases.get(name), dict) else {}
+    for name, words in PHASES.items():
+        phase = _dict(phases.get(name))
         if (share := _number(phase.get("share"))) is not None:
             micro = _number(phase.get("microseconds_per_step"))
             parts.append({"name": name, "words": words, "share": share, "microseconds": micro})
