@@ -123,6 +123,8 @@ def played(
     command: Report, arguments: Sequence[str], runs: Sequence[Run], groups: Sequence[Any]
 ) -> dict[str, Any]:
     """Replays and behaviour of the best run of each group, with notes on what is left out."""
+    from proximo.insight.behaviour import STEPS
+
     parts: dict[str, Any] = {
         name: [] for name in ("replays", "replay_notes", "behaviour", "behaviour_notes")
     }
@@ -135,7 +137,8 @@ def played(
         run = runs[number]
         with _noted(parts["behaviour_notes"], "behaviour"):
             config = command.allowed(run.config, "report", arguments)
-            parts["behaviour"].append({"run": number, **_behave(command, run, config)})
+            share = STEPS // min(len(groups), MOST_PLAYED)
+            parts["behaviour"].append({"run": number, **_behave(command, run, config, share)})
         with _noted(parts["replay_notes"], "replays"):
             config = command.allowed(run.config, "report", arguments)
             for clip in _replays(command, run, config, few=len(groups) > 1):
@@ -169,8 +172,8 @@ def _agent(command: Report, run: Run, checkpoint: str) -> Agent:
     return agent
 
 
-def _behave(command: Report, run: Run, config: Config) -> dict[str, Any]:
-    """Behaviour of the last policy."""
+def _behave(command: Report, run: Run, config: Config, steps: int) -> dict[str, Any]:
+    """Behaviour of the last policy in so many steps."""
     from proximo.agent import check_spaces
     from proximo.envs.make import make_env
     from proximo.evaluation import step_limit
@@ -181,7 +184,7 @@ def _behave(command: Report, run: Run, config: Config) -> dict[str, Any]:
     with closing(env):
         check_spaces(env, agent)
         limit = step_limit(config.env, config.run.eval_max_episode_steps)
-        return behaviour(agent, env, run.folder, limit)
+        return behaviour(agent, env, run.folder, limit=limit, steps=steps)
 
 
 def _replays(command: Report, run: Run, config: Config, *, few: bool) -> Iterator[dict[str, Any]]:

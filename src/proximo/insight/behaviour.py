@@ -17,15 +17,15 @@ from proximo.envs.make import in_step
 from proximo.envs.parallel_env import ParallelEnv
 from proximo.errors import UsageError
 from proximo.evaluation import EpisodePlayer, EpisodePolicy
-from proximo.insight.curves import Numbers, numbers
+from proximo.insight.thinning import Numbers, numbers
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import EVALUATION_SEED
 from proximo.run.folder import RunFolder
 from proximo.types import Segments
 
 EPISODES = 10
-STEPS = 10_000
-"""Steps of all episodes together, after which no further one begins and the last is cut off."""
+STEPS = 6_000
+"""Steps of all episodes of a report, after which no further one begins and the last is cut off."""
 DOTS = 1_500
 """Points of a scatter plot."""
 BINS = 40
@@ -65,15 +65,16 @@ class _Played:
 
 
 def behaviour(
-    agent: Agent, env: gym.Env[Any, Any], folder: RunFolder, limit: int
+    agent: Agent, env: gym.Env[Any, Any], folder: RunFolder, *, limit: int, steps: int
 ) -> dict[str, Any]:
     """Sampled actions and values of seeded episodes, for a page.
 
-    limit: steps after which an episode is cut off. Raises `UsageError` if the env fails.
+    limit: steps after which an episode is cut off. steps: of all of them together. Raises
+    `UsageError` if the env fails.
     """
     if isinstance(env, ParallelEnv):
         raise UsageError("agents that share a policy are not played here: see proximo play")
-    played = list(_episodes(agent, env, limit))
+    played = list(_episodes(agent, env, limit, steps))
     found: dict[str, Any] = {
         "episodes": len(played),
         "steps": sum(len(one.reward) for one in played),
@@ -94,9 +95,9 @@ def behaviour(
     return found
 
 
-def _episodes(agent: Agent, env: gym.Env[Any, Any], limit: int) -> Iterator[_Played]:
+def _episodes(agent: Agent, env: gym.Env[Any, Any], limit: int, steps: int) -> Iterator[_Played]:
     """Seeded episodes with actions sampled from the policy, as it acts in training."""
-    seen, left = agent.policy.observations, STEPS
+    seen, left = agent.policy.observations, steps
     recorder = _Recorder(env)
     player = EpisodePlayer(in_step([recorder]))
     for number in range(EPISODES):

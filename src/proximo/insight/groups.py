@@ -69,4 +69,6 @@ def _telling(config: Any) -> Settings:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_shown, value))}]"
     return "none" if value is None else str(value)

@@ -18,10 +18,10 @@ import orjson
 import proximo
 from proximo import disk
 from proximo.errors import UsageError, printable
-from proximo.insight.curves import POINTS, SEED_POINTS, Columns, bands, columns, numbers, thinned
 from proximo.insight.groups import LENGTHS, OF_A_RUN, algorithm_of, group_runs, settings_of
 from proximo.insight.readings import AXES, OWN, SECTIONS, describe
 from proximo.insight.statistics import summary
+from proximo.insight.thinning import POINTS, SEED_POINTS, Columns, bands, columns, numbers, thinned
 from proximo.language.config import read_stage
 from proximo.run.config import Config, UnimportedAlgorithm, from_tables, success_threshold
 from proximo.run.folder import MOST_ROWS, RunFolder
@@ -146,7 +146,7 @@ def document(runs: Sequence[Run]) -> Document:
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "proximo": proximo.__version__,
         "counter": runs[0].counter,
-        "axes": [{"key": k, "label": AXES[k]} for k in (runs[0].counter, "seconds", "update")],
+        "axes": [{"key": key, "label": AXES[key]} for key in _axes(runs[0])],
         "score": meaning,
         "lower_is_better": measure == "loss",
         "threshold": _threshold(runs),
@@ -197,6 +197,11 @@ def _threshold(runs: Sequence[Run]) -> float | None:
         return None
     found = {success_threshold(run.config) for run in runs}
     return found.pop() if len(found) == 1 else None
+
+
+def _axes(run: Run) -> tuple[str, ...]:
+    """Keys of the axes, the first of which is shown at first."""
+    return ("steps", "seconds", "update") if run.is_control else ("update", "tokens", "seconds")
 
 
 def _measure(runs: Sequence[Run]) -> tuple[str, str]:
@@ -285,7 +290,9 @@ def _main(runs: Sequence[Run]) -> tuple[str, ...]:
     """Keys of the learning curves, the first of which is the largest."""
     if runs[0].is_control:
         return "return_mean", "evaluation", "success_rate"
-    return "score", "held_out_score", "reward", "loss", "accuracy"
+    if runs[0].config.lm.stage == "ppo":
+        return "score", "held_out_score", "reward"
+    return "loss", "accuracy"
 
 
 def _readings(runs: Sequence[Run]) -> dict[str, Document]:
@@ -362,12 +369,12 @@ def _time(run: Run) -> Document:
     for name, words in PHASES.items():
         phase = _dict(phases.get(name))
         if (share := _number(phase.get("share"))) is not None:
-            micro = _number(phase.get("microseconds_per_step"))
+            micro = _number(phase.get("microseconds_per_step")) if run.is_control else None
             parts.append({"name": name, "words": words, "share": share, "microseconds": micro})
     seconds = run.table.axes["seconds"]
     count = run.table.axes[run.counter]
     mean = float(count[-1] / seconds[-1]) if len(seconds) and seconds[-1] > 0 else None
-    ceiling = _number(profile.get("ceiling"))
+    ceiling = _number(profile.get("ceiling")) if run.is_control else None
     return {"phases": parts, "speed": mean, "ceiling": ceiling}
 
 

@@ -216,7 +216,13 @@
     charts.push(self);
     return element;
   }
-  const widthOf = (holder) => Math.max(160, Math.floor(holder.clientWidth || holder.parentNode.clientWidth || 320));
+  // Of A4 with the margins of the style sheet, in CSS pixels: before printing nothing can measure it.
+  const PAPER = { first: 674, column: 314 };
+  let printing = false;
+  function widthOf(holder) {
+    if (printing) return holder.closest(".first") ? PAPER.first : PAPER.column;
+    return Math.max(160, Math.floor(holder.clientWidth || holder.parentNode.clientWidth || 320));
+  }
 
   function meaning(key, reading) {
     const range = reading.healthy ? ` Usual range: ${reading.healthy[0]} to ${reading.healthy[1]}.` : "";
@@ -318,7 +324,7 @@
     const interval = (g) => (there(g.iqm_low) ? `${score(g.iqm)} [${score(g.iqm_low)}, ${score(g.iqm_high)}]` : "–");
     const rows = data.groups.map((group, g) => {
       const runs = group.runs.map((r) => data.runs[r]), of = (key) => runs.map((r) => r[key]);
-      return [h("span", {}, chip(g), group.label), String(runs.length), scored(group), interval(group), whole(Math.max(...of("count"))),
+      return [h("span.whole", {}, chip(g), group.label), String(runs.length), scored(group), interval(group), whole(Math.max(...of("count"))),
               duration(median(of("seconds"))), [...new Set(runs.map(ending))].join("; ")];
     });
     const head = ["Group", "Runs", "Score", "IQM", sentence(data.counter), "Time", "Ended"];
@@ -335,8 +341,8 @@
     const entry = (term, value, small, big) => h(big ? "div.big" : "div", {}, h("dt", {}, term), h("dd", {}, value, small && h("small", {}, small)));
     return h("dl.stats", {},
       entry("Score", score(run.score), data.score, true),
-      there(run.best) && entry("Best", score(run.best), "by which the best policy is kept"),
-      entry(sentence(data.axes[0].label), whole(run.count), `${many(run.updates, "update")}${share && share < 1 ? `, ${percent(share)} of the run` : ""}`),
+      there(run.best) && entry("Best", score(run.best), "highest of the run"),
+      entry(sentence(data.axes.find((a) => a.key === data.counter).label), whole(run.count), `${many(run.updates, "update")}${share && share < 1 ? `, ${percent(share)} of the run` : ""}`),
       entry("Time", duration(run.seconds), run.seconds > 0 && `${whole(run.count / run.seconds)} ${data.counter} a second`),
       entry("Ended", sentence(ending(run)), `seed ${run.seed}`));
   }
@@ -430,21 +436,15 @@
   }
 
   function replaysSection() {
-    const replays = data.replays || [];
-    const groups = [...new Set(replays.map((r) => r.run))];
-    return [
-      ...groups.map((run) => [
-        data.groups.length > 1 && h("h3", {}, chip(group_of(run)), `${data.groups[group_of(run)].label}, ${data.runs[run].name}`),
-        h("div.replays", {}, replays.filter((r) => r.run === run).map(replay)),
-      ]).flat(),
-      ...(data.replay_notes || []).map((text) => h("p.note", {}, text)),
-    ];
+    const replays = data.replays || [], notes = data.replay_notes || [];
+    return [replays.length ? h("div.replays", {}, replays.map(replay)) : null, ...notes.map((text) => h("p.note", {}, text))];
   }
   const group_of = (run) => data.groups.findIndex((g) => g.runs.includes(run));
   function replay(one) {
     const words = `${one.label} policy: return ${score(one.return)} in ${many(one.steps, "step")}`;
-    const caption = h("figcaption", {}, h("span.what", {}, h("b", {}, one.label),
-      h("small", {}, `Return ${score(one.return)} in ${many(one.steps, "step")}${one.cut ? ", cut off" : ""}; update ${whole(one.update)}`)));
+    const of = data.groups.length > 1 && `${data.groups[group_of(one.run)].label}, ${data.runs[one.run].name}`;
+    const caption = h("figcaption", {}, h("span", {}, of && chip(group_of(one.run)), h("b", {}, of || one.label),
+      h("small", {}, of ? `${one.label}: return` : "Return", ` ${score(one.return)} in ${many(one.steps, "step")}${one.cut ? ", cut off" : ""}; update ${whole(one.update)}`)));
     const source = `data:${one.mime};base64,${one.data}`;
     if (!one.mime.startsWith("video/")) {
       const image = h("img", { alt: words });
@@ -679,9 +679,10 @@
   addEventListener("beforeprint", () => {
     folded_ = [...document.querySelectorAll("details:not([open])")].filter((d) => d.id !== "all-settings");
     folded_.forEach((d) => (d.open = true));
+    printing = true;
     paint("light");
   });
-  addEventListener("afterprint", () => { folded_.forEach((d) => (d.open = false)); paint(theme); });
+  addEventListener("afterprint", () => { printing = false; folded_.forEach((d) => (d.open = false)); paint(theme); });
   render();
 
   // ---- A run that is still training ---------------------------------------------------------

@@ -15,6 +15,8 @@ POINTS = 400
 """Points of a curve: more rows become means of as many buckets."""
 SEED_POINTS = 250
 """Points of a curve that stands among others."""
+MOST_KEYS = 200
+"""Keys of a run that are read: those of the first rows."""
 Numbers = list[float | None]
 """Values for JSON, None where there is none."""
 
@@ -38,7 +40,8 @@ def columns(rows: Sequence[Row], counter: str) -> Columns:
     names = (counter, "seconds", "update")
     axes = {name: np.array([row[name] for row in whole], float) for name in names}
     axes = {name: np.maximum.accumulate(x) if len(x) else x for name, x in axes.items()}
-    keys = dict.fromkeys(key for row in whole for key in row if key not in axes)
+    every = dict.fromkeys(key for row in whole for key in row if key not in axes)
+    keys = list(every)[:MOST_KEYS]
     found = {key: np.array([_or_nan(row.get(key)) for row in whole], float) for key in keys}
     return Columns(axes, {key: x for key, x in found.items() if np.isfinite(x).any()})
 
