@@ -16,6 +16,8 @@ from proximo.errors import UsageError, printable
 from proximo.insight.live import LiveReport
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+READING = "Canvas2D: Multiple readback operations"
+"""What Chromium says of a test that reads a canvas twice."""
 OF_COLOR = """(canvas, [r, g, b]) => {
     const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
     let count = 0;
@@ -54,7 +56,7 @@ def visit(browser):
         context = browser.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: said.append(message.text))
+        page.on("console", lambda message: said.append(message.text))  # warnings too
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
         url = place if isinstance(place, str) else place.absolute().as_uri()
@@ -65,7 +67,7 @@ def visit(browser):
     yield go
     for context in contexts:
         context.close()
-    assert said == []
+    assert [text for text in said if not text.startswith(READING)] == []
     allowed = ("file://", "data:", "http://127.0.0.1:")
     assert [url for url in asked if not url.startswith(allowed)] == []
 

@@ -96,25 +96,24 @@
 
   /** Tables of uPlot and their series. */
   function plotted(key, threshold) {
-    const tables = [], series = [{}], bands = [];
-    for (const line of lines(key)) {
-      const columns = [line.x];
-      if (line.low) {
-        const at = series.length;
-        columns.push(line.low, line.high);
-        // With few seeds an interval is wider than all that was seen: it does not set the scale.
-        const auto = !(line.seeds < 4);
-        for (let i = 0; i < 2; i++) series.push({ auto, stroke: "transparent", width: 0, points: { show: false }, role: "band" });
-        bands.push({ series: [at + 1, at], fill: () => alpha(color(line.group), 0.17) });
-      }
-      columns.push(line.y);
+    const tables = [], series = [{}], bands = [], found = lines(key);
+    // All bands lie below all lines, and the lines of seeds below those of their means.
+    for (const line of found.filter((l) => l.low)) {
+      const at = series.length;
+      tables.push([line.x, line.low, line.high]);
+      // With few seeds an interval is wider than all that was seen: it does not set the scale.
+      const auto = !(line.seeds < 4);
+      for (let i = 0; i < 2; i++) series.push({ auto, stroke: "transparent", width: 0, points: { show: false }, role: "band" });
+      bands.push({ series: [at + 1, at], fill: () => alpha(color(line.group), 0.17) });
+    }
+    for (const line of [...found.filter((l) => l.thin), ...found.filter((l) => !l.thin)]) {
       const few = line.y.filter(there).length < 40;
+      tables.push([line.x, line.y]);
       series.push({
         stroke: () => (line.thin ? alpha(color(line.group), 0.38) : color(line.group)),
         width: line.thin ? 1 : 2, dash: dash(line.group), role: line.thin ? "seed" : "line", group: line.group,
         points: { show: few && !line.thin, size: 5, fill: () => color(line.group), stroke: () => color(line.group) },
       });
-      tables.push(columns);
     }
     if (there(threshold) && tables.length) {
       const begin = Math.min(...tables.map((t) => t[0][0])), end = Math.max(...tables.map((t) => t[0][t[0].length - 1]));
