@@ -1,10 +1,13 @@
 """The report of runs: what it gathers, what it leaves out, where it is written."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from gymnasium import spaces
 
 from commands.command_line import proximo, refusal, rows, succeeded, train, train_in
+from insight.hostile_run import HOSTILE, OLD, hostile
 from proximo import UsageError, load
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import make_env
@@ -24,8 +28,6 @@ from proximo.insight.statistics import half_width
 from proximo.insight.thinning import bands, columns, thinned
 from proximo.run.folder import RunFolder
 from proximo.run.health import Finding
-
-OLD = Path(__file__).parents[1] / "faults/fixtures/version-0.2-dev"
 
 
 def table(count, **readings):
@@ -289,8 +291,6 @@ def test_without_metrics_there_is_nothing_to_report(here, trained):
 def test_code_that_a_folder_names_is_imported_only_when_named_again(here, own_env):
     succeeded(train_in(own_env, "--run-dir", "r", "--quiet"))
     (here / "imported").unlink()
-    import sys
-
     del sys.modules["own_env"]
     said = succeeded(proximo("report", "r")).out
     assert not (here / "imported").exists()
@@ -353,24 +353,6 @@ def test_flags_that_have_no_meaning_are_refused(trained, words, said):
 # ---- Text of somebody else's ----------------------------------------------------------------
 
 
-HOSTILE = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>\u202e\x1b[2K"
-
-
-def hostile(trained, place):
-    """A run folder in which every text is an attack; returns it."""
-    run = place / "r<img src=x onerror=window.ran=1>"
-    shutil.copytree(trained, run)
-    lines = [{**row, HOSTILE: row["update"]} for row in rows(trained)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    result = json.loads((run / "result.json").read_text())
-    result |= {"stopped_by": HOSTILE, "warnings": [HOSTILE, 10**400, {"a": "\ud800"}]}
-    result |= {"evaluation": 1e999, "profile": {"phases": {"env": {"share": HOSTILE}, "act": 3}}}
-    (run / "result.json").write_text(json.dumps(result))
-    (run / "versions.json").write_text(json.dumps({HOSTILE: HOSTILE, "torch": 10**30}))
-    (run / "log").write_text(f"{HOSTILE}\n" * 1000)
-    return run
-
-
 def test_text_of_a_folder_stays_text(here, trained):
     run = hostile(trained, here)
     succeeded(proximo("report", run, "--no-play", "--out", "page.html"))
@@ -410,8 +392,6 @@ def test_plain_text_and_numbers():
 @pytest.mark.parametrize("name", ["log", "samples.jsonl", "versions.json", "result.json"])
 @pytest.mark.parametrize("trick", ["pipe", "folder", "endless"])
 def test_files_that_are_none_are_left_out(here, trained, name, trick):
-    import os
-
     shutil.copytree(trained, "r")
     place = here / "r" / name
     place.unlink(missing_ok=True)
@@ -429,3 +409,12 @@ def test_a_folder_that_is_no_run_is_refused(here):
     assert "is no run folder" in refusal(proximo("report", "empty"))
     with pytest.raises(UsageError, match="no run folder"):
         read_runs(["empty"])
+
+
+def test_the_code_of_others_in_the_page_is_what_its_authors_published():
+    place, root = Path(report.__file__).parent / "page", Path(__file__).parents[2]
+    said = (root / "SECURITY.md").read_text(encoding="utf-8")
+    for name in ("uPlot.iife.min.js", "uPlot.min.css"):
+        assert hashlib.sha256((place / name).read_bytes()).hexdigest() in said
+    assert "uPlot (v1.6.32)" in (place / "uPlot.iife.min.js").read_text()[:100]
+    assert "MIT License" in (place / "uPlot.LICENSE").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from commands.command_line import proximo, refusal, rows, succeeded, train, wait_for
-from insight.test_report import HOSTILE, OLD, hostile
+from insight.hostile_run import HOSTILE, OLD, hostile
 from proximo.errors import UsageError, printable
 from proximo.insight.live import LiveReport
 

@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
                 "while it trains: --live"
             )
     found = document(runs)
-    found |= played(command, arguments, runs, found["groups"]) if command.play else {}
+    found |= played(command, arguments, runs, found) if command.play else {}
     data = page(found)
     with disk.writable(out):
         disk.replace(out, data)
@@ -120,7 +120,7 @@ def _serve(command: Report) -> int:
 
 
 def played(
-    command: Report, arguments: Sequence[str], runs: Sequence[Run], groups: Sequence[Any]
+    command: Report, arguments: Sequence[str], runs: Sequence[Run], found: dict[str, Any]
 ) -> dict[str, Any]:
     """Replays and behaviour of the best run of each group, with notes on what is left out."""
     from proximo.insight.behaviour import STEPS
@@ -130,10 +130,12 @@ def played(
     }
     if not runs[0].is_control:
         return parts
+    groups, scores = found["groups"], [run["score"] for run in found["runs"]]
     if len(groups) > MOST_PLAYED:
         parts["behaviour_notes"].append(f"Played are the first {MOST_PLAYED} groups.")
     for group in groups[:MOST_PLAYED]:
-        number = max(group["runs"], key=lambda i: _order(runs[i]))
+        scored = [i for i in group["runs"] if scores[i] is not None]
+        number = max(scored or group["runs"][:1], key=lambda i: scores[i])
         run = runs[number]
         with _noted(parts["behaviour_notes"], "behaviour"):
             config = command.allowed(run.config, "report", arguments)
@@ -144,12 +146,6 @@ def played(
             for clip in _replays(command, run, config, few=len(groups) > 1):
                 parts["replays"].append({"run": number, **clip})
     return parts
-
-
-def _order(run: Run) -> float:
-    score = run.result.get("evaluation")
-    score = score if isinstance(score, int | float) else run.last("return_mean")
-    return float("-inf") if score is None else float(score)
 
 
 @contextlib.contextmanager

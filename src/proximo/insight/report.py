@@ -70,6 +70,9 @@ TASK = ("env.id", "lm.stage", "lm.data")
 AUTOMATIC = {"auto", "0"}
 """Values by which a setting is chosen as the run begins."""
 
+MOST = 1e300
+"""Numbers beyond this are none."""
+
 Document = dict[str, Any]
 
 
@@ -133,8 +136,9 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
+@np.errstate(all="ignore")  # files may hold numbers of any size
 def document(runs: Sequence[Run]) -> Document:
-    """All of a report but what has to be played. Text of files is made printable."""
+    """All of a report but what has to be played."""
     labels = group_runs([run.folder for run in runs], [run.config for run in runs])
     measure, meaning = _measure(runs)
     scores = [_score(run, measure) for run in runs]
@@ -183,6 +187,8 @@ def plain(value: Any) -> Any:
         return [plain(x) for x in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, int) and abs(value) > 2**53:  # more than JSON or JavaScript can count
+        return float(value)
     return value
 
 
@@ -256,7 +262,10 @@ def _about(run: Run, score: float | None) -> Document:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+    """A number of a file that anybody may have written."""
+    if type(value) not in (int, float) or not -MOST < value < MOST:
+        return None
+    return float(value)
 
 
 def _dict(value: Any) -> dict[str, Any]:
