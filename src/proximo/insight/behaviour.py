@@ -24,7 +24,7 @@ from proximo.run.folder import RunFolder
 from proximo.types import Segments
 
 EPISODES = 10
-STEPS = 6_000
+STEPS = 4_000
 """Steps of all episodes of a report, after which no further one begins and the last is cut off."""
 DOTS = 1_500
 """Points of a scatter plot."""

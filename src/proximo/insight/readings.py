@@ -79,9 +79,28 @@ SECTIONS: dict[str, dict[str, Reading]] = {
         "skipped_steps": R("Skipped steps", "Gradient steps that were not finite, so far."),
         "lone_advantages": R("Lone advantages", "Minibatches and episodes of one sample."),
     },
+    "Signals of health": {
+        "reward_max": R("Largest reward", "Size of the largest reward, before normalisation."),
+        "reward_std": R("Reward, standard deviation", "Before normalisation."),
+        "reward_nonzero": R("Rewards not 0", "Share of the steps with a reward other than 0."),
+        "value_target_rms": R("Value targets, RMS", "Root mean square of the value targets."),
+        "value_target_std": R("Value targets, standard deviation", "Over a rollout."),
+        "advantage_std": R("Advantages, standard deviation", "Before they are standardised."),
+        "obs_scale_min": R("Smallest observations", "Size of the smallest column that is not 0."),
+        "obs_scale_max": R("Largest observations", "Size of the largest column."),
+        "action_saturation": R("Actions saturated", "Share of numbers at or beyond a bound."),
+        "truncated_fraction": R("Truncated episodes", "Share that a time limit ended."),
+        "length_max": R("Longest episode", "Of the last 100.", "steps"),
+        "longest_fraction": R("Episodes as long as the longest", "Share of the last 100."),
+        "grad_clip_fraction": R("Gradients clipped", "Share of the gradient steps."),
+        "zero_variance_groups": R("Groups without variance", "Prompts with equal scores."),
+        "repetition": R("Repetition", "Share of token pairs seen before in the completion."),
+    },
     "Speed": {
         "steps_per_second": R("Steps per second", "Environment steps of this update.", "1/s"),
         "tokens_per_second": R("Tokens per second", "Tokens that the update learned from.", "1/s"),
+        "env_time_fraction": R("Time of the envs", "Share of the update that they took."),
+        "env_step_seconds": R("Time of one step", "Of all envs together.", "s"),
     },
 }
 """Section -> key of a row -> what a reader needs to know of it."""

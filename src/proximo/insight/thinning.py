@@ -42,7 +42,7 @@ def columns(rows: Sequence[Row], counter: str) -> Columns:
     axes = {name: np.maximum.accumulate(x) if len(x) else x for name, x in axes.items()}
     every = dict.fromkeys(key for row in whole for key in row if key not in axes)
     keys = list(every)[:MOST_KEYS]
-    found = {key: np.array([_or_nan(row.get(key)) for row in whole], float) for key in keys}
+    found = {key: _column([row.get(key) for row in whole]) for key in keys}
     return Columns(axes, {key: x for key, x in found.items() if np.isfinite(x).any()})
 
 
@@ -50,8 +50,11 @@ def _number(value: Any) -> float | None:
     return value if type(value) in (int, float) and math.isfinite(value) else None
 
 
-def _or_nan(value: Any) -> float:
-    return value if type(value) in (int, float) else math.nan
+def _column(values: list[Any]) -> np.ndarray:
+    """Numbers as they are, and NaN for everything else."""
+    if not set(map(type, values)) <= {int, float, type(None)}:
+        values = [x if type(x) in (int, float) else None for x in values]
+    return np.array(values, float)
 
 
 def thinned(table: Columns, points: int, *, spread: bool) -> dict[str, Any]:

@@ -362,12 +362,14 @@
     return data.findings.map((finding) => {
       const copy = h("button.copy", { type: "button" }, "Copy");
       copy.addEventListener("click", () => copied(copy, finding.remedy));
-      const where = finding.seen.map((s) => (data.runs.length > 1 ? `${data.runs[s.run].name} at update ${whole(s.update)}` : `update ${whole(s.update)}`));
-      return h("article.finding", {}, h("h3", {}, sentence(finding.rule.replace(/-/g, " "))), h("p", {}, finding.cause),
+      const first = Math.min(...finding.seen.map((s) => s.update)), seen = finding.seen.length;
+      const where = data.runs.length > 1 ? `in ${seen} of ${many(data.runs.length, "run")} (${finding.seen.map((s) => data.runs[s.run].name).join(", ")}), ` : "";
+      return h("article.finding", {}, h("h3", {}, ruled(finding.rule)), h("p", {}, finding.cause),
         h("p.evidence", {}, finding.seen[0].evidence), h("p.remedy", {}, h("code", {}, finding.remedy), copy),
-        h("p.where", {}, `First seen: ${where.join(", ")}. Explained in ${finding.link}`));
+        h("p.where", {}, `Seen ${where}first at update ${whole(first)}. Explained in ${finding.link}`));
     });
   }
+  const ruled = (rule) => sentence(rule.replace(/-/g, " ")).replace(/\b(kl|eos|nan)\b/gi, (word) => word.toUpperCase());
   async function copied(button, text) {
     try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }
     catch { button.textContent = "Not allowed here"; }
@@ -526,7 +528,8 @@
       parts.scales = { x: { time: false, range: () => both }, y: { range: () => both } };
       parts.axes[0] = { ...axisStyle(28, (u, splits) => splits.map(tick)), space: 48, label: "value V(s)", labelSize: 18, labelFont: `12px ${css("--sans")}` };
       parts.axes[1] = { ...axisStyle(50, (u, splits) => splits.map(tick)), label: "discounted return", labelSize: 14, labelFont: `12px ${css("--sans")}` };
-      self.plot = new uPlot(parts, [values.value, values.return, values.value], holder);
+      const x = [both[0], ...values.value, both[1]];
+      self.plot = new uPlot(parts, [x, [null, ...values.return, null], x], holder);
     };
     self.refresh = () => {};
     self.resize = () => self.plot && self.plot.setSize({ width: widthOf(holder), height: SMALL_HEIGHT + 40 });
