@@ -132,6 +132,7 @@
   /** Index of the value nearest to the cursor: joined curves have gaps where others have points. */
   function nearest(u, seriesIdx, idx, x) {
     const xs = u.data[0], ys = u.data[seriesIdx];
+    if (seriesIdx > 0 && u.series[seriesIdx].role !== "line") return null; // and no dot
     if (seriesIdx === 0 || !ys || there(ys[idx])) return idx;
     let [below, above] = [idx, idx];
     while (below >= 0 && !there(ys[below])) below--;
