@@ -15,6 +15,11 @@ def hostile(trained, place):
     """A run folder in which every text is an attack; returns it."""
     run = place / "r<img src=x onerror=window.ran=1>"
     shutil.copytree(trained, run)
+    config = (run / "config.toml").read_text()
+    assert 'id = "CartPole-v1"' in config
+    (run / "config.toml").write_text(
+        config.replace('"CartPole-v1"', json.dumps(f"evil{HOSTILE}:Env"))
+    )
     lines = [{**row, HOSTILE: row["update"]} for row in rows(trained)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     result = json.loads((run / "result.json").read_text())

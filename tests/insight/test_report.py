@@ -19,6 +19,7 @@ from insight.hostile_run import HOSTILE, OLD, hostile
 from proximo import UsageError, load
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import make_env
+from proximo.errors import printable
 from proximo.insight import behaviour, report
 from proximo.insight.behaviour import histogram, realised, shares
 from proximo.insight.page import MARK, page, policy
@@ -355,7 +356,8 @@ def test_flags_that_have_no_meaning_are_refused(trained, words, said):
 
 def test_text_of_a_folder_stays_text(here, trained):
     run = hostile(trained, here)
-    succeeded(proximo("report", run, "--no-play", "--out", "page.html"))
+    said = succeeded(proximo("report", run, "--out", "page.html")).out
+    assert printable(said) == said
     text = (here / "page.html").read_text(encoding="utf-8")
     assert text.count("<script") == 3
     assert "<img" not in text
@@ -365,6 +367,8 @@ def test_text_of_a_folder_stays_text(here, trained):
     shown = HOSTILE.replace("\u202e", r"\u202e").replace("\x1b", r"\u001b")
     assert found["runs"][0]["ended"] == shown
     assert shown in found["readings"]
+    assert found["title"] == f"PPO on evil{shown}:Env"
+    assert shown in found["behaviour_notes"][0]
     assert found["runs"][0]["log_cut"]
     assert len(found["runs"][0]["log"]) <= report.LOG_LINES
 

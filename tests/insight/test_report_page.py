@@ -148,6 +148,7 @@ def test_hostile_text_is_shown_as_text_and_runs_nothing(here, trained, visit):
     page = visit(here / "page.html")
     shown = printable(HOSTILE, keep="")
     assert page.evaluate("window.ran") is None
+    assert page.title() == f"PPO on evil{shown}:Env · Proximo"
     assert page.locator("img").count() == 0
     assert page.locator("script").count() == 3
     assert shown in page.locator("figure figcaption").last.text_content()

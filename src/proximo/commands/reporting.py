@@ -225,11 +225,10 @@ def _clip(agent: Agent, config: Config) -> dict[str, Any]:
                 watch=lambda episode: video.watch(),
             )
         data = base64.b64encode(path.read_bytes()).decode()
-    episode = scores.episodes[0]
     return {
         "mime": "video/mp4",
         "data": data,
-        "return": episode.ret,
-        "steps": episode.length,
+        "return": scores.mean,
+        "steps": max(episode.length for episode in scores.episodes),
         "cut": bool(scores.cut),
     }

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from proximo.functional.schedules import Schedule
-from proximo.run.config import RunConfig, to_tables
+from proximo.run.code import describe
+from proximo.run.config import RunConfig, is_own_schedule, to_tables
 from proximo.run.folder import RunFolder
 
 LENGTHS = ("run.total_steps", "run.updates")
@@ -69,6 +70,8 @@ def _telling(config: Any) -> Settings:
 
 
 def _shown(value: Any) -> str:
+    if is_own_schedule(value):
+        return describe(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_shown, value))}]"
     return "none" if value is None else str(value)

@@ -498,7 +498,7 @@
         hooks: { setCursor: [(u) => { const i = u.cursor.idx; at.textContent = there(i) && u.cursor.left >= 0 ? `${shares ? "choice" : "about"} ${number(panel.x[i])}: ${percent(panel.share[i])}` : ""; }] },
       });
       parts.scales = { x: { time: false, range: () => ends }, y: { range: (u, low, high) => [0, (high || 1) * 1.08] } };
-      parts.axes[0] = { ...parts.axes[0], space: 30, values: (u, splits) => splits.map((x) => (shares && x % 1 ? "" : tick(x))) };
+      parts.axes[0] = { ...parts.axes[0], space: shares ? 30 : 46, values: (u, splits) => splits.map((x) => (shares && x % 1 ? "" : tick(x))) };
       parts.axes[1] = { ...parts.axes[1], values: (u, splits) => splits.map((x) => `${+(100 * x).toPrecision(3)}%`) };
       self.plot = new uPlot(parts, [panel.x, panel.share], holder);
     };
@@ -690,7 +690,16 @@
 
   // ---- A run that is still training ---------------------------------------------------------
 
-  const shape = (d) => JSON.stringify([d.groups.map((g) => [g.label, g.runs]), Object.keys(d.readings), d.runs.map((r) => [r.ended, r.warnings.length]), d.findings.length, d.samples.map((s) => s.length)]);
+  const shape = (d) => JSON.stringify([d.groups.map((g) => [g.label, g.runs]), Object.keys(d.readings), d.runs.map((r) => [r.ended, r.warnings.length]), d.findings.length, d.samples.map((s) => s.length > 0)]);
+  /** A section without charts, made anew; what was unfolded stays so. */
+  function refill(id) {
+    const section = byId(id);
+    if (!section) return;
+    const open = [...section.querySelectorAll("details[open]")].map((d) => d.id);
+    const parts = SECTIONS.find(([name]) => name === id)[2]();
+    section.replaceChildren(section.firstChild, ...parts.flat(Infinity).filter(Boolean));
+    open.forEach((name) => byId(name) && (byId(name).open = true));
+  }
   let tag = "";
   async function follow() {
     let next = 2000;
@@ -701,7 +710,13 @@
         const before = shape(data), fresh = await answer.json();
         data = { ...fresh, live: true };
         if (shape(data) !== before) render();
-        else { masthead(); byId("summary").querySelector("dl, .scroll").replaceWith(summarySection()[0]); charts.forEach((c) => c.refresh()); }
+        else {
+          masthead();
+          ["summary", "time", "log"].forEach(refill);
+          const range = document.querySelector("#samples input");
+          if (range && range.value === range.max) refill("samples"); // else somebody looks at earlier ones
+          charts.forEach((c) => c.refresh());
+        }
       } else if (answer.status !== 304) throw new Error(answer.statusText);
       if (data.runs.every((run) => run.ended)) { state("ended", true); next = 10000; } else state("live", false);
     } catch { state("the server has ended: this is its last state", true); next = 5000; }
