@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional
 
 from proximo import disk
 from proximo.commands.arguments import closing, optional, parse, show
@@ -41,10 +41,10 @@ class Report(OfCode):
     each other.
     """
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[Positional[tuple[Path, ...]], optional("RUN [RUN ...]")]
     """Run folders, of control or of language models."""
     out: Annotated[Path | None, optional("FILE.html")] = None
-    """The page; by default report.html in the run folder or, of several runs, in this one."""
+    """The page; by default report.html in the run folder, of several runs in the current one."""
     open: bool = False
     """Show the page in the browser."""
     play: bool = True

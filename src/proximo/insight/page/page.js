@@ -291,7 +291,7 @@
 
   // ---- Sections -----------------------------------------------------------------------------
 
-  const scrolled = (...children) => h("div.scroll", {}, ...children);
+  const scrolled = (...children) => h("div.scroll", { tabindex: "0", role: "group", "aria-label": "Table" }, ...children);
   const chip = (g) => h(`span.chip.c${g % COLORS}`, { "aria-hidden": "true" });
   const folded = (id, title, ...children) => h("details", { id }, h("summary", {}, title), ...children);
 
@@ -344,7 +344,7 @@
       there(run.best) && entry("Best", score(run.best), "highest of the run"),
       entry(sentence(data.axes.find((a) => a.key === data.counter).label), whole(run.count), `${many(run.updates, "update")}${share && share < 1 ? `, ${percent(share)} of the run` : ""}`),
       entry("Time", duration(run.seconds), run.seconds > 0 && `${whole(run.count / run.seconds)} ${data.counter} a second`),
-      entry("Ended", sentence(ending(run)), `seed ${run.seed}`));
+      entry(run.ended ? "Ended" : "State", sentence(ending(run)), `seed ${run.seed}`));
   }
   function median(values) {
     const sorted = values.filter(there).sort((a, b) => a - b), n = sorted.length;
