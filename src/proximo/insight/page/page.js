@@ -365,11 +365,12 @@
       copy.addEventListener("click", () => copied(copy, finding.remedy));
       const first = Math.min(...finding.seen.map((s) => s.update)), seen = finding.seen.length;
       const where = data.runs.length > 1 ? `in ${seen} of ${many(data.runs.length, "run")} (${finding.seen.map((s) => data.runs[s.run].name).join(", ")}), ` : "";
-      return h("article.finding", {}, h("h3", {}, ruled(finding.rule)), h("p", {}, finding.cause),
+      return h("article.finding", {}, h("h3", {}, ruled(finding.rule)), h("p", {}, ended(sentence(finding.cause))),
         h("p.evidence", {}, finding.seen[0].evidence), h("p.remedy", {}, h("code", {}, finding.remedy), copy),
         h("p.where", {}, `Seen ${where}first at update ${whole(first)}. Explained in ${finding.link}`));
     });
   }
+  const ended = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
   const ruled = (rule) => sentence(rule.replace(/-/g, " ")).replace(/\b(kl|eos|nan)\b/gi, (word) => word.toUpperCase());
   async function copied(button, text) {
     try { await navigator.clipboard.writeText(text); button.textContent = "Copied"; }
