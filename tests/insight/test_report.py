@@ -142,7 +142,7 @@ def test_values_and_returns_are_those_of_the_policy(here, net):
         "recurrent": ["--net.recurrent", "lstm", "--net.recurrent-size", "8"],
         "normalised rewards": ["--algorithm.normalize-reward"],
     }[net]
-    succeeded(train("--run-dir", "r", "--quiet", *words))
+    assert train("--run-dir", "r", "--quiet", *words).code == 0
     agent, folder = load("r"), RunFolder.open("r")
     env = make_env(EnvConfig(id="CartPole-v1"))
     found = behaviour.behaviour(agent, env, folder, limit=500, steps=60)
@@ -218,9 +218,9 @@ def test_one_run(here, trained):
 
 
 def test_seeds_are_a_group_and_other_settings_another_one(here, trained):
-    succeeded(train("--run-dir", "b", "--quiet", "--seed", "2", "--algorithm.learning-rate",
-                    "linear:1e-3:0"))  # fmt: skip
-    succeeded(train("--run-dir", "c", "--quiet", "--algorithm.clip", "0.1"))
+    assert train("--run-dir", "b", "--quiet", "--seed", "2", "--algorithm.learning-rate",
+                    "linear:1e-3:0").code == 0  # fmt: skip
+    assert train("--run-dir", "c", "--quiet", "--algorithm.clip", "0.1").code == 0
     succeeded(proximo("report", trained, "b", "c", "--no-play"))
     found = embedded("report.html")
     assert [group["runs"] for group in found["groups"]] == [[0, 1], [2]]
@@ -290,7 +290,7 @@ def test_without_metrics_there_is_nothing_to_report(here, trained):
 
 
 def test_code_that_a_folder_names_is_imported_only_when_named_again(here, own_env):
-    succeeded(train_in(own_env, "--run-dir", "r", "--quiet"))
+    assert train_in(own_env, "--run-dir", "r", "--quiet").code == 0
     (here / "imported").unlink()
     del sys.modules["own_env"]
     said = succeeded(proximo("report", "r")).out
@@ -310,7 +310,7 @@ def test_code_that_a_folder_names_is_imported_only_when_named_again(here, own_en
 def test_an_env_that_cannot_be_shown_costs_the_replays_alone(here, own_env):
     text = (here / "own_env.py").read_text().replace('["rgb_array"]', '["ansi"]')
     (here / "own_env.py").write_text(text)
-    succeeded(train_in(own_env, "--run-dir", "r", "--quiet"))
+    assert train_in(own_env, "--run-dir", "r", "--quiet").code == 0
     said = succeeded(proximo("report", "r", "--env", own_env)).out
     assert "Replays left out: " in said
     found = embedded("r/report.html")
