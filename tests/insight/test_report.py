@@ -218,8 +218,8 @@ def test_one_run(here, trained):
 
 
 def test_seeds_are_a_group_and_other_settings_another_one(here, trained):
-    assert train("--run-dir", "b", "--quiet", "--seed", "2", "--algorithm.learning-rate",
-                    "linear:1e-3:0").code == 0  # fmt: skip
+    rate = ("--algorithm.learning-rate", "linear:1e-3:0")
+    assert train("--run-dir", "b", "--quiet", "--seed", "2", *rate).code == 0
     assert train("--run-dir", "c", "--quiet", "--algorithm.clip", "0.1").code == 0
     succeeded(proximo("report", trained, "b", "c", "--no-play"))
     found = embedded("report.html")
@@ -231,6 +231,24 @@ def test_seeds_are_a_group_and_other_settings_another_one(here, trained):
     clip = next(row for row in found["settings"]["rows"] if row["name"] == "algorithm.clip")
     assert clip["values"] == [clip["values"][0], "0.1"]
     assert clip["differs"]
+
+
+def test_a_page_of_ten_long_runs_stays_small(here, trained):
+    last = rows(trained)[-1]
+    for i in range(10):
+        shutil.copytree(trained, f"r{i}")
+        noise = np.random.default_rng(i).normal(size=1_000)
+        made = [
+            {k: x * (1 + n) if isinstance(x, float) else x for k, x in last.items()}
+            | {"update": u, "steps": 1_000 * u, "seconds": u / 10}
+            for u, n in enumerate(noise.tolist(), 1)
+        ]
+        (here / f"r{i}/metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in made))
+        config = here / f"r{i}/config.toml"  # half of them are another group
+        config.write_text(config.read_text().replace("gamma = 0.99", f"gamma = 0.9{i % 2}"))
+    succeeded(proximo("report", *(f"r{i}" for i in range(10)), "--no-play"))
+    assert len(embedded("report.html")["groups"]) == 2
+    assert (here / "report.html").stat().st_size < 5 * 10**6
 
 
 def test_runs_of_different_tasks_have_reports_of_their_own(here, trained):
