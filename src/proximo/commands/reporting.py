@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import os
 import tempfile
 import webbrowser
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 CLIP = 600
 """States of a replay, at most."""
+SMOOTH = 30
+"""Frames a second of a replay, about: of faster envs states are left out evenly."""
 MOST_PLAYED = 4
 """Groups whose best run is played."""
 HEAD = 512
@@ -215,14 +218,15 @@ def _clip(agent: Agent, config: Config) -> dict[str, Any]:
     with closing(env), tempfile.TemporaryDirectory() as place:
         check_spaces(env, agent)
         rate, _ = frame_rate(metadata_of(env, "rgb_array"))
-        path = Path(place, "replay.mp4")
-        with Video(path, rate, env) as video:
+        path, states = Path(place, "replay.mp4"), itertools.count()
+        stride = max(1, round(rate / SMOOTH))
+        with Video(path, rate / stride, env) as video:
             scores = EpisodePlayer(in_step([env])).play(
                 agent.policy,
                 episodes=1,
                 seed=EVALUATION_SEED,
                 limit=CLIP,
-                watch=lambda episode: video.watch(),
+                watch=lambda episode: None if next(states) % stride else video.watch(),
             )
         data = base64.b64encode(path.read_bytes()).decode()
     return {
