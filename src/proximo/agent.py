@@ -23,13 +23,7 @@ from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.checkpoint import Checkpoint, own_copy, write
-from proximo.run.config import (
-    EVALUATION_SEED,
-    Config,
-    algorithm_name,
-    check_storable,
-    make_policy,
-)
+from proximo.run.config import EVALUATION_SEED, Config, algorithm_name, make_policy
 from proximo.run.consent import Named, allow, python_line
 from proximo.run.folder import RunFolder, versions
 from proximo.spaces import MASK, space_record
@@ -48,16 +42,14 @@ class Agent:
         self.policy = policy
         self.config = config
         self.obs_space, self.action_space = spaces
-        self.result = result or {}
-        """How the training ended: steps, updates, returns, seconds."""
+        self.result = result or {}  # how the training ended: steps, updates, returns, seconds
         self._generator = torch.Generator().manual_seed(config.run.seed)
         self.reset()
 
     def reset(self, rows: Any = None) -> None:
         """Begin other episodes: a recurrent policy forgets the last ones.
 
-        rows: those of a batch whose episodes are over, as a mask [N] (done) or as indices; None:
-        all of them.
+        rows: those of a batch whose episodes are over, as a mask [N] or as indices; None: all.
         """
         if rows is None:
             self._episodes = EpisodePolicy(self.policy)
@@ -92,7 +84,6 @@ class Agent:
 
     def save(self, folder: str | Path) -> None:
         """Write the policy to a new folder, for `load`. Raises `UsageError`."""
-        check_storable(self.config)
         place = RunFolder.create(folder, self.config)
         counters = dict.fromkeys(("smoothed", "best", "last_trial_steps"))
         numbers = {name: self.result.get(name, 0) for name in ("steps", "updates", "episodes")}
@@ -138,11 +129,9 @@ def load(
 ) -> Agent:
     """The policy of a run folder: its "last" or "best" one. Runs no code that the folder names.
 
-    net, algorithm: the class of a network or of an algorithm of your own, or its name,
-    module:Class, which is imported.
-
-    Raises `UsageError` if the folder or the checkpoint is missing or damaged, or if what is code is
-    not named.
+    net, algorithm: the class of a network or an algorithm of your own, or its name, module:Class,
+    which is imported. Raises `UsageError` if the folder or the checkpoint is missing or damaged, or
+    if code is not named.
     """
     folder = RunFolder.open(run)
     named = Named(net=net, algorithm=algorithm)

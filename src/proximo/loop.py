@@ -20,14 +20,13 @@ from proximo.nets.config import NetConfig
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import Callback
 from proximo.run.code import Code
-from proximo.run.config import Config, RolloutConfig, RunConfig, RunSettings, check_storable
+from proximo.run.config import Config, RolloutConfig, RunConfig, RunSettings
 from proximo.run.consent import WHAT, Named, allow, python_line
-from proximo.run.control import make_session
+from proximo.run.control import continued, make_session, start_from
 from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
 from proximo.run.named_callbacks import AnyCallback, check_callbacks, with_callbacks
 from proximo.run.presets import find_preset
-from proximo.run.resuming import continued, start_from
 from proximo.run.session import Session, Task
 from proximo.types import Row
 
@@ -144,9 +143,7 @@ def train(
     )
     config, policy = start_from(config, start, "net=")
     config, made = with_callbacks(config, callbacks, again=False, kept=run_dir is not None)
-    if run_dir is not None:
-        check_storable(config, own)
-    folder = RunFolder.create(run_dir, config) if run_dir is not None else None
+    folder = RunFolder.create(run_dir, config, net=own) if run_dir is not None else None
     return run_control(
         make_session(config, folder=folder, source=source, net=own, callbacks=made, start=policy)
     )
@@ -200,9 +197,8 @@ def resume(
         "engine": engine,
         "device": device,
     }
-    config, ended = continued(config, saved, folder.read_result(), changes)
-    result = folder.read_result()
-    if ended and (result.get("stopped_by"), result.get("updates")) == (ended, saved.updates):
+    config, ended = continued(config, folder, saved, changes)
+    if ended and folder.has_result(ended, saved.updates):
         return load(run_dir, net=net, algorithm=algorithm)
     own = find(net) if isinstance(net, str) else net
     source = None if isinstance(env, str) else env

@@ -115,8 +115,10 @@ class Display:
     """Seconds between two of them."""
 
     def __init__(
-        self, columns: Columns, total: int, note: Callable[[str], None], *, live: bool
+        self, columns: Columns, total: int, note: Callable[[str], None], *, live: bool | None = None
     ) -> None:
+        """live: None is for a terminal."""
+        live = sys.stdout.isatty() if live is None else live
         self._columns, self._pace, self._note = columns, _Pace(total), note
         self._live = Live(auto_refresh=False) if live else None
         self._due = 0.0 if self._live else time.perf_counter() + self.LINES

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from proximo.commands.arguments import check_least, optional, parse, show
+from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import OfEpisodes
-from proximo.errors import UsageError, explain, faults
+from proximo.errors import UsageError, explained
 from proximo.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class Play(OfEpisodes):
 
 def main(arguments: list[str]) -> int:
     command = parse(Play, "play", arguments)
-    check_least(command, episodes=1, seed=0, max_episode_steps=1)
     if command.video and command.video.suffix not in (".gif", ".mp4"):
         raise UsageError(f"--video is {command.video}: its name must end in .gif or .mp4")
     if command.video and not command.video.parent.is_dir():
@@ -66,10 +65,8 @@ def metadata_of(env: gym.Env, mode: str) -> dict[str, Any]:
 
     from proximo.envs.layers import layers, title
 
-    try:
+    with explained(f"{title(env)} failed at its metadata"):
         metadata = env.metadata if isinstance(env.metadata, dict) else {}
-    except faults() as error:
-        raise UsageError(f"{title(env)} failed at its metadata: {explain(error)}") from error
     modes = metadata.get("render_modes")
     drawn = any(isinstance(layer, HumanRendering) for layer in layers(env))
     if isinstance(modes, list | tuple) and modes and mode not in modes and not drawn:

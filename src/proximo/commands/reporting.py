@@ -17,8 +17,9 @@ from tyro.conf import Positional
 
 from proximo import disk
 from proximo.commands.arguments import closing, optional, parse, show
-from proximo.commands.stored import OfCode
+from proximo.commands.stored import allow_code
 from proximo.errors import UsageError
+from proximo.run.consent import Named
 
 if TYPE_CHECKING:
     from proximo.agent import Agent
@@ -36,7 +37,7 @@ HEAD = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(OfCode):
+class Report:
     """Write all about one or several runs as one HTML page, which needs no network.
 
     Learning curves, health, replays, behaviour, every reading, settings, time and log. Runs that
@@ -56,6 +57,20 @@ class Report(OfCode):
     """Serve the page to browsers of this machine instead, and follow runs that are training."""
     port: int = 0
     """Port of --live; 0: any that is free."""
+    env: Annotated[str | None, optional("ENV")] = None
+    """Environment of the runs; if it is code (module:Class), repeat its name as consent to import
+    it."""
+    wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
+    """Wrappers of the environment; likewise."""
+    net: Annotated[str | None, optional("module:Class")] = None
+    """Network; likewise."""
+    algorithm: Annotated[str | None, optional("module:Class")] = None
+    """Algorithm; likewise."""
+
+    def allowed(self, run: Run, arguments: Sequence[str]) -> Config:
+        """Configuration of a run, with consent to what it imports. Raises `UsageError`."""
+        code = {name: getattr(self, name) for name in ("env", "wrappers", "net", "algorithm")}
+        return allow_code(run.config, Named(**code), code, "report", arguments)
 
 
 def main(arguments: list[str]) -> int:
@@ -141,11 +156,11 @@ def played(
         number = max(scored or group["runs"][:1], key=lambda i: scores[i])
         run = runs[number]
         with _noted(parts["behaviour_notes"], "behaviour"):
-            config = command.allowed(run.config, "report", arguments)
+            config = command.allowed(run, arguments)
             share = STEPS // min(len(groups), MOST_PLAYED)
             parts["behaviour"].append({"run": number, **_behave(command, run, config, share)})
         with _noted(parts["replay_notes"], "replays"):
-            config = command.allowed(run.config, "report", arguments)
+            config = command.allowed(run, arguments)
             for clip in _replays(command, run, config, few=len(groups) > 1):
                 parts["replays"].append({"run": number, **clip})
     return parts

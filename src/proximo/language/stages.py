@@ -25,19 +25,19 @@ from proximo.language.config import (
     SupervisedRunConfig,
     TrainingConfig,
     read_stage,
+    resumed,
 )
 from proximo.language.examples import Examples, Limit, Source
 from proximo.language.generate import generate
-from proximo.language.model import LanguageModel
-from proximo.language.reward import RewardModel, find_reward
+from proximo.language.model import Decoding, LanguageModel
+from proximo.language.reward import RewardModel
 from proximo.language.task import StageTask
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
 from proximo.language.tokenizer import Tokenizer
 from proximo.loop import run_session
 from proximo.run.callbacks import Callback
-from proximo.run.consent import python_line, words
+from proximo.run.consent import python_line
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
 from proximo.types import Row
 
 
@@ -82,7 +82,7 @@ def complete(lm: LanguageModel, prompts: Source, sampling: Sampling, *, seed: in
     ids = examples.prompts(tokenizer)
     examples.check_lengths(sampling.max_tokens, Limit(lm.context), ids)
     generator = torch.Generator().manual_seed(seed)
-    completions = generate(lm, ids, sampling, tokenizer.stops, generator)
+    completions = generate(lm, ids, Decoding(sampling, tokenizer.stops), generator)
     return [tokenizer.text(own) for own in completions.ids]
 
 
@@ -195,45 +195,26 @@ def resume(
     (`module:name`) must be named again, because importing code needs your consent. strict: refuse
     a damaged last checkpoint instead of using an older one. Raises `UsageError`.
     """
-    config = read_stage(RunFolder.open(run_dir).config_file)
-    if updates is not None:
-        config = dataclasses.replace(config, run=_training(config.run, updates, None))
+    stored = read_stage(RunFolder.open(run_dir).config_file)
+    line = python_line(f"resume({str(run_dir)!r}")
+    config = resumed(stored, data, reward, env, updates, line)
     maker = None if isinstance(env, str) else env
-    with_env = isinstance(config, PPOConfig) and bool(env or config.score.env)
-    if data is None and not config.lm.data and not with_env:
-        raise UsageError("this run's data were given by a program: give them again, as data")
-    if isinstance(config, PPOConfig):
-        if missing := config.score.unnamed(reward=reward, env=env):
-            line = python_line(f"resume({str(run_dir)!r}")
-            raise UsageError(words(missing, line))
-        if not (config.score.reward or config.score.env or reward or env):
-            raise UsageError(
-                "this run's reward was given by a program: give it again, as reward or as env"
-            )
-        name = config.score.env if env is None else env if isinstance(env, str) else ""
-        config = dataclasses.replace(config, score=dataclasses.replace(config.score, env=name))
     given = Given(data=data, rewards=_rewards(reward), env=maker)
     options = {"resume": True, "strict": strict, "callbacks": callbacks}
     return _run(config, given, run_dir=run_dir, **options)
 
 
 def _run(config: StageConfig, given: Given, **options: Any) -> Result:
-    return run_stage(make_session(config, given, **options))
-
-
-def run_stage(session: Session) -> Result:
-    """Train in a session that stands ready, and close it."""
+    session = make_session(config, given, **options)
     result = run_session(session)
     task: Any = session.task
     return Result(task, result)
 
 
-def _rewards(reward: Any) -> list[AnyReward] | None:
+def _rewards(reward: Any) -> list[Any] | None:
     """The rewards as a list; None: those that the configuration names."""
-    several: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
-    found = (find_reward(r) if isinstance(r, str) else r for r in several)
-    rewards: list[Any] = [r.reward if isinstance(r, Result) else r for r in found]
-    return rewards or None
+    several = reward if isinstance(reward, list | tuple) else [reward]
+    return [r.reward if isinstance(r, Result) else r for r in several] or None
 
 
 def _model(model: Model, **shorthands: Any) -> tuple[ModelConfig, LanguageModel | None]:
