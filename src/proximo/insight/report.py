@@ -99,7 +99,7 @@ class Run:
         """What the runs of one report have in common."""
         if self.is_control:
             return str(self.config.env.id) or "an env made by a program"
-        return f"language model, {self.config.lm.stage}"
+        return f"{self.config.lm.stage} of a language model"
 
     def last(self, key: str) -> float | None:
         """The last value of a reading."""

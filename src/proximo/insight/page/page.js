@@ -396,7 +396,7 @@
     const holder = h("div.plot", { role: "img", "aria-label": "Score over the KL to the reference, a point per update" });
     const legend = h("ul.legend", {});
     const element = h("figure.chart", { "data-key": "score-kl" }, h("figcaption", {}, "Score against KL"),
-      h("p.meaning", {}, "A point per update, later ones darker: what each nat of distance to the reference has earned."), legend, holder);
+      h("p.meaning", {}, "A point per update, later ones stronger: what each nat of distance to the reference has earned."), legend, holder);
     const self = { element, holder };
     const SHADES = 5;
     self.draw = () => {
