@@ -16,16 +16,17 @@ from proximo.envs.base import Maker
 from proximo.envs.config import EnvConfig
 from proximo.envs.layers import close_all, title
 from proximo.envs.make import make_env
-from proximo.errors import UsageError
+from proximo.errors import UsageError, printable
 from proximo.evaluation import EpisodePolicy, Scores, evaluate_policy, step_limit
 from proximo.export import Exported, export
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.checkpoint import Checkpoint, own_copy, write
-from proximo.run.config import EVALUATION_SEED, Config, algorithm_name, make_policy
+from proximo.run.config import EVALUATION_SEED, Config, algorithm_name, make_policy, task_name
 from proximo.run.consent import Named, allow, python_line
 from proximo.run.folder import RunFolder, versions
+from proximo.run.result import RunResult, html_table
 from proximo.spaces import MASK, space_record
 
 
@@ -42,9 +43,27 @@ class Agent:
         self.policy = policy
         self.config = config
         self.obs_space, self.action_space = spaces
-        self.result = result or {}  # how the training ended: steps, updates, returns, seconds
+        self.result = RunResult(result or {})  # how the training ended: steps, returns, seconds
         self._generator = torch.Generator().manual_seed(config.run.seed)
         self.reset()
+
+    def __repr__(self) -> str:
+        facts = [task_name(self.config)]
+        if "steps" in self.result:
+            facts.append(f"{self.result['steps']:,} steps")
+        if (mean := self.result.get("return_mean")) is not None:
+            facts.append(f"return {mean:.1f}")
+        return f"Agent({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        size = sum(parameter.numel() for parameter in self.policy.parameters())
+        net = self.config.net
+        cell = "" if net.recurrent == "none" else f", {net.recurrent} of {net.recurrent_size}"
+        spaces = (" ".join(str(space).split()) for space in (self.obs_space, self.action_space))
+        facts = zip(("observations", "actions"), spaces, strict=True)
+        policy = ("policy", f"{size:,} parameters{cell}, on {self.policy.device}")
+        pairs = [*facts, policy, *self.result.pairs()]
+        return html_table(task_name(self.config), [(name, printable(text)) for name, text in pairs])
 
     def reset(self, rows: Any = None) -> None:
         """Begin other episodes: a recurrent policy forgets the last ones.

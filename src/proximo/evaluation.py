@@ -97,17 +97,18 @@ class EpisodePlayer:
 
     def __init__(self, envs: Envs) -> None:
         """envs: one env, as `Envs.apart` gives it: its episode k starts with seed k."""
-        self._envs = envs
+        self.envs = envs
         self._state: EnvState | None = None
         self._length = 0  # of the running episode
         seen, acts, rows = envs.observations, envs.actions, (1, envs.count)
-        self._buffer = RolloutBuffer(
+        self.buffer = RolloutBuffer(
             obs=np.empty((2, envs.count, *seen.shape), seen.dtype),
             env_action=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
             reward=np.empty(rows),
             final_obs=[],
             **{name: np.empty(rows, bool) for name in FLAGS},
         )
+        """The last step, for who watches: its observations, actions, rewards and ends."""
 
     def play(
         self,
@@ -134,7 +135,7 @@ class EpisodePlayer:
                 )
                 played += parts or []
                 cut, count = cut + there, count + (parts is not None)
-                if count < episodes and (there or not self._envs.autoreset):
+                if count < episodes and (there or not self.envs.autoreset):
                     self._begin(self._seed + 1)
         except UsageError:
             raise
@@ -153,25 +154,25 @@ class EpisodePlayer:
         """Start the episode of this seed, whether or not the last one has ended."""
         self._length = 0
         if self._state is None:
-            self._state = self._envs.start(seed)
+            self._state = self.envs.start(seed)
         else:
             self._state.episode[:], self._state.length[:] = seed - 1, 1
-            self._envs.fresh(self._state)
-        self._buffer.obs[0] = self._state.obs
+            self.envs.fresh(self._state)
+        self.buffer.obs[0] = self._state.obs
 
     def _acts(self, policy: ActorCritic | Act, deterministic: bool) -> list[Act]:
         """The policy of each agent in this episode."""
         if not isinstance(policy, ActorCritic):
-            return [policy] * self._envs.count
+            return [policy] * self.envs.count
         noise = None if deterministic else torch.Generator().manual_seed(self._seed)
-        policies = [EpisodePolicy(policy) for _ in range(self._envs.count)]
+        policies = [EpisodePolicy(policy) for _ in range(self.envs.count)]
         return [partial(one.act, generator=noise) for one in policies]
 
     def _episode(
         self, acts: list[Act], limit: int, watch: Callable[[], None]
     ) -> tuple[list[Episode] | None, int]:
         """Every agent's episode (None: a worker's env failed), and how many the limit cut off."""
-        envs, state, buffer = self._envs, self._state, self._buffer
+        envs, state, buffer = self.envs, self._state, self.buffer
         assert state
         ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)
         buffer.done[:], buffer.valid[:] = False, True

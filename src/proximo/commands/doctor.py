@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import flags, given, optional, parse, show
-from proximo.commands.display import said_if_slow
+from proximo.commands.waiting import said_if_slow
 from proximo.disk import warn
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError

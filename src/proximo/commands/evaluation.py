@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
     import torch
 
-    from proximo.commands.display import Patience
+    from proximo.commands.waiting import Patience
     from proximo.evaluation import evaluate_policy, unwatched
     from proximo.run.choices import choose_threads
 

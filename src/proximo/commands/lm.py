@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from proximo.commands.arguments import optional, parse, show
-from proximo.commands.display import COMPLETIONS, FITTING, Display
 from proximo.commands.stored import line_to_type
 from proximo.errors import UsageError, nearest
 from proximo.language.config import (
@@ -206,10 +205,12 @@ def _train(config: StageConfig, path: Path, *, quiet: bool, resume: Any = None) 
     """resume: data and rewards of a run that continues, if they were given again."""
     from proximo.commands.running import supervise
     from proximo.language.build import Given, make_session
+    from proximo.run.display import COMPLETIONS, FITTING, make_display, screen_for
 
     folder = RunFolder(path)
     columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
-    display = None if quiet else Display(columns, config.run.updates, folder.note)
+    screen = None if quiet else screen_for()
+    display = make_display(screen, columns, config.run.updates, folder)
 
     def make(interrupt: Any) -> Any:
         given, again = Given(**(resume or {})), resume is not None

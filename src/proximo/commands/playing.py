@@ -29,6 +29,8 @@ class Play(OfEpisodes):
 
     video: Annotated[Path | None, optional("FILE")] = None
     """Write a .gif or .mp4 here instead of opening a window."""
+    overlay: bool = False
+    """Draw return, value estimate and action probabilities beside the frames of the video."""
     episodes: int = 1
     """Number of episodes."""
 
@@ -39,6 +41,8 @@ def main(arguments: list[str]) -> int:
         raise UsageError(f"--video is {command.video}: its name must end in .gif or .mp4")
     if command.video and not command.video.parent.is_dir():
         raise UsageError(f"--video is {command.video}: there is no folder {command.video.parent}")
+    if command.overlay and not command.video:
+        raise UsageError("--overlay draws beside the frames of a video: give --video FILE too")
     if command.video:
         need_no_display()
     video = command.video and command.video.absolute()  # an env may change the current folder
@@ -93,17 +97,22 @@ def _play(
     path: Path | None,
 ) -> None:
     """`path`: the absolute path of the video, if one is written."""
+    from proximo.commands.overlay import Overlay
     from proximo.commands.video import Video, frame_rate
     from proximo.envs.make import in_step
     from proximo.evaluation import EpisodePlayer, unwatched
 
     rate, warning = frame_rate(metadata)
     video = Video(path, rate, env) if path else None
-    watch = (lambda episode: video.watch()) if video else unwatched  # a window draws itself
     player = EpisodePlayer(in_step([env]))
+    overlay = Overlay(agent, player, video, env) if command.overlay and video else None
+    watcher = overlay or video
+    watch = (lambda episode: watcher.watch()) if watcher else unwatched  # a window draws itself
     with video or contextlib.nullcontext():
         for number in range(command.episodes):
             seed = command.seed + number
+            if overlay:
+                overlay.begin(f"episode {number + 1}, " if command.episodes > 1 else "")
             scores = player.play(
                 agent.policy,
                 episodes=1,
@@ -112,6 +121,8 @@ def _play(
                 limit=limit,
                 watch=watch,
             )
+            if overlay:
+                overlay.end()
             returns = ", ".join(f"{episode.ret:.2f}" for episode in scores.episodes)
             end = f", cut off after {limit:,} steps (--max-episode-steps)" if scores.cut else ""
             show(f"episode {number + 1} (seed {seed}): return {returns}{end}")

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from proximo.commands.arguments import say, show
-from proximo.commands.display import CONTROL, Display, said_if_slow
 from proximo.commands.signals import Interrupt
+from proximo.commands.waiting import said_if_slow
 from proximo.errors import TrainingError, UsageError, explain
 from proximo.loop import run_session
 from proximo.run.callbacks import Watcher
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config, title
+from proximo.run.config import Config, task_name
 from proximo.run.control import make_session, start_from
+from proximo.run.display import CONTROL, Display, make_display, screen_for
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.named_callbacks import with_callbacks
 from proximo.run.presets import Preset
@@ -30,7 +31,6 @@ def begin(
     config: Config, preset: Preset | None, *, run_dir: Path | None, start: Path | None, quiet: bool
 ) -> int:
     """Train from the beginning, in a new folder."""
-    task = f"{title(config.algorithm)} on {config.env.id}"
     lines = []
     if preset:
         lines.append(
@@ -43,7 +43,7 @@ def begin(
         lines.append(f"policy and network: from {start}")
     config, callbacks = with_callbacks(config, (), again=False, kept=True)
     folder = RunFolder.create(run_dir or free_path(config), config)
-    lines = [f"{task}, run folder {folder.name}", *lines]
+    lines = [f"{task_name(config)}, run folder {folder.name}", *lines]
     return _train(config, folder, lines, callbacks, quiet=quiet, start=policy)
 
 
@@ -51,10 +51,9 @@ def go_on(
     config: Config, folder: RunFolder, saved: Checkpoint, callbacks: list[Any], *, quiet: bool
 ) -> int:
     """Train on, from a checkpoint."""
-    task = f"{title(config.algorithm)} on {config.env.id}"
     ended = config.run.ended_by(saved.record)
     what = "writing the result of" if ended else "going on in"
-    lines = [f"{task}, {what} {folder.name} after update {saved.updates}"]
+    lines = [f"{task_name(config)}, {what} {folder.name} after update {saved.updates}"]
     horizon = int(saved.record["horizon"])
     if config.run.total_steps > horizon and not ended:
         rates = config.algorithm.rates(1.0, saved.record.get("rate_scale", 1.0))
@@ -141,7 +140,8 @@ def _train(
     start: Checkpoint | None = None,
     resume: Checkpoint | None = None,
 ) -> int:
-    display = None if quiet else Display(CONTROL, config.run.total_steps, folder.note)
+    screen = None if quiet else screen_for()
+    display = make_display(screen, CONTROL, config.run.total_steps, folder)
 
     def make(interrupt: Interrupt) -> Session:
         slow = f"making {config.env.num_envs} envs and trying one takes long: still at it"

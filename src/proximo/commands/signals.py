@@ -116,8 +116,6 @@ class Interrupt:
                 if self._previous_handlers:
                     _interrupt(self._main_thread)
             else:
-                if os.isatty(1):
-                    os.write(1, b"\x1b[?25h")  # the cursor, which the display has hidden
                 os.write(2, f"{self.stopped_at_once()}\n".encode())
                 os._exit(self._thread_code)
 

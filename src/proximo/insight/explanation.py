@@ -23,10 +23,10 @@ from proximo.language.state import read_checkpoint
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import Config, title
 from proximo.run.consent import Named, unnamed
+from proximo.run.control import continued
 from proximo.run.folder import RunFolder, versions
 from proximo.run.health import Finding, diagnose_run
 from proximo.run.profile import PHASES
-from proximo.run.resuming import continued
 from proximo.run.toml import read_tables
 from proximo.types import Row
 
@@ -94,7 +94,7 @@ def explain_run(path: str | Path) -> Explanation:
     rows, result = folder.read_metrics(), folder.read_result()
     saved = _checkpoints(told, folder, language=language)
     _counters(told, rows, result, config)
-    _end(told, folder, result, saved, over=saved is not None and _is_over(config, saved, result))
+    _end(told, folder, result, saved, over=saved is not None and _is_over(config, folder, saved))
     _versions(told, folder)
     _scores(told, rows)
     _texts(told, result)
@@ -102,7 +102,7 @@ def explain_run(path: str | Path) -> Explanation:
     if saved:
         code = _code_of_stage(config) if language else _code(config)
         told.resume = ("lm resume" if language else "resume", code)
-        if _is_over(config, saved, result):
+        if _is_over(config, folder, saved):
             flag = "--updates" if language else "--total-steps"
             told.more = (flag, 2 * int(told.progress["total"]))
     try:
@@ -206,10 +206,10 @@ def _end(
     told.lines.insert(0, Line(state=state, subject="end", found=found, remedy=remedy))
 
 
-def _is_over(config: Any, saved: Checkpoint, result: Mapping[str, Any]) -> bool:
+def _is_over(config: Any, folder: RunFolder, saved: Checkpoint) -> bool:
     """The run has reached its end, so that `resume` alone trains no further."""
     if isinstance(config, Config):
-        return bool(continued(config, saved, result, {})[1])
+        return bool(continued(config, folder, saved, {})[1])
     return bool(saved.updates >= config.run.updates and saved.record.get("finished"))
 
 

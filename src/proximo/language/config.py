@@ -167,6 +167,14 @@ class ScoreConfig:
                 "its own rewards, so leave one of them out"
             )
 
+    def unnamed(self, *, reward: object, env: object) -> dict[str, list[str]]:
+        """Code that must be named again: argument -> names. reward, env: those given again."""
+        code = any(not Path(name).is_dir() for name in self.reward)
+        return {
+            **({"reward": list(self.reward)} if code and not reward else {}),
+            **({"env": [self.env]} if ":" in self.env and not env else {}),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(RunSettings):
@@ -396,12 +404,7 @@ def resumed(
         return config
     if not (with_env or score.reward or reward):
         raise UsageError("this run's reward was given by a program: give it again, or an env")
-    code = any(not Path(name).is_dir() for name in score.reward)
-    missing = {
-        **({"reward": list(score.reward)} if code and not reward else {}),
-        **({"env": [score.env]} if ":" in score.env and not env else {}),
-    }
-    if missing:
+    if missing := score.unnamed(reward=reward, env=env):
         raise UsageError(words(missing, line))
     name = score.env if env is None else env if isinstance(env, str) else ""
     return dataclasses.replace(config, score=dataclasses.replace(score, env=name))

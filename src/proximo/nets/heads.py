@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -28,6 +28,22 @@ from proximo.functional.distributions import (
 )
 from proximo.nets.config import NetConfig
 from proximo.spaces import Actions, Leaf, native, sizes, starts, torch_dtype
+
+
+class Choice(NamedTuple):
+    """Distribution of one number of an action that is one of n."""
+
+    probabilities: Tensor  # [..., n]
+    start: int
+    """The first of the n, as the env counts."""
+
+
+class Interval(NamedTuple):
+    """Distribution of one number of an action that lies on a line, in the env's units."""
+
+    ends: Tensor  # [3, ...] one standard deviation below the mean, the mean, one above it
+    low: float
+    high: float
 
 
 class Head(nn.Module, ABC):
@@ -76,6 +92,10 @@ class Head(nn.Module, ABC):
         return math.prod(self.noise_shape)
 
     @abstractmethod
+    def marginals(self, distribution: Any) -> list[Choice | Interval]:
+        """The distribution of each number of the env's action, in their order."""
+
+    @abstractmethod
     def env_action(self, action: Tensor) -> Tensor:
         """The action as the env takes it, where the action lies. action: [..., *act]."""
 
@@ -121,6 +141,9 @@ class CategoricalHead(Head):
     def features(self, action: Tensor) -> Tensor:
         return nn.functional.one_hot(action, self.outputs)
 
+    def marginals(self, distribution: Categorical) -> list[Choice | Interval]:
+        return [Choice(distribution.log_p.exp(), self.start)]
+
     def env_action(self, action: Tensor) -> Tensor:
         """Counted from the start of its space, in its type."""
         return (action + self.start if self.start else action).to(self._kind)
@@ -142,6 +165,9 @@ class BernoulliHead(Head):
 
     def restore(self, parameters: Tensor) -> Bernoulli:
         return Bernoulli(parameters)
+
+    def marginals(self, distribution: Bernoulli) -> list[Choice | Interval]:
+        return [Choice(p, 0) for p in distribution.bits.log_p.exp().unbind(-2)]
 
     def env_action(self, action: Tensor) -> Tensor:
         bits = action.to(torch_dtype(self.taken_dtype))
@@ -182,6 +208,18 @@ class BoxHead(Head):
     def shaped(self, action: Tensor) -> Tensor:
         """[..., A] -> [..., *shape]."""
         return action.reshape(*action.shape[:-1], *self.taken_shape)
+
+    @abstractmethod
+    def spread(self, distribution: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the policy's action, [..., A] each."""
+
+    def marginals(self, distribution: Any) -> list[Choice | Interval]:
+        """Within the bounds, and through the tanh of a policy that has one."""
+        mean, std = self.spread(distribution)
+        ends = self.env_action(torch.stack([mean - std, mean, mean + std]))
+        columns = ends.reshape(3, *mean.shape).cpu().double().unbind(-1)
+        bounds = zip(self.low.reshape(-1).tolist(), self.high.reshape(-1).tolist(), strict=True)
+        return [Interval(x, *bound) for x, bound in zip(columns, bounds, strict=True)]
 
 
 class GaussianHead(BoxHead):
@@ -232,6 +270,9 @@ class GaussianHead(BoxHead):
             return None
         low, high = (end.reshape(-1) for end in self.ends(action.device))
         return ((action < low) | (action > high)).any(-1)
+
+    def spread(self, distribution: Gaussian) -> tuple[Tensor, Tensor]:
+        return distribution.mean, distribution.log_std.exp().expand_as(distribution.mean)
 
     def env_action(self, action: Tensor) -> Tensor:
         """In the env's shape, type and bounds, through a tanh if the policy says so."""
@@ -291,6 +332,10 @@ class BetaHead(BoxHead):
     def restore(self, parameters: Tensor) -> Beta:
         alpha, beta = parameters.chunk(2, -1)
         return Beta(alpha, beta, (2 * self.half_range).log())
+
+    def spread(self, distribution: Beta) -> tuple[Tensor, Tensor]:
+        mean, total = distribution.mode(), distribution.alpha + distribution.beta
+        return mean, (mean * (1 - mean) / (total + 1)).sqrt()
 
     def env_action(self, action: Tensor) -> Tensor:
         low, high = self.ends(action.device)
@@ -369,6 +414,10 @@ class JointHead(Head):
         found = [head.cut_off(part) for head, part in self._own(action)]
         clipped = [x for x in found if x is not None]
         return torch.stack(clipped).any(0) if clipped else None
+
+    def marginals(self, distribution: Joint) -> list[Choice | Interval]:
+        pairs = zip(self.heads, distribution.parts, strict=True)
+        return [marginal for head, part in pairs for marginal in head.marginals(part)]
 
     def env_action(self, action: Tensor) -> Tensor:
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)

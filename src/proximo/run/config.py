@@ -19,7 +19,7 @@ from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.bounds import above, at_least, between
 from proximo.envs.config import EnvConfig
-from proximo.errors import UsageError, check_values, nearest
+from proximo.errors import UsageError, check_values, nearest, printable
 from proximo.functional.schedules import Schedule, as_schedule
 from proximo.imports import find, leads_to, name_of
 from proximo.nets.config import NetConfig
@@ -294,6 +294,12 @@ def algorithm_name(algorithm: OnPolicy) -> str:
 def title(algorithm: OnPolicy) -> str:
     """The name for people: ppo, or the name of the user's class."""
     return algorithm_name(algorithm).rpartition(":")[2].rpartition(".")[2]
+
+
+def task_name(config: Config) -> str:
+    """What a run trains, for people: ppo on CartPole-v1."""
+    env = printable(config.env.id, keep="") or "an env of the program"
+    return f"{title(config.algorithm)} on {env}"
 
 
 def check_sections(tables: Tables, known: Iterable[str]) -> None:
