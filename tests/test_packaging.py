@@ -72,7 +72,10 @@ def test_with_a_compiler_one_wheel_serves_all_pythons_of_a_platform(tmp_path):
     wheel = build(tmp_path)
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert wheel.stem.endswith(f"py3-none-{platform}")
-    assert "proximo/native/engine.so" in zipfile.ZipFile(wheel).namelist()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "proximo/native/engine.so" in names
+    page = ("page.html", "page.css", "page.js", "uPlot.iife.min.js", "uPlot.min.css")
+    assert {f"proximo/insight/page/{n}" for n in (*page, "uPlot.LICENSE")} <= set(names)
     assert "engine: native (" in train_with(wheel, tmp_path)
 
 
@@ -82,7 +85,8 @@ def test_the_sources_hold_all_that_a_build_and_a_run_need(tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    needed = [p for kind in ("*.py", "*.cpp", "*.h", "*.toml") for p in (ROOT / "src").rglob(kind)]
+    kinds = ("*.py", "*.cpp", "*.h", "*.toml", "*.html", "*.css", "*.js", "*.LICENSE")
+    needed = [p for kind in kinds for p in (ROOT / "src").rglob(kind)]
     assert {str(path.relative_to(ROOT)) for path in needed} <= names
 
 

@@ -15,6 +15,7 @@ VERBS = {
     "eval": ("evaluation", "Play seeded episodes with a trained policy and print its scores."),
     "play": ("playing", "Show a trained policy on screen, or write a video of it."),
     "plot": ("plotting", "Draw learning curves of one or more runs."),
+    "report": ("reporting", "Write all about one or several runs as one HTML page."),
     "export": ("exporting", "Write a trained policy as an ONNX file, which acts without PyTorch."),
     "doctor": ("doctor", "Examine the installation, an env or a run, and say what to do."),
     "check": ("doctor:check", "Play an env of your own at random, and report what is wrong."),

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from commands.command_line import proximo, refusal, succeeded, train, train_in
-from proximo.commands.pictures import group_runs
+from proximo.insight.groups import group_runs
 from proximo.run.folder import RunFolder
 
 pytest.importorskip("matplotlib", reason="pictures are an extra")

@@ -396,13 +396,14 @@ VERBS = [
     ("train", "--config", "r/config.toml", "--total-steps", "64", "--run-dir", "new", "--quiet"),
     ("train", "ppo", "CartPole-v1", "--from", "r", "--run-dir", "new", "--total-steps", "64"),
     ("lm", "resume", "r"),
+    ("report", "r", "--no-play"),
 ]
 READS = {
-    "config.toml": [*VERBS[:3], VERBS[5], VERBS[7]],
-    "metrics.jsonl": [VERBS[1], VERBS[2]],
-    "result.json": [VERBS[0], VERBS[1]],
-    "versions.json": [VERBS[0], VERBS[1]],
-    "log": [VERBS[1]],
+    "config.toml": [*VERBS[:3], VERBS[5], *VERBS[7:]],
+    "metrics.jsonl": [VERBS[1], VERBS[2], VERBS[8]],
+    "result.json": [VERBS[0], VERBS[1], VERBS[8]],
+    "versions.json": [VERBS[0], VERBS[1], VERBS[8]],
+    "log": [VERBS[1], VERBS[8]],
     LAST: [VERBS[0], VERBS[1], VERBS[3], VERBS[4], VERBS[6]],
 }
 

@@ -29,6 +29,7 @@ WRITTEN = [
     *("policy.onnx", "play.gif", "checkpoints/best.safetensors", "checkpoints/last-8.safetensors"),
     *(".config.toml.partial", ".metrics.jsonl.partial", "checkpoints/.last.safetensors.partial"),
     *("checkpoints/last-1.safetensors", "checkpoints/update-9.safetensors", ".policy.onnx.partial"),
+    "report.html",
 ]
 """Names in a run folder that some verb writes, or once wrote through."""
 READ = ["config.toml", "checkpoints/last.safetensors", "metrics.jsonl", "result.json"]
@@ -41,6 +42,7 @@ VERBS = [
     ("train", "ppo", "CartPole-v1", "--from", "r", "--run-dir", "new", "--total-steps", "64"),
     ("lm", "resume", "r"),
     ("lm", "generate", "r", "--prompt", "a"),
+    ("report", "r", "--no-play"),
 ]
 EXPORT = ("export", "r", "--overwrite")
 
@@ -48,8 +50,8 @@ EXPORT = ("export", "r", "--overwrite")
 READERS = {
     "config.toml": [VERBS[1], VERBS[2], VERBS[4], VERBS[6], VERBS[7]],
     "checkpoints/last.safetensors": [*VERBS[:2], VERBS[5]],
-    "metrics.jsonl": VERBS[1:3],
-    "result.json": [VERBS[1]],
+    "metrics.jsonl": [*VERBS[1:3], VERBS[8]],
+    "result.json": [VERBS[1], VERBS[8]],
 }
 """Those that read a file, for the short test."""
 
@@ -147,7 +149,7 @@ def unharmed(here, victim, evil):
 def test_nothing_is_written_out_of_the_folder(here, trained, unharmed, trick):
     # Some of them end a verb at its beginning, so that it does not come to the others.
     most = [name for name in WRITTEN if name not in ("nonfinite", "metrics.jsonl")]
-    verbs = [VERBS[0], VERBS[1], VERBS[3]]
+    verbs = [VERBS[0], VERBS[1], VERBS[3], VERBS[8]]
     verbs += {"link": [VERBS[2], EXPORT], "hard link": [VERBS[2]]}.get(trick, [])  # they take long
     for words, names in [*((words, most) for words in verbs), (VERBS[1], WRITTEN)]:
         shutil.copytree(trained, here / "r")

@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,8 @@ import numpy as np
 from proximo.disk import replace as replace_file
 from proximo.disk import writable
 from proximo.errors import UsageError, printable
-from proximo.functional.schedules import Schedule
-from proximo.run.config import Config, RunConfig, success_threshold, to_tables, to_toml
+from proximo.insight.groups import group_runs
+from proximo.run.config import Config, success_threshold
 from proximo.run.folder import RunFolder
 
 PANELS = (
@@ -41,9 +40,6 @@ DOTS = (
 )
 """Points of the first panel: key, label, mark, color, size."""
 COLUMNS = 3
-LENGTH = "run.total_steps"
-MOST_IN_A_LABEL = 3
-"""Settings by which a label tells runs of one algorithm apart."""
 COLORS = ("#1f5fa8", "#d1690e", "#1b8a6b", "#9b3f8f", "#444444", "#a88a00")
 
 Curve = tuple[np.ndarray, np.ndarray]
@@ -191,46 +187,6 @@ def _title(configs: Sequence[Config], groups: int) -> str:
         many = f", {mean} ± one standard deviation"
     env = printable(configs[0].env.id, keep="") or "an env made by a program"
     return f"{names} on {env}{many}"
-
-
-def group_runs(folders: Sequence[RunFolder], configs: Sequence[Config]) -> dict[str, list[int]]:
-    """Label -> indices of the runs that have one algorithm and settings.
-
-    Names, lengths and logging of runs make no groups, unless a schedule runs over the length. The
-    label names the algorithm, and among several groups of it the settings that differ or, where
-    those are many, the first run.
-    """
-    members: dict[str, list[int]] = {}
-    for i, config in enumerate(configs):
-        scheduled = any(isinstance(value, Schedule) for value in vars(config.algorithm).values())
-        run = RunConfig(total_steps=config.run.total_steps) if scheduled else RunConfig()
-        members.setdefault(to_toml(replace(config, run=run)), []).append(i)
-    groups = list(members.values())
-    tables = [_flat(configs[group[0]]) for group in groups]
-    labels: dict[str, list[int]] = {}
-    for group, settings in zip(groups, tables, strict=True):
-        name = settings["algorithm.name"]
-        rivals = [other for other in tables if other["algorithm.name"] == name]
-        differ = [key for key in settings if any(o[key] != settings[key] for o in rivals)]
-        differ = [key for key in differ if key != LENGTH] or differ
-        if len(differ) > MOST_IN_A_LABEL:
-            name = f"{name}, {folders[group[0]].path.name}"
-        elif differ:
-            shown = (f"{key.rpartition('.')[2]} {_shown(settings[key])}" for key in differ)
-            name = f"{name}, {', '.join(shown)}"
-        # Equal labels are still groups apart.
-        labels[name if name not in labels else f"{name} ({len(labels) + 1})"] = group
-    return labels
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    tables = to_tables(config)
-    shown = {f"{name}.{key}": x for name, table in tables.items() for key, x in table.items()}
-    return {key: x for key, x in shown.items() if key == LENGTH or not key.startswith("run.")}
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)
 
 
 def _notes(group: Group, *, named: bool) -> list[str]:

@@ -44,10 +44,7 @@ def main(arguments: list[str]) -> int:
     if command.overlay and not command.video:
         raise UsageError("--overlay draws beside the frames of a video: give --video FILE too")
     if command.video:
-        # Before the env is made: SDL and MuJoCo look for a display when they are loaded.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        if not os.environ.get("DISPLAY"):
-            os.environ.setdefault("MUJOCO_GL", "egl")
+        need_no_display()
     video = command.video and command.video.absolute()  # an env may change the current folder
 
     RunFolder.open(command.run).read_config()  # what is wrong with it is said first
@@ -55,11 +52,18 @@ def main(arguments: list[str]) -> int:
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
     with command.opened("play", arguments, "shown", mode) as (agent, env, config):
-        _play(command, agent, env, _metadata(env, mode), command.limit(config), video)
+        _play(command, agent, env, metadata_of(env, mode), command.limit(config), video)
     return 0
 
 
-def _metadata(env: gym.Env, mode: str) -> dict[str, Any]:
+def need_no_display() -> None:
+    """Before an env is made: SDL and MuJoCo look for a display when they are loaded."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def metadata_of(env: gym.Env, mode: str) -> dict[str, Any]:
     """Metadata of an env. Raises `UsageError` where they fail, or exclude this render_mode."""
     from gymnasium.wrappers import HumanRendering
 
