@@ -15,6 +15,7 @@ import proximo
 from proximo import PPO, RolloutConfig, RunConfig, TensorBoard, Tracker, UsageError, train
 from proximo.run import tracker as base
 from proximo.run import trackers
+from proximo.run.event_file import crc32c
 from proximo.run.readings import DERIVED, READINGS, tag, tagged
 
 SMALL = {"minibatch_size": 16, "epochs": 1}
@@ -222,6 +223,14 @@ def test_a_video_of_the_run_reaches_its_trackers(tmp_path):
     assert image.step == 256
     assert len(loaded.Scalars("time/update")) == 8
     assert said == []
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 8, 900, 1023, 1024, 1026, 5000])
+def test_the_checksum_of_a_record_is_the_one_of_tensorboard(length):
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import crc32c as theirs
+
+    data = bytes(i * i % 251 for i in range(length))
+    assert crc32c(data) == theirs(data)
 
 
 def test_a_link_in_the_run_folder_is_not_written_through(tmp_path, capsys):

@@ -24,8 +24,8 @@ from proximo.types import Row
 
 INTERVAL = 1.0
 """Seconds between batches of rows."""
-FREE, SHARE = 0.25, 0.003
-"""Seconds that a tracker's writes may take in all, and share of the time after that."""
+FREE, SHARE = 0.1, 0.004
+"""Seconds of the processor that a tracker's writes may take, and share of the run's after that."""
 MOST_WAITING = 10_000
 """Rows that wait for a tracker: one that is slower than that is switched off."""
 PATIENCE = 60.0
@@ -42,8 +42,8 @@ class Tracker(Callback):
     A subclass has `open` and `write`, and what it needs of the rest. They are called in a thread
     of their own, batch by batch. Whatever they raise is said once, as a warning, and switches the
     tracker off: it never ends a run. Rows are left out evenly where writing them would take more
-    than `SHARE` of the time; one with a reading that the last one lacked, such as an evaluation,
-    never is. A tracker only watches: a run folder does not record it.
+    than `SHARE` of the run's processor time; one with a reading that the last one lacked, such as
+    an evaluation, never is. A tracker only watches: a run folder does not record it.
     """
 
     recorded = False
@@ -125,8 +125,8 @@ class Feed:
         self._left_out: Row | None = None
         self._names: Set[str] = set()  # of the last row
         self._accepted = self._written = 0
-        self._spent = 0.0  # seconds of the thread, for those that are written
-        self._began = time.perf_counter()
+        self._spent = 0.0  # seconds of the processor, for those that are written
+        self._budget = FREE
         self._fault, self._off = "", False
         self._ended = threading.Event()
         # A daemon: a service that hangs does not keep the process.
@@ -137,7 +137,7 @@ class Feed:
         """Pass a row on, if its turn has come."""
         is_new, self._names = not row.keys() <= self._names, row.keys()
         cost = self._accepted * self._spent / max(1, self._written)
-        if is_new or cost <= FREE + SHARE * (time.perf_counter() - self._began):
+        if is_new or cost <= self._budget:
             self._accept(row)
         else:
             self._left_out = row
@@ -173,11 +173,12 @@ class Feed:
             self._switch_off()
 
     def _work(self) -> None:
-        tracker = self._tracker
+        tracker, began = self._tracker, time.process_time()
         try:
             self._held = tracker.open(self._run, self._key, settings_of(self._run.config))
             while not self._ended.wait(INTERVAL) and not self._fault:
                 self._write()
+                self._budget = FREE + SHARE * (time.process_time() - began)
             self._write()
             step = max(self._held, self._run.step)
             for path in self.videos:

@@ -17,6 +17,7 @@ from proximo.disk import grow
 from proximo.errors import UsageError
 from proximo.run.callbacks import Callback, RunInfo, as_callback
 from proximo.run.config import RunSettings
+from proximo.run.event_file import record
 from proximo.run.folder import RunFolder
 from proximo.run.tracker import Settings, Tracker, score_tags, step_of, subfolder
 
@@ -46,15 +47,14 @@ class TensorBoard(Tracker):
     def open(self, run: RunInfo, key: str, settings: Settings) -> int:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
         from torch.utils.tensorboard.summary import hparams
 
         folder = self.log_dir or subfolder(run, "tensorboard")
         folder.mkdir(parents=True, exist_ok=True)
         # Its reader takes the files in the order of their names.
         name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
-        self._path, self._waiting = folder / name, io.BytesIO()
-        self._records, self._event, self._summary = RecordWriter(self._waiting), Event, Summary
+        self._path, self._waiting = folder / name, bytearray()
+        self._event, self._summary = Event, Summary
         self._add(0, file_version="brain.Event:2")
         if run.step:  # what a killed run wrote after this step is not shown
             self._add(run.step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -67,7 +67,7 @@ class TensorBoard(Tracker):
 
     def _add(self, step: int, when: float | None = None, **content: Any) -> None:
         event = self._event(wall_time=when or time.time(), step=step, **content)
-        self._records.write(event.SerializeToString())
+        self._waiting += record(event.SerializeToString())
 
     def write(self, values: dict[str, float], step: int, when: float) -> None:
         value = self._summary.Value
@@ -76,9 +76,8 @@ class TensorBoard(Tracker):
 
     def flush(self) -> None:
         with io.BufferedWriter(grow(self._path)) as file:
-            file.write(self._waiting.getvalue())
-        self._waiting.seek(0)
-        self._waiting.truncate()
+            file.write(self._waiting)
+        self._waiting.clear()
 
     def video(self, path: Path, step: int) -> None:
         """TensorBoard shows a GIF as an image; it plays no mp4."""
