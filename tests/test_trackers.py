@@ -7,6 +7,7 @@ import re
 import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -200,6 +201,23 @@ def test_the_names_of_other_libraries(tmp_path):
     assert curves["objective/kl"][1] == (2, pytest.approx(rows[1]["kl"]))
     entropy = rows[0]["entropy"] * rows[0]["length"]
     assert curves["objective/entropy"][0][1] == pytest.approx(entropy)
+
+
+def test_the_page_has_each_reading_and_its_names_elsewhere():
+    page = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    lines = [line.split(" | ") for line in page.splitlines() if line.count(" | ") == 3]
+    listed = {}
+    for keys, _, _, names in lines:
+        found = re.findall(r"(SB3|CleanRL|TRL) (-?)`(.*?)`", names)
+        for key in re.findall(r"`(.*?)`", keys.partition("(")[0]):
+            listed[key] = {library.lower(): sign + name for library, sign, name in found}
+    assert listed == {
+        key: {style: name for style, name in reading._asdict().items() if name and style != "group"}
+        for key, reading in READINGS.items()
+    }
+    for library, names in DERIVED.items():
+        for name in names:
+            assert f"`{name}`" in page, (library, name)
 
 
 def test_each_reading_has_one_name_in_each_style():

@@ -55,6 +55,7 @@ class TensorBoard(Tracker):
         name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
         self._path, self._waiting = folder / name, bytearray()
         self._event, self._summary = Event, Summary
+        self._tags = list[str]()
         self._add(0, file_version="brain.Event:2")
         if run.step:  # what a killed run wrote after this step is not shown
             self._add(run.step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -70,9 +71,13 @@ class TensorBoard(Tracker):
         self._waiting += record(event.SerializeToString())
 
     def write(self, values: dict[str, float], step: int, when: float) -> None:
-        value = self._summary.Value
-        numbers = [value(tag=name, simple_value=x) for name, x in values.items()]
-        self._add(step, when, summary=self._summary(value=numbers))
+        if list(values) != self._tags:  # else the last event is filled anew
+            self._tags, self._row = list(values), self._event()
+            self._values = [self._row.summary.value.add(tag=name) for name in values]
+        for value, x in zip(self._values, values.values(), strict=True):
+            value.simple_value = x
+        self._row.step, self._row.wall_time = step, when
+        self._waiting += record(self._row.SerializeToString())
 
     def flush(self) -> None:
         with io.BufferedWriter(grow(self._path)) as file:
@@ -91,7 +96,8 @@ class TensorBoard(Tracker):
         self._add(step, summary=self._summary(value=[{"tag": "replay", "image": image}]))
 
     def finish(self, scores: dict[str, float], step: int, *, well: bool) -> None:
-        self.write(scores, step, time.time())
+        if scores:
+            self.write(scores, step, time.time())
         if well:
             self._add(step, summary=self._last)
         self.flush()
@@ -244,8 +250,9 @@ class MLflow(Tracker):
         self._client.log_artifact(self._id, str(path), "videos")
 
     def finish(self, scores: dict[str, float], step: int, *, well: bool) -> None:
-        self.write(scores, step, time.time())
-        self.flush()
+        if scores:
+            self.write(scores, step, time.time())
+            self.flush()
         self._client.set_terminated(self._id, "FINISHED" if well else "FAILED")
 
 
@@ -310,8 +317,9 @@ class Trackio(Tracker):
         self.flush()
 
     def finish(self, scores: dict[str, float], step: int, *, well: bool) -> None:
-        self.write(scores, step, time.time())
-        self.flush()
+        if scores:
+            self.write(scores, step, time.time())
+            self.flush()
 
 
 def _iso(when: float) -> str:
