@@ -1,11 +1,13 @@
 """CPU time that each tracker takes of a CartPole run on the native engine, for docs/trackers.md.
 
+A row is one update's readings as the tracker's thread writes them; an update costs the training
+thread some microseconds besides. Share: of the process's CPU time, without start and end.
+
 python benchmarks/speed/tracker_cost.py tensorboard wandb [--steps 1000000]
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,8 +28,8 @@ def measure(name, steps, num_envs, rollout):
             work(feed)
         finally:
             found["thread"] = time.thread_time() - begin
-            found["row_ms"] = 1000 * feed._spent / max(1, feed._written)
-            found["rows"], found["writes"] = feed._written, feed._spent
+            found["row_ms"] = 1000 * (feed._spent - 0.001) / max(1, feed._written - 1)
+            found["rows"], found["writes"] = feed._written - 1, feed._spent - 0.001
             found["fault"] = feed._fault
 
     def timed_put(feed, row):
@@ -50,8 +52,6 @@ def measure(name, steps, num_envs, rollout):
         )
         found["process"] = time.process_time() - begin
     found["updates"] = agent.result["updates"]
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found["children"] = children.ru_utime + children.ru_stime
     print(json.dumps(found))
 
 
@@ -65,17 +65,19 @@ def main():
     given = parser.parse_args()
     if given.one:
         return measure(*given.trackers, given.steps, given.num_envs, given.rollout)
-    print("tracker     rows/updates  ms a row  writes+queue %  start+end s  process s  fault")
+    print("tracker     rows of updates  ms a row  us an update  share %  start and end s")
     for name in given.trackers:
         words = [sys.executable, __file__, "--one", name, "--steps", str(given.steps)]
         words += ["--num-envs", str(given.num_envs), "--rollout", str(given.rollout)]
         done = subprocess.run(words, capture_output=True, text=True)
         x = json.loads(done.stdout.splitlines()[-1])
+        if x["fault"]:
+            sys.exit(f"{name}: {x['fault']}")
         share = 100 * (x["writes"] + x["put"]) / x["process"]
+        edges = x["thread"] - x["writes"]
         print(
-            f"{name:12}{x['rows']:>6}/{x['updates']:<7}{x['row_ms']:>8.2f}{share:>15.2f}"
-            f"{x['thread'] - x['writes']:>13.2f}{x['process']:>11.1f}  {x['fault']}"
-            f"  put us {1e6 * x['put'] / x['updates']:.1f}",
+            f"{name:12}{x['rows']:>7} of {x['updates']:<6}{x['row_ms']:>8.3f}"
+            f"{1e6 * x['put'] / x['updates']:>14.1f}{share:>9.2f}{edges:>17.2f}",
             flush=True,
         )
     return None

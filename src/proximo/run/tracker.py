@@ -124,8 +124,8 @@ class Feed:
         self._rows = deque[tuple[Row, float]]()
         self._left_out: Row | None = None
         self._names: Set[str] = set()  # of the last row
-        self._accepted = self._written = 0
-        self._spent = 0.0  # seconds of the processor, for those that are written
+        # Seconds of the processor for so many rows: at first a guess of what one takes.
+        self._spent, self._written, self._accepted = 0.001, 1, 0
         self._budget = FREE
         self._fault, self._off = "", False
         self._ended = threading.Event()
@@ -136,7 +136,7 @@ class Feed:
     def put(self, row: Row) -> None:
         """Pass a row on, if its turn has come."""
         is_new, self._names = not row.keys() <= self._names, row.keys()
-        cost = self._accepted * self._spent / max(1, self._written)
+        cost = self._accepted * self._spent / self._written
         if is_new or cost <= self._budget:
             self._accept(row)
         else:

@@ -31,16 +31,19 @@ class TensorBoard(Tracker):
     package = "tensorboard"
 
     def __init__(self, log_dir: str | Path | None = None, *, names: str = "proximo") -> None:
-        """log_dir: a folder; None: `tensorboard` in the run folder. Raises `UsageError`."""
+        """log_dir: a folder; None: the run folder. Raises `UsageError`."""
         super().__init__(names=names)
         self.log_dir = None if log_dir is None else Path(log_dir).absolute()
 
     def ready(self, run: RunInfo) -> None:
-        if self.log_dir is None and run.folder is None:
+        if self.log_dir:
+            self._folder = place = self.log_dir
+        elif run.folder:
+            self._folder, place = run.folder.path, Path(run.folder.name).parent
+        else:
             raise UsageError(
                 "TensorBoard has no folder: give it one, TensorBoard(log_dir), or give a run_dir"
             )
-        place = self.log_dir or (run.folder and run.folder.path.parent)
         run.note(f"tensorboard: tensorboard --logdir {place}")
         super().ready(run)
 
@@ -49,11 +52,10 @@ class TensorBoard(Tracker):
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard.summary import hparams
 
-        folder = self.log_dir or subfolder(run, "tensorboard")
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         # Its reader takes the files in the order of their names.
         name = f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
-        self._path, self._waiting = folder / name, bytearray()
+        self._path, self._waiting = self._folder / name, bytearray()
         self._event, self._summary = Event, Summary
         self._tags = list[str]()
         self._add(0, file_version="brain.Event:2")
@@ -127,7 +129,7 @@ class WandB(Tracker):
 
     def ready(self, run: RunInfo) -> None:
         if self.mode == "offline":
-            place = run.folder.path if run.folder else Path.cwd()
+            place = Path(run.folder.name) if run.folder else Path.cwd()
             run.note(f"wandb: offline; to upload it: wandb sync {place}/wandb/offline-run-*")
         super().ready(run)
 
