@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from proximo.types import Row
 
@@ -113,7 +113,11 @@ def tag(name: str, style: str) -> tuple[str, float]:
 
 def tagged(row: Row, style: str) -> dict[str, float]:
     """The numbers of a row by their names in trackers; what has no value is left out."""
-    numbers = {name: float(x) for name, x in row.items() if _is_number(x)}
+    numbers = {
+        name: float(x)
+        for name, x in row.items()
+        if (type(x) is float or isinstance(x, int | float)) and math.isfinite(x)
+    }
     named = {}
     for name, value in numbers.items():
         label, sign = tag(name, style)
@@ -122,7 +126,3 @@ def tagged(row: Row, style: str) -> dict[str, float]:
         if numbers.keys() >= set(names):
             named[label] = function(*(numbers[name] for name in names))
     return named
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
