@@ -522,3 +522,6 @@ def test_the_key_of_a_run_is_data(tmp_path):
     key = base.run_key(RunFolder(tmp_path))
     assert re.fullmatch("[0-9a-f]{16}", key)
     assert (tmp_path / "tracker-key").read_text() == key == base.run_key(RunFolder(tmp_path))
+    (tmp_path / "tracker-key").unlink()
+    (tmp_path / "tracker-key").mkdir()  # which no file replaces
+    assert re.fullmatch("[0-9a-f]{16}", base.run_key(RunFolder(tmp_path)))

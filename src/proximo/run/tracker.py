@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import re
 import secrets
 import threading
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Set
 from pathlib import Path
@@ -36,7 +37,7 @@ SCORES = ("return_mean", "best", "evaluation", "score", "held_out_score", "loss"
 Settings = dict[str, bool | int | float | str]
 
 
-class Tracker(Callback):
+class Tracker(Callback, ABC):
     """A logger: each reading of a run goes to a service, as a number with a name at a step.
 
     A subclass has `open` and `write`, and what it needs of the rest. They are called in a thread
@@ -231,12 +232,11 @@ def run_key(folder: RunFolder | None) -> str:
     if folder is None:
         return key
     file = folder.path / "tracker-key"
-    try:
+    with contextlib.suppress(OSError):
         if found := re.fullmatch(rb"([0-9a-f]{16})\s*", read(file, 64)):
             return found[1].decode()
-    except OSError:
-        pass
-    replace(file, key.encode(), within=folder.path)
+    with contextlib.suppress(OSError):  # the run then begins anew in trackers when it is resumed
+        replace(file, key.encode(), within=folder.path)
     return key
 
 
