@@ -50,6 +50,8 @@ class Tracker(Callback, ABC):
     recorded = False
     package: ClassVar[str] = ""
     """Package that it needs, an extra of Proximo's; empty: none."""
+    price: ClassVar[float] = 0.001
+    """Seconds of the processor for a row, until it is measured."""
 
     def __init__(self, *, names: str = "proximo") -> None:
         """names: see `RunSettings.log_names`. Raises `UsageError`, also for a missing package."""
@@ -125,8 +127,8 @@ class Feed:
         self._rows = deque[tuple[Row, float]]()
         self._left_out: Row | None = None
         self._names: Set[str] = set()  # of the last row
-        # Seconds of the processor for so many rows: at first a guess of what one takes.
-        self._spent, self._written, self._accepted = 0.001, 1, 0
+        # Seconds of the processor for so many rows.
+        self._spent, self._written, self._accepted = tracker.price, 1, 0
         self._budget = FREE
         self._fault, self._off = "", False
         self._ended = threading.Event()

@@ -29,6 +29,7 @@ class TensorBoard(Tracker):
     """Readings, settings and final scores as event files, for `tensorboard --logdir`."""
 
     package = "tensorboard"
+    price = 0.0001
 
     def __init__(self, log_dir: str | Path | None = None, *, names: str = "proximo") -> None:
         """log_dir: a folder; None: the run folder. Raises `UsageError`."""
@@ -109,6 +110,7 @@ class WandB(Tracker):
     """Readings in Weights & Biases: offline, in the run folder, unless the user asks for more."""
 
     package = "wandb"
+    price = 0.0003
 
     def __init__(
         self,
@@ -176,6 +178,7 @@ class MLflow(Tracker):
     """Readings, settings and videos in MLflow: a database beside the run folder, or a server."""
 
     package = "mlflow"
+    price = 0.003
     KEY = "proximo.key"
 
     def __init__(
@@ -268,6 +271,7 @@ class Trackio(Tracker):
     """Readings, settings and videos in trackio's database on this machine, for `trackio show`."""
 
     package = "trackio"
+    price = 0.0006
 
     def __init__(self, project: str | None = None, *, names: str = "proximo") -> None:
         """Raises `UsageError` where trackio is not installed."""
