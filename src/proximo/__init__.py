@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proximo.nets.config import NetConfig
     from proximo.run.callbacks import Callback
     from proximo.run.config import RolloutConfig, RunConfig
+    from proximo.run.metrics import read_metrics
     from proximo.run.tracker import Tracker
     from proximo.run.trackers import MLflow, TensorBoard, Trackio, WandB
     from proximo.state import TrainState
@@ -51,6 +52,7 @@ _PUBLIC = {
     "nets.config": ("NetConfig",),
     "run.callbacks": ("Callback",),
     "run.config": ("RolloutConfig", "RunConfig"),
+    "run.metrics": ("read_metrics",),
     "run.tracker": ("Tracker",),
     "run.trackers": ("MLflow", "TensorBoard", "Trackio", "WandB"),
     "state": ("TrainState",),
@@ -62,7 +64,7 @@ __all__ = ["A2C", "PPO", "TRPO", "OnPolicy", "PPOPenalty", "QActorCritic", "Rein
 __all__ += ["Callback", "EnvConfig", "NetConfig", "RolloutConfig", "RunConfig", "functional"]
 __all__ += ["Agent", "Batch", "Rollout", "TrainState", "TrainingError", "UsageError"]
 __all__ += ["MLflow", "TensorBoard", "Tracker", "Trackio", "WandB"]
-__all__ += ["evaluate", "load", "resume", "train"]
+__all__ += ["evaluate", "load", "read_metrics", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:
