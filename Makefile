@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test lint long envs scores bench scaling clean
+.PHONY: help train test lint long envs trackers scores bench scaling clean
 
 help:
 	@echo "make train   train CartPole-v1, evaluate it, draw its learning curve and a replay"
 	@echo "make test    linters, type checker and the quick tests"
 	@echo "make long    the learning tests that take minutes to hours"
 	@echo "make envs  the tests of dm_control and EnvPool, in an environment of their own (a gigabyte)"
+	@echo "make trackers  the tests of MLflow and trackio, in an environment of their own (a gigabyte)"
 	@echo "make scores  train and score every task of the results table (hours)"
 	@echo "make bench   speed beside other libraries, in environments of their own (half an hour)"
 	@echo "make scaling speed against envs, width, depth and minibatch"
@@ -60,6 +61,13 @@ envs: .venv/ready
 	@.venv-envs/bin/pip install --quiet --no-build-isolation --editable ".[dm-control,envpool]"
 	@.venv-envs/bin/pytest -rs tests/envs/test_known_envs.py tests/envs/test_pool.py
 
+# MLflow is large, and trackio wants an older Pillow than the lock has.
+trackers: .venv/ready
+	@test -x .venv-trackers/bin/pytest || $(PYTHON) -m venv --clear .venv-trackers
+	@.venv-trackers/bin/pip install --quiet -r requirements.lock
+	@.venv-trackers/bin/pip install --quiet --no-build-isolation --editable ".[mlflow,trackio]"
+	@.venv-trackers/bin/pytest -rs tests/test_trackers.py
+
 scores: .venv/ready
 	@$(BIN)/python benchmarks/scores.py
 
@@ -72,4 +80,4 @@ scaling: .venv/ready
 	@$(BIN)/python benchmarks/speed/scaling.py
 
 clean:
-	rm -rf .venv .venv-envs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-envs .venv-trackers .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,8 +16,8 @@ from proximo import Callback
 class CSVLogger(Callback):
     """Write rows to `path`, under the names of the first one.
 
-    A resumed run cuts off the rows that were written after its checkpoint. For a tracker with an
-    API of its own, replace the body of `__call__` by its call: `wandb.log(row)`.
+    A resumed run cuts off the rows that were written after its checkpoint. It is called in the
+    training itself; for a service that may be slow or fail, derive from `proximo.Tracker`.
     """
 
     kept = ("names", "size")

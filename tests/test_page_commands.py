@@ -18,6 +18,7 @@ VERBS = (
 )
 FOREIGN = ("settings.md",)  # names the flags of other libraries and of earlier versions too
 NO_FLAGS = {"--help", "--version", "--only", "--seeds", "--SECTION.FIELD"}
+NO_FLAGS |= {"--logdir", "--backend-store-uri", "--project"}  # of trackers
 
 
 @pytest.fixture(scope="module")

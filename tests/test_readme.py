@@ -64,9 +64,11 @@ def test_the_metrics_page_explains_every_key(algorithm, tmp_path):
         run_dir=tmp_path / "run",
     )
     from proximo.run.folder import RunFolder
+    from proximo.run.readings import READINGS
 
     for key in RunFolder(tmp_path / "run").read_metrics()[0]:
         assert f"`{key}`" in page, key
+        assert key in READINGS, key
 
 
 def test_its_results_are_the_recorded_ones():

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from proximo.run.callbacks import Callback
     from proximo.run.config import RolloutConfig, RunConfig
     from proximo.run.metrics import read_metrics
+    from proximo.run.tracker import Tracker
+    from proximo.run.trackers import MLflow, TensorBoard, Trackio, WandB
     from proximo.state import TrainState
     from proximo.types import Batch, Rollout
 
@@ -51,6 +53,8 @@ _PUBLIC = {
     "run.callbacks": ("Callback",),
     "run.config": ("RolloutConfig", "RunConfig"),
     "run.metrics": ("read_metrics",),
+    "run.tracker": ("Tracker",),
+    "run.trackers": ("MLflow", "TensorBoard", "Trackio", "WandB"),
     "state": ("TrainState",),
     "types": ("Batch", "Rollout"),
 }
@@ -59,6 +63,7 @@ _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = ["A2C", "PPO", "TRPO", "OnPolicy", "PPOPenalty", "QActorCritic", "Reinforce", "Schedule"]
 __all__ += ["Callback", "EnvConfig", "NetConfig", "RolloutConfig", "RunConfig", "functional"]
 __all__ += ["Agent", "Batch", "Rollout", "TrainState", "TrainingError", "UsageError"]
+__all__ += ["MLflow", "TensorBoard", "Tracker", "Trackio", "WandB"]
 __all__ += ["evaluate", "load", "read_metrics", "resume", "train"]
 
 

@@ -39,6 +39,10 @@ EXTRAS = {
     "transformers": "language.model",
     "tokenizers": "language.blueprint",
     "peft": "language.adapters",
+    "tensorboard": "run.trackers",
+    "wandb": "run.trackers",
+    "mlflow": "run.trackers",
+    "trackio": "run.trackers",
 }
 RUNTIME = {"torch", "numpy", "gymnasium", "safetensors", "orjson", "tyro", "rich", "proximo"}
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}

@@ -36,6 +36,7 @@ USUAL = {
     "run.eval-every": ("eval-freq", "evaluation-interval"),
     "run.eval-episodes": ("n-eval-episodes", "num-eval-episodes"),
     "run.save-every": ("save-freq", "checkpoint-freq", "checkpoint-interval"),
+    "run.log": ("report-to", "log-with", "tensorboard-log", "track", "logger"),
     "run-dir": ("log-dir", "logdir", "output-dir", "save-dir", "save-path", "outdir"),
     "run.total-steps": (
         *("total-timesteps", "timesteps", "n-timesteps", "num-timesteps", "max-timesteps"),

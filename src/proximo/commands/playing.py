@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import OfEpisodes
+from proximo.disk import warn
 from proximo.errors import UsageError, explained
 from proximo.run.folder import RunFolder
 
@@ -53,6 +54,10 @@ def main(arguments: list[str]) -> int:
     mode = "rgb_array" if command.video else "human"
     with command.opened("play", arguments, "shown", mode) as (agent, env, config):
         _play(command, agent, env, metadata_of(env, mode), command.limit(config), video)
+    if video:
+        from proximo.run.trackers import show_video
+
+        show_video(RunFolder.open(command.run), config, video, warn)
     return 0
 
 

@@ -33,11 +33,12 @@ from proximo.language.reward import Reward, RewardModel, RewardSum, find_reward
 from proximo.language.state import read_checkpoint
 from proximo.language.task import PromptData, StageTask, SupervisedTask, TokenPPOTask
 from proximo.language.tokenizer import Tokenizer
-from proximo.run.callbacks import Callback, Display, as_callback
+from proximo.run.callbacks import Callback, Display
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
 from proximo.run.session import RunLog, Session
+from proximo.run.trackers import with_trackers
 
 AnyReward = Reward | RewardModel
 
@@ -68,7 +69,7 @@ def make_session(
     run_dir: a new folder, or with `resume` that of the run to continue. strict: refuse a damaged
     last checkpoint instead of using an older one.
     """
-    own = [as_callback(callback) for callback in callbacks]
+    own = with_trackers(callbacks, config.run)
     if not resume and isinstance(config, PPOConfig):
         config.check_lone(with_env=bool(given.env or config.score.env))
     elif not resume:

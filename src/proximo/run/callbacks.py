@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -15,6 +15,17 @@ from proximo.disk import Lines
 from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder
 from proximo.types import Row
+
+
+class RunInfo(NamedTuple):
+    """The run that a callback is part of."""
+
+    name: str
+    config: Any  # a dataclass of sections
+    folder: RunFolder | None
+    step: int  # environment steps so far, of a language model updates: 0 in a new run
+    note: Callable[[str], None]  # adds a line to what is said of the setup
+    alert: Callable[[str], None]  # warns at once
 
 
 class Callback:
@@ -31,6 +42,8 @@ class Callback:
     """The phase of `run.profile` in which its time counts."""
     kept: ClassVar[tuple[str, ...]] = ()
     """Attributes that `state_dict` holds: modules, optimizers, tensors, moments, numbers, text."""
+    recorded: ClassVar[bool] = True
+    """A run folder names it, and resuming asks for it; not of one that only watches."""
 
     def __call__(self, state: Any, rollout: Any, row: Row) -> bool | None:
         """Called after each update; True ends the training.
@@ -41,6 +54,9 @@ class Callback:
 
     def start(self, state: Any) -> None:
         """Called before the first update, of a resumed run too, with PyTorch's generator seeded."""
+
+    def ready(self, run: RunInfo) -> None:
+        """Called once when all is set up, before the first update: a logger begins here."""
 
     def before_advantages(self, state: Any, rollout: Any) -> Any:
         """The rollout to learn from, such as one with other rewards (`dataclasses.replace`)."""

@@ -62,6 +62,8 @@ OF_LANGUAGE = {
 
 EVALUATION_SEED = 1_000_000
 """Seed of the first episode of `eval` and `play`, far from those of evaluations in training."""
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+"""Names in `run.log`, which are those of the extras too."""
 Tables = Mapping[str, Mapping[str, Any]]
 """Section -> setting -> value, as TOML holds them."""
 
@@ -107,9 +109,18 @@ class RunSettings(ABC):
     """Measure where the time goes, and print it at the end."""
     callbacks: tuple[str, ...] = ()
     """Callbacks of your own, each module:Class, or module:Class{setting = value} with settings."""
+    log: tuple[str, ...] = ()
+    """Trackers that get the readings besides metrics.jsonl: tensorboard, wandb, mlflow, trackio."""
+    log_names: Literal["proximo", "sb3", "cleanrl", "trl"] = "proximo"
+    """Names of the readings there: Proximo's, or those of Stable-Baselines3, CleanRL or TRL."""
 
     def __post_init__(self) -> None:
         check_values("run", self)
+        names = [name for part in self.log for name in part.split(",")]  # tensorboard,wandb
+        for name in names:
+            if name not in TRACKERS:
+                raise UsageError(f"run.log is {name!r:.80}. {nearest(name, TRACKERS)}")
+        object.__setattr__(self, "log", tuple(dict.fromkeys(names)))
 
     @abstractmethod
     def ended_by(self, counters: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from proximo.errors import UsageError
 from proximo.run.callbacks import Callback
 from proximo.run.code import describe, named_again, remade
 from proximo.run.config import Config
+from proximo.run.trackers import with_trackers
 from proximo.types import Extra
 
 AnyCallback = Callback | Callable[[Any, Any, Any], bool | None]
@@ -32,11 +33,11 @@ def check_callbacks(callbacks: object) -> None:
 def with_callbacks(
     config: Config, given: Iterable[Any], *, again: bool, kept: bool
 ) -> tuple[Config, list[Any]]:
-    """The configuration that records the callbacks of a run, and the callbacks.
+    """The configuration that records the callbacks of a run, and the callbacks with the trackers.
 
     given: callbacks, functions, classes or names; further ones come behind those recorded. again:
     the recorded ones are of a file, and were named again among the given: see `consent`. kept: the
-    run has a folder. Raises `UsageError` for what it cannot name.
+    run has a folder. Raises `UsageError` for what it cannot name, or is not installed.
     """
     rest = list(given)
     pairs = list[tuple[Any, str]]()
@@ -48,7 +49,7 @@ def with_callbacks(
     for index, (code, recorded) in enumerate([*pairs, *((code, "") for code in rest)]):
         text, callback = remade(code, recorded)
         try:
-            if not text and kept and isinstance(callback, Callback):
+            if not text and kept and isinstance(callback, Callback) and callback.recorded:
                 text = describe(callback)
         except UsageError as error:
             raise UsageError(
@@ -57,7 +58,7 @@ def with_callbacks(
         made.append(callback)
         texts += filter(None, [text or recorded])
     run = dataclasses.replace(config.run, callbacks=tuple(texts))
-    return dataclasses.replace(config, run=run), made
+    return dataclasses.replace(config, run=run), list(with_trackers(made, run))
 
 
 def pack(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:

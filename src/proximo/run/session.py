@@ -15,7 +15,15 @@ from torch import Tensor
 
 from proximo.disk import warn, writable
 from proximo.errors import TrainingError
-from proximo.run.callbacks import BestTracker, Callback, Checked, Clock, Display, MetricsLogger
+from proximo.run.callbacks import (
+    BestTracker,
+    Callback,
+    Checked,
+    Clock,
+    Display,
+    MetricsLogger,
+    RunInfo,
+)
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder, lost_rows
@@ -272,6 +280,11 @@ class Session:
             self.callbacks = [
                 self.profile.timed(callback, __call__=callback.phase) for callback in self.callbacks
             ]
+        name = folder.path.name if folder else f"seed{run.seed}"
+        step = state.steps if task.counter == "steps" else state.updates
+        info = RunInfo(name, task.config, folder, step, self.log.note, self.log.alert)
+        for callback in own:
+            callback.ready(info)
 
     def _enter(self, folder: RunFolder) -> list[Row]:
         """Bring the folder to this state, so that a kill at any time is safe; returns its rows."""
