@@ -55,6 +55,8 @@ class Record:
 
     plan: Plan
     runs: list[Run]
+    processes: int = 1
+    """Runs that trained at a time."""
     thresholds: dict[str, float | None] = field(default_factory=dict)
     at_random: dict[str, float] = field(default_factory=dict)
     """Scores of a random policy."""
@@ -208,6 +210,7 @@ def _record(found: dict[str, Any]) -> Record:
     record = Record(
         plan=plan,
         runs=[_run(part) for part in found["runs"]],
+        processes=int(found["processes"]),
         thresholds={env: None if limit is None else float(limit) for env, limit in limits},
         at_random={env: float(score) for env, score in found["at_random"].items()},
         given={env: (float(low), float(high)) for env, (low, high) in found["given"].items()},

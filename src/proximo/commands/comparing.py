@@ -83,7 +83,9 @@ def main(arguments: list[str]) -> int:
     place.create()
     show(f"{plan.title}, {plan.seeds_in_words}, in {place.name}")
     processes = command.processes or max(1, cores() // (plan.threads or 1))
-    processes = min(processes, max(1, len(work.trials)))
+    if work.trials and not command.start:
+        at_a_time = min(processes, len(work.trials))
+        work = replace(work, record=replace(work.record, processes=at_a_time))
     say = partial(_say, itertools.count(1), len(work.trials), len(plan.envs) > 1)
     try:
         failures = work.finish(processes, say)
@@ -91,7 +93,7 @@ def main(arguments: list[str]) -> int:
         again = "" if command.start else f": the same line with --dir {place.name} goes on"
         show(f"stopped; the runs so far are in {place.name}{again}", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
-    return _conclude(work, failures, processes)
+    return _conclude(work, failures)
 
 
 def _check(command: Compare) -> list[str]:
@@ -183,7 +185,7 @@ def _say(numbers: Iterator[int], count: int, several: bool, outcome: Run | Failu
         )
 
 
-def _conclude(work: Work, failures: Sequence[Failure], processes: int) -> int:
+def _conclude(work: Work, failures: Sequence[Failure]) -> int:
     """Write and print what follows from the runs; returns the exit code."""
     from proximo.commands.comparison_figures import draw_comparison
 
@@ -194,10 +196,9 @@ def _conclude(work: Work, failures: Sequence[Failure], processes: int) -> int:
     comparison = Comparison(
         plan=record.plan, runs=runs, thresholds=record.thresholds, references=references
     )
-    said = legend(comparison, processes)
+    said = legend(comparison, record.processes)
     figures = draw_comparison(comparison, curves, reading, place.path)
-    numbers = comparison.numbers() | {"failures": failures, "processes": processes}
-    place.write(replace(record, runs=runs), **numbers)
+    place.write(replace(record, runs=runs), **comparison.numbers(), failures=failures)
     place.write_tables(comparison, said, failures, figures)
     for shown in tables_of(comparison):
         _print_table(shown)

@@ -46,7 +46,9 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.2)), (0, (1.2, 1)), (0, (5, 1, 1.2, 1)))
 """Lines are told apart without colours too."""
 GREY = "#777777"
-POINTS = 101
+LONG = 16
+"""Letters of a name that fit beside the axes in a column."""
+POINTS = 201
 """Points of a profile, and of curves over several envs."""
 
 Curves = Mapping[str, Mapping[str, Sequence[Curve]]]
@@ -83,6 +85,8 @@ def draw_comparison(
         if draw:
             with _style():
                 picture = draw()
+                picture.draw_without_rendering()  # which places everything, once for all files
+                picture.set_layout_engine("none")
                 for kind in KINDS:
                     save(picture, folder / f"{name}.{kind}", dpi=300)
             drawn.append((title, name))
@@ -120,7 +124,7 @@ def _draw_curves(comparison: Comparison, curves: Curves, reading: str) -> Any:
     columns = 2 if panels == 4 else min(3, panels)
     lines = math.ceil(panels / columns)
     width = COLUMN if columns == 1 else PAGE
-    drawn = figure(figsize=(width, 0.35 + (2.1 if columns < 3 else 1.75) * lines))
+    drawn = figure(figsize=(width, (2.1 if columns < 3 else 1.75) * lines))
     grid = drawn.add_gridspec(lines, columns)
     cells = [drawn.add_subplot(grid[i // columns, i % columns]) for i in range(panels)]
     for axes, (env, groups) in zip(cells, curves.items(), strict=False):
@@ -145,11 +149,18 @@ def _draw_curves(comparison: Comparison, curves: Curves, reading: str) -> Any:
         handles["threshold"] = extra("matplotlib.lines").Line2D(
             [], [], color=GREY, linestyle=":", linewidth=1
         )
-    each = 3 if width == COLUMN else 6
-    drawn.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), each)
-    )
+    _add_legend(drawn, handles, "outside lower center")
     return drawn
+
+
+def _add_legend(drawn: Any, handles: Mapping[str, Any], place: str) -> None:
+    """A legend outside the axes, in as many columns as fit, for which the figure grows."""
+    width, height = drawn.get_size_inches()
+    fit = int(width / (0.55 + 0.068 * max(map(len, handles))))
+    lines = math.ceil(len(handles) / max(1, fit))
+    drawn.set_size_inches(width, height + 0.1 + 0.16 * lines)
+    columns = math.ceil(len(handles) / lines)
+    drawn.legend(handles.values(), handles.keys(), loc=place, ncols=columns, columnspacing=1.4)
 
 
 def _legend(axes: Any) -> tuple[list[Any], list[str]]:
@@ -178,15 +189,18 @@ def _draw_together(axes: Any, comparison: Comparison, curves: Curves) -> None:
         _draw_band(axes, 100 * share, same, _look(comparison, name))
     axes.set_title("all envs, normalised")
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% of the steps")
+    axes.set_xlabel("% of a run's steps")
 
 
 def _draw_profiles(comparison: Comparison) -> Any:
     """Share of runs above each normalised score."""
-    drawn = figure(figsize=(COLUMN, 2.5))
+    drawn = figure(figsize=(COLUMN, 2.2))
     axes = drawn.subplots()
-    highest = max(float(runs.max()) for tasks in comparison.scores.values() for runs in tasks)
-    thresholds = np.linspace(0, max(1.0, highest), POINTS)
+    every = np.concatenate([runs for tasks in comparison.scores.values() for runs in tasks])
+    # A profile falls at scores alone: it is exact there, or where they are many, on a grid.
+    thresholds = np.unique([0.0, *every[every > 0], max(1.0, every.max())])
+    if len(thresholds) > POINTS:
+        thresholds = np.linspace(0, thresholds[-1], POINTS)
     for name, scores in comparison.scores.items():
         look = _look(comparison, name)
         axes.plot(thresholds, profile(scores, thresholds), drawstyle="steps-post", **look)
@@ -196,29 +210,35 @@ def _draw_profiles(comparison: Comparison) -> Any:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("normalised score τ")
     axes.set_ylabel("share of runs above τ")
-    drawn.legend(loc="outside upper center", ncols=min(len(comparison.scores), 4))
+    handles, labels = _legend(axes)
+    _add_legend(drawn, dict(zip(labels, handles, strict=True)), "outside upper center")
     return drawn
 
 
 def _draw_aggregates(comparison: Comparison) -> Any:
     """A panel for each aggregate, a bar for the interval of each algorithm."""
     names = [row["algorithm"] for row in comparison.aggregates]
-    drawn = figure(figsize=(COLUMN, 0.6 + 2 * (0.35 + 0.21 * len(names))))
+    drawn = figure(figsize=(_width(names), 0.6 + 2 * (0.35 + 0.21 * len(names))))
     for axes, key in zip(drawn.subplots(2, 2, sharey=True).flat, AGGREGATES, strict=True):
         for place, row in enumerate(comparison.aggregates):
             color = _look(comparison, row["algorithm"])["color"]
             _draw_interval(axes, place, row[key], row[f"{key}_low"], row[f"{key}_high"], color)
-        title = NAMES[key] + (" (lower is better)" if key == "optimality_gap" else "")
-        axes.set_title(title)
+        axes.set_title(f"{NAMES[key]} {'↓' if key == 'optimality_gap' else '↑'}")
         axes.grid(visible=False, axis="y")
+        axes.use_sticky_edges = False  # a bar may not end at the frame
         axes.margins(x=0.08)
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=4, min_n_ticks=3)
         axes.set_yticks(range(len(names)), [_shown(name) for name in names])
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    drawn.supxlabel("normalised score", fontsize=8)
+    drawn.supxlabel("normalised score (↑ higher, ↓ lower is better)", fontsize=8)
     return drawn
+
+
+def _width(names: Sequence[str]) -> float:
+    """A column, unless long names beside the axes would fill it."""
+    return COLUMN if max(map(len, names)) <= LONG else PAGE
 
 
 def _draw_interval(
@@ -232,7 +252,8 @@ def _draw_interval(
 def _draw_improvements(comparison: Comparison) -> Any:
     """P(X > Y) with its interval for each two algorithms: X on the left, Y on the right."""
     rows = comparison.improvements
-    drawn = figure(figsize=(COLUMN, 0.65 + 0.24 * len(rows)))
+    width = _width([row["x"] for row in rows] + [row["y"] for row in rows])
+    drawn = figure(figsize=(width, 0.65 + 0.24 * len(rows)))
     axes = drawn.subplots()
     for place, row in enumerate(rows):
         color = _look(comparison, row["x"])["color"]

@@ -7,7 +7,7 @@ from proximo.insight.statistics import RESAMPLES
 
 
 def legend(comparison: Comparison, processes: int) -> list[str]:
-    """All of them. processes: runs at a time."""
+    """All of them. processes: runs that trained at a time."""
     return [
         _origin(comparison),
         *_statistics(comparison),
