@@ -160,7 +160,7 @@ def test_several_envs_have_a_common_scale(here, own_env, inline):
         assert (here / f"d/{name}.png").read_bytes()[:8] == PNG
         assert (here / f"d/{name}.pdf").read_bytes()[:5] == b"%PDF-"
         assert "<text" in (here / f"d/{name}.svg").read_text()
-    rows = list(csv.DictReader((here / "d/runs.csv").open()))
+    rows = list(csv.DictReader((here / "d/runs.csv").read_text().splitlines()))
     assert [float(row["score"]) for row in rows] == [run["score"] for run in record["runs"]]
     assert {float(row["normalized_score"]) for row in rows if row["env"] == own_env} == {0.5}
     assert r"\toprule" in (here / "d/compare.tex").read_text()
@@ -184,7 +184,7 @@ def test_a_comparison_goes_on_where_it_was_stopped_and_grows(here, own_env, inli
         ended = compare(*words, "--seeds", "2")
     assert ended.code == 128 + signal.SIGINT
     assert "the same line with --dir d goes on" in ended.err
-    # What it left, and a run that was stopped within its training.
+    # What it left, and a run that has ended without a score.
     assert len(numbers(here / "d")["runs"]) == 1
     begun = ["--seed", "2", "--run-dir", "d/ppo-seed2", "--run.threads", "1", "--quiet"]
     begun += ["--run.eval-every", "1", "--run.eval-episodes", "10", "--total-steps", "256"]
