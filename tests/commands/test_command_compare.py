@@ -325,7 +325,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(here, inline):
     (here / "stuck_envs.py").write_text(STUCK)
     ended = compare("stuck_envs:Stuck", "--seeds", "2", "--total-steps", "1024", "--dir", "d")
     assert ended.code == 1
-    assert "ppo seed 1 failed (train, exit code 2)" in ended.err
+    assert "ppo seed 1 on stuck_envs:Stuck failed (train, exit code 2)" in ended.err
     assert "the motor is stuck" in ended.err
     assert "ppo seed 2: score 10.00" in ended.out
     assert "ppo (1 of 2 runs)" in ended.out

@@ -45,8 +45,8 @@ class Failure:
     error: list[str]  # its last lines
 
     def __str__(self) -> str:
-        head = f"{self.algorithm} seed {self.seed} failed ({self.verb}, exit code {self.code})"
-        return "\n  ".join([f"{head}:", *self.error])
+        head = f"{self.algorithm} seed {self.seed} on {self.env} failed"
+        return "\n  ".join([f"{head} ({self.verb}, exit code {self.code}):", *self.error])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
+import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
@@ -26,6 +29,14 @@ from proximo.insight.legend import legend
 from proximo.insight.references import choose, random_scores, read_references
 from proximo.insight.tables import Table, tables_of
 from proximo.run.config import algorithm_type
+
+if TYPE_CHECKING:
+    import rich.table
+
+WIDE = 200
+"""Letters of a line where there is no terminal."""
+BREAK = re.compile(r" (?=[\[±(]|a run)|(?<=steps to) ")
+"""Spaces at which a cell of a table may become two lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,22 +211,45 @@ def _conclude(work: Work, failures: Sequence[Failure]) -> int:
     figures = draw_comparison(comparison, curves, reading, place.path)
     place.write(replace(record, runs=runs), **comparison.numbers(), failures=failures)
     place.write_tables(comparison, said, failures, figures)
-    for shown in tables_of(comparison):
-        _print_table(shown)
-    show("\n".join(said))
+    _print(tables_of(comparison), said)
     show(f"tables{', figures' if figures else ''} and all numbers in {place.name}")
     return 1 if failures else 0
 
 
-def _print_table(shown: Table) -> None:
+def _print(tables: Iterable[Table], legend: Iterable[str]) -> None:
     from rich.console import Console
-    from rich.table import Table as Shown
+
+    # A file or a pipe has no width to which a row would have to be broken.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+    console = Console(width=width)
+    for table in tables:
+        grid = _grid(table)
+        whole = console.measure(grid, options=console.options.update(max_width=WIDE)).maximum
+        console.print(grid if whole <= width else _grid(table, narrow=True))
+    for line in legend:
+        show(textwrap.fill(line, width) if sys.stdout.isatty() else line)
+
+
+def _grid(table: Table, *, narrow: bool = False) -> rich.table.Table:
+    """A table for a terminal; a narrow one has intervals in a line of their own, and no frame."""
+    from rich import box
+    from rich.table import Table as Grid
     from rich.text import Text
 
-    grid = Shown(title=shown.title or None)
-    for place, title in enumerate(shown.head):
-        grid.add_column(title, justify="left" if place < shown.names else "right")
-    for row in shown.rows:
-        grid.add_row(*(Text(printable(cell, keep="")) for cell in row))
-    # A file or a pipe has no width to which a row would have to be broken.
-    Console(width=None if sys.stdout.isatty() else 200).print(grid)
+    grid = Grid(title=table.title or None)
+    if narrow:
+        grid.box, grid.show_edge, grid.pad_edge, grid.collapse_padding = (
+            box.SIMPLE,
+            False,
+            False,
+            True,
+        )
+    for place, title in enumerate(table.head):
+        head = BREAK.sub("\n", title) if narrow else title
+        name = place < table.names
+        grid.add_column(head, justify="left" if name else "right", no_wrap=name or narrow)
+    for row in table.rows:
+        cells = [printable(cell, keep="") for cell in row]
+        numbers = [BREAK.sub("\n", cell) if narrow else cell for cell in cells[table.names :]]
+        grid.add_row(*map(Text, [*cells[: table.names], *numbers]))
+    return grid

@@ -119,7 +119,9 @@ def _fill(axes: Any, x: np.ndarray, ends: Sequence[np.ndarray], color: str, **ho
 
 def _draw_curves(comparison: Comparison, curves: Curves, reading: str) -> Any:
     """A panel for each env, and one over all of them."""
-    together = bool(comparison.aggregates) and len(curves) == len(comparison.plan.envs)
+    together = bool(comparison.aggregates) and all(
+        curves.get(env, {}).get(name) for env in comparison.plan.envs for name in comparison.scores
+    )
     panels = len(curves) + together
     columns = 2 if panels == 4 else min(3, panels)
     lines = math.ceil(panels / columns)
@@ -180,7 +182,7 @@ def _draw_together(axes: Any, comparison: Comparison, curves: Curves) -> None:
     for name in comparison.scores:
         tasks, begin = [], 0.0
         for env in comparison.plan.envs:
-            steps, values = align(curves[env].get(name, []))
+            steps, values = align(curves[env][name])
             ends = comparison.references[env]
             tasks.append((steps / steps[-1], normalized(values, ends.low, ends.high)))
             begin = max(begin, tasks[-1][0][0])

@@ -54,6 +54,8 @@ class Plan:
 
     @property
     def seeds_in_words(self) -> str:
+        if self.threads is None:
+            return "one run each" if self.seeds == 1 else f"up to {self.seeds} runs each"
         return "seed 1" if self.seeds == 1 else f"seeds 1 to {self.seeds}"
 
 
