@@ -130,7 +130,8 @@ def _check(command: Compare) -> list[str]:
 
 
 def _free_folder(envs: Sequence[str]) -> Path:
-    name = f"compare-{as_file_name(','.join(envs) or 'runs')}"
+    others = [f"and-{len(envs) - 3}-more"] if len(envs) > 3 else []  # a name may not be long
+    name = f"compare-{as_file_name('-'.join([*envs[:3], *others]) or 'runs')}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
 
@@ -166,7 +167,10 @@ def _settled(command: Compare, work: Work) -> Work:
     from proximo.envs.make import return_threshold
 
     record = work.record
-    envs, thresholds = record.plan.envs, dict(record.thresholds)
+    envs, known = record.plan.envs, record.thresholds
+    thresholds = {
+        env: known[env] if env in known else return_threshold(EnvConfig(id=env)) for env in envs
+    }
     if command.threshold is not None:
         if len(envs) > 1:
             raise UsageError(
@@ -174,11 +178,9 @@ def _settled(command: Compare, work: Work) -> Work:
                 "leave it out, or give --references"
             )
         thresholds[envs[0]] = command.threshold
-    for env in envs:
-        thresholds.setdefault(env, return_threshold(EnvConfig(id=env)))
     given = record.given | (read_references(command.references) if command.references else {})
-    known = given | record.at_random
-    needed = [env for env in envs if thresholds[env] is not None and env not in known]
+    scaled = given | record.at_random
+    needed = [env for env in envs if thresholds[env] is not None and env not in scaled]
     at_random = record.at_random | (random_scores(needed) if len(envs) > 1 else {})
     settled = replace(record, thresholds=thresholds, at_random=at_random, given=given)
     return replace(work, record=settled)

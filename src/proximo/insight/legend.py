@@ -49,12 +49,14 @@ def _steps(comparison: Comparison) -> list[str]:
     head = "Steps to threshold"
     if len(comparison.plan.envs) == 1:
         head = f"Steps to {next(iter(limits.values())):g}"
-    elif limits:
+    else:
         head += f" ({', '.join(f'{env} {limit:g}' for env, limit in limits.items())})"
+    along = f"of {EPISODES} deterministic episodes about {EVALUATIONS} times along a run"
+    if comparison.plan.threads is None:
+        along = "along a run where its settings have them"
     return [
-        f"{head}: until an evaluation was that high, of {EPISODES} deterministic episodes about "
-        f"{EVALUATIONS} times along a run or of {comparison.plan.episodes} at its end (the score); "
-        "median over the seeds that got there, and how many did."
+        f"{head}: until an evaluation was that high, {along} or of {comparison.plan.episodes} at "
+        "its end (the score); median over the seeds that got there, and how many did."
     ]
 
 
