@@ -35,8 +35,8 @@ def made(names, seeds=2, without=()):
                     folder="",
                     score=float(values[-1]),
                     evaluation={},
-                    total_steps=10,
-                    steps=10,
+                    total_steps=200_000,
+                    steps=200_000,
                     steps_to_threshold=None,
                     seconds=1.0,
                 )

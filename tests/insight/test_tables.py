@@ -101,7 +101,7 @@ def test_the_table_of_several_envs_and_their_scales():
     assert [row[-2] for row in table.rows] == ["- (0 of 2)", "- (0 of 2)", "-", "-"]
     assert reference_table(here).rows == [
         ["C", "20", "475", "random policy, threshold"],
-        ["P", "-900", "-100", "lowest and highest run"],
+        ["P", "-900", "-100", "lowest run, highest run"],
     ]
     a2c, ppo = here.aggregates
     # a2c: 0 1 and 0 3/4; ppo: 1 1 and 1 3/4
@@ -130,9 +130,11 @@ def test_references_are_given_or_of_a_random_policy_or_of_the_runs():
 
     assert ends(given, at_random, {"C": 475.0}) == (0, 9, "given")
     assert ends({}, at_random, {"C": 475.0}) == (20, 475, "random policy, threshold")
+    assert ends({}, at_random, {"C": None}) == (20, 500, "random policy, highest run")
     # A threshold that a random policy reaches is none.
-    assert ends({}, at_random, {"C": 20.0}) == (100, 500, "lowest and highest run")
-    assert ends({}, {}, {"C": None}) == (100, 500, "lowest and highest run")
+    assert ends({}, at_random, {"C": 20.0}) == (20, 500, "random policy, highest run")
+    assert ends({}, {}, {"C": None}) == (100, 500, "lowest run, highest run")
+    assert ends({}, {"C": 500.0}, {"C": None}) == (100, 500, "lowest run, highest run")
     assert choose({"C": []}, {}, {}, {}) == {}
 
 

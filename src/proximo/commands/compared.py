@@ -14,7 +14,7 @@ from proximo import disk
 from proximo.errors import UsageError, printable
 from proximo.insight import tables
 from proximo.insight.comparison import Comparison, Plan, Run, steps_to
-from proximo.insight.curves import EVALUATION, Curve, curve_of
+from proximo.insight.curves import Curve, curves_of
 from proximo.run.folder import RunFolder, versions
 from proximo.types import Row
 
@@ -116,15 +116,15 @@ class ComparisonFolder:
         whose own files are gone has no curve, and keeps the steps of its record.
         """
         found = [(run, self.run_folder(run).read_metrics()) for run in runs]
-        evaluated = all(any(EVALUATION in row for row in rows) for _, rows in found if rows)
-        reading = EVALUATION if evaluated else "return_mean"
+        evaluated = all(any("evaluation" in row for row in rows) for _, rows in found if rows)
+        reading = "evaluation" if evaluated else "return_mean"
         timed, curves = list[Run](), dict[str, dict[str, list[Curve]]]()
         for run, rows in found:
-            end: Row = {"steps": run.steps, EVALUATION: run.score}
+            end: Row = {"steps": run.steps, "evaluation": run.score}
             steps = steps_to([*rows, end], thresholds[run.env])
             timed.append(replace(run, steps_to_threshold=steps if rows else run.steps_to_threshold))
-            curve = curve_of(rows, reading, run.steps, run.score) if rows else None
-            if curve:
+            # The score is of other episodes than the evaluations: it would end a curve with a step.
+            if curve := curves_of(rows).get(reading):
                 curves.setdefault(run.env, {}).setdefault(run.algorithm, []).append(curve)
         shown = "return of an evaluation" if evaluated else "return, last 100 episodes"
         return timed, curves, shown

@@ -69,7 +69,7 @@ class Compare:
     """Return to reach; by default the one at which Gymnasium calls ENV solved, if it names one."""
     references: Annotated[Path | None, optional("FILE")] = None
     """TOML file of lines "ENV" = [LOW, HIGH]: the scores that become 0 and 1 over several envs. By
-    default those of a random policy and the threshold, else of the lowest and highest run."""
+    default those of a random policy and the threshold, or without one of the highest run."""
     start: Annotated[tuple[Path, ...], optional("FOLDER ...", name="from")] = ()
     """Compare the runs in these folders: run folders, folders of them, earlier comparisons."""
     dir: Annotated[Path | None, optional("DIR")] = None
@@ -179,8 +179,9 @@ def _settled(command: Compare, work: Work) -> Work:
             )
         thresholds[envs[0]] = command.threshold
     given = record.given | (read_references(command.references) if command.references else {})
-    scaled = given | record.at_random
-    needed = [env for env in envs if thresholds[env] is not None and env not in scaled]
+    # Code is imported where the line names it, and never because a run folder does.
+    named = [env for env in envs if ":" not in env or env in command.envs]
+    needed = [env for env in named if env not in given | record.at_random]
     at_random = record.at_random | (random_scores(needed) if len(envs) > 1 else {})
     settled = replace(record, thresholds=thresholds, at_random=at_random, given=given)
     return replace(work, record=settled)

@@ -180,13 +180,14 @@ def _draw_band(axes: Any, x: np.ndarray, curves: Scores, look: Mapping[str, Any]
 def _draw_together(axes: Any, comparison: Comparison, curves: Curves) -> None:
     """Normalised curves of all envs, over the share of their steps."""
     for name in comparison.scores:
-        tasks, begin = [], 0.0
+        tasks, begin, end = [], 0.0, 1.0
         for env in comparison.plan.envs:
             steps, values = align(curves[env][name])
             ends = comparison.references[env]
-            tasks.append((steps / steps[-1], normalized(values, ends.low, ends.high)))
-            begin = max(begin, tasks[-1][0][0])
-        share = np.linspace(begin, 1, POINTS)
+            share = steps / max(run.steps for run in comparison.of(env, name))
+            tasks.append((share, normalized(values, ends.low, ends.high)))
+            begin, end = max(begin, share[0]), min(end, share[-1])
+        share = np.linspace(begin, end, POINTS)
         same = [np.stack([np.interp(share, x, y) for y in values], -1) for x, values in tasks]
         _draw_band(axes, 100 * share, same, _look(comparison, name))
     axes.set_title("all envs, normalised")
@@ -229,7 +230,7 @@ def _draw_aggregates(comparison: Comparison) -> Any:
         axes.grid(visible=False, axis="y")
         axes.use_sticky_edges = False  # a bar may not end at the frame
         axes.margins(x=0.08)
-        axes.locator_params(axis="x", nbins=4, min_n_ticks=3)
+        axes.locator_params(axis="x", nbins=3, min_n_ticks=3)
         axes.set_yticks(range(len(names)), [_shown(name) for name in names])
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)

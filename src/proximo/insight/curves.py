@@ -10,8 +10,6 @@ from proximo.types import Row
 
 Curve = tuple[np.ndarray, np.ndarray]
 """Steps and values."""
-EVALUATION = "evaluation"
-"""Reading of the mean return of deterministic episodes along a run."""
 
 
 def curves_of(rows: Iterable[Row]) -> dict[str, Curve]:
@@ -35,14 +33,3 @@ def align(curves: Sequence[Curve]) -> Curve:
     begin, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     steps = steps[(steps >= begin) & (steps <= end)]
     return steps, np.stack([np.interp(steps, x, y) for x, y in curves])
-
-
-def curve_of(rows: Sequence[Row], reading: str, steps: int, score: float) -> Curve | None:
-    """Curve of one reading over the steps of a run; evaluations end with its score.
-
-    None where the run has no such reading.
-    """
-    if reading == EVALUATION:
-        end: Row = {"steps": steps, EVALUATION: score}
-        rows = [*(row for row in rows if row["steps"] < steps), end]
-    return curves_of(rows).get(reading)

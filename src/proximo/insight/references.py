@@ -33,22 +33,22 @@ def choose(
 ) -> dict[str, Reference]:
     """Reference scores of each env: given ones, else those of a random policy and the threshold.
 
-    An env without a threshold, or where a random policy reaches it, has those of its lowest and
-    highest run: a min-max normalisation, which depends on what is compared. scores: env -> those of
-    all runs.
+    An env without a threshold, or where a random policy reaches it, has the highest run instead,
+    and where nothing tells how a random policy scores, the lowest run: what depends on the runs
+    changes with what is compared. scores: env -> those of all runs.
     """
     references = {}
     for env, reached in scores.items():
         if not reached:
             continue
-        threshold = thresholds.get(env)
+        start, threshold = at_random.get(env, math.inf), thresholds.get(env)
+        low, high, source = min(reached), max(reached), "lowest run, highest run"
         if env in given:
-            low, high = given[env]
-            source = "given"
-        elif threshold is not None and env in at_random and at_random[env] < threshold:
-            low, high, source = at_random[env], threshold, "random policy, threshold"
-        else:
-            low, high, source = min(reached), max(reached), "lowest and highest run"
+            (low, high), source = given[env], "given"
+        elif threshold is not None and start < threshold:
+            low, high, source = start, threshold, "random policy, threshold"
+        elif start < high:
+            low, source = start, "random policy, highest run"
         references[env] = Reference(low=low, high=high, source=source)
     return references
 
