@@ -261,6 +261,25 @@ def test_runs_of_train_are_compared_by_their_settings(here, trained, both, inlin
     assert "return, last 100 episodes" in (here / "d/compare.svg").read_text()
 
 
+def test_a_run_folder_imports_no_code_that_the_line_does_not_name(here, own_env, inline):
+    words = ["--total-steps", "128", *SMALL, "--quiet"]
+    succeeded(proximo("train", "ppo", own_env, *words, "--run-dir", "runs/own"))
+    succeeded(proximo("train", "ppo", "CartPole-v1", *words, "--run-dir", "runs/pole"))
+    (here / "imported").unlink()
+    del sys.modules["own_env"]
+    ended = proximo("compare", "--from", "runs", "--dir", "d", "--episodes", "2")
+    assert ended.code == 1
+    assert "ppo seed 0 on own_env:Env failed (eval, exit code 2)" in ended.err
+    assert "--env own_env:Env" in ended.err
+    assert not (here / "imported").exists()
+    words = [f"CartPole-v1,{own_env}", "--from", "runs", "--dir", "e", "--episodes", "2"]
+    succeeded(proximo("compare", *words))
+    assert (here / "imported").exists()
+    references = numbers(here / "e")["references"]
+    # All of its episodes earn 10, random ones too.
+    assert references[own_env] == {"low": 10, "high": 10, "source": "lowest run, highest run"}
+
+
 @pytest.mark.parametrize(
     "change",
     [

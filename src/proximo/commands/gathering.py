@@ -34,7 +34,7 @@ def again(path: Path, episodes: int | None) -> Work:
     record = place.read()
     found = [_recorded(place, run) for run in record.runs]
     plan = replace(record.plan, episodes=episodes or record.plan.episodes)
-    return _work(place, replace(record, plan=plan), found)
+    return _work(place, replace(record, plan=plan), found, [])
 
 
 def gathered(
@@ -80,11 +80,13 @@ def gathered(
         at_random={env: r.at_random[env] for r in records for env in r.at_random},
         given={env: r.given[env] for r in records for env in r.given},
     )
-    return _work(ComparisonFolder(path), record, found)
+    return _work(ComparisonFolder(path), record, found, envs)
 
 
-def _work(place: ComparisonFolder, record: Record, found: Sequence[_Found]) -> Work:
-    """Runs that have a score already, and trials of the others."""
+def _work(
+    place: ComparisonFolder, record: Record, found: Sequence[_Found], named: Collection[str]
+) -> Work:
+    """Runs that have a score already, and trials of the others. named: envs that the line names."""
     runs, trials = list[Run](), list[Trial]()
     for one in found:
         if one.run and one.run.evaluation.get("episodes") == record.plan.episodes:
@@ -92,7 +94,8 @@ def _work(place: ComparisonFolder, record: Record, found: Sequence[_Found]) -> W
             runs.append(replace(one.run, algorithm=one.algorithm, folder=folder))
         else:
             about: dict[str, Any] = {"env": one.env, "algorithm": one.algorithm, "seed": one.seed}
-            trials.append(Trial(**about, folder=one.folder.path, trained=True))
+            about |= {"folder": one.folder.path, "named": one.env in named}
+            trials.append(Trial(**about, trained=True))
     return Work(place=place, record=replace(record, runs=runs), trials=trials)
 
 

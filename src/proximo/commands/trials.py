@@ -28,6 +28,8 @@ class Trial:
     folder: Path
     trained: bool = False
     """The run has ended, and its score alone is missing."""
+    named: bool
+    """The line of the command names the env: consent to import it, where it is code."""
 
     def finish(self, plan: Plan, children: Children, place: ComparisonFolder) -> Run | Failure:
         """Train it, unless it has ended, from where it stopped; then score its last policy."""
@@ -73,8 +75,8 @@ class Trial:
 
     @property
     def _consent(self) -> list[str]:
-        """The name of an env that is code, which the user has typed."""
-        return ["--env", self.env] if ":" in self.env else []
+        """The name of an env that is code, again; never because a run folder holds it."""
+        return ["--env", self.env] if ":" in self.env and self.named else []
 
     def _failure(self, ended: Ended, place: ComparisonFolder, error: str = "") -> Failure:
         return Failure(
@@ -151,7 +153,13 @@ def planned(plan: Plan, path: Path) -> Work:
     there = {(run.env, run.algorithm, run.seed) for run in record.runs}
     # Seed by seed, so that a machine that is slower for a while is so for all the algorithms.
     trials = [
-        Trial(env=env, algorithm=name, seed=seed, folder=_run_path(path, plan, env, name, seed))
+        Trial(
+            env=env,
+            algorithm=name,
+            seed=seed,
+            folder=_run_path(path, plan, env, name, seed),
+            named=True,
+        )
         for seed in range(1, plan.seeds + 1)
         for env in plan.envs
         for name in plan.algorithms
