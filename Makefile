@@ -23,7 +23,7 @@ help:
 	@touch $@
 
 # Apart, so that a change to the native engine builds only that.
-.venv/ready: .venv/locked pyproject.toml hatch_build.py $(wildcard src/proximo/native/*.cpp src/proximo/native/*.h)
+.venv/ready: .venv/locked pyproject.toml hatch_build.py $(wildcard src/proximo/native/*.cpp src/proximo/native/*.h src/proximo/native/envs/*.c)
 	@echo "Installing Proximo and building its native engine"
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -1,6 +1,11 @@
 """Python does what the command line does: resume, start, evaluate, act on batches, save."""
 
+import dataclasses
+import importlib.machinery
+import importlib.util
 import json
+import sys
+import types
 
 import gymnasium as gym
 import numpy as np
@@ -187,9 +192,121 @@ def test_old_names_get_the_new_one(tmp_path):
     load(tmp_path / "run")
 
 
+def test_an_agent_says_in_one_line_what_it_is(tmp_path):
+    agent = quick(run_dir=tmp_path / "run")
+    mean = f"{agent.result['return_mean']:.1f}"
+    assert repr(agent) == f"Agent(ppo on CartPole-v1, 128 steps, return {mean})"
+    assert repr(load(tmp_path / "run")) == "Agent(ppo on CartPole-v1, 128 steps)"
+    page = agent._repr_html_()
+    for part in ("ppo on CartPole-v1", "parameters", "Discrete(2)", "Box(", "updates", mean[:-2]):
+        assert part in page
+    bare = proximo.Agent(agent.policy, agent.config, (agent.obs_space, agent.action_space))
+    assert repr(bare) == "Agent(ppo on CartPole-v1)"
+
+
+def test_an_agent_of_a_hostile_name_is_text():
+    agent = quick(lambda: gym.make("CartPole-v1"))
+    assert repr(agent).startswith("Agent(ppo on an env of the program, 128 steps")
+    hostile = "<script>alert(1)</script>\x1b[2J"
+    config = dataclasses.replace(agent.config, env=EnvConfig(id=hostile))
+    spaces = (agent.obs_space, agent.action_space)
+    named = proximo.Agent(agent.policy, config, spaces, {"warnings": [hostile], hostile: hostile})
+    assert "\x1b" not in repr(named) + named._repr_html_() + str(named.result)
+    assert "<script>" not in named._repr_html_() + named.result._repr_html_()
+
+
+def test_a_result_is_a_dict_that_prints_as_a_table():
+    agent = quick()
+    result = agent.result
+    assert json.loads(json.dumps(result)) == result
+    lines = str(result).splitlines()
+    assert lines[0].split() == ["stopped", "by", "total_steps"]
+    assert "episodes" in str(result)
+    assert len({line.index(line.split()[-1]) for line in lines if "warning" not in line}) == 1
+    shown = type(result)(steps=1_234_567, best=None, warnings=["one", "two"], finished=True)
+    assert str(shown).splitlines() == [
+        "steps     1,234,567",
+        "best      -",
+        "warnings  one",
+        "          two",
+        "finished  true",
+    ]
+
+
+def metrics(tmp_path, *rows):
+    quick(run_dir=tmp_path / "run")
+    file = tmp_path / "run/metrics.jsonl"
+    if rows:
+        file.write_text(
+            "".join(
+                json.dumps({"update": i, "seconds": 0.5, **row}) + "\n"
+                for i, row in enumerate(rows, 1)
+            )
+        )
+    return file
+
+
+@pytest.fixture
+def no_pandas(monkeypatch):
+    find = importlib.util.find_spec
+    hidden = lambda name, *more: None if name == "pandas" else find(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+
+
+def test_metrics_are_arrays_by_name(tmp_path, no_pandas):
+    metrics(tmp_path)
+    table = proximo.read_metrics(tmp_path / "run")
+    assert table["steps"].tolist() == [32, 64, 96, 128]
+    assert table["steps"].dtype == table["update"].dtype == np.int64
+    assert table["approx_kl"].dtype == np.float64
+    assert {len(column) for column in table.values()} == {4}
+    with pytest.raises(UsageError, match="is no run folder"):
+        proximo.read_metrics(tmp_path)
+
+
+def test_metrics_that_are_missing_are_nan_and_a_torn_row_is_left_out(tmp_path, no_pandas):
+    rows = {"a": 1, "b": None, "health": "one"}, {"a": 2.5, "c": True}, {"a": 3, "c": False}
+    file = metrics(tmp_path, *rows)
+    with file.open("a") as log:
+        log.write('{"update": 4, "seconds"')
+    table = proximo.read_metrics(tmp_path / "run")
+    assert list(table) == ["update", "seconds", "a", "b", "health", "c"]
+    assert table["update"].tolist() == [1, 2, 3]
+    assert table["a"].tolist() == [1.0, 2.5, 3.0]
+    np.testing.assert_array_equal(table["b"], [np.nan] * 3)
+    np.testing.assert_array_equal(table["c"], [np.nan, 1, 0])
+    assert table["health"].tolist() == ["one", None, None]
+    file.unlink()
+    assert proximo.read_metrics(tmp_path / "run") == {}
+
+
+def test_metrics_are_a_data_frame_where_pandas_is_installed(tmp_path, monkeypatch):
+    pandas = types.ModuleType("pandas")
+    pandas.__spec__ = importlib.machinery.ModuleSpec("pandas", None)
+    pandas.DataFrame = lambda columns: ("a frame", columns)
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    metrics(tmp_path, {"steps": 7})
+    name, columns = proximo.read_metrics(tmp_path / "run")
+    assert name == "a frame"
+    assert columns["steps"].tolist() == [7]
+
+
+def test_metrics_in_pandas_itself(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    metrics(tmp_path, {"a": None, "health": "x"}, {"a": 2.0})
+    frame = proximo.read_metrics(tmp_path / "run")
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["a"].isna().tolist() == [True, False]
+    assert frame["update"].tolist() == [1, 2]
+    assert frame["health"].tolist()[0] == "x"
+
+
 def test_public_names_are_listed():
     assert set(proximo.__all__) <= set(dir(proximo))
     assert {"OnPolicy", "Batch", "Rollout", "TrainState", "Callback", "functional"} <= set(
+        dir(proximo)
+    )
+    assert {"evaluate", "load", "read_metrics", "resume", "train", "__version__"} <= set(
         dir(proximo)
     )
     assert proximo.functional.__name__ == "proximo.functional"

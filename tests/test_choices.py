@@ -34,11 +34,15 @@ def policy(**net):
 @pytest.mark.parametrize(
     ("env", "given", "backend"),
     [
-        (EnvConfig(id="CartPole-v1", num_envs=4), False, "sync"),
-        (EnvConfig(id="CartPole-v1", num_envs=31), False, "sync"),
-        (EnvConfig(id="CartPole-v1", num_envs=32), False, "vector"),
+        (EnvConfig(id="CartPole-v1", num_envs=4), False, "native"),
+        (EnvConfig(id="CartPole-v0", num_envs=31), False, "sync"),
+        (EnvConfig(id="CartPole-v0", num_envs=32), False, "vector"),
+        (EnvConfig(id="CartPole-v1", kwargs={"sutton_barto_reward": True}), False, "sync"),
+        (EnvConfig(id="CartPole-v1", wrappers=("my:Wrapper",)), False, "sync"),
+        (EnvConfig(id="native:my_env.c", num_envs=2), False, "native"),
         (EnvConfig(id="CartPole-v1", num_envs=32), True, "sync"),
-        (EnvConfig(id="Pendulum-v1", num_envs=64), False, "sync"),  # has no vector version
+        (EnvConfig(id="Pendulum-v1", num_envs=64), False, "native"),
+        (EnvConfig(id="Taxi-v3", num_envs=64), False, "sync"),  # has no vector version
         (EnvConfig(id="CartPole-v1", num_envs=64, backend="sync"), False, "sync"),
         (EnvConfig(id="CartPole-v1", num_envs=2, backend="vector"), False, "vector"),
         (EnvConfig(id="CartPole-v1", num_envs=2, backend="envpool"), False, "envpool"),
@@ -115,7 +119,7 @@ def test_what_was_settled_is_stored_and_printed(tmp_path):
     assert f"engine: {engine} (" in done.out
     assert stored["run"]["threads"] > 0
     assert stored["run"]["device"] == "cpu"
-    assert stored["env"]["backend"] == "sync"
+    assert stored["env"]["backend"] in ("native", "sync")
 
 
 @native_only

@@ -123,7 +123,7 @@ class StaleCache(ActorCritic):
         if "stale" not in self.__dict__:
             self.__dict__["stale"] = [copy.deepcopy(self.actor), copy.deepcopy(self.logits)]
         actor, logits = self.__dict__["stale"]
-        distribution = self.head.distribution(logits(actor(obs)))
+        distribution = self.head.distribution(logits(actor(obs)), None, obs)
         return distribution.sample(noise), distribution, recurrent_state
 
 

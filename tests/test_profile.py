@@ -87,7 +87,7 @@ def test_all_checks_take_little_of_the_processor(tmp_path, monkeypatch, engine):
         looking += time.perf_counter() - begin
         return found
 
-    monkeypatch.setattr("proximo.engines.torch.not_finite", timed)
+    monkeypatch.setattr("proximo.engines.base.not_finite", timed)
     agent = train(
         EnvConfig(id="CartPole-v1", num_envs=4),
         PPO(minibatch_size=128, epochs=4),

@@ -220,7 +220,7 @@ def test_policies_and_the_check_act_within_the_space_and_in_its_type(space, seed
         assert head.taken_shape == (Actions(known).shape or ())
         outputs = 3 * torch.randn(5, head.outputs, generator=generator)
         noise = head.noise(generator, (5,))
-        distribution = head.distribution(outputs)
+        distribution = head.distribution(outputs, None, outputs)
         for chosen in (distribution.mode(), distribution.sample(noise)):
             for row in head.to_env(chosen.detach()):
                 assert exactly_in(space, Actions(known).nested(row))
@@ -233,7 +233,7 @@ def test_bounded_actions_of_every_width_lie_within_the_bounds():
             head = make_head(space, NetConfig(**net), features=4)
             outputs = 50 * torch.randn(64, head.outputs)
             noise = head.noise(torch.Generator(), (64,))
-            chosen = head.distribution(outputs).sample(noise).detach()
+            chosen = head.distribution(outputs, None, outputs).sample(noise).detach()
             assert all(exactly_in(space, row) for row in head.to_env(chosen))
 
 

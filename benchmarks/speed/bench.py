@@ -103,6 +103,7 @@ GROUPS = {
             "proximo": Job("ours.py", "cartpole", steps=150_000),
             "stable-baselines3": sb3("cartpole", 20_000),
             "cleanrl": Job("peer_cleanrl.py", "cartpole", "jax", 15_000, checkout="cleanrl"),
+            "proximo, Gymnasium's env": Job("ours.py", "cartpole --backend sync", steps=100_000),
             "proximo, engine torch": Job(
                 "ours.py", "cartpole --engine torch", steps=40_000, threads=(1,)
             ),
@@ -184,6 +185,14 @@ GROUPS = {
         },
         key="us_64",
     ),
+    "rltools": Group(
+        {
+            "proximo": Job("our_rltools.py", "", steps=300_000, threads=(1,), seeded=True),
+            "rltools": Job("peer_rltools.py", "", threads=(1,), checkout="rltools"),
+            "rltools, OpenBLAS": Job("peer_rltools.py", "--blas", threads=(1,), checkout="rltools"),
+        },
+        key="cpu_seconds",
+    ),
     "learns": Group(
         {"cartpole": learns("cartpole"), "cartpole64": learns("cartpole64")},
         key="score",
@@ -198,12 +207,14 @@ LANDER = "LunarLander-v3, 16 envs x 1024 steps, 4 epochs x 256 minibatches of 64
 BASELINES = ("stable-baselines3",)
 LSTM = "CartPole-v1, LSTM of {} units each, 8 envs x 128 steps, 10 epochs x 8 minibatches of 128"
 WHOLE = "proximo, through whole episodes"
+RLTOOLS = "Pendulum-v1, 4 envs x 1024 steps, 2 epochs x 16 minibatches of 256, 300,000 steps"
 
 ROWS = (
-    Row("cartpole", CARTPOLE, "proximo", BASELINES, 8, 10),
+    Row("cartpole", CARTPOLE, "proximo", BASELINES, 25, 35),
+    Row("cartpole", CARTPOLE, "proximo, Gymnasium's env", BASELINES, 13, 13),
     Row("cartpole", CARTPOLE, "proximo", ("cleanrl",), 12, 15),
-    Row("cartpole64", CARTPOLE64, "proximo", ("rejax",), 1, 1.5),
-    Row("cartpole64", CARTPOLE64, "proximo", ("purejaxrl",), 1, 1.5),
+    Row("cartpole64", CARTPOLE64, "proximo", ("rejax",), 2, 3),
+    Row("cartpole64", CARTPOLE64, "proximo", ("purejaxrl",), 2, 3),
     Row("halfcheetah", CHEETAH, "proximo", BASELINES, 9, 10),
     Row("halfcheetah", CHEETAH, "proximo", ("sbx",), 6, 7),
     Row(
@@ -266,15 +277,18 @@ ROWS = (
         )
         for size in (64, 128, 512)
     ),
+    Row("rltools", RLTOOLS, "proximo", ("rltools",), 0.3, 0.3, key="cpu_seconds"),
+    Row("rltools", RLTOOLS, "proximo", ("rltools, OpenBLAS",), 2, 1, key="cpu_seconds"),
     Row("cartpole", "Peak memory of " + CARTPOLE, "proximo", BASELINES, 1, 1, key="peak_mib"),
     Row("learns", CARTPOLE + ", 300,000 steps", "cartpole", (), 475, 475, key="score"),
     Row("learns", CARTPOLE64 + ", 300,000 steps", "cartpole64", (), 475, 475, key="score"),
 )
 
-LESS_IS_BETTER = ("seconds", "us_64", "us_128", "us_512", "peak_mib")
+LESS_IS_BETTER = ("seconds", "cpu_seconds", "us_64", "us_128", "us_512", "peak_mib")
 UNITS = {
     "steps_per_second": "{:,.0f} steps/s",
     "seconds": "{:.1f} s",
+    "cpu_seconds": "{:.2f} s",
     "peak_mib": "{:,.0f} MiB",
     "score": "{:.1f}",
     **{f"us_{size}": "{:.1f} µs" for size in (64, 128, 512)},
@@ -282,6 +296,7 @@ UNITS = {
 VALUES = {
     "steps_per_second": "steps/s",
     "seconds": "s",
+    "cpu_seconds": "s of the processor",
     "peak_mib": "MiB at the peak",
     "score": "mean return",
     **{f"us_{size}": f"µs, minibatch {size}" for size in (64, 128, 512)},

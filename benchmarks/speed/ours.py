@@ -53,7 +53,7 @@ def learn(
             **({"trunk": "shared", "activation": "relu"} if work.pixels else {}),
             normalize_obs=work.normalize,
             **(
-                {"memory": "lstm", "recurrent_size": work.recurrent_size}
+                {"recurrent": "lstm", "recurrent_size": work.recurrent_size}
                 if work.recurrent_size
                 else {}
             ),

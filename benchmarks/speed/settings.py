@@ -27,7 +27,7 @@ class Work:
     entropy: float = 0.0
     value_clip: float | None = None  # None: plain squared error
     normalize: bool = False  # running moments of observations and of returns
-    backend: str = "sync"  # ours only: how the envs are stepped
+    backend: str = "auto"  # ours only: how the envs are stepped
     recurrent_size: int = 0  # of an LSTM each for actor and critic
     bptt_steps: int = 16  # ours only: through which it is trained; the peer's are the rollout's
     masked: bool = False
@@ -68,7 +68,6 @@ WORKS = {
         minibatch=256,
         learning_rate=3e-3,
         anneal=True,
-        backend="vector",
         **CARTPOLE,
     ),
     "halfcheetah": Work("HalfCheetah-v5", 1, 2048, 10, 64, normalize=True),

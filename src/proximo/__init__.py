@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proximo.nets.config import NetConfig
     from proximo.run.callbacks import Callback
     from proximo.run.config import RolloutConfig, RunConfig
+    from proximo.run.metrics import read_metrics
     from proximo.state import TrainState
     from proximo.types import Batch, Rollout
 
@@ -49,6 +50,7 @@ _PUBLIC = {
     "nets.config": ("NetConfig",),
     "run.callbacks": ("Callback",),
     "run.config": ("RolloutConfig", "RunConfig"),
+    "run.metrics": ("read_metrics",),
     "state": ("TrainState",),
     "types": ("Batch", "Rollout"),
 }
@@ -57,7 +59,7 @@ _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = ["A2C", "PPO", "TRPO", "OnPolicy", "PPOPenalty", "QActorCritic", "Reinforce", "Schedule"]
 __all__ += ["Callback", "EnvConfig", "NetConfig", "RolloutConfig", "RunConfig", "functional"]
 __all__ += ["Agent", "Batch", "Rollout", "TrainState", "TrainingError", "UsageError"]
-__all__ += ["evaluate", "load", "resume", "train"]
+__all__ += ["evaluate", "load", "read_metrics", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,22 +16,17 @@ from proximo.envs.base import Maker
 from proximo.envs.config import EnvConfig
 from proximo.envs.layers import close_all, title
 from proximo.envs.make import make_env
-from proximo.errors import UsageError
+from proximo.errors import UsageError, printable
 from proximo.evaluation import EpisodePolicy, Scores, evaluate_policy, step_limit
 from proximo.export import Exported, export
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.checkpoint import Checkpoint, own_copy, write
-from proximo.run.config import (
-    EVALUATION_SEED,
-    Config,
-    algorithm_name,
-    check_storable,
-    make_policy,
-)
+from proximo.run.config import EVALUATION_SEED, Config, algorithm_name, make_policy, task_name
 from proximo.run.consent import Named, allow, python_line
 from proximo.run.folder import RunFolder, versions
+from proximo.run.result import RunResult, html_table
 from proximo.spaces import MASK, space_record
 
 
@@ -48,16 +43,32 @@ class Agent:
         self.policy = policy
         self.config = config
         self.obs_space, self.action_space = spaces
-        self.result = result or {}
-        """How the training ended: steps, updates, returns, seconds."""
+        self.result = RunResult(result or {})  # how the training ended: steps, returns, seconds
         self._generator = torch.Generator().manual_seed(config.run.seed)
         self.reset()
+
+    def __repr__(self) -> str:
+        facts = [task_name(self.config)]
+        if "steps" in self.result:
+            facts.append(f"{self.result['steps']:,} steps")
+        if (mean := self.result.get("return_mean")) is not None:
+            facts.append(f"return {mean:.1f}")
+        return f"Agent({', '.join(facts)})"
+
+    def _repr_html_(self) -> str:
+        size = sum(parameter.numel() for parameter in self.policy.parameters())
+        net = self.config.net
+        cell = "" if net.recurrent == "none" else f", {net.recurrent} of {net.recurrent_size}"
+        spaces = (" ".join(str(space).split()) for space in (self.obs_space, self.action_space))
+        facts = zip(("observations", "actions"), spaces, strict=True)
+        policy = ("policy", f"{size:,} parameters{cell}, on {self.policy.device}")
+        pairs = [*facts, policy, *self.result.pairs()]
+        return html_table(task_name(self.config), [(name, printable(text)) for name, text in pairs])
 
     def reset(self, rows: Any = None) -> None:
         """Begin other episodes: a recurrent policy forgets the last ones.
 
-        rows: those of a batch whose episodes are over, as a mask [N] (done) or as indices; None:
-        all of them.
+        rows: those of a batch whose episodes are over, as a mask [N] or as indices; None: all.
         """
         if rows is None:
             self._episodes = EpisodePolicy(self.policy)
@@ -92,7 +103,6 @@ class Agent:
 
     def save(self, folder: str | Path) -> None:
         """Write the policy to a new folder, for `load`. Raises `UsageError`."""
-        check_storable(self.config)
         place = RunFolder.create(folder, self.config)
         counters = dict.fromkeys(("smoothed", "best", "last_trial_steps"))
         numbers = {name: self.result.get(name, 0) for name in ("steps", "updates", "episodes")}
@@ -138,11 +148,9 @@ def load(
 ) -> Agent:
     """The policy of a run folder: its "last" or "best" one. Runs no code that the folder names.
 
-    net, algorithm: the class of a network or of an algorithm of your own, or its name,
-    module:Class, which is imported.
-
-    Raises `UsageError` if the folder or the checkpoint is missing or damaged, or if what is code is
-    not named.
+    net, algorithm: the class of a network or an algorithm of your own, or its name, module:Class,
+    which is imported. Raises `UsageError` if the folder or the checkpoint is missing or damaged, or
+    if code is not named.
     """
     folder = RunFolder.open(run)
     named = Named(net=net, algorithm=algorithm)

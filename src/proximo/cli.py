@@ -16,11 +16,12 @@ VERBS = {
     "play": ("playing", "Show a trained policy on screen, or write a video of it."),
     "plot": ("plotting", "Draw learning curves of one or more runs."),
     "export": ("exporting", "Write a trained policy as an ONNX file, which acts without PyTorch."),
-    "check": ("checking", "Play an env of your own at random, and report what is wrong with it."),
+    "doctor": ("doctor", "Examine the installation, an env or a run, and say what to do."),
+    "check": ("doctor:check", "Play an env of your own at random, and report what is wrong."),
     "lm": ("lm", "Language models: fine-tuning, reward models, PPO with a KL penalty."),
     "compare": ("comparing", "Train several algorithms with several seeds, and compare scores."),
 }
-"""Verb -> (module of `proximo.commands`, description)."""
+"""Verb -> (module of `proximo.commands`, and its function if not `main`; description)."""
 
 
 def usage() -> str:
@@ -61,8 +62,9 @@ def _run(arguments: list[str]) -> int:
         if "OMP_WAIT_POLICY" not in os.environ:
             # PyTorch's threads wait for each other in a loop: let them sleep sooner.
             os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        command = importlib.import_module(f"proximo.commands.{VERBS[verb][0]}")
-        return int(command.main(rest) or 0)
+        module, _, function = VERBS[verb][0].partition(":")
+        command = importlib.import_module(f"proximo.commands.{module}")
+        return int(getattr(command, function or "main")(rest) or 0)
     except UsageError as error:
         print(f"proximo: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ afterwards, through the same `evaluate` that the update uses.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
 from proximo.state import TrainState
-from proximo.types import Episode, Rollout, RolloutBuffer, Watch
+from proximo.types import FLAGS, Episode, Rollout, RolloutBuffer, Watch
 
 BLOCK = 256
 """Steps of a buffer when whole episodes are collected."""
@@ -76,7 +77,7 @@ def collect(
         part = allocate(policy, here, BLOCK if quota else steps)
         taken += _step_envs(part, envs, state, quota, taken)
         parts.append(part)
-    buffer: RolloutBuffer | TensorRolloutBuffer = type(parts[0]).joined(parts, taken)
+    buffer: RolloutBuffer | TensorRolloutBuffer = _joined(parts, taken)
     if isinstance(buffer, TensorRolloutBuffer):
         final_parts = _finalize_tensors(buffer, quota, state, envs)
     else:
@@ -132,18 +133,17 @@ def _finalize_tensors(
         mask = mask & torch.from_numpy(np.stack(quota.rows)).to(mask.device)
     found = account(buffer, mask, state.envs, policy.observations, policy.head.num_logits)
     if not found.finite:
-        on_host = buffer.on_host(found.final, found.rows)
-        _check_finite(on_host, found.final.cpu().numpy(), state, envs)
+        on_host, final, count = buffer.on_host(), found.final.cpu().numpy(), envs.count
+        rows = zip(found.rows.tolist(), final, strict=True)
+        on_host.final_obs.extend((*divmod(k, count), row) for k, row in rows)
+        _check_finite(on_host, final, state, envs)
     if found.fault:
         raise state.fault(f"{found.fault} of update {state.updates + 1}")
     return mask, found.final, found.rows, found.episodes
 
 
 def allocate(policy: ActorCritic, obs: Any, steps: int) -> Any:
-    """An empty buffer of this many steps, of which the first begins with `obs`.
-
-    Returns a `RolloutBuffer`, or a `TensorRolloutBuffer` on the device of `obs`.
-    """
+    """A `RolloutBuffer` (tensors: a `TensorRolloutBuffer`) that begins with `obs`, [N, *obs]."""
     head, acts, count = policy.head, policy.actions, len(obs)
     device = obs.device if isinstance(obs, Tensor) else None
     number = torch.empty(0, dtype=policy.dtype).numpy().dtype
@@ -157,33 +157,44 @@ def allocate(policy: ActorCritic, obs: Any, steps: int) -> Any:
             return np.empty(shape, kind)
         return torch.empty(shape, dtype=torch_dtype(kind), device=device)
 
-    def flags(value: bool) -> Any:
-        found = empty(steps, count, kind=np.dtype(bool))
-        found[...] = value
-        return found
-
-    seen = empty(steps + 1, *obs.shape, kind=np.dtype(np.uint8) if image else number)
-    seen[0] = obs
-    return (RolloutBuffer if device is None else TensorRolloutBuffer)(
-        obs=seen,
+    buffer: Any = (RolloutBuffer if device is None else TensorRolloutBuffer)(
+        obs=empty(steps + 1, *obs.shape, kind=np.dtype(np.uint8) if image else number),
         action=empty(steps, count, *head.action_shape, kind=action_type),
         parameters=empty(2, count, head.parameter_count, kind=number),
         env_action=empty(steps, count, *(acts.shape or ()), kind=acts.dtype),
         reward=empty(steps, count, kind=exact),
-        terminated=flags(False),
-        done=flags(False),
-        valid=flags(True),
         final_obs=[],
+        **{name: empty(steps, count, kind=np.dtype(bool)) for name in FLAGS},
+    )
+    buffer.obs[0] = obs
+    buffer.terminated[:], buffer.done[:], buffer.valid[:] = False, False, True
+    return buffer
+
+
+def _joined(parts: list[Any], count: int) -> Any:
+    """The first `count` steps of these buffers, which follow on one another."""
+    first, length = parts[0], len(parts[0])
+    if len(parts) == 1 and length == count:
+        return first
+    cat: Any = np.concatenate
+    if isinstance(first, TensorRolloutBuffer):
+        cat, final = torch.cat, [rows for part in parts for rows in part.final_obs][:count]
+    else:
+        ends = [(k * length, *end) for k, part in enumerate(parts) for end in part.final_obs]
+        final = [(begin + t, i, obs) for begin, t, i, obs in ends]
+    names = ("action", "env_action", "reward", *FLAGS)
+    return type(first)(
+        obs=cat([first.obs, *(part.obs[1:] for part in parts[1:])])[: count + 1],
+        parameters=cat([first.parameters[:1], parts[-1].parameters[1:]]),
+        final_obs=final,
+        **{name: cat([getattr(part, name) for part in parts])[:count] for name in names},
     )
 
 
 def _step_envs(
     steps: Any, envs: Envs, state: TrainState, quota: EpisodeQuota | None, taken: int
 ) -> int:
-    """Act and step the envs until the buffer or the quota is full; returns the number of steps.
-
-    taken: steps of this rollout before.
-    """
+    """Act and step until buffer or quota is full; returns the steps. taken: those before."""
     policy = state.policy
     noise = policy.head.noise(state.collecting, steps.reward.shape)
     if state.ahead is not None:
@@ -192,26 +203,31 @@ def _step_envs(
     recurrent_state = state.recurrent_state
     act, step, env = state.engine.actor(steps, noise, recurrent_state), envs.step, state.envs
     report = _ProgressClock(state.watch, state.steps, steps, quota) if state.watch else None
-    following = 0 if report else -1
+    run = None if quota else envs.with_actor(state.engine.native_call(act), env, steps)
     t = 0
     looks = policy.masked and isinstance(steps, RolloutBuffer)  # tensors are checked afterwards
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
-            for t in range(len(steps)):
-                if t == following and report:
-                    following = report(t)
-                if looks and (stuck := policy.stuck(steps.obs[t]) & ~env.resetting).any():
-                    raise UsageError(
-                        f"the {MASK} of {_whose(envs, int(stuck.argmax()))} allows no action: "
-                        "one must be legal until the episode has ended"
-                    )
-                act(t)
-                step(env, steps, t)
-                if quota:
-                    ended = steps.done[t]
-                    quota.count(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
-                    if not quota.left:
-                        break
+            for begin, end in _stretches(len(steps), report):
+                if run:
+                    run(begin, end)
+                    t = end - 1
+                    continue
+                for t in range(begin, end):
+                    if looks and (stuck := policy.stuck(steps.obs[t]) & ~env.resetting).any():
+                        raise UsageError(
+                            f"the {MASK} of {_whose(envs, int(stuck.argmax()))} allows no action: "
+                            "one must be legal until the episode has ended"
+                        )
+                    act(t)
+                    step(env, steps, t)
+                    if quota:
+                        ended = steps.done[t]
+                        quota.count(ended.cpu().numpy() if isinstance(ended, Tensor) else ended)
+                        if not quota.left:
+                            break
+                if quota and not quota.left:
+                    break
     except faults() as error:
         where = f"step {taken + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
@@ -221,6 +237,15 @@ def _step_envs(
         begins = torch.as_tensor(steps.done[t] | ~steps.valid[t], device=recurrent_state.device)
         recurrent_state.masked_fill_(begins.unsqueeze(-1), 0)
     return t + 1
+
+
+def _stretches(length: int, report: _ProgressClock | None) -> Iterator[tuple[int, int]]:
+    """The steps begin, ..., end - 1 between two reports of progress."""
+    begin = 0
+    while begin < length:
+        end = min(report(begin), length) if report else length
+        yield begin, end
+        begin = end
 
 
 class _ProgressClock:
@@ -236,14 +261,14 @@ class _ProgressClock:
         now = time.perf_counter()
         wanted = self._gap * REPORT_INTERVAL / max(now - self._then, 1e-9)
         self._gap, self._then = max(1, int(min(wanted, 2 * self._gap))), now
-        self._watch(self._before + self._taken(t), "")
-        return t + self._gap
-
-    def _taken(self, t: int) -> int:
+        valid = self._steps.valid
+        taken = t * valid.shape[1]  # of tensors, to ask would cost a wait
         if self._quota:
-            return int(np.sum(self._quota.rows))
-        real = self._steps.valid  # of tensors, to ask would cost a wait
-        return int(real[:t].sum()) if isinstance(real, np.ndarray) else t * real.shape[1]
+            taken = int(np.sum(self._quota.rows))
+        elif isinstance(valid, np.ndarray):
+            taken = int(valid[:t].sum())
+        self._watch(self._before + taken, "")
+        return t + self._gap
 
 
 def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:

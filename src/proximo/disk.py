@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 import secrets
 import shutil
@@ -21,8 +22,7 @@ from typing import IO
 
 from proximo.errors import UsageError, printable
 
-LONGEST_WAIT = 2**26
-"""Bytes of lines that wait for a full disk; later lines are dropped."""
+LONGEST_WAIT = 2**26  # bytes of lines that wait for a full disk; later lines are dropped
 HOLLOW = 2**26
 """Bytes from which a file that is nearly all holes is refused: it takes memory, but no disk."""
 
@@ -34,23 +34,23 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | getattr(os, "O_BINARY"
 _GROW = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NOFOLLOW | _NONBLOCK
 
 
-def opened(path: Path) -> IO[bytes]:
-    """Open a regular file that is not nearly all holes, for reading. Raises `OSError`."""
+def opened(path: Path, most: float = math.inf) -> IO[bytes]:
+    """Open a regular file of at most so many bytes, not nearly all holes. Raises `OSError`."""
     handle = os.open(path, _READ)
     try:
-        _check(path, handle)
+        _check(path, handle, most)
     except OSError:
         os.close(handle)
         raise
     return open(handle, "rb")
 
 
-def check_regular(path: Path) -> None:
+def check_regular(path: Path, most: float = math.inf) -> None:
     """Check a file as `opened` does, for a library that opens it by itself. Raises `OSError`."""
-    opened(path).close()
+    opened(path, most).close()
 
 
-def _check(path: Path, handle: int) -> None:
+def _check(path: Path, handle: int, most: float) -> None:
     found = os.fstat(handle)
     # Files that the kernel writes as they are read say that they are empty.
     if not stat.S_ISREG(found.st_mode) or (not found.st_size and os.read(handle, 4096)):
@@ -59,6 +59,8 @@ def _check(path: Path, handle: int) -> None:
     if found.st_size > HOLLOW and held < found.st_size / 64 and (held or _is_hole(handle)):
         said = f"of its {found.st_size:,} bytes only {held:,} are on the disk"
         raise OSError(errno.EFBIG, said, str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
 
 
 def _is_hole(handle: int) -> bool:
@@ -73,27 +75,20 @@ def _is_hole(handle: int) -> bool:
 
 def read(path: Path, most: int) -> bytes:
     """The content of a regular file of at most so many bytes. Raises `OSError`."""
-    with opened(path) as file:
-        return file.read(_size(path, file, most))
+    with opened(path, most) as file:
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def lines(path: Path, longest: int, most: int) -> Iterator[bytes]:
     """The lines of a regular file, one by one; longer ones are left out. Raises `OSError`."""
-    with opened(path) as file:
-        left, whole = _size(path, file, most), True
+    with opened(path, most) as file:
+        left, whole = most, True
         while line := file.readline(min(longest, left)):
             left -= len(line)
             ends = line.endswith(b"\n")
             if whole and (ends or len(line) < longest):
                 yield line
             whole = ends
-
-
-def _size(path: Path, file: IO[bytes], most: int) -> int:
-    size = os.fstat(file.fileno()).st_size
-    if size > most:
-        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
-    return size
 
 
 def replace(path: Path, data: bytes, within: Path | None = None) -> None:
@@ -172,15 +167,12 @@ def duplicate(path: Path, other: Path, within: Path | None = None) -> None:
     with _entered(path.parent, within) as folder:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(other.name, dir_fd=folder)
-        try:
+        with contextlib.suppress(OSError):
             ends = {"src_dir_fd": folder, "dst_dir_fd": folder}
             os.link(path.name, other.name, **ends, follow_symlinks=False)
             return
-        except FileNotFoundError:  # somebody has taken it away
-            return
-        except OSError:
-            pass
-    with opened(path) as file, replacing(other, within) as copy:
+    gone = contextlib.suppress(FileNotFoundError)  # somebody has taken it away
+    with gone, opened(path) as file, replacing(other, within) as copy:
         shutil.copyfileobj(file, copy)
 
 

@@ -32,11 +32,9 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c in keep or _is_shown(c) else _escaped(c) for c in text)
-
-
-def _is_shown(character: str) -> bool:
-    return character.isprintable() or unicodedata.category(character) == "Zs"  # a wide space
+    # A wide space is of the category Zs.
+    shown = (c in keep or c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
+    return "".join(c if ok else _escaped(c) for c, ok in zip(text, shown, strict=True))
 
 
 def _escaped(character: str) -> str:
@@ -201,14 +199,14 @@ def faults() -> tuple[type[BaseException], ...]:
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into a `UsageError` that says what has failed."""
+def explained(what: str, fault: type[Exception] = UsageError) -> Iterator[None]:
+    """Turn whatever the user's code raises into a `fault` that says what has failed."""
     try:
         yield
-    except UsageError:
-        raise
     except faults() as error:
-        raise UsageError(f"{what}: {explain(error)}") from error
+        if fault is UsageError and isinstance(error, UsageError):
+            raise
+        raise fault(f"{what}: {explain(error)}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from proximo.envs.watch import Sampler
 from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Actions, Observations
-from proximo.types import EnvState, Episode, RolloutBuffer
+from proximo.types import FLAGS, EnvState, Episode, RolloutBuffer
 
 Act = Callable[[np.ndarray], Any]
 """The env's action, as a row, for the row of an observation."""
@@ -30,10 +30,7 @@ GAME_STEPS = 108_000
 
 
 def step_limit(env: EnvConfig, given: int | None) -> int:
-    """Steps after which an evaluation cuts off an episode, by the configuration alone.
-
-    By default 10,000, or the time limit of the env if it is longer.
-    """
+    """Steps after which an evaluation cuts off an episode: 10,000, or a longer limit of the env."""
     if given is not None:
         return given
     if env.backend == "envpool" or env.id.startswith(ARCADE):
@@ -52,10 +49,8 @@ class Scores:
     episodes: tuple[Episode, ...]
     seed: int
     deterministic: bool
-    limit: int
-    """Steps after which an episode was cut off: what it had earned by then counts."""
-    cut: int
-    """Episodes that were cut off there."""
+    limit: int  # steps after which an episode was cut off: what it had earned by then counts
+    cut: int  # episodes that were cut off there
 
     @property
     def returns(self) -> np.ndarray:
@@ -113,22 +108,18 @@ class EpisodePlayer:
 
     def __init__(self, envs: Envs) -> None:
         """envs: one env, as `Envs.apart` gives it: its episode k starts with seed k."""
-        self._envs = envs
+        self.envs = envs
         self._state: EnvState | None = None
         self._length = 0  # of the running episode
         seen, acts, rows = envs.observations, envs.actions, (1, envs.count)
-        nothing = np.empty(0)
-        self._buffer = RolloutBuffer(
+        self.buffer = RolloutBuffer(
             obs=np.empty((2, envs.count, *seen.shape), seen.dtype),
-            action=nothing,
-            parameters=nothing,
             env_action=np.zeros((*rows, *(acts.shape or ())), acts.dtype),
             reward=np.empty(rows),
-            terminated=np.empty(rows, bool),
-            done=np.empty(rows, bool),
-            valid=np.empty(rows, bool),
             final_obs=[],
+            **{name: np.empty(rows, bool) for name in FLAGS},
         )
+        """The last step, for who watches: its observations, actions, rewards and ends."""
 
     def play(
         self,
@@ -155,7 +146,7 @@ class EpisodePlayer:
                 )
                 played += parts or []
                 cut, count = cut + there, count + (parts is not None)
-                if count < episodes and (there or not self._envs.autoreset):
+                if count < episodes and (there or not self.envs.autoreset):
                     self._begin(self._seed + 1)
         except UsageError:
             raise
@@ -174,25 +165,25 @@ class EpisodePlayer:
         """Start the episode of this seed, whether or not the last one has ended."""
         self._length = 0
         if self._state is None:
-            self._state = self._envs.start(seed)
+            self._state = self.envs.start(seed)
         else:
             self._state.episode[:], self._state.length[:] = seed - 1, 1
-            self._envs.fresh(self._state)
-        self._buffer.obs[0] = self._state.obs
+            self.envs.fresh(self._state)
+        self.buffer.obs[0] = self._state.obs
 
     def _acts(self, policy: ActorCritic | Act, deterministic: bool) -> list[Act]:
         """The policy of each agent in this episode."""
         if not isinstance(policy, ActorCritic):
-            return [policy] * self._envs.count
+            return [policy] * self.envs.count
         noise = None if deterministic else torch.Generator().manual_seed(self._seed)
-        policies = [EpisodePolicy(policy) for _ in range(self._envs.count)]
+        policies = [EpisodePolicy(policy) for _ in range(self.envs.count)]
         return [partial(one.act, generator=noise) for one in policies]
 
     def _episode(
         self, acts: list[Act], limit: int, watch: Callable[[], None]
     ) -> tuple[list[Episode] | None, int]:
         """Every agent's episode (None: a worker's env failed), and how many the limit cut off."""
-        envs, state, buffer = self._envs, self._state, self._buffer
+        envs, state, buffer = self.envs, self._state, self.buffer
         assert state
         ret, length = np.zeros(envs.count), np.zeros(envs.count, np.int64)
         buffer.done[:], buffer.valid[:] = False, True
@@ -250,18 +241,14 @@ class EpisodePolicy:
                 )
             self.recurrent_state = torch.zeros(count, policy.state_size, device=policy.device)
         self.steps += 1
-        noise = None if generator is None else self._draw(generator, count)
+        noise = None
+        if generator is not None:  # noise drawn anew after `resample_every` steps
+            step = self._sampled % policy.head.resample_every
+            if step == 0 or self._noise.shape[1] != count:
+                drawn = policy.head.noise(generator, (policy.head.resample_every, count))
+                self._noise = drawn.to(policy.device, policy.dtype)
+            self._sampled, noise = self._sampled + 1, self._noise[step]
         action, _, following = policy.act(policy.as_rows(rows), noise, self.recurrent_state)
         if following is not None:
             self.recurrent_state = following
         return policy.head.to_env(action)
-
-    def _draw(self, generator: torch.Generator, count: int) -> torch.Tensor:
-        """Noise of one step, drawn anew after `resample_every` steps."""
-        head, policy = self._policy.head, self._policy
-        step = self._sampled % head.resample_every
-        if step == 0 or self._noise.shape[1] != count:
-            noise = head.noise(generator, (head.resample_every, count))
-            self._noise = noise.to(policy.device, policy.dtype)
-        self._sampled += 1
-        return self._noise[step]

@@ -56,6 +56,8 @@ def export(
     path = path.absolute()  # a network may change the current folder
     _check_path(path, overwrite)
     onnxruntime = [_extra(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
+    policy = copy.deepcopy(policy)
+    policy.compute_in("float32")  # as the file does
     acting = _Acting(policy, privileged)
     try:
         data = _graph(acting, about)
@@ -216,16 +218,12 @@ def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
     """
     rows, drawn, worst = policy.observations, np.random.default_rng(1), 0.0
     for count in BATCHES:
-        recurrent_state = None
-        remembered = list[np.ndarray]()  # by the file
-        if acting.state_size:
-            recurrent_state = torch.zeros(
-                count, policy.state_size, device=policy.device, dtype=policy.dtype
-            )
-            remembered = [recurrent_state[:, : acting.state_size].cpu().numpy()]
+        size = acting.state_size
+        recurrent_state: Any = torch.zeros(count, policy.state_size).to(policy.obs_shift)
+        remembered = recurrent_state[:, :size].cpu().numpy()  # by the file
         for _ in range(STEPS):
             parts = rows.draw(drawn, count)
-            given = acting.given(parts) + remembered
+            given = acting.given(parts) + [remembered] * bool(size)
             answer = session.run(acting.outputs, dict(zip(acting.inputs, given, strict=True)))
             outputs = dict(zip(acting.outputs, answer, strict=True))
 
@@ -235,11 +233,9 @@ def _compare(session: Any, policy: ActorCritic, acting: _Acting) -> float:
             nested = policy.actions.nested(policy.head.to_env(policy.head.restore(restored).mode()))
             expected = {_output(leaf): leaf.of(nested) for leaf in policy.actions.leaves}
             expected["distribution"] = distribution.parameters.cpu().numpy()
-            if recurrent_state is not None:
-                remembered = [outputs["next_recurrent_state"]]
-                expected["next_recurrent_state"] = (
-                    recurrent_state[:, : acting.state_size].cpu().numpy()
-                )
+            if size:
+                remembered = outputs["next_recurrent_state"]
+                expected["next_recurrent_state"] = recurrent_state[:, :size].cpu().numpy()
             worst = max(worst, *(_apart(name, outputs[name], expected[name]) for name in outputs))
     return worst
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,14 @@ from proximo.nets.config import NetConfig
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run.callbacks import Callback
 from proximo.run.code import Code
-from proximo.run.config import Config, RolloutConfig, RunConfig, RunSettings, check_storable
+from proximo.run.config import Config, RolloutConfig, RunConfig, RunSettings, task_name
 from proximo.run.consent import WHAT, Named, allow, python_line
-from proximo.run.control import make_session
+from proximo.run.control import continued, make_session, start_from
+from proximo.run.display import CONTROL, Display, Screen, make_display, screen_of_call
 from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
 from proximo.run.named_callbacks import AnyCallback, check_callbacks, with_callbacks
 from proximo.run.presets import find_preset
-from proximo.run.resuming import continued, start_from
 from proximo.run.session import Session, Task
 from proximo.types import Row
 
@@ -44,18 +45,32 @@ def learn(task: Task, state: Any, run: RunSettings, callbacks: Sequence[Callback
     return False
 
 
-def run_session(session: Session) -> Row:
-    """Train in a session that stands ready, and close it; returns how the training ended."""
-    with session:
+def run_session(session: Session, display: Display | None = None) -> Row:
+    """Train in a session that stands ready, and close it; returns how the training ended.
+
+    display: one to open meanwhile, with the notes on the setup over it.
+    """
+    if display:
+        display.notes = session.log.setup_notes
+    with display or contextlib.nullcontext(), session:
         stopped = learn(session.task, session.state, session.run, session.callbacks)
         return session.finish(stopped=stopped)
 
 
-def run_control(session: Session) -> Agent:
+def run_control(session: Session, display: Display | None = None) -> Agent:
     """`run_session` of a control task; returns the agent."""
-    result = run_session(session)
+    result = run_session(session, display)
     task: Any = session.task
     return Agent(task.state.policy, task.config, task.spaces, result)
+
+
+def _run(screen: Screen | None, config: Config, folder: RunFolder | None, **parts: Any) -> Agent:
+    """Train as a call from Python, with its progress on this screen. parts: of the session."""
+    total, task = config.run.total_steps, task_name(config)
+    display = make_display(screen, CONTROL, total, folder, task)
+    watch = display.move if display else None
+    session = make_session(config, folder=folder, display=display, watch=watch, **parts)
+    return run_control(session, display)
 
 
 def _check_kinds(
@@ -90,6 +105,7 @@ def train(
     run_dir: str | Path | None = None,
     start: str | Path | None = None,
     callbacks: Sequence[AnyCallback] = (),
+    progress: bool | None = None,
     **renamed: Any,
 ) -> Agent:
     """Train a policy and return it.
@@ -102,9 +118,11 @@ def train(
     own (docs/networks.md). run_dir: a new folder to keep the run in; None keeps nothing. start: a
     run folder, with whose last policy and network to begin. callbacks: each a `Callback`, or a
     function that is called with (state, rollout, row) after each update; True ends the training.
+    progress: show how far it is; None: if stderr is a terminal, or this is a notebook.
 
     Raises `UsageError` for settings and envs that do not work, before any training.
     """
+    screen = screen_of_call(progress)
     if "worlds" in renamed:  # names of schema 1
         raise UsageError("train has no argument worlds: use num_envs")  # names of schema 1
     if renamed:
@@ -144,12 +162,8 @@ def train(
     )
     config, policy = start_from(config, start, "net=")
     config, made = with_callbacks(config, callbacks, again=False, kept=run_dir is not None)
-    if run_dir is not None:
-        check_storable(config, own)
-    folder = RunFolder.create(run_dir, config) if run_dir is not None else None
-    return run_control(
-        make_session(config, folder=folder, source=source, net=own, callbacks=made, start=policy)
-    )
+    folder = RunFolder.create(run_dir, config, net=own) if run_dir is not None else None
+    return _run(screen, config, folder, source=source, net=own, callbacks=made, start=policy)
 
 
 def resume(
@@ -167,6 +181,7 @@ def resume(
     schedules: Sequence[Code] = (),
     callbacks: Sequence[AnyCallback | str] = (),
     strict: bool = False,
+    progress: bool | None = None,
 ) -> Agent:
     """Continue the run of a folder exactly where its last checkpoint stands; returns the agent.
 
@@ -174,10 +189,11 @@ def resume(
     device: compute by others; the bits then differ in the last places. env, wrappers, net,
     algorithm, schedules, callbacks: code of your own that the run has, or its names, module:Name;
     further callbacks may be given. strict: refuse a damaged last checkpoint instead of using an
-    older one. A run that is over is returned as it is.
+    older one. progress: as for `train`. A run that is over is returned as it is.
 
     Raises `UsageError` for code that is not named, and for what does not fit.
     """
+    screen = screen_of_call(progress)
     check_callbacks(callbacks)
     folder = RunFolder.open(run_dir)
     folder.check_begun()
@@ -200,12 +216,9 @@ def resume(
         "engine": engine,
         "device": device,
     }
-    config, ended = continued(config, saved, folder.read_result(), changes)
-    result = folder.read_result()
-    if ended and (result.get("stopped_by"), result.get("updates")) == (ended, saved.updates):
+    config, ended = continued(config, folder, saved, changes)
+    if ended and folder.has_result(ended, saved.updates):
         return load(run_dir, net=net, algorithm=algorithm)
     own = find(net) if isinstance(net, str) else net
     source = None if isinstance(env, str) else env
-    return run_control(
-        make_session(config, folder=folder, source=source, net=own, callbacks=made, resume=saved)
-    )
+    return _run(screen, config, folder, source=source, net=own, callbacks=made, resume=saved)

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Iterator
 from copy import copy, deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -155,7 +155,7 @@ class Leaf:
         return nested
 
 
-def _parts(space: Space) -> dict[Any, Space]:
+def parts_of(space: Space) -> dict[Any, Space]:
     """The parts of a Dict or a Tuple, by their keys; none of a simple space."""
     if isinstance(space, spaces.Dict):
         return space.spaces
@@ -165,8 +165,17 @@ def _parts(space: Space) -> dict[Any, Space]:
 def _leaves(space: Space, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, Space]]:
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         yield path, space
-    for key, inner in _parts(space).items():
+    for key, inner in parts_of(space).items():
         yield from _leaves(inner, (*path, key))
+
+
+def nest(space: Space, part: Callable[[], Any]) -> Any:
+    """A value nested as the space is. part: called for that of each simple space in turn."""
+    if isinstance(space, spaces.Dict):
+        return {key: nest(inner, part) for key, inner in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(nest(inner, part) for inner in space.spaces)
+    return part()
 
 
 def map_leaves(change: Callable[..., Any], nested: Any, *others: Any) -> Any:
@@ -194,6 +203,7 @@ def starts(space: Any) -> list[int]:
     return [int(start) for start in np.broadcast_to(space.start, space.shape).reshape(-1)]
 
 
+@cache
 def native(dtype: Any) -> np.dtype:
     """The type in the byte order of this machine, the only one that PyTorch knows."""
     kind: np.dtype = np.dtype(dtype).newbyteorder("=")
@@ -233,7 +243,7 @@ def own_copy(space: Space) -> Space:
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         return deepcopy(space)
     twin = copy(space)
-    parts = {key: own_copy(inner) for key, inner in _parts(space).items()}
+    parts = {key: own_copy(inner) for key, inner in parts_of(space).items()}
     vars(twin)["spaces"] = parts if isinstance(space, spaces.Dict) else tuple(parts.values())
     return twin
 
@@ -280,7 +290,7 @@ class Observations:
     @property
     def masks(self) -> Space | None:
         """The space of the action masks, or None."""
-        return _parts(self.space)[MASK] if self.mask_begin < self.width else None
+        return parts_of(self.space)[MASK] if self.mask_begin < self.width else None
 
     def write(self, seen: Any, row: Any, take: Callable[[Leaf, Any], Any] = _array) -> None:
         """Write an observation, or a batch, to its row [..., *shape]; take: a leaf's part."""
@@ -347,11 +357,11 @@ class Observations:
         """Random rows of this space, always the same ones: [count, *shape]."""
         return self.rows(self.draw(np.random.default_rng(0), count))
 
-    def not_finite(self, row: np.ndarray) -> str:
-        """The first number of a row that is not finite, as in "sensors/speed[1] = nan"."""
-        flat = row.reshape(-1)
-        column = int(np.flatnonzero(~np.isfinite(flat))[0])
-        return f"{self.column_name(column)} = {flat[column]}"
+    def not_finite(self, rows: np.ndarray) -> str:
+        """The first number of rows that is not finite, as in "sensors/speed[1] = nan"."""
+        flat = rows.reshape(-1)
+        place = int(np.flatnonzero(~np.isfinite(flat))[0])
+        return f"{self.column_name(place % self.width)} = {flat[place]}"
 
     def column_name(self, column: int) -> str:
         """Name of a column, as in "sensors/speed[1]"."""
@@ -463,14 +473,11 @@ class Actions:
         """The action, or the batch of actions, that lies in a row, an array or a tensor."""
         if self.single:  # arrays without axes become numbers as soon as they are taken from a batch
             return np.asarray(row) if isinstance(row, np.generic) and not self.simple else row
-        return self._nested(self.space, row, iter(self.leaves))
+        return nest(self.space, map(partial(self._part, row), self.leaves).__next__)
 
-    def _nested(self, space: Space, row: Any, leaves: Iterator[Leaf]) -> Any:
-        if isinstance(space, spaces.Dict):
-            return {key: self._nested(s, row, leaves) for key, s in space.spaces.items()}
-        if isinstance(space, spaces.Tuple):
-            return tuple(self._nested(s, row, leaves) for s in space.spaces)
-        leaf = next(leaves)
+    @staticmethod
+    def _part(row: Any, leaf: Leaf) -> Any:
+        space = leaf.space
         shape = (*row.shape[:-1], *(space.shape or ()))
         part, kind = row[..., leaf.begin : leaf.end].reshape(shape), native(space.dtype)
         if not isinstance(part, np.ndarray):  # a tensor
@@ -523,7 +530,7 @@ def flat_mask(mask: Any, space: Space, where: str = MASK) -> np.ndarray:
 
 def _choice_parts(space: Space) -> dict[Any, Space]:
     """Parts of a Dict or a Tuple, by their keys, in which there is something to choose."""
-    return {key: part for key, part in _parts(space).items() if choices(part)}
+    return {key: part for key, part in parts_of(space).items() if choices(part)}
 
 
 def _in_parts(mask: Any) -> bool:
@@ -540,9 +547,11 @@ def _flat(mask: Any) -> np.ndarray:
     return np.asarray(mask, np.int8).reshape(-1)
 
 
-def check_masks(masks: Space, space: Space, where: str = MASK) -> None:
+def check_masks(masks: Space | None, space: Space, where: str = MASK) -> None:
     """Raises `UsageError` for masks of another number or order than the action space's choices."""
-    parts, inner = _choice_parts(space), _parts(masks)
+    if masks is None:
+        return
+    parts, inner = _choice_parts(space), parts_of(masks)
     tuples = isinstance(space, spaces.Tuple) and isinstance(masks, spaces.Tuple)
     if isinstance(space, spaces.Dict) and isinstance(masks, spaces.Dict):
         if list(inner) != list(parts):

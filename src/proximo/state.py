@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from proximo import functional as F
 from proximo.engines.base import Engine, OldEvaluation
-from proximo.engines.nonfinite import REMEDIES, record_skip
+from proximo.engines.nonfinite import REMEDIES
 from proximo.errors import TrainingError, UsageError
 from proximo.functional.moments import no_moments
 from proximo.nets.actor_critic import ActorCritic
@@ -32,23 +33,80 @@ NUMBERS = ("int", "int | None", "float", "float | None")
 """Types of the fields that are saved in the record."""
 ACTION_LOGS = "envs.actions."
 """Beginning of the names of the replay logs."""
+_NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
+"""Tensors, by the last part of their names."""
 _ENV_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
 
 
-class Saved(Protocol):
-    """The part of a checkpoint that `TrainState.restore` uses."""
+class Saved:
+    """Tensors and record of a checkpoint, as a model takes them back."""
 
+    path: Path
     tensors: dict[str, Tensor]
     record: dict[str, Any]
 
-    def take(self, own: Mapping[str, Tensor], *, all_of_it: bool = False) -> dict[str, Tensor]:
-        """The tensors of these names, of the same types and shapes. Raises `UsageError`."""
+    def load_policy(self, policy: nn.Module) -> None:
+        """Put the saved weights into this policy; `UsageError` names the first misfit."""
+        saved = self.check_policy(policy)
+        policy.load_state_dict({name.removeprefix("policy."): x for name, x in saved.items()})
 
-    def load_policy(self, policy: ActorCritic) -> None:
-        """Put the saved weights into the policy."""
+    def check_policy(self, policy: nn.Module) -> dict[str, Tensor]:
+        """The saved weights, if they are of such a policy; it may be on the meta device."""
+        own = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
+        self._refuse_others({x for x in self.tensors if x.startswith("policy.")} - own.keys())
+        return self.take(own)
+
+    def moments(self, name: str, shape: tuple[int, ...] = ()) -> Moments:
+        """Those of this name. Raises `UsageError`."""
+        return Moments(*self.take(named(name, no_moments(shape)._asdict())).values())
+
+    def load_optimizer(self, optimizer: FlatOptimizer) -> None:
+        """What it keeps of earlier gradients. Raises `UsageError`."""
+        own = optimizer.tensors()
+        for name, saved in self.take(own).items():
+            own[name].copy_(saved)
 
     def load_generator(self, name: str, generator: torch.Generator) -> None:
-        """Put the generator where it stood."""
+        """Go on with the random numbers where they stood. Raises `UsageError`."""
+        (saved,) = self.take({name: generator.get_state()}).values()
+        try:
+            generator.set_state(saved)
+        except RuntimeError as error:
+            why = " ".join(str(error).split())
+            raise UsageError(
+                f"{name} of the checkpoint {self.path} is no state of a generator: {why:.200}"
+            ) from error
+
+    def take(self, own: Mapping[str, Tensor], *, all_of_it: bool = False) -> dict[str, Tensor]:
+        """The tensors of these names, if they fit. all_of_it: there may be no others."""
+        if all_of_it:
+            others = self.tensors.keys() - own.keys()
+            self._refuse_others({name for name in others if not name.startswith("callbacks.")})
+        for name, here in own.items():
+            there = self.tensors.get(name)
+            fits = there is not None and _free(name, there) == _free(name, here)
+            if there is None or not fits or there.dtype != here.dtype:
+                found = "nothing" if there is None else f"{tuple(there.shape)} of {there.dtype}"
+                raise UsageError(
+                    f"the checkpoint {self.path} has {found} where {name} {tuple(here.shape)} of "
+                    f"{here.dtype} belongs: its network, its kind of critic, its optimizer or its "
+                    "envs differ from the ones here"
+                )
+            wrong = ~there.isfinite()
+            if there.shape == here.shape and not here.is_meta:
+                wrong &= there != here.to(there.device)  # a net of one's own may hold infinity
+            if name.rpartition(".")[2] in _NOT_NEGATIVE and not name.startswith("policy."):
+                wrong |= there < 0
+            if wrong.any():
+                raise UsageError(f"{name} of the checkpoint {self.path} holds {there[wrong][0]}")
+        return {name: self.tensors[name] for name in own}
+
+    def _refuse_others(self, names: Collection[str]) -> None:
+        if names:
+            raise UsageError(
+                f"the checkpoint {self.path} has {min(names)!r:.80}, for which there is no place: "
+                "its network, its kind of critic or its envs differ from the ones here"
+            )
 
 
 class Ending(Protocol):
@@ -93,11 +151,19 @@ class State:
         """
         self.skipped += 1
         update = self.updates + 1
-        tensors = named("policy", self.policy.state_dict()) | samples.tensors()
-        record: dict[str, Any] = {"update": update, "coefficients": coefficients}
-        record |= {} if self.beta is None else {"beta": self.beta}
         where = f"update {update}{where}"
-        record_skip(self.skip_sink, what, where, tensors, record, self.skipped, budget)
+        text, place = f"{what} in {where}", ""
+        if self.skip_sink:
+            tensors = named("policy", self.policy.state_dict()) | samples.tensors()
+            record: dict[str, Any] = {"update": update, "coefficients": coefficients}
+            record |= {} if self.beta is None else {"beta": self.beta}
+            place = self.skip_sink(text, tensors, record | {"what": what, "where": where})
+        if self.skipped > budget:
+            kept = f" The first stands in {place}, with the weights before it" if place else ""
+            raise TrainingError(
+                f"{text}. Gradient steps that this run has left out for that: {self.skipped}, but "
+                f"algorithm.skip_budget is {budget}: {REMEDIES}.{kept}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -137,10 +203,7 @@ class TrainState(State):
         return min(1.0, self.steps / self.horizon)
 
     def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
-        """The old policy on its rollout. Stores the recurrent state for the next rollout.
-
-        It is reset to 0 where an episode ended with the last step.
-        """
+        """The old policy on its rollout; keeps its recurrent state, 0 where an episode ended."""
         old = self.engine.evaluate_old(rollout)
         if rollout.initial_state.shape[-1]:
             ended = rollout.boundary[-1].unsqueeze(-1)
@@ -181,10 +244,7 @@ class TrainState(State):
             self.policy.set_return_moments(self.return_moments)
 
     def numbers(self, readings: dict[str, Tensor]) -> Metrics:
-        """Readings of the new policy as numbers, in one transfer.
-
-        Raises `fault` if its weights, the running moments or a reading of it are not finite.
-        """
+        """Readings of the new policy as numbers, in one transfer. Raises `fault` if not finite."""
         moments = (self.obs_moments, self.return_moments, self.reward_moments)
         variances = [known.var for known in moments if known]
         if not self.engine.finite(*self.engine.weights, *variances):
@@ -268,8 +328,7 @@ class TrainState(State):
             saved.load_generator(name, getattr(self, name))
         for name in self.fields_of("Tensor | None"):
             setattr(self, name, tensors.get(name))
-        for name, tensor in self.optimizer.tensors().items():
-            tensor.copy_(tensors[name])
+        saved.load_optimizer(self.optimizer)
         for name in _ENV_ARRAYS:
             setattr(self.envs, name, tensors[f"envs.{name}"].numpy().copy())
         kind = self.policy.actions.dtype
@@ -280,8 +339,7 @@ class TrainState(State):
         """The running moments that belong to the policy's normalisation."""
         for name in self.fields_of("Moments | None"):
             if f"{name}.number" in saved.tensors:
-                parts = named(name, no_moments(self._shape_of(name))._asdict())
-                setattr(self, name, Moments(*saved.take(parts).values()))
+                setattr(self, name, saved.moments(name, self._shape_of(name)))
 
     def advance(self, rollout: Rollout, metrics: Metrics) -> Row:
         """Count an update that is done; returns its row: everything that is logged of it."""
@@ -333,3 +391,8 @@ def _mean(values: Sequence[float]) -> float:
 def named(name: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by their names in a checkpoint."""
     return {f"{name}.{part}": tensor for part, tensor in parts.items()}
+
+
+def _free(name: str, tensor: Tensor) -> tuple[int, ...]:
+    """Its shape; a log of actions is as long as it is."""
+    return tuple(tensor.shape[1:] if name.startswith(ACTION_LOGS) else tensor.shape)

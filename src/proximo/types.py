@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -61,43 +61,29 @@ class Moments(NamedTuple):
     var: Tensor  # [*shape]
 
 
+FLAGS = ("terminated", "done", "valid")
+"""Flags of every step in a buffer."""
+_nothing = partial(np.empty, 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutBuffer:
     """Room for T steps of N envs: the policy fills it up to `env_action`, the envs the rest."""
 
     obs: np.ndarray  # [T + 1, N, *obs] row t + 1 is the answer to step t
-    action: np.ndarray  # [T, N, *act] what the policy chose
-    parameters: np.ndarray  # [2, N, P] of the distributions that acted first and latest
+    action: np.ndarray = field(default_factory=_nothing)  # [T, N, *act] what the policy chose
+    # [2, N, P] of the distributions that acted first and latest
+    parameters: np.ndarray = field(default_factory=_nothing)
     env_action: np.ndarray  # [T, N, *] the action as the envs take it
     reward: np.ndarray  # [T, N] float64
     terminated: np.ndarray  # [T, N] bool
     done: np.ndarray  # [T, N] bool: terminated or cut off by a time limit
     valid: np.ndarray  # [T, N] bool: False where a next-step env only reset itself
-    final_obs: list[tuple[int, int, np.ndarray]]  # (t, env, true successor) where an episode ended
+    # (t, env, true successor) where an episode ended
+    final_obs: list[tuple[int, int, np.ndarray]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.reward)
-
-    @staticmethod
-    def joined(parts: list[RolloutBuffer], count: int) -> RolloutBuffer:
-        """The first `count` steps of these, which follow on one another."""
-        if len(parts) == 1 and len(parts[0]) == count:
-            return parts[0]
-        arrays = {
-            name: np.concatenate([getattr(part, name) for part in parts])[:count]
-            for name in ("action", "env_action", "reward", "terminated", "done", "valid")
-        }
-        begins = itertools.accumulate((len(part) for part in parts), initial=0)
-        return RolloutBuffer(
-            obs=np.concatenate([parts[0].obs[:1], *(part.obs[1:] for part in parts)])[: count + 1],
-            parameters=np.stack([parts[0].parameters[0], parts[-1].parameters[1]]),
-            final_obs=[
-                (begin + t, i, obs)
-                for begin, part in zip(begins, parts, strict=False)
-                for t, i, obs in part.final_obs
-            ],
-            **arrays,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +93,7 @@ class Rollout:
     obs: Tensor  # [T, N, *obs] what the policy saw
     action: Tensor  # [T, N, *act] what it chose, before clipping or squashing
     reward: Tensor  # [T, N]
-    terminated: (
-        Tensor  # [T, N] bool: no future after this step, so no bootstrap; False where truncated
-    )
+    terminated: Tensor  # [T, N] bool: no future, so no bootstrap; False where truncated
     boundary: Tensor  # [T, N] bool: the next row belongs to another episode, so no trace
     mask: Tensor  # [T, N] bool: False on reset steps of next-step envs and on idle envs
     last_obs: Tensor  # [N, *obs] what followed row T-1
@@ -163,6 +147,11 @@ class Batch:
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return type(self)(**{name: tensor[index] for name, tensor in vars(self).items()})
 
+    def minibatches(self, order: Tensor, bounds: list[int]) -> Iterator[Batch]:
+        """Those of an epoch: see `Layout`. order: [B] int64."""
+        mixed = self[order]
+        return (mixed[begin:end] for begin, end in pairwise(bounds))
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, for the record of a skipped step."""
         return {f"batch.{name}": tensor for name, tensor in vars(self).items()}
@@ -196,6 +185,13 @@ class Transitions(Batch):
     next_action: Tensor  # [B, *act] what was done there
     undecided: Tensor  # [B] bool: nothing was done there yet, or ever, so it is to be drawn
     noise: Tensor  # [B, ...] to draw it from
+
+
+class NativeCall(NamedTuple):
+    """A function of C++ that other C++ can call for step t of a rollout: function(handle, t)."""
+
+    function: int | None
+    handle: int | None
 
 
 @dataclass(kw_only=True)

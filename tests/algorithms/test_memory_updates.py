@@ -136,7 +136,7 @@ def test_q_of_what_comes_next_remembers_what_came_before(kind):
         obs = batch.next_obs.view(ENVS, STEPS, -1)[:, t]
         x = policy.inputs(obs)
         seen = policy.actor_recurrent.step(policy.actor(x), after[t][:, :own])[0]
-        drawn = policy.head.distribution(policy.logits(seen)).sample(noise[t])
+        drawn = policy.head.distribution(policy.logits(seen), None, seen).sample(noise[t])
         taken = rollout.action[min(t + 1, STEPS - 1)]
         action = torch.where(undecided[t], drawn, taken)
         judged = policy.critic_recurrent.step(policy.critic(x), after[t][:, own:])[0]

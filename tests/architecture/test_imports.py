@@ -32,6 +32,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 EXTRAS = {
     "matplotlib": "commands.pictures",
     "imageio": "commands.video",
+    "pandas": "run.metrics",
     "envpool": "envs.envpool",
     "minigrid": "envs.registries",
     "pettingzoo": "envs.registries",

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from commands.command_line import ENV, succeeded, train, train_in
 from proximo import collect
-from proximo.commands import display
-from proximo.commands.display import CONTROL, Display, Patience
+from proximo.commands import waiting
+from proximo.commands.waiting import Patience
+from proximo.run.display import CONTROL, Display, Lines, Panel
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ from proximo.commands.display import CONTROL, Display, Patience
 )
 def test_it_moves_while_a_rollout_is_collected_and_changes_no_bit(here, monkeypatch, words):
     succeeded(train("--run-dir", "quiet", "--quiet", *words, steps=128))
-    monkeypatch.setattr(Display, "LINES", 0)
+    monkeypatch.setattr(Lines, "INTERVAL", 0)
     monkeypatch.setattr(collect, "REPORT_INTERVAL", 0)
     said = succeeded(train("--run-dir", "r", *words, steps=128)).out.splitlines()
     moves = [line for line in said if "  collecting" in line]
@@ -43,7 +44,7 @@ def test_it_moves_while_a_rollout_is_collected_and_changes_no_bit(here, monkeypa
 
 
 def test_it_moves_while_episodes_are_evaluated(here, monkeypatch):
-    monkeypatch.setattr(Display, "LINES", 0)
+    monkeypatch.setattr(Lines, "INTERVAL", 0)
     evaluating = ("--run.eval-every", "1", "--run.eval-episodes", "3")
     for backend in ("sync", "workers"):
         words = ("--run-dir", backend, "--env.backend", backend, *evaluating)
@@ -81,18 +82,27 @@ def test_envs_that_become_slow_are_looked_at_more_often(monkeypatch):
     assert max(gaps[-2000:]) < 1
 
 
+def panel(width, **more):
+    """A display in a terminal of this width, and what it writes there."""
+    written = io.StringIO()
+    console = Console(file=written, width=width, height=24, force_terminal=True, **more)
+    return Display(CONTROL, 100_000, lambda text: None, Panel(console)), written
+
+
+def lines_of(written):
+    plain = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "\n", written.getvalue())
+    return [line.rstrip() for line in plain.splitlines()]
+
+
 @pytest.mark.parametrize("width", [60, 100])
 def test_a_panel_fits_before_the_first_update_has_ended(width):
-    shown = io.StringIO()
-    live = Display(CONTROL, 100_000, lambda text: None, live=True)
-    live._live.console = Console(file=shown, width=width, force_terminal=True, color_system=None)
+    live, written = panel(width, color_system=None)
     with live:
         live.move(2, "")
         live._due = 0
         time.sleep(0.02)
         live.move(1234, "")
-    plain = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "\n", shown.getvalue())
-    lines = [line.rstrip() for line in plain.splitlines()]
+    lines = lines_of(written)
     head = re.compile(r"1,234 of 100,000 steps  [\d,]+ steps/s  \d+:\d\d left$")
     assert any(map(head.search, lines)), lines
     assert "collecting what the first update learns from" in lines
@@ -115,6 +125,6 @@ def test_what_takes_long_before_training_is_said(here, monkeypatch):
     source = ENV.replace("self.steps = 0\n", slow)
     (here / "own_env.py").write_text(source)
     assert "takes long" not in succeeded(train("--run-dir", "s")).out
-    monkeypatch.setattr(display, "SLOW", 0.1)
+    monkeypatch.setattr(waiting, "SLOW", 0.1)
     said = succeeded(train_in("own_env:Env", "--run-dir", "r")).out
     assert said.startswith("making 2 envs and trying one takes long")

@@ -201,7 +201,7 @@ def checkpoint(run, name="last"):
 @pytest.fixture
 def storable(monkeypatch):
     """Lets a run folder hold an algorithm that is made up here."""
-    monkeypatch.setattr("proximo.loop.check_storable", lambda config, own: None)
+    monkeypatch.setattr("proximo.run.folder.check_storable", lambda config, own: None)
 
 
 @pytest.mark.usefixtures("storable")

@@ -173,7 +173,7 @@ def test_a_bounded_mean_and_a_deviation_from_the_state_by_hand():
     net = NetConfig(mean="tanh", std="softplus")
     head = ActorCritic(box(-1, 1, 3), box(-2, 4, 2), net).head
     outputs = torch.tensor([[0.5, -1.0, 0.3, -2.0]])
-    found = head.distribution(outputs)
+    found = head.distribution(outputs, None, outputs)
     mean = 1 + 3 * torch.tanh(outputs[:, :2])
     std = torch.nn.functional.softplus(outputs[:, 2:])
     torch.testing.assert_close(found.mean, mean)
@@ -196,7 +196,7 @@ def test_no_deviation_makes_a_gradient_nan(raw):
     net = NetConfig(std="softplus")
     head = ActorCritic(box(-1, 1, 3), box(-1, 1, 1), net).head
     outputs = torch.tensor([[0.5, raw]], requires_grad=True)
-    distribution = head.distribution(outputs)
+    distribution = head.distribution(outputs, None, outputs)
     assert -10 <= distribution.log_std.item() <= 2
     distribution.log_prob(torch.tensor([[0.5]])).sum().backward()
     assert torch.isfinite(outputs.grad).all()

@@ -25,6 +25,7 @@ from proximo.language import (
 from proximo.language.blueprint import read_blueprint
 from proximo.language.examples import Examples
 from proximo.language.generate import generate
+from proximo.language.model import Decoding
 from proximo.language.stages import complete
 from proximo.language.tokenizer import Tokenizer
 
@@ -98,7 +99,7 @@ def test_a_model_ends_where_transformers_ends_it(lm, tmp_path):
     plain = load_model(saved(lm, tmp_path / "plain"))
 
     def said(lm, stops):
-        drawn = generate(lm, [ids], likely, stops, torch.Generator())
+        drawn = generate(lm, [ids], Decoding(likely, stops), torch.Generator())
         return drawn.ids[0], drawn.stopped.tolist()
 
     whole, _ = said(plain, ())
@@ -125,7 +126,7 @@ def test_a_model_ends_where_transformers_ends_it(lm, tmp_path):
             callbacks=[lambda state, *_, to=states: to.append(state)],
         )
         stops = {EOS, TURN, *ends, lm.tokenizer("a")["input_ids"][-1]}
-        assert set(states[0].policy.stops) == stops
+        assert set(states[0].policy.decoding.stops) == stops
 
 
 @pytest.mark.parametrize("declared", [None, EOS, [EOS], [TURN, EOS], [EOS, TURN, 999]])

@@ -10,9 +10,9 @@ pytest.importorskip("transformers")
 
 from proximo.errors import TrainingError, UsageError
 from proximo.language import LanguageModel, Sampling, load_model, tiny
-from proximo.language.experience import check_drawn, evaluate_old
-from proximo.language.generate import generate
-from proximo.language.model import LanguagePolicy, distribution
+from proximo.language.engine import evaluate_old
+from proximo.language.generate import check_drawn, generate
+from proximo.language.model import Decoding, LanguagePolicy
 from proximo.language.sequences import Sequences
 from proximo.language.tokenizer import Tokenizer
 
@@ -33,13 +33,13 @@ def lm():
 
 
 def draw(lm, sampling, prompts=PROMPTS, seed=0, micro=64):
-    stops = Tokenizer(lm.tokenizer).stops
-    return generate(lm, prompts, sampling, stops, torch.Generator().manual_seed(seed), micro)
+    decoding = Decoding(sampling, Tokenizer(lm.tokenizer).stops)
+    return generate(lm, prompts, decoding, torch.Generator().manual_seed(seed), micro)
 
 
 def judged(lm, drawn, sampling, micro=64):
-    policy = LanguagePolicy(lm, Tokenizer(lm.tokenizer).stops)
-    return evaluate_old(policy, None, drawn.sequences, sampling, micro, critic=True)
+    policy = LanguagePolicy(lm, Decoding(sampling, Tokenizer(lm.tokenizer).stops))
+    return evaluate_old(policy, None, drawn.sequences, micro, critic=True)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 64])
@@ -99,7 +99,7 @@ def test_cached_tokens_are_those_without_a_cache(lm):
                 torch.ones(1, len(row), dtype=torch.bool),
                 torch.arange(len(row))[None],
             )
-            choice = distribution(out.logits, sampling, stops, torch.tensor([t]))
+            choice = Decoding(sampling, stops).distribution(out.logits, torch.tensor([t]))
             row.append(int(choice.sample(numbers[t : t + 1])))
             if row[-1] in stops:
                 break
@@ -112,15 +112,16 @@ def test_neither_micro_batches_nor_the_others_change_what_is_drawn(lm):
     assert draw(lm, sampling, micro=2).ids == whole.ids
     generator = torch.Generator().manual_seed(0)
     stops = Tokenizer(lm.tokenizer).stops
-    generate(lm, PROMPTS, sampling, stops, generator)
+    generate(lm, PROMPTS, Decoding(sampling, stops), generator)
     used = generator.get_state()
     generator.manual_seed(0)
-    generate(lm, [[3]] * len(PROMPTS), Sampling(max_tokens=10, temperature=0.1), stops, generator)
+    colder = Decoding(Sampling(max_tokens=10, temperature=0.1), stops)
+    generate(lm, [[3]] * len(PROMPTS), colder, generator)
     assert torch.equal(used, generator.get_state())  # whatever the lengths
 
 
 def test_the_amount_of_padding_does_not_matter(lm):
-    policy = LanguagePolicy(lm, (0,))
+    policy = LanguagePolicy(lm, Decoding(Sampling(), (0,)))
     torch.nn.init.normal_(policy.value_head.weight)
     completions = [[3, 4, 0], [5], [6, 7, 8, 9], [2, 0], [3]]
     plain = Sequences.join(PROMPTS, completions)
@@ -129,15 +130,15 @@ def test_the_amount_of_padding_does_not_matter(lm):
         torch.nn.functional.pad(plain.response, (0, 5)),
     )
     filled = wide._replace(tokens=torch.where(wide.mask, wide.tokens, 5))
-    expected = policy.evaluate(plain, Sampling(), entropy=True)
+    expected = policy.evaluate(plain, entropy=True)
     for padded in (wide, filled, wide.select(torch.arange(5))):
-        found = policy.evaluate(padded, Sampling(), entropy=True)
+        found = policy.evaluate(padded, entropy=True)
         for name in ("log_prob", "value", "entropy"):
             torch.testing.assert_close(
                 getattr(found, name), getattr(expected, name), rtol=1e-5, atol=1e-5
             )
     alone = [
-        policy.evaluate(Sequences.join([p], [c]), Sampling(), entropy=False).log_prob
+        policy.evaluate(Sequences.join([p], [c]), entropy=False).log_prob
         for p, c in zip(PROMPTS, completions, strict=True)
     ]
     torch.testing.assert_close(torch.cat(alone), expected.log_prob, rtol=1e-5, atol=1e-5)
@@ -169,7 +170,8 @@ def test_no_stop_comes_before_the_minimum(lm):
 def test_other_stop_tokens(lm):
     stops = Tokenizer(lm.tokenizer, ["c"]).stops
     generator = torch.Generator().manual_seed(0)
-    drawn = generate(lm, PROMPTS * 8, Sampling(max_tokens=12, temperature=2), stops, generator)
+    decoding = Decoding(Sampling(max_tokens=12, temperature=2), stops)
+    drawn = generate(lm, PROMPTS * 8, decoding, generator)
     ends = {ids[-1] for ids, stopped in zip(drawn.ids, drawn.stopped, strict=True) if stopped}
     assert ends == {0, 4}
 
@@ -188,14 +190,14 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     ],
 )
 def test_truncation_by_hand(sampling, kept):
-    p = distribution(LOGITS, sampling, (), torch.tensor([0])).log_p.exp()
+    p = Decoding(sampling, ()).distribution(LOGITS, torch.tensor([0])).log_p.exp()
     expected = torch.zeros(1, 4)
     expected[:, :kept] = LOGITS[:, :kept].softmax(-1)
     torch.testing.assert_close(p, expected)
 
 
 def test_dropout_stays_off(lm):
-    policy = LanguagePolicy(copy.deepcopy(lm), (0,)).train()
+    policy = LanguagePolicy(copy.deepcopy(lm), Decoding(Sampling(), (0,))).train()
     assert not any(m.training for m in policy.lm.modules())
     assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in policy.lm.modules())
 
@@ -314,7 +316,7 @@ def ends_apart(lm, select):
     heat = 40.0 if lm.net.config.tie_word_embeddings else 1.0  # which says the same word again
     stops, generator = (1, 3, 5), torch.Generator().manual_seed(3)
     sampling = Sampling(max_tokens=16, temperature=heat)
-    drawn = generate(lm, PROMPTS * 2, sampling, stops, generator)
+    drawn = generate(lm, PROMPTS * 2, Decoding(sampling, stops), generator)
     lengths = [len(ids) for ids in drawn.ids]
     assert len(set(lengths)) > 2
     found = []

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from proximo import UsageError
 from proximo.language import Sampling, tiny
 from proximo.language.examples import EpochSampler, Examples, Limit
-from proximo.language.model import LanguagePolicy
+from proximo.language.model import Decoding, LanguagePolicy
 from proximo.language.sequences import Sequences, by_length, pack, per_token
 from proximo.language.tokenizer import Tokenizer
 
@@ -284,10 +284,10 @@ def test_sequences_are_padded_outside():
 def test_the_end_of_sequence_may_be_the_padding_token(lm):
     """Padding is known by lengths: an end that was said counts, one that pads does not."""
     sequences = Sequences.join([[3, 0], [4]], [[2, 0], [5, 3, 0]])
-    found = LanguagePolicy(lm, (0,)).evaluate(sequences, Sampling(), entropy=False)
+    found = LanguagePolicy(lm, Decoding(Sampling(), (0,))).evaluate(sequences, entropy=False)
     assert len(found.log_prob) == 5
     other = sequences._replace(tokens=torch.where(sequences.mask, sequences.tokens, 7))
-    again = LanguagePolicy(lm, (0,)).evaluate(other, Sampling(), entropy=False)
+    again = LanguagePolicy(lm, Decoding(Sampling(), (0,))).evaluate(other, entropy=False)
     torch.testing.assert_close(found.log_prob, again.log_prob)
 
 

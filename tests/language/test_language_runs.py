@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
 
+import proximo
 import proximo.language
 from language.test_stages import FEW, QUICK, SHORT, SMALL, count_a, rows_without_time, same_weights
 from proximo import UsageError
@@ -170,6 +172,27 @@ def test_what_a_callback_adds_is_logged(tmp_path):
 
     result = tune(tmp_path / "run", callbacks=[add])
     assert [row["mine"] for row in result.rows] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+def test_progress_and_the_result_are_shown(tmp_path, capfd):
+    quiet = tune(tmp_path / "quiet")
+    assert capfd.readouterr() == ("", "")
+    shown = tune(tmp_path / "run", progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    first, *_, last = err.splitlines()
+    assert first == f"ppo of tiny, run folder {tmp_path / 'run'}"
+    assert re.match(rf"{FEW.updates}/{FEW.updates} updates  score [\d.]+  .*KL", last)
+    assert same_weights(quiet.lm, shown.lm)
+    assert repr(shown) == f"Result(ppo of tiny, {FEW.updates} updates)"
+    assert "<td" in shown._repr_html_()
+    table = proximo.read_metrics(tmp_path / "run")
+    assert list(table["score"]) == shown.scores
+    done = sft(ModelConfig(**SMALL), TEXTS, run=FEW, run_dir=tmp_path / "sft")
+    resume(tmp_path / "sft", data=TEXTS, updates=FEW.updates + 1, progress=True)
+    said = capfd.readouterr().err
+    assert re.search(rf"^{FEW.updates + 1}/{FEW.updates + 1} updates  loss [\d.]+", said, re.M)
+    assert "updates" in str(done.result)
 
 
 def test_every_public_name_is_listed():

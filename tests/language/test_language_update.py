@@ -15,11 +15,11 @@ from proximo.algorithms.ppo import PPO
 from proximo.collect import collect
 from proximo.envs.config import EnvConfig
 from proximo.language import TOKEN_PPO, KLConfig, Sampling, TokenPPO, tiny
-from proximo.language.engine import LanguageEngine
-from proximo.language.experience import evaluate_old, shaped
+from proximo.language.engine import LanguageEngine, evaluate_old
 from proximo.language.generate import generate
-from proximo.language.model import LanguagePolicy
+from proximo.language.model import Decoding, LanguagePolicy
 from proximo.language.records import OldPolicy
+from proximo.language.reward import shaped
 from proximo.language.sequences import Sequences
 from proximo.nets.actor_critic import Evaluation
 from proximo.nets.config import NetConfig
@@ -44,19 +44,19 @@ PROMPTS = [[2], [3, 4, 5], [9, 8], [2, 2]] * 8
 def scene():
     """A policy, completions of it, and what the old policy made of them."""
     lm = tiny(["abcdefgh"], width=32, context=32, seed=3)
-    policy = LanguagePolicy(lm, (0,))
+    decoding = Decoding(Sampling(max_tokens=9, temperature=0.8), (0,))
+    policy = LanguagePolicy(lm, decoding)
     torch.nn.init.normal_(
         policy.value_head.weight, std=0.2, generator=torch.Generator().manual_seed(5)
     )
-    sampling = Sampling(max_tokens=9, temperature=0.8)
-    drawn = generate(lm, PROMPTS, sampling, (0,), torch.Generator().manual_seed(1))
+    drawn = generate(lm, PROMPTS, decoding, torch.Generator().manual_seed(1))
     reference = tiny(["abcdefgh"], width=32, context=32, seed=4)
-    old = evaluate_old(policy, reference, drawn.sequences, sampling, 64, critic=True)
-    return policy, drawn.sequences, old, sampling
+    old = evaluate_old(policy, reference, drawn.sequences, 64, critic=True)
+    return policy, drawn.sequences, old
 
 
 def batch_of(scene, algorithm):
-    _, sequences, old, _ = scene
+    _, sequences, old = scene
     score = torch.linspace(-1, 1, len(PROMPTS))
     ratio = torch.zeros(sequences.response.shape).masked_scatter(sequences.response, old.log_ratio)
     reward = shaped(score, torch.zeros_like(ratio), ratio, 0.1, sequences)
@@ -72,15 +72,15 @@ def moved_from(policy):
     return moved
 
 
-def engine_of(policy, sampling, micro, kl=None):
-    engine = LanguageEngine(policy, FlatOptimizer([], "sgd", 0.0, (0.0, 0.0)), sampling, micro, kl)
+def engine_of(policy, micro, kl=None):
+    engine = LanguageEngine(policy, FlatOptimizer([], "sgd", 0.0, (0.0, 0.0)), micro, kl)
     engine.beta = 0.3
     return engine
 
 
 def gradient(scene, algorithm, micro, kl=None, chosen=None):
     moved = moved_from(scene[0])
-    engine = engine_of(moved, scene[3], micro, kl)
+    engine = engine_of(moved, micro, kl)
     batch = batch_of(scene, algorithm)
     minibatch = batch if chosen is None else batch.select(chosen)
     terms = engine.add_gradient(algorithm, minibatch, algorithm.coefficients(0.0))
@@ -123,9 +123,9 @@ def test_a_minibatch_is_the_mean_over_its_own_tokens(scene):
     ],
 )
 def test_the_kl_in_the_loss_by_hand(scene, estimator, of):
-    policy, sequences, old, sampling = scene
+    policy, sequences, old = scene
     with torch.no_grad():
-        now = moved_from(policy).evaluate(sequences, sampling, entropy=False).log_prob
+        now = moved_from(policy).evaluate(sequences, entropy=False).log_prob
     of_token = of(now.double(), old.reference.double())
     length = torch.repeat_interleave(sequences.lengths, sequences.lengths)
     for mean, expected in (
@@ -164,7 +164,7 @@ def test_a_mean_over_sequences_is_the_mean_of_each_alone(scene):
 
 
 def test_the_share_beyond_the_clip_is_of_the_ratios_that_are_clipped(scene):
-    policy, sequences, old, _ = scene
+    policy, sequences, old = scene
     lengths = sequences.lengths
     # Tokens that move up and down in turn: each is beyond the clip, their mean moves little.
     ratio = 0.5 * (-1.0) ** torch.arange(len(old.log_prob))
@@ -195,7 +195,7 @@ def test_masked_advantages_are_those_of_each_sequence_alone(scene, advantage):
     algorithm = dataclasses.replace(
         TOKEN_PPO, gamma=0.97, lam=0.9, advantage=advantage, n=3, normalize_advantage="none"
     )
-    _, sequences, old, _ = scene
+    _, sequences, old = scene
     whole = batch_of(scene, algorithm)
     score = torch.linspace(-1, 1, len(PROMPTS))
     for i in range(len(PROMPTS)):
@@ -283,7 +283,7 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
         rollout = collect(session.task.envs, state, config.env, steps=256, episodes=12)
         batch = algorithm.prepare(state, rollout)
         control = copy.deepcopy(state.policy)
-    policy = LanguagePolicy(Bigram(copy.deepcopy(control)), ())
+    policy = LanguagePolicy(Bigram(copy.deepcopy(control)), Decoding(Sampling(), ()))
     policy.value_head = policy.lm.control.baseline
 
     rows = [(batch.episode == i).nonzero().view(-1) for i in range(12)]
@@ -296,7 +296,7 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
     worth = torch.zeros(sequences.response.shape)
     worth[sequences.response] = torch.tensor(WORTH)[seen, batch.action]
     with torch.no_grad():
-        old = policy.evaluate(sequences, Sampling(), entropy=False)
+        old = policy.evaluate(sequences, entropy=False)
         judged = OldPolicy(old.log_prob, old.value, old.log_prob)
     own = tokens.token_batch(sequences, judged, worth)
     for name in ("action", "log_prob", "value", "advantage", "target", "episode"):
@@ -312,7 +312,7 @@ def test_a_token_env_gives_the_gradient_of_the_same_env_in_control(normalize):
     coefficients = algorithm.coefficients(0.0)
     loss, _ = algorithm.loss(control, batch, coefficients)
     loss.backward()
-    engine = engine_of(policy, Sampling(), 5, KLConfig(coef=0))
+    engine = engine_of(policy, 5, KLConfig(coef=0))
     terms = engine.add_gradient(tokens, own, coefficients)
     torch.testing.assert_close(terms["loss"], loss.detach())
     gradients = {name: p.grad for name, p in control.named_parameters()}

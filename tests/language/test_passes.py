@@ -23,8 +23,8 @@ from proximo.language import (
     sft,
     tiny,
 )
-from proximo.language.experience import ROUNDING, check_drawn
-from proximo.language.model import LanguagePolicy
+from proximo.language.generate import ROUNDING, check_drawn
+from proximo.language.model import Decoding, LanguagePolicy
 from proximo.language.sequences import Sequences
 
 AGAIN = TrainingConfig(gradient_checkpointing=True)
@@ -59,7 +59,7 @@ def set_up(lm, run):
 def gradient(lm):
     """Of a loss on values and probabilities; how often the layers ran, and how much was kept."""
     assert lm.packs == (lm.net.config.model_type != "gemma2")  # tried out before the count
-    policy = LanguagePolicy(lm, (0,))
+    policy = LanguagePolicy(lm, Decoding(Sampling(), (0,)))
     torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(1))
     calls, kept = [], []
     norms = [m for n, m in lm.net.named_modules() if n.endswith(("0.ln_1", "0.input_layernorm"))]
@@ -67,7 +67,7 @@ def gradient(lm):
     with torch.autograd.graph.saved_tensors_hooks(
         lambda x: kept.append(x.numel()) or x, lambda x: x
     ):
-        found = policy.evaluate(SEQUENCES, Sampling(), entropy=True)
+        found = policy.evaluate(SEQUENCES, entropy=True)
     (found.log_prob.sum() + found.value.square().sum() + found.entropy.mean()).backward()
     hook.remove()
     return torch.cat([p.grad.reshape(-1) for p in lm.parameters()]), len(calls), sum(kept)

@@ -478,7 +478,7 @@ class Spoilt(TokenPPO):
 
 def test_a_minibatch_that_is_not_finite_is_left_out_counted_and_kept(tmp_path, monkeypatch):
     # A run folder that may hold an algorithm which is made up here.
-    monkeypatch.setattr("proximo.language.build.check_storable", lambda *_, **__: None)
+    monkeypatch.setattr("proximo.run.folder.check_storable", lambda *_, **__: None)
     Spoilt.spoilt.clear()
     result = run_ppo(tmp_path / "run", algorithm=Spoilt(**vars(QUICK)))
     assert [row.get("skipped_steps") for row in result.rows] == [None] * 2 + [1] * 4

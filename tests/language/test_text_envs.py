@@ -23,11 +23,12 @@ from proximo.language import (
     tiny,
 )
 from proximo.language.blueprint import Blueprint
-from proximo.language.engine import LanguageEngine
+from proximo.language.engine import LanguageEngine, evaluate_old
 from proximo.language.envs import TextEnvs, joined
-from proximo.language.experience import check_drawn, evaluate_old, shaped
-from proximo.language.model import LanguagePolicy
+from proximo.language.generate import check_drawn
+from proximo.language.model import Decoding, LanguagePolicy
 from proximo.language.records import OldPolicy
+from proximo.language.reward import shaped
 from proximo.language.sequences import Sequences
 from proximo.language.tokenizer import Tokenizer
 from proximo.nets.optimizer import FlatOptimizer
@@ -88,7 +89,7 @@ def test_the_sampler_and_the_update_agree_over_one_to_three_turns(lm, minimum, t
     drawn = joined(episodes, lm.device)
     for micro in (1, 5, 64):
         old = evaluate_old(
-            LanguagePolicy(lm, (0,)), None, drawn.sequences, sampling, micro, critic=True
+            LanguagePolicy(lm, Decoding(sampling, (0,))), None, drawn.sequences, micro, critic=True
         )
         torch.testing.assert_close(drawn.log_prob, old.log_prob, rtol=1e-5, atol=1e-5)
         assert check_drawn(drawn.log_prob, old) < 1e-5
@@ -205,7 +206,7 @@ def test_the_loss_is_over_the_models_tokens_only(lm):
     sampling = Sampling(max_tokens=4, min_tokens=1, temperature=0.8)
     _, episodes = converse(lm, sampling)
     drawn = joined(episodes, "cpu")
-    policy = LanguagePolicy(lm, (0,))
+    policy = LanguagePolicy(lm, Decoding(sampling, (0,)))
     torch.nn.init.normal_(policy.value_head.weight, generator=torch.Generator().manual_seed(1))
     prompts, replies = [], []
     for e in episodes:
@@ -219,7 +220,7 @@ def test_the_loss_is_over_the_models_tokens_only(lm):
                 replies[-1].append(row[end])
     by_hand = Sequences.join(prompts, replies)
     assert len(prompts) > len(episodes)
-    old = evaluate_old(policy, None, drawn.sequences, sampling, 64, critic=True)
+    old = evaluate_old(policy, None, drawn.sequences, 64, critic=True)
     reward = torch.zeros(drawn.sequences.response.shape)
     reward[drawn.sequences.reply_ends] = torch.linspace(-1, 1, len(drawn.stopped))
     batch = TOKEN_PPO.token_batch(drawn.sequences, old, reward)
@@ -232,7 +233,7 @@ def test_the_loss_is_over_the_models_tokens_only(lm):
             for p in moved.parameters():
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7)))
         optimizer = FlatOptimizer([], "sgd", 0.0, (0.0, 0.0))
-        engine = LanguageEngine(moved, optimizer, sampling, 5, KLConfig(where="loss"))
+        engine = LanguageEngine(moved, optimizer, 5, KLConfig(where="loss"))
         engine.beta = 0.3
         terms = engine.add_gradient(algorithm, own, algorithm.coefficients(0.0))
         grads = [p.grad.reshape(-1) for p in moved.parameters() if p.grad is not None]

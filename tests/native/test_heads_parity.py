@@ -199,7 +199,7 @@ def test_no_noise_draws_an_illegal_action(seed, size):
     noise = torch.stack([torch.zeros(50), last.expand(50), torch.rand(50, generator=generator)])
     expected, found = acted(policy, rows, noise)
     assert np.array_equal(found.action, expected.action)
-    legal = policy.legal(rows)
+    legal = policy.observations.legal(rows)
     assert legal.gather(-1, torch.from_numpy(found.action)[..., None]).all()
 
 

@@ -31,6 +31,8 @@ OTHER = {
     "hidden": (5,),
     "critic_hidden": (6, 5),
     "activation": "relu",
+    "cnn": "impala",
+    "cnn_pool": "average",
     "trunk": "shared",
     "orthogonal": False,
     "policy_gain": 0.9,
@@ -159,6 +161,8 @@ def test_a_setting_changes_what_is_learned_or_is_refused(name, base, kind, criti
         ({"orthogonal": False, "policy_gain": 0.1}, "net.orthogonal is off"),
         ({"trunk": "shared", "critic_hidden": (8,)}, "net.trunk is shared"),
         ({"hidden": (), "activation": "relu"}, "net.hidden is empty"),
+        ({"cnn": "impala"}, "no observation is an image"),
+        ({"cnn_pool": "average"}, "no observation is an image"),
         ({"hidden": (), "trunk": "shared"}, "there is no layer to share"),
     ],
 )

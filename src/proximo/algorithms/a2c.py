@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 from proximo.algorithms.base import OnPolicy
 from proximo.bounds import at_least, between
 from proximo.functional.schedules import Coefficient
-from proximo.types import LossSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,3 @@ class A2C(OnPolicy):
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
-
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
-        return self.spec(coefficients, "log")

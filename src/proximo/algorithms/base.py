@@ -109,10 +109,8 @@ class OnPolicy(ABC):
         check_values("algorithm", self)
         self._refuse(self.unused_settings, f"the algorithm is {self.name}")
         if not self.critic:
-            self._refuse(
-                ("critic_learning_rate", "value_coef", "value_loss", "value_target"),
-                "algorithm.critic is off",
-            )
+            of_critic = ("critic_learning_rate", "value_coef", "value_loss", "value_target")
+            self._refuse(of_critic, "algorithm.critic is off")
         if self.minibatches != "shuffled":
             self._refuse(("minibatch_size",), f"algorithm.minibatches is {self.minibatches}")
         if self.optimizer != "adam":
@@ -201,7 +199,7 @@ class OnPolicy(ABC):
         taken = state.engine.descend(self, batch, layout, coefficients, skip)
         terms = {name: total / taken.steps for name, total in taken.terms.items()}
         return {
-            **self.report(state, batch, coefficients, terms),
+            **self.conclude(state, batch, coefficients, terms),
             **rates,
             **coefficients,
             "epochs": taken.epochs,
@@ -290,16 +288,16 @@ class OnPolicy(ABC):
         state.optimizer.rates = [rates.get(name, 0.0) for name in names]
         return rates
 
-    def report(
+    def conclude(
         self,
         state: TrainState,
         batch: Batch,
         coefficients: dict[str, float],
         terms: dict[str, Tensor],
     ) -> Metrics:
-        """The terms of the loss and the readings of the new policy.
+        """Move what follows the new policy: the moments of the observations, the rate's scale.
 
-        What follows from them moves: the moments of the observations, the learning rate's scale.
+        Returns the terms of the loss and the readings of the policy.
         """
         new = state.engine.evaluate_batch(batch, entropy=True)
         readings = {**terms, **self.read(state.policy, new, batch, coefficients)}
@@ -391,8 +389,8 @@ class OnPolicy(ABC):
         return self.loss_spec(coefficients) if ours else None
 
     def loss_spec(self, coefficients: dict[str, float]) -> LossSpec | None:
-        """The loss in numbers, if the native engine knows it; None: only PyTorch can compute it."""
-        return None
+        """The loss in numbers, if the native engine knows it: that of the policy gradient."""
+        return self.spec(coefficients, "log")
 
     def spec(self, coefficients: dict[str, float], policy: str, **changes: Any) -> LossSpec:
         """A `LossSpec` of what all algorithms share, with this objective of the policy."""

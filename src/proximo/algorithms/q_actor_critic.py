@@ -49,10 +49,8 @@ class QActorCritic(OnPolicy):
 
     def rates(self, progress: float, scale: float) -> dict[str, float]:
         rates = super().rates(progress, scale)
-        return {
-            **rates,
-            "critic_learning_rate": rates.get("critic_learning_rate", rates["learning_rate"]),
-        }
+        rates.setdefault("critic_learning_rate", rates["learning_rate"])
+        return rates
 
     def prepare(self, state: TrainState, rollout: Rollout) -> Transitions:
         """S, A, R, S' and, where it is known, A'; `advantage` and `value` are Q(S,A).
@@ -128,11 +126,14 @@ class QActorCritic(OnPolicy):
         if critic_norm is not None:
             terms |= {"value_loss": value_loss.detach(), "critic_grad_norm": critic_norm}
         return {
-            **self.report(state, batch, coefficients, terms),
+            **self.conclude(state, batch, coefficients, terms),
             **rates,
             **coefficients,
             **self.lone_advantages(batch, joined=0),
         }
+
+    def loss_spec(self, coefficients: dict[str, float]) -> None:
+        """There is no one loss."""
 
     def _step(
         self,

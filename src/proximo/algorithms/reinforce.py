@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 
 from proximo.algorithms.base import Estimator, OnPolicy
 from proximo.bounds import at_least
-from proximo.types import LossSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,3 @@ class Reinforce(OnPolicy):
     """K, passes over each rollout."""
     minibatches: Literal["shuffled", "episodes", "whole"] = "whole"
     """Shuffled anew every epoch, one whole episode each, in order, or all samples in one."""
-
-    def loss_spec(self, coefficients: dict[str, float]) -> LossSpec:
-        return self.spec(coefficients, "log")

@@ -58,8 +58,8 @@ class TRPO(OnPolicy):
             raise UsageError("algorithm.critic_learning_rate is none: in trpo the critic needs one")
 
     def rates(self, progress: float, scale: float) -> dict[str, float]:
-        rates = super().rates(progress, scale)
-        return {"critic_learning_rate": rates["critic_learning_rate"]}
+        name = "critic_learning_rate"
+        return {name: super().rates(progress, scale)[name]}
 
     def objective(
         self,

@@ -10,11 +10,12 @@ import shutil
 import sys
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar, cast
 
 import tyro
+from rich.console import Console, RenderableType
+from rich.segment import Segment, Segments
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from proximo.bounds import Bound
@@ -22,7 +23,7 @@ from proximo.commands.mistyped import message
 from proximo.disk import warn
 from proximo.errors import UsageError, printable
 from proximo.functional.schedules import Schedule, as_schedule
-from proximo.run.code import build, is_code
+from proximo.run.code import is_code, remade
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -62,7 +63,7 @@ def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
         if number is not Schedule:
             return number(words[0])
         if is_code(words[0]):
-            return as_schedule(build(words[0]))
+            return as_schedule(remade(words[0])[1])
         schedule = Schedule.parse(words[0])
         return schedule.start if schedule.kind == "constant" else schedule
 
@@ -152,11 +153,13 @@ SHORT = {
 def parse(command: type[T], verb: str, arguments: list[str], default: T | None = None) -> T:
     """Arguments -> the verb's dataclass. Exits with code 2 and a message if they do not fit.
 
-    Raises `UsageError` for words that the verb does not take, with those that are meant, and for
-    two forms of one flag.
+    Raises `UsageError` for words that the verb does not take, and for two forms of one flag.
     """
     known = flags(command)
-    _check_forms(arguments, known)
+    for forms in given(arguments, known).values():
+        if len(several := list(dict.fromkeys(forms))) > 1:
+            both = " and ".join(f"--{form}" for form in several)
+            raise UsageError(f"{both} are forms of one setting: give one of them")
     # Help in one column: beside each other, its boxes are hard to read.
     width = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
@@ -207,18 +210,6 @@ def given(arguments: Iterable[str], known: Mapping[str, str]) -> dict[str, list[
     return typed
 
 
-def _check_forms(arguments: Iterable[str], known: Mapping[str, str]) -> None:
-    for forms in given(arguments, known).values():
-        if len(several := list(dict.fromkeys(forms))) > 1:
-            both = " and ".join(f"--{form}" for form in several)
-            raise UsageError(f"{both} are forms of one setting: give one of them")
-
-
-def _one_paragraph(text: str | Callable[[], str | None] | None) -> str:
-    """Help of a flag without the line breaks of its docstring."""
-    return " ".join(((text() if callable(text) else text) or "").split())
-
-
 @contextlib.contextmanager
 def _help_of_flags(command: type[Any]) -> Iterator[None]:
     """Within it tyro knows the short forms of the flags, and their help gives their bounds."""
@@ -245,12 +236,27 @@ def _help_of_flags(command: type[Any]) -> Iterator[None]:
                 if isinstance(mark, Bound):
                     marks["help_behavior_hint"] = f"({mark}; default: {{}})".format
             kind: Any = Annotated[field.type, tyro.conf.arg(**marks)]
-            text = partial(_one_paragraph, field.helptext)
-            fields.append(dataclasses.replace(field, type=kind, helptext=text))
+            text = field.helptext() if callable(field.helptext) else field.helptext
+            paragraph = " ".join((text or "").split())  # its docstring without line breaks
+            fields.append(dataclasses.replace(field, type=kind, helptext=paragraph))
         return StructConstructorSpec(instantiate=spec.instantiate, fields=tuple(fields))
 
     with registry:
         yield
+
+
+def flag_words(name: str, value: Any) -> list[str]:
+    """A setting, such as env.num_envs, as words of a command line, in its short form if any."""
+    plain = name.replace("_", "-")
+    flag = SHORT.get(plain, (plain,))[0]
+    if isinstance(value, bool):
+        section, dot, last = flag.rpartition(".")
+        return [f"--{flag}" if value else f"--{section}{dot}no-{last}"]
+    if isinstance(value, Mapping):
+        parts = (part for pair in value.items() for part in pair)
+        return [f"--{flag}", *(str(x).lower() if isinstance(x, bool) else str(x) for x in parts)]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{flag}", *("none" if x is None else str(x) for x in values)]
 
 
 def check_least(command: object, **least: float) -> None:
@@ -266,6 +272,29 @@ def show(text: str, file: TextIO | None = None) -> None:
     print(printable(text), file=file, flush=True)
 
 
+def present(parts: Iterable[RenderableType]) -> None:
+    """Print what rich has laid out. Control characters in it are shown as escapes, as by `show`."""
+    console = page()
+    for part in parts:
+        safe = [
+            Segment(printable(segment.text), segment.style)
+            for segment in console.render(part)
+            if not segment.control
+        ]
+        for line in Segment.split_lines(safe):
+            while line and not line[-1].text.strip():  # what fills a line up
+                line.pop()
+            if line:
+                line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+            console.print(Segments([*line, Segment.line()]), end="", soft_wrap=True)
+
+
+def page() -> Console:
+    """The terminal, or what takes its place, as a page of at most 100 columns."""
+    columns = shutil.get_terminal_size((100, 24)).columns
+    return Console(width=max(20, min(100, columns)), highlight=False, markup=False, emoji=False)
+
+
 def say(text: str) -> None:
     """Print a line. Where its reader has gone, or the disk is full, the rest is not printed."""
     try:
@@ -279,11 +308,10 @@ def closing(env: gym.Env[Any, Any] | VectorEnv) -> Iterator[None]:
     """Close it in the end; a failure of that is said, and spoils nothing."""
     from proximo.envs.layers import close_all
 
-    well = False
     try:
         yield
-        well = True
-    finally:
-        for text in close_all([env]):
-            if well:
-                warn(text)
+    except BaseException:
+        close_all([env])
+        raise
+    for text in close_all([env]):
+        warn(text)

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
-from proximo.commands.arguments import check_least, parse, show
+from proximo.commands.arguments import parse, show
 from proximo.commands.stored import OfEpisodes
 
 
@@ -18,19 +18,16 @@ class Eval(OfEpisodes):
     Episode i starts from seed S + i, where S is --seed: the same command gives the same scores.
     """
 
-    episodes: int = 100
-    """Number of episodes."""
-    json: bool = False
-    """Print one JSON object."""
+    episodes: int = 100  # Number of episodes.
+    json: bool = False  # Print one JSON object.
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Eval, "eval", arguments)
-    check_least(command, episodes=1, seed=0, max_episode_steps=1)
 
     import torch
 
-    from proximo.commands.display import Patience
+    from proximo.commands.waiting import Patience
     from proximo.evaluation import evaluate_policy, unwatched
     from proximo.run.choices import choose_threads
 

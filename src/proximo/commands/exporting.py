@@ -6,33 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import Positional, arg
-
 from proximo.commands.arguments import optional, parse, show
-from proximo.commands.stored import allow_code
-from proximo.run.consent import Named
-from proximo.run.folder import RunFolder
+from proximo.commands.stored import OfRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(OfRun):
     """Write a trained policy as one ONNX file, which takes its most likely actions.
 
     It needs onnxruntime and not PyTorch to run. Before it is kept, it is compared with the policy.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
     out: Annotated[Path | None, optional("FILE")] = None
     """The .onnx file; by default policy.onnx in the run folder."""
-    overwrite: bool = False
-    """Replace an existing file."""
-    checkpoint: Literal["last", "best"] = "last"
-    """Policy to use."""
-    net: Annotated[str | None, optional("module:Class")] = None
-    """Network; if it is code, repeat its name as consent to import it."""
-    algorithm: Annotated[str | None, optional("module:Class")] = None
-    """Algorithm; likewise."""
+    overwrite: bool = False  # Replace an existing file.
+    checkpoint: Literal["last", "best"] = "last"  # Policy to use.
 
 
 def main(arguments: list[str]) -> int:
@@ -40,9 +28,7 @@ def main(arguments: list[str]) -> int:
 
     from proximo.agent import load
 
-    saved = RunFolder.open(command.run).read_config()
-    named = Named(net=command.net, algorithm=command.algorithm)
-    allow_code(saved, named, ("net", "algorithm"), "export", arguments)  # the env is not made
+    command.config("export", arguments)  # consent to import its code
     out = command.out or command.run / "policy.onnx"
     path = out.absolute()  # code of the user's own may change the current folder
     agent = load(command.run, command.checkpoint, net=command.net, algorithm=command.algorithm)

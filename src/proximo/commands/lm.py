@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +11,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import optional, parse, say, show
-from proximo.commands.display import COMPLETIONS, FITTING, Display
+from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import line_to_type
 from proximo.errors import UsageError, nearest
 from proximo.language.config import (
@@ -30,9 +27,9 @@ from proximo.language.config import (
     SupervisedRunConfig,
     TrainingConfig,
     read_stage,
+    resumed,
 )
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
-from proximo.run.consent import words
 from proximo.run.folder import RunFolder, free
 
 TEXT = optional("FILE")
@@ -46,8 +43,7 @@ class Begin:
 
     run_dir: Annotated[Path | None, optional("DIR")] = None
     """A new folder for the run; by default runs/lm-STAGE-seedS."""
-    quiet: bool = False
-    """Print nothing but errors."""
+    quiet: bool = False  # Print nothing but errors.
     model: ModelConfig = field(default_factory=ModelConfig)
     run: TrainingConfig = field(default_factory=TrainingConfig)
 
@@ -59,8 +55,7 @@ class Sft(Begin):
     The data are lines of JSON with "prompt" and "completion", as text or as chat messages.
     """
 
-    data: Annotated[Path | None, TEXT] = None
-    """JSONL with prompt and completion."""
+    data: Annotated[Path | None, TEXT] = None  # JSONL with prompt and completion.
     algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
@@ -71,9 +66,7 @@ class FitReward(Sft):
     The data are lines of JSON with "prompt", "chosen" and "rejected".
     """
 
-    data: Annotated[Path | None, TEXT] = None
-    """JSONL with prompt, chosen and rejected."""
-    algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
+    data: Annotated[Path | None, TEXT] = None  # JSONL with prompt, chosen and rejected.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +77,7 @@ class Ppo(Begin):
     speaks first: the columns are passed to its reset, and there may be no prompts.
     """
 
-    prompts: Annotated[Path | None, TEXT] = None
-    """JSONL with prompt."""
+    prompts: Annotated[Path | None, TEXT] = None  # JSONL with prompt.
     algorithm: TokenPPO = TOKEN_PPO
     sampling: Sampling = field(default_factory=Sampling)
     kl: KLConfig = field(default_factory=KLConfig)
@@ -102,14 +94,10 @@ class Generate:
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """A run of proximo lm, or a folder that transformers reads."""
-    prompt: Annotated[tuple[str, ...], optional("TEXT ...")] = ()
-    """Prompts as text."""
-    prompts: Annotated[Path | None, TEXT] = None
-    """Prompts as JSONL."""
-    seed: int = 0
-    """Seed of the tokens."""
-    json: bool = False
-    """Print lines of JSON, with prompt and completion."""
+    prompt: Annotated[tuple[str, ...], optional("TEXT ...")] = ()  # Prompts as text.
+    prompts: Annotated[Path | None, TEXT] = None  # Prompts as JSONL.
+    seed: int = 0  # Seed of the tokens.
+    json: bool = False  # Print lines of JSON, with prompt and completion.
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -117,24 +105,19 @@ class Generate:
 class Resume:
     """Continue a run of proximo lm exactly where its last checkpoint stands.
 
-    The result is the same, to the bit, as if it had never stopped (on the same processor and
-    versions).
+    The result is the same, to the bit, as without the break (on the same processor and versions).
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
+    run: Annotated[Positional[Path], arg(metavar="RUN")]  # The run folder.
     updates: Annotated[int | None, optional("N")] = None
     """Train to this many updates instead; schedules keep their horizon."""
     reward: Annotated[tuple[str, ...], REWARD] = ()
     """Reward; if it is code (module:function), repeat its name as consent to import it."""
-    env: Annotated[str | None, ENV] = None
-    """Environment; likewise."""
-    data: Annotated[Path | None, TEXT] = None
-    """Data, if the file has moved."""
+    env: Annotated[str | None, ENV] = None  # Environment; likewise.
+    data: Annotated[Path | None, TEXT] = None  # Data, if the file has moved.
     strict: bool = False
     """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
-    quiet: bool = False
-    """Print nothing but errors."""
+    quiet: bool = False  # Print nothing but errors.
 
 
 STAGES: dict[str, tuple[type, str]] = {
@@ -185,31 +168,20 @@ def _begin(command: Sft | FitReward | Ppo, arguments: list[str]) -> int:
     if data is None and not score.env:
         raise UsageError(f"name the data: {flag} FILE.jsonl")
     if stage == "ppo" and not (score.reward or score.env):
-        raise UsageError(
-            "name what scores completions: --reward module:function, or a run, or --env"
-        )
+        raise UsageError("name what scores completions: --reward module:function, a run, or --env")
     names = [part.name for part in dataclasses.fields(kind) if part.name != "lm"]
     sections: dict[str, Any] = {name: getattr(command, name) for name in names}
     task: Any = {"stage": stage, "data": str(data or "")}
     config: StageConfig = kind(lm=Stage(**task), **sections)
     path = command.run_dir or free(Path("runs") / f"lm-{stage}-seed{config.run.seed}")
-    return _train(config, path, resume=False, quiet=command.quiet)
+    return _train(config, path, quiet=command.quiet)
 
 
 def _resume(command: Resume, arguments: list[str]) -> int:
     folder = RunFolder.open(command.run)
     folder.check_begun()
-    config = read_stage(folder.config_file)
-    if isinstance(config, PPOConfig):
-        config = _allow_code(config, command, arguments)
-    if command.data is not None:
-        task = dataclasses.replace(config.lm, data=str(command.data))
-        config = dataclasses.replace(config, lm=task)
-    if not config.lm.data and not (isinstance(config, PPOConfig) and config.score.env):
-        raise UsageError("this run's data were given by a program: name them by --data")
-    if command.updates is not None:
-        run = dataclasses.replace(config.run, updates=command.updates)
-        config = dataclasses.replace(config, run=run)
+    stored, line = read_stage(folder.config_file), line_to_type("lm resume", arguments)
+    config = resumed(stored, command.data, command.reward, command.env, command.updates, line)
 
     from proximo.run.checkpoint import Checkpoint, Damaged
 
@@ -220,58 +192,39 @@ def _resume(command: Resume, arguments: list[str]) -> int:
         if command.strict:
             raise
         updates, finished = 0, False
-    result = folder.read_result()  # of this state, or it was killed before that was written
-    written = (result.get("stopped_by"), result.get("updates")) == ("updates", updates)
-    if updates >= config.run.updates and finished and written:
+    # Or it was killed before its result was written, or that is of another state.
+    if updates >= config.run.updates and finished and folder.has_result("updates", updates):
         if not command.quiet:
-            show(
-                f"{command.run} is finished: {updates:,} updates. To train further, give --updates"
-            )
+            show(f"{command.run} is finished: {updates:,} updates. To train on, give --updates")
         return 0
-    return _train(config, command.run, resume=True, quiet=command.quiet)
+    given = {"data": command.data, "rewards": command.reward}
+    return _train(config, command.run, quiet=command.quiet, resume=given)
 
 
-def _allow_code(config: PPOConfig, command: Resume, arguments: list[str]) -> PPOConfig:
-    """Configuration with the reward and the env that were given again. Raises `UsageError`."""
-    stored = config.score
-    names: dict[str, Any] = {"reward": command.reward, "env": command.env}
-    score = dataclasses.replace(stored, **{name: value for name, value in names.items() if value})
-    if not (score.reward or score.env):
-        raise UsageError(
-            "this run's reward was given by a program: name it by --reward, or an env by --env"
-        )
-    if missing := stored.unnamed(reward=command.reward, env=command.env):
-        raise UsageError(words(missing, line_to_type("lm resume", arguments)))
-    return dataclasses.replace(config, score=score)
-
-
-def _train(config: StageConfig, path: Path, *, resume: bool, quiet: bool) -> int:
-    from proximo.commands.running import supervised, watch_signals
+def _train(config: StageConfig, path: Path, *, quiet: bool, resume: Any = None) -> int:
+    """resume: data and rewards of a run that continues, if they were given again."""
+    from proximo.commands.running import supervise
     from proximo.language.build import Given, make_session
-    from proximo.language.stages import run_stage
+    from proximo.run.display import COMPLETIONS, FITTING, make_display, screen_for
 
     folder = RunFolder(path)
     columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
-    display = (
-        None
-        if quiet
-        else Display(columns, config.run.updates, folder.note, live=sys.stdout.isatty())
-    )
-    if display:
-        say(f"{config.lm.stage} of {config.model.path}, run folder {path}")
-    with supervised(folder, config.run.grace, "proximo lm resume") as interrupt:
-        session = make_session(
-            config, Given(), run_dir=path, resume=resume, callbacks=[interrupt], display=display
-        )
-        watch_signals(session, interrupt, folder, quiet=quiet)
-        with display or contextlib.nullcontext():
-            result = run_stage(session)
-        interrupt.ended(result.result)
-    if interrupt.code == 0 and not quiet:
-        for name, value in result.final.items():
-            say(f"{name.replace('_', ' ')} {value:.4f}")
-        say(f"run folder: {path}")
-    return interrupt.code
+    screen = None if quiet else screen_for()
+    display = make_display(screen, columns, config.run.updates, folder)
+
+    def make(interrupt: Any) -> Any:
+        given, again = Given(**(resume or {})), resume is not None
+        watching: Any = {"callbacks": [interrupt], "display": display}
+        return make_session(config, given, run_dir=path, resume=again, **watching)
+
+    def ending(session: Any, result: Any) -> list[str]:
+        final = session.task.final.items()
+        numbers = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in final]
+        return [*numbers, f"run folder: {path}"]
+
+    lines = [f"{config.lm.stage} of {config.model.path}, run folder {path}"]
+    grace = config.run.grace
+    return supervise(make, ending, folder, display, lines, grace=grace, resume="proximo lm resume")
 
 
 def _generate(command: Generate, arguments: list[str]) -> int:

@@ -49,8 +49,7 @@ USUAL = {
 FORMER = {old.replace("_", "-"): new.replace("_", "-") for old, new in RENAMED_SETTINGS.items()}
 FORMER["world"] = "env"  # names of schema 1
 """Flag of an earlier version -> flag."""
-SURE = 0.9
-"""Likeness from which a name is not asked about."""
+SURE = 0.9  # likeness from which a name is not asked about
 
 
 def message(

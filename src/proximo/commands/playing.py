@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from proximo.commands.arguments import check_least, optional, parse, show
+from proximo.commands.arguments import optional, parse, show
 from proximo.commands.stored import OfEpisodes
-from proximo.errors import UsageError, explain, faults
+from proximo.errors import UsageError, explained
 from proximo.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -29,17 +29,20 @@ class Play(OfEpisodes):
 
     video: Annotated[Path | None, optional("FILE")] = None
     """Write a .gif or .mp4 here instead of opening a window."""
+    overlay: bool = False
+    """Draw return, value estimate and action probabilities beside the frames of the video."""
     episodes: int = 1
     """Number of episodes."""
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Play, "play", arguments)
-    check_least(command, episodes=1, seed=0, max_episode_steps=1)
     if command.video and command.video.suffix not in (".gif", ".mp4"):
         raise UsageError(f"--video is {command.video}: its name must end in .gif or .mp4")
     if command.video and not command.video.parent.is_dir():
         raise UsageError(f"--video is {command.video}: there is no folder {command.video.parent}")
+    if command.overlay and not command.video:
+        raise UsageError("--overlay draws beside the frames of a video: give --video FILE too")
     if command.video:
         # Before the env is made: SDL and MuJoCo look for a display when they are loaded.
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -62,10 +65,8 @@ def _metadata(env: gym.Env, mode: str) -> dict[str, Any]:
 
     from proximo.envs.layers import layers, title
 
-    try:
+    with explained(f"{title(env)} failed at its metadata"):
         metadata = env.metadata if isinstance(env.metadata, dict) else {}
-    except faults() as error:
-        raise UsageError(f"{title(env)} failed at its metadata: {explain(error)}") from error
     modes = metadata.get("render_modes")
     drawn = any(isinstance(layer, HumanRendering) for layer in layers(env))
     if isinstance(modes, list | tuple) and modes and mode not in modes and not drawn:
@@ -92,17 +93,22 @@ def _play(
     path: Path | None,
 ) -> None:
     """`path`: the absolute path of the video, if one is written."""
+    from proximo.commands.overlay import Overlay
     from proximo.commands.video import Video, frame_rate
     from proximo.envs.make import in_step
     from proximo.evaluation import EpisodePlayer, unwatched
 
     rate, warning = frame_rate(metadata)
     video = Video(path, rate, env) if path else None
-    watch = (lambda episode: video.watch()) if video else unwatched  # a window draws itself
     player = EpisodePlayer(in_step([env]))
+    overlay = Overlay(agent, player, video, env) if command.overlay and video else None
+    watcher = overlay or video
+    watch = (lambda episode: watcher.watch()) if watcher else unwatched  # a window draws itself
     with video or contextlib.nullcontext():
         for number in range(command.episodes):
             seed = command.seed + number
+            if overlay:
+                overlay.begin(f"episode {number + 1}, " if command.episodes > 1 else "")
             scores = player.play(
                 agent.policy,
                 episodes=1,
@@ -111,6 +117,8 @@ def _play(
                 limit=limit,
                 watch=watch,
             )
+            if overlay:
+                overlay.end()
             returns = ", ".join(f"{episode.ret:.2f}" for episode in scores.episodes)
             end = f", cut off after {limit:,} steps (--max-episode-steps)" if scores.cut else ""
             show(f"episode {number + 1} (seed {seed}): return {returns}{end}")

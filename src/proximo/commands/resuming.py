@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from proximo.commands.arguments import optional, parse, show
-from proximo.commands.stored import OfRun
+from proximo.commands.stored import OfEnv
+
+Engine = Literal["auto", "torch", "compile", "native"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resume(OfRun):
+class Resume(OfEnv):
     """Continue a run exactly where its last checkpoint stands.
 
     The result is the same, to the bit, as if it had never stopped (on the same processor and
@@ -18,40 +21,32 @@ class Resume(OfRun):
     Rows that were logged after the checkpoint are dropped and made again.
     """
 
-    engine: Annotated[
-        Literal["auto", "torch", "compile", "native"] | None,
-        optional("{auto,torch,compile,native}"),
-    ] = None
+    engine: Annotated[Engine | None, optional("{auto,torch,compile,native}")] = None
     """Another engine than so far; the bits then differ in the last places."""
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"] | None,
-        optional("{auto,cpu,cuda,mps}"),
-    ] = None
+    device: Annotated[Device | None, optional("{auto,cpu,cuda,mps}")] = None
     """Another device than so far; the bits then differ in the last places."""
     total_steps: Annotated[int | None, optional("N")] = None
     """Train to this many steps instead, whatever ended the run; schedules keep their horizon."""
     total_episodes: Annotated[int | None, optional("N")] = None
     """End after this many episodes instead."""
-    stop_at: Annotated[float | None, optional("R")] = None
-    """End early at this return instead."""
+    stop_at: Annotated[float | None, optional("R")] = None  # End early at this return instead.
     schedule: Annotated[tuple[str, ...], optional("module:Name ...")] = ()
     """Schedules of the run that are code; likewise."""
     callback: Annotated[tuple[str, ...], optional("module:Name ...")] = ()
     """Callbacks of the run; likewise, and further ones."""
     strict: bool = False
     """Refuse a damaged last checkpoint, instead of continuing from the newest whole one."""
-    quiet: bool = False
-    """Print nothing but errors."""
+    quiet: bool = False  # Print nothing but errors.
 
 
 def main(arguments: list[str]) -> int:
     command = parse(Resume, "resume", arguments)
 
     from proximo.commands.running import go_on
+    from proximo.run.control import continued
     from proximo.run.folder import RunFolder
     from proximo.run.keeping import newest
     from proximo.run.named_callbacks import with_callbacks
-    from proximo.run.resuming import continued
 
     folder = RunFolder.open(command.run)
     folder.check_begun()
@@ -59,13 +54,13 @@ def main(arguments: list[str]) -> int:
     config = command.config("resume", arguments, **code)
     config, callbacks = with_callbacks(config, command.callback, again=True, kept=True)
     changes = ("total_steps", "total_episodes", "stop_at", "engine", "device")
-    saved, result = newest(folder, strict=command.strict), folder.read_result()
-    config, ended = continued(config, saved, result, {n: getattr(command, n) for n in changes})
-    if not ended:
-        return go_on(config, folder, saved, callbacks, quiet=command.quiet)
-    if (result.get("stopped_by"), result.get("updates")) != (ended, saved.updates):
-        # Killed before its result was written, or that is of another state.
-        go_on(config, folder, saved, callbacks, quiet=command.quiet)
+    saved = newest(folder, strict=command.strict)
+    config, ended = continued(config, folder, saved, {n: getattr(command, n) for n in changes})
+    # It may have been killed before its result was written, or that is of another state.
+    if not ended or not folder.has_result(ended, saved.updates):
+        exit_code = go_on(config, folder, saved, callbacks, quiet=command.quiet)
+        if not ended:
+            return exit_code
     if not command.quiet:
         early = {"stop_at": "--stop-at", "total_episodes": "--run.total-episodes"}.get(ended)
         show(

@@ -5,24 +5,24 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from proximo.commands.arguments import say, show
-from proximo.commands.display import CONTROL, Display, said_if_slow
 from proximo.commands.signals import Interrupt
+from proximo.commands.waiting import said_if_slow
 from proximo.errors import TrainingError, UsageError, explain
-from proximo.loop import run_control
+from proximo.loop import run_session
 from proximo.run.callbacks import Watcher
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import Config, check_storable, title
-from proximo.run.control import make_session
+from proximo.run.config import Config, task_name
+from proximo.run.control import make_session, start_from
+from proximo.run.display import CONTROL, Display, make_display, screen_for
 from proximo.run.folder import RunFolder, free_path
 from proximo.run.named_callbacks import with_callbacks
 from proximo.run.presets import Preset
 from proximo.run.profile import in_words
-from proximo.run.resuming import start_from
 from proximo.run.session import Session
 from proximo.types import Row
 
@@ -31,7 +31,6 @@ def begin(
     config: Config, preset: Preset | None, *, run_dir: Path | None, start: Path | None, quiet: bool
 ) -> int:
     """Train from the beginning, in a new folder."""
-    task = f"{title(config.algorithm)} on {config.env.id}"
     lines = []
     if preset:
         lines.append(
@@ -43,9 +42,8 @@ def begin(
     if policy:
         lines.append(f"policy and network: from {start}")
     config, callbacks = with_callbacks(config, (), again=False, kept=True)
-    check_storable(config)
     folder = RunFolder.create(run_dir or free_path(config), config)
-    lines = [f"{task}, run folder {folder.name}", *lines]
+    lines = [f"{task_name(config)}, run folder {folder.name}", *lines]
     return _train(config, folder, lines, callbacks, quiet=quiet, start=policy)
 
 
@@ -53,10 +51,9 @@ def go_on(
     config: Config, folder: RunFolder, saved: Checkpoint, callbacks: list[Any], *, quiet: bool
 ) -> int:
     """Train on, from a checkpoint."""
-    task = f"{title(config.algorithm)} on {config.env.id}"
     ended = config.run.ended_by(saved.record)
     what = "writing the result of" if ended else "going on in"
-    lines = [f"{task}, {what} {folder.name} after update {saved.updates}"]
+    lines = [f"{task_name(config)}, {what} {folder.name} after update {saved.updates}"]
     horizon = int(saved.record["horizon"])
     if config.run.total_steps > horizon and not ended:
         rates = config.algorithm.rates(1.0, saved.record.get("rate_scale", 1.0))
@@ -70,19 +67,42 @@ def go_on(
     return _train(config, folder, lines, callbacks, quiet=quiet, resume=saved)
 
 
-@contextlib.contextmanager
-def supervised(folder: RunFolder, grace: float, resume: str) -> Iterator[Interrupt]:
-    """The shell of every run: its signals, its exit code, and how to continue if it ends early.
+def supervise(
+    make: Callable[[Interrupt], Session],
+    ending: Callable[[Session, Row], Iterable[str]],
+    folder: RunFolder,
+    display: Display | None,
+    lines: Iterable[str],
+    *,
+    grace: float,
+    resume: str,
+) -> int:
+    """The shell of every run: trains, and heeds signals; returns the exit code.
 
-    `resume`: the command that continues a run. Raises `TrainingError`.
+    ending: what is said at the end of a run that was not interrupted. display: None is quiet.
+    lines: what is said first. resume: the command that continues a run. Raises `TrainingError`.
     """
+    quiet = display is None
     with Interrupt(folder, grace, resume) as interrupt:
         try:
-            yield interrupt
+            session = make(interrupt)
+            interrupt.install()  # the envs are there, and perhaps handlers of theirs
+            note([*lines, *session.log.setup_notes], folder, quiet=quiet)
+
+            def check_signals(state: Any, rollout: Any, row: Row) -> None:
+                if interrupt.signal:
+                    session.interruption = "interrupted"
+                if interrupt.save_requested:
+                    interrupt.save_requested = False
+                    if session.save():
+                        note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
+
+            session.callbacks.append(Watcher(check_signals))  # after all: saved with their part
+            with display or contextlib.nullcontext():
+                result = run_session(session)
         except KeyboardInterrupt:
             show(interrupt.stopped_at_once(), file=sys.stderr)
-            interrupt.code = 128 + (interrupt.signal or signal.SIGINT)
-            return
+            return 128 + (interrupt.signal or signal.SIGINT)
         except (TrainingError, SystemExit) as error:
             what = str(error)
             if isinstance(error, SystemExit):  # errors of envs name them: perhaps a network's
@@ -93,10 +113,13 @@ def supervised(folder: RunFolder, grace: float, resume: str) -> Iterator[Interru
                 f"{what}\nThe run is kept, and the traceback is in {folder.log_file}; "
                 f"go on by: {resume} {folder.name}"
             ) from error
-    if interrupt.signal and interrupt.stopped_after is not None:
-        interrupt.code = 128 + interrupt.signal
-        after = f"stopped after update {interrupt.stopped_after}"
+    if interrupt.signal and result["stopped_by"] == "interrupted":  # and not after the last update
+        after = f"stopped after update {result['updates']}"
         show(f"{after}; go on by: {resume} {folder.name}", file=sys.stderr)
+        return 128 + interrupt.signal
+    if not quiet:
+        say("\n".join(ending(session, result)))
+    return 0
 
 
 def note(lines: Iterable[str], folder: RunFolder, *, quiet: bool) -> None:
@@ -105,22 +128,6 @@ def note(lines: Iterable[str], folder: RunFolder, *, quiet: bool) -> None:
         folder.note(line)
         if not quiet:
             say(line)
-
-
-def watch_signals(
-    session: Session, interrupt: Interrupt, folder: RunFolder, *, quiet: bool
-) -> None:
-    """Let a run say that a signal has ended it, and save at SIGUSR1."""
-
-    def check_signals(state: Any, rollout: Any, row: Row) -> None:
-        if interrupt.signal:
-            session.interruption = "interrupted"
-        if interrupt.save_requested:
-            interrupt.save_requested = False
-            if session.save():
-                note([f"SIGUSR1: saved after update {state.updates}"], folder, quiet=quiet)
-
-    session.callbacks.append(Watcher(check_signals))  # after all others: saved with their part
 
 
 def _train(
@@ -133,15 +140,13 @@ def _train(
     start: Checkpoint | None = None,
     resume: Checkpoint | None = None,
 ) -> int:
-    display = (
-        None
-        if quiet
-        else Display(CONTROL, config.run.total_steps, folder.note, live=sys.stdout.isatty())
-    )
-    with supervised(folder, config.run.grace, "proximo resume") as interrupt:
+    screen = None if quiet else screen_for()
+    display = make_display(screen, CONTROL, config.run.total_steps, folder)
+
+    def make(interrupt: Interrupt) -> Session:
         slow = f"making {config.env.num_envs} envs and trying one takes long: still at it"
         with contextlib.nullcontext() if quiet else said_if_slow(slow):
-            session = make_session(
+            return make_session(
                 config,
                 folder=folder,
                 callbacks=[*callbacks, interrupt],
@@ -150,16 +155,13 @@ def _train(
                 start=start,
                 resume=resume,
             )
-        interrupt.install()  # the envs are there, and perhaps handlers of theirs
-        note([*lines, *session.log.setup_notes], folder, quiet=quiet)
-        watch_signals(session, interrupt, folder, quiet=quiet)
-        with display or contextlib.nullcontext():
-            result = run_control(session).result
-        interrupt.ended(result)
-    if interrupt.code == 0 and not quiet:
+
+    def ending(session: Session, result: Row) -> list[str]:
         late = [x for x in result.get("warnings", ()) if x not in session.log.setup_notes]
-        say("\n".join([*late, *_ending(result, config, folder)]))
-    return interrupt.code
+        return [*late, *_ending(result, config, folder)]
+
+    grace = config.run.grace
+    return supervise(make, ending, folder, display, lines, grace=grace, resume="proximo resume")
 
 
 def _ending(result: dict[str, Any], config: Config, folder: RunFolder) -> list[str]:

@@ -10,14 +10,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 from proximo.run.folder import RunFolder
 
-AT_ONCE = 3.0
-"""Seconds in which a run that is stopped at once may still close its envs."""
+AT_ONCE = 3.0  # seconds in which a run that is stopped at once may still close its envs
 
 
 class Interrupt:
@@ -39,10 +37,6 @@ class Interrupt:
         self.signal: signal.Signals | None = None
         """Signal that ends the run; SIGTERM, if that was among them."""
         self.save_requested = False
-        self.stopped_after: int | None = None
-        """Updates of the run, once a signal has ended it after one."""
-        self.code = 0
-        """Exit code of the command."""
         self._at_once = False
         self._thread_code = 0  # exit code by the signals that the thread has received
 
@@ -122,15 +116,8 @@ class Interrupt:
                 if self._previous_handlers:
                     _interrupt(self._main_thread)
             else:
-                if os.isatty(1):
-                    os.write(1, b"\x1b[?25h")  # the cursor, which the display has hidden
                 os.write(2, f"{self.stopped_at_once()}\n".encode())
                 os._exit(self._thread_code)
-
-    def ended(self, result: Mapping[str, Any]) -> None:
-        """Take in how the run ended: a signal may have come after its last update."""
-        if result["stopped_by"] == "interrupted":
-            self.stopped_after = result["updates"]
 
     def stopped_at_once(self) -> str:
         """Message for a run that did not end its update."""

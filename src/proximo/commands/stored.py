@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from proximo.commands.arguments import closing, optional
+from proximo.commands.arguments import check_least, closing, optional
 from proximo.disk import warn
 from proximo.run.config import EVALUATION_SEED, Config
 from proximo.run.consent import Line, Named, allow
@@ -60,40 +60,40 @@ def allow_code(
 
 @dataclass(frozen=True, kw_only=True)
 class OfRun:
-    """Flags of every verb that makes the env of a stored run."""
+    """Flags of every verb that loads a stored run."""
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """The run folder."""
-    env: Annotated[str | None, optional("ENV")] = None
-    """Environment; if it is code (module:Class), repeat its name as consent to import it."""
-    wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
-    """Wrappers of the environment; likewise."""
+    run: Annotated[Positional[Path], arg(metavar="RUN")]  # The run folder.
     net: Annotated[str | None, optional("module:Class")] = None
-    """Network; likewise."""
-    algorithm: Annotated[str | None, optional("module:Class")] = None
-    """Algorithm; likewise."""
+    """Network; if it is code, repeat its name as consent to import it."""
+    algorithm: Annotated[str | None, optional("module:Class")] = None  # Algorithm; likewise.
 
     def config(self, verb: str, arguments: Sequence[str], **more: tuple[str, ...]) -> Config:
         """Configuration of the run, with consent to what it imports. Raises `UsageError`.
 
         more: further code that is named again.
         """
-        names = ("env", "wrappers", "net", "algorithm")
-        named: dict[str, Any] = {name: getattr(self, name) for name in names} | more
+        named = {name: getattr(self, name) for name in FLAGS if name in vars(self)} | more
         config = RunFolder.open(self.run).read_config()
         return allow_code(config, Named(**named), named, verb, arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfEpisodes(OfRun):
+class OfEnv(OfRun):
+    """Flags of every verb that makes the env of a stored run."""
+
+    env: Annotated[str | None, optional("ENV")] = None
+    """Environment; likewise, if it is code (module:Class)."""
+    wrappers: Annotated[tuple[str, ...], optional("WRAPPER ...")] = ()
+    """Wrappers of the environment; likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfEpisodes(OfEnv):
     """Flags of the verbs that play episodes with a stored policy."""
 
-    checkpoint: Literal["last", "best"] = "last"
-    """Policy to use."""
-    episodes: int
-    """Number of episodes."""
-    seed: int = EVALUATION_SEED
-    """Seed of the first episode; each further one counts up by one."""
+    checkpoint: Literal["last", "best"] = "last"  # Policy to use.
+    episodes: int  # Number of episodes.
+    seed: int = EVALUATION_SEED  # Seed of the first episode; each further one counts up by one.
     max_episode_steps: int | None = None
     """Steps after which an episode is cut off, with the return so far; by default as in the
     evaluations of the run itself."""
@@ -108,6 +108,8 @@ class OfEpisodes(OfRun):
 
         `purpose`: scored or shown, for the warning that statistics of the env are not kept.
         """
+        check_least(self, episodes=1, seed=0, max_episode_steps=1)
+
         from proximo.agent import check_spaces, load
         from proximo.envs.check import running_statistics
         from proximo.envs.make import make_env

@@ -87,15 +87,13 @@ def main(arguments: list[str]) -> int:
     return begin(config, preset, run_dir=final.run_dir, start=final.start, quiet=final.quiet)
 
 
-def _check_settings(
-    algorithm: str, known: Mapping[str, str], typed: Mapping[str, list[str]]
-) -> None:
+def _check_settings(name: str, known: Mapping[str, str], typed: Mapping[str, list[str]]) -> None:
     """Refuse settings that other algorithms have, but not this one. Raises `UsageError`."""
     for flag, (form, *_) in typed.items():
         if flag not in known:
-            having = [name for name, kind in ALGORITHMS.items() if flag in flags(_command(kind))]
+            having = [other for other, kind in ALGORITHMS.items() if flag in flags(_command(kind))]
             raise UsageError(
-                f"{algorithm} has no setting {flag.rpartition('.')[2]}: leave --{form} out "
+                f"{name} has no setting {flag.rpartition('.')[2]}: leave --{form} out "
                 f"(it is of {', '.join(having)})"
             )
 

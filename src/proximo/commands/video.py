@@ -73,13 +73,25 @@ class Video:
 
     def watch(self) -> None:
         """Add a picture of the env as it is now. Raises `UsageError` if it gives none."""
-        if self.frames % self._stride == 0:
-            frame = self._fit(self._picture())
-            with self._written():
-                self._writer.append_data(frame)
-        self.frames += 1
+        if (picture := self.take()) is not None:
+            self.write(picture)
 
-    def _picture(self) -> np.ndarray:
+    def take(self) -> np.ndarray | None:
+        """Picture of the env as it is now, in the size of the first, if its state has a frame.
+
+        Raises `UsageError`.
+        """
+        due = self.frames % self._stride == 0
+        picture = self._fit(self._drawn()) if due else None
+        self.frames += 1
+        return picture
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add a frame. Raises `UsageError`."""
+        with self._written():
+            self._writer.append_data(frame)
+
+    def _drawn(self) -> np.ndarray:
         """Picture [height, width, 3] of uint8, from bytes, fractions of one, or grey."""
         name = title(self._env)
         try:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from proximo import functional as F
-from proximo.engines.nonfinite import Skip
+from proximo.engines.nonfinite import Skip, not_finite
 from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.errors import TrainingError
 from proximo.nets.actor_critic import ActorCritic, Evaluation
-from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Layout, LossSpec, Rollout, RolloutBuffer, Segments
+from proximo.nets.optimizer import FlatOptimizer, clip_gradient
+from proximo.types import Batch, Layout, LossSpec, NativeCall, Rollout, RolloutBuffer, Segments
 
 
 class Objective(Protocol):
@@ -83,20 +83,43 @@ class UpdateEngine(ABC):
         flats = [flat.detach() for flat in self.optimizer.flats]
         return [flat.numpy() if flat.is_cpu else flat for flat in flats]
 
-    @abstractmethod
     def descend(
         self,
         objective: Objective,
         batch: Batch,
         layout: Layout,
         coefficients: dict[str, float],
-        skip: Skip = lambda *_: None,
+        skip: Skip | None = lambda *_: None,
     ) -> Outcome:
         """K epochs of minibatches, or fewer where the algorithm says that it is enough.
 
         No step is taken along a minibatch whose loss or gradient is not finite: weights and
-        records stay to the bit what they were before it, and `skip` is told.
+        records stay to the bit what they were before it, and `skip` is told. None: every step is
+        taken, and nothing is read but where the algorithm may stop.
         """
+        found, skipped = [], 0
+        epochs = zip(layout.orders.to(batch.obs.device), layout.bounds, strict=True)
+        for done, (order, bounds) in enumerate(epochs, 1):
+            for number, minibatch in enumerate(batch.minibatches(order, bounds), 1):
+                terms = self.gradient(objective, minibatch, coefficients)
+                norm = clip_gradient(self.optimizer.gradients, objective.max_grad_norm)
+                if skip and (what := not_finite(loss=terms["loss"], gradient_norm=norm)):
+                    skipped += 1
+                    skip(what, done, number, minibatch)
+                    continue
+                self.optimizer.step()
+                found.append({**terms, "grad_norm": norm})
+            if done < len(layout.orders) and objective.stops(self, batch):
+                break
+        names = found[0] if found else ()
+        totals = {name: torch.stack([f[name] for f in found]).sum() for name in names}
+        return Outcome(totals, done, len(found), skipped)
+
+    def gradient(
+        self, objective: Any, minibatch: Any, coefficients: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Set the optimizer's gradients to those of the loss; returns its terms. For `descend`."""
+        raise NotImplementedError
 
     @abstractmethod
     def evaluate_batch(self, batch: Batch, *, entropy: bool) -> Evaluation:
@@ -104,7 +127,8 @@ class UpdateEngine(ABC):
 
     def finite(self, *numbers: np.ndarray | Tensor) -> bool:
         """True if all of them are. Here, so that a profile can tell what the checks cost."""
-        return all(map(_finite, numbers))
+        looks = (x.isfinite() if isinstance(x, Tensor) else np.isfinite(x) for x in numbers)
+        return all(bool(finite.all()) for finite in looks)
 
 
 class Engine(UpdateEngine):
@@ -124,6 +148,10 @@ class Engine(UpdateEngine):
         noise: [T, N, ...] as the head draws it; None: the most likely actions. recurrent_state:
         [N, C], changed in place.
         """
+
+    def native_call(self, act: Callable[[int], None]) -> NativeCall | None:
+        """What `actor` has returned, for C++ to call; None: only Python can."""
+        return None
 
     @abstractmethod
     def evaluate(
@@ -152,7 +180,7 @@ class Engine(UpdateEngine):
             nothing = rollout.initial_state.new_empty(*rollout.mask.shape, 0)
             parameters = new.distribution.parameters
             old = OldEvaluation(new.log_prob, parameters, new.value, nothing, nothing)
-        _check_acted(rollout, old.parameters[[0, -1]])
+        _check_acted(rollout, old.parameters[[0, -1]], self.policy.precision)
         return old
 
     def _evaluate_segments(self, rollout: Rollout) -> OldEvaluation:
@@ -207,22 +235,16 @@ class Engine(UpdateEngine):
         return following
 
 
-def _finite(numbers: np.ndarray | Tensor) -> bool:
-    if isinstance(numbers, Tensor):
-        return bool(numbers.isfinite().all())
-    return bool(np.isfinite(numbers).all())
-
-
-def _check_acted(rollout: Rollout, evaluated: Tensor) -> None:
+def _check_acted(rollout: Rollout, evaluated: Tensor, precision: float) -> None:
     """The distribution that acted must be the one that is evaluated, or no ratio means much.
 
     The first row catches what moved during the rollout, the last one what came in its course.
     """
     # Batches of other sizes are summed in another order: relative to the largest number in play.
-    tolerance = 1e-5 * max(1.0, float(evaluated.abs().max()))
+    tolerance = precision * max(1.0, float(evaluated.abs().max()))
     real = torch.stack([torch.ones_like(rollout.mask[0]), rollout.mask[-1]])
     acted, evaluated = rollout.acted[real], evaluated[real]
-    if not torch.allclose(acted, evaluated, rtol=1e-5, atol=tolerance):
+    if not torch.allclose(acted, evaluated, rtol=precision, atol=tolerance):
         gap = (acted - evaluated).abs().max().item()
         raise TrainingError(
             f"the policy that acted is not the one that is evaluated (parameters differ by "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ OBJECTIVES = {"ratio": 0, "log": 1, "none": 2}
 OPTIMIZERS = {"adam": 0, "rmsprop": 1, "sgd": 2}
 HEADS: dict[type[Head], int] = {CategoricalHead: 0, BernoulliHead: 1, GaussianHead: 2}
 RECURRENT: dict[type[torch.nn.Module], int] = {torch.nn.GRU: 1, torch.nn.LSTM: 2}
+NAMES = {"avx2": "AVX2", "avx512": "AVX-512"}
+"""Kernels by the name of what they use of the processor; the others are what every one has."""
 NUMBERS = {"int64": 0, "float32": 1, "float64": 2}
 
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+Widths = _int * MAX_LAYERS
 
 
 def _fields(**kinds: Any) -> tuple[tuple[str, Any], ...]:
@@ -41,18 +45,25 @@ def _fields(**kinds: Any) -> tuple[tuple[str, Any], ...]:
     return tuple((name, types[kind[0]]) for kind, names in kinds.items() for name in names.split())
 
 
-class _Head(ctypes.Structure):
+class _Structure(ctypes.Structure):
+    """A structure of C, which is given arrays and tensors where it has pointers."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{name: _address(value) for name, value in values.items()})
+
+
+class _Head(_Structure):
     _fields_ = _fields(
         i="kind size squash tanh_mean softplus", l="start", p="low high middle half_range"
     )
 
 
-class _Policy(ctypes.Structure):
+class _Policy(_Structure):
     _fields_ = (
         *_fields(i="inputs columns hidden_count"),
-        ("hidden", _int * MAX_LAYERS),
+        ("hidden", Widths),
         *_fields(i="critic_count"),
-        ("critic_hidden", _int * MAX_LAYERS),
+        ("critic_hidden", Widths),
         *_fields(
             i="activation shared head_count recurrent recurrent_size state_size",
             f="obs_clip",
@@ -61,7 +72,7 @@ class _Policy(ctypes.Structure):
     )
 
 
-class _Rollout(ctypes.Structure):
+class _Rollout(_Structure):
     _fields_ = (
         *_fields(
             l="num_envs", p="obs noise choice action env_action parameters", i="env_action_type"
@@ -70,22 +81,22 @@ class _Rollout(ctypes.Structure):
     )
 
 
-class _Batch(ctypes.Structure):
+class _Batch(_Structure):
     _fields_ = _fields(
         l="count",
         p="obs choice action log_prob value advantage target parameters begins initial_state",
     )
 
 
-class _Evaluation(ctypes.Structure):
+class _Evaluation(_Structure):
     _fields_ = _fields(p="log_prob entropy value parameters recurrent_state")
 
 
-class _Part(ctypes.Structure):
+class _Part(_Structure):
     _fields_ = _fields(p="gradient first second", l="size", f="rate")
 
 
-class _Update(ctypes.Structure):
+class _Update(_Structure):
     _fields_ = (
         *_fields(
             i="epochs objective value_loss standardize optimizer threads",
@@ -128,6 +139,16 @@ def load() -> tuple[Any, str]:
     library.proximo_act.argtypes = [_pointer, _long]
     library.proximo_close.argtypes = [_pointer]
     return library, ""
+
+
+def kernels() -> str:
+    """Name of the kernels that the library has chosen for this processor; empty if unknown."""
+    library, _ = load()
+    if library is None or not hasattr(library, "proximo_kernels"):  # built from older sources
+        return ""
+    library.proximo_kernels.restype = ctypes.c_char_p
+    name = str(library.proximo_kernels().decode())
+    return NAMES.get(name, "NEON" if platform.machine() in ("aarch64", "arm64") else name)
 
 
 def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
@@ -178,14 +199,14 @@ def simple_heads(head: Head) -> list[Head]:
     return [inner for part in head.heads for inner in simple_heads(part)]
 
 
-def address(array: np.ndarray | Tensor | None) -> int | None:
-    """Address of the first number of a contiguous array or tensor."""
-    if array is None:
-        return None
-    if isinstance(array, Tensor):
-        assert array.is_contiguous()
-        assert array.dtype in (torch.float32, torch.int64, torch.bool)
-        return array.data_ptr()
-    assert array.flags.c_contiguous
-    assert array.dtype.name in (*NUMBERS, "bool")
-    return array.ctypes.data
+def _address(value: Any) -> Any:
+    """Address of the first number of a contiguous array or tensor; anything else as it is."""
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        assert value.dtype in (torch.float32, torch.int64, torch.bool)
+        return value.data_ptr()
+    if isinstance(value, np.ndarray):
+        assert value.flags.c_contiguous
+        assert value.dtype.name in (*NUMBERS, "bool")
+        return value.ctypes.data
+    return value

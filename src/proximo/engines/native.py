@@ -14,28 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.engines import library
 from proximo.engines.base import Engine, Objective, Outcome
-from proximo.engines.library import (
-    ACTIVATIONS,
-    HEADS,
-    MAX_LAYERS,
-    NUMBERS,
-    OBJECTIVES,
-    OPTIMIZERS,
-    RECURRENT,
-    SUMS,
-    VALUE_LOSSES,
-    _Batch,
-    _Evaluation,
-    _Head,
-    _Part,
-    _Policy,
-    _Rollout,
-    _Update,
-    address,
-    load,
-    simple_heads,
-)
 from proximo.engines.nonfinite import Skip, not_finite
 from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.functional.distributions import log_slope
@@ -43,7 +23,7 @@ from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.bodies import MLP
 from proximo.nets.heads import CategoricalHead, GaussianHead, Head
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Layout, LossSpec, RolloutBuffer, Segments
+from proximo.types import Batch, Layout, LossSpec, NativeCall, RolloutBuffer, Segments
 
 WORTH_A_THREAD = 256
 """Samples from which evaluating them pays for starting a second thread."""
@@ -55,14 +35,11 @@ SPEC = (
 
 
 class NativeEngine(Engine):
-    """The C++ library, which uses the policy's weights and the optimizer's records in place.
-
-    The optimizer holds them as flat vectors (`OnPolicy.make_optimizer`).
-    """
+    """The C++ library, in place on the flat vectors of weights and of the optimizer's records."""
 
     def __init__(self, policy: ActorCritic, optimizer: FlatOptimizer, threads: int) -> None:
         super().__init__("native", policy, optimizer)
-        self._library, missing = load()
+        self._library, missing = library.load()
         assert self._library, missing
         self._threads = threads
         self._action = "choice" if policy.head.action_dtype is torch.int64 else "action"
@@ -74,8 +51,8 @@ class NativeEngine(Engine):
         end = flats[-1].data_ptr() + flats[-1].nbytes
         assert last.data_ptr() + last.nbytes == end, "the weights are not one flat vector"
         self._bounds: list[np.ndarray] = []  # in single precision, to which the library points
-        heads = simple_heads(policy.head)
-        self._heads = (_Head * len(heads))(*map(self._head, heads))
+        heads = library.simple_heads(policy.head)
+        self._heads = (library._Head * len(heads))(*map(self._head, heads))
         widths = [math.prod(head.action_shape) for head in heads]
         self._squashed = [
             (slice(end - head.size, end), head.half_range.log())
@@ -85,48 +62,48 @@ class NativeEngine(Engine):
         linears, seen, memory = actor.linears, policy.observations, policy.actor_recurrent
         shown, valued = policy.normalize_obs, policy.normalize_returns
         critic = policy.critic_parameters()[0] if own else None
-        widths_of_critic = [layer.out_features for layer in own.linears] if own else []
-        self._struct = _Policy(
+        valuers = own.linears if own else ()
+        self._struct = library._Policy(
             inputs=seen.mask_begin,
             columns=seen.width,
             hidden_count=len(linears),
-            hidden=(ctypes.c_int32 * MAX_LAYERS)(*(layer.out_features for layer in linears)),
-            critic_count=len(widths_of_critic),
-            critic_hidden=(ctypes.c_int32 * MAX_LAYERS)(*widths_of_critic),
-            activation=ACTIVATIONS[actor.activation],
+            hidden=library.Widths(*(layer.out_features for layer in linears)),
+            critic_count=len(valuers),
+            critic_hidden=library.Widths(*(layer.out_features for layer in valuers)),
+            activation=library.ACTIVATIONS[actor.activation],
             shared=policy.critic is None,
             head_count=len(heads),
-            recurrent=RECURRENT[type(memory.cell)] if memory else 0,
+            recurrent=library.RECURRENT[type(memory.cell)] if memory else 0,
             recurrent_size=memory.size if memory else 0,
             state_size=policy.state_size,
             obs_clip=policy.obs_clip,
             heads=ctypes.addressof(self._heads),
-            actor=first.data_ptr(),
-            critic=critic.data_ptr() if critic is not None else None,
-            obs_shift=address(policy.obs_shift if shown else None),
-            obs_scale=address(policy.obs_scale if shown else None),
-            measured=address(policy.measured if shown else None),
-            return_shift=address(policy.return_shift if valued else None),
-            return_scale=address(policy.return_scale if valued else None),
+            actor=first,
+            critic=critic,
+            obs_shift=policy.obs_shift if shown else None,
+            obs_scale=policy.obs_scale if shown else None,
+            measured=policy.measured if shown else None,
+            return_shift=policy.return_shift if valued else None,
+            return_scale=policy.return_scale if valued else None,
         )
 
-    def _head(self, head: Head) -> _Head:
-        kind = HEADS[type(head)]
+    def _head(self, head: Head) -> library._Head:
+        kind = library.HEADS[type(head)]
         if not isinstance(head, GaussianHead):
             start = head.start if isinstance(head, CategoricalHead) else 0
-            return _Head(kind=kind, size=head.outputs, start=start)
+            return library._Head(kind=kind, size=head.outputs, start=start)
         low, high = _single(head.low, np.inf), _single(head.high, -np.inf)
         self._bounds += [low, high]
-        return _Head(
+        return library._Head(
             kind=kind,
             size=head.size,
             squash=head.squash,
             tanh_mean=head.bounded,
             softplus=not head.free,
-            low=address(low),
-            high=address(high),
-            middle=address(head.middle),
-            half_range=address(head.half_range),
+            low=low,
+            high=high,
+            middle=head.middle,
+            half_range=head.half_range,
         )
 
     def actor(
@@ -140,20 +117,20 @@ class NativeEngine(Engine):
         noise = noise.to(torch.float32).contiguous() if noise is not None else None
         # An env that wants another type of number than the library gives gets a copy.
         taken = buffer.env_action
-        foreign = taken.dtype.name not in NUMBERS
+        foreign = taken.dtype.name not in library.NUMBERS
         if foreign:
             taken = np.empty(taken.shape, np.int64 if self._action == "choice" else np.float32)
-        rollout = _Rollout(
+        rollout = library._Rollout(
             num_envs=buffer.obs.shape[1],
-            obs=address(buffer.obs),
-            noise=address(noise),
-            env_action=address(taken),
-            env_action_type=NUMBERS[taken.dtype.name],
-            parameters=address(buffer.parameters),
-            recurrent_state=address(recurrent_state),
-            done=address(buffer.done),
-            valid=address(buffer.valid),
-            **{self._action: address(buffer.action)},
+            obs=buffer.obs,
+            noise=noise,
+            env_action=taken,
+            env_action_type=library.NUMBERS[taken.dtype.name],
+            parameters=buffer.parameters,
+            recurrent_state=recurrent_state,
+            done=buffer.done,
+            valid=buffer.valid,
+            **{self._action: buffer.action},
         )
         handle = self._library.proximo_open(ctypes.byref(self._struct), ctypes.byref(rollout))
         if not handle:
@@ -171,59 +148,59 @@ class NativeEngine(Engine):
         )
         return chosen
 
+    def native_call(self, act: Callable[[int], None]) -> NativeCall | None:
+        if not isinstance(act, partial):
+            return None
+        function = ctypes.cast(self._library.proximo_act, ctypes.c_void_p).value
+        return NativeCall(function, act.args[0])
+
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
-        shape = action.shape[: action.dim() - len(self.policy.head.action_shape)]
+        head = self.policy.head
+        shape = action.shape[: action.dim() - len(head.action_shape)]
         log_prob, value = _empty(*shape), _empty(*shape)
         entropies = _empty(*shape) if entropy else None
-        parameters = _empty(*shape, self.policy.head.parameter_count)
-        recurrent_state = self._evaluate(
-            obs, action, log_prob, entropies, value, parameters, segments
-        )
-        distribution = self.policy.head.restore(parameters)
+        parameters = _empty(*shape, head.parameter_count)
+        to = {"log_prob": log_prob, "entropy": entropies, "parameters": parameters}
+        recurrent_state = self._evaluate(obs, action, segments, value=value, **to)
+        log_prob -= self._log_slope(action)
+        distribution = head.restore(parameters)
         if entropy and self._squashed:  # the library's entropies are those of u as well
             entropies = distribution.entropy()
         return Evaluation(log_prob, entropies, value, distribution, recurrent_state)
 
     def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         value = _empty(*obs.shape[: obs.dim() - len(self.policy.obs_shape)])
-        self._evaluate(obs, None, None, None, value, None, segments)
+        self._evaluate(obs, None, segments, value=value)
         return value
 
     def _evaluate(
-        self,
-        obs: Tensor,
-        action: Tensor | None,
-        log_prob: Tensor | None,
-        entropy: Tensor | None,
-        value: Tensor,
-        parameters: Tensor | None,
-        segments: Segments | None,
+        self, obs: Tensor, action: Tensor | None, segments: Segments | None, **to: Tensor | None
     ) -> Tensor | None:
-        """Fills in the rest; returns what is remembered behind every stretch. [S, C]."""
+        """Fill in these fields of a `_Evaluation`. Returns the state after each segment, [S, C]."""
         obs = obs.contiguous()
         begins = before = recurrent_state = None
         if segments:
             begins, before = _begins(segments), segments.initial_state.contiguous()
             recurrent_state = _empty(int(begins.sum()), self.policy.state_size)
         action = action.contiguous() if action is not None else None
-        batch = _Batch(
-            count=value.numel(),
-            obs=address(obs),
-            begins=address(begins),
-            initial_state=address(before),
-            **{self._action: address(action)},
+        count = math.prod(obs.shape[: obs.dim() - len(self.policy.obs_shape)])
+        batch = library._Batch(
+            count=count,
+            obs=obs,
+            begins=begins,
+            initial_state=before,
+            **{self._action: action},
         )
-        to = _Evaluation(*map(address, (log_prob, entropy, value, parameters, recurrent_state)))
-        threads = self._threads if value.numel() >= WORTH_A_THREAD else 1
+        to["recurrent_state"] = recurrent_state
+        results = library._Evaluation(**to)
+        threads = self._threads if count >= WORTH_A_THREAD else 1
         failed = self._library.proximo_evaluate(
-            ctypes.byref(self._struct), ctypes.byref(batch), ctypes.byref(to), threads
+            ctypes.byref(self._struct), ctypes.byref(batch), ctypes.byref(results), threads
         )
         if failed:
             raise MemoryError("there is no memory for the native engine")
-        if log_prob is not None and action is not None:
-            log_prob -= self._log_slope(action)
         return recurrent_state
 
     def _log_slope(self, action: Tensor) -> Tensor | float:
@@ -238,10 +215,11 @@ class NativeEngine(Engine):
         batch: Batch,
         layout: Layout,
         coefficients: dict[str, float],
-        skip: Skip = lambda *_: None,
+        skip: Skip | None = lambda *_: None,
     ) -> Outcome:
         spec = objective.native_spec(coefficients)
         assert spec is not None
+        assert skip
         totals: dict[str, Tensor] = {}
         epoch = number = steps = skipped = 0
         while True:
@@ -289,18 +267,16 @@ class NativeEngine(Engine):
                     "begins": _begins(segments),
                     "initial_state": segments.initial_state.contiguous(),
                 }
-        data = _Batch(
-            count=len(batch), **{name: address(tensor) for name, tensor in tensors.items()}
-        )
+        data = library._Batch(count=len(batch), **tensors)
         optimizer = self.optimizer
         adam = optimizer.kind == "adam"
         edges = torch.tensor([edge for epoch in bounds for edge in epoch], dtype=torch.int64)
         orders = orders.contiguous()
-        call = _Update(
+        call = library._Update(
             epochs=len(orders),
-            objective=OBJECTIVES[spec.policy],
-            value_loss=VALUE_LOSSES[spec.value_loss],
-            optimizer=OPTIMIZERS[optimizer.kind],
+            objective=library.OBJECTIVES[spec.policy],
+            value_loss=library.VALUE_LOSSES[spec.value_loss],
+            optimizer=library.OPTIMIZERS[optimizer.kind],
             threads=self._threads,
             **{name: getattr(spec, name) for name in SPEC},
             max_norm=spec.max_grad_norm or 0.0,
@@ -309,9 +285,9 @@ class NativeEngine(Engine):
             decay2=optimizer.betas[1] if adam else optimizer.alpha,
             eps=optimizer.eps,
             step=int(optimizer.records[0]["step"]) if adam else 0,
-            order=address(orders),
-            bounds=address(edges),
-            parts=(_Part * 2)(*self._parts()),
+            order=orders,
+            bounds=edges,
+            parts=(library._Part * 2)(*self._parts()),
             finite=1,
         )
         failed = self._library.proximo_update(
@@ -323,7 +299,7 @@ class NativeEngine(Engine):
             if "step" in record:
                 record["step"] += call.steps_done
         sums = torch.tensor(list(call.sums), dtype=torch.float64)
-        terms = dict(zip(SUMS, sums, strict=True))
+        terms = dict(zip(library.SUMS, sums, strict=True))
         if spec.policy == "none":
             del terms["policy_loss"]
         bad = {} if call.finite else {"loss": call.loss, "gradient_norm": call.norm}
@@ -334,7 +310,7 @@ class NativeEngine(Engine):
         inputs, masks = self.policy.inputs(obs), obs[..., self.policy.observations.mask_begin :]
         return torch.cat([inputs, masks], -1) if self.policy.masked else inputs
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[library._Part]:
         """The actor's slice of weights and records, and the critic's: of one vector or of two."""
         optimizer, policy = self.optimizer, self.policy
         actor = sum(p.numel() for p in policy.actor_parameters())
@@ -349,10 +325,10 @@ class NativeEngine(Engine):
             assert flat.grad is not None
             second = "exp_avg_sq" if optimizer.kind == "adam" else "square_avg"
             parts.append(
-                _Part(
-                    gradient=address(flat.grad[piece]),
-                    first=address(record["exp_avg"][piece]) if "exp_avg" in record else None,
-                    second=address(record[second][piece]) if second in record else None,
+                library._Part(
+                    gradient=flat.grad[piece],
+                    first=record["exp_avg"][piece] if "exp_avg" in record else None,
+                    second=record[second][piece] if second in record else None,
                     size=flat[piece].numel(),
                     rate=optimizer.rates[index],
                 )

@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from proximo.errors import TrainingError
-from proximo.types import Batch, SkipSink
+from proximo.types import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,27 +25,3 @@ def not_finite(**numbers: Tensor | float) -> str:
         if not math.isfinite(number):
             return f"the {name.replace('_', ' ')} is {float(number)}"
     return ""
-
-
-def record_skip(
-    sink: SkipSink | None,
-    what: str,
-    where: str,
-    tensors: dict[str, Tensor],
-    record: dict[str, object],
-    skipped: int,
-    budget: int,
-) -> None:
-    """Hand a skipped step to the sink. Raises `TrainingError` if there were too many.
-
-    where: as "update 3, epoch 1, minibatch 2".
-    """
-    text = f"{what} in {where}"
-    record |= {"what": what, "where": where}
-    place = sink(text, tensors, record) if sink else ""
-    if skipped > budget:
-        kept = f" The first stands in {place}, with the weights before it" if place else ""
-        raise TrainingError(
-            f"{text}. Gradient steps that this run has left out for that: {skipped}, but "
-            f"algorithm.skip_budget is {budget}: {REMEDIES}.{kept}"
-        )

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from proximo.engines.base import Engine, Objective, Outcome
-from proximo.engines.nonfinite import Skip, not_finite
+from proximo.engines.nonfinite import Skip
 from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.nets.actor_critic import ActorCritic, Evaluation
-from proximo.nets.optimizer import FlatOptimizer, clip_gradient
+from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, Layout, RolloutBuffer, Segments
 
 
@@ -85,64 +84,40 @@ class TorchEngine(Engine):
         batch: Batch,
         layout: Layout,
         coefficients: dict[str, float],
-        skip: Skip = lambda *_: None,
+        skip: Skip | None = lambda *_: None,
     ) -> Outcome:
         """On a CPU it looks at every minibatch before the step: a read costs a microsecond.
 
         On a device a read would wait for all that was handed to it. So no step is looked at, only
         their sum at the end; if that is not finite they are taken back, and taken again, looking.
         """
+        if self.name == "compile":
+            self._compiled = self._compiled or _CompiledGradient(self, objective)
+            self._compiled.set(coefficients)
+        # One shape is compiled, the first; for others that would take too long.
+        self._size = self._size or layout.bounds[0][1]
         if self._looks:
-            return self._descend(objective, batch, layout, coefficients, skip)
+            return super().descend(objective, batch, layout, coefficients, skip)
         numbers = [flat.data for flat in self.optimizer.flats]
         numbers += [x for record in self.optimizer.records for x in record.values()]
         numbers += self.policy.buffers()
         before = [x.clone() for x in numbers]
-        done = self._descend(objective, batch, layout, coefficients, None)
+        done = super().descend(objective, batch, layout, coefficients, None)
         if (done.terms["loss"] + done.terms["grad_norm"]).isfinite():
             return done
         for x, old in zip(numbers, before, strict=True):
             x.copy_(old)
-        return self._descend(objective, batch, layout, coefficients, skip)
+        return super().descend(objective, batch, layout, coefficients, skip)
 
-    def _descend(
-        self,
-        objective: Objective,
-        batch: Batch,
-        layout: Layout,
-        coefficients: dict[str, float],
-        skip: Skip | None,
-    ) -> Outcome:
-        """skip: None takes every step, and reads nothing but where the algorithm may stop."""
-        if self.name == "compile":
-            self._compiled = self._compiled or _CompiledGradient(self, objective)
-            self._compiled.set(coefficients)
-        found, skipped = [], 0
-        # One shape is compiled, the first; for others that would take too long.
-        self._size = self._size or layout.bounds[0][1]
-        epochs = zip(layout.orders.to(batch.obs.device), layout.bounds, strict=True)
-        for done, (order, bounds) in enumerate(epochs, 1):
-            mixed = batch[order]
-            for number, (begin, end) in enumerate(pairwise(bounds), 1):
-                if self._compiled and end - begin == self._size:
-                    terms = self._compiled(mixed[begin:end])
-                    norm = clip_gradient(self.optimizer.gradients, objective.max_grad_norm)
-                else:
-                    loss, terms = self.loss(objective, mixed[begin:end], coefficients)
-                    self.optimizer.zero_grad()
-                    torch.autograd.backward(loss)
-                    norm = clip_gradient(self.optimizer.gradients, objective.max_grad_norm)
-                if skip and (what := not_finite(loss=terms["loss"], gradient_norm=norm)):
-                    skipped += 1
-                    skip(what, done, number, mixed[begin:end])
-                    continue
-                self.optimizer.step()
-                found.append({**terms, "grad_norm": norm})
-            if done < len(layout.orders) and objective.stops(self, batch):
-                break
-        names = found[0] if found else ()
-        totals = {name: torch.stack([f[name] for f in found]).sum() for name in names}
-        return Outcome(totals, done, len(found), skipped)
+    def gradient(
+        self, objective: Objective, minibatch: Batch, coefficients: dict[str, float]
+    ) -> dict[str, Tensor]:
+        if self._compiled and len(minibatch) == self._size:
+            return self._compiled(minibatch)
+        loss, terms = self.loss(objective, minibatch, coefficients)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        return terms
 
 
 class _CompiledGradient:

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from proximo.envs.base import Envs, episode_seed
 from proximo.envs.config import EnvConfig
 from proximo.envs.layers import close_all
-from proximo.errors import UsageError, explain, faults
+from proximo.errors import UsageError, explained
 from proximo.types import EnvState, RolloutBuffer
 
 REFUSED = {
@@ -43,7 +43,7 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
     if env.max_episode_steps is not None:
         frames = env.max_episode_steps * int(given.get("frameskip", FRAMES))
         given["max_num_frames_per_episode"] = frames
-    try:
+    with explained(f"{env.id} cannot be made"):
         made: VectorEnv[Any, Any, Any] = gym.make_vec(
             env.id,
             num_envs=num_envs,
@@ -52,8 +52,6 @@ def _make(env: EnvConfig, num_envs: int, threads: int, **kwargs: Any) -> VectorE
             num_threads=min(threads, num_envs),
             **given,
         )
-    except faults() as error:
-        raise UsageError(f"{env.id} cannot be made: {explain(error)}") from error
     return made
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
-from proximo.envs.check import check_made
+from proximo.envs.check import check_env, check_made, limit_of, masks_beside
 from proximo.envs.layers import check_spaces, close_all
 from proximo.envs.watch import Checked, misanswer
 from proximo.errors import UsageError
 from proximo.spaces import Actions, Observations, Space, misfit, own_copy
-from proximo.types import EnvState, RolloutBuffer
+from proximo.types import EnvState, NativeCall, RolloutBuffer
 
 if TYPE_CHECKING:
     import torch
@@ -45,20 +45,13 @@ def by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
 class Envs(ABC):
     """N envs in step. They alone change their `EnvState`, and the rollout's rows."""
 
-    replayable: bool
-    """Seeds and actions bring an env back, so that a run resumes exactly."""
-    autoreset: bool = True
-    """`step` resets an env whose episode has ended; False: only `fresh` does."""
-    device: torch.device | None = None
-    """Device of their tensors; None: observations and actions are NumPy arrays."""
-    agents: int = 1
-    """Agents of one env: rows that begin together."""
-    names: tuple[str, ...] = ()
-    """Names of these agents, in the order of their rows."""
-    single: gym.Env[Any, Any]
-    """The first env itself, where single ones are stepped in this process."""
-    make_apart: Callable[[], Envs] | None = None
-    """Makes the env that `apart` returns."""
+    replayable: bool  # seeds and actions bring an env back, so that a run resumes exactly
+    autoreset: bool = True  # `step` resets an env whose episode has ended; False: only `fresh` does
+    device: torch.device | None = None  # of their tensors; None: they give and take NumPy arrays
+    agents: int = 1  # of one env: rows that begin together
+    names: tuple[str, ...] = ()  # of these agents, in the order of their rows
+    single: gym.Env[Any, Any]  # the first env itself, where single ones are stepped in this process
+    make_apart: Callable[[], Envs] | None = None  # makes the env that `apart` returns
     _apart: Envs | None = None
     report: Callable[[str, str], None] = staticmethod(lambda text, trace: None)
     """Called for every fault that is mended, with a text and a traceback."""
@@ -101,10 +94,13 @@ class Envs(ABC):
 
     @abstractmethod
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
-        """Step every env by the actions of row t; fill in the rest of row t, and obs[t + 1].
+        """Step every env by row t's actions; fill in row t and obs[t + 1], but not `state.obs`."""
 
-        `state.obs` stays: `collect` sets it when the rollout has ended.
-        """
+    def with_actor(
+        self, act: NativeCall | None, state: EnvState, buffer: RolloutBuffer
+    ) -> Callable[[int, int], None] | None:
+        """`run(begin, end)`, which acts and steps by itself; None: step by step, from outside."""
+        return None
 
     def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
         """Keep the actions since each env began, for `restore` to replay."""
@@ -147,11 +143,26 @@ class Envs(ABC):
         """Play for a moment, at random, to find mistakes. Raises `UsageError`; None: no check."""
         return None
 
-    def apart(self) -> Envs:
-        """One env like these, for checks and evaluations. Episode k starts with seed k.
+    def examine(self, **limits: Any) -> Checked:
+        """Play these very envs, within seconds, steps and episodes. Raises `UsageError`."""
+        return self.check() or Checked([])
 
-        Raises `UsageError` where none can be made.
-        """
+    @property
+    def resets(self) -> str:
+        """What begins the next episode of an env, in words."""
+        return "Proximo resets each env, every episode by a seed of its own"
+
+    @property
+    def time_limit(self) -> int | None:
+        """Steps after which a wrapper of the env truncates an episode, where that is known."""
+        return None
+
+    def masks_beside(self) -> str:
+        """Place of action masks that are not in the observation: info, method, or empty."""
+        return ""
+
+    def apart(self) -> Envs:
+        """One env like these, whose episode k starts with seed k. Raises `UsageError` for none."""
         if self._apart is None:
             if self.make_apart is None:
                 raise UsageError(
@@ -251,6 +262,16 @@ class SyncEnvs(Envs):
 
     def check(self) -> Checked:
         return check_made(lambda: self.apart().single)
+
+    def examine(self, **limits: Any) -> Checked:
+        return check_env(self.single, **limits)
+
+    @property
+    def time_limit(self) -> int | None:
+        return limit_of(self.single)
+
+    def masks_beside(self) -> str:
+        return masks_beside(self.single) if self.observations.masks is None else ""
 
     def _close(self) -> list[str]:
         return close_all(self._envs)

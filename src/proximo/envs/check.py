@@ -13,7 +13,7 @@ from proximo.envs.layers import check_spaces, layers
 from proximo.envs.parallel_env import ByAgent, ParallelEnv, part_of
 from proximo.envs.watch import SEED, Checked, Clock, Sampler, Watch, infos_of, refusing, short
 from proximo.errors import UsageError, explain, faults
-from proximo.spaces import Actions, Observations, check_masks, own_copy
+from proximo.spaces import MASK, Actions, Observations, check_masks, own_copy
 
 SECONDS = 0.1
 """Duration of the check; a step that has begun is waited for."""
@@ -52,7 +52,7 @@ def check_env(
             if clock.over:
                 break
         notes = [*without_room(play.actions), *play.watch.notes.values()]
-        if not ended and clock.left == 0 and not _limited(env):
+        if not ended and clock.left == 0 and limit_of(env) is None:
             notes.append(
                 f"no episode ended in the first {steps} steps, and there is no time limit: where "
                 "none ever ends there are no returns to show; env.max_episode_steps sets a limit"
@@ -98,8 +98,7 @@ class RandomPlay:
         self.actions = Actions(self._space)
         self._agents = env if isinstance(env, ParallelEnv) else None
         self.watch, self._sampler = Watch(observations), Sampler(self.actions)
-        if (masks := observations.masks) is not None:
-            check_masks(masks, self._space)
+        check_masks(observations.masks, self._space)
 
     def reset(self, seed: int, where: str) -> ByAgent:
         """Rows of those who act first."""
@@ -207,10 +206,7 @@ def try_step(env: Any, action: Any, space: gym.Space[Any], where: str) -> Any:
 
 
 def _replay(
-    env: gym.Env[Any, Any],
-    beginning: ByAgent,
-    first: list[tuple[ByAgent, Answer]],
-    clock: Clock,
+    env: gym.Env[Any, Any], beginning: ByAgent, first: list[tuple[ByAgent, Answer]], clock: Clock
 ) -> str:
     """How the first episode differs when it is played again; empty if it does not."""
     source = "self.np_random, which super().reset(seed=seed) sets"
@@ -243,11 +239,19 @@ def without_room(actions: Actions) -> Iterator[str]:
         )
 
 
-def _limited(env: gym.Env[Any, Any]) -> bool:
-    """A wrapper truncates episodes."""
+def limit_of(env: gym.Env[Any, Any]) -> int | None:
+    """Steps after which a wrapper truncates the episodes of an env, or None."""
     if isinstance(env, ParallelEnv):
-        return env.limit is not None
-    return any(isinstance(layer, gym.wrappers.TimeLimit) for layer in layers(env))
+        return env.limit
+    limits = [layer for layer in layers(env) if isinstance(layer, gym.wrappers.TimeLimit)]
+    return min((limit._max_episode_steps for limit in limits), default=None)
+
+
+def masks_beside(env: gym.Env[Any, Any]) -> str:
+    """Place of action masks that are not in the observation: info, method, or empty for none."""
+    if any(callable(getattr(layer, "action_masks", None)) for layer in layers(env)[-1:]):
+        return "method"
+    return "info" if MASK in env.reset(seed=SEED)[1] else ""
 
 
 def running_statistics(env: Any) -> str:

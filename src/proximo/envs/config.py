@@ -39,10 +39,11 @@ class EnvConfig:
     max_episode_steps: Annotated[int | None, at_least(1)] = None
     """Time limit in steps; by default the env's own. It replaces a limit of Gymnasium's, and cannot
     lengthen what an env ends by itself."""
-    backend: Literal["auto", "sync", "workers", "vector", "envpool"] = "auto"
-    """sync: single envs in turn. workers: in processes of their own, for those that are slow or
-    crash. vector: the version of many that the env registers (auto: from 32 envs, and for
-    Atari). envpool: EnvPool's, in C++."""
+    backend: Literal["auto", "sync", "native", "workers", "vector", "envpool"] = "auto"
+    """sync: single envs in turn. native: compiled envs, from files in C or C++ (auto: for
+    native:FILE.c, and for classic control, with Gymnasium's numbers). workers: in processes of
+    their own, for those that are slow or crash. vector: the version of many that the env registers
+    (auto: from 32 envs, and for Atari). envpool: EnvPool's, in C++."""
     check: bool = True
     """Play an env apart for a moment before training, and look for mistakes in it."""
     threads: Annotated[int, at_least(0)] = 0

@@ -17,23 +17,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from proximo.envs.config import EnvConfig
-from proximo.errors import UsageError, explain, faults, nearest
+from proximo.errors import UsageError, explained, nearest
 from proximo.spaces import map_leaves
 
 NEVER = 2**31 - 1
 """A time limit for EnvPool that is not reached: the real one is kept here."""
 TAKEN = {
-    "base_path",
-    "batch_size",
-    "env_seed",
-    "from_pixels",
-    "frame_stack",
-    "gym_reset_return_info",
-    "max_num_players",
-    "num_envs",
-    "num_threads",
-    "render_mode",
-    "seed",
+    *("base_path", "batch_size", "env_seed", "from_pixels", "frame_stack", "gym_reset_return_info"),
+    *("max_num_players", "num_envs", "num_threads", "render_mode", "seed"),
     "thread_affinity_offset",
 }
 """Arguments that are set here, or that change what a step returns."""
@@ -89,15 +80,12 @@ class EnvPoolEnvs(VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = spaces or self._spaces
 
     def _made(self, seeds: list[int]) -> Any:
-        try:
-            with warnings.catch_warnings():
-                # It rounds the bounds of its spaces, once they are looked at, and warns of that.
-                warnings.simplefilter("ignore")
-                pool = self._make(self._id, seed=seeds, **self._arguments)
-                _ = pool.single_observation_space, pool.single_action_space, pool.observation_space
-                return pool
-        except faults() as error:
-            raise UsageError(f"EnvPool cannot make {self._id}: {explain(error)}") from error
+        with explained(f"EnvPool cannot make {self._id}"), warnings.catch_warnings():
+            # It rounds the bounds of its spaces, once they are looked at, and warns of that.
+            warnings.simplefilter("ignore")
+            pool = self._make(self._id, seed=seeds, **self._arguments)
+            _ = pool.single_observation_space, pool.single_action_space, pool.observation_space
+        return pool
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: Any = None

@@ -10,7 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorWrapper
 
 from proximo.envs.parallel_env import ParallelEnv, parallel_name
-from proximo.errors import UsageError, explain, faults
+from proximo.errors import UsageError, explain, explained, faults
 
 
 class Bare(gym.Env[Any, Any]):
@@ -75,10 +75,8 @@ def check_spaces(env: Any) -> None:
         name = type(env).__name__
         raise UsageError(f"the wrapper {name} wraps nothing: let it call super().__init__(env)")
     for name in ("observation_space", "action_space"):
-        try:
+        with explained(f"{title(env)} failed at its {name}"):
             space = getattr(env, name, None)
-        except faults() as error:
-            raise UsageError(f"{title(env)} failed at its {name}: {explain(error)}") from error
         if space is None:
             raise UsageError(f"the env {title(env)} has no {name}: set it in its __init__")
         if not isinstance(space, gym.Space):

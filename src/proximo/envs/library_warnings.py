@@ -38,12 +38,7 @@ def install(show: Callable[[str], None] = _print) -> MetaPathFinder:
     """Give each new warning of this process to `show`, as one line with its source."""
 
     def show_python(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        *_: Any,
-        **__: Any,
+        message: Any, category: Any, filename: str, lineno: int, *_: Any, **__: Any
     ) -> None:
         show_once(_one_line(str(message), filename, lineno), show)
 

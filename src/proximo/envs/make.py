@@ -13,6 +13,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from proximo.envs.base import NUMBERED, Envs, Maker, SyncEnvs
+from proximo.envs.compiled import CompiledEnvs, is_own, make_compiled
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.envpool import EnvPoolEnv, EnvPoolEnvs, is_pooled
 from proximo.envs.layers import Bare, check_spaces, close_all, layers, unwrapped
@@ -127,10 +128,7 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
 def make_envs(
     env: EnvConfig, seed: int, source: Maker | VectorEnv | None = None, first: int = 0
 ) -> Envs:
-    """N envs: from the configuration, a callable that makes one, or a vector env itself.
-
-    first: the number of the first single env, by which its episodes are seeded.
-    """
+    """N envs, of numbers from `first` on: from the configuration, a callable or a vector env."""
     envs = _make_envs(env, seed, source, first)
     if not isinstance(source, VectorEnv):
         envs.make_apart = lambda: in_step([make_env(env, source)])
@@ -165,6 +163,8 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
 
         device = held_on(source, seed)
         return TensorEnvs(source, seed, device) if device else VectorEnvs(source, seed)
+    if env.backend == "native":
+        return CompiledEnvs(env, seed, first, None if is_own(env.id) else _spaces(env))
     if env.backend == "vector" and env.id.startswith(ARCADE):
         from proximo.envs.arcade import ArcadeEnvs
 
@@ -183,7 +183,7 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
 
 def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
     """Refuse settings that cannot act on what the caller gives. Raises `UsageError`."""
-    if env.backend in ("vector", "envpool"):
+    if env.backend in ("native", "vector", "envpool"):
         raise UsageError(
             f"env.backend is {env.backend}, which makes envs by their id, but "
             f"{_maker_name(source, env)} is given: leave it out"
@@ -246,6 +246,8 @@ def time_limit(env: EnvConfig) -> int | None:
 def _maker(env: EnvConfig) -> Maker:
     if not env.id:
         raise UsageError("no env is named: give a Gymnasium id or module:Class")
+    if is_own(env.id):
+        return partial(make_compiled, env.id)
     if ":" in env.id:
         return _user_maker(env)
     if parallel := parallel_maker(env.id):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import mmap
 import os
 import select
@@ -25,7 +26,7 @@ from proximo.envs.library_warnings import show_once
 from proximo.envs.supervisor import GRACE_SECONDS, TRAINER_SIGNALS
 from proximo.errors import UsageError
 from proximo.spaces import Actions, Observations, Space
-from proximo.types import RolloutBuffer
+from proximo.types import FLAGS, RolloutBuffer
 
 MAP, BEGIN, STEP = b"m", b"b", b"s"
 """Commands: map the memory; begin an episode in the active envs; step them."""
@@ -63,29 +64,27 @@ class Shared:
         """memory: the descriptor of a file. An empty one is filled, so that it cannot run out."""
         seen, acts = Observations(spaces[0]), Actions(spaces[1])
         # Wide enough for whatever the trainer keeps them in.
-        kind = np.uint8 if seen.dtype == np.uint8 else np.float64
+        wide = np.uint8 if seen.dtype == np.uint8 else np.float64
         rows = num_envs * agents
         plan: list[tuple[str, tuple[int, ...], Any]] = [
-            ("obs", (2, rows, *seen.shape), kind),
-            ("final", (rows, *seen.shape), kind),
+            ("obs", (2, rows, *seen.shape), wide),
+            ("final", (rows, *seen.shape), wide),
             ("env_action", (1, rows, *(acts.shape or ())), acts.dtype),
             ("reward", (1, rows), np.float64),
-            *((name, (1, rows), np.bool_) for name in ("terminated", "done", "valid")),
+            *((name, (1, rows), np.bool_) for name in FLAGS),
             ("episode", (rows,), np.int64),
             ("active", (num_envs,), np.bool_),  # the envs that a command is for
             ("busy_env", (processes,), np.int64),  # the env that is being stepped, or -1
             ("heartbeat", (processes,), np.int64),  # counts the envs that were stepped
         ]
-        lengths = [int(np.prod(shape)) for _, shape, _ in plan]
-        sizes = [n * np.dtype(part[2]).itemsize for n, part in zip(lengths, plan, strict=True)]
+        sizes = [math.prod(shape) * np.dtype(kind).itemsize for _, shape, kind in plan]
         *begins, size = itertools.accumulate((-(-n // 64) * 64 for n in sizes), initial=0)
         if not os.fstat(memory).st_size:
             with open(memory, "wb", closefd=False) as file:
                 file.write(bytes(size))
         self._map = mmap.mmap(memory, size)
-        for (name, shape, dtype), length, begin in zip(plan, lengths, begins, strict=True):
-            flat: np.ndarray = np.frombuffer(self._map, dtype, length, begin)
-            setattr(self, name, flat.reshape(shape))
+        for (name, shape, kind), begin in zip(plan, begins, strict=True):
+            setattr(self, name, np.ndarray(shape, kind, self._map, begin))
 
     obs: np.ndarray
     final: np.ndarray
@@ -101,10 +100,8 @@ class Shared:
 
     def steps(self, rows: slice) -> RolloutBuffer:
         """Views of the rows of some envs."""
-        nothing = np.empty(0)
-        names = ("obs", "env_action", "reward", "terminated", "done", "valid")
-        views = {name: getattr(self, name)[:, rows] for name in names}
-        return RolloutBuffer(action=nothing, parameters=nothing, final_obs=[], **views)
+        names = ("obs", "env_action", "reward", *FLAGS)
+        return RolloutBuffer(**{name: getattr(self, name)[:, rows] for name in names})
 
 
 class Process:

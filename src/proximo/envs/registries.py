@@ -90,8 +90,6 @@ def prepared(env: gym.Env[Any, Any], name: str, *, wrapped: bool) -> gym.Env[Any
         kinds = (len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX) + 1)
         rows, columns, _ = kept["image"].shape or ()
         kept["image"] = spaces.MultiDiscrete(np.broadcast_to(kinds, (rows, columns, 3)))
-
-    def without_mission(seen: dict[str, Any]) -> dict[str, Any]:
-        return {key: part for key, part in seen.items() if key != MISSION}
-
-    return gym.wrappers.TransformObservation(env, without_mission, spaces.Dict(kept))
+    return gym.wrappers.TransformObservation(
+        env, lambda seen: {k: part for k, part in seen.items() if k != MISSION}, spaces.Dict(kept)
+    )

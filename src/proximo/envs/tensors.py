@@ -40,33 +40,10 @@ class TensorRolloutBuffer:
     def __len__(self) -> int:
         return len(self.reward)
 
-    @staticmethod
-    def joined(parts: list[TensorRolloutBuffer], count: int) -> TensorRolloutBuffer:
-        """The first `count` steps of these, which follow on one another."""
-        if len(parts) == 1 and len(parts[0]) == count:
-            return parts[0]
-        tensors = {
-            name: torch.cat([getattr(part, name) for part in parts])[:count]
-            for name in ("action", "env_action", "reward", "terminated", "done", "valid")
-        }
-        return TensorRolloutBuffer(
-            obs=torch.cat([parts[0].obs[:1], *(part.obs[1:] for part in parts)])[: count + 1],
-            parameters=torch.stack([parts[0].parameters[0], parts[-1].parameters[1]]),
-            final_obs=[rows for part in parts for rows in part.final_obs][:count],
-            **tensors,
-        )
-
-    def on_host(self, final: Tensor | None = None, index: Tensor | None = None) -> RolloutBuffer:
-        """As NumPy arrays. final: [F, *obs] true successors of the rows `index`, if wanted."""
-        arrays = {
-            name: value.cpu().numpy() for name, value in vars(self).items() if name != "final_obs"
-        }
-        buffer = RolloutBuffer(**arrays, final_obs=[])
-        if final is not None and index is not None:
-            count = self.reward.shape[1]
-            rows = zip(index.tolist(), final.cpu().numpy(), strict=True)
-            buffer.final_obs.extend((k // count, k % count, row) for k, row in rows)
-        return buffer
+    def on_host(self) -> RolloutBuffer:
+        """As NumPy arrays, without `final_obs`."""
+        tensors = [(name, x) for name, x in vars(self).items() if name != "final_obs"]
+        return RolloutBuffer(**{name: tensor.cpu().numpy() for name, tensor in tensors})
 
 
 class Account(NamedTuple):
@@ -95,6 +72,9 @@ class TensorEnvs(VectorEnvs):
     def fresh(self, state: EnvState) -> None:
         super().fresh(state)
         self._resetting = torch.from_numpy(state.resetting).to(self.device)
+
+    def given(self, action: np.ndarray) -> Any:
+        return self.actions.nested(torch.from_numpy(action.copy()).to(self.device))
 
     def reset_some(self, which: np.ndarray | Tensor) -> Any:
         mask = torch.as_tensor(which, device=self.device).clone()

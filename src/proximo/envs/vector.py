@@ -12,7 +12,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from proximo.envs.base import Envs, SyncEnvs, episode_seed
 from proximo.envs.check import SECONDS, STEPS, refuse_statistics, try_reset, try_step, without_room
 from proximo.envs.layers import close_all, title
-from proximo.envs.watch import SEED, Checked, Clock, Sampler, Watch, arrays, infos_of, refusing
+from proximo.envs.watch import SEED, Checked, Clock, Sampler, Watch, infos_of, on_host, refusing
 from proximo.errors import UsageError
 from proximo.spaces import check_masks, map_leaves
 from proximo.types import EnvState, RolloutBuffer
@@ -57,6 +57,10 @@ class VectorEnvs(Envs):
         state.resetting = self.owes & (state.resetting if seed is None else self.due)
         return self._laid(obs)
 
+    def given(self, action: np.ndarray) -> Any:
+        """The actions that lie in an array, as the vector env takes them."""
+        return self.actions.given(action)
+
     def reset_some(self, which: np.ndarray) -> Any:
         return self.envs.reset(options={"reset_mask": which.copy()})[0]
 
@@ -97,6 +101,16 @@ class VectorEnvs(Envs):
     def check(self) -> Checked | None:
         return None if self._known else check_vector(self)
 
+    def examine(self, **limits: Any) -> Checked:
+        limits.pop("episodes", None)  # it ends once the mode of the resets is known
+        return check_vector(self, **limits)
+
+    @property
+    def resets(self) -> str:
+        return (
+            f"the envs reset themselves, in autoreset mode {self.mode.value} ({MODES[self.mode]})"
+        )
+
     def restore(self, state: EnvState) -> bool:
         state.obs = np.empty(0)
         return super().restore(state)
@@ -114,6 +128,12 @@ def final_of(final: Any, index: int) -> Any:
     )
 
 
+MODES = {
+    AutoresetMode.NEXT_STEP: "the step after an end resets",
+    AutoresetMode.SAME_STEP: "the step that ends resets, and info has final_obs",
+    AutoresetMode.DISABLED: "reset with a reset_mask does",
+}
+"""What the modes mean."""
 ENDS = 4
 """Ends of episodes after which the mode of the resets is known."""
 FIRST = 4
@@ -135,8 +155,7 @@ class _VectorCheck:
     def __init__(self, envs: VectorEnvs) -> None:
         self._envs, self._vector, self._mode = envs, envs.envs, envs.mode
         self._watch = Watch(envs.observations, (envs.count,))
-        if (masks := envs.observations.masks) is not None:
-            check_masks(masks, envs.action_space)
+        check_masks(envs.observations.masks, envs.action_space)
         self._sampler = Sampler(envs.actions)
         self._ends = self._resets = self._again = self._kept = 0
         leaves = envs.observations.leaves
@@ -188,7 +207,7 @@ class _VectorCheck:
         return Checked(notes, clock.taken, self._ends, watch.within)
 
     def _look(self, seen: Any, where: str) -> np.ndarray:
-        return self._watch.look(arrays(seen), where)
+        return self._watch.look(map_leaves(on_host, seen), where)
 
     def _draw(self, rows: np.ndarray, before: np.ndarray, where: str) -> np.ndarray:
         envs, masks = self._envs, self._watch.observations.legal(rows)
@@ -201,16 +220,8 @@ class _VectorCheck:
         return np.stack([draw(m, f"{where} in env {i}") for i, m in enumerate(legal)])
 
     def _step(self, action: np.ndarray, where: str) -> Any:
-        given, space = self._given(action), self._envs.action_space
+        given, space = self._envs.given(action), self._envs.action_space
         return self._watch.parts(try_step(self._vector, given, space, where), where)
-
-    def _given(self, action: np.ndarray) -> Any:
-        actions, device = self._envs.actions, self._envs.device
-        if device is None:
-            return actions.given(action)
-        import torch
-
-        return actions.nested(torch.from_numpy(action.copy()).to(device))
 
     @staticmethod
     def _shown(rows: np.ndarray, reward: np.ndarray) -> np.ndarray:
@@ -255,7 +266,7 @@ class _VectorCheck:
                 f"info has no final_obs at {where}, where an episode ended: in this mode it holds "
                 "what the last action led to"
             )
-        last, final = rows.copy(), arrays(info["final_obs"])
+        last, final = rows.copy(), map_leaves(on_host, info["final_obs"])
         self._envs.write_finals(final, done, last)
         alike = (last == rows).reshape(len(rows), -1)[done]
         self._kept += int(alike.all(-1).sum())

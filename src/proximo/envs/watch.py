@@ -121,10 +121,6 @@ class Watch:
         self.notes: dict[str, str] = {}  # by their subject: one for each
         self.within = True
 
-    def _not_finite(self, rows: np.ndarray) -> str:
-        flat = rows.reshape(-1, self.observations.width)
-        return self.observations.not_finite(flat[~np.isfinite(flat).all(-1)][0])
-
     def look(self, seen: Any, where: str) -> np.ndarray:
         """Check an observation; returns it as a row."""
         shape, kind = (*self.lead, *self.observations.shape), self.observations.dtype
@@ -144,7 +140,8 @@ class Watch:
         except UsageError as error:
             raise UsageError(f"{error} (at {where})") from error
         if not np.isfinite(row).all():
-            raise UsageError(f"it gave {self._not_finite(row)} at {where}: {FINITE}")
+            what = self.observations.not_finite(row)
+            raise UsageError(f"it gave {what} at {where}: {FINITE}")
         if outside := self.bounds.outside(row):
             self.within = False
             self.notes.setdefault("bounds", f"at {where}, {outside}")
@@ -152,7 +149,7 @@ class Watch:
 
     def _leaf(self, leaf: Leaf, seen: Any, where: str) -> None:
         try:
-            part = _array(leaf.of(seen))
+            part = np.asarray(on_host(leaf.of(seen)))
         except (KeyError, IndexError, TypeError, ValueError):
             return  # `Observations.write` says what is missing
         name, space = leaf.name, leaf.space
@@ -203,7 +200,7 @@ class Watch:
 
     def reward(self, reward: Any, where: str) -> np.ndarray:
         """Check a reward; returns a copy of it."""
-        numbers = _array(reward).copy()  # the env may use its own again
+        numbers = np.array(on_host(reward))  # a copy: the env may use its own again
         if numbers.shape != self.lead or numbers.dtype.kind not in "biuf":
             what = f"numbers of shape {self.lead}" if self.lead else "one number"
             raise UsageError(f"its reward must be {what}, but it is {reward!r} at {where}")
@@ -215,7 +212,7 @@ class Watch:
 
     def flag(self, name: str, flag: Any, where: str) -> np.ndarray:
         """Check `terminated` or `truncated`."""
-        flags = _array(flag)
+        flags = np.asarray(on_host(flag))
         if flags.shape == self.lead and flags.dtype == bool:
             return flags
         if not self.lead and isinstance(flag, int | np.integer) and flag in (0, 1):
@@ -291,31 +288,17 @@ def _pictures(space: gym.Space[Any]) -> bool:
     return channels <= MOST_CHANNELS and channels == outer and side >= SMALLEST_SIDE
 
 
-def _array(value: Any) -> np.ndarray:
-    """A NumPy array of a number, an array or a tensor."""
-    if not _is_tensor(value):
-        return np.asarray(value)
+def on_host(value: Any) -> Any:
+    """A NumPy array in place of a tensor of PyTorch; anything else as it is."""
+    torch = sys.modules.get("torch")  # there are no tensors where it was never imported
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
     if value.requires_grad:
         raise UsageError(
             f"it gave {value!r:.80}, a tensor that needs a gradient: give x.detach(), as nothing "
             "is learned through the env"
         )
     return np.asarray(value.cpu())
-
-
-def _is_tensor(value: Any) -> bool:
-    """A tensor of PyTorch: there is none where that was never imported."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def arrays(nested: Any) -> Any:
-    """A nested observation with arrays in place of tensors."""
-    if isinstance(nested, dict):
-        return {key: arrays(part) for key, part in nested.items()}
-    if isinstance(nested, tuple):
-        return tuple(map(arrays, nested))
-    return _array(nested) if _is_tensor(nested) else nested
 
 
 def short(value: Any) -> str:

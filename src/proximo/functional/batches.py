@@ -47,36 +47,20 @@ def minibatches(
     kind: shuffled, episodes or whole. Segments [B], if given, stay whole. The last shuffled
     minibatch may be smaller; join_single: one of a single sample joins another.
     """
-    orders, edges = _orders(kind, size, epochs, generator, episode, segment)
-    joined = 0
-    if join_single:
-        before = sum(map(len, edges))
-        edges = [_without_single(bounds) for bounds in edges]
-        joined = before - sum(map(len, edges))
-    return Layout(orders, edges * (epochs // len(edges)), joined)
-
-
-def _orders(
-    kind: str,
-    size: int,
-    epochs: int,
-    generator: torch.Generator,
-    episode: Tensor,
-    segment: Tensor | None,
-) -> tuple[Tensor, list[list[int]]]:
-    """The order of the samples in every epoch, and the bounds of its minibatches, or of all."""
-    count = len(episode)
+    orders, edges = torch.arange(len(episode)).expand(epochs, -1), [[0, len(episode)]]
     if kind == "episodes":
-        bounds = [0, *torch.bincount(episode).cumsum(0).tolist()]
-        return torch.arange(count).expand(epochs, count), [bounds]
-    if kind == "whole":
-        return torch.arange(count).expand(epochs, count), [[0, count]]
-    if segment is None:
-        orders = [torch.randperm(count, generator=generator) for _ in range(epochs)]
-        return torch.stack(orders), [[*range(0, count, size), count]]
-    lengths = torch.bincount(segment).cpu()
-    drawn = [_whole_segments(lengths, size, generator) for _ in range(epochs)]
-    return torch.stack([order for order, _ in drawn]), [bounds for _, bounds in drawn]
+        edges = [[0, *torch.bincount(episode).cumsum(0).tolist()]]
+    elif kind == "shuffled" and segment is not None:
+        lengths = torch.bincount(segment).cpu()
+        whole = [_whole_segments(lengths, size, generator) for _ in range(epochs)]
+        orders, edges = torch.stack([order for order, _ in whole]), [ends for _, ends in whole]
+    elif kind == "shuffled":
+        drawn = [torch.randperm(len(episode), generator=generator) for _ in range(epochs)]
+        orders, edges = torch.stack(drawn), [[*range(0, len(episode), size), len(episode)]]
+    before = sum(map(len, edges))
+    if join_single:
+        edges = [_without_single(bounds) for bounds in edges]
+    return Layout(orders, edges * (epochs // len(edges)), before - sum(map(len, edges)))
 
 
 def _without_single(bounds: list[int]) -> list[int]:

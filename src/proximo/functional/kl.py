@@ -5,18 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proximo.functional.distributions import (
-    Bernoulli,
-    Beta,
-    Categorical,
-    Distribution,
-    Gaussian,
-    Joint,
-)
+from proximo.functional import distributions as D
 from proximo.functional.shapes import same_shape
 
 
-def kl_divergence(old: Distribution, new: Distribution) -> Tensor:
+def kl_divergence(old: D.Distribution, new: D.Distribution) -> Tensor:
     """KL(old, new) = E_old[log p_old - log p_new] in nats, exactly. Returns [...].
 
     Categorical: Σ p_old (log p_old - log p_new). Gaussian: Σ_d [log σ/σ_old + (σ_old² + (μ_old -
@@ -25,25 +18,25 @@ def kl_divergence(old: Distribution, new: Distribution) -> Tensor:
     """
     if type(old) is not type(new):
         raise TypeError(f"no KL between a {type(old).__name__} and a {type(new).__name__}")
-    if isinstance(old, Categorical) and isinstance(new, Categorical):
+    if isinstance(old, D.Categorical) and isinstance(new, D.Categorical):
         same_shape(old=old.log_p, new=new.log_p)
         return (old.log_p.exp() * (old.log_p - new.log_p)).sum(-1)
-    if isinstance(old, Gaussian) and isinstance(new, Gaussian):
+    if isinstance(old, D.Gaussian) and isinstance(new, D.Gaussian):
         same_shape(old=old.mean, new=new.mean)
         precision = (-2 * new.log_std).exp()
         spread = ((2 * old.log_std).exp() + (old.mean - new.mean).square()) * precision
         return (new.log_std - old.log_std + 0.5 * (spread - 1)).sum(-1)
-    if isinstance(old, Bernoulli) and isinstance(new, Bernoulli):
+    if isinstance(old, D.Bernoulli) and isinstance(new, D.Bernoulli):
         return kl_divergence(old.bits, new.bits).sum(-1)
-    if isinstance(old, Beta) and isinstance(new, Beta):
+    if isinstance(old, D.Beta) and isinstance(new, D.Beta):
         return _beta_divergence(old, new)
-    assert isinstance(old, Joint)
-    assert isinstance(new, Joint)
+    assert isinstance(old, D.Joint)
+    assert isinstance(new, D.Joint)
     pairs = zip(old.parts, new.parts, strict=True)
     return torch.stack([kl_divergence(before, after) for before, after in pairs]).sum(0)
 
 
-def _beta_divergence(old: Beta, new: Beta) -> Tensor:
+def _beta_divergence(old: D.Beta, new: D.Beta) -> Tensor:
     """Σ_d [log B'/B + (α-α') ψ(α) + (β-β') ψ(β) - (α-α'+β-β') ψ(α+β)], ' being the new one's."""
     same_shape(old=old.alpha, new=new.alpha)
     alpha, beta = old.alpha.double(), old.beta.double()

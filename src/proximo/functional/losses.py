@@ -73,11 +73,7 @@ def sequence_log_prob(log_prob: Tensor, old_log_prob: Tensor, sequence: Tensor) 
 
 
 def penalized_surrogate(
-    log_prob: Tensor,
-    old_log_prob: Tensor,
-    advantage: Tensor,
-    kl: Tensor,
-    beta: float | Tensor,
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, kl: Tensor, beta: float | Tensor
 ) -> Tensor:
     """L^KLPEN = r Â - β KL(π_old, π), with the KL of the whole distributions in each state.
 

@@ -23,8 +23,7 @@ from proximo.disk import check_regular, read
 from proximo.errors import UsageError
 from proximo.language.config import ModelConfig
 
-MAX_CONFIG_BYTES = 2**20
-"""Size of an adapter's configuration at most."""
+MAX_CONFIG_BYTES = 2**20  # size of an adapter's configuration at most
 
 Module = TypeVar("Module", bound=nn.Module)
 

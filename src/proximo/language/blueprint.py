@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import math
 import re
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from proximo.disk import check_regular, read
-from proximo.errors import UsageError, explain
+from proximo.errors import UsageError, explained
 from proximo.language.adapters import Adapter, apply_adapter, read_adapter
 from proximo.language.config import ModelConfig, TrainingConfig
 from proximo.language.examples import Limit
@@ -82,16 +82,9 @@ class Blueprint:
         made = transformers().AutoModelForCausalLM
         return made.from_config(self.config, trust_remote_code=False)
 
-    @contextmanager
-    def _loading(self) -> Iterator[None]:
+    def _loading(self) -> AbstractContextManager[None]:
         """Raises `UsageError` in place of whatever a forged file raises."""
-        try:
-            yield
-        except UsageError:
-            raise
-        except Exception as error:
-            name = self.weights or "that is asked for"
-            raise UsageError(f"the model {name} cannot be loaded: {error}") from error
+        return explained(f"the model {self.weights or 'that is asked for'} cannot be loaded")
 
     def check_size(self, max_bytes: int) -> None:
         """Refuse, before allocating memory, a model larger than this. Raises `UsageError`."""
@@ -160,13 +153,11 @@ def read_blueprint(folder: Path | str) -> Blueprint:
 def _generation(folder: Path, vocabulary: int) -> Any:
     """Settings of generation_config.json, if the model has one. Raises `UsageError`."""
     file = folder / "generation_config.json"
-    try:
+    if not file.is_file():
+        return None
+    with explained(f"{file} cannot be read"):
         settings = transformers().GenerationConfig.from_pretrained(folder, local_files_only=True)
         declared_ends(settings, vocabulary)
-    except Exception as error:
-        if isinstance(error, OSError) and not file.is_file():
-            return None
-        raise UsageError(f"{file} cannot be read: {explain(error)}") from error
     return settings
 
 
@@ -175,11 +166,9 @@ def _check_files(folder: Path) -> None:
     for file in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
         if file.is_dir():
             continue
-        check_regular(file)
         limits = (MAX_BYTES.get(end) for end in (file.name, file.suffix))
         most = next((limit for limit in limits if limit), MAX_OTHER_BYTES)
-        if file.suffix in READ and file.stat().st_size > most:
-            raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(file))
+        check_regular(file, most if file.suffix in READ else math.inf)
     settings = json.loads(read(folder / "config.json", MAX_BYTES["config.json"]))
     for name, value in _settings(settings):
         wrong = ""

@@ -26,7 +26,7 @@ from proximo.language.config import (
 )
 from proximo.language.envs import TextEnvs, characters, make_text_envs
 from proximo.language.examples import Examples, Source
-from proximo.language.model import LanguageModel, LanguagePolicy
+from proximo.language.model import Decoding, LanguageModel, LanguagePolicy
 from proximo.language.objectives import Likelihood, Objective, Preference
 from proximo.language.reference import make_reference
 from proximo.language.reward import Reward, RewardModel, RewardSum, find_reward
@@ -35,7 +35,6 @@ from proximo.language.task import PromptData, StageTask, SupervisedTask, TokenPP
 from proximo.language.tokenizer import Tokenizer
 from proximo.run.callbacks import Callback, Display, as_callback
 from proximo.run.checkpoint import Checkpoint
-from proximo.run.config import check_storable
 from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
 from proximo.run.session import RunLog, Session
@@ -49,7 +48,7 @@ class Given:
 
     data: Source | None = None  # examples or prompts
     model: LanguageModel | None = None
-    rewards: Sequence[AnyReward] | None = None
+    rewards: Sequence[AnyReward | str] | None = None
     env: Maker | None = None
     resumed: RunFolder | None = None  # the run to continue, with its model
 
@@ -81,7 +80,6 @@ def make_session(
         config = _resumed(config, folder)
         start = newest(folder, strict=strict, read=partial(read_checkpoint, folder))
     elif run_dir is not None:
-        check_storable(config, with_code=False)
         folder = RunFolder.create(run_dir, config, "proximo lm resume")
 
     def build(log: RunLog) -> StageTask:
@@ -160,20 +158,21 @@ def _ppo(config: PPOConfig, given: Given) -> StageTask:
             rows = data.examples.rows
             source = TextEnvs(envs, tokenizer, config.sampling, limit.tokens, config.run.seed, rows)
         else:
-            rewards = given.rewards or [find_reward(name) for name in config.score.reward]
+            chosen = given.rewards or config.score.reward
+            rewards = [find_reward(r) if isinstance(r, str) else r for r in chosen]
             source = RewardSum(rewards, config.score.weights, data.examples)
             source.check(tokenizer)
-        critic_from = next((r for r in rewards if isinstance(r, RewardModel)), None)
-        if config.model.critic == "reward" and critic_from is None:
+        scorers = [reward for reward in rewards if isinstance(reward, RewardModel)]
+        if config.model.critic == "reward" and not scorers:
             raise UsageError("model.critic is reward, but no reward is a reward model")
         lm = _build(plan, config, given, tokenizer)
-        policy = _with_critic(lm, tokenizer.stops, config, critic_from)
+        policy = _with_critic(lm, tokenizer.stops, config, scorers)
         if given.resumed and config.kl.reference in ("copy", "ema"):
             # The first checkpoint holds the initial model.
             Checkpoint(given.resumed.checkpoint(0)).load_policy(policy)
         policy.to(device)
-        for model in source.models if isinstance(source, RewardSum) else ():
-            model.to(device)
+        for scorer in scorers:
+            scorer.to(device)
         reference = make_reference(policy.lm, config.kl)
         task = TokenPPOTask(policy, reference, config, tokenizer, data, source)
         stack.pop_all()
@@ -226,15 +225,15 @@ def _absolute(config: PPOConfig) -> PPOConfig:
 
 
 def _with_critic(
-    lm: LanguageModel, stops: Sequence[int], config: PPOConfig, scorer: RewardModel | None
+    lm: LanguageModel, stops: tuple[int, ...], config: PPOConfig, scorers: list[RewardModel]
 ) -> LanguagePolicy:
-    if config.model.critic == "separate":
-        return LanguagePolicy(lm, stops, copy_trainable(lm))
-    if config.model.critic == "shared":
-        return LanguagePolicy(lm, stops)
-    assert scorer is not None
+    decoding = Decoding(config.sampling, stops)
+    if config.model.critic != "reward":
+        separate = config.model.critic == "separate"
+        return LanguagePolicy(lm, decoding, copy_trainable(lm) if separate else None)
+    scorer = scorers[0]
     trunk = scorer.lm.merged().set_up(config.model, config.run)
-    policy = LanguagePolicy(lm, stops, trunk)
+    policy = LanguagePolicy(lm, decoding, trunk)
     with torch.no_grad():  # its score is the first value
         policy.value_head.weight.copy_(scorer.head.weight / scorer.std)
         policy.value_head.bias.copy_((scorer.head.bias - scorer.mean) / scorer.std)

@@ -5,6 +5,7 @@ The command line lists these without loading PyTorch.
 
 from __future__ import annotations
 
+import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from proximo.errors import UsageError, check_values, refuse_unused
 from proximo.functional.schedules import Coefficient
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
 from proximo.run.config import RunSettings, check_sections, refuse_lone
+from proximo.run.consent import Line, words
 from proximo.run.toml import read_section, read_tables
 
 
@@ -383,3 +385,26 @@ def read_stage(path: Path) -> StageConfig:
     tables.get("algorithm", {}).pop("name", None)  # of PPO, besides its settings
     parts = {name: read_section(name, cls, tables.get(name, {})) for name, cls in sections.items()}
     return kind(**parts)
+
+
+def resumed(
+    config: StageConfig, data: object, reward: object, env: object, updates: int | None, line: Line
+) -> StageConfig:
+    """Settings of a run that continues. Raises `UsageError` for what must be given again.
+
+    data, reward, env: those given again, if any. updates: train to this many. line: what to type.
+    """
+    if updates is not None:
+        config = dataclasses.replace(config, run=dataclasses.replace(config.run, updates=updates))
+    score = config.score if isinstance(config, PPOConfig) else ScoreConfig()
+    with_env = isinstance(config, PPOConfig) and bool(env or score.env)
+    if data is None and not config.lm.data and not with_env:
+        raise UsageError("this run's data were given by a program: give them again, by data")
+    if not isinstance(config, PPOConfig):
+        return config
+    if not (with_env or score.reward or reward):
+        raise UsageError("this run's reward was given by a program: give it again, or an env")
+    if missing := score.unnamed(reward=reward, env=env):
+        raise UsageError(words(missing, line))
+    name = score.env if env is None else env if isinstance(env, str) else ""
+    return dataclasses.replace(config, score=dataclasses.replace(score, env=name))

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from proximo import functional as F
-from proximo.engines.base import Outcome, UpdateEngine
-from proximo.engines.nonfinite import Skip, not_finite
-from proximo.language.config import KLConfig, Sampling
+from proximo.engines.base import UpdateEngine
+from proximo.language.config import KLConfig
 from proximo.language.model import LanguagePolicy
-from proximo.language.records import TokenBatch
-from proximo.language.sequences import by_length, per_token
+from proximo.language.records import OldPolicy, TokenBatch
+from proximo.language.reference import FrozenReference
+from proximo.language.sequences import Sequences, by_length, per_token
 from proximo.language.token_ppo import TokenPPO
 from proximo.nets.actor_critic import Evaluation
-from proximo.nets.optimizer import FlatOptimizer, clip_gradient
-from proximo.types import Layout
+from proximo.nets.optimizer import FlatOptimizer
 
 ExtraGradient = Callable[[], Tensor | None]
 """Adds to the gradient of a minibatch, and returns the loss it belongs to, if any."""
@@ -33,13 +31,12 @@ class LanguageEngine(UpdateEngine):
         self,
         policy: LanguagePolicy,
         optimizer: FlatOptimizer,
-        sampling: Sampling,
         micro_batch: int,
         kl: KLConfig | None = None,
         extra: ExtraGradient = lambda: None,
     ) -> None:
         super().__init__("torch", policy, optimizer)
-        self.sampling, self.micro_batch = sampling, micro_batch
+        self.micro_batch = micro_batch
         self._kl, self._extra = kl or KLConfig(), extra
         self.beta = 0.0  # weight of the KL in the loss
         self.actor_frozen = False  # only the critic learns: gradients of the model are 0
@@ -47,54 +44,23 @@ class LanguageEngine(UpdateEngine):
     @torch.no_grad()
     def evaluate_batch(self, batch: Any, *, entropy: bool) -> Evaluation:
         """New log-probabilities of all tokens; values are the old ones, no entropy. All [B]."""
-        log_prob_of, how = self.policy.lm.log_prob, (self.sampling, self.policy.stops)
+        lm, decoding = self.policy.lm, self.policy.decoding
         (log_prob,) = per_token(
-            batch.sequences, self.micro_batch, lambda part: [log_prob_of(part, *how)]
+            batch.sequences, self.micro_batch, lambda part: [lm.log_prob(part, decoding)]
         )
         distribution: Any = None  # not kept: it is as large as the vocabulary
         return Evaluation(log_prob, None, batch.value, distribution)
 
-    def descend(
-        self,
-        objective: Any,
-        batch: Any,
-        layout: Layout,
-        coefficients: dict[str, float],
-        skip: Skip = lambda *_: None,
-    ) -> Outcome:
-        """Epochs of gradient steps over minibatches of sequences: see `UpdateEngine.descend`."""
-        totals: dict[str, Tensor] = {}
-        epoch = steps = skipped = 0
-        orders = layout.orders.to(batch.log_prob.device)
-        for epoch, (order, bounds) in enumerate(zip(orders, layout.bounds, strict=True), 1):
-            for number, (begin, end) in enumerate(pairwise(bounds), 1):
-                minibatch = batch.select(order[begin:end])
-                terms = self._gradient(objective, minibatch, coefficients)
-                if what := not_finite(loss=terms["loss"], gradient_norm=terms["grad_norm"]):
-                    skipped += 1
-                    skip(what, epoch, number, minibatch)
-                    continue
-                self.optimizer.step()
-                steps += 1
-                for name, term in terms.items():
-                    totals[name] = totals.get(name, 0.0) + term.detach()
-            if epoch < len(orders) and objective.stops(self, batch):
-                break
-        return Outcome(totals, epoch, steps, skipped)
-
-    def _gradient(
-        self, algorithm: TokenPPO, minibatch: TokenBatch, coefficients: dict[str, float]
+    def gradient(
+        self, objective: TokenPPO, minibatch: TokenBatch, coefficients: dict[str, float]
     ) -> dict[str, Tensor]:
-        """Set the clipped gradient of a minibatch; returns the terms of its loss."""
         self.optimizer.zero_grad()
-        terms = self.add_gradient(algorithm, minibatch, coefficients)
+        terms = self.add_gradient(objective, minibatch, coefficients)
         if (extra := self._extra()) is not None:
             terms["ptx_loss"] = extra
-        if self.actor_frozen:
-            for parameter in self.policy.actor_parameters():
-                if parameter.grad is not None:
-                    parameter.grad.zero_()
-        terms["grad_norm"] = clip_gradient(self.optimizer.gradients, algorithm.max_grad_norm)
+        for parameter in self.policy.actor_parameters() if self.actor_frozen else ():
+            if parameter.grad is not None:
+                parameter.grad.zero_()
         return terms
 
     def add_gradient(
@@ -120,14 +86,15 @@ class LanguageEngine(UpdateEngine):
             piece, weights = minibatch.select(part), weight[sequences.rows_of(part)]
             share = len(piece) / count
             new = self.policy.evaluate(
-                piece.sequences,
-                self.sampling,
-                entropy=algorithm.values_entropy,
-                value=algorithm.critic,
+                piece.sequences, entropy=algorithm.values_entropy, value=algorithm.critic
             )
             loss, terms = plain.loss_of(self.policy, new, piece, coefficients)
             if self._kl.where == "loss" and self.beta:  # the KL penalty against the reference model
-                terms["kl_loss"] = F.masked.masked_mean(weights * self._kl_terms(new, piece))
+                # k3's samples are of its second argument, here the policy's.
+                k3 = self._kl.estimator == "k3"
+                pair = new.log_prob, piece.reference
+                kl = F.kl.k3(*reversed(pair)) if k3 else F.kl.k2(*pair)
+                terms["kl_loss"] = F.masked.masked_mean(weights * kl)
                 loss = loss + self.beta * terms["kl_loss"]
             for extra in self.loss_terms:  # of callbacks
                 loss = loss + extra(self.policy, piece)
@@ -136,9 +103,22 @@ class LanguageEngine(UpdateEngine):
                 totals[name] = totals.get(name, 0.0) + share * term.detach()
         return totals
 
-    def _kl_terms(self, new: Evaluation, piece: TokenBatch) -> Tensor:
-        """Estimates of the KL to the reference, per token. [b]."""
-        if self._kl.estimator == "k2":
-            return F.kl.k2(new.log_prob, piece.reference)
-        # k3's samples are of its second argument, here the policy's: the reference comes first.
-        return F.kl.k3(piece.reference, new.log_prob)
+
+@torch.no_grad()
+def evaluate_old(
+    policy: LanguagePolicy,
+    reference: FrozenReference | None,
+    sequences: Sequences,
+    micro_batch: int,
+    *,
+    critic: bool,
+) -> OldPolicy:
+    """Evaluate all tokens as the update does, at most `micro_batch` sequences at a time."""
+
+    def evaluate(part: Sequences) -> tuple[Tensor, Tensor, Tensor]:
+        new = policy.evaluate(part, entropy=False, value=critic)
+        if reference is None:
+            return new.log_prob, new.value, new.log_prob
+        return new.log_prob, new.value, reference.log_prob(part, policy.decoding)
+
+    return OldPolicy(*per_token(sequences, micro_batch, evaluate))

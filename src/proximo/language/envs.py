@@ -17,10 +17,10 @@ from proximo.envs.base import Maker, episode_seed
 from proximo.envs.config import EnvConfig
 from proximo.envs.layers import close_all, title, unwrapped
 from proximo.envs.make import make_env
-from proximo.errors import TrainingError, UsageError, explain, faults
+from proximo.errors import TrainingError, UsageError, explained
 from proximo.language.config import Sampling
 from proximo.language.generate import sample
-from proximo.language.model import LanguageModel
+from proximo.language.model import Decoding, LanguageModel
 from proximo.language.records import Completions
 from proximo.language.sequences import Sequences
 from proximo.language.tokenizer import Tokenizer
@@ -168,12 +168,12 @@ class TextEnvs:
         self, lm: LanguageModel, episodes: list[TextEpisode], generator: Generator, micro_batch: int
     ) -> None:
         """Continue each episode to its end."""
+        decoding = Decoding(self.sampling, self.tokenizer.stops)
         running = list(range(len(episodes)))
         for turn in range(1, self.sampling.max_turns + 1):
             noise = torch.rand(len(episodes), self.sampling.max_tokens, generator=generator)
             before = [episodes[i].prompt + episodes[i].tokens for i in running]
-            stops = self.tokenizer.stops
-            replies = sample(lm, before, self.sampling, stops, noise[running], micro_batch)
+            replies = sample(lm, before, decoding, noise[running], micro_batch)
             tokens, log_prob = map(replies.unpadded, (replies.tokens, replies.log_prob))
             spoken = zip(running, tokens, log_prob, replies.stopped.tolist(), strict=True)
             for i, ids, log_probs, stopped in spoken:
@@ -215,10 +215,8 @@ class TextEnvs:
 
     def _call(self, act: Callable[[], tuple[Any, ...]], count: int, where: str) -> tuple[Any, ...]:
         """Call the env's reset or step, and check the length of what it returns."""
-        try:
+        with explained(f"{where} failed", self._fault):
             answer = act()
-        except faults() as error:
-            raise self._fault(f"{where} failed: {explain(error)}") from error
         if not isinstance(answer, tuple) or len(answer) != count:
             what = "(text, info)" if count == 2 else "(text, reward, terminated, truncated, info)"
             raise self._fault(f"{where} returned {answer!r}: it must be {what}")

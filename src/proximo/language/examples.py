@@ -19,14 +19,11 @@ from proximo.disk import read, warn
 from proximo.errors import UsageError, explain
 from proximo.language.tokenizer import Tokenizer, content, with_content
 
-MAX_FILE_BYTES = 2**40
-"""Size of a data file at most: a run of somebody else may name any file."""
+MAX_FILE_BYTES = 2**40  # size of a data file at most: a run of somebody else may name any file
 Source = str | Path | Iterable[Mapping[str, Any] | str | Sequence[Mapping[str, Any]]]
-"""A JSONL file, rows (of a list, of `datasets`, of a table of pandas), or plain texts or chats,
-which count as prompts."""
+"""A JSONL file, rows (a list, `datasets`, a table of pandas), or texts or chats, as prompts."""
 
-TEXTS = ("prompt", "completion", "chosen", "rejected")
-"""The columns that are text or a chat."""
+TEXTS = ("prompt", "completion", "chosen", "rejected")  # the columns that are text or a chat
 SURROGATE = re.compile("[\ud800-\udfff]")
 TEMPLATE_ARGUMENTS = {"tokenize", "add_generation_prompt", "continue_final_message", "tools"}
 """Arguments of a chat template that the tokenizer sets."""
@@ -282,9 +279,7 @@ def _problem(row: Mapping[str, Any], column: str) -> str:
     value = row[column]
     if isinstance(value, str):
         if SURROGATE.search(value):
-            return (
-                f"has a {column!r} with half of a surrogate pair, which is no text: {value!r:.80}"
-            )
+            return f"has a {column!r} with half of a surrogate pair: {value!r:.80}"
         return "" if value or column != "prompt" else "has an empty prompt"
     if not isinstance(value, list) or not value:
         return f"has a {column!r} that is neither text nor a chat: {value!r}"
@@ -297,7 +292,7 @@ def _problem(row: Mapping[str, Any], column: str) -> str:
         except ValueError as error:
             return f"has a chat with {error}"
         if SURROGATE.search(text):
-            return f"has a chat with half of a surrogate pair, which is no text: {text!r:.80}"
+            return f"has a chat with half of a surrogate pair: {text!r:.80}"
     return ""
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -47,6 +48,36 @@ def _make_printable(record: logging.LogRecord) -> bool:
     """Messages of transformers may hold names out of a file."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How the next token is drawn, in the sampler and in the update alike."""
+
+    sampling: Sampling
+    stops: tuple[int, ...]  # ids that end a completion
+
+    def distribution(self, logits: Tensor, place: Tensor) -> Categorical:
+        """π(·|s) of the next token: p ∝ exp(logits/temperature), no stop before min_tokens.
+
+        logits: [..., V]; place: [...] int64, index of the token in its completion. Tokens beyond
+        `Sampling.top_k` or `top_p`, and stop tokens that come too early, have probability 0.
+        """
+        sampling, legal = self.sampling, None
+        logits = logits / sampling.temperature
+        if sampling.min_tokens and self.stops:
+            legal = torch.ones_like(logits, dtype=torch.bool)
+            legal[..., list(self.stops)] = (place >= sampling.min_tokens).unsqueeze(-1)
+            logits = logits.masked_fill(~legal, -torch.inf)
+        if sampling.truncated:
+            ordered, index = logits.sort(-1, descending=True)
+            p = ordered.softmax(-1)
+            likely = p.cumsum(-1) - p < sampling.top_p
+            if sampling.top_k:
+                likely[..., sampling.top_k :] = False
+            kept = torch.zeros_like(likely).scatter(-1, index, likely)
+            legal = kept if legal is None else legal & kept
+        return Categorical.from_logits(logits, legal)
 
 
 class Output(NamedTuple):
@@ -282,10 +313,10 @@ class LanguageModel(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return forward(x.float())
 
-    def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
+    def log_prob(self, sequences: Sequences, decoding: Decoding) -> Tensor:
         """Log π(token | tokens before) of each action. [B]."""
         logits, _ = self.read(sequences)
-        policy = distribution(logits, sampling, stops, sequences.reply_index)
+        policy = decoding.distribution(logits, sequences.reply_index)
         return policy.log_prob(sequences.actions)
 
     def merged(self) -> LanguageModel:
@@ -344,32 +375,6 @@ def check_fit(tokenizer: Any, known: int) -> None:
         )
 
 
-def distribution(
-    logits: Tensor, sampling: Sampling, stops: Sequence[int], place: Tensor
-) -> Categorical:
-    """π(·|s) of the next token: p ∝ exp(logits/temperature), no stop before min_tokens.
-
-    Used by the sampler and by the update alike. logits: [..., V]; place: [...] int64, index of
-    the token in its completion. Tokens beyond `Sampling.top_k` or `top_p`, and stop tokens that
-    come too early, have probability 0.
-    """
-    logits = logits / sampling.temperature
-    legal = None
-    if sampling.min_tokens and stops:
-        legal = torch.ones_like(logits, dtype=torch.bool)
-        legal[..., list(stops)] = (place >= sampling.min_tokens).unsqueeze(-1)
-        logits = logits.masked_fill(~legal, -torch.inf)
-    if sampling.truncated:
-        ordered, index = logits.sort(-1, descending=True)
-        p = ordered.softmax(-1)
-        likely = p.cumsum(-1) - p < sampling.top_p
-        if sampling.top_k:
-            likely[..., sampling.top_k :] = False
-        kept = torch.zeros_like(likely).scatter(-1, index, likely)
-        legal = kept if legal is None else legal & kept
-    return Categorical.from_logits(logits, legal)
-
-
 def zero_head(width: int) -> nn.Linear:
     """A head of one number, 0 at the start."""
     head = nn.Linear(width, 1)
@@ -384,11 +389,10 @@ class LanguagePolicy(nn.Module):
     normalize_returns = False
 
     def __init__(
-        self, lm: LanguageModel, stops: Sequence[int], critic: LanguageModel | None = None
+        self, lm: LanguageModel, decoding: Decoding, critic: LanguageModel | None = None
     ) -> None:
         super().__init__()
-        self.lm, self.stops = lm, tuple(stops)
-        self.critic = critic
+        self.lm, self.decoding, self.critic = lm, decoding, critic
         self.value_head = zero_head((critic or lm).width)
 
     def actor_parameters(self) -> list[nn.Parameter]:
@@ -398,14 +402,12 @@ class LanguagePolicy(nn.Module):
         trunk = [] if self.critic is None else list(self.critic.parameters())
         return [p for p in (*trunk, *self.value_head.parameters()) if p.requires_grad]
 
-    def evaluate(
-        self, sequences: Sequences, sampling: Sampling, *, entropy: bool, value: bool = True
-    ) -> Evaluation:
+    def evaluate(self, sequences: Sequences, *, entropy: bool, value: bool = True) -> Evaluation:
         """Log-probability, entropy and value of each action, given the text before it. All [B]."""
         logits, hidden = self.lm.read(sequences)
         if self.critic is not None and value:
             hidden = self.critic.hidden(sequences, sequences.before_actions)
-        policy = distribution(logits, sampling, self.stops, sequences.reply_index)
+        policy = self.decoding.distribution(logits, sequences.reply_index)
         log_prob = policy.log_prob(sequences.actions)
         values = self.value_head(hidden).squeeze(-1) if value else torch.zeros_like(log_prob)
         return Evaluation(log_prob, policy.entropy() if entropy else None, values, policy)

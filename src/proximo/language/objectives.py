@@ -11,12 +11,12 @@ from torch import Tensor
 
 from proximo.functional.losses import preference_error
 from proximo.language.config import Sampling
-from proximo.language.model import LanguageModel
+from proximo.language.model import Decoding, LanguageModel
 from proximo.language.reward import RewardModel, scores_of
 from proximo.language.sequences import Sequences, by_length, per_token
 from proximo.types import Metrics
 
-UNMODIFIED_SAMPLING = Sampling()
+UNMODIFIED_SAMPLING = Decoding(Sampling(), ())
 """Probabilities as the model gives them: temperature 1, nothing cut off."""
 
 
@@ -26,7 +26,7 @@ def add_text_gradient(
     """Add the gradient of L = -1/B Σ log π over the B tokens of the answers; returns L."""
     count, total = texts.num_tokens, torch.zeros((), device=lm.device)
     for part in by_length(texts, texts.numbers, micro_batch):
-        loss = -lm.log_prob(texts.select(part), UNMODIFIED_SAMPLING, ()).sum() / count
+        loss = -lm.log_prob(texts.select(part), UNMODIFIED_SAMPLING).sum() / count
         torch.autograd.backward(weight * loss)
         total = total + loss.detach()
     return total
@@ -63,7 +63,7 @@ class Likelihood(Objective):
 
     def measure(self, texts: Sequences, micro_batch: int) -> Metrics:
         (log_probs,) = per_token(
-            texts, micro_batch, lambda part: [self.model.log_prob(part, UNMODIFIED_SAMPLING, ())]
+            texts, micro_batch, lambda part: [self.model.log_prob(part, UNMODIFIED_SAMPLING)]
         )
         return {"held_out_loss": -float(log_probs.double().mean())}
 

@@ -5,8 +5,9 @@ They load without PyTorch, as the settings of `TokenPPO` do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proximo.types import Batch, Metrics, Row
@@ -119,6 +120,10 @@ class TokenBatch(Batch):
         """The chosen sequences and their rows. chosen: [n] int64."""
         rows = self[self.sequences.rows_of(chosen)]
         return type(self)(**{**vars(rows), "sequences": self.sequences.select(chosen)})
+
+    def minibatches(self, order: Tensor, bounds: list[int]) -> Iterator[TokenBatch]:
+        """Those of an epoch. order: [N] int64, of the sequences."""
+        return (self.select(order[begin:end]) for begin, end in pairwise(bounds))
 
     def tensors(self) -> dict[str, Tensor]:
         tensors = {f"batch.{name}": x for name, x in vars(self).items() if name != "sequences"}

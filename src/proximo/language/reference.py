@@ -1,16 +1,15 @@
-"""Reference models π_ref for the KL penalty (in `experience.shaped` or in the engine's loss)."""
+"""Reference models π_ref for the KL penalty (in `reward.shaped` or in the engine's loss)."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from proximo.language.adapters import adapters_disabled, copy_trainable
-from proximo.language.config import KLConfig, Sampling
-from proximo.language.model import LanguageModel
+from proximo.language.config import KLConfig
+from proximo.language.model import Decoding, LanguageModel
 from proximo.language.sequences import Sequences
 
 
@@ -21,9 +20,9 @@ class FrozenReference:
         self.lm = lm
         self.moving: dict[str, Tensor] = {}  # changes in training: checkpoints hold it
 
-    def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
+    def log_prob(self, sequences: Sequences, decoding: Decoding) -> Tensor:
         """Log π_ref(token | tokens before) of each action. [B]."""
-        return self.lm.log_prob(sequences, sampling, stops)
+        return self.lm.log_prob(sequences, decoding)
 
     def follow(self, lm: LanguageModel) -> None:
         """Called with the trained model after each update."""
@@ -32,9 +31,9 @@ class FrozenReference:
 class AdapterOffReference(FrozenReference):
     """The trained model itself with its adapters off: no copy in memory."""
 
-    def log_prob(self, sequences: Sequences, sampling: Sampling, stops: Sequence[int]) -> Tensor:
+    def log_prob(self, sequences: Sequences, decoding: Decoding) -> Tensor:
         with adapters_disabled(self.lm.net):
-            return super().log_prob(sequences, sampling, stops)
+            return super().log_prob(sequences, decoding)
 
 
 class EMAReference(FrozenReference):

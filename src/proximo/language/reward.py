@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proximo.errors import TrainingError, UsageError, explain, faults
+from proximo.errors import TrainingError, UsageError, explained
 from proximo.imports import find
 from proximo.language.blueprint import read_blueprint
 from proximo.language.config import TrainingConfig, read_stage
@@ -119,17 +119,14 @@ class RewardSum:
         columns = [name for name in examples.columns if name not in GIVEN]
         self._arguments = [_arguments(reward, columns) for reward in self.rewards]
 
-    @property
-    def models(self) -> list[RewardModel]:
-        return [reward for reward in self.rewards if isinstance(reward, RewardModel)]
-
     def check(self, tokenizer: Tokenizer) -> None:
         """Refuse reward models with another vocabulary than the policy's. Raises `UsageError`."""
-        for model in self.models:
-            if model.lm.tokenizer.get_vocab() != tokenizer.inner.get_vocab():
+        for model in self.rewards:
+            own = model.lm.tokenizer if isinstance(model, RewardModel) else tokenizer.inner
+            if own.get_vocab() != tokenizer.inner.get_vocab():
                 raise UsageError(
-                    "the reward model has another tokenizer than the policy: fit one on the "
-                    "same model"
+                    "the reward model has another tokenizer than the policy: fit one on the same "
+                    "model"
                 )
 
     def __call__(
@@ -160,10 +157,8 @@ class RewardSum:
                 name: given[name] if name in given else [row[name] for row in rows]
                 for name in names
             }
-            try:  # with copies, which the function may change
+            with explained("the reward failed", fault):  # with copies, which it may change
                 values = list(reward(**copy.deepcopy(arguments)))
-            except faults() as error:
-                raise fault(f"the reward failed: {explain(error)}") from error
             if len(values) != len(rows):
                 raise fault(
                     f"the reward returned {len(values)} numbers for {len(rows)} completions"
@@ -179,15 +174,27 @@ class RewardSum:
         return score, dense
 
 
-def _numbers(
-    value: Any, count: int, where: str, fault: type[Exception]
-) -> tuple[list[float], bool]:
-    """The reward of a completion of `count` tokens: one number as a whole, or one per token."""
+def shaped(
+    score: Tensor, dense: Tensor, log_ratio: Tensor, beta: float, sequences: Sequences
+) -> Tensor:
+    """Rewards with the KL penalty against the reference model: r_t = dense_t - β log(π / π_ref)_t.
+
+    The score is added in the last token; padding has 0.
+    Ziegler et al. 2019 (arXiv 1909.08593), eq. 2, token by token. score: [M], one for each reply,
+    of which a conversation with an env has several; the others and the result [N, R], on the CPU.
+    """
+    reward = torch.where(sequences.response.cpu(), dense - beta * log_ratio, 0)
+    reward[sequences.reply_ends.cpu()] += score
+    return reward
+
+
+def _numbers(value: Any, size: int, where: str, fault: type[Exception]) -> tuple[list[float], bool]:
+    """The reward of a completion of `size` tokens: one number as a whole, or one per token."""
     whole = not (isinstance(value, list | tuple) or getattr(value, "ndim", 0) > 0)
     numbers = finite([value] if whole else value, f"the reward is {value!r} {where}", fault)
-    if not whole and len(numbers) != count:
+    if not whole and len(numbers) != size:
         raise fault(
-            f"the reward gives {len(numbers)} numbers {where}, which has {count} tokens: give "
+            f"the reward gives {len(numbers)} numbers {where}, which has {size} tokens: give "
             "one for each, or one in all"
         )
     return numbers, whole

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROW = 16
-"""Width of a packed row at least, in tokens: short sequences share one."""
+ROW = 16  # width of a packed row at least, in tokens: short sequences share one
 
 
 class Sequences(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from proximo.envs.base import Maker
-from proximo.errors import UsageError
+from proximo.errors import UsageError, printable
 from proximo.language.build import AnyReward, Given, make_session
 from proximo.language.config import (
     KLConfig,
@@ -25,19 +25,21 @@ from proximo.language.config import (
     SupervisedRunConfig,
     TrainingConfig,
     read_stage,
+    resumed,
 )
 from proximo.language.examples import Examples, Limit, Source
 from proximo.language.generate import generate
-from proximo.language.model import LanguageModel
-from proximo.language.reward import RewardModel, find_reward
+from proximo.language.model import Decoding, LanguageModel
+from proximo.language.reward import RewardModel
 from proximo.language.task import StageTask
 from proximo.language.token_ppo import TOKEN_PPO, TokenPPO
 from proximo.language.tokenizer import Tokenizer
 from proximo.loop import run_session
 from proximo.run.callbacks import Callback
-from proximo.run.consent import python_line, words
+from proximo.run.consent import python_line
+from proximo.run.display import COMPLETIONS, FITTING, make_display, screen_of_call
 from proximo.run.folder import RunFolder
-from proximo.run.session import Session
+from proximo.run.result import RunResult, html_table
 from proximo.types import Row
 
 
@@ -50,8 +52,14 @@ class Result:
         self.reward = policy if isinstance(policy, RewardModel) else None  # of `fit_reward`
         self.rows = task.rows  # one per logged update, as in metrics.jsonl
         self.config: StageConfig = task.config
-        self.result = result  # how the training ended, as in result.json
+        self.result = RunResult(result)  # how the training ended, as in result.json
         self.final = task.final  # held_out_loss, held_out_accuracy, best_held_out_score
+
+    def __repr__(self) -> str:
+        return f"Result({task_name(self.config)}, {self.result['updates']:,} updates)"
+
+    def _repr_html_(self) -> str:
+        return html_table(task_name(self.config), self.result.pairs())
 
     @property
     def scores(self) -> list[float]:
@@ -75,6 +83,12 @@ class Result:
         self.lm.save(Path(folder))
 
 
+def task_name(config: StageConfig) -> str:
+    """The stage and the model that it begins with, for people."""
+    model = printable(config.model.path, keep="") or "a model of the program"
+    return f"{config.lm.stage} of {model}"
+
+
 def complete(lm: LanguageModel, prompts: Source, sampling: Sampling, *, seed: int = 0) -> list[str]:
     """One completion for each prompt, as text."""
     examples = Examples.read(prompts, "prompt")
@@ -82,7 +96,7 @@ def complete(lm: LanguageModel, prompts: Source, sampling: Sampling, *, seed: in
     ids = examples.prompts(tokenizer)
     examples.check_lengths(sampling.max_tokens, Limit(lm.context), ids)
     generator = torch.Generator().manual_seed(seed)
-    completions = generate(lm, ids, sampling, tokenizer.stops, generator)
+    completions = generate(lm, ids, Decoding(sampling, tokenizer.stops), generator)
     return [tokenizer.text(own) for own in completions.ids]
 
 
@@ -102,17 +116,18 @@ def sft(
     run_dir: str | Path | None = None,
     resume: bool = False,
     callbacks: Watching = (),
+    progress: bool | None = None,
 ) -> Result:
     """Supervised fine-tuning: L = -1/B Σ log π(token | text before it), over the answers' tokens.
 
     model: "tiny", a folder of transformers, a run, a `LanguageModel`, an earlier `Result`, or a
     `ModelConfig`. data: rows with prompt and completion, or a JSONL file of them. updates, seed and
     lora_rank: shorthands for `TrainingConfig` and `ModelConfig`. run_dir: a new folder to keep the
-    run in, or with `resume` the one to continue. callbacks: see `proximo.Callback`. Raises
-    `UsageError` for what does not fit, before any weights are loaded.
+    run in, or with `resume` the one to continue. callbacks: see `proximo.Callback`. progress: as
+    for `proximo.train`. Raises `UsageError` for what does not fit, before any weights are loaded.
     """
     chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
-    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks, "progress": progress}
     return _fit("sft", chosen, data, algorithm, settings, **options)
 
 
@@ -128,13 +143,14 @@ def fit_reward(
     run_dir: str | Path | None = None,
     resume: bool = False,
     callbacks: Watching = (),
+    progress: bool | None = None,
 ) -> Result:
     """Fit a reward model: L = -1/N Σ log σ(r(chosen) - r(rejected)), Bradley & Terry 1952.
 
     data: rows with prompt, chosen and rejected. The rest is as for `sft`.
     """
     chosen, settings = _model(model, lora_rank=lora_rank), _training(run, updates, seed)
-    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks, "progress": progress}
     return _fit("reward", chosen, data, algorithm, settings, **options)
 
 
@@ -157,6 +173,7 @@ def ppo(
     run_dir: str | Path | None = None,
     resume: bool = False,
     callbacks: Watching = (),
+    progress: bool | None = None,
 ) -> Result:
     """PPO on a language model: L = L^CLIP - c1 L^VF over tokens, r_t = score_T - β KL_t.
 
@@ -175,7 +192,8 @@ def ppo(
         **_given(sampling=sampling, kl=kl, score=score, ptx=ptx),
     )
     given = Given(data=prompts, model=lm, rewards=_rewards(reward), env=env)
-    return _run(config, given, run_dir=run_dir, resume=resume, callbacks=callbacks)
+    options = {"run_dir": run_dir, "resume": resume, "callbacks": callbacks}
+    return _run(config, given, progress=progress, **options)
 
 
 def resume(
@@ -187,6 +205,7 @@ def resume(
     updates: int | None = None,
     callbacks: Watching = (),
     strict: bool = False,
+    progress: bool | None = None,
 ) -> Result:
     """Continue a run of any stage exactly where its last checkpoint stands.
 
@@ -195,45 +214,31 @@ def resume(
     (`module:name`) must be named again, because importing code needs your consent. strict: refuse
     a damaged last checkpoint instead of using an older one. Raises `UsageError`.
     """
-    config = read_stage(RunFolder.open(run_dir).config_file)
-    if updates is not None:
-        config = dataclasses.replace(config, run=_training(config.run, updates, None))
+    stored = read_stage(RunFolder.open(run_dir).config_file)
+    line = python_line(f"resume({str(run_dir)!r}")
+    config = resumed(stored, data, reward, env, updates, line)
     maker = None if isinstance(env, str) else env
-    with_env = isinstance(config, PPOConfig) and bool(env or config.score.env)
-    if data is None and not config.lm.data and not with_env:
-        raise UsageError("this run's data were given by a program: give them again, as data")
-    if isinstance(config, PPOConfig):
-        if missing := config.score.unnamed(reward=reward, env=env):
-            line = python_line(f"resume({str(run_dir)!r}")
-            raise UsageError(words(missing, line))
-        if not (config.score.reward or config.score.env or reward or env):
-            raise UsageError(
-                "this run's reward was given by a program: give it again, as reward or as env"
-            )
-        name = config.score.env if env is None else env if isinstance(env, str) else ""
-        config = dataclasses.replace(config, score=dataclasses.replace(config.score, env=name))
     given = Given(data=data, rewards=_rewards(reward), env=maker)
     options = {"resume": True, "strict": strict, "callbacks": callbacks}
-    return _run(config, given, run_dir=run_dir, **options)
+    return _run(config, given, run_dir=run_dir, progress=progress, **options)
 
 
-def _run(config: StageConfig, given: Given, **options: Any) -> Result:
-    return run_stage(make_session(config, given, **options))
-
-
-def run_stage(session: Session) -> Result:
-    """Train in a session that stands ready, and close it."""
-    result = run_session(session)
+def _run(config: StageConfig, given: Given, *, progress: bool | None, **options: Any) -> Result:
+    """Train as a call from Python. options: of the session."""
+    columns = COMPLETIONS if isinstance(config, PPOConfig) else FITTING
+    folder = RunFolder(options["run_dir"]) if options["run_dir"] is not None else None
+    screen = screen_of_call(progress)
+    display = make_display(screen, columns, config.run.updates, folder, task_name(config))
+    session = make_session(config, given, display=display, **options)
+    result = run_session(session, display)
     task: Any = session.task
     return Result(task, result)
 
 
-def _rewards(reward: Any) -> list[AnyReward] | None:
+def _rewards(reward: Any) -> list[Any] | None:
     """The rewards as a list; None: those that the configuration names."""
-    several: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
-    found = (find_reward(r) if isinstance(r, str) else r for r in several)
-    rewards: list[Any] = [r.reward if isinstance(r, Result) else r for r in found]
-    return rewards or None
+    several = reward if isinstance(reward, list | tuple) else [reward]
+    return [r.reward if isinstance(r, Result) else r for r in several] or None
 
 
 def _model(model: Model, **shorthands: Any) -> tuple[ModelConfig, LanguageModel | None]:

@@ -119,8 +119,7 @@ class LanguageState(State):
     ) -> Callable[[Path], None]:
         """Copy everything that the next update depends on; returns what writes it to a file.
 
-        extra: what callbacks add. first: of update 0, which alone holds frozen weights; the others
-        name it by its SHA-256.
+        extra: what callbacks add. first: of update 0, whose frozen weights others name by SHA-256.
         """
         tensors = {**self.tensors(frozen=first), **extra[0]}
         about = {**self.record(), **extra[1], "finished": finished}

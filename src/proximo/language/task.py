@@ -22,16 +22,15 @@ from proximo.envs.layers import close_all
 from proximo.errors import TrainingError, UsageError
 from proximo.functional.schedules import as_schedule
 from proximo.language.config import PPOConfig, StageConfig, SupervisedRunConfig, TrainingConfig
-from proximo.language.engine import LanguageEngine
+from proximo.language.engine import LanguageEngine, evaluate_old
 from proximo.language.envs import TextEnvs, episode_metrics, joined
 from proximo.language.examples import EpochSampler, Examples, Limit, split
-from proximo.language.experience import check_drawn, evaluate_old, shaped
-from proximo.language.generate import generate
+from proximo.language.generate import check_drawn, generate
 from proximo.language.model import LanguageModel, LanguagePolicy
 from proximo.language.objectives import Objective, add_text_gradient
 from proximo.language.records import TokenBatch, TokenRollout
 from proximo.language.reference import FrozenReference
-from proximo.language.reward import RewardSum
+from proximo.language.reward import RewardSum, shaped
 from proximo.language.sequences import Sequences
 from proximo.language.state import LanguageState
 from proximo.language.tokenizer import Tokenizer
@@ -43,10 +42,8 @@ from proximo.run.profile import Profile
 from proximo.run.session import RunLog, Task
 from proximo.types import Extra, Metrics, Row
 
-MAX_SAMPLE_BYTES = 2**24
-"""Size of a line of samples.jsonl at most."""
-SAMPLES = 4
-"""Completions of each update that are written to samples.jsonl."""
+MAX_SAMPLE_BYTES = 2**24  # size of a line of samples.jsonl at most
+SAMPLES = 4  # completions of each update that are written to samples.jsonl
 
 
 class StageTask(Task):
@@ -255,9 +252,7 @@ class TokenPPOTask(StageTask):
         self._sampler = EpochSampler(len(data.trained), run.seed, 0)
         self._ptx_sampler = EpochSampler(len(data.ptx[0]), run.seed, 2) if data.ptx else None
         optimizer = config.algorithm.make_optimizer(policy)  # type: ignore[arg-type]  # parameters
-        self._engine = LanguageEngine(
-            policy, optimizer, config.sampling, run.micro_batch, config.kl, self._add_ptx
-        )
+        self._engine = LanguageEngine(policy, optimizer, run.micro_batch, config.kl, self._add_ptx)
         # Streams apart, so that longer completions do not change the order of minibatches.
         streams = [torch.Generator().manual_seed(2 * run.seed + i) for i in (0, 1)]
         super().__init__(
@@ -290,7 +285,7 @@ class TokenPPOTask(StageTask):
         self, prompts: Sequence[int], generator: torch.Generator, episodes: Sequence[int]
     ) -> TokenRollout:
         """Complete these prompts and score the completions. episodes: numbers of the envs'."""
-        state, size, sampling = self.state, self.run.micro_batch, self.config.sampling
+        state, size = self.state, self.run.micro_batch
         rows = [self._data.examples.rows[i] for i in prompts]
         texts: list[tuple[Any, Any]]
         readings: Metrics = {}
@@ -303,12 +298,12 @@ class TokenPPOTask(StageTask):
             readings = episode_metrics(played)
         else:
             ids = [self._data.tokens[i] for i in prompts]
-            completions = generate(state.lm, ids, sampling, self._policy.stops, generator, size)
+            completions = generate(state.lm, ids, self._policy.decoding, generator, size)
             words = [self._tokenizer.text(own) for own in completions.ids]
             score, dense = self._source(rows, ids, completions, words, size, state.fault)
             texts = list(zip([row["prompt"] for row in rows], words, strict=True))
         critic, sequences = self.config.algorithm.critic, completions.sequences
-        old = evaluate_old(self._policy, state.reference, sequences, sampling, size, critic=critic)
+        old = evaluate_old(self._policy, state.reference, sequences, size, critic=critic)
         return TokenRollout(completions, prompts, texts, score, dense, old, readings)
 
     def _prepare(self, state: LanguageState, rollout: TokenRollout) -> TokenBatch:

@@ -150,7 +150,7 @@ class TokenPPO(PPO):
             join_single=False,
         )
 
-    def report(
+    def conclude(
         self,
         state: TrainState,
         batch: Batch,
@@ -159,7 +159,7 @@ class TokenPPO(PPO):
     ) -> Metrics:
         """Control's, and the loss."""
         loss = {"loss": float(terms["loss"])} if terms else {}
-        return {**loss, **super().report(state, batch, coefficients, terms)}
+        return {**loss, **super().conclude(state, batch, coefficients, terms)}
 
     def acted(self, new: Evaluation, batch: Batch) -> Tensor:
         """Log-probabilities whose ratio to the old ones the objective clips. [B]."""

@@ -9,8 +9,7 @@ import numpy as np
 
 from proximo.errors import UsageError
 
-Chat = list[dict[str, Any]]
-"""Messages with role and content."""
+Chat = list[dict[str, Any]]  # messages with role and content
 
 
 def with_content(message: Mapping[str, Any]) -> Mapping[str, Any]:

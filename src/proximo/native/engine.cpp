@@ -36,6 +36,9 @@ int64_t proximo_size(int32_t n) {
 // Use the kernels of this level or the nearest below that the processor has: for tests.
 void proximo_use(int32_t level) { kernel = kernels_of(level); }
 
+// Name of the kernels in use: plain, avx2 or avx512.
+const char* proximo_kernels() { return kernel.name; }
+
 struct ProximoActor {
   Lane lane;
   ProximoRollout rollout;

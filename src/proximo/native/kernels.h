@@ -225,6 +225,7 @@ struct Kernels {
   void (*descend)(const Descent&, int64_t, float*, float*, float*, float*);
   void (*forth[3])(const Cells&);  // by Remembers
   void (*back[3])(const Cells&);
+  const char* name;
 };
 
 #define BUILD_KERNELS(NAME, TARGET, ROWS, COLUMNS)                                                         \
@@ -248,7 +249,7 @@ struct Kernels {
   TARGET void gru_forth(const Cells& x) { gru_forth_in(x); }                                               \
   TARGET void gru_back(const Cells& x) { gru_back_in(x); }                                                 \
   constexpr Kernels kernels = {multiply, activate, scale_by_slope, add_rows, square, descend,              \
-                               {nullptr, gru_forth, lstm_forth}, {nullptr, gru_back, lstm_back}};          \
+                               {nullptr, gru_forth, lstm_forth}, {nullptr, gru_back, lstm_back}, #NAME};   \
   }
 
 #if defined(__x86_64__)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from proximo.errors import UsageError
 from proximo.functional.distributions import Distribution
-from proximo.nets.bodies import initialize, make_body
+from proximo.nets.bodies import Encoder, initialize, make_body
 from proximo.nets.config import NetConfig
 from proximo.nets.custom import Maker, OwnBody
 from proximo.nets.heads import CategoricalHead, make_head
@@ -46,10 +46,7 @@ class ActorCritic(nn.Module):
         q_critic: bool = False,
         own: Maker | None = None,
     ) -> None:
-        """`q_critic`: the critic estimates Q(s,a) instead of V(s).
-
-        own: makes the module that `net.module` names.
-        """
+        """q_critic: the critic estimates Q(s,a), not V(s). own: makes what `net.module` names."""
         super().__init__()
         self.observations = seen = Observations(obs_space)
         self.actions = Actions(action_space)
@@ -59,8 +56,7 @@ class ActorCritic(nn.Module):
         self.head = make_head(action_space, net, width)
         self.actor = actor
         self.masked, self.own = seen.mask_begin < seen.width, own is not None
-        if seen.masks is not None:
-            check_masks(seen.masks, action_space)
+        check_masks(seen.masks, action_space)
         self.q_critic = q_critic
         # Q(s,a) is an output per discrete action; any other stands beside the observation.
         self._indexed = q_critic and isinstance(self.head, CategoricalHead)
@@ -85,24 +81,21 @@ class ActorCritic(nn.Module):
         if net.orthogonal:
             initialize(self.logits, net.policy_gain)
             initialize(self.baseline, 1.0)
-        self.head.initialize(self.logits)
+        self.head.initialize(self.logits.bias)
+        self.precision = 1e-5
+        """Relative difference of the same numbers from batches of other sizes, at most."""
         self.normalize_obs, self.obs_clip = net.normalize_obs, net.obs_clip
         self.normalize_returns = net.normalize_returns
         if net.normalize_obs and not seen.measured.any():
             raise UsageError(
                 f"net.normalize_obs is on, but nothing in {obs_space} is a measurement: turn it off"
             )
-        measured = None if seen.measured.all() else torch.from_numpy(seen.measured)
-        self.register_buffer("measured", measured, persistent=False)
-        self.measured: Tensor | None
-        self.register_buffer("obs_shift", torch.zeros(self.obs_shape))
-        self.register_buffer("obs_scale", torch.ones(self.obs_shape))
-        self.register_buffer("return_shift", torch.zeros(()))
-        self.register_buffer("return_scale", torch.ones(()))
-        self.obs_shift: Tensor
-        self.obs_scale: Tensor
-        self.return_shift: Tensor
-        self.return_scale: Tensor
+        measured = nn.Buffer(torch.from_numpy(seen.measured), persistent=False)
+        self.measured: Tensor | None = None if seen.measured.all() else measured
+        self.obs_shift = nn.Buffer(torch.zeros(self.obs_shape))
+        self.obs_scale = nn.Buffer(torch.ones(self.obs_shape))
+        self.return_shift = nn.Buffer(torch.zeros(()))
+        self.return_scale = nn.Buffer(torch.ones(()))
 
     @property
     def device(self) -> torch.device:
@@ -111,6 +104,18 @@ class ActorCritic(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.baseline.weight.dtype
+
+    def compute_in(self, dtype: str) -> None:
+        """Numbers of the layers over images, float32 or bfloat16. Raises `UsageError` for none."""
+        encoders = [module for module in self.modules() if isinstance(module, Encoder)]
+        if dtype == "bfloat16" and not encoders:
+            raise UsageError(
+                "run.dtype is bfloat16, which is for Proximo's layers over images, and there are "
+                "none: leave it out"
+            )
+        for encoder in encoders:
+            encoder.half_precision = dtype == "bfloat16"
+        self.precision = 2**-5 if dtype == "bfloat16" else 1e-5
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The parameters behind π; with a shared trunk they include the trunk."""
@@ -153,10 +158,6 @@ class ActorCritic(nn.Module):
         some = np.logical_or.reduceat(legal, begins, -1)
         return np.logical_not(some.all(-1))
 
-    def legal(self, obs: Tensor) -> Tensor | None:
-        """True for legal actions, or None: all are. [..., num_logits] bool."""
-        return obs[..., self.observations.mask_begin :] > 0.5 if self.masked else None
-
     def _value(self, features: Tensor, action: Tensor | None = None) -> Tensor:
         value: Tensor = self.baseline(features)
         if self._indexed and action is not None:
@@ -178,7 +179,8 @@ class ActorCritic(nn.Module):
         return self._recur(self.actor_recurrent, features, segments)[0]
 
     def _policy(self, features: Tensor, obs: Tensor) -> Distribution:
-        return self.head.distribution(self.logits(features), self.legal(obs), features)
+        legal = self.observations.legal(obs)
+        return self.head.distribution(self.logits(features), legal, features)
 
     def _recur(
         self, cell: Recurrent | None, features: Tensor, segments: Segments | None
@@ -217,22 +219,17 @@ class ActorCritic(nn.Module):
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
-        """Log π(a|s), V(s) or Q(s,a), and the entropy of π(·|s) if asked for. obs: [B, *obs].
-
-        segments: those of the rows, for a recurrent policy.
-        """
+        """Log π(a|s), V(s) or Q(s,a) and, on demand, the entropy. obs: [B, *obs], in `segments`."""
         inputs = self.inputs(obs)
-        features, state = self._recur(self.actor_recurrent, self.actor(inputs), segments)
-        states = [] if state is None else [state]
-        critic_features = features
+        parts = [self._recur(self.actor_recurrent, self.actor(inputs), segments)]
         if self.critic:
-            critic_features, state = self._critic_features(inputs, action, segments)
-            states += [] if state is None else [state]
-        distribution = self._policy(features, obs)
+            parts.append(self._critic_features(inputs, action, segments))
+        states = [state for _, state in parts if state is not None]
+        distribution = self._policy(parts[0][0], obs)
         return Evaluation(
             distribution.log_prob(action),
             distribution.entropy() if entropy else None,
-            self._value(critic_features, action),
+            self._value(parts[-1][0], action),
             distribution,
             torch.cat(states, -1) if states else None,
         )
@@ -248,10 +245,7 @@ class ActorCritic(nn.Module):
         return self._recur(self.critic_recurrent, self.critic(inputs, *extra), segments)
 
     def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
-        """V(s) in units of the reward. obs: [B, *obs]; returns [B].
-
-        With a critic of actions, Q(s,a) of the most likely action.
-        """
+        """V(s), or Q(s,a) of the likeliest a, in units of the reward. obs: [B, *obs] -> [B]."""
         if self.q_critic:
             return self.action_value(obs, self.distribution(obs, segments).mode(), segments)
         if self.critic:

@@ -25,10 +25,7 @@ def initialize(layer: nn.Linear | nn.Conv2d, gain: float) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """Fully connected layers, each with the activation. [..., inputs] -> [..., hidden[-1]].
-
-    Without any the inputs are the outputs.
-    """
+    """Fully connected layers, each with the activation. [..., inputs] -> [..., outputs]."""
 
     def __init__(
         self, inputs: int, hidden: tuple[int, ...], activation: str, orthogonal: bool
@@ -60,14 +57,46 @@ SMALL = ((16, 3, 1), (32, 3, 1))
 """Channels, kernel and stride for smaller images, with a border of zeros."""
 
 
+IMPALA = (16, 32, 32)
+"""Channels of the stages of Espeholt et al. 2018, each of which halves the sides."""
+
+
+def _convolution(
+    channels: int, width: int, kernel: int, stride: int, border: int, orthogonal: bool
+) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, width, kernel, stride, border)
+    if orthogonal:
+        initialize(layer, math.sqrt(2))
+    return layer
+
+
+class ResidualStage(nn.Module):
+    """A stage of the IMPALA network: a convolution, a maximum pool, and two residual blocks.
+
+    Espeholt et al. 2018 (arXiv 1802.01561), figure 3. [B, C, H, W] -> [B, width, H/2, W/2].
+    """
+
+    def __init__(self, channels: int, width: int, orthogonal: bool) -> None:
+        super().__init__()
+        inputs = (channels, width, width, width, width)
+        self.layers = nn.ModuleList(_convolution(c, width, 3, 1, 1, orthogonal) for c in inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = self.layers
+        x = nn.functional.max_pool2d(first(x), 3, 2, 1)
+        for one, other in zip(rest[::2], rest[1::2], strict=True):
+            x = x + other(torch.relu(one(torch.relu(x))))
+        return x
+
+
 class Pixels(nn.Module):
-    """Convolutions with ReLU over an image of bytes. [..., *shape].
+    """Convolutions over an image of bytes. [..., *shape] -> [..., outputs].
 
     Its channels come first or last, or it has none; those of a stack of images all count. They
     stand extra two equal axes or, where it is not square, are the shorter of the outer two.
     """
 
-    def __init__(self, shape: tuple[int, ...], orthogonal: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], net: NetConfig) -> None:
         super().__init__()
         self.shape = shape
         one = (1, *shape) if len(shape) == 2 else shape[-3:]
@@ -76,19 +105,30 @@ class Pixels(nn.Module):
         self.last = first == middle if square else last < first
         channels, high, wide = (last, first, middle) if self.last else one
         channels *= shape[0] if len(shape) == 4 else 1
-        layers = NATURE if min(high, wide) >= 36 else SMALL
-        border = 0 if layers is NATURE else 1
+        kind = net.cnn if net.cnn != "auto" else "nature" if min(high, wide) >= 36 else "small"
+        if kind == "nature" and min(high, wide) < 36:
+            raise UsageError(
+                f"net.cnn is nature, which needs 36 pixels a side, but an image has {high} x "
+                f"{wide}: use small or impala"
+            )
         # With their channels together the large ones take two thirds of the time.
-        self._layout = torch.channels_last if layers is NATURE else torch.contiguous_format
+        self._layout = torch.contiguous_format if kind == "small" else torch.channels_last
+        self._residual = kind == "impala"
+        self._average = net.cnn_pool == "average"
         self.layers = nn.ModuleList()
-        for width, kernel, stride in layers:
-            layer = nn.Conv2d(channels, width, kernel, stride, border)
-            if orthogonal:
-                initialize(layer, math.sqrt(2))
-            self.layers.append(layer)
-            channels = width
-            high, wide = ((n + 2 * border - kernel) // stride + 1 for n in (high, wide))
-        self.outputs = channels * high * wide
+        if self._residual:
+            for width in IMPALA:
+                self.layers.append(ResidualStage(channels, width, net.orthogonal))
+                channels, high, wide = width, (high + 1) // 2, (wide + 1) // 2
+        else:
+            border = int(kind == "small")
+            for width, kernel, stride in SMALL if border else NATURE:
+                self.layers.append(
+                    _convolution(channels, width, kernel, stride, border, net.orthogonal)
+                )
+                channels = width
+                high, wide = ((n + 2 * border - kernel) // stride + 1 for n in (high, wide))
+        self.outputs = channels * (1 if self._average else high * wide)
 
     def forward(self, image: Tensor) -> Tensor:
         lead = image.shape[: image.dim() - len(self.shape)]
@@ -99,7 +139,11 @@ class Pixels(nn.Module):
         x = x.contiguous(memory_format=self._layout)  # while they are bytes
         x = x.to(next(self.parameters()).dtype) / 255
         for layer in self.layers:
-            x = torch.relu(layer(x))
+            x = layer(x) if self._residual else torch.relu(layer(x))
+        if self._residual:
+            x = torch.relu(x)
+        if self._average:
+            x = x.mean((-2, -1))
         return x.reshape(*lead, self.outputs)
 
 
@@ -110,25 +154,28 @@ class Encoder(nn.Module):
         super().__init__()
         self._alone = row.leaves[0].image if row.plain else None
         self._images = [(leaf.begin, leaf.end, leaf.image) for leaf in leaves if leaf.image]
-        images = [Pixels(shape, net.orthogonal) for *_, shape in self._images]
+        images = [Pixels(shape, net) for *_, shape in self._images]
         self.images = nn.ModuleList(images)
         numbers = [i for leaf in leaves if not leaf.image for i in range(leaf.begin, leaf.end)]
-        self.register_buffer("columns", torch.tensor(numbers), persistent=False)
-        self.columns: Tensor
+        self.columns = nn.Buffer(torch.tensor(numbers), persistent=False)
         width = len(numbers) + sum(image.outputs for image in images) + extra
         self.mlp = MLP(width, net.hidden, net.activation, net.orthogonal)
         self.outputs = self.mlp.outputs
+        self.half_precision = False
+        """Compute in bfloat16 (`torch.autocast`), with weights and outputs in single precision."""
 
     def forward(self, row: Tensor, extra: Tensor | None = None) -> Tensor:
-        if self._alone:
-            return self._hidden([self.images[0](row)], extra)
+        if not self.half_precision:
+            return self._features(row, extra)
+        with torch.autocast(row.device.type, torch.bfloat16):
+            return self._features(row, extra).float()
+
+    def _features(self, row: Tensor, extra: Tensor | None) -> Tensor:
         parts = [row[..., self.columns]] if len(self.columns) else []
         for image, (begin, end, shape) in zip(self.images, self._images, strict=True):
-            parts.append(image(row[..., begin:end].reshape(*row.shape[:-1], *shape)))
-        return self._hidden(parts, extra)
-
-    def _hidden(self, parts: list[Tensor], extra: Tensor | None) -> Tensor:
-        hidden: Tensor = self.mlp(torch.cat([*parts, *([] if extra is None else [extra])], -1))
+            alone = row if self._alone else row[..., begin:end].reshape(*row.shape[:-1], *shape)
+            parts.append(image(alone))
+        hidden: Tensor = self.mlp(torch.cat(parts, -1), extra)
         return hidden
 
 

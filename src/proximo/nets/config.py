@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from proximo.bounds import above, at_least, between
 from proximo.errors import UsageError, check_values, refuse_unused
 
+_NO_CNN = ("no observation is an image", "net.module stands for the hidden layers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetConfig:
@@ -24,6 +26,12 @@ class NetConfig:
     """Widths of the critic's hidden layers (separate trunks only); none: those of the policy."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Nonlinearity after every hidden layer."""
+    cnn: Literal["auto", "nature", "small", "impala"] = "auto"
+    """Convolutions over images: nature (Mnih et al. 2015; auto from 36 pixels a side), small (two
+    layers; auto below), or impala, with residual blocks (Espeholt et al. 2018)."""
+    cnn_pool: Literal["flatten", "average"] = "flatten"
+    """End of the convolutions: flatten, every cell a feature; or average, the mean over all cells
+    of each channel, with far fewer weights behind it (Trumpp et al. 2025)."""
     trunk: Literal["separate", "shared"] = "separate"
     """Hidden layers of actor and critic: separate, or one trunk that both share."""
     orthogonal: bool = True
@@ -59,7 +67,12 @@ class NetConfig:
 
     def __post_init__(self) -> None:
         check_values("net", self)
-        self._check_module()
+        if self.module and ":" not in self.module:
+            raise UsageError(f"net.module is {self.module!r}: write module:Class")
+        if self.kwargs and not self.module:
+            raise UsageError(
+                f"net.kwargs is {self.kwargs}, but there is no net.module to be made with them"
+            )
         if self.mean == "tanh" and self.action != "clip":
             raise UsageError(
                 f"net.mean is tanh and net.action {self.action}: both bring actions within bounds, "
@@ -93,7 +106,8 @@ class NetConfig:
             (not self.orthogonal, ("policy_gain",), "net.orthogonal is off"),
             (self.trunk == "shared", ("critic_hidden",), "net.trunk is shared"),
             (not critic, ("critic_hidden", "normalize_returns"), "algorithm.critic is off"),
-            (not self._layers, ("activation",), "net.hidden is empty"),
+            (not (self.hidden or self.critic_hidden), ("activation",), "net.hidden is empty"),
+            (not images or bool(self.module), ("cnn", "cnn_pool"), _NO_CNN[bool(self.module)]),
         ]
         if not (self.hidden or self.module or images or self.recurrent != "none"):
             unused.append((True, ("trunk",), "there is no layer to share"))
@@ -109,16 +123,3 @@ class NetConfig:
     def of_critic(self) -> NetConfig:
         """Settings of the critic: these, with its own widths for the hidden layers."""
         return self if self.critic_hidden is None else replace(self, hidden=self.critic_hidden)
-
-    @property
-    def _layers(self) -> bool:
-        """There are hidden layers, in the policy or in the critic."""
-        return bool(self.hidden or self.critic_hidden)
-
-    def _check_module(self) -> None:
-        if self.module and ":" not in self.module:
-            raise UsageError(f"net.module is {self.module!r}: write module:Class")
-        if self.kwargs and not self.module:
-            raise UsageError(
-                f"net.kwargs is {self.kwargs}, but there is no net.module to be made with them"
-            )

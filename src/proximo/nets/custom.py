@@ -11,9 +11,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from proximo.errors import UsageError, explain, faults
+from proximo.errors import UsageError, explained
 from proximo.nets.config import NetConfig
-from proximo.spaces import MASK, Leaf, Observations, plain_key
+from proximo.spaces import MASK, Leaf, Observations, nest, parts_of, plain_key
 
 Maker = Callable[..., Any]
 """Constructor of the module, from the observation space and `net.kwargs`: usually its class."""
@@ -34,27 +34,22 @@ class OwnBody(nn.Module):
     """
 
     def __init__(
-        self,
-        make: Maker,
-        row: Observations,
-        net: NetConfig,
-        *,
-        privileged: tuple[str, ...] = (),
+        self, make: Maker, row: Observations, net: NetConfig, *, privileged: tuple[str, ...] = ()
     ) -> None:
         """Raises `UsageError` for a module that is none, or that returns something else."""
         super().__init__()
         self.name = net.module
         self._row = row
-        self._leaves = {
-            leaf.path: leaf
+        self._leaves = [
+            leaf
             for leaf in row.leaves
             if leaf.begin < row.mask_begin and not (leaf.path and leaf.keys[0] in privileged)
-        }
-        self._privileged = (MASK, *privileged)
-        try:
-            module = make(self._shown(row.space), **net.kwargs)
-        except faults() as error:
-            raise self._fault(f"cannot be made: {explain(error)}") from error
+        ]
+        shown = self._shown = _without(row.space, (MASK, *privileged))
+        if isinstance(shown, spaces.Dict):
+            shown = spaces.Dict(dict(shown.spaces))  # sorted by Gymnasium
+        with explained(f"net.module is {self.name}, which cannot be made"):
+            module = make(shown, **net.kwargs)
         if not isinstance(module, nn.Module):
             raise self._fault(f"gave {module!r}: it must give a torch.nn.Module")
         self.module = module
@@ -71,36 +66,13 @@ class OwnBody(nn.Module):
         """row: [..., *obs], of which the mask may have been cut off; returns [..., F]."""
         lead = row.shape[: row.dim() - len(self._row.shape)]
         flat = row.reshape(-1, *row.shape[len(lead) :])
-        features: Tensor = self.module(self._nested(self._row.space, flat))
+        features: Tensor = self.module(self._nested(flat))
         return features.reshape(*lead, -1)
 
-    def _shown(self, space: gym.Space[Any]) -> gym.Space[Any]:
-        """Observation space of the module: without the action mask and privileged keys."""
-        if isinstance(space, spaces.Dict):
-            parts = space.spaces.items()
-            hidden = self._privileged
-            return spaces.Dict({k: s for k, s in parts if str(plain_key(k)) not in hidden})
-        if isinstance(space, spaces.Tuple):
-            shown = enumerate(space.spaces)
-            return spaces.Tuple(s for i, s in shown if str(i) not in self._privileged)
-        return space
-
-    def _nested(self, space: gym.Space[Any], row: Tensor, path: tuple[Any, ...] = ()) -> Any:
+    def _nested(self, row: Tensor) -> Any:
         """Rows of a batch as the env would give it."""
-        hidden = () if path else self._privileged
-        if isinstance(space, spaces.Dict):
-            return {
-                key: self._nested(inner, row, (*path, key))
-                for key, inner in space.spaces.items()
-                if str(plain_key(key)) not in hidden
-            }
-        if isinstance(space, spaces.Tuple):
-            return tuple(
-                self._nested(inner, row, (*path, index))
-                for index, inner in enumerate(space.spaces)
-                if str(index) not in hidden
-            )
-        return self._part(self._leaves[path], row)
+        leaves = iter(self._leaves)
+        return nest(self._shown, lambda: self._part(next(leaves), row))
 
     def _part(self, leaf: Leaf, row: Tensor) -> Tensor:
         part = row if self._row.plain else row[:, leaf.begin : leaf.end]
@@ -130,12 +102,9 @@ class OwnBody(nn.Module):
     @torch.no_grad()
     def _count(self) -> int:
         examples = torch.from_numpy(self._row.examples(EXAMPLES)).to(torch.get_default_dtype())
-        try:
-            found = self.module(self._nested(self._row.space, examples))
-        except faults() as error:
-            raise self._fault(
-                f"failed on {EXAMPLES} observations drawn from {self._row.space}: {explain(error)}"
-            ) from error
+        failed = f"failed on {EXAMPLES} observations drawn from {self._row.space}"
+        with explained(f"net.module is {self.name}, which {failed}"):
+            found = self.module(self._nested(examples))
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != EXAMPLES:
             what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise self._fault(
@@ -151,10 +120,7 @@ class OwnBody(nn.Module):
         return found.shape[1]
 
     def check(self, obs: Tensor) -> None:
-        """Refuse a module that cannot learn from these observations. Raises `UsageError`.
-
-        obs: [N, *obs].
-        """
+        """Raise `UsageError` for a module that cannot learn from these observations, [N, *obs]."""
         others = torch.from_numpy(self._row.examples(EXAMPLES)).to(obs)
         others = others[..., : obs.shape[-1]]  # without the mask
         with torch.no_grad():
@@ -184,6 +150,14 @@ class OwnBody(nn.Module):
 
     def _fault(self, what: str) -> UsageError:
         return UsageError(f"net.module is {self.name}, which {what}")
+
+
+def _without(space: gym.Space[Any], hidden: tuple[str, ...]) -> gym.Space[Any]:
+    """A space without these first keys, the others in their order."""
+    shown = [(key, s) for key, s in parts_of(space).items() if str(plain_key(key)) not in hidden]
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict(shown)
+    return spaces.Tuple(s for _, s in shown) if isinstance(space, spaces.Tuple) else space
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -31,34 +30,38 @@ from proximo.nets.config import NetConfig
 from proximo.spaces import Actions, Leaf, native, sizes, starts, torch_dtype
 
 
+class Choice(NamedTuple):
+    """Distribution of one number of an action that is one of n."""
+
+    probabilities: Tensor  # [..., n]
+    start: int
+    """The first of the n, as the env counts."""
+
+
+class Interval(NamedTuple):
+    """Distribution of one number of an action that lies on a line, in the env's units."""
+
+    ends: Tensor  # [3, ...] one standard deviation below the mean, the mean, one above it
+    low: float
+    high: float
+
+
 class Head(nn.Module, ABC):
     """Distribution over one action space: its sizes, its noise, and the env's form of an action."""
 
-    outputs: int
-    """Number of outputs of the network per state."""
-    parameter_count: int
-    """P, number of parameters of a distribution."""
-    num_logits: tuple[int, ...] = ()
-    """Number of logits of each categorical choice: the columns of an action mask."""
-    noise_shape: tuple[int, ...]
-    """Shape of the noise from which one action is drawn."""
-    resample_every: int = 1
-    """Steps after which all noise is drawn anew (gSDE keeps some of it)."""
+    outputs: int  # of the network per state
+    parameter_count: int  # P, of a distribution
+    num_logits: tuple[int, ...] = ()  # of each categorical choice: the columns of an action mask
+    noise_shape: tuple[int, ...]  # of the noise from which one action is drawn
+    resample_every: int = 1  # steps after which all noise is drawn anew (gSDE keeps some of it)
     action_shape: tuple[int, ...]
-    action_dtype: torch.dtype = torch.float32
-    """Type of the policy's action; floats have the network's own type."""
+    action_dtype: torch.dtype = torch.float32  # of the policy; floats have the network's own type
     taken_shape: tuple[int, ...]
-    taken_dtype: np.dtype
-    """Type of the env's action."""
+    taken_dtype: np.dtype  # of the env's action
 
     @abstractmethod
-    def distribution(
-        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
-    ) -> Distribution:
-        """The distributions for these outputs; of choices, among the legal ones.
-
-        features: [..., F], of which the outputs were made.
-        """
+    def distribution(self, outputs: Tensor, legal: Tensor | None, features: Tensor) -> Distribution:
+        """The distributions for outputs made of features [..., F], among the legal choices."""
 
     @abstractmethod
     def restore(self, parameters: Tensor) -> Distribution:
@@ -89,6 +92,10 @@ class Head(nn.Module, ABC):
         return math.prod(self.noise_shape)
 
     @abstractmethod
+    def marginals(self, distribution: Any) -> list[Choice | Interval]:
+        """The distribution of each number of the env's action, in their order."""
+
+    @abstractmethod
     def env_action(self, action: Tensor) -> Tensor:
         """The action as the env takes it, where the action lies. action: [..., *act]."""
 
@@ -97,13 +104,14 @@ class Head(nn.Module, ABC):
         array: np.ndarray = self.env_action(action.cpu()).numpy()
         return array
 
-    def initialize(self, layer: nn.Linear) -> None:
-        """Adapt the initial biases of the last layer."""
+    def initialize(self, bias: Tensor) -> None:
+        """Adapt the initial biases of the last layer. bias: [outputs]."""
 
     @property
     def feature_count(self) -> int:
         """Number of columns of `features`."""
-        return math.prod(self.action_shape)
+        action = torch.zeros(1, *self.action_shape, dtype=self.action_dtype, device="cpu")
+        return self.features(action).shape[-1]
 
     def features(self, action: Tensor) -> Tensor:
         """An action as input of a Q critic. action: [..., *act]; returns [..., feature_count]."""
@@ -124,20 +132,17 @@ class CategoricalHead(Head):
         self.start = int(space.start)
         self._kind = torch_dtype(self.taken_dtype)
 
-    def distribution(
-        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
-    ) -> Categorical:
+    def distribution(self, outputs: Tensor, legal: Tensor | None, features: Tensor) -> Categorical:
         return Categorical.from_logits(outputs, legal)
 
     def restore(self, parameters: Tensor) -> Categorical:
         return Categorical(parameters)
 
-    @property
-    def feature_count(self) -> int:
-        return self.outputs
-
     def features(self, action: Tensor) -> Tensor:
         return nn.functional.one_hot(action, self.outputs)
+
+    def marginals(self, distribution: Categorical) -> list[Choice | Interval]:
+        return [Choice(distribution.log_p.exp(), self.start)]
 
     def env_action(self, action: Tensor) -> Tensor:
         """Counted from the start of its space, in its type."""
@@ -155,13 +160,14 @@ class BernoulliHead(Head):
         self.noise_shape = self.action_shape = (self.outputs,)
         self.taken_shape, self.taken_dtype = space.shape, native(space.dtype)
 
-    def distribution(
-        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
-    ) -> Bernoulli:
+    def distribution(self, outputs: Tensor, legal: Tensor | None, features: Tensor) -> Bernoulli:
         return Bernoulli(outputs)
 
     def restore(self, parameters: Tensor) -> Bernoulli:
         return Bernoulli(parameters)
+
+    def marginals(self, distribution: Bernoulli) -> list[Choice | Interval]:
+        return [Choice(p, 0) for p in distribution.bits.log_p.exp().unbind(-2)]
 
     def env_action(self, action: Tensor) -> Tensor:
         bits = action.to(torch_dtype(self.taken_dtype))
@@ -182,10 +188,8 @@ class BoxHead(Head):
         self._ends = torch.from_numpy(self.low), torch.from_numpy(self.high)
         # Halved first: the width of a Box may be more than its type holds.
         low, high = (torch.from_numpy(b.reshape(-1)).double() for b in (self.low, self.high))
-        self.register_buffer("middle", (low / 2 + high / 2).float(), persistent=False)
-        self.register_buffer("half_range", (high / 2 - low / 2).float(), persistent=False)
-        self.middle: Tensor
-        self.half_range: Tensor
+        self.middle = nn.Buffer((low / 2 + high / 2).float(), persistent=False)
+        self.half_range = nn.Buffer((high / 2 - low / 2).float(), persistent=False)
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         """Normal numbers. Returns [*shape, *noise_shape]."""
@@ -204,6 +208,18 @@ class BoxHead(Head):
     def shaped(self, action: Tensor) -> Tensor:
         """[..., A] -> [..., *shape]."""
         return action.reshape(*action.shape[:-1], *self.taken_shape)
+
+    @abstractmethod
+    def spread(self, distribution: Any) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the policy's action, [..., A] each."""
+
+    def marginals(self, distribution: Any) -> list[Choice | Interval]:
+        """Within the bounds, and through the tanh of a policy that has one."""
+        mean, std = self.spread(distribution)
+        ends = self.env_action(torch.stack([mean - std, mean, mean + std]))
+        columns = ends.reshape(3, *mean.shape).cpu().double().unbind(-1)
+        bounds = zip(self.low.reshape(-1).tolist(), self.high.reshape(-1).tolist(), strict=True)
+        return [Interval(x, *bound) for x, bound in zip(columns, bounds, strict=True)]
 
 
 class GaussianHead(BoxHead):
@@ -224,14 +240,12 @@ class GaussianHead(BoxHead):
         self.squash = net.action == "squash"
 
     @torch.no_grad()
-    def initialize(self, layer: nn.Linear) -> None:
-        """Start a σ that depends on the state at exp(log_std), like a free one."""
-        if not self.free:
-            layer.bias[self.size :] = math.log(math.expm1(math.exp(self.first_log_std)))
+    def initialize(self, bias: Tensor) -> None:
+        """Start a σ that is an output of the network at exp(log_std), like a free one."""
+        if not self.free:  # with gSDE there is no such output
+            bias[self.size :] = math.log(math.expm1(math.exp(self.first_log_std)))
 
-    def distribution(
-        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
-    ) -> Distribution:
+    def distribution(self, outputs: Tensor, legal: Tensor | None, features: Tensor) -> Distribution:
         mean = self._mean(outputs)
         if self.free:
             return self._make(Gaussian.from_parameters(mean, self.log_std))
@@ -256,6 +270,9 @@ class GaussianHead(BoxHead):
             return None
         low, high = (end.reshape(-1) for end in self.ends(action.device))
         return ((action < low) | (action > high)).any(-1)
+
+    def spread(self, distribution: Gaussian) -> tuple[Tensor, Tensor]:
+        return distribution.mean, distribution.log_std.exp().expand_as(distribution.mean)
 
     def env_action(self, action: Tensor) -> Tensor:
         """In the env's shape, type and bounds, through a tanh if the policy says so."""
@@ -282,13 +299,7 @@ class GSDEHead(GaussianHead):
         self.noise_shape = ((features + 1) * self.size,)
         self.resample_every = net.gsde_steps
 
-    def initialize(self, layer: nn.Linear) -> None:
-        """The outputs are the mean alone."""
-
-    def distribution(
-        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
-    ) -> Distribution:
-        assert features is not None
+    def distribution(self, outputs: Tensor, legal: Tensor | None, features: Tensor) -> Distribution:
         log_std = gsde_log_std(features.detach(), self.log_scale)
         return self._make(Gaussian.from_parameters(self._mean(outputs), log_std))
 
@@ -314,17 +325,17 @@ class BetaHead(BoxHead):
         self.outputs = 2 * self.size
         self.noise_shape = (Beta.NOISE * self.size,)
 
-    def distribution(
-        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
-    ) -> Beta:
-        return Beta.from_outputs(
-            outputs[..., : self.size], outputs[..., self.size :], (2 * self.half_range).log()
-        )
+    def distribution(self, outputs: Tensor, legal: Tensor | None, features: Tensor) -> Beta:
+        alpha, beta = outputs.chunk(2, -1)
+        return Beta.from_outputs(alpha, beta, (2 * self.half_range).log())
 
     def restore(self, parameters: Tensor) -> Beta:
-        return Beta(
-            parameters[..., : self.size], parameters[..., self.size :], (2 * self.half_range).log()
-        )
+        alpha, beta = parameters.chunk(2, -1)
+        return Beta(alpha, beta, (2 * self.half_range).log())
+
+    def spread(self, distribution: Beta) -> tuple[Tensor, Tensor]:
+        mean, total = distribution.mode(), distribution.alpha + distribution.beta
+        return mean, (mean * (1 - mean) / (total + 1)).sqrt()
 
     def env_action(self, action: Tensor) -> Tensor:
         low, high = self.ends(action.device)
@@ -349,10 +360,6 @@ class JointHead(Head):
         if all(part.action_dtype is torch.int64 for part in parts):
             self.action_dtype = torch.int64
 
-    @property
-    def feature_count(self) -> int:
-        return sum(head.feature_count for head in self.heads)
-
     def _split(self, row: Tensor, widths: list[int]) -> Iterator[tuple[Head, Tensor]]:
         """The heads with their columns of a row."""
         return zip(self.heads, torch.split(row, widths, -1), strict=True)
@@ -370,9 +377,7 @@ class JointHead(Head):
     def _joint(self, parts: list[Distribution]) -> Joint:
         return Joint(tuple(parts), tuple(self._actions), tuple(self._drawn))
 
-    def distribution(
-        self, outputs: Tensor, legal: Tensor | None = None, features: Tensor | None = None
-    ) -> Joint:
+    def distribution(self, outputs: Tensor, legal: Tensor | None, features: Tensor) -> Joint:
         masks: list[Tensor | None] = [None] * len(self.heads)
         if legal is not None:
             among = self._split(legal, [sum(head.num_logits) for head in self.heads])
@@ -410,6 +415,10 @@ class JointHead(Head):
         clipped = [x for x in found if x is not None]
         return torch.stack(clipped).any(0) if clipped else None
 
+    def marginals(self, distribution: Joint) -> list[Choice | Interval]:
+        pairs = zip(self.heads, distribution.parts, strict=True)
+        return [marginal for head, part in pairs for marginal in head.marginals(part)]
+
     def env_action(self, action: Tensor) -> Tensor:
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)
         own = self._own(action)
@@ -417,14 +426,9 @@ class JointHead(Head):
         return torch.cat(parts, -1).reshape(*lead, *self.taken_shape)
 
     @torch.no_grad()
-    def initialize(self, layer: nn.Linear) -> None:
-        """Each head sees its own rows of the layer."""
-        ends = accumulate((head.outputs for head in self.heads), initial=0)
-        for head, (begin, end) in zip(self.heads, pairwise(ends), strict=True):
-            own = nn.Linear(layer.in_features, end - begin)
-            own.bias.copy_(layer.bias[begin:end])
+    def initialize(self, bias: Tensor) -> None:
+        for head, own in self._split(bias, [head.outputs for head in self.heads]):
             head.initialize(own)
-            layer.bias[begin:end] = own.bias
 
 
 def make_head(space: gym.Space[Any], net: NetConfig, features: int) -> Head:

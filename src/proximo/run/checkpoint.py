@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,9 @@ from torch import Tensor
 
 from proximo.disk import check_regular, replace
 from proximo.errors import UsageError
-from proximo.functional.moments import no_moments
-from proximo.nets.optimizer import FlatOptimizer
 from proximo.spaces import recorded_space, space_record
-from proximo.state import ACTION_LOGS, NUMBERS, TrainState
-from proximo.types import Extra, Moments
+from proximo.state import NUMBERS, Saved, TrainState
+from proximo.types import Extra
 
 SCHEMA = 1
 LONGEST_HEADER = 100_000_000
@@ -45,8 +43,6 @@ _COUNTERS = {f.name: str(f.type) for f in fields(TrainState) if f.type in NUMBER
 _COUNTERS |= {"tokens": "int", "ptx": "int"}  # of language models
 _LOWEST = {"horizon": 1, "smoothed": -1e300, "best": -1e300, "last_trial_return": -1e300}
 """Of a number in the record; 0 for all others."""
-_NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
-"""Tensors, by the last part of their names."""
 _DAMAGE = (
     *(safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError, LookupError),
     *(ArithmeticError, AssertionError, RuntimeError),
@@ -72,28 +68,22 @@ class Damaged(UsageError):
     """A checkpoint that is missing, or is not what was written."""
 
 
-class Snapshot:
-    """A copy of a state as it stands now, to be written now or later."""
+def snapshot(
+    state: TrainState,
+    spaces: tuple[gym.Space[Any], gym.Space[Any]],
+    *,
+    policy_only: bool = False,
+    extra: Extra = ({}, {}),
+) -> Callable[[Path], Any]:
+    """Copy a state as it stands now; returns what writes it to a file, now or later.
 
-    def __init__(
-        self,
-        state: TrainState,
-        spaces: tuple[gym.Space[Any], gym.Space[Any]],
-        *,
-        policy_only: bool = False,
-        extra: Extra = ({}, {}),
-    ) -> None:
-        """policy_only: leave out what only resuming needs. extra: what the file holds besides."""
-        # Cloned, because the parameters are views into one vector and safetensors wants each alone.
-        tensors = state.tensors(policy_only=policy_only) | extra[0]
-        self._tensors = {name: own_copy(tensor) for name, tensor in tensors.items()}
-        self._record = state.record(policy_only=policy_only) | extra[1]
-        self._spaces = spaces
-
-    def write(self, path: Path) -> None:
-        """Write the checkpoint to disk, in one step. Raises `OSError`."""
-        record = {**self._record, "spaces": [space_record(space) for space in self._spaces]}
-        write(path, self._tensors, record)
+    policy_only: leave out what only resuming needs. extra: what the file holds besides.
+    """
+    # Cloned, because the parameters are views into one vector and safetensors wants each alone.
+    tensors = state.tensors(policy_only=policy_only) | extra[0]
+    tensors = {name: own_copy(tensor) for name, tensor in tensors.items()}
+    record = state.record(policy_only=policy_only) | extra[1]
+    return lambda path: write(path, tensors, {**record, "spaces": [*map(space_record, spaces)]})
 
 
 def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
@@ -111,7 +101,7 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str
     return header["sha256"]
 
 
-class Checkpoint:
+class Checkpoint(Saved):
     """What a checkpoint file holds, verified."""
 
     def __init__(self, path: Path) -> None:
@@ -171,22 +161,6 @@ class Checkpoint:
             raise UsageError(f"{self.path} is no checkpoint of a policy for envs")
         return int(self.record["steps"])
 
-    def load_policy(self, policy: torch.nn.Module) -> None:
-        """Put the saved weights into this policy; `UsageError` names the first misfit."""
-        saved = self.check_policy(policy)
-        policy.load_state_dict({name.removeprefix("policy."): x for name, x in saved.items()})
-
-    def check_policy(self, policy: torch.nn.Module) -> dict[str, Tensor]:
-        """The saved weights, if they are of such a policy; it may be on the meta device."""
-        own = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
-        self._refuse_others({x for x in self.tensors if x.startswith("policy.")} - own.keys())
-        return self.take(own)
-
-    def moments(self, name: str, shape: tuple[int, ...] = ()) -> Moments:
-        """Those of this name. Raises `UsageError`."""
-        parts = {f"{name}.{part}": x for part, x in no_moments(shape)._asdict().items()}
-        return Moments(*self.take(parts).values())
-
     def load_state(self, state: TrainState) -> None:
         """Restore a state of the same configuration. Raises `UsageError`, for `best` too."""
         if self.record["policy_only"]:
@@ -195,53 +169,6 @@ class Checkpoint:
                 "by --from"
             )
         state.restore(self)
-
-    def load_optimizer(self, optimizer: FlatOptimizer) -> None:
-        """What it keeps of earlier gradients. Raises `UsageError`."""
-        own = optimizer.tensors()
-        for name, saved in self.take(own).items():
-            own[name].copy_(saved)
-
-    def load_generator(self, name: str, generator: torch.Generator) -> None:
-        """Go on with the random numbers where they stood. Raises `UsageError`."""
-        (saved,) = self.take({name: generator.get_state()}).values()
-        try:
-            generator.set_state(saved)
-        except RuntimeError as error:
-            raise UsageError(
-                f"{name} of the checkpoint {self.path} is no state of a generator: {_said(error)}"
-            ) from error
-
-    def take(self, own: Mapping[str, Tensor], *, all_of_it: bool = False) -> dict[str, Tensor]:
-        """The tensors of these names, if they fit. all_of_it: there may be no others."""
-        if all_of_it:
-            others = self.tensors.keys() - own.keys()
-            self._refuse_others({name for name in others if not name.startswith("callbacks.")})
-        for name, here in own.items():
-            there = self.tensors.get(name)
-            fits = there is not None and _free(name, there) == _free(name, here)
-            if there is None or not fits or there.dtype != here.dtype:
-                found = "nothing" if there is None else f"{tuple(there.shape)} of {there.dtype}"
-                raise UsageError(
-                    f"the checkpoint {self.path} has {found} where {name} {tuple(here.shape)} of "
-                    f"{here.dtype} belongs: its network, its kind of critic, its optimizer or its "
-                    "envs differ from the ones here"
-                )
-            wrong = ~there.isfinite()
-            if there.shape == here.shape and not here.is_meta:
-                wrong &= there != here.to(there.device)  # a net of one's own may hold infinity
-            if name.rpartition(".")[2] in _NOT_NEGATIVE and not name.startswith("policy."):
-                wrong |= there < 0
-            if wrong.any():
-                raise UsageError(f"{name} of the checkpoint {self.path} holds {there[wrong][0]}")
-        return {name: self.tensors[name] for name in own}
-
-    def _refuse_others(self, names: Collection[str]) -> None:
-        if names:
-            raise UsageError(
-                f"the checkpoint {self.path} has {min(names)!r:.80}, for which there is no place: "
-                "its network, its kind of critic or its envs differ from the ones here"
-            )
 
 
 def own_copy(tensor: Tensor) -> Tensor:
@@ -297,11 +224,6 @@ def _others(path: Path) -> str:
         return "the run has no other"
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"the run has others: {', '.join(names[:MOST_NAMED])}{more}"
-
-
-def _free(name: str, tensor: Tensor) -> tuple[int, ...]:
-    """Its shape; a log of actions is as long as it is."""
-    return tuple(tensor.shape[1:] if name.startswith(ACTION_LOGS) else tensor.shape)
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -9,6 +9,8 @@ from proximo.engines.base import Engine
 from proximo.engines.library import obstacle
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
+from proximo.envs.compiled import SHIPPED, built
+from proximo.envs.compiled import obstacle as not_compiled
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.make import has_vector_version
 from proximo.envs.registries import ARCADE
@@ -31,8 +33,13 @@ def size(policy: ActorCritic) -> int:
 
 def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     """What steps the envs, and why. `given`: the caller brings the envs."""
+    if env.backend == "native" and env.id in SHIPPED and not built(env.id):
+        return "sync", "one after the other: their compiled version was not built here"
     if env.backend != "auto":
         return env.backend, "as set"
+    if not given and not not_compiled(env):
+        same = ", with Gymnasium's numbers" if env.id in SHIPPED else ""
+        return "native", f"compiled{same}"
     if env.wrappers:
         return "sync", "one after the other, each in its wrappers"
     if env.id.startswith(ARCADE) and not given:

@@ -20,8 +20,7 @@ from proximo.functional.schedules import Schedule
 from proximo.imports import find, leads_to, name_of
 from proximo.run.toml import read_section, toml_value
 
-Code = str | type | Callable[..., Any]
-"""User code, or its name."""
+Code = str | type | Callable[..., Any]  # user code, or its name
 _NAME = r"(?!(?:constant|linear|cosine):)[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*"
 _TEXT = re.compile(rf"({_NAME})(\{{.*\}})?", re.DOTALL)
 
@@ -32,7 +31,7 @@ def is_code(value: Any) -> bool:
 
 
 def describe(code: Any) -> str:
-    """The text by which `build` makes it again. Raises `UsageError` for what cannot be named."""
+    """The text by which `remade` makes it again. Raises `UsageError` for what cannot be named."""
     if isinstance(code, Schedule) and code.function:
         code = code.function
     is_name = isinstance(code, type | types.FunctionType | types.BuiltinFunctionType)
@@ -76,12 +75,6 @@ def _settings(code: Any) -> dict[str, Any]:
 
 def _table(settings: dict[str, Any]) -> str:
     return "{" + ", ".join(f"{key} = {toml_value(x)}" for key, x in settings.items()) + "}"
-
-
-def build(text: str) -> Any:
-    """Import what a text names: the function, or an instance of the class. Raises `UsageError`."""
-    name = name_in(text)
-    return make(find(name), name, text[len(name) :])
 
 
 def make(code: Any, name: str, settings: str) -> Any:

@@ -19,7 +19,7 @@ from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.bounds import above, at_least, between
 from proximo.envs.config import EnvConfig
-from proximo.errors import UsageError, check_values, nearest
+from proximo.errors import UsageError, check_values, nearest, printable
 from proximo.functional.schedules import Schedule, as_schedule
 from proximo.imports import find, leads_to, name_of
 from proximo.nets.config import NetConfig
@@ -32,14 +32,8 @@ if TYPE_CHECKING:
     from proximo.nets.actor_critic import ActorCritic
     from proximo.nets.custom import Maker
 
-ALGORITHMS: dict[str, type[OnPolicy]] = {
-    "reinforce": Reinforce,
-    "qac": QActorCritic,
-    "a2c": A2C,
-    "trpo": TRPO,
-    "ppo-penalty": PPOPenalty,
-    "ppo": PPO,
-}
+_KINDS: tuple[type[OnPolicy], ...] = (Reinforce, QActorCritic, A2C, TRPO, PPOPenalty, PPO)
+ALGORITHMS = {kind.name: kind for kind in _KINDS}
 """Every algorithm by the name that the command line and `config.toml` use."""
 
 ALIASES = {
@@ -133,6 +127,9 @@ class RunConfig(RunSettings):
     engine: Literal["auto", "torch", "compile", "native"] = "auto"
     """What acts and updates; auto: native (C++) for small networks on a CPU, else torch. compile:
     PyTorch generates code, which takes up to half a minute at first."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers in which layers over images compute: bfloat16 takes less time where the processor has
+    it (AMX, AVX512-BF16) and on a GPU. Weights, losses and advantages stay in float32."""
     smoothing: Annotated[float, above(0, at_most=1)] = 0.1
     """Weight of each new episode in the smoothed return (EMA)."""
     smoothed_from: float | None = None
@@ -250,10 +247,7 @@ class Config:
 
 
 def refuse_lone(over: str, alone: Mapping[str, bool], *, batch: bool) -> None:
-    """Refuse to standardise one advantage alone, where one of these holds. Raises `UsageError`.
-
-    batch: `algorithm.normalize_advantage` batch is a remedy.
-    """
+    """Raise `UsageError` where one of these leaves an advantage alone. batch: it is a remedy."""
     if found := next((what for what, holds in alone.items() if holds), ""):
         raise UsageError(
             f"algorithm.normalize_advantage is {over}, but {found}: the deviation of one "
@@ -300,6 +294,12 @@ def algorithm_name(algorithm: OnPolicy) -> str:
 def title(algorithm: OnPolicy) -> str:
     """The name for people: ppo, or the name of the user's class."""
     return algorithm_name(algorithm).rpartition(":")[2].rpartition(".")[2]
+
+
+def task_name(config: Config) -> str:
+    """What a run trains, for people: ppo on CartPole-v1."""
+    env = printable(config.env.id, keep="") or "an env of the program"
+    return f"{title(config.algorithm)} on {env}"
 
 
 def check_sections(tables: Tables, known: Iterable[str]) -> None:
@@ -374,12 +374,12 @@ def to_tables(config: Any) -> dict[str, dict[str, Any]]:
     return tables
 
 
-def check_storable(config: Any, own: Maker | None = None, *, with_code: bool = True) -> None:
+def check_storable(config: Any, own: Maker | None = None) -> None:
     """Refuse what a run folder cannot name, before training. Raises `UsageError`.
 
     config: a dataclass of dataclasses. own: what makes the network that `net.module` names.
-    with_code: algorithms and schedules of the user's own can be named.
     """
+    with_code = isinstance(config, Config)  # of control: its algorithms and schedules can be named
     remedy = "or train without a run folder (leave run_dir out)"
     known = typing.get_type_hints(type(config)).values()
     for section in dataclasses.fields(config):
@@ -475,4 +475,6 @@ def make_policy(
     from proximo.nets.actor_critic import ActorCritic
 
     assert own or not config.net.module, "the user has named it again: see `consent.allow`"
-    return ActorCritic(*spaces, config.net, q_critic=config.algorithm.q_critic, own=own)
+    policy = ActorCritic(*spaces, config.net, q_critic=config.algorithm.q_critic, own=own)
+    policy.compute_in(config.run.dtype)
+    return policy

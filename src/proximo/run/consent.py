@@ -60,14 +60,7 @@ def allow(
                 f"{(flags or {}).get(argument, argument)} is {name_of_given(given)}, but this "
                 f"run's {WHAT[argument]} is Proximo's: leave it out"
             )
-    stored = {
-        "env": [env.id] if ":" in env.id and named.env is None else [],
-        "wrappers": [] if named.wrappers else list(env.wrappers),
-        "net": [module] if module and named.net is None else [],
-        "algorithm": [own] if own and named.algorithm is None else [],
-        "schedules": _missing(getattr(algorithm, "schedules", ()), named.schedules),
-        "callbacks": _missing(config.run.callbacks, named.callbacks),
-    }
+    stored = unnamed(config, named)
     if missing := {name: stored[name] for name in parts if stored[name]}:
         raise UsageError(words(missing, line))
     if named.net is not None:
@@ -82,6 +75,20 @@ def allow(
         net=dataclasses.replace(config.net, module=module),
     )
     return with_code(config, named.algorithm if own else None, named.schedules)
+
+
+def unnamed(config: Config, named: Named) -> dict[str, list[str]]:
+    """Code of a run that the user has not named again: argument -> its names."""
+    env, algorithm, module = config.env, config.algorithm, config.net.module
+    own = algorithm.own if isinstance(algorithm, UnimportedAlgorithm) else ""
+    return {
+        "env": [env.id] if ":" in env.id and named.env is None else [],
+        "wrappers": [] if named.wrappers else list(env.wrappers),
+        "net": [module] if module and named.net is None else [],
+        "algorithm": [own] if own and named.algorithm is None else [],
+        "schedules": _missing(getattr(algorithm, "schedules", ()), named.schedules),
+        "callbacks": _missing(config.run.callbacks, named.callbacks),
+    }
 
 
 def python_line(call: str) -> Line:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from proximo.collect import collect
 from proximo.envs.base import REPLAYED, Envs, Maker
 from proximo.envs.make import make_envs
 from proximo.envs.watch import Bounds, Checked
-from proximo.errors import explained
+from proximo.errors import UsageError, explained
 from proximo.evaluation import step_limit
 from proximo.imports import find
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.custom import Maker as NetMaker
 from proximo.run import choices
 from proximo.run.callbacks import Callback, Display, as_callback, overrides
-from proximo.run.checkpoint import Checkpoint, Damaged, Snapshot
+from proximo.run.checkpoint import Checkpoint, Damaged, snapshot
+from proximo.run.code import sayable
 from proximo.run.config import Config, RunConfig, make_policy, success_threshold
 from proximo.run.folder import RunFolder
 from proximo.run.monitors import Doubts, Evaluate, Evaluation, StopAt, own_evaluation
@@ -59,6 +60,51 @@ def make_session(
         return ControlTask(config, log, own, source, net, start=start, resume=resume, watch=watch)
 
     return Session(build, folder=folder, callbacks=own, display=display, resume=resume)
+
+
+def start_from(
+    config: Config, run: str | Path | None, net: str
+) -> tuple[Config, Checkpoint | None]:
+    """Configuration and checkpoint to begin with the last policy of a run. net: for errors."""
+    if run is None:
+        return config, None
+    source = RunFolder.open(run)
+    policy = Checkpoint(source.checkpoint("last"))
+    # A policy is its weights and how they are used: activation, normalisation, bounds.
+    settings = source.read_config().net
+    if settings.module and not config.net.module:
+        raise UsageError(
+            f"the network of {run}, {settings.module}, is code: importing it needs your word. If "
+            f"you trust it, add: {net}{sayable(settings.module)}"
+        )
+    if settings.module:
+        settings = dataclasses.replace(settings, module=config.net.module)
+    return dataclasses.replace(config, net=settings), policy
+
+
+def continued(
+    config: Config, folder: RunFolder, saved: Checkpoint, changes: Mapping[str, Any]
+) -> tuple[Config, str]:
+    """The configuration of a resumed run, and the setting that has ended it, or "".
+
+    changes: settings that are given anew; total_steps lets it continue whatever ended it.
+    """
+    changed = {name: value for name, value in changes.items() if value is not None}
+    if "total_steps" in changed:
+        changed = {"total_episodes": None, **changed}
+        if _ended(config.run, folder, saved) == "stop_at":
+            changed = {"stop_at": None, "success_at": success_threshold(config), **changed}
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, **changed))
+    return config, _ended(config.run, folder, saved)
+
+
+def _ended(run: RunConfig, folder: RunFolder, saved: Checkpoint) -> str:
+    """The setting that has ended a run with this checkpoint, or "" if it continues."""
+    if saved.steps and (ended := run.ended_by(saved.record)):
+        return ended
+    # The first checkpoints do not hold what the goal was compared with: their result tells.
+    old = "last_trial_return" not in saved.record and run.stop_at is not None
+    return "stop_at" if old and folder.has_result("stop_at", saved.updates) else ""
 
 
 class ControlTask(Task):
@@ -133,11 +179,11 @@ class ControlTask(Task):
 
     def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
         state = dataclasses.replace(self.state, best=best)
-        return Snapshot(state, self.spaces, extra=extra).write
+        return snapshot(state, self.spaces, extra=extra)
 
     def best_snapshot(self, folder: RunFolder) -> Callable[[], None]:
-        snapshot = Snapshot(self.state, self.spaces, policy_only=True)
-        return lambda: snapshot.write(folder.checkpoint("best"))
+        write = snapshot(self.state, self.spaces, policy_only=True)
+        return lambda: write(folder.checkpoint("best"))
 
     def timed(self, profile: Profile) -> Task:
         self.envs = profile.timed(self.envs, step="env")

@@ -14,15 +14,18 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from proximo import disk
 from proximo.disk import replace, sync, warn, writable
 from proximo.errors import UsageError, check_utf8, printable
-from proximo.run.config import Config, read_config, title, to_toml
+from proximo.run.config import Config, check_storable, read_config, title, to_toml
 from proximo.types import Row
+
+if TYPE_CHECKING:
+    from proximo.nets.custom import Maker
 
 LONGEST_ROW = 2**16
 """Bytes of a line of metrics.jsonl."""
@@ -77,11 +80,15 @@ class RunFolder:
         self._claim: int | None = None  # a descriptor of the folder, which holds the lock
 
     @classmethod
-    def create(cls, path: str | Path, config: Any, resume: str = "proximo resume") -> RunFolder:
+    def create(
+        cls, path: str | Path, config: Any, resume: str = "proximo resume", net: Maker | None = None
+    ) -> RunFolder:
         """A new folder with its configuration, or one whose run had no checkpoint yet.
 
-        Raises `UsageError` if anything else stands there; resume: how one continues such a run.
+        resume: how one continues such a run. net: what makes the network that the configuration
+        names. Raises `UsageError` if anything else stands there, or for what cannot be stored.
         """
+        check_storable(config, net)
         folder = cls(path)
         exists = UsageError(
             f"the run folder {path} exists: choose another with --run-dir, or go on with "
@@ -243,6 +250,11 @@ class RunFolder:
             known["warnings"] = known.pop("doubts")
         return known
 
+    def has_result(self, ended: str, updates: int) -> bool:
+        """The result is of a run that this setting has ended, after so many updates."""
+        result = self.read_result()
+        return (result.get("stopped_by"), result.get("updates")) == (ended, updates)
+
     def remove_result(self) -> None:
         """A run that continues has not ended. Raises `OSError`."""
         self.result_file.unlink(missing_ok=True)
@@ -366,18 +378,15 @@ def versions() -> dict[str, str | None]:
 
 def _commit() -> str | None:
     """The commit of Proximo's own sources, where they are a checkout."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve()
+
+    def git(*words: str) -> str:
+        line = ["git", "-C", str(here.parent), *words]
+        return subprocess.run(line, capture_output=True, text=True, timeout=10, check=True).stdout
+
     try:
         # Only if this very file is under version control: an environment may lie in a checkout.
-        tracked = ["git", "-C", str(here), "ls-files", "--error-unmatch", Path(__file__).name]
-        subprocess.run(tracked, capture_output=True, timeout=10, check=True)
-        done = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--match="],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--match=").strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None

@@ -22,15 +22,13 @@ SAVE_INTERVAL = 2.0
 SAVE_SHARE = 0.01
 
 
-def dump_first_skip(
-    folder: Path, update: int, tensors: dict[str, Tensor], record: dict[str, Any]
-) -> str:
+def dump_first_skip(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
     """Write the tensors of the first skipped step; returns the path, "" if the disk fails."""
     for path in folder.glob("update-*.safetensors"):
         return str(path)
     with contextlib.suppress(OSError):
         folder.mkdir(exist_ok=True)
-        path = folder / f"update-{update}.safetensors"
+        path = folder / f"update-{record['update']}.safetensors"
         write(path, {name: own_copy(tensor) for name, tensor in tensors.items()}, record)
         return str(path)
     return ""

@@ -16,8 +16,7 @@ from proximo.types import Extra
 
 AnyCallback = Callback | Callable[[Any, Any, Any], bool | None]
 """A callback, or a plain function as one."""
-PREFIX = "callbacks."
-"""Beginning of the names of callbacks' tensors in a checkpoint."""
+PREFIX = "callbacks."  # beginning of the names of callbacks' tensors in a checkpoint
 
 
 def check_callbacks(callbacks: object) -> None:

@@ -17,6 +17,7 @@ from proximo.collect import allocate
 from proximo.envs.base import Envs
 from proximo.errors import UsageError
 from proximo.nets.actor_critic import ActorCritic
+from proximo.nets.config import NetConfig
 from proximo.run.choices import size
 from proximo.run.config import Config
 
@@ -46,26 +47,24 @@ def check_sizes(config: Config, *, made: bool) -> None:
     env, net = config.env, config.net
     if not net.module:
         layers = sum(net.hidden[:1]) + sum(a * b for a, b in pairwise(net.hidden))
-        _check_network(config, layers + (net.recurrent != "none") * net.recurrent_size**2)
+        _check_network(net, layers + (net.recurrent != "none") * net.recurrent_size**2)
     if made:
         return
     if env.backend in ("sync", "workers"):
         _refuse(f"env.num_envs is {env.num_envs}", "the envs take", env.num_envs * LEAST_ENV)
-    _check_rollout(config, env.num_envs, LEAST_STEP)
+    _check_rollout(config, env.num_envs, LEAST_STEP, None)
 
 
 def check_room(policy: ActorCritic, envs: Envs, config: Config) -> None:
     """For this network, which may be on the meta device, in these envs. Raises `UsageError`."""
-    _check_network(config, size(policy))
+    _check_network(config.net, size(policy))
     seen = np.zeros((1, *policy.obs_shape), policy.observations.dtype)
     room = vars(allocate(policy, seen, 1))
     step = sum(room[name].nbytes for name in room.keys() - {"obs", "parameters", "final_obs"})
     _check_rollout(config, envs.count, step + room["obs"][1:].nbytes, envs.device)
 
 
-def _check_rollout(
-    config: Config, rows: int, each: int, device: torch.device | None = None
-) -> None:
+def _check_rollout(config: Config, rows: int, each: int, device: torch.device | None) -> None:
     rollout, count = config.rollout, rows * config.rollout.steps
     said = f"rollout.steps is {rollout.steps} and env.num_envs {config.env.num_envs}"
     if rollout.episodes:  # of one step at least
@@ -73,8 +72,7 @@ def _check_rollout(
     _refuse(said, "a rollout takes", count * each, device)
 
 
-def _check_network(config: Config, parameters: int) -> None:
-    net = config.net
+def _check_network(net: NetConfig, parameters: int) -> None:
     said = f"net.hidden is {net.hidden}"
     if net.recurrent != "none":
         said += f" and net.recurrent_size {net.recurrent_size}"

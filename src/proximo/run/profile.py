@@ -27,13 +27,12 @@ PHASES = {
 class Profile:
     """A clock that is always in one phase, so that the phases add up to the whole."""
 
-    def __init__(self) -> None:
+    def start(self, state: TrainState) -> None:
+        """Begin to count, from where this state stands."""
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._processor = dict.fromkeys(PHASES, 0.0)
-        self._phase = "collect"
-        self._state: TrainState | None = None
-        self._begin = 0
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._phase, self._wall, self._cpu = "collect", time.perf_counter(), time.process_time()
+        self._state, self._begin = state, state.steps
 
     def switch(self, phase: str) -> str:
         """From now on it is this phase; returns the one before."""
@@ -63,20 +62,12 @@ class Profile:
             wrapped["actor"] = lambda *args: self.wrap(make(*args), actor)
         return cast(T, _Timed(thing, wrapped))
 
-    def start(self, state: TrainState) -> None:
-        """Begin to count, from where this state stands."""
-        self.switch("collect")
-        self._seconds = dict.fromkeys(PHASES, 0.0)
-        self._processor = dict.fromkeys(PHASES, 0.0)
-        self._state, self._begin = state, state.steps
-
     def report(self) -> dict[str, Any]:
         """Per phase: microseconds per environment step, its share of them, and of processor time.
 
         `ceiling`: steps per second if nothing but the envs took time; `reached`: the share of it.
         """
         self.switch(self._phase)
-        assert self._state is not None
         steps = max(self._state.steps - self._begin, 1)
         total = sum(self._seconds.values())
         processor = max(sum(self._processor.values()), 1e-9)

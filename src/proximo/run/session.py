@@ -58,7 +58,7 @@ class RunLog:
         """Warn of the first gradient step that is skipped and log the others: see `SkipSink`."""
         place = ""
         if self.folder:
-            place = dump_first_skip(self.folder.nonfinite, record["update"], tensors, record)
+            place = dump_first_skip(self.folder.nonfinite, tensors, record)
         text = f"a gradient step was left out: {text}{place and f' (the first: {place})'}"
         if not self._skips:
             self.warn(text)

@@ -24,8 +24,7 @@ RENAMED_SETTINGS = {
     "score.world": "score.env",  # names of schema 1
 }
 """Settings by their names in files of schema 1, which are read by today's names."""
-LONGEST_FILE = 2**16
-"""Bytes of a configuration; TOML can take a time that grows by the square."""
+LONGEST_FILE = 2**16  # bytes of a configuration; TOML can take a time that grows by the square
 
 
 def read_tables(path: Path) -> dict[str, Any]:

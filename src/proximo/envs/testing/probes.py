@@ -72,11 +72,8 @@ class BestAction(Probe):
         return self.closeness(action, 1.0)
 
 
-class BestActionGivenObservation(Probe):
+class BestActionGivenObservation(ValueFromObservation):
     """The best action has the sign of what is seen: V = 1. Tests policy and value together."""
-
-    def observe(self) -> np.ndarray:
-        return np.array([self._sign], np.float32)
 
     def reward(self, action: Any) -> float:
         return self.closeness(action, self._sign)
