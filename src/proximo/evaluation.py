@@ -15,9 +15,10 @@ from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import in_step, time_limit
 from proximo.envs.registries import ARCADE
+from proximo.envs.watch import Sampler
 from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
-from proximo.spaces import MASK
+from proximo.spaces import MASK, Actions, Observations
 from proximo.types import FLAGS, EnvState, Episode, RolloutBuffer
 
 Act = Callable[[np.ndarray], Any]
@@ -90,6 +91,16 @@ class Scores:
 def evaluate_policy(policy: ActorCritic | Act, env: gym.Env, **how: Any) -> Scores:
     """`EpisodePlayer.play` in this env."""
     return EpisodePlayer(in_step([env])).play(policy, **how)
+
+
+def evaluate_random(env: gym.Env, **how: Any) -> Scores:
+    """`EpisodePlayer.play` of actions drawn at random, of legal ones where the env has masks."""
+    observations, sampler = Observations(env.observation_space), Sampler(Actions(env.action_space))
+
+    def act(row: np.ndarray) -> Any:
+        return sampler.draw(observations.legal(row), "a random policy")
+
+    return evaluate_policy(act, env, **how)
 
 
 class EpisodePlayer:

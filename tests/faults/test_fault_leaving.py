@@ -12,7 +12,7 @@ import pytest
 
 from commands.command_line import SMALL, proximo, refusal, result, rows, run_folders, succeeded
 from proximo import TrainingError, UsageError
-from proximo.commands import comparing
+from proximo.commands import trials
 from proximo.errors import faults
 from proximo.language.examples import Examples
 from proximo.language.reward import RewardSum, find_reward
@@ -253,7 +253,7 @@ def test_an_env_may_change_the_current_folder(here, at, backend):
 
 def test_compare_runs_where_it_was_started(here, monkeypatch):
     seen = []
-    monkeypatch.setattr(comparing, "_run_all", lambda *_: (seen.append(os.getcwd()), ([], []))[1])
+    monkeypatch.setattr(trials, "run_all", lambda *_: seen.append(os.getcwd()))
     source = (here / "leaving.py").read_text()
     (here / "leaving.py").write_text(source.replace('how="", at=0', 'how="chdir", at=-1'))
     succeeded(proximo("compare", "leaving:Leaving", "--algorithms", "ppo", "--dir", "c"))

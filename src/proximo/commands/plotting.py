@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     if not command.runs:
         raise UsageError("name at least one run folder")
 
-    from proximo.commands.pictures import draw_curves
+    from proximo.commands.curves import draw_curves
     from proximo.run.folder import RunFolder
 
     folders = [RunFolder.open(run) for run in command.runs]
