@@ -76,6 +76,9 @@ class UpdateEngine(ABC):
         self.name, self.policy, self.optimizer = name, policy, optimizer
         self.loss_terms: list[LossTerm] = []
         """Terms of callbacks, for the engines of PyTorch."""
+        self.clipped_steps: Any = 0
+        """Gradient steps of the last `descend` whose gradient was scaled down: a number of any
+        kind."""
 
     @cached_property
     def weights(self) -> list[np.ndarray | Tensor]:

@@ -142,6 +142,9 @@ class TorchEngine(Engine):
                 break
         names = found[0] if found else ()
         totals = {name: torch.stack([f[name] for f in found]).sum() for name in names}
+        if found and objective.max_grad_norm is not None:
+            norms = torch.stack([f["grad_norm"] for f in found])
+            self.clipped_steps = (norms > objective.max_grad_norm).sum()
         return Outcome(totals, done, len(found), skipped)
 
 

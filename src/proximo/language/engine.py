@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
@@ -64,7 +65,8 @@ class LanguageEngine(UpdateEngine):
     ) -> Outcome:
         """Epochs of gradient steps over minibatches of sequences: see `UpdateEngine.descend`."""
         totals: dict[str, Tensor] = {}
-        epoch = steps = skipped = 0
+        epoch = steps = skipped = self.clipped_steps = 0
+        most = math.inf if objective.max_grad_norm is None else objective.max_grad_norm
         orders = layout.orders.to(batch.log_prob.device)
         for epoch, (order, bounds) in enumerate(zip(orders, layout.bounds, strict=True), 1):
             for number, (begin, end) in enumerate(pairwise(bounds), 1):
@@ -76,6 +78,7 @@ class LanguageEngine(UpdateEngine):
                     continue
                 self.optimizer.step()
                 steps += 1
+                self.clipped_steps += terms["grad_norm"] > most
                 for name, term in terms.items():
                     totals[name] = totals.get(name, 0.0) + term.detach()
             if epoch < len(orders) and objective.stops(self, batch):

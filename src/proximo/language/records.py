@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proximo.types import Batch, Metrics, Row
@@ -38,6 +39,13 @@ class OldPolicy(NamedTuple):
     def log_ratio(self) -> Tensor:
         """Log π - log π_ref: k1, whose mean over the policy's own tokens is the KL."""
         return self.log_prob - self.reference
+
+
+def repetition(ids: Sequence[Sequence[int]]) -> float:
+    """Share of the pairs of neighbouring tokens that stood in the same completion before."""
+    pairs = [list(pairwise(own)) for own in ids]
+    number = sum(map(len, pairs))
+    return 1 - sum(len(set(own)) for own in pairs) / number if number else 0.0
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,17 @@ class TokenRollout:
             "length": float(completions.sequences.lengths.double().mean()),
             "stopped": float(completions.stopped.double().mean()),
             **self.readings,
+            "repetition": repetition(completions.ids),
             "repeated": 1 - distinct / len(self.texts),
             "entropy": -float(completions.log_prob.double().mean()),
         }
+
+    def group_metrics(self, size: int) -> Metrics:
+        """Share of the groups of completions of a prompt that all have the same score."""
+        if size == 1:
+            return {}
+        score = self.score.view(-1, size)
+        return {"zero_variance_groups": float((score == score[:, :1]).all(-1).double().mean())}
 
     def samples(self, number: int) -> list[Row]:
         """The first completions: prompt, completion, score and KL of each."""

@@ -30,6 +30,9 @@ from proximo.functional.distributions import (
 from proximo.nets.config import NetConfig
 from proximo.spaces import Actions, Leaf, native, sizes, starts, torch_dtype
 
+SATURATED = 2.65
+"""Size of a number whose tanh is within 1% of a bound, where its slope is below 1%."""
+
 
 class Head(nn.Module, ABC):
     """Distribution over one action space: its sizes, its noise, and the env's form of an action."""
@@ -77,6 +80,13 @@ class Head(nn.Module, ABC):
 
     def cut_off(self, action: Tensor) -> Tensor | None:
         """[...] True for actions outside their bounds, which are clipped; None: there are none."""
+        return None
+
+    def saturated(self, action: Tensor) -> Tensor | None:
+        """Share of the numbers of actions [B, *act] that are as good as at a bound, or beyond it.
+
+        None: this head cannot get there by its noise.
+        """
         return None
 
     def effective_noise(self, noise: Tensor, features: Tensor) -> Tensor:
@@ -257,6 +267,12 @@ class GaussianHead(BoxHead):
         low, high = (end.reshape(-1) for end in self.ends(action.device))
         return ((action < low) | (action > high)).any(-1)
 
+    def saturated(self, action: Tensor) -> Tensor | None:
+        if self.squash:
+            return (action.abs() > SATURATED).double().mean()
+        low, high = (end.reshape(-1) for end in self.ends(action.device))
+        return ((action < low) | (action > high)).double().mean()
+
     def env_action(self, action: Tensor) -> Tensor:
         """In the env's shape, type and bounds, through a tanh if the policy says so."""
         numbers = self.shaped(action)
@@ -409,6 +425,11 @@ class JointHead(Head):
         found = [head.cut_off(part) for head, part in self._own(action)]
         clipped = [x for x in found if x is not None]
         return torch.stack(clipped).any(0) if clipped else None
+
+    def saturated(self, action: Tensor) -> Tensor | None:
+        found = [head.saturated(part) for head, part in self._own(action)]
+        shares = [x for x in found if x is not None]
+        return torch.stack(shares).max() if shares else None
 
     def env_action(self, action: Tensor) -> Tensor:
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)

@@ -29,6 +29,7 @@ from proximo.run.folder import RunFolder
 from proximo.run.monitors import Doubts, Evaluate, Evaluation, StopAt, own_evaluation
 from proximo.run.preflight import check_room, check_sizes
 from proximo.run.profile import Profile
+from proximo.run.readings import Readings
 from proximo.run.session import RunLog, Session, Task
 from proximo.spaces import check_columns, space_record
 from proximo.state import TrainState
@@ -102,6 +103,7 @@ class ControlTask(Task):
             policy = self._make_policy(config, own)
             self.config = self._settle(config, policy)
             self.run = self.config.run
+            self._readings = Readings(self.config, self.envs.agents)
             by_evaluation = self.run.keep_best == "evaluation"
             self.best_by = "evaluation" if by_evaluation else "return_smoothed"
             if self._is_new and config.env.check:
@@ -118,18 +120,22 @@ class ControlTask(Task):
             raise
 
     def collect(self, state: TrainState) -> Rollout:
-        rollout = self.config.rollout
-        return collect(
-            self.envs, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes
-        )
+        rollout, envs = self.config.rollout, self.envs
+        if self._readings.due(state):
+            envs = self._readings.timed(envs)
+        return collect(envs, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes)
 
     def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
         for callback in self.callbacks:
             rollout = callback.before_advantages(state, rollout)
-        return self.config.algorithm.prepare(state, rollout)
+        batch = self.config.algorithm.prepare(state, rollout)
+        if self._readings.due(state):
+            self._readings.take(state, rollout, batch)
+        return batch
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        return self.config.algorithm.update(state, batch)
+        due, metrics = self._readings.due(state), self.config.algorithm.update(state, batch)
+        return {**metrics, **self._readings.end(state, metrics)} if due else metrics
 
     def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
         state = dataclasses.replace(self.state, best=best)
@@ -278,6 +284,4 @@ class ControlTask(Task):
             monitors.append(StopAt(evaluation, run.stop_at))
         bounds = Bounds(self.envs.observations)
         compared = not bounds.endless and (self.checked is None or self.checked.within)
-        scaled = self.config.algorithm.normalize_reward or self.config.net.normalize_returns
-        doubts = Doubts(warn, bounds if compared else None, check_rewards=not scaled)
-        return [*monitors, doubts]
+        return [*monitors, Doubts(warn, bounds if compared else None)]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from proximo.run.callbacks import Callback
+from proximo.run.config import to_tables
 from proximo.run.folder import RunFolder
+from proximo.run.history import KEPT, History, thinned
+from proximo.run.rules import CONTROL, Rule
+from proximo.run.rules_of_language import LANGUAGE
+from proximo.run.toml import read_tables
 from proximo.types import Row
 
 
@@ -30,12 +36,96 @@ class Finding:
         """Where the rule is explained."""
         return f"docs/health.md#{self.rule}"
 
+    def __str__(self) -> str:
+        """As a log shows it."""
+        return f"{self.rule}: {self.evidence}. {self.cause}. Try {self.remedy}. See {self.link}"
+
+
+def rule_name(rule: Rule) -> str:
+    """The name of a rule, as findings and docs/health.md have it."""
+    return rule.__name__.replace("_", "-")
+
 
 def diagnose(rows: Sequence[Row], config: Any) -> list[Finding]:
-    """Findings over the rows of a run, the most likely cause first. config: as the run has it."""
-    return []
+    """Findings over the rows of a run, the most likely cause first.
+
+    config: as the run has it, or its tables. Supervised stages of language models have no rules.
+    """
+    settings: Mapping[str, Any] = config if isinstance(config, Mapping) else to_tables(config)
+    stage = settings.get("lm", {}).get("stage")
+    if not rows or stage not in (None, "ppo"):
+        return []
+    history, found = History(thinned(rows), settings), []
+    for rule in LANGUAGE if stage else CONTROL:
+        if sign := rule(history):
+            found.append(Finding(rule=rule_name(rule), **sign._asdict()))
+    return found
 
 
 def diagnose_run(folder: RunFolder) -> list[Finding]:
-    """`diagnose` of a run folder, of control or of a language model."""
-    return []
+    """`diagnose` of a run folder, of control or of a language model. Raises `UsageError`."""
+    return diagnose(folder.read_metrics(), read_tables(folder.config_file))
+
+
+class HealthMonitor(Callback):
+    """Runs the rules now and then, and says each finding once.
+
+    Names of new findings stand in the row as `health`, for the user's callbacks, and in
+    metrics.jsonl.
+    """
+
+    LEAST = 16_384
+    """Environment steps between two looks at least; later an eighth of all steps so far."""
+    phase = "checks"
+
+    def __init__(
+        self, config: Any, counter: str, rows: Sequence[Row], say: Callable[[str], None]
+    ) -> None:
+        """config: of the run. counter: of its experience. rows: from before a resume."""
+        self._settings, self._say = (
+            config if isinstance(config, Mapping) else to_tables(config),
+            say,
+        )
+        self._least = self.LEAST if counter == "steps" else 0  # an update of language takes seconds
+        self._counter = counter
+        self._rows = list[Row]()
+        for row in rows:
+            self._keep(row)
+        self._due = 0
+        if rows:
+            self._put_off(rows[-1])
+        said = {name for row in rows for name in str(row.get("health", "")).split(", ")}
+        self.findings = [x for x in diagnose(self._rows, self._settings) if x.rule in said]
+        """Everything that has been said."""
+
+    def __call__(self, state: Any, rollout: Any, row: Row) -> None:
+        self._keep(row)
+        if row[self._counter] >= self._due:
+            self._put_off(row)
+            self._look(row)
+
+    def report(self) -> list[dict[str, Any]]:
+        """All findings, for result.json, after a last look."""
+        if self._rows:
+            self._look({})
+        order = [rule_name(rule) for rule in (*CONTROL, *LANGUAGE)]
+        ranked = sorted(self.findings, key=lambda x: order.index(x.rule))
+        return [{**asdict(finding), "link": finding.link} for finding in ranked]
+
+    def _keep(self, row: Row) -> None:
+        self._rows.append(row)
+        if len(self._rows) > 8 * KEPT:
+            self._rows = thinned(self._rows)
+
+    def _put_off(self, row: Row) -> None:
+        count = row[self._counter]
+        self._due = count + max(self._least, count // 8)
+
+    def _look(self, row: Row) -> None:
+        said = {finding.rule for finding in self.findings}
+        new = [x for x in diagnose(self._rows, self._settings) if x.rule not in said]
+        self.findings += new
+        for finding in new:
+            self._say(f"health: {finding}")
+        if new:
+            row["health"] = ", ".join(finding.rule for finding in new)

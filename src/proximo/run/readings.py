@@ -1,0 +1,137 @@
+"""Readings for the rules of health: of a rollout and its batch, every few thousand steps."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+import numpy as np
+
+from proximo.envs.base import Envs
+from proximo.run.config import Config
+from proximo.state import TrainState
+from proximo.types import Batch, Metrics, Rollout
+
+EVERY = 8192
+"""Environment steps between two readings, in whole updates."""
+EPISODIC = 16
+"""Updates between them where an update is counted in episodes."""
+
+
+class Readings:
+    """Measures an update now and then. It reads only, and at updates that the state alone tells."""
+
+    def __init__(self, config: Config, agents: int) -> None:
+        """agents: in each env."""
+        samples = config.env.num_envs * agents * config.rollout.steps
+        self._every = EPISODIC if config.rollout.episodes else max(1, EVERY // samples)
+        self._algorithm, self._max_norm = config.algorithm, config.algorithm.max_grad_norm
+        self._found: Metrics = {}
+        self._env_seconds, self._env_steps, self._begin = 0.0, 0, 0.0
+
+    def due(self, state: TrainState) -> bool:
+        """The next update is measured."""
+        return state.updates % self._every == 0
+
+    def timed(self, envs: Envs) -> Envs:
+        """The envs of the next rollout, whose steps are timed."""
+        self._env_seconds, self._env_steps, self._begin = 0.0, 0, time.perf_counter()
+        return cast(Envs, _TimedEnvs(envs, self))
+
+    def spent(self, seconds: float) -> None:
+        """Count a step of all envs."""
+        self._env_seconds += seconds
+        self._env_steps += 1
+
+    def take(self, state: TrainState, rollout: Rollout, batch: Batch) -> None:
+        """Measure a rollout and its batch; `end` hands the readings out."""
+        # Whatever is infinite here is told elsewhere, with the env's number.
+        with np.errstate(all="ignore"):
+            self._found = {
+                **of_rewards(rollout),
+                **of_targets(self._algorithm, batch),
+                **of_observations(state, rollout),
+                **of_episodes(state, rollout),
+            }
+        share = state.policy.head.saturated(rollout.action[rollout.mask])
+        if share is not None:
+            self._found["action_saturation"] = float(share)
+
+    def end(self, state: TrainState, metrics: Metrics) -> Metrics:
+        """The readings, and those that are known when the update has ended."""
+        found, self._found = self._found, {}
+        steps = metrics.get("gradient_steps", 0)
+        if self._max_norm is not None and steps and "grad_norm" in metrics:
+            found["grad_clip_fraction"] = float(state.engine.clipped_steps) / steps
+        if self._env_steps:
+            found["env_time_fraction"] = self._env_seconds / (time.perf_counter() - self._begin)
+            found["env_step_seconds"] = self._env_seconds / self._env_steps
+        return found
+
+
+class _TimedEnvs:
+    """Envs whose `step` is timed."""
+
+    def __init__(self, envs: Envs, readings: Readings) -> None:
+        self._envs, self._readings = envs, readings
+
+    def step(self, *args: Any) -> None:
+        begin = time.perf_counter()
+        self._envs.step(*args)
+        self._readings.spent(time.perf_counter() - begin)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._envs, name)
+
+
+def of_rewards(rollout: Rollout) -> Metrics:
+    """Size and spread of the rewards that the policy learns from, before `normalize_reward`."""
+    reward = rollout.reward.cpu().numpy()[rollout.mask.cpu().numpy()]
+    size = np.abs(reward)
+    return {
+        "reward_max": float(size.max()),
+        "reward_std": float(reward.std()),
+        "reward_nonzero": float((size > 0).mean()),
+    }
+
+
+def of_targets(algorithm: Any, batch: Batch) -> Metrics:
+    """Spread of value targets, and of advantages before they are standardised."""
+    target = batch.target.cpu().numpy()
+    found = {
+        "value_target_rms": float(np.sqrt(np.square(target).mean())),
+        "value_target_std": float(target.std()),
+    }
+    if algorithm.normalize_advantage in ("minibatch", "none"):
+        found["advantage_std"] = float(batch.advantage.cpu().numpy().std())
+    elif algorithm.value_target in ("same", algorithm.advantage):
+        found["advantage_std"] = float((target - batch.value.cpu().numpy()).std())
+    return found
+
+
+def of_observations(state: TrainState, rollout: Rollout) -> Metrics:
+    """The smallest and the largest size of a column, where the policy does not standardise them."""
+    if state.policy.normalize_obs or not rollout.obs.is_floating_point():
+        return {}
+    rows = rollout.obs.cpu().numpy()[rollout.mask.cpu().numpy()]
+    sizes = np.abs(rows.reshape(len(rows), -1)).max(0)
+    moving = sizes[sizes > 0]
+    if not len(moving):
+        return {}
+    return {"obs_scale_min": float(moving.min()), "obs_scale_max": float(moving.max())}
+
+
+def of_episodes(state: TrainState, rollout: Rollout) -> Metrics:
+    """How episodes end: by their time limit, or all after the same number of steps."""
+    found = {}
+    if len(rollout.final_index):
+        ended = rollout.terminated.cpu().numpy().reshape(-1)[rollout.final_index.cpu().numpy()]
+        found["truncated_fraction"] = 1 - float(ended.mean())
+    if state.recent:
+        lengths = [episode.length for episode in state.recent]
+        longest = max(lengths)
+        found |= {
+            "length_max": float(longest),
+            "longest_fraction": lengths.count(longest) / len(lengths),
+        }
+    return found
