@@ -129,13 +129,12 @@ class ControlTask(Task):
         for callback in self.callbacks:
             rollout = callback.before_advantages(state, rollout)
         batch = self.config.algorithm.prepare(state, rollout)
-        if self._readings.due(state):
-            self._readings.take(state, rollout, batch)
+        self._readings.take(state, rollout, batch)
         return batch
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        due, metrics = self._readings.due(state), self.config.algorithm.update(state, batch)
-        return {**metrics, **self._readings.end(state, metrics)} if due else metrics
+        metrics = self.config.algorithm.update(state, batch)
+        return {**metrics, **self._readings.end(state, metrics)}
 
     def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
         state = dataclasses.replace(self.state, best=best)

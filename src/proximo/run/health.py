@@ -38,12 +38,21 @@ class Finding:
 
     def __str__(self) -> str:
         """As a log shows it."""
-        return f"{self.rule}: {self.evidence}. {self.cause}. Try {self.remedy}. See {self.link}"
+        return (
+            f"{self.rule}: {self.evidence}. Likely cause: {self.cause}. Try: {self.remedy}. "
+            f"See {self.link}"
+        )
 
 
 def rule_name(rule: Rule) -> str:
     """The name of a rule, as findings and docs/health.md have it."""
     return rule.__name__.replace("_", "-")
+
+
+def rules_of(settings: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """The rules of a run, the likely causes first; none for supervised stages."""
+    stage = settings.get("lm", {}).get("stage")
+    return {None: CONTROL, "ppo": LANGUAGE}.get(stage, ())
 
 
 def diagnose(rows: Sequence[Row], config: Any) -> list[Finding]:
@@ -52,11 +61,10 @@ def diagnose(rows: Sequence[Row], config: Any) -> list[Finding]:
     config: as the run has it, or its tables. Supervised stages of language models have no rules.
     """
     settings: Mapping[str, Any] = config if isinstance(config, Mapping) else to_tables(config)
-    stage = settings.get("lm", {}).get("stage")
-    if not rows or stage not in (None, "ppo"):
+    if not rows:
         return []
     history, found = History(thinned(rows), settings), []
-    for rule in LANGUAGE if stage else CONTROL:
+    for rule in rules_of(settings):
         if sign := rule(history):
             found.append(Finding(rule=rule_name(rule), **sign._asdict()))
     return found
@@ -76,6 +84,8 @@ class HealthMonitor(Callback):
 
     LEAST = 16_384
     """Environment steps between two looks at least; later an eighth of all steps so far."""
+    EARLY = (8, 32)
+    """Updates with a look in any case: they may take long."""
     phase = "checks"
 
     def __init__(
@@ -100,7 +110,7 @@ class HealthMonitor(Callback):
 
     def __call__(self, state: Any, rollout: Any, row: Row) -> None:
         self._keep(row)
-        if row[self._counter] >= self._due:
+        if row[self._counter] >= self._due or row["update"] in self.EARLY:
             self._put_off(row)
             self._look(row)
 
@@ -108,7 +118,7 @@ class HealthMonitor(Callback):
         """All findings, for result.json, after a last look."""
         if self._rows:
             self._look({})
-        order = [rule_name(rule) for rule in (*CONTROL, *LANGUAGE)]
+        order = [rule_name(rule) for rule in rules_of(self._settings)]
         ranked = sorted(self.findings, key=lambda x: order.index(x.rule))
         return [{**asdict(finding), "link": finding.link} for finding in ranked]
 

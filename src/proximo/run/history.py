@@ -131,11 +131,16 @@ class History:
         gap = self["return_latest"] - self["return_mean"]
         return float(middle(np.abs(gap[np.isfinite(gap)])))
 
+    @cached_property
+    def least_gain(self) -> float:
+        """A gain of the score that is more than noise."""
+        known = [0.1 * abs(self.early(self.score)), 0.5 * self.noise]
+        return float(np.nanmax([*known, 1e-9]))
+
     @property
     def improved(self) -> bool:
-        """The score has risen by more than noise, or a run is good enough."""
-        least = np.nanmax([0.1 * abs(self.early(self.score)), 0.5 * self.noise, 1e-9])
-        return bool(self.gain > least) or self.solved
+        """The score is higher than at the beginning, or good enough."""
+        return self.gain > self.least_gain or self.solved
 
     @property
     def solved(self) -> bool:
@@ -144,9 +149,11 @@ class History:
 
     @property
     def stalled(self) -> bool:
-        """A good part of the run is over, and the score has not risen."""
-        enough = self.progress >= 0.25 and self.last >= 8
-        return bool(enough and np.isfinite(self.gain) and not self.improved)
+        """A good part of the run is over, and the score has never risen."""
+        if self.progress < 0.25 or self.last < 8 or not np.isfinite(self.gain) or self.solved:
+            return False
+        highest = float(self.known(self.score).max())
+        return highest - self.early(self.score) <= self.least_gain
 
 
 def middle(values: np.ndarray) -> float:

@@ -30,8 +30,9 @@ class Readings:
         self._env_seconds, self._env_steps, self._begin = 0.0, 0, 0.0
 
     def due(self, state: TrainState) -> bool:
-        """The next update is measured."""
-        return state.updates % self._every == 0
+        """The next update is measured. Early ones are more often, for the sake of slow envs."""
+        doubled = state.updates & (state.updates - 1) == 0  # 0, 1, 2, 4, 8, ...
+        return doubled or state.updates % self._every == 0
 
     def timed(self, envs: Envs) -> Envs:
         """The envs of the next rollout, whose steps are timed."""
@@ -45,13 +46,17 @@ class Readings:
 
     def take(self, state: TrainState, rollout: Rollout, batch: Batch) -> None:
         """Measure a rollout and its batch; `end` hands the readings out."""
+        if not self.due(state):
+            self._found = of_ends(rollout) if rollout.terminated.is_cpu else {}
+            return
         # Whatever is infinite here is told elsewhere, with the env's number.
         with np.errstate(all="ignore"):
             self._found = {
                 **of_rewards(rollout),
                 **of_targets(self._algorithm, batch),
                 **of_observations(state, rollout),
-                **of_episodes(state, rollout),
+                **of_ends(rollout),
+                **of_lengths(state),
             }
         share = state.policy.head.saturated(rollout.action[rollout.mask])
         if share is not None:
@@ -60,8 +65,10 @@ class Readings:
     def end(self, state: TrainState, metrics: Metrics) -> Metrics:
         """The readings, and those that are known when the update has ended."""
         found, self._found = self._found, {}
+        if not self.due(state):
+            return found
         steps = metrics.get("gradient_steps", 0)
-        if self._max_norm is not None and steps and "grad_norm" in metrics:
+        if self._max_norm is not None and steps and not self._algorithm.separate_optimizers:
             found["grad_clip_fraction"] = float(state.engine.clipped_steps) / steps
         if self._env_steps:
             found["env_time_fraction"] = self._env_seconds / (time.perf_counter() - self._begin)
@@ -121,17 +128,19 @@ def of_observations(state: TrainState, rollout: Rollout) -> Metrics:
     return {"obs_scale_min": float(moving.min()), "obs_scale_max": float(moving.max())}
 
 
-def of_episodes(state: TrainState, rollout: Rollout) -> Metrics:
-    """How episodes end: by their time limit, or all after the same number of steps."""
-    found = {}
-    if len(rollout.final_index):
-        ended = rollout.terminated.cpu().numpy().reshape(-1)[rollout.final_index.cpu().numpy()]
-        found["truncated_fraction"] = 1 - float(ended.mean())
-    if state.recent:
-        lengths = [episode.length for episode in state.recent]
-        longest = max(lengths)
-        found |= {
-            "length_max": float(longest),
-            "longest_fraction": lengths.count(longest) / len(lengths),
-        }
-    return found
+def of_ends(rollout: Rollout) -> Metrics:
+    """Share of the episodes that a time limit ended, where any has ended."""
+    if not len(rollout.final_index):
+        return {}
+    ended = rollout.terminated.cpu().numpy().reshape(-1)[rollout.final_index.cpu().numpy()]
+    return {"truncated_fraction": 1 - float(ended.mean())}
+
+
+def of_lengths(state: TrainState) -> Metrics:
+    """The longest of the last 100 episodes, and the share of those that are as long."""
+    if not state.recent:
+        return {}
+    lengths = [episode.length for episode in state.recent]
+    longest = max(lengths)
+    share = lengths.count(longest) / len(lengths)
+    return {"length_max": float(longest), "longest_fraction": share}

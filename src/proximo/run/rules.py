@@ -53,7 +53,7 @@ def reward_scale(h: History) -> Sign | None:
 
 
 def observations_unscaled(h: History) -> Sign | None:
-    small, large = h.median("obs_scale_min"), h.median("obs_scale_max")
+    small, large = h.first("obs_scale_min"), h.first("obs_scale_max")
     if h.setting("net.normalize_obs") or not (large >= 100 or (small <= 0.1 and h.stalled)):
         return None
     return Sign(
@@ -70,7 +70,8 @@ def time_limit_as_termination(h: History) -> Sign | None:
     ends = (share >= 0.5) & (longest >= most) & (longest >= 20)
     looked = int((h.updates >= 0.75 * h.last)[np.isfinite(share)].sum())
     recent = ends & (h.updates >= 0.75 * h.last)
-    if np.any(h.known("truncated_fraction")) or not looked or recent.sum() < 0.6 * looked:
+    cut = h.known("truncated_fraction")
+    if len(cut) < 2 or cut.any() or not looked or recent.sum() < 0.6 * looked:
         return None
     return Sign(
         f"{100 * h.recent('longest_fraction'):.0f}% of the last 100 episodes were terminated after "
@@ -84,7 +85,7 @@ def time_limit_as_termination(h: History) -> Sign | None:
 
 def all_end_by_time_limit(h: History) -> Sign | None:
     cut, returns = h.known("truncated_fraction"), h.known("return_latest")
-    if len(cut) < 2 or (cut < 1).any() or h["episodes"][-1] < 20 or not h.stalled:
+    if len(cut) < 2 or (cut < 1).any() or h["episodes"][-1] < 20 or h.progress < 0.25:
         return None
     if np.ptp(returns) > 1e-6 * np.abs(returns).max(initial=1e-9):
         return None
@@ -121,7 +122,7 @@ def entropy_low_from_start(h: History) -> Sign | None:
     first = h.early("entropy")
     if np.isfinite(h.median("action_saturation")) or not 0 <= first < 0.05 or h.last < 4:
         return None
-    if h.solved or h.first("entropy") > 0.1:
+    if h.solved or h.first("entropy") > 0.1 or h.first("approx_kl") > 1:
         return None
     return Sign(
         f"entropy {h.first('entropy'):.2g} nats after the first update",
@@ -208,7 +209,7 @@ def entropy_not_falling(h: History) -> Sign | None:
     entropy, weight = h.recent("entropy"), h.median("entropy_coef")
     first = h.first("entropy")
     enough = h.last >= 8 and h.progress >= 0.25
-    if not (enough and weight >= 0.03 and entropy >= first - 0.05 * abs(first)):
+    if not (enough and weight >= 0.03 and entropy >= first - 0.1 * abs(first)):
         return None
     return Sign(
         f"entropy {entropy:.3g} nats now, {first:.3g} after the first update, with weight "
@@ -221,49 +222,52 @@ def entropy_not_falling(h: History) -> Sign | None:
 
 def clip_saturated(h: History) -> Sign | None:
     fraction, clip = h.median("clip_fraction"), h.first("clip")
-    if h.last < 8 or not fraction >= 0.6:
+    narrow = clip <= 0.05 and fraction >= 0.1 and h.median("approx_kl") < 5e-4
+    if h.last < 8 or not (fraction >= 0.6 or narrow):
         return None
-    narrow = clip <= 0.05
     return Sign(
-        f"clip_fraction {fraction:.2f} (median): the ratio of most samples leaves [1 - {clip:g}, "
-        f"1 + {clip:g}]",
-        "the clip range is so narrow that most samples stop teaching after the first steps"
+        f"clip_fraction {fraction:.2f} with clip {clip:g}, approx_kl {h.median('approx_kl'):.2g} "
+        "(medians)",
+        "the clip range is so narrow that samples stop teaching after the first steps"
         if narrow
         else "the steps are too large or too many for one rollout",
         "--algorithm.clip 0.2"
         if narrow
         else f"--algorithm.learning-rate {h.known('learning_rate').max() / 3:.1g}, or fewer "
         "--algorithm.epochs",
-        h.since(lambda h: h["clip_fraction"] >= 0.6),
+        h.since(lambda h: h["clip_fraction"] >= fraction),
     )
 
 
 def value_loss_exploding(h: History) -> Sign | None:
-    explained = np.minimum(h["explained_variance"], 1)
-    error = np.sqrt(1 - explained) * h["value_target_std"] / h["value_target_rms"]
-    error = error[np.isfinite(error)]
-    if len(error) < 2 or not middle(error[-max(2, len(error) // 2) :]) > 3:
+    size = h["value_target_rms"]
+    error = np.sqrt(1 - np.minimum(h["explained_variance"], 1)) * h["value_target_std"]
+    if not h.setting("net.normalize_returns") and h.setting("algorithm.value_loss") != "huber":
+        error = np.fmax(error, np.sqrt(h["value_loss"]))  # which is in units of the reward
+    off = error / np.where(size > 0, size, np.nan)
+    known = off[np.isfinite(off)]
+    late = middle(known[len(known) // 2 :])
+    if h.median("reward_max") == 0 or len(known) < 4 or not late > 2.5:
         return None
-    apart = h.setting("algorithm.critic_learning_rate") is not None
-    remedy = "--algorithm.critic-learning-rate 1e-3" if apart else "--algorithm.normalize-reward"
+    apart = len(h.known("critic_learning_rate"))
     return Sign(
-        f"the critic is off by {middle(error[-max(2, len(error) // 2) :]):.3g} times the size of "
-        f"its targets; value_loss {h.recent('value_loss'):.3g}, first {h.first('value_loss'):.3g}",
-        f"the {'critic' if apart else ''} learning rate is too large for the values".replace(
-            "  ", " "
-        ),
-        remedy,
-        h.since(lambda h: h["explained_variance"] < -8),
+        f"the critic is off by {late:.3g} times the size of its targets; value_loss "
+        f"{h.recent('value_loss'):.3g}, first {h.first('value_loss'):.3g}",
+        f"the learning rate{' of the critic' if apart else ''} is too large for these values",
+        "--algorithm.critic-learning-rate 1e-3" if apart else "--algorithm.normalize-reward",
+        h.since(lambda h: off > 2.5),
     )
 
 
 def kl_under_target(h: History) -> Sign | None:
-    kl, rates = h.recent("approx_kl"), h.known("learning_rate")
+    kl, rates = h.median("approx_kl"), h.known("learning_rate")
     target = h.setting("algorithm.target_kl") or h.setting("algorithm.desired_kl")
-    if not (h.stalled and kl < 1e-6 and len(rates) and rates[-1] > 0.2 * rates.max()):
+    moving = len(rates) > 0 and rates[-1] > 0.2 * rates.max()
+    random = h.recent("entropy") > 0.5 * h.first("entropy")
+    if h.last < 8 or not (kl < 1e-6 and moving and random):
         return None
     return Sign(
-        f"approx_kl {kl:.2g} ({h.span}); "
+        f"approx_kl {kl:.2g} (median); "
         + (f"the target is {target:g}" if target else "0.005 to 0.02 is usual"),
         "the learning rate is too small: the policy does not move",
         f"--algorithm.learning-rate {max(3e-4, 10 * rates.max()):.1g}",
@@ -288,10 +292,14 @@ def clip_nil(h: History) -> Sign | None:
 def critic_useless(h: History) -> Sign | None:
     explained = h.known("explained_variance")
     spread = h.median("value_target_std") / h.median("value_target_rms")
-    if len(explained) < 12 or h.recent("length_mean") < 10 or not spread > 0.02:
+    if len(explained) < 20 or h.progress < 0.25 or not h["episodes"][-1] >= 100:
+        return None
+    if h.recent("length_mean") < 10 or not spread > 0.02:
         return None
     best = np.sort(explained)[int(0.8 * len(explained))]
     if not best <= 0.1:
+        return None
+    if h.median("reward_max") == 0:
         return None
     weight, rate = h.setting("algorithm.value_coef", 1.0), h.known("critic_learning_rate")
     cause, remedy = (
@@ -303,8 +311,8 @@ def critic_useless(h: History) -> Sign | None:
             f"value_coef {weight:g}: the critic hardly learns",
             "--algorithm.value-coef 0.5",
         )
-    elif len(rate) and rate.max() < 1e-5:
-        cause = f"critic_learning_rate {rate.max():g}: the critic hardly learns"
+    elif len(rate) and not 1e-5 < rate.max() < 0.02:
+        cause = f"critic_learning_rate {rate.max():g}: the critic does not learn"
         remedy = "--algorithm.critic-learning-rate 1e-3"
     return Sign(
         f"explained_variance at most {best:.2f} in 80% of the updates",
@@ -316,11 +324,13 @@ def critic_useless(h: History) -> Sign | None:
 
 def entropy_collapsed(h: History) -> Sign | None:
     first, now = h.first("entropy"), h.recent("entropy")
+    if not h.stalled or np.isnan(first):
+        return None
     gaussian = np.isfinite(h.median("action_saturation")) or first < 0
     per_number = 1.42 + h.setting("net.log_std", 0.0)
     numbers = max(1, round(first / per_number)) if per_number > 0.1 else 1
     fell = now < first - 3 * numbers if gaussian else 0 <= now < 0.03 * first
-    if not (h.stalled and fell):
+    if not fell:
         return None
     return Sign(
         f"entropy {now:.2g} nats ({h.span}), {first:.2g} after the first update",
@@ -416,7 +426,7 @@ def published_budget(h: History) -> tuple[Preset, float] | None:
 
 
 def too_few_steps(h: History) -> Sign | None:
-    if h.progress < 0.95 or h.last < 8 or h.solved or not h["steps"][-1] >= 4096:
+    if h.progress < 0.95 or h.last < 2 or h.solved or not h["steps"][-1] >= 4096:
         return None
     found = published_budget(h)
     if not found:
@@ -457,17 +467,17 @@ CONTROL: tuple[Rule, ...] = (
     discount_too_short,
     entropy_low_from_start,
     kl_over_target,
+    actions_saturated,
     learning_rate_spent,
     gradient_always_clipped,
-    actions_saturated,
     entropy_not_falling,
     clip_saturated,
     value_loss_exploding,
     kl_under_target,
     advantages_flat,
+    evaluation_differs,
     critic_useless,
     clip_nil,
-    evaluation_differs,
     env_bottleneck,
     entropy_collapsed,
     return_fell,
