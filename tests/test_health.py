@@ -340,17 +340,17 @@ def test_health_changes_no_weight(tmp_path, monkeypatch):
 
 
 def test_an_update_is_measured_early_and_then_every_few_thousand_steps():
-    config = RunConfig(total_steps=20_000)
+    config = RunConfig(total_steps=18_432)
     rows = []
     train(
-        EnvConfig(id="Pendulum-v1", num_envs=2, check=False),
+        EnvConfig(id="Pendulum-v1", num_envs=4, check=False),
         PPO(epochs=1),
         rollout=RolloutConfig(steps=512),
         run_config=config,
         callbacks=[lambda state, rollout, row: rows.append(dict(row))],
     )
     measured = {row["update"]: row for row in rows if "reward_max" in row}
-    assert set(measured) == {1, 2, 3, 5, 9, 17}
+    assert set(measured) == {1, 2, 5, 9}
     row = measured[9]
     assert 0 < row["reward_std"] < row["reward_max"] <= 17
     assert row["reward_nonzero"] == 1

@@ -120,9 +120,7 @@ class ControlTask(Task):
             raise
 
     def collect(self, state: TrainState) -> Rollout:
-        rollout, envs = self.config.rollout, self.envs
-        if self._readings.due(state):
-            envs = self._readings.timed(envs)
+        rollout, envs = self.config.rollout, self._readings.begin(state, self.envs)
         return collect(envs, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes)
 
     def prepare(self, state: TrainState, rollout: Rollout) -> Batch:

@@ -83,7 +83,7 @@ class HealthMonitor(Callback):
     """
 
     LEAST = 16_384
-    """Environment steps between two looks at least; later an eighth of all steps so far."""
+    """Environment steps between two looks at least; later a quarter of all steps so far."""
     EARLY = (8, 32)
     """Updates with a look in any case: they may take long."""
     phase = "checks"
@@ -129,7 +129,7 @@ class HealthMonitor(Callback):
 
     def _put_off(self, row: Row) -> None:
         count = row[self._counter]
-        self._due = count + max(self._least, count // 8)
+        self._due = count + max(self._least, count // 4)
 
     def _look(self, row: Row) -> None:
         said = {finding.rule for finding in self.findings}

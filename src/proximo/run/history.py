@@ -10,7 +10,7 @@ import numpy as np
 
 from proximo.types import Row
 
-KEPT = 256
+KEPT = 128
 """Rows that a history keeps, evenly chosen, and as many of those with further readings."""
 MEASURED = "reward_max"
 """A reading that only rows with the further ones have (`readings.py`)."""
@@ -51,9 +51,11 @@ class History:
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._columns:
             values = [row.get(name) for row in self._rows]
-            self._columns[name] = np.array(
-                [x if isinstance(x, int | float) else np.nan for x in values], float
-            )
+            try:
+                self._columns[name] = np.array(values, float)
+            except (TypeError, ValueError):  # a callback has put text there
+                numbers = [x if isinstance(x, int | float) else np.nan for x in values]
+                self._columns[name] = np.array(numbers, float)
         return self._columns[name]
 
     def setting(self, name: str, default: Any = None) -> Any:
@@ -153,7 +155,8 @@ class History:
         if self.progress < 0.25 or self.last < 8 or not np.isfinite(self.gain) or self.solved:
             return False
         highest = float(self.known(self.score).max())
-        return highest - self.early(self.score) <= self.least_gain
+        lowest = min(self.first(self.score), self.early(self.score))  # some learn in one update
+        return highest - lowest <= self.least_gain
 
 
 def middle(values: np.ndarray) -> float:

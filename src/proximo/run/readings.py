@@ -12,10 +12,14 @@ from proximo.run.config import Config
 from proximo.state import TrainState
 from proximo.types import Batch, Metrics, Rollout
 
-EVERY = 8192
-"""Environment steps between two readings, in whole updates."""
+EVERY = 16_384
+"""Environment steps between two measured updates, in whole updates."""
 EPISODIC = 16
 """Updates between them where an update is counted in episodes."""
+EARLY = (0, 1, 4)
+"""Updates before those that are measured in any case, for the sake of slow envs."""
+ENDS = 4
+"""Updates between two that say how their episodes ended, which costs little."""
 
 
 class Readings:
@@ -26,16 +30,19 @@ class Readings:
         samples = config.env.num_envs * agents * config.rollout.steps
         self._every = EPISODIC if config.rollout.episodes else max(1, EVERY // samples)
         self._algorithm, self._max_norm = config.algorithm, config.algorithm.max_grad_norm
+        self._due = False
         self._found: Metrics = {}
         self._env_seconds, self._env_steps, self._begin = 0.0, 0, 0.0
 
     def due(self, state: TrainState) -> bool:
-        """The next update is measured. Early ones are more often, for the sake of slow envs."""
-        doubled = state.updates & (state.updates - 1) == 0  # 0, 1, 2, 4, 8, ...
-        return doubled or state.updates % self._every == 0
+        """The next update is measured."""
+        return state.updates % self._every == 0 or state.updates in EARLY
 
-    def timed(self, envs: Envs) -> Envs:
-        """The envs of the next rollout, whose steps are timed."""
+    def begin(self, state: TrainState, envs: Envs) -> Envs:
+        """The envs for the next rollout. Where it is measured, their steps are timed."""
+        self._due = self.due(state)
+        if not self._due:
+            return envs
         self._env_seconds, self._env_steps, self._begin = 0.0, 0, time.perf_counter()
         return cast(Envs, _TimedEnvs(envs, self))
 
@@ -46,8 +53,9 @@ class Readings:
 
     def take(self, state: TrainState, rollout: Rollout, batch: Batch) -> None:
         """Measure a rollout and its batch; `end` hands the readings out."""
-        if not self.due(state):
-            self._found = of_ends(rollout) if rollout.terminated.is_cpu else {}
+        if not self._due:
+            if state.updates % ENDS == 0 and rollout.terminated.is_cpu:
+                self._found = of_ends(rollout)
             return
         # Whatever is infinite here is told elsewhere, with the env's number.
         with np.errstate(all="ignore"):
@@ -65,7 +73,7 @@ class Readings:
     def end(self, state: TrainState, metrics: Metrics) -> Metrics:
         """The readings, and those that are known when the update has ended."""
         found, self._found = self._found, {}
-        if not self.due(state):
+        if not self._due:
             return found
         steps = metrics.get("gradient_steps", 0)
         if self._max_norm is not None and steps and not self._algorithm.separate_optimizers:
@@ -130,10 +138,11 @@ def of_observations(state: TrainState, rollout: Rollout) -> Metrics:
 
 def of_ends(rollout: Rollout) -> Metrics:
     """Share of the episodes that a time limit ended, where any has ended."""
-    if not len(rollout.final_index):
+    ended = rollout.final_index.shape[0]
+    if not ended:
         return {}
-    ended = rollout.terminated.cpu().numpy().reshape(-1)[rollout.final_index.cpu().numpy()]
-    return {"truncated_fraction": 1 - float(ended.mean())}
+    terminated = np.count_nonzero(rollout.terminated.cpu().numpy())
+    return {"truncated_fraction": 1 - terminated / ended}
 
 
 def of_lengths(state: TrainState) -> Metrics:

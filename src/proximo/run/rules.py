@@ -344,7 +344,8 @@ def advantages_flat(h: History) -> Sign | None:
     spread, rewards = h.recent("reward_std"), h.recent("reward_max")
     cut = h.known("truncated_fraction")
     endless = len(cut) >= 2 and (cut == 1).all()
-    flat = h.recent("advantage_std") <= 1e-6 * h.recent("value_target_rms")
+    flat = h.known("advantage_std").max(initial=-1) <= 1e-6 * h.median("value_target_rms")
+    flat = flat and len(h.known("advantage_std")) > 2
     same = endless and rewards > 0 and spread <= 1e-3 * rewards
     if not (flat or same) or h.progress < 0.1:
         return None
@@ -387,7 +388,7 @@ def env_bottleneck(h: History) -> Sign | None:
         return None
     # The lower quarter: other work on the machine makes single readings long.
     share, each = shares[len(shares) // 4], times[len(times) // 4] / count
-    if not (share > 0.8 and each > 5e-4):
+    if not (share > 0.8 and each > 1e-3):
         return None
     return Sign(
         f"{100 * share:.0f}% of the time is spent in the envs, {1000 * each:.2g} ms a step of one",
