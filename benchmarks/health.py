@@ -506,8 +506,7 @@ def replayed(folder: Path) -> list[dict[str, Any]]:
     """What the rules, as they are now, say in a run of these rows."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     tables = read_tables(folder / "config.toml")
-    counter = "tokens" if "lm" in tables else "steps"
-    monitor = HealthMonitor(tables, counter, [], lambda text: None)
+    monitor = HealthMonitor(tables, [], lambda text: None)
     for row in rows:
         row.pop("health", None)
         monitor(None, None, row)

@@ -49,6 +49,11 @@ def rule_name(rule: Rule) -> str:
     return rule.__name__.replace("_", "-")
 
 
+def as_tables(config: Any) -> Mapping[str, Any]:
+    """Settings by section and name, of a configuration or of what its file holds."""
+    return config if isinstance(config, Mapping) else to_tables(config)
+
+
 def rules_of(settings: Mapping[str, Any]) -> tuple[Rule, ...]:
     """The rules of a run, the likely causes first; none for supervised stages."""
     stage = settings.get("lm", {}).get("stage")
@@ -60,7 +65,7 @@ def diagnose(rows: Sequence[Row], config: Any) -> list[Finding]:
 
     config: as the run has it, or its tables. Supervised stages of language models have no rules.
     """
-    settings: Mapping[str, Any] = config if isinstance(config, Mapping) else to_tables(config)
+    settings = as_tables(config)
     if not rows:
         return []
     history, found = History(thinned(rows), settings), []
@@ -89,15 +94,15 @@ class HealthMonitor(Callback):
     phase = "checks"
 
     def __init__(
-        self, config: Any, counter: str, rows: Sequence[Row], say: Callable[[str], None]
+        self,
+        config: Any,
+        rows: Sequence[Row],
+        say: Callable[[str], None],
+        over: Callable[[Any], Any] = lambda state: False,
     ) -> None:
-        """config: of the run. counter: of its experience. rows: from before a resume."""
-        self._settings, self._say = (
-            config if isinstance(config, Mapping) else to_tables(config),
-            say,
-        )
-        self._least = self.LEAST if counter == "steps" else 0  # an update of language takes seconds
-        self._counter = counter
+        """config: of the run. rows: from before a resume. over: this state ends the run."""
+        self._settings: Mapping[str, Any] = as_tables(config)
+        self._say, self._over = say, over
         self._rows = list[Row]()
         for row in rows:
             self._keep(row)
@@ -110,7 +115,8 @@ class HealthMonitor(Callback):
 
     def __call__(self, state: Any, rollout: Any, row: Row) -> None:
         self._keep(row)
-        if row[self._counter] >= self._due or row["update"] in self.EARLY:
+        due = row.get("steps", self._due) >= self._due  # in language always: an update is long
+        if due or row["update"] in self.EARLY or self._over(state):
             self._put_off(row)
             self._look(row)
 
@@ -128,8 +134,8 @@ class HealthMonitor(Callback):
             self._rows = thinned(self._rows)
 
     def _put_off(self, row: Row) -> None:
-        count = row[self._counter]
-        self._due = count + max(self._least, count // 4)
+        steps = row.get("steps", 0)
+        self._due = steps + max(self.LEAST, steps // 4)
 
     def _look(self, row: Row) -> None:
         said = {finding.rule for finding in self.findings}

@@ -247,12 +247,19 @@ def value_loss_exploding(h: History) -> Sign | None:
     off = error / np.where(size > 0, size, np.nan)
     known = off[np.isfinite(off)]
     late = middle(known[len(known) // 2 :])
-    if h.median("reward_max") == 0 or len(known) < 4 or not late > 2.5:
+    gamma = h.setting("algorithm.gamma", 1.0)
+    most = h.known("reward_max").max(initial=0) / (1 - gamma) if gamma < 1 else np.inf
+    beyond = (
+        not h.setting("algorithm.normalize_reward") and h.recent("value_target_rms") > 1.5 * most
+    )
+    if most == 0 or len(known) < 4 or not (late > 2.5 or beyond):
         return None
     apart = len(h.known("critic_learning_rate"))
     return Sign(
-        f"the critic is off by {late:.3g} times the size of its targets; value_loss "
-        f"{h.recent('value_loss'):.3g}, first {h.first('value_loss'):.3g}",
+        f"the critic is off by {late:.3g} times the size of its targets, "
+        f"{h.recent('value_target_rms'):.3g}"
+        + (f", where no value can be above {most:.3g}" if beyond else "")
+        + f"; value_loss {h.recent('value_loss'):.3g}",
         f"the learning rate{' of the critic' if apart else ''} is too large for these values",
         "--algorithm.critic-learning-rate 1e-3" if apart else "--algorithm.normalize-reward",
         h.since(lambda h: off > 2.5),
@@ -402,12 +409,17 @@ def return_fell(h: History) -> Sign | None:
     returns = h.known(h.score)
     if len(returns) < 12 or h["episodes"][-1] < 50:
         return None
-    best, now = returns.max(), middle(returns[-max(3, len(returns) // 10) :])
+    width = max(3, len(returns) // 10)
+    smooth = np.median(np.lib.stride_tricks.sliding_window_view(returns, width), axis=1)
+    best, now = smooth.max(), smooth[-1]
     won = best - h.early(h.score)
+    share = h["steps"] / h["steps"][-1] * h.progress  # of the whole run
+    if share[-1] - share[int(np.nanargmax(h[h.score]))] < 0.15:  # it may come back
+        return None
     if not (won > max(0.3 * abs(h.early(h.score)), 2 * h.noise) and best - now > 0.6 * won):
         return None
     return Sign(
-        f"return {now:.4g} (median of the last tenth of the updates), best {best:.4g}",
+        f"return {now:.4g}, best {best:.4g} (medians of tenths of the updates)",
         "the policy has lost what it had learned: steps that are too large late in the run, or an "
         "env that changed",
         f"--algorithm.learning-rate linear:{h.known('learning_rate').max():.1g}:0 (falling to 0), "

@@ -6,6 +6,7 @@ import contextlib
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -264,7 +265,8 @@ class Session:
             self._logger = MetricsLogger(folder, display, run, here, self.log.alert)
         checked = [Checked(callback, self.log.alert) for callback in own]
         best = BestTracker(task.best_by)
-        self._health = HealthMonitor(task.config, task.counter, rows, self.log.tell)
+        over = partial(type(state).finished, run=run)
+        self._health = HealthMonitor(task.config, rows, self.log.tell, over)
         self.callbacks = [self._clock, *monitors, self._health, best, *checked, self._logger]
         self._writer: RunWriter | None = None
         if folder:
