@@ -197,6 +197,11 @@ def count_a(completions: list[str]) -> list[float]:
     return [text.count("a") / max(1, len(text)) for text in completions]
 
 
+def first_half(completions: list[str]) -> list[float]:
+    """Pays for four of the eight letters: all of them, in any order."""
+    return [sum(x in "abcd" for x in text) / max(1, len(text)) for text in completions]
+
+
 def count_ab(completions: list[str]) -> list[float]:
     return [float(any(x in text for x in ("ab", "cd", "ef"))) for text in completions]
 
@@ -411,7 +416,7 @@ FAULTS: dict[str, tuple[str, str, Run]] = {
     "language: no KL penalty": (
         "kl-running-away",
         "--kl.coef",
-        language(count_a, rate=5e-4, kl=0.0),
+        language(first_half, kl=0.0),
     ),
     "language: pays for length": (
         "eos-lost",
@@ -451,23 +456,23 @@ HEALTHY: dict[str, tuple[int, Run]] = {
     "CartPole defaults": (4, control(CARTPOLE, run__total_steps=100_000)),
     "Pendulum preset": (6, control(PENDULUM, preset="own")),
     "Acrobot defaults": (3, control("Acrobot-v1", run__total_steps=150_000)),
-    "MountainCar preset": (2, control("MountainCar-v0", preset="own")),
+    "MountainCar preset": (1, control("MountainCar-v0", preset="own")),
     "LunarLander preset, 300,000 steps": (
         2,
         control("LunarLander-v3", preset="own", run__total_steps=300_000),
     ),
     "LunarLanderContinuous preset, 300,000 steps": (
-        2,
+        1,
         control("LunarLanderContinuous-v3", preset="own", run__total_steps=300_000),
     ),
-    "CartPole a2c": (3, control(CARTPOLE, preset="a2c")),
-    "CartPole a2c, tuned": (2, control(CARTPOLE, preset="cartpole-a2c")),
+    "CartPole a2c": (2, control(CARTPOLE, preset="a2c")),
+    "CartPole a2c, tuned": (3, control(CARTPOLE, preset="cartpole-a2c")),
     "CartPole ppo-penalty": (3, control(CARTPOLE, preset="cartpole-ppo-penalty")),
-    "CartPole trpo": (3, control(CARTPOLE, preset="cartpole-trpo")),
-    "CartPole reinforce": (2, control(CARTPOLE, preset="cartpole-reinforce")),
-    "CartPole qac": (2, control(CARTPOLE, preset="cartpole-qac")),
-    "Pendulum ppo-penalty": (2, control(PENDULUM, preset="pendulum-ppo-penalty")),
-    "Pendulum trpo": (2, control(PENDULUM, preset="pendulum-trpo")),
+    "CartPole trpo": (2, control(CARTPOLE, preset="cartpole-trpo")),
+    "CartPole reinforce": (1, control(CARTPOLE, preset="cartpole-reinforce")),
+    "CartPole qac": (1, control(CARTPOLE, preset="cartpole-qac")),
+    "Pendulum ppo-penalty": (1, control(PENDULUM, preset="pendulum-ppo-penalty")),
+    "Pendulum trpo": (1, control(PENDULUM, preset="pendulum-trpo")),
     "InvertedPendulum preset, 100,000 steps": (
         2,
         control("InvertedPendulum-v5", preset="own", run__total_steps=100_000),
@@ -477,26 +482,26 @@ HEALTHY: dict[str, tuple[int, Run]] = {
         control("HalfCheetah-v5", preset="own", run__total_steps=256_000),
     ),
     "FrozenLake defaults": (
-        2,
+        4,
         control("FrozenLake-v1", env__kwargs={"is_slippery": False}, run__total_steps=60_000),
     ),
     **{
         f"probe {name}": (2, control(f"{probes}:{name}", **small))
         for name in ("BestAction", "BestActionGivenObservation")
     },
-    "probe Remember": (1, control(f"{probes}:Remember", net__recurrent="gru", **small)),
+    "probe Remember": (2, control(f"{probes}:Remember", net__recurrent="gru", **small)),
     **{
         f"probe Match {done}": (1, control(f"{probes}:Match", env__kwargs={"done": done}, **small))
         for done in ("discrete", "binary", "box", "hybrid")
     },
     "Maze": (2, control(f"{puzzles}:Maze", run__total_steps=60_000)),
-    "Catch": (1, control(f"{puzzles}:Catch", run__total_steps=30_000)),
+    "Catch": (2, control(f"{puzzles}:Catch", run__total_steps=30_000)),
     "Cards": (2, control(f"{puzzles}:Cards", run__total_steps=60_000)),
     "language: count a": (2, language(count_a, rate=5e-4)),
-    "language: pairs": (2, language(count_ab, rate=5e-4)),
-    "language: begins alike": (2, language(starts_alike, rate=5e-4)),
+    "language: pairs": (3, language(count_ab, rate=5e-4)),
+    "language: begins alike": (4, language(starts_alike, rate=5e-4)),
     "language: begins alike, rloo": (
-        2,
+        4,
         language(starts_alike, rate=5e-4, algorithm=rloo, run={"completions_per_prompt": 4}),
     ),
 }

@@ -83,7 +83,6 @@ LIMIT = {"longest_fraction": 0.9, "length_max": 200.0, "truncated_fraction": 0.0
 FELL = dict.fromkeys(
     ["return_mean", "return_latest"], lambda u, x: 20 + 300 * math.sin(math.pi * x)
 )
-SHORT = {"episodes": lambda u, x: 20 * u}
 
 # rule: changes of the rows, and of the settings
 SICK = {
@@ -106,7 +105,14 @@ SICK = {
     "value-loss-exploding": ({"explained_variance": -1000.0}, {}),
     "kl-under-target": ({"approx_kl": 1e-9}, {}),
     "advantages-flat": (
-        {"reward_std": 0.0, "truncated_fraction": 1.0, "reward_max": 0.01},
+        {
+            "reward_std": 0.0,
+            "reward_max": 0.01,
+            "truncated_fraction": 1.0,
+            "value_target_rms": 0.5,
+            "value_loss": 0.01,
+            "value_target_std": 0.1,
+        },
         {"env__reward_clip": 0.01},
     ),
     "clip-nil": ({**FLAT, "clip_fraction": 0.0}, {}),
@@ -171,7 +177,7 @@ def test_rows_without_further_readings_have_no_findings():
         ({"env_time_fraction": 0.95, "env_step_seconds": 1e-4}, {"env__backend": "sync"}),
         ({"evaluation": lambda u, x: 30 + 300 * x}, {}),
         ({"approx_kl": lambda u, x: 0.9 if u == 7 else 0.01}, {}),
-        (SHORT, {"algorithm__gamma": 0.9}),
+        ({"value_target_rms": 8.0}, {"algorithm__gamma": 0.9}),
     ],
 )
 def test_what_looks_like_a_fault_has_no_finding(changed, set_to):
@@ -200,6 +206,7 @@ def language_rows(count=UPDATES, **changed):
             "score": share,
             "score_std": 0.3,
             "kl": 0.1 + share,
+            "beta": 0.05,
             "length": 12.0,
             "stopped": 0.9,
             "entropy": 2.0,
@@ -235,7 +242,7 @@ SICK_LANGUAGE = {
     "repetition": ({"repetition": lambda u, x: x}, {}),
     "kl-over-target": ({"approx_kl": 0.5}, {}),
     "learning-rate-spent": ({"learning_rate": lambda u, x: max(0.0, 1e-5 * (1 - 5 * x))}, {}),
-    "kl-running-away": ({"kl": lambda u, x: 20 * x}, {}),
+    "kl-running-away": ({"kl": lambda u, x: 20 * x, "beta": 0.0}, {}),
     "gradient-always-clipped": ({"grad_norm": 1e4, "grad_clip_fraction": 1.0}, {}),
     "clip-saturated": ({"clip_fraction": 0.8}, {}),
     "value-loss-exploding": (

@@ -117,6 +117,8 @@ def of_targets(algorithm: Any, batch: Batch) -> Metrics:
         "value_target_rms": float(np.sqrt(np.square(target).mean())),
         "value_target_std": float(target.std()),
     }
+    if algorithm.q_critic:  # which weighs actions by Q itself
+        return found
     if algorithm.normalize_advantage in ("minibatch", "none"):
         found["advantage_std"] = float(batch.advantage.cpu().numpy().std())
     elif algorithm.value_target in ("same", algorithm.advantage):

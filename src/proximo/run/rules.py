@@ -304,7 +304,7 @@ def critic_useless(h: History) -> Sign | None:
     if h.recent("length_mean") < 10 or not spread > 0.02:
         return None
     best = np.sort(explained)[int(0.8 * len(explained))]
-    if not best <= 0.1:
+    if not best <= 0.05:
         return None
     if h.median("reward_max") == 0:
         return None

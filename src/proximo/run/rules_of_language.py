@@ -61,15 +61,15 @@ def reward_hacking(h: History) -> Sign | None:
 
 def kl_running_away(h: History) -> Sign | None:
     target, kl = h.setting("kl.target"), h.recent("kl")
-    each = kl / h.recent("length")
-    limit = 5 * target if target else np.inf
-    if len(h.known("kl")) < FEW or not (each > 0.5 or kl > limit) or kl < 2 * h.early("kl"):
+    each, cost = kl / h.recent("length"), h.recent("beta") * kl
+    weak = each > 0.5 and cost < 0.1 * abs(h.gain)
+    beyond = kl > (5 * target if target else np.inf)
+    if len(h.known("kl")) < FEW or not (weak or beyond) or kl < 2 * h.early("kl"):
         return None
     return Sign(
-        f"kl {kl:.3g} nats per completion, {each:.2g} per token ({h.span})"
-        + (f"; the target is {target:g}" if target else ""),
-        "the policy leaves the reference: the penalty is too weak for this reward and learning "
-        "rate",
+        f"kl {kl:.3g} nats per completion, {each:.2g} per token ({h.span}), which cost {cost:.2g} "
+        f"of a score that rose by {h.gain:.2g}" + (f"; the target is {target:g}" if target else ""),
+        "the policy leaves the reference: the penalty is too weak for this reward",
         f"--kl.coef {max(0.05, 4 * (h.setting('kl.coef') or 0)):.2g}, or a smaller "
         "--algorithm.learning-rate",
         h.since(lambda h: h["kl"] / h["length"] > 0.5),
@@ -94,7 +94,7 @@ def length_explosion(h: History) -> Sign | None:
     before, now, most = h.early("length"), h.recent("length"), h.setting("sampling.max_tokens", 0)
     if len(h.known("length")) < FEW:
         return None
-    if not (now >= 3 * before or (now >= 0.95 * most and before <= 0.5 * most)):
+    if not (now >= 2.5 * before or (now >= 0.95 * most and before <= 0.5 * most)):
         return None
     return Sign(
         f"length {before:.3g} → {now:.3g} tokens",
