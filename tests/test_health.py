@@ -77,6 +77,7 @@ def rows(count=UPDATES, **changed):
     return found
 
 
+LOST = {"return_mean": lambda u, x: 20.0 if u < 3 else 9.0, "return_latest": 9.0}
 FLAT = {"return_mean": 20.0, "return_latest": lambda u, x: 20 + math.sin(u), "best": 21.0}
 SAME = {"return_mean": -50.0, "return_latest": -50.0, "length_mean": 50.0, "best": -50.0}
 LIMIT = {"longest_fraction": 0.9, "length_max": 200.0, "truncated_fraction": 0.0}
@@ -127,6 +128,11 @@ SICK = {
     "too-few-steps": ({}, {"run__total_steps": 1024 * UPDATES // 2}),
     "return-stalled": (FLAT, {"env__id": "module:Env"}),
 }
+
+
+def test_a_policy_that_one_update_has_ruined_is_found():
+    ruined = rows(**LOST, approx_kl=lambda u, x: 0.9 if u == 1 else 0.0, clip_fraction=0.0)
+    assert first(diagnose(ruined, settings(env__id="module:Env"))) == "kl-over-target"
 
 
 def first(found):

@@ -154,9 +154,10 @@ class History:
         """A good part of the run is over, and the score has never risen."""
         if self.progress < 0.25 or self.last < 8 or not np.isfinite(self.gain) or self.solved:
             return False
-        highest = float(self.known(self.score).max())
-        lowest = min(self.first(self.score), self.early(self.score))  # some learn in one update
-        return highest - lowest <= self.least_gain
+        scores = self.known(self.score)
+        rise = scores.max() - scores[0]  # some learn in one update
+        later = scores[len(scores) // 10 :].max() - self.early(self.score)
+        return bool(max(rise, later) <= self.least_gain)
 
 
 def middle(values: np.ndarray) -> float:

@@ -136,7 +136,7 @@ def kl_over_target(h: History) -> Sign | None:
     target = h.setting("algorithm.target_kl") or h.setting("algorithm.desired_kl")
     limit = max(0.15, 5 * (target or 0))
     over = h["approx_kl"] > limit
-    large = h["approx_kl"] > 1
+    large = h["approx_kl"] > 2 * limit
     fell = large.any() and h.stalled and h.recent("approx_kl") < 1e-3
     if h.last < 4 or not (over.sum() >= max(4, 0.1 * len(over)) or fell):
         return None
@@ -465,7 +465,7 @@ def return_stalled(h: History) -> Sign | None:
     return Sign(
         f"return {h.recent('return_mean'):.4g} ({h.span}), {h.early('return_mean'):.4g} in the "
         "first tenth",
-        "nothing is learned, and no other rule says why",
+        "nothing is learned: see the findings before this one, if there are any",
         "`proximo check ENV`, then the preset of the env, or --algorithm.entropy-coef 0.01",
         int(h.updates[0]),
     )
