@@ -323,7 +323,7 @@ def test_a_sick_run_says_so_once_in_all_places(tmp_path, capsys):
     agent = quick(watch, tmp_path / "run")
     (finding,) = [x for x in agent.result["health"] if x["rule"] == "kl-over-target"]
     assert agent.result["health"][0] == finding
-    assert "--algorithm.learning-rate 0.1" in finding["remedy"]
+    assert "--algorithm.learning-rate 0.0003" in finding["remedy"]
     told = [update for update, names in seen if "kl-over-target" in names.split(", ")]
     assert told == [8]
     line = "health: kl-over-target: "

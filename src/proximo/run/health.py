@@ -88,7 +88,7 @@ class HealthMonitor(Callback):
     """
 
     LEAST = 16_384
-    """Environment steps between two looks at least; later a quarter of all steps so far."""
+    """Environment steps between two looks at least; later a third of all steps so far."""
     EARLY = (8, 32)
     """Updates with a look in any case: they may take long."""
     phase = "checks"
@@ -130,12 +130,12 @@ class HealthMonitor(Callback):
 
     def _keep(self, row: Row) -> None:
         self._rows.append(row)
-        if len(self._rows) > 8 * KEPT:
+        if len(self._rows) > 6 * KEPT:
             self._rows = thinned(self._rows)
 
     def _put_off(self, row: Row) -> None:
         steps = row.get("steps", 0)
-        self._due = steps + max(self.LEAST, steps // 4)
+        self._due = steps + max(self.LEAST, steps // 3)
 
     def _look(self, row: Row) -> None:
         said = {finding.rule for finding in self.findings}

@@ -10,7 +10,7 @@ import numpy as np
 
 from proximo.types import Row
 
-KEPT = 128
+KEPT = 64
 """Rows that a history keeps, evenly chosen, and as many of those with further readings."""
 MEASURED = "reward_max"
 """A reading that only rows with the further ones have (`readings.py`)."""

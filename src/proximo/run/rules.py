@@ -147,7 +147,7 @@ def kl_over_target(h: History) -> Sign | None:
         + (f"the target is {target:g}" if target else "0.005 to 0.02 is usual"),
         "the learning rate is too large (or there are too many epochs): an update moves the policy "
         "far from the data that it learns from",
-        f"--algorithm.learning-rate {rate.max() / 10 if len(rate) else 3e-4:.1g} "
+        f"--algorithm.learning-rate {min(rate.max(initial=0) / 10 or 3e-4, 3e-4):.1g} "
         "(or --algorithm.target-kl 0.02)",
         h.since(lambda h: over),
     )
@@ -407,7 +407,10 @@ def env_bottleneck(h: History) -> Sign | None:
 
 def return_fell(h: History) -> Sign | None:
     returns = h.known(h.score)
-    if len(returns) < 12 or h["episodes"][-1] < 50:
+    if len(returns) < 12 or h["episodes"][-1] < 50 or h.solved:
+        return None
+    top = returns.max()
+    if not top - returns[-1] > 0.4 * (top - h.early(h.score)):  # spares what follows, mostly
         return None
     width = max(3, len(returns) // 10)
     smooth = np.median(np.lib.stride_tricks.sliding_window_view(returns, width), axis=1)
