@@ -418,7 +418,7 @@ FAULTS: dict[str, tuple[str, str, Run]] = {
     "language: no KL penalty": (
         "kl-running-away",
         "--kl.coef",
-        language(first_half, kl=0.0),
+        language(first_half, kl=0.0, sampling={"min_tokens": 11}),
     ),
     "language: pays for length": (
         "eos-lost",

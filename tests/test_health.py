@@ -118,7 +118,7 @@ SICK = {
     ),
     "clip-nil": ({**FLAT, "clip_fraction": 0.0}, {}),
     "evaluation-differs": ({"evaluation": 5.0}, {}),
-    "critic-useless": ({"explained_variance": 0.01}, {}),
+    "critic-useless": ({"explained_variance": 0.01}, {"algorithm__value_coef": 0.0}),
     "env-bottleneck": (
         {"env_time_fraction": 0.95, "env_step_seconds": 0.01},
         {"env__backend": "sync"},
@@ -174,6 +174,7 @@ def test_rows_without_further_readings_have_no_findings():
         ({"reward_max": 1e4}, {"algorithm__normalize_reward": True}),
         ({"obs_scale_max": 300.0}, {"net__normalize_obs": True}),
         ({**LIMIT, "truncated_fraction": 1.0}, {}),
+        ({"explained_variance": -0.02}, {}),
         ({"approx_kl": lambda u, x: 0.01 if u < 25 else 1e-9}, {}),
         ({**LIMIT, "length_max": lambda u, x: 300.0 if u < 10 else 30.0}, {}),
         ({"learning_rate": lambda u, x: 3e-4 * (1.001 - x)}, {}),
