@@ -1,5 +1,6 @@
 """Rules of health: each comes first in rows that are sick in its way; none applies to others."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -17,10 +18,12 @@ UPDATES = 40
 PAGE = Path(__file__).parents[1] / "docs/health.md"
 
 
+DEFAULTS = to_tables(Config.of({"env": {"id": "CartPole-v1"}}, {"run.total_steps": 1024 * UPDATES}))
+
+
 def settings(**changed):
     """Tables of a run of PPO in CartPole, with env__num_envs=8 and the like."""
-    config = Config.of({"env": {"id": "CartPole-v1"}}, {"run.total_steps": 1024 * UPDATES})
-    return with_changes(to_tables(config), changed)
+    return with_changes(copy.deepcopy(DEFAULTS), changed)
 
 
 def with_changes(tables, changed):
@@ -273,6 +276,33 @@ def test_a_rule_of_language_comes_first_where_its_fault_is(name):
 def test_no_rule_applies_to_healthy_rows_of_language(count):
     assert diagnose(language_rows(count), language()) == []
     assert diagnose([{"update": 1, "tokens": 9, "loss": 1.0}], {"lm": {"stage": "sft"}}) == []
+
+
+HOSTILE = [None, "text", True, -1, 1e300, -1e300, 2**63, float("inf")]
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+def test_no_reading_or_setting_breaks_a_rule(value):
+    """Rows of metrics.jsonl and config.toml may come from elsewhere."""
+    for make, tables_of, sick in (
+        (rows, settings, SICK),
+        (language_rows, language, SICK_LANGUAGE),
+    ):
+        names = sorted(make()[0].keys() - {"update"})
+        for i, (changed, set_to) in enumerate(sick.values()):
+            for name in names[i % 3 :: 3]:  # each with some, all with each third rule
+                diagnose(make(12, **{**changed, name: value}), tables_of(**set_to))
+            for section, table in tables_of().items():
+                forged = {name: value for name in table if name != "stage"}
+                diagnose(make(12, **changed), {**tables_of(), section: {**table, **forged}})
+    lacking = [{k: x for k, x in row.items() if k != "learning_rate"} for row in rows()]
+    for changed, set_to in SICK.values():
+        found = diagnose([{**row, **constants(changed)} for row in lacking], settings(**set_to))
+        assert all(finding.evidence for finding in found)
+
+
+def constants(changed):
+    return {name: value for name, value in changed.items() if not callable(value)}
 
 
 def test_every_rule_has_a_case_here_and_a_paragraph_on_the_page():

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from proximo.run.callbacks import Callback
 from proximo.run.config import to_tables
 from proximo.run.folder import RunFolder
@@ -69,9 +71,10 @@ def diagnose(rows: Sequence[Row], config: Any) -> list[Finding]:
     if not rows:
         return []
     history, found = History(thinned(rows), settings), []
-    for rule in rules_of(settings):
-        if sign := rule(history):
-            found.append(Finding(rule=rule_name(rule), **sign._asdict()))
+    with np.errstate(all="ignore"):  # what is too large for a number is NaN, and no rule applies
+        for rule in rules_of(settings):
+            if sign := rule(history):
+                found.append(Finding(rule=rule_name(rule), **sign._asdict()))
     return found
 
 

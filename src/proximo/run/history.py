@@ -61,14 +61,29 @@ class History:
     def setting(self, name: str, default: Any = None) -> Any:
         """A setting, such as algorithm.clip, or the default where the run has none of that name."""
         section, _, key = name.partition(".")
-        value = self._settings.get(section, {}).get(key, default)
+        table = self._settings.get(section, {})
+        value = table.get(key, default) if isinstance(table, Mapping) else default
         return None if value == "none" else value
+
+    def number(self, name: str, default: float = 0.0) -> float:
+        """A setting that is a number; for none, a schedule and anything else the default."""
+        value = self.setting(name)
+        return float(value) if type(value) in (int, float) else default
 
     def known(self, name: str) -> np.ndarray:
         """The values of a reading, where it has one."""
         column: np.ndarray = self[name]
         known: np.ndarray = column[np.isfinite(column)]
         return known
+
+    def highest(self, name: str) -> float:
+        """The largest value of a reading."""
+        known = self.known(name)
+        return float(known.max()) if len(known) else np.nan
+
+    def peak(self, name: str) -> int:
+        """The row of the largest value of a reading that has one."""
+        return int(np.argmax(np.nan_to_num(self[name], nan=-np.inf)))
 
     def first(self, name: str) -> float:
         """The first value of a reading."""
@@ -112,10 +127,10 @@ class History:
     @cached_property
     def progress(self) -> float:
         """Share of the planned experience."""
-        total = self.setting("run.total_steps")
-        if total:
-            return float(self["steps"][-1]) / float(total)
-        return self.last / float(self.setting("run.updates", self.last))
+        total = self.number("run.total_steps")
+        if total > 0:
+            return float(self["steps"][-1]) / total
+        return self.last / max(1.0, self.number("run.updates", self.last))
 
     @cached_property
     def score(self) -> str:
@@ -137,7 +152,7 @@ class History:
     def least_gain(self) -> float:
         """A gain of the score that is more than noise."""
         known = [0.1 * abs(self.early(self.score)), 0.5 * self.noise]
-        return float(np.nanmax([*known, 1e-9]))
+        return max(1e-9, *(x for x in known if np.isfinite(x)), 1e-9)
 
     @property
     def improved(self) -> bool:

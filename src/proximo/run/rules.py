@@ -66,7 +66,7 @@ def observations_unscaled(h: History) -> Sign | None:
 
 def time_limit_as_termination(h: History) -> Sign | None:
     share, longest = h["longest_fraction"], h["length_max"]
-    most = np.nanmax(longest, initial=0)
+    most = h.highest("length_max")
     ends = (share >= 0.5) & (longest >= most) & (longest >= 20)
     looked = int((h.updates >= 0.75 * h.last)[np.isfinite(share)].sum())
     recent = ends & (h.updates >= 0.75 * h.last)
@@ -85,9 +85,11 @@ def time_limit_as_termination(h: History) -> Sign | None:
 
 def all_end_by_time_limit(h: History) -> Sign | None:
     cut, returns = h.known("truncated_fraction"), h.known("return_latest")
-    if len(cut) < 2 or (cut < 1).any() or h["episodes"][-1] < 20 or h.progress < 0.25:
+    if len(cut) < 2 or (cut < 1).any() or not (h["episodes"][-1] >= 20 and h.progress >= 0.25):
         return None
-    if np.ptp(returns) > 1e-6 * np.abs(returns).max(initial=1e-9):
+    if not len(returns):
+        return None
+    if np.ptp(returns) > 1e-6 * np.abs(returns).max():
         return None
     return Sign(
         f"all {h['episodes'][-1]:g} episodes ended by the time limit, after "
@@ -100,7 +102,7 @@ def all_end_by_time_limit(h: History) -> Sign | None:
 
 
 def discount_too_short(h: History) -> Sign | None:
-    gamma, length = h.setting("algorithm.gamma", 1.0), h.recent("length_mean")
+    gamma, length = h.number("algorithm.gamma", 1.0), h.recent("length_mean")
     if gamma >= 1 or not h["episodes"][-1] >= 20:
         return None
     ahead = 1 / (1 - gamma)
@@ -133,8 +135,8 @@ def entropy_low_from_start(h: History) -> Sign | None:
 
 
 def kl_over_target(h: History) -> Sign | None:
-    target = h.setting("algorithm.target_kl") or h.setting("algorithm.desired_kl")
-    limit = max(0.15, 5 * (target or 0))
+    target = h.number("algorithm.target_kl") or h.number("algorithm.desired_kl")
+    limit = max(0.15, 5 * target)
     over = h["approx_kl"] > limit
     large = h["approx_kl"] > 2 * limit
     fell = large.any() and h.stalled and h.recent("approx_kl") < 1e-3
@@ -143,7 +145,7 @@ def kl_over_target(h: History) -> Sign | None:
     rate = h.known("learning_rate")
     return Sign(
         f"approx_kl above {limit:g} in {100 * over.mean():.0f}% of the updates, at most "
-        f"{np.nanmax(h['approx_kl']):.3g}; "
+        f"{h.highest('approx_kl'):.3g}; "
         + (f"the target is {target:g}" if target else "0.005 to 0.02 is usual"),
         "the learning rate is too large (or there are too many epochs): an update moves the policy "
         "far from the data that it learns from",
@@ -171,9 +173,9 @@ def learning_rate_spent(h: History) -> Sign | None:
 
 
 def gradient_always_clipped(h: History) -> Sign | None:
-    limit, norm = h.setting("algorithm.max_grad_norm"), h.median("grad_norm")
+    limit, norm = h.number("algorithm.max_grad_norm", np.inf), h.median("grad_norm")
     scaled = h.setting("algorithm.normalize_reward") or h.setting("net.normalize_returns")
-    if limit is None or not (h.median("grad_clip_fraction") > 0.99 and norm > 1000 * limit):
+    if not (h.median("grad_clip_fraction") > 0.99 and norm > 1000 * limit):
         return None
     remedy = "--algorithm.max-grad-norm 0.5"
     if limit >= 0.1:
@@ -233,7 +235,7 @@ def clip_saturated(h: History) -> Sign | None:
         else "the steps are too large or too many for one rollout",
         "--algorithm.clip 0.2"
         if narrow
-        else f"--algorithm.learning-rate {h.known('learning_rate').max() / 3:.1g}, or fewer "
+        else f"--algorithm.learning-rate {h.highest('learning_rate') / 3:.1g}, or fewer "
         "--algorithm.epochs",
         h.since(lambda h: h["clip_fraction"] >= fraction),
     )
@@ -247,7 +249,7 @@ def value_loss_exploding(h: History) -> Sign | None:
     off = error / np.where(size > 0, size, np.nan)
     known = off[np.isfinite(off)]
     late = middle(known[len(known) // 2 :])
-    gamma = h.setting("algorithm.gamma", 1.0)
+    gamma = h.number("algorithm.gamma", 1.0)
     most = h.known("reward_max").max(initial=0) / (1 - gamma) if gamma < 1 else np.inf
     beyond = (
         not h.setting("algorithm.normalize_reward") and h.recent("value_target_rms") > 1.5 * most
@@ -268,7 +270,7 @@ def value_loss_exploding(h: History) -> Sign | None:
 
 def kl_under_target(h: History) -> Sign | None:
     kl, rates = h.median("approx_kl"), h.known("learning_rate")
-    target = h.setting("algorithm.target_kl") or h.setting("algorithm.desired_kl")
+    target = h.number("algorithm.target_kl") or h.number("algorithm.desired_kl")
     moving = len(rates) > 0 and rates[-1] > 0.2 * rates.max()
     random = h.recent("entropy") > 0.5 * h.first("entropy")
     if h.last < 8 or not (kl < 1e-6 and moving and random):
@@ -305,7 +307,7 @@ def critic_useless(h: History) -> Sign | None:
         return None
     best = np.sort(explained)[int(0.8 * len(explained))]
     constant = np.abs(explained[-len(explained) // 4 :]).max() < 1e-5
-    weight, rate = h.setting("algorithm.value_coef", 1.0), h.known("critic_learning_rate")
+    weight, rate = h.number("algorithm.value_coef", 1.0), h.known("critic_learning_rate")
     # Where the state does not tell what is to come, no critic can know it: then the score may rise.
     if best <= 0.05 and weight < 0.01 and not len(rate):
         cause, remedy = f"value_coef {weight:g}: it hardly learns", "--algorithm.value-coef 0.5"
@@ -330,7 +332,7 @@ def entropy_collapsed(h: History) -> Sign | None:
     if not h.stalled or np.isnan(first):
         return None
     gaussian = np.isfinite(h.median("action_saturation")) or first < 0
-    per_number = 1.42 + h.setting("net.log_std", 0.0)
+    per_number = 1.42 + h.number("net.log_std")
     numbers = max(1, round(first / per_number)) if per_number > 0.1 else 1
     fell = now < first - 3 * numbers if gaussian else 0 <= now < 0.03 * first
     if not fell:
@@ -352,8 +354,8 @@ def advantages_flat(h: History) -> Sign | None:
     same = endless and rewards > 0 and spread <= 1e-3 * rewards
     if not (flat or same) or h.progress < 0.1:
         return None
-    clip = h.setting("env.reward_clip")
-    clipped = clip is not None and rewards >= 0.99 * clip
+    clip = h.number("env.reward_clip", np.inf)
+    clipped = rewards >= 0.99 * clip
     return Sign(
         f"advantage_std {h.recent('advantage_std'):.2g}, rewards of size {rewards:g} with standard "
         f"deviation {spread:.2g}",
@@ -371,7 +373,7 @@ def evaluation_differs(h: History) -> Sign | None:
     if len(h.known("evaluation")) < 2:
         return None
     sampled, greedy = h.recent("return_mean"), h.recent("evaluation")
-    size = np.nanmax([h.gain, 0.5 * abs(sampled), 2 * h.noise])
+    size = max(h.gain, 0.5 * abs(sampled), np.nan_to_num(2 * h.noise))
     if not greedy < sampled - 0.5 * size:
         return None
     return Sign(
@@ -386,7 +388,7 @@ def evaluation_differs(h: History) -> Sign | None:
 
 def env_bottleneck(h: History) -> Sign | None:
     shares, times = np.sort(h.known("env_time_fraction")), np.sort(h.known("env_step_seconds"))
-    count = h.setting("env.num_envs", 1)
+    count = h.number("env.num_envs", 1.0)
     if h.setting("env.backend") != "sync" or len(times) < 2 or count < 2:
         return None
     # The lower quarter: other work on the machine makes single readings long.
@@ -413,7 +415,7 @@ def return_fell(h: History) -> Sign | None:
     best, now = smooth.max(), smooth[-1]
     won = best - h.early(h.score)
     share = h["steps"] / h["steps"][-1] * h.progress  # of the whole run
-    if share[-1] - share[int(np.nanargmax(h[h.score]))] < 0.15:  # it may come back
+    if share[-1] - share[h.peak(h.score)] < 0.15:  # it may come back
         return None
     if not (won > max(0.3 * abs(h.early(h.score)), 2 * h.noise) and best - now > 0.6 * won):
         return None
@@ -421,15 +423,15 @@ def return_fell(h: History) -> Sign | None:
         f"return {now:.4g}, best {best:.4g} (medians of tenths of the updates)",
         "the policy has lost what it had learned: steps that are too large late in the run, or an "
         "env that changed",
-        f"--algorithm.learning-rate linear:{h.known('learning_rate').max():.1g}:0 (falling to 0), "
+        f"--algorithm.learning-rate linear:{h.highest('learning_rate'):.1g}:0 (falling to 0), "
         "and go back to checkpoints/best",
-        int(h.updates[int(np.nanargmax(h[h.score]))]),
+        int(h.updates[h.peak(h.score)]),
     )
 
 
 def published_budget(h: History) -> tuple[Preset, float] | None:
     """The preset of this env, and its result there."""
-    env = h.setting("env.id", "")
+    env = str(h.setting("env.id", ""))
     for preset in presets():
         found = re.search(rf"{re.escape(env)} (-?[\d.]+)", preset.result) if env else None
         if found and preset.algorithm == h.setting("algorithm.name") and not preset.by_name:

@@ -55,12 +55,12 @@ def reward_hacking(h: History) -> Sign | None:
         f"{best:.3g} → {now:.3g}",
         "the policy has found what pays on the prompts of training alone: reward hacking",
         "the model in RUN/best; --kl.coef 0.1, more prompts, or another reward",
-        int(h.updates[int(np.nanargmax(h["held_out_score"]))]),
+        int(h.updates[h.peak("held_out_score")]),
     )
 
 
 def kl_running_away(h: History) -> Sign | None:
-    target, kl = h.setting("kl.target"), h.recent("kl")
+    target, kl = h.number("kl.target"), h.recent("kl")
     each, cost = kl / h.recent("length"), h.recent("beta") * kl
     weak = each > 0.5 and cost < 0.1 * abs(h.gain)
     beyond = kl > (5 * target if target else np.inf)
@@ -70,7 +70,7 @@ def kl_running_away(h: History) -> Sign | None:
         f"kl {kl:.3g} nats per completion, {each:.2g} per token ({h.span}), which cost {cost:.2g} "
         f"of a score that rose by {h.gain:.2g}" + (f"; the target is {target:g}" if target else ""),
         "the policy leaves the reference: the penalty is too weak for this reward",
-        f"--kl.coef {max(0.05, 4 * (h.setting('kl.coef') or 0)):.2g}, or a smaller "
+        f"--kl.coef {max(0.05, 4 * h.number('kl.coef')):.2g}, or a smaller "
         "--algorithm.learning-rate",
         h.since(lambda h: h["kl"] / h["length"] > 0.5),
     )
@@ -91,7 +91,7 @@ def eos_lost(h: History) -> Sign | None:
 
 
 def length_explosion(h: History) -> Sign | None:
-    before, now, most = h.early("length"), h.recent("length"), h.setting("sampling.max_tokens", 0)
+    before, now, most = h.early("length"), h.recent("length"), h.number("sampling.max_tokens")
     if len(h.known("length")) < FEW:
         return None
     if not (now >= 2.5 * before or (now >= 0.95 * most and before <= 0.5 * most)):
