@@ -65,6 +65,7 @@ def rows(count=UPDATES, **changed):
                 "value_target_rms": 20.0,
                 "value_target_std": 5.0,
                 "advantage_std": 3.0,
+                "acting_entropy": 0.69 - 0.2 * share,
                 "obs_scale_min": 0.2,
                 "obs_scale_max": 3.0,
                 "truncated_fraction": 0.1,
@@ -96,7 +97,7 @@ SICK = {
     "time-limit-as-termination": (LIMIT, {}),
     "all-end-by-time-limit": ({**SAME, "truncated_fraction": 1.0}, {}),
     "discount-too-short": ({}, {"algorithm__gamma": 0.5}),
-    "entropy-low-from-start": ({"entropy": 0.01}, {}),
+    "entropy-low-from-start": ({"acting_entropy": 0.01}, {}),
     "kl-over-target": ({"approx_kl": 0.4}, {}),
     "actions-saturated": ({"action_saturation": 0.7, "entropy": 1.0}, {}),
     "learning-rate-spent": ({"learning_rate": lambda u, x: max(0.0, 3e-4 * (1 - 5 * x))}, {}),
@@ -400,6 +401,7 @@ def test_an_update_is_measured_early_and_then_every_few_thousand_steps():
     assert row["reward_nonzero"] == 1
     assert row["value_target_std"] < row["value_target_rms"]
     assert row["advantage_std"] > 0
+    assert row["acting_entropy"] == pytest.approx(row["entropy"], abs=0.1)
     assert 0.9 < row["obs_scale_min"] <= 1 < row["obs_scale_max"] <= 8
     assert row["truncated_fraction"] == 1
     assert (row["length_max"], row["longest_fraction"]) == (200, 1)

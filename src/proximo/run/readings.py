@@ -63,6 +63,7 @@ class Readings:
                 **of_rewards(rollout),
                 **of_targets(self._algorithm, batch),
                 **of_observations(state, rollout),
+                "acting_entropy": -float(batch.log_prob.mean()),
                 **of_ends(rollout),
                 **of_lengths(state),
             }

@@ -121,13 +121,11 @@ def discount_too_short(h: History) -> Sign | None:
 
 
 def entropy_low_from_start(h: History) -> Sign | None:
-    first = h.early("entropy")
-    if np.isfinite(h.median("action_saturation")) or not 0 <= first < 0.1 or h.last < 4:
-        return None
-    if h.solved or h.first("entropy") > 0.1 or h.first("approx_kl") > 1:
+    first = h.first("acting_entropy")
+    if np.isfinite(h.median("action_saturation")) or not 0 <= first < 0.1 or h.solved:
         return None
     return Sign(
-        f"entropy {h.first('entropy'):.2g} nats after the first update",
+        f"acting_entropy {first:.2g} nats in the first rollout",
         "the first policy is almost deterministic, so it tries nothing else",
         "--net.policy-gain 0.01, or weights of --from that still explore",
         int(h.updates[0]),
