@@ -124,6 +124,11 @@ class History:
         begin = self.updates[int(np.searchsorted(self.updates, 0.75 * self.last))]
         return f"updates {begin:.0f} to {self.last:.0f}"
 
+    @property
+    def long_enough(self) -> bool:
+        """There is enough of the run for a rule of medians: 16 updates, of 8,192 steps in all."""
+        return self.last >= 16 and not self["steps"][-1] < 8192
+
     @cached_property
     def progress(self) -> float:
         """Share of the planned experience."""

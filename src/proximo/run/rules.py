@@ -156,7 +156,7 @@ def kl_over_target(h: History) -> Sign | None:
 def learning_rate_spent(h: History) -> Sign | None:
     rates = h["learning_rate"]
     known = h.known("learning_rate")
-    if h.last < 8 or not len(known) or h.progress > 0.9 or h.solved:
+    if not (h.long_enough and len(known)) or h.progress > 0.9 or h.solved:
         return None
     if not rates[-1] <= 0.01 * known.max():
         return None
@@ -208,7 +208,7 @@ def actions_saturated(h: History) -> Sign | None:
 def entropy_not_falling(h: History) -> Sign | None:
     entropy, weight = h.recent("entropy"), h.median("entropy_coef")
     first = h.first("entropy")
-    enough = h.last >= 8 and h.progress >= 0.25
+    enough = h.long_enough and h.progress >= 0.25
     if not (enough and weight >= 0.03 and entropy >= first - 0.1 * abs(first)):
         return None
     return Sign(
@@ -223,7 +223,7 @@ def entropy_not_falling(h: History) -> Sign | None:
 def clip_saturated(h: History) -> Sign | None:
     fraction, clip = h.median("clip_fraction"), h.first("clip")
     narrow = clip <= 0.05 and fraction >= 0.1 and h.median("approx_kl") < 5e-4
-    if h.last < 8 or not (fraction >= 0.6 or narrow):
+    if not (h.long_enough and (fraction >= 0.6 or narrow)):
         return None
     return Sign(
         f"clip_fraction {fraction:.2f} with clip {clip:g}, approx_kl {h.median('approx_kl'):.2g} "
@@ -271,7 +271,7 @@ def kl_under_target(h: History) -> Sign | None:
     target = h.number("algorithm.target_kl") or h.number("algorithm.desired_kl")
     moving = len(rates) > 0 and rates[-1] > 0.2 * rates.max()
     random = h.recent("entropy") > 0.5 * h.first("entropy")
-    if h.last < 8 or not (kl < 1e-6 and moving and random):
+    if not (h.long_enough and kl < 1e-6 and moving and random):
         return None
     return Sign(
         f"approx_kl {kl:.2g} (median); "
@@ -368,7 +368,7 @@ def advantages_flat(h: History) -> Sign | None:
 
 
 def evaluation_differs(h: History) -> Sign | None:
-    if len(h.known("evaluation")) < 2:
+    if len(h.known("evaluation")) < 4 or not h.long_enough:
         return None
     sampled, greedy = h.recent("return_mean"), h.recent("evaluation")
     size = max(h.gain, 0.5 * abs(sampled), np.nan_to_num(2 * h.noise))
