@@ -26,7 +26,7 @@ from proximo.run.checkpoint import Checkpoint
 from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 
-TIMES = ("seconds", "steps_per_second")
+TIMES = ("seconds", "steps_per_second", "env_time_fraction", "env_step_seconds")
 TASKS = {
     "CartPole-v1": {},
     "Pendulum-v1": {

@@ -197,13 +197,13 @@ def test_readings_of_callbacks_are_numbers_or_are_left_out(tmp_path, capsys):
 def test_large_rewards_get_a_hint(algorithm, net, said):
     env = EnvConfig(id="CartPole-v1", reward_scale=1e6)
     agent = quick(env, algorithm, net=net)
-    hints = [x for x in agent.result.get("warnings", ()) if "rewards reach 1e+06" in x]
+    hints = [x for x in agent.result.get("health", ()) if x["rule"] == "reward-scale"]
     assert len(hints) == said
-    assert all("--algorithm.normalize-reward" in x for x in hints)
+    assert all("--algorithm.normalize-reward" in x["remedy"] for x in hints)
 
 
 def test_rewards_of_usual_size_get_none():
-    assert not any("rewards" in x for x in quick().result.get("warnings", ()))
+    assert "health" not in quick().result
 
 
 @pytest.mark.parametrize("clip", [0.99, 1.0, 3.0, "linear:1.5:0.1", None])

@@ -140,7 +140,7 @@ def rows(run: str | Path) -> list[dict]:
 
 def timeless(run: str | Path) -> list[dict]:
     """The metrics that must not depend on how fast the machine is."""
-    clock = ("seconds", "steps_per_second")
+    clock = ("seconds", "steps_per_second", "env_time_fraction", "env_step_seconds")
     return [{key: value for key, value in row.items() if key not in clock} for row in rows(run)]
 
 

@@ -17,7 +17,7 @@ from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 from proximo.run.monitors import TRAINING_EVALUATION_SEED
 
-TIMES = {"seconds", "steps_per_second"}
+TIMES = {"seconds", "steps_per_second", "env_time_fraction", "env_step_seconds"}
 UPDATES = 5
 
 

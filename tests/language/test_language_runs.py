@@ -25,6 +25,8 @@ from proximo.language import (
     sft,
 )
 from proximo.run.callbacks import Callback
+from proximo.run.folder import RunFolder
+from proximo.run.health import diagnose_run
 
 TEXTS = [{"prompt": "a", "completion": text} for text in ("b", "cab", "ab", "bb", "ccc")]
 HELD_OUT = dataclasses.replace(FEW, updates=4, eval_every=1, held_out=0.4)
@@ -99,6 +101,15 @@ def test_a_profile_says_where_the_time_went(tmp_path):
     phases = result.result["profile"]["phases"]
     assert {"act", "update", "evaluate"} <= {name for name, x in phases.items() if x["share"] > 0}
     assert sum(x["share"] for x in phases.values()) == pytest.approx(1)
+
+
+def test_a_reward_that_says_nothing_is_a_finding(tmp_path, capsys):
+    result = tune(tmp_path / "run", reward=lambda completions: [0.0 for _ in completions])
+    assert result.result["health"][0]["rule"] == "scores-all-equal"
+    assert capsys.readouterr().err.count("health: scores-all-equal: ") == 1
+    assert [row["health"] for row in result.rows if "health" in row] == ["scores-all-equal"]
+    assert diagnose_run(RunFolder.open(tmp_path / "run"))[0].rule == "scores-all-equal"
+    assert {"repetition", "grad_clip_fraction"} <= result.rows[0].keys()
 
 
 class Watch(Callback):

@@ -76,6 +76,9 @@ class UpdateEngine(ABC):
         self.name, self.policy, self.optimizer = name, policy, optimizer
         self.loss_terms: list[LossTerm] = []
         """Terms of callbacks, for the engines of PyTorch."""
+        self.clipped_steps: Any = 0
+        """Gradient steps of the last `descend` whose gradient was scaled down: a number of any
+        kind."""
 
     @cached_property
     def weights(self) -> list[np.ndarray | Tensor]:
@@ -97,7 +100,7 @@ class UpdateEngine(ABC):
         records stay to the bit what they were before it, and `skip` is told. None: every step is
         taken, and nothing is read but where the algorithm may stop.
         """
-        found, skipped = [], 0
+        found, skipped, self.clipped_steps = [], 0, 0
         epochs = zip(layout.orders.to(batch.obs.device), layout.bounds, strict=True)
         for done, (order, bounds) in enumerate(epochs, 1):
             for number, minibatch in enumerate(batch.minibatches(order, bounds), 1):
@@ -113,6 +116,9 @@ class UpdateEngine(ABC):
                 break
         names = found[0] if found else ()
         totals = {name: torch.stack([f[name] for f in found]).sum() for name in names}
+        if found and objective.max_grad_norm is not None:
+            norms = torch.stack([f["grad_norm"] for f in found])
+            self.clipped_steps = (norms > objective.max_grad_norm).sum()
         return Outcome(totals, done, len(found), skipped)
 
     def gradient(

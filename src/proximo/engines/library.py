@@ -18,7 +18,7 @@ from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Hea
 from proximo.types import LossSpec
 
 LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
-VERSION = 7
+VERSION = 8
 """Version of the interface; a library of another one is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -107,7 +107,7 @@ class _Update(_Structure):
         ),
         ("parts", _Part * 2),
         ("sums", ctypes.c_double * len(SUMS)),
-        *_fields(i="epochs_done steps_done finite", f="loss norm"),
+        *_fields(i="epochs_done steps_done clipped_steps finite", f="loss norm"),
     )
 
 

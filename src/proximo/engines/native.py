@@ -221,7 +221,7 @@ class NativeEngine(Engine):
         assert spec is not None
         assert skip
         totals: dict[str, Tensor] = {}
-        epoch = number = steps = skipped = 0
+        epoch = number = steps = skipped = self.clipped_steps = 0
         while True:
             rest = layout.behind(epoch, number)
             terms, done, taken, bad = self._update(batch, spec, rest.orders, rest.bounds)
@@ -298,6 +298,7 @@ class NativeEngine(Engine):
         for record in optimizer.records:
             if "step" in record:
                 record["step"] += call.steps_done
+        self.clipped_steps += call.clipped_steps
         sums = torch.tensor(list(call.sums), dtype=torch.float64)
         terms = dict(zip(library.SUMS, sums, strict=True))
         if spec.policy == "none":

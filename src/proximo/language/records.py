@@ -41,6 +41,13 @@ class OldPolicy(NamedTuple):
         return self.log_prob - self.reference
 
 
+def repetition(ids: Sequence[Sequence[int]]) -> float:
+    """Share of the pairs of neighbouring tokens that stood in the same completion before."""
+    pairs = [list(pairwise(own)) for own in ids]
+    number = sum(map(len, pairs))
+    return 1 - sum(len(set(own)) for own in pairs) / number if number else 0.0
+
+
 @dataclass(frozen=True)
 class TokenRollout:
     """N completions, their rewards, and the old policy's evaluation of them."""
@@ -87,9 +94,17 @@ class TokenRollout:
             "length": float(completions.sequences.lengths.double().mean()),
             "stopped": float(completions.stopped.double().mean()),
             **self.readings,
+            "repetition": repetition(completions.ids),
             "repeated": 1 - distinct / len(self.texts),
             "entropy": -float(completions.log_prob.double().mean()),
         }
+
+    def group_metrics(self, size: int) -> Metrics:
+        """Share of the groups of completions of a prompt that all have the same score."""
+        if size == 1:
+            return {}
+        score = self.score.view(-1, size)
+        return {"zero_variance_groups": float((score == score[:, :1]).all(-1).double().mean())}
 
     def samples(self, number: int) -> list[Row]:
         """The first completions: prompt, completion, score and KL of each."""

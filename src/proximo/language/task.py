@@ -313,6 +313,7 @@ class TokenPPOTask(StageTask):
         self._kl, self._readings = rollout.kl, rollout.describe(kl=kl)
         self._readings |= {"beta": state.beta} if kl else {}
         self._readings |= {"reward": float(reward.sum(-1).mean()), "sampling_gap": gap}
+        self._readings |= rollout.group_metrics(self.run.completions_per_prompt)
         sequences, group = completions.sequences, self.run.completions_per_prompt
         reward = reward.to(state.lm.device)
         return self.config.algorithm.token_batch(sequences, rollout.old, reward, group)
@@ -343,6 +344,8 @@ class TokenPPOTask(StageTask):
             target, horizon = settings.target, settings.horizon
             state.beta = F.kl.controlled_beta(state.beta, mean, target, len(kl), horizon)
         state.episodes += len(kl)
+        if (steps := metrics["gradient_steps"]) and self.config.algorithm.max_grad_norm:
+            metrics["grad_clip_fraction"] = float(self._engine.clipped_steps) / steps
         return {"episodes": state.episodes, **self._readings, **metrics}
 
     def _held_out(self, state: LanguageState, row: Row) -> None:

@@ -24,7 +24,7 @@
 
 extern "C" {
 
-int32_t proximo_version() { return 7; }
+int32_t proximo_version() { return 8; }
 
 // Bytes of a structure of interface.h, by its place there; 0 behind the last.
 int64_t proximo_size(int32_t n) {
@@ -112,6 +112,7 @@ int32_t proximo_update(const ProximoPolicy* policy, const ProximoBatch* batch, P
       u->sums[2] += critic.value_loss;
       u->sums[3] += norm;
       u->steps_done++;
+      u->clipped_steps += u->max_norm > 0 && norm > u->max_norm;
       steps++;
       descent.bias1 = 1 - std::pow((double)u->decay1, (double)steps);
       descent.root_bias2 = std::sqrt(1 - std::pow((double)u->decay2, (double)steps));

@@ -89,6 +89,7 @@ struct ProximoUpdate {
   ProximoPart parts[2];   // actor (with a shared trunk: all), critic
   double sums[4];         // loss, policy loss, value loss, gradient norm, added up over the steps taken
   int32_t epochs_done, steps_done;
+  int32_t clipped_steps;  // those whose gradient was longer than max_norm
   int32_t finite;         // 0: it ended at a minibatch whose loss or gradient was not, before its step
   float loss, norm;       // of that minibatch
 };

@@ -29,6 +29,9 @@ from proximo.functional.distributions import (
 from proximo.nets.config import NetConfig
 from proximo.spaces import Actions, Leaf, native, sizes, starts, torch_dtype
 
+SATURATED = 2.65
+"""Size of a number whose tanh is within 1% of a bound, where its slope is below 1%."""
+
 
 class Choice(NamedTuple):
     """Distribution of one number of an action that is one of n."""
@@ -80,6 +83,13 @@ class Head(nn.Module, ABC):
 
     def cut_off(self, action: Tensor) -> Tensor | None:
         """[...] True for actions outside their bounds, which are clipped; None: there are none."""
+        return None
+
+    def saturated(self, action: Tensor) -> Tensor | None:
+        """Share of the numbers of actions [B, *act] that are as good as at a bound, or beyond it.
+
+        None: this head cannot get there by its noise.
+        """
         return None
 
     def effective_noise(self, noise: Tensor, features: Tensor) -> Tensor:
@@ -274,6 +284,12 @@ class GaussianHead(BoxHead):
     def spread(self, distribution: Gaussian) -> tuple[Tensor, Tensor]:
         return distribution.mean, distribution.log_std.exp().expand_as(distribution.mean)
 
+    def saturated(self, action: Tensor) -> Tensor | None:
+        if self.squash:
+            return (action.abs() > SATURATED).double().mean()
+        low, high = (end.reshape(-1) for end in self.ends(action.device))
+        return ((action < low) | (action > high)).double().mean()
+
     def env_action(self, action: Tensor) -> Tensor:
         """In the env's shape, type and bounds, through a tanh if the policy says so."""
         numbers = self.shaped(action)
@@ -418,6 +434,11 @@ class JointHead(Head):
     def marginals(self, distribution: Joint) -> list[Choice | Interval]:
         pairs = zip(self.heads, distribution.parts, strict=True)
         return [marginal for head, part in pairs for marginal in head.marginals(part)]
+
+    def saturated(self, action: Tensor) -> Tensor | None:
+        found = [head.saturated(part) for head, part in self._own(action)]
+        shares = [x for x in found if x is not None]
+        return torch.stack(shares).max() if shares else None
 
     def env_action(self, action: Tensor) -> Tensor:
         lead, kind = action.shape[:-1], torch_dtype(self.taken_dtype)

@@ -27,6 +27,7 @@ from proximo.run.checkpoint import Checkpoint, Damaged, snapshot
 from proximo.run.code import sayable
 from proximo.run.config import Config, RunConfig, make_policy, success_threshold
 from proximo.run.folder import RunFolder
+from proximo.run.measurements import Measurements
 from proximo.run.monitors import Doubts, Evaluate, Evaluation, StopAt, own_evaluation
 from proximo.run.preflight import check_room, check_sizes
 from proximo.run.profile import Profile
@@ -148,6 +149,7 @@ class ControlTask(Task):
             policy = self._make_policy(config, own)
             self.config = self._settle(config, policy)
             self.run = self.config.run
+            self._readings = Measurements(self.config, self.envs.agents)
             by_evaluation = self.run.keep_best == "evaluation"
             self.best_by = "evaluation" if by_evaluation else "return_smoothed"
             if self._is_new and config.env.check:
@@ -164,18 +166,19 @@ class ControlTask(Task):
             raise
 
     def collect(self, state: TrainState) -> Rollout:
-        rollout = self.config.rollout
-        return collect(
-            self.envs, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes
-        )
+        rollout, envs = self.config.rollout, self._readings.begin(state, self.envs)
+        return collect(envs, state, self.config.env, steps=rollout.steps, episodes=rollout.episodes)
 
     def prepare(self, state: TrainState, rollout: Rollout) -> Batch:
         for callback in self.callbacks:
             rollout = callback.before_advantages(state, rollout)
-        return self.config.algorithm.prepare(state, rollout)
+        batch = self.config.algorithm.prepare(state, rollout)
+        self._readings.take(state, rollout, batch)
+        return batch
 
     def update(self, state: TrainState, batch: Batch) -> Metrics:
-        return self.config.algorithm.update(state, batch)
+        metrics = self.config.algorithm.update(state, batch)
+        return {**metrics, **self._readings.end(state, metrics)}
 
     def snapshot(self, best: float | None, extra: Extra) -> Callable[[Path], None]:
         state = dataclasses.replace(self.state, best=best)
@@ -324,6 +327,4 @@ class ControlTask(Task):
             monitors.append(StopAt(evaluation, run.stop_at))
         bounds = Bounds(self.envs.observations)
         compared = not bounds.endless and (self.checked is None or self.checked.within)
-        scaled = self.config.algorithm.normalize_reward or self.config.net.normalize_returns
-        doubts = Doubts(warn, bounds if compared else None, check_rewards=not scaled)
-        return [*monitors, doubts]
+        return [*monitors, Doubts(warn, bounds if compared else None)]

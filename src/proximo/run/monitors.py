@@ -102,16 +102,11 @@ class Doubts(Callback):
 
     EVERY = 16
     """Updates between comparisons of the last observations with their bounds."""
-    LARGE = 1000.0
-    """Rewards of the first update from which a critic does not learn well."""
     phase = "checks"
 
-    def __init__(
-        self, warn: Callable[[str], None], bounds: Bounds | None, *, check_rewards: bool
-    ) -> None:
+    def __init__(self, warn: Callable[[str], None], bounds: Bounds | None) -> None:
         """bounds: those of the observations; None: they are not compared."""
-        self._warn, self._bounds, self._check_rewards = warn, bounds, check_rewards
-        self._check_lone = True
+        self._warn, self._bounds, self._check_lone = warn, bounds, True
 
     def __call__(self, state: TrainState, rollout: Rollout, row: Row) -> None:
         if self._bounds and state.updates % self.EVERY == 0:
@@ -126,14 +121,6 @@ class Doubts(Callback):
                 "minibatches or episodes had one sample, whose deviation from its own mean is 0; "
                 "it was standardised with others, or left as it is where there were none"
             )
-        if self._check_rewards:
-            self._check_rewards = False
-            if (largest := float(rollout.reward.abs().max())) >= self.LARGE:
-                self._warn(
-                    f"rewards reach {largest:g}, and the critic learns slowly what lies far from "
-                    "1: --algorithm.normalize-reward divides by their running deviation, "
-                    "--env.reward-scale by a number of yours"
-                )
 
 
 def own_evaluation(callback: Callback, say: Callable[[str], None]) -> Callable[..., Any]:

@@ -81,6 +81,17 @@ READINGS = {
     "gradient_steps_skipped_by_kl": Reading("train"),
     "lone_advantages": Reading("train"),
     "skipped_steps": Reading("train"),
+    # What the rules of health read.
+    **dict.fromkeys(
+        (
+            *("truncated_fraction", "reward_max", "reward_std", "reward_nonzero"),
+            *("value_target_rms", "value_target_std", "advantage_std", "acting_entropy"),
+            *("obs_scale_min", "obs_scale_max", "action_saturation", "length_max"),
+            *("longest_fraction", "grad_clip_fraction", "env_time_fraction", "env_step_seconds"),
+            *("zero_variance_groups", "repetition", "health"),
+        ),
+        Reading("health"),
+    ),
     # What the schedules say.
     "learning_rate": Reading("train", "train/learning_rate", "charts/learning_rate", "lr"),
     "critic_learning_rate": Reading("train"),

@@ -6,6 +6,7 @@ import contextlib
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,7 @@ from proximo.run.callbacks import (
 from proximo.run.checkpoint import Checkpoint
 from proximo.run.config import RunSettings
 from proximo.run.folder import RunFolder, lost_rows
+from proximo.run.health import HealthMonitor
 from proximo.run.keeping import CheckpointManager, dump_first_skip
 from proximo.run.named_callbacks import pack_callbacks, restore_callbacks
 from proximo.run.profile import Profile
@@ -61,6 +63,12 @@ class RunLog:
         warn(text)
         self.setup_notes.append(text)
         self.warn(text)
+
+    def tell(self, text: str) -> None:
+        """Say at once what result.json holds in a place of its own."""
+        warn(text)
+        if self.folder:
+            self.folder.note(text)
 
     def record_skip(self, text: str, tensors: dict[str, Tensor], record: dict[str, Any]) -> str:
         """Warn of the first gradient step that is skipped and log the others: see `SkipSink`."""
@@ -265,7 +273,9 @@ class Session:
             self._logger = MetricsLogger(folder, display, run, here, self.log.alert)
         checked = [Checked(callback, self.log.alert) for callback in own]
         best = BestTracker(task.best_by)
-        self.callbacks = [self._clock, *monitors, best, *checked, self._logger]
+        over = partial(type(state).finished, run=run)
+        self._health = HealthMonitor(task.config, rows, self.log.tell, over)
+        self.callbacks = [self._clock, *monitors, self._health, best, *checked, self._logger]
         self._writer: RunWriter | None = None
         if folder:
             manager = CheckpointManager(folder, run.keep_last, self.log.alert, resume)
@@ -357,6 +367,8 @@ class Session:
             }
             if "evaluation" in row:  # of the policy as it is now, not of those that came before it
                 result["evaluation"] = row["evaluation"]
+            if health := self._health.report():
+                result["health"] = health
             if self.log.warnings:
                 result["warnings"] = self.log.warnings
             if self.profile:
