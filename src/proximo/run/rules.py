@@ -85,7 +85,7 @@ def time_limit_as_termination(h: History) -> Sign | None:
 
 def all_end_by_time_limit(h: History) -> Sign | None:
     cut, returns = h.known("truncated_fraction"), h.known("return_latest")
-    if len(cut) < 2 or (cut < 1).any() or not (h["episodes"][-1] >= 20 and h.progress >= 0.25):
+    if len(cut) < 2 or (cut < 1).any() or not (h.long_enough and h.progress >= 0.25):
         return None
     if not len(returns):
         return None
