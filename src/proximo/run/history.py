@@ -172,9 +172,11 @@ class History:
     @property
     def stalled(self) -> bool:
         """A good part of the run is over, and the score has never risen."""
-        if self.progress < 0.25 or self.last < 8 or not np.isfinite(self.gain) or self.solved:
+        if not (self.long_enough and self.progress >= 0.25) or self.solved:
             return False
         scores = self.known(self.score)
+        if not len(scores):
+            return False
         rise = scores.max() - scores[0]  # some learn in one update
         later = scores[len(scores) // 10 :].max() - self.early(self.score)
         return bool(max(rise, later) <= self.least_gain)

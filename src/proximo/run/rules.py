@@ -85,7 +85,7 @@ def time_limit_as_termination(h: History) -> Sign | None:
 
 def all_end_by_time_limit(h: History) -> Sign | None:
     cut, returns = h.known("truncated_fraction"), h.known("return_latest")
-    if len(cut) < 2 or (cut < 1).any() or not (h["episodes"][-1] >= 20 and h.progress >= 0.25):
+    if len(cut) < 2 or (cut < 1).any() or not (h.long_enough and h.progress >= 0.25):
         return None
     if not len(returns):
         return None
@@ -350,7 +350,7 @@ def advantages_flat(h: History) -> Sign | None:
     flat = h.known("advantage_std").max(initial=-1) <= 1e-6 * h.median("value_target_rms")
     flat = flat and len(h.known("advantage_std")) > 2
     same = endless and rewards > 0 and spread <= 1e-3 * rewards
-    if not (flat or same) or h.progress < 0.1:
+    if not (flat or same) or not (h.long_enough and h.progress >= 0.1):
         return None
     clip = h.number("env.reward_clip", np.inf)
     clipped = rewards >= 0.99 * clip
