@@ -138,7 +138,9 @@ def kl_over_target(h: History) -> Sign | None:
     over = h["approx_kl"] > limit
     large = h["approx_kl"] > 2 * limit
     fell = large.any() and h.stalled and h.recent("approx_kl") < 1e-3
-    if h.last < 4 or not (over.sum() >= max(4, 0.1 * len(over)) or fell):
+    # Only the clip promises small updates; the others are judged by what is usual for them.
+    share = 0.1 if h.number("algorithm.clip") else 0.5
+    if h.last < 4 or h.solved or not (over.sum() >= max(4, share * len(over)) or fell):
         return None
     rate = h.known("learning_rate")
     return Sign(
@@ -271,7 +273,7 @@ def kl_under_target(h: History) -> Sign | None:
     target = h.number("algorithm.target_kl") or h.number("algorithm.desired_kl")
     moving = len(rates) > 0 and rates[-1] > 0.2 * rates.max()
     random = h.recent("entropy") > 0.5 * h.first("entropy")
-    if not (h.long_enough and kl < 1e-6 and moving and random):
+    if h.solved or not (h.long_enough and kl < 1e-6 and moving and random):
         return None
     return Sign(
         f"approx_kl {kl:.2g} (median); "
