@@ -25,7 +25,8 @@ def quick(algorithm=None, **more):
 
 def logged(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: x for k, x in row.items() if "second" not in k} for row in rows]
+    clock = {"seconds", "steps_per_second", "env_time_fraction", "env_step_seconds"}
+    return [{k: x for k, x in row.items() if k not in clock} for row in rows]
 
 
 def weights(agent):

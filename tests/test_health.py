@@ -388,7 +388,7 @@ def test_an_update_is_measured_early_and_then_every_few_thousand_steps():
     config = RunConfig(total_steps=18_432)
     rows = []
     train(
-        EnvConfig(id="Pendulum-v1", num_envs=4, check=False),
+        EnvConfig(id="Pendulum-v1", num_envs=4, backend="sync", check=False),
         PPO(epochs=1),
         rollout=RolloutConfig(steps=512),
         run_config=config,

@@ -99,7 +99,7 @@ from proximo.cli import main
 sys.exit(main(sys.argv[1:]))
 """
 STEPS = 1280
-SETTINGS = [*SMALL, "--total-steps", str(STEPS)]
+SETTINGS = [*SMALL, "--total-steps", str(STEPS), "--run.no-health"]
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ ENDS = {
 
 def outcome(run):
     """All that a run comes to, but for the time that it took, and what each process had to say."""
-    apart = ("seconds", "warnings")
+    apart = ("seconds", "warnings", "health")
     ended = {name: value for name, value in result(run).items() if name not in apart}
     names = [f"checkpoints/{name}.safetensors" for name in ("last", "best", "update-0")]
     files = [Path(run) / name for name in ("config.toml", *names)]

@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
         need_no_display()
     video = command.video and command.video.absolute()  # an env may change the current folder
 
-    RunFolder.open(command.run).read_config()  # what is wrong with it is said first
+    folder = RunFolder.open(command.run)
+    folder.read_config()  # what is wrong with it is said first
     if not command.video and sys.platform == "linux" and not _has_display():
         raise UsageError("there is no display here: write a video instead, with --video FILE.gif")
     mode = "rgb_array" if command.video else "human"
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     if video:
         from proximo.run.trackers import show_video
 
-        show_video(RunFolder.open(command.run), config, video, warn)
+        show_video(folder, config, video, warn)
     return 0
 
 

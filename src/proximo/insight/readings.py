@@ -86,6 +86,9 @@ SECTIONS: dict[str, dict[str, Reading]] = {
         "value_target_rms": R("Value targets, RMS", "Root mean square of the value targets."),
         "value_target_std": R("Value targets, standard deviation", "Over a rollout."),
         "advantage_std": R("Advantages, standard deviation", "Before they are standardised."),
+        "acting_entropy": R(
+            "Entropy while acting", "An estimate, of the policy that acted.", "nats"
+        ),
         "obs_scale_min": R("Smallest observations", "Size of the smallest column that is not 0."),
         "obs_scale_max": R("Largest observations", "Size of the largest column."),
         "action_saturation": R("Actions saturated", "Share of numbers at or beyond a bound."),

@@ -105,6 +105,8 @@ class RunSettings(ABC):
     """Updates between lines of metrics.jsonl."""
     grace: Annotated[float, above(0)] = 8.0
     """Seconds after SIGTERM in which the run has ended: saved after its update, or else at once."""
+    health: bool = True
+    """Look for what is unhealthy in the readings, and say it (docs/health.md)."""
     profile: bool = False
     """Measure where the time goes, and print it at the end."""
     callbacks: tuple[str, ...] = ()

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from proximo.errors import explain, faults
 from proximo.run.callbacks import Callback
 from proximo.run.config import to_tables
 from proximo.run.folder import RunFolder
 from proximo.run.history import KEPT, History, thinned
-from proximo.run.rules import CONTROL, Rule
+from proximo.run.rules import CONTROL, EARLY, Rule
 from proximo.run.rules_of_language import LANGUAGE
 from proximo.run.toml import read_tables
 from proximo.types import Row
@@ -73,7 +74,8 @@ def diagnose(rows: Sequence[Row], config: Any) -> list[Finding]:
     history, found = History(thinned(rows), settings), []
     with np.errstate(all="ignore"):  # what is too large for a number is NaN, and no rule applies
         for rule in rules_of(settings):
-            if sign := rule(history):
+            waits = rule in CONTROL and rule not in EARLY and not history.long_enough
+            if not waits and (sign := rule(history)):
                 found.append(Finding(rule=rule_name(rule), **sign._asdict()))
     return found
 
@@ -106,6 +108,7 @@ class HealthMonitor(Callback):
         """config: of the run. rows: from before a resume. over: this state ends the run."""
         self._settings: Mapping[str, Any] = as_tables(config)
         self._say, self._over = say, over
+        self._failed = False
         self._rows = list[Row]()
         for row in rows:
             self._keep(row)
@@ -113,7 +116,7 @@ class HealthMonitor(Callback):
         if rows:
             self._put_off(rows[-1])
         said = {name for row in rows for name in str(row.get("health", "")).split(", ")}
-        self.findings = [x for x in diagnose(self._rows, self._settings) if x.rule in said]
+        self.findings = [x for x in self._diagnose() if x.rule in said]
         """Everything that has been said."""
 
     def __call__(self, state: Any, rollout: Any, row: Row) -> None:
@@ -137,14 +140,24 @@ class HealthMonitor(Callback):
             self._rows = thinned(self._rows)
 
     def _put_off(self, row: Row) -> None:
-        steps = row.get("steps", 0)
+        steps = row.get("steps")
+        steps = steps if isinstance(steps, int) else 0  # a file may hold anything
         self._due = steps + max(self.LEAST, steps // 3)
 
     def _look(self, row: Row) -> None:
         said = {finding.rule for finding in self.findings}
-        new = [x for x in diagnose(self._rows, self._settings) if x.rule not in said]
+        new = [x for x in self._diagnose() if x.rule not in said]
         self.findings += new
         for finding in new:
             self._say(f"health: {finding}")
         if new:
             row["health"] = ", ".join(finding.rule for finding in new)
+
+    def _diagnose(self) -> list[Finding]:
+        """Findings; a rule that fails ends no run, but is named, once."""
+        try:
+            return [] if self._failed else diagnose(self._rows, self._settings)
+        except faults() as error:
+            self._failed = True
+            self._say(f"the rules of health failed, and are off: {explain(error)}")
+            return []

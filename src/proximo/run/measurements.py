@@ -132,7 +132,8 @@ def of_observations(state: TrainState, rollout: Rollout) -> Metrics:
     if state.policy.normalize_obs or not rollout.obs.is_floating_point():
         return {}
     rows = rollout.obs.cpu().numpy()[rollout.mask.cpu().numpy()]
-    sizes = np.abs(rows.reshape(len(rows), -1)).max(0)
+    seen = state.policy.observations.measured.reshape(-1)  # not bytes of an image, nor choices
+    sizes = np.abs(rows.reshape(len(rows), -1)[:, seen]).max(0, initial=0)
     moving = sizes[sizes > 0]
     if not len(moving):
         return {}

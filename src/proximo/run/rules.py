@@ -300,7 +300,7 @@ def clip_nil(h: History) -> Sign | None:
 
 def critic_useless(h: History) -> Sign | None:
     explained = h.known("explained_variance")
-    spread = h.recent("value_target_std") / h.recent("value_target_rms")
+    spread = h.recent("value_target_std") / max(h.recent("value_target_rms"), 1e-30)
     if len(explained) < 20 or h.progress < 0.25 or not h["episodes"][-1] >= 100:
         return None
     if h.recent("length_mean") < 10 or not spread > 0.02 or h.median("reward_max") == 0:
@@ -499,3 +499,15 @@ CONTROL: tuple[Rule, ...] = (
     return_stalled,
 )
 """The rules of control. A rule stands before those whose signs its cause brings about as well."""
+EARLY = {
+    reward_scale,
+    discount_too_short,
+    entropy_low_from_start,
+    kl_over_target,
+    advantages_flat,
+    evaluation_differs,
+    env_bottleneck,
+    return_fell,
+    too_few_steps,
+}
+"""Those that need no long run: the others wait until there is enough of it."""

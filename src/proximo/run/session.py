@@ -274,8 +274,9 @@ class Session:
         checked = [Checked(callback, self.log.alert) for callback in own]
         best = BestTracker(task.best_by)
         over = partial(type(state).finished, run=run)
-        self._health = HealthMonitor(task.config, rows, self.log.tell, over)
-        self.callbacks = [self._clock, *monitors, self._health, best, *checked, self._logger]
+        self._health = HealthMonitor(task.config, rows, self.log.tell, over) if run.health else None
+        watching = [self._health] if self._health else []
+        self.callbacks = [self._clock, *monitors, *watching, best, *checked, self._logger]
         self._writer: RunWriter | None = None
         if folder:
             manager = CheckpointManager(folder, run.keep_last, self.log.alert, resume)
@@ -367,7 +368,7 @@ class Session:
             }
             if "evaluation" in row:  # of the policy as it is now, not of those that came before it
                 result["evaluation"] = row["evaluation"]
-            if health := self._health.report():
+            if self._health and (health := self._health.report()):
                 result["health"] = health
             if self.log.warnings:
                 result["warnings"] = self.log.warnings

@@ -20,7 +20,7 @@ from proximo.errors import UsageError, explain, nearest
 from proximo.run.callbacks import Callback, RunInfo
 from proximo.run.config import RunSettings, to_tables
 from proximo.run.folder import RunFolder
-from proximo.run.readings import tag, tagged
+from proximo.run.readings import READINGS, tag, tagged
 from proximo.types import Row
 
 INTERVAL = 1.0
@@ -116,6 +116,10 @@ class Tracker(Callback, ABC):
         return self.package or type(self).__name__
 
 
+PASSING = {name for name, reading in READINGS.items() if reading.group == "health"}
+"""Readings of now and then for whose sake no row is passed on."""
+
+
 class Feed:
     """The thread that feeds a tracker. All but `put`, `close` and what they call runs in it."""
 
@@ -138,7 +142,8 @@ class Feed:
 
     def put(self, row: Row) -> None:
         """Pass a row on, if its turn has come."""
-        is_new, self._names = not row.keys() <= self._names, row.keys()
+        names = row.keys() - PASSING
+        is_new, self._names = not names <= self._names, names
         cost = self._accepted * self._spent / self._written
         if is_new or cost <= self._budget:
             self._accept(row)
