@@ -201,6 +201,8 @@ def simple_heads(head: Head) -> list[Head]:
 
 def _address(value: Any) -> Any:
     """Address of the first number of a contiguous array or tensor; anything else as it is."""
+    if type(value) in (int, float):  # most are
+        return value
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         assert value.dtype in (torch.float32, torch.int64, torch.bool)
