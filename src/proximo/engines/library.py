@@ -6,7 +6,7 @@ import ctypes
 import platform
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,8 +48,15 @@ def _fields(**kinds: Any) -> tuple[tuple[str, Any], ...]:
 class _Structure(ctypes.Structure):
     """A structure of C, which is given arrays and tensors where it has pointers."""
 
+    pointers: ClassVar[set[str]]
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        cls.pointers = {field[0] for field in cls._fields_ if field[1] is _pointer}
+
     def __init__(self, **values: Any) -> None:
-        super().__init__(**{name: _address(value) for name, value in values.items()})
+        for name in self.pointers & values.keys():
+            values[name] = _address(values[name])
+        super().__init__(**values)
 
 
 class _Head(_Structure):
@@ -201,8 +208,6 @@ def simple_heads(head: Head) -> list[Head]:
 
 def _address(value: Any) -> Any:
     """Address of the first number of a contiguous array or tensor; anything else as it is."""
-    if type(value) in (int, float):  # most are
-        return value
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         assert value.dtype in (torch.float32, torch.int64, torch.bool)
