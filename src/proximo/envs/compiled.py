@@ -401,7 +401,9 @@ class CompiledEnvs(Envs):
     def _run(
         self, rows: _Steps, buffer: RolloutBuffer, act: NativeCall, begin: int, end: int
     ) -> None:
-        self._library.proximo_stepper_run(self._handle, ctypes.byref(rows), *act, begin, end)
+        call = (self._handle, ctypes.byref(rows), *act, begin, end)
+        if self._library.proximo_stepper_run(*call):
+            raise MemoryError("there is no memory for the last observations of episodes")
         index, obs = ctypes.POINTER(c_int64)(), ctypes.POINTER(c_float)()
         ended = self._library.proximo_stepper_ended(
             self._handle, ctypes.byref(index), ctypes.byref(obs)

@@ -133,15 +133,19 @@ void proximo_stepper_reset(ProximoStepper* stepper, const uint8_t* begins, const
     if (begins[i]) stepper->reset(i, episode[i], obs + i * stepper->env->obs_size);
 }
 
-// Take the steps begin, ..., end - 1. act: fills in the actions of a step before it is taken, or null.
-void proximo_stepper_run(ProximoStepper* stepper, const ProximoSteps* steps, void (*act)(void*, int64_t), void* actor,
-                         int64_t begin, int64_t end) {
+// Take the steps begin, ..., end - 1. act: fills in the actions of a step before it is taken, or null. Returns 0, or 1
+// if there is no memory for the last observations of episodes.
+int32_t proximo_stepper_run(ProximoStepper* stepper, const ProximoSteps* steps, void (*act)(void*, int64_t),
+                            void* actor, int64_t begin, int64_t end) try {
   stepper->ended.clear();
   stepper->final_obs.clear();
   for (int64_t t = begin; t < end; t++) {
     if (act) act(actor, t);
     stepper->step(*steps, t);
   }
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
 // The episodes that ended in the last run: their number, where (t * N + i), and their last observations.
