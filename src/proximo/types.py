@@ -104,13 +104,18 @@ class Rollout:
     episodes: tuple[Episode, ...]  # those that finished
 
     @cached_property
-    def rows(self) -> Tensor:
-        """[B] int64: where the valid steps lie, env after env in order of time, as n*T + t."""
-        return self.mask.t().reshape(-1).nonzero().squeeze(-1)
+    def rows(self) -> Tensor | None:
+        """[B] int64: where the valid steps lie, env after env in order of time, as n*T + t.
+
+        None: all of them are valid.
+        """
+        mask = self.mask.t().reshape(-1)
+        return None if mask.all() else mask.nonzero().squeeze(-1)
 
     def flat(self, x: Tensor) -> Tensor:
         """The valid steps side by side. x: [T, N, ...]; returns [B, ...]."""
-        return x.transpose(0, 1).flatten(0, 1)[self.rows]
+        x = x.transpose(0, 1).flatten(0, 1)
+        return x if self.rows is None else x[self.rows]
 
 
 class Segments(NamedTuple):

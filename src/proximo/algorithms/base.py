@@ -252,10 +252,12 @@ class OnPolicy(ABC):
         target: Tensor,
     ) -> Batch:
         """The valid steps of [T, N, ...] side by side, env after env in order of time."""
-        flat, age = rollout.flat, F.batches.ages(rollout.boundary)
-        episode = segment = F.batches.consecutive(flat(F.batches.segments(age)))
+        # Behind a masked row begins another episode, so that none begins with one that is left out.
+        flat, boundary = rollout.flat, rollout.boundary
+        episode = segment = F.batches.segments(flat(F.batches.begins(boundary)))
         if policy.state_size:
-            segment = F.batches.consecutive(flat(F.batches.segments(age, policy.bptt_steps)))
+            first = F.batches.ages(boundary) % policy.bptt_steps == 0
+            segment = F.batches.segments(flat(first))
         return Batch(
             obs=flat(rollout.obs),
             action=flat(rollout.action),

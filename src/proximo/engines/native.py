@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -50,6 +50,8 @@ class NativeEngine(Engine):
         assert first.data_ptr() == flats[0].data_ptr(), "the weights are not one flat vector"
         end = flats[-1].data_ptr() + flats[-1].nbytes
         assert last.data_ptr() + last.nbytes == end, "the weights are not one flat vector"
+        self._rated, parts = zip(*self._slices(), strict=True)  # the vector of each part
+        self._parts = (library._Part * 2)(*parts)
         self._bounds: list[np.ndarray] = []  # in single precision, to which the library points
         heads = library.simple_heads(policy.head)
         self._heads = (library._Head * len(heads))(*map(self._head, heads))
@@ -157,18 +159,29 @@ class NativeEngine(Engine):
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None
     ) -> Evaluation:
+        return self._judge(obs, action, segments, entropy=entropy, value=True)
+
+    def evaluate_batch(self, batch: Batch, *, entropy: bool) -> Evaluation:
+        return self._judge(batch.obs, batch.action, batch.segments, entropy=entropy, value=False)
+
+    def _judge(
+        self, obs: Tensor, action: Tensor, segments: Segments | None, *, entropy: bool, value: bool
+    ) -> Evaluation:
         head = self.policy.head
         shape = action.shape[: action.dim() - len(head.action_shape)]
-        log_prob, value = _empty(*shape), _empty(*shape)
+        log_prob, values = _empty(*shape), _empty(*shape) if value else _empty(0)
         entropies = _empty(*shape) if entropy else None
         parameters = _empty(*shape, head.parameter_count)
         to = {"log_prob": log_prob, "entropy": entropies, "parameters": parameters}
-        recurrent_state = self._evaluate(obs, action, segments, value=value, **to)
-        log_prob -= self._log_slope(action)
+        if value:
+            to["value"] = values
+        recurrent_state = self._evaluate(obs, action, segments, **to)
+        if self._squashed:
+            log_prob -= self._log_slope(action)
         distribution = head.restore(parameters)
         if entropy and self._squashed:  # the library's entropies are those of u as well
             entropies = distribution.entropy()
-        return Evaluation(log_prob, entropies, value, distribution, recurrent_state)
+        return Evaluation(log_prob, entropies, values, distribution, recurrent_state)
 
     def value(self, obs: Tensor, segments: Segments | None = None) -> Tensor:
         value = _empty(*obs.shape[: obs.dim() - len(self.policy.obs_shape)])
@@ -287,9 +300,11 @@ class NativeEngine(Engine):
             step=int(optimizer.records[0]["step"]) if adam else 0,
             order=orders,
             bounds=edges,
-            parts=(library._Part * 2)(*self._parts()),
+            parts=self._parts,
             finite=1,
         )
+        for part, index in zip(call.parts, self._rated, strict=False):
+            part.rate = optimizer.rates[index]
         failed = self._library.proximo_update(
             ctypes.byref(self._struct), ctypes.byref(data), ctypes.byref(call)
         )
@@ -311,8 +326,8 @@ class NativeEngine(Engine):
         inputs, masks = self.policy.inputs(obs), obs[..., self.policy.observations.mask_begin :]
         return torch.cat([inputs, masks], -1) if self.policy.masked else inputs
 
-    def _parts(self) -> list[library._Part]:
-        """The actor's slice of weights and records, and the critic's: of one vector or of two."""
+    def _slices(self) -> Iterator[tuple[int, library._Part]]:
+        """The actor's slice of weights and records, and the critic's: each of which vector."""
         optimizer, policy = self.optimizer, self.policy
         actor = sum(p.numel() for p in policy.actor_parameters())
         slices: list[tuple[int, slice]] = [(0, slice(0, actor)), (0, slice(actor, None))]
@@ -320,21 +335,17 @@ class NativeEngine(Engine):
             slices = [(0, slice(None))]
         elif len(optimizer.flats) == 2:
             slices = [(0, slice(None)), (1, slice(None))]
-        parts = []
         for index, piece in slices:
             flat, record = optimizer.flats[index], optimizer.records[index]
             assert flat.grad is not None
             second = "exp_avg_sq" if optimizer.kind == "adam" else "square_avg"
-            parts.append(
-                library._Part(
-                    gradient=flat.grad[piece],
-                    first=record["exp_avg"][piece] if "exp_avg" in record else None,
-                    second=record[second][piece] if second in record else None,
-                    size=flat[piece].numel(),
-                    rate=optimizer.rates[index],
-                )
+            part = library._Part(
+                gradient=flat.grad[piece],
+                first=record["exp_avg"][piece] if "exp_avg" in record else None,
+                second=record[second][piece] if second in record else None,
+                size=flat[piece].numel(),
             )
-        return parts
+            yield index, part
 
 
 def _begins(segments: Segments) -> Tensor:

@@ -8,22 +8,24 @@ from torch import Tensor
 from proximo.types import Layout
 
 
+def begins(boundary: Tensor) -> Tensor:
+    """Whether a row is the first of its episode in this rollout. boundary: [T, N] bool."""
+    return torch.cat([torch.ones_like(boundary[:1]), boundary[:-1]])
+
+
 def ages(boundary: Tensor) -> Tensor:
     """Steps since a row's episode began in this rollout. boundary: [T, N] bool; returns int64."""
-    begins = torch.ones_like(boundary)
-    begins[1:] = boundary[:-1]
-    time = torch.arange(len(begins), device=begins.device).unsqueeze(-1).expand(begins.shape)
-    return time - torch.where(begins, time, 0).cummax(0).values
+    first = begins(boundary)
+    time = torch.arange(len(first), device=first.device).unsqueeze(-1).expand(first.shape)
+    return time - torch.where(first, time, 0).cummax(0).values
 
 
-def segments(age: Tensor, length: int | None = None) -> Tensor:
-    """The number of each row's episode, counted env after env. age: [T, N] of `ages`.
+def segments(first: Tensor) -> Tensor:
+    """Number of each row's episode, or of the segment into which it is cut, counted from 0.
 
-    length: number the segments of at most this many steps instead, into which episodes are cut.
+    first: [B] bool, whether one begins with this row; returns [B] int64.
     """
-    begins = age == 0 if length is None else age % length == 0
-    steps, envs = age.shape
-    return begins.t().reshape(-1).cumsum(0).view(envs, steps).t() - 1
+    return first.cumsum(0) - 1
 
 
 def consecutive(number: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ void proximo_close(ProximoActor* actor) { delete actor; }
 int32_t proximo_evaluate(const ProximoPolicy* policy, const ProximoBatch* batch, const ProximoEvaluation* to,
                          int32_t threads) try {
   auto lanes = make_lanes(*policy, 0);
-  Helper helper(threads > 1 && lanes.size() == 2);
+  Helper helper(threads > 1 && lanes.size() == 2 && to->log_prob && to->value);
   helper.both([&] { lanes[0]->evaluate(*batch, *to); },
               [&] { if (lanes.size() == 2) lanes[1]->evaluate(*batch, *to); });
   return 0;

@@ -87,7 +87,7 @@ class Lane {
   }
 
   void evaluate(const ProximoBatch& b, const ProximoEvaluation& to) {
-    if (!values_ && !to.log_prob) return;
+    if (!(acts_ && to.log_prob) && !(values_ && to.value)) return;
     const int width = heads_.parameters;
     const int64_t* order = remember(b, nullptr, b.count, true);
     if (memory_ && to.recurrent_state) memory_->store(packing_, to.recurrent_state);
@@ -102,7 +102,7 @@ class Lane {
           if (to.entropy) to.entropy[row] = entropy;
           if (to.parameters) std::copy_n(heads_.now(), width, to.parameters + row * width);
         }
-        if (values_) {
+        if (values_ && to.value) {
           const float v = baseline_.out()[(int64_t)m * baseline_.width()];
           to.value[row] = p_.return_scale ? *p_.return_shift + *p_.return_scale * v : v;
         }

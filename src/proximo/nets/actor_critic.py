@@ -25,7 +25,7 @@ class Evaluation(NamedTuple):
 
     log_prob: Tensor
     entropy: Tensor | None
-    value: Tensor
+    value: Tensor  # or [0], where it was left out
     distribution: Distribution
     recurrent_state: Tensor | None = None  # [S, C] after each segment
 
