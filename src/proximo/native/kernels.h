@@ -11,7 +11,8 @@ namespace {
 
 // C = start + A B. A[i][k] stands at a[i * a_row + k * a_column]; the rows of B, C and start lie b_row,
 // c_row and start_row apart (0: one row for all), and start may be null for 0. `columns`, of B and C, is a
-// multiple of 16; the next 16 columns of B lie b_next on.
+// multiple of 16; the next 16 columns of B lie b_next on. Where only the first few columns are asked for, `few` is
+// their number, and the others stay as they are.
 struct Product {
   int rows, columns, depth;
   const float* a;
@@ -23,6 +24,7 @@ struct Product {
   const float* start;
   int64_t start_row;
   int64_t b_next = WIDE;
+  int few = 0;
 };
 
 template <int ROWS, int COLUMNS>
@@ -61,8 +63,31 @@ INLINE void strip(const Product& p, int64_t j) {
   last_rows<ROWS - 1, COLUMNS>(p, i, j);
 }
 
+// Rows i, ... of a product of few columns.
+template <int LANES, int ROWS>
+INLINE void short_rows(const Product& p, int64_t i) {
+  using Vec = typename Short<LANES>::Vec;
+  Vec sum[ROWS];
+  for (int m = 0; m < ROWS; m++) sum[m] = p.start ? *(const Vec*)(p.start + (i + m) * p.start_row) : Vec{};
+  const float *a = p.a + i * p.a_row, *b = p.b;
+  for (int k = p.depth; k > 0; k--, a += p.a_column, b += p.b_row) {
+    const Vec line = *(const Vec*)b;
+    for (int m = 0; m < ROWS; m++) sum[m] += a[m * p.a_row] * line;
+  }
+  for (int m = 0; m < ROWS; m++) *(Vec*)(p.c + (i + m) * p.c_row) = sum[m];
+}
+
+template <int LANES>
+INLINE void multiply_few(const Product& p) {
+  int64_t i = 0;
+  for (; i + 8 <= p.rows; i += 8) short_rows<LANES, 8>(p, i);
+  for (; i < p.rows; i++) short_rows<LANES, 1>(p, i);
+}
+
 template <int ROWS, int COLUMNS>
 INLINE void multiply_by_tiles(const Product& p) {
+  if (p.few && p.few <= 4) return multiply_few<4>(p);
+  if (p.few && p.few <= 8) return multiply_few<8>(p);
   int64_t j = 0;
   for (; j + COLUMNS * WIDE <= p.columns; j += COLUMNS * WIDE) strip<ROWS, COLUMNS>(p, j);
   if constexpr (COLUMNS > 1)

@@ -71,7 +71,7 @@ class Net {
     for (size_t n = 0; n < layers_.size(); n++) {
       Layer& l = layers_[n];
       kernel.multiply({rows, l.wide_out, l.inputs, x, stride, 1, l.forth.get(), l.wide_out, l.out.get(),
-                       l.wide_out, l.bias.get(), 0});
+                       l.wide_out, l.bias.get(), 0, WIDE, activates(n) ? 0 : l.outputs});
       if (activates(n)) kernel.activate(l.out.get(), (int64_t)rows * l.wide_out, activation_);
       x = l.out.get();
       stride = l.wide_out;

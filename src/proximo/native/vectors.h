@@ -16,6 +16,10 @@ namespace {
 
 constexpr int WIDE = 16;
 typedef float Vec __attribute__((vector_size(WIDE * sizeof(float)), aligned(4), may_alias));
+template <int LANES>  // 4 or 8 of them, where 16 would be mostly padding
+struct Short {
+  typedef float Vec __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+};
 typedef int32_t VecInt __attribute__((vector_size(WIDE * sizeof(int32_t))));
 
 INLINE int padded(int n) { return (n + WIDE - 1) / WIDE * WIDE; }
