@@ -29,10 +29,11 @@ from proximo.engines import library
 from proximo.engines.base import Layout
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
+from proximo.errors import TrainingError
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.choices import choose_engine
 from proximo.spaces import MASK, choices
-from proximo.types import Batch, Segments
+from proximo.types import Batch, Rollout, Segments
 
 pytestmark = pytest.mark.skipif(library.load()[0] is None, reason=library.load()[1])
 
@@ -681,3 +682,42 @@ def test_loss_terms_are_added_to_every_minibatch():
     assert terms["loss"].item() == pytest.approx((loss + term).item(), rel=1e-5)
     for now, then in zip(parameters, expected, strict=True):
         torch.testing.assert_close(now.detach(), then, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 70])
+@pytest.mark.parametrize("kind", ["discrete", "continuous", "squashed"])
+def test_what_acting_keeps_is_what_evaluating_finds_to_the_bit(kind, count):
+    changes = {"action": "squash"} if kind == "squashed" else {}
+    net = NetConfig(normalize_obs=True, policy_gain=1.0, **changes)
+    space = gym.spaces.Discrete(5) if kind == "discrete" else gym.spaces.Box(-2, 2, (3,))
+    policy = ActorCritic(gym.spaces.Box(-9, 9, (6,)), space, net)
+    engine = NativeEngine(policy, PPO().make_optimizer(policy), 1)
+    generator = torch.Generator().manual_seed(0)
+    buffer = allocate(policy, np.zeros((count, 6), np.float32), 9)
+    buffer.obs[:] = torch.randn(buffer.obs.shape, generator=generator).numpy()
+    act = engine.actor(buffer, policy.head.noise(generator, (9, count)))
+    for t in range(9):
+        act(t)
+    mask = torch.ones(9, count, dtype=torch.bool)
+    rollout = Rollout(
+        obs=torch.from_numpy(buffer.obs[:-1]),
+        action=torch.from_numpy(buffer.action),
+        reward=torch.zeros(9, count),
+        terminated=~mask,
+        boundary=~mask,
+        mask=mask,
+        last_obs=torch.from_numpy(buffer.obs[-1]),
+        final_obs=torch.empty(0, 6),
+        final_index=torch.empty(0, dtype=torch.int64),
+        acted=torch.from_numpy(buffer.parameters),
+        initial_state=torch.zeros(count, 0),
+        episodes=(),
+    )
+    kept = engine.evaluate_old(rollout)
+    assert engine._kept is None
+    again = engine.evaluate_old(rollout)  # nothing is kept any more
+    moved = dataclasses.replace(rollout, obs=rollout.obs + 1)
+    for name, value in again._asdict().items():
+        assert torch.equal(getattr(kept, name), value), name
+    with pytest.raises(TrainingError, match="is not the one that is evaluated"):
+        engine.evaluate_old(moved)

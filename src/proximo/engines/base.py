@@ -233,8 +233,9 @@ class Engine(UpdateEngine):
         """
 
         def closing(obs: Tensor, state: Tensor) -> Tensor:
-            single = torch.arange(len(obs), device=obs.device)
-            return self.value(obs, Segments(single, state) if state.shape[-1] else None)
+            if not state.shape[-1]:
+                return self.value(obs)
+            return self.value(obs, Segments(torch.arange(len(obs), device=obs.device), state))
 
         last = closing(rollout.last_obs, old.final_state[-1])
         following = torch.cat([old.value[1:], last[None]])

@@ -18,7 +18,7 @@ from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Hea
 from proximo.types import LossSpec
 
 LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
-VERSION = 8
+VERSION = 9
 """Version of the interface; a library of another one is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -34,6 +34,9 @@ RECURRENT: dict[type[torch.nn.Module], int] = {torch.nn.GRU: 1, torch.nn.LSTM: 2
 NAMES = {"avx2": "AVX2", "avx512": "AVX-512"}
 """Kernels by the name of what they use of the processor; the others are what every one has."""
 NUMBERS = {"int64": 0, "float32": 1, "float64": 2}
+ARRAYS = {np.dtype(name) for name in (*NUMBERS, "bool")}
+TENSORS = {torch.float32, torch.int64, torch.bool}
+"""Types of the numbers that pointers point to."""
 
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 Widths = _int * MAX_LAYERS
@@ -82,7 +85,9 @@ class _Policy(_Structure):
 class _Rollout(_Structure):
     _fields_ = (
         *_fields(
-            l="num_envs", p="obs noise choice action env_action parameters", i="env_action_type"
+            l="num_envs",
+            p="obs noise choice action env_action parameters log_prob every",
+            i="env_action_type",
         ),
         *_fields(p="recurrent_state done valid"),
     )
@@ -210,10 +215,10 @@ def _address(value: Any) -> Any:
     """Address of the first number of a contiguous array or tensor; anything else as it is."""
     if isinstance(value, Tensor):
         assert value.is_contiguous()
-        assert value.dtype in (torch.float32, torch.int64, torch.bool)
+        assert value.dtype in TENSORS
         return value.data_ptr()
     if isinstance(value, np.ndarray):
         assert value.flags.c_contiguous
-        assert value.dtype.name in (*NUMBERS, "bool")
+        assert value.dtype in ARRAYS
         return value.ctypes.data
     return value

@@ -8,14 +8,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from proximo.engines import library
-from proximo.engines.base import Engine, Objective, Outcome
+from proximo.engines.base import Engine, Objective, OldEvaluation, Outcome
 from proximo.engines.nonfinite import Skip, not_finite
 from proximo.envs.tensors import TensorRolloutBuffer
 from proximo.functional.distributions import log_slope
@@ -23,7 +23,7 @@ from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.bodies import MLP
 from proximo.nets.heads import CategoricalHead, GaussianHead, Head
 from proximo.nets.optimizer import FlatOptimizer
-from proximo.types import Batch, Layout, LossSpec, NativeCall, RolloutBuffer, Segments
+from proximo.types import Batch, Layout, LossSpec, NativeCall, Rollout, RolloutBuffer, Segments
 
 WORTH_A_THREAD = 256
 """Samples from which evaluating them pays for starting a second thread."""
@@ -34,6 +34,20 @@ SPEC = (
 """Fields of a `LossSpec` that the library takes under their own names."""
 
 
+class _Kept(NamedTuple):
+    """What acting in a buffer has left: log π(a|s) and the distributions' parameters."""
+
+    buffer: RolloutBuffer
+    log_prob: Tensor  # [T, N]
+    parameters: Tensor  # [T, N, P]
+
+    def of(self, rollout: Rollout) -> bool:
+        """Whether these are the steps of this rollout."""
+        pairs = ((self.buffer.obs, rollout.obs), (self.buffer.action, rollout.action))
+        same = (here.ctypes.data == there.data_ptr() for here, there in pairs)
+        return len(self.buffer) == len(rollout.reward) and all(same)
+
+
 class NativeEngine(Engine):
     """The C++ library, in place on the flat vectors of weights and of the optimizer's records."""
 
@@ -42,6 +56,7 @@ class NativeEngine(Engine):
         self._library, missing = library.load()
         assert self._library, missing
         self._threads = threads
+        self._kept: _Kept | None = None  # of a rollout, until it is evaluated
         self._action = "choice" if policy.head.action_dtype is torch.int64 else "action"
         flats, actor, own = optimizer.flats, policy.actor, policy.critic
         assert isinstance(actor, MLP)
@@ -122,6 +137,7 @@ class NativeEngine(Engine):
         foreign = taken.dtype.name not in library.NUMBERS
         if foreign:
             taken = np.empty(taken.shape, np.int64 if self._action == "choice" else np.float32)
+        kept = self._kept = None if self.policy.state_size else self._room(buffer)
         rollout = library._Rollout(
             num_envs=buffer.obs.shape[1],
             obs=buffer.obs,
@@ -129,6 +145,8 @@ class NativeEngine(Engine):
             env_action=taken,
             env_action_type=library.NUMBERS[taken.dtype.name],
             parameters=buffer.parameters,
+            log_prob=kept and kept.log_prob,
+            every=kept and kept.parameters,
             recurrent_state=recurrent_state,
             done=buffer.done,
             valid=buffer.valid,
@@ -146,15 +164,30 @@ class NativeEngine(Engine):
         chosen = act if foreign else native
         # What it points to lives as long as it does.
         weakref.finalize(
-            chosen, _close, self._library, handle, self, noise, taken, buffer, recurrent_state
+            chosen, _close, self._library, handle, self, noise, taken, buffer, kept, recurrent_state
         )
         return chosen
+
+    def _room(self, buffer: RolloutBuffer) -> _Kept:
+        rows = buffer.reward.shape
+        return _Kept(buffer, _empty(*rows), _empty(*rows, self.policy.head.parameter_count))
 
     def native_call(self, act: Callable[[int], None]) -> NativeCall | None:
         if not isinstance(act, partial):
             return None
         function = ctypes.cast(self._library.proximo_act, ctypes.c_void_p).value
         return NativeCall(function, act.args[0])
+
+    def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
+        """`Engine.evaluate_old`, without what `actor` knows already: the same to the bit."""
+        kept, self._kept = self._kept, None
+        if kept is None or not kept.of(rollout):
+            return super().evaluate_old(rollout)
+        log_prob = kept.log_prob
+        if self._squashed:
+            log_prob -= self._log_slope(rollout.action)
+        nothing = rollout.initial_state.new_empty(*rollout.mask.shape, 0)
+        return OldEvaluation(log_prob, kept.parameters, self.value(rollout.obs), nothing, nothing)
 
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None

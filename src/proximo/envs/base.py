@@ -230,7 +230,7 @@ class SyncEnvs(Envs):
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         obs, reward = buffer.obs[t + 1], buffer.reward[t]
-        plain, env_action = self._plain, buffer.env_action[t]
+        plain, shape, env_action = self._plain, self._shape, buffer.env_action[t]
         # One copy for all of them: an env may keep its part of it, and change it.
         given = env_action.copy() if self.actions.simple else map(self.actions.nested, env_action)
         for i, (env_step, action) in enumerate(zip(self._steps, given, strict=True)):
@@ -243,7 +243,7 @@ class SyncEnvs(Envs):
                 raise UsageError(_misanswer(answer, self.observations)) from error
             if not plain:
                 self.observations.write(seen, obs[i])
-            elif np.shape(seen) != self._shape:  # or it would be broadcast without a word
+            elif getattr(seen, "shape", ()) != shape != np.shape(seen):  # it would be broadcast
                 raise UsageError(misfit(self.observations.leaves[0], seen, np.shape(seen)))
             if over or cut:
                 buffer.terminated[t, i], buffer.done[t, i] = over, True

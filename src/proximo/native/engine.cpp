@@ -24,7 +24,7 @@
 
 extern "C" {
 
-int32_t proximo_version() { return 8; }
+int32_t proximo_version() { return 9; }
 
 // Bytes of a structure of interface.h, by its place there; 0 behind the last.
 int64_t proximo_size(int32_t n) {
@@ -60,10 +60,12 @@ void proximo_close(ProximoActor* actor) { delete actor; }
 // Fills `to`. Returns 0, or 1 if there is no memory for it.
 int32_t proximo_evaluate(const ProximoPolicy* policy, const ProximoBatch* batch, const ProximoEvaluation* to,
                          int32_t threads) try {
-  auto lanes = make_lanes(*policy, 0);
-  Helper helper(threads > 1 && lanes.size() == 2 && to->log_prob && to->value);
-  helper.both([&] { lanes[0]->evaluate(*batch, *to); },
-              [&] { if (lanes.size() == 2) lanes[1]->evaluate(*batch, *to); });
+  const bool halves = threads > 1 && !policy->memory;  // a memory's samples belong together
+  const int64_t half = halves ? batch->count / 2 : batch->count;
+  std::vector<std::unique_ptr<Lane>> lanes[2] = {make_lanes(*policy, 0), make_lanes(*policy, 0)};
+  Helper helper(halves);
+  helper.both([&] { for (auto& lane : lanes[0]) lane->evaluate(*batch, *to, 0, half); },
+              [&] { for (auto& lane : lanes[1]) lane->evaluate(*batch, *to, half, halves ? batch->count : half); });
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;

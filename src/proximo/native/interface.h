@@ -49,6 +49,7 @@ struct ProximoRollout {  // T steps of N envs
   float* action;       // [T, N, actions] else
   void* env_action;    // [T, N, actions] what the envs are given
   float* parameters;   // [2, N, P] of the first step and of the latest one
+  float *log_prob, *every;  // [T, N] and [T, N, P]: log pi(a|s) and the parameters of all steps; both may be null
   int32_t env_action_type;
   float* recurrent_state;       // [N, state_size], 0 after an episode's end
   const uint8_t *done, *valid;  // [T, N]

@@ -81,18 +81,25 @@ class Lane {
         see(r.obs, first + m, m);
         heads_.draw(r, first + m);
         std::copy_n(heads_.now(), width, r.parameters + (r.num_envs + begin + m) * width);
+        if (!r.log_prob) continue;
+        const int64_t at = (first + m) * heads_.actions;
+        float entropy;
+        r.log_prob[first + m] =
+            heads_.log_prob({r.choice ? r.choice + at : nullptr, r.action ? r.action + at : nullptr}, false, entropy);
+        std::copy_n(heads_.now(), width, r.every + (first + m) * width);
       }
     }
     if (t == 0) std::copy_n(r.parameters + r.num_envs * width, r.num_envs * width, r.parameters);
   }
 
-  void evaluate(const ProximoBatch& b, const ProximoEvaluation& to) {
+  // Samples begin, ..., end - 1; a recurrent policy takes all of them.
+  void evaluate(const ProximoBatch& b, const ProximoEvaluation& to, int64_t begin, int64_t end) {
     if (!(acts_ && to.log_prob) && !(values_ && to.value)) return;
     const int width = heads_.parameters;
     const int64_t* order = remember(b, nullptr, b.count, true);
     if (memory_ && to.recurrent_state) memory_->store(packing_, to.recurrent_state);
-    for (int64_t begin = 0; begin < b.count; begin += CHUNK) {
-      const int rows = (int)std::min<int64_t>(CHUNK, b.count - begin);
+    for (; begin < end; begin += CHUNK) {
+      const int rows = (int)std::min<int64_t>(CHUNK, end - begin);
       infer(b, order, begin, rows, true);
       for (int m = 0; m < rows; m++) {
         const int64_t row = order ? order[begin + m] : begin + m;
