@@ -1,7 +1,7 @@
 """Run the old policy in N envs for T steps, or for K episodes.
 
 While collecting, the policy only acts: log-probabilities and values come from one batched forward
-afterwards, through the same `evaluate` that the update uses.
+afterwards, through the same `evaluate` that the update uses, or to the bit from what acting kept.
 """
 
 from __future__ import annotations
