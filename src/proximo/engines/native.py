@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -173,6 +174,7 @@ class NativeEngine(Engine):
         return _Kept(buffer, _empty(*rows), _empty(*rows, self.policy.head.parameter_count))
 
     def native_call(self, act: Callable[[int], None]) -> NativeCall | None:
+        act = inspect.unwrap(act)  # from a profile's clock
         if not isinstance(act, partial):
             return None
         function = ctypes.cast(self._library.proximo_act, ctypes.c_void_p).value
