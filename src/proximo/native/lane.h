@@ -15,6 +15,7 @@ namespace {
 
 constexpr float STANDARDIZE_EPS = 1e-8f;                   // functional/masked.py
 constexpr float LOG_RATIO_MAX = 80.0f;                     // functional/losses.py
+constexpr int64_t CACHED = 1 << 16;                        // samples of a batch of which a core's cache holds most
 
 struct Terms {  // of one minibatch: means, and the square of the gradient
   double policy_loss = 0, value_loss = 0, entropy = 0, square = 0;
@@ -146,6 +147,7 @@ class Lane {
     heads_.clear_gradient();
     for (int begin = 0; begin < M; begin += CHUNK) {
       const int rows = std::min(CHUNK, M - begin);
+      if (b.count > CACHED) fetch(b, order + begin, rows);
       infer(b, order, begin, rows, false);
       const bool more = begin > 0;
       const int width = memory_ ? memory_->width() : trunk_width();
@@ -193,6 +195,23 @@ class Lane {
   // What the hidden layers put out; of none, what they are given.
   const float* trunk_out() const { return trunk_.empty() ? x_.get() : trunk_.out(); }
   int trunk_width() const { return trunk_.empty() ? wide_ : trunk_.width(); }
+
+  // Fetch what the loss reads of these samples while the network runs. In a batch beyond the cache they stand anywhere
+  // in memory, and the loss would wait for each. (Inline, as a function that only fetches counts as one without effect.)
+  __attribute__((always_inline)) void fetch(const ProximoBatch& b, const int64_t* order, int rows) const {
+    auto ask = [&](const auto* numbers, int64_t width) __attribute__((always_inline)) {
+      for (int m = 0; numbers && m < rows; m++) __builtin_prefetch(numbers + order[m] * width);
+    };
+    if (acts_) {
+      ask(b.log_prob, 1);
+      ask(b.choice, heads_.actions);
+      ask(b.action, heads_.actions);
+    }
+    if (values_) {
+      ask(b.target, 1);
+      ask(b.value, 1);
+    }
+  }
 
   // Samples order[begin], ... through all of the network; with a memory, `remember` has done its part before.
   void infer(const ProximoBatch& b, const int64_t* order, int64_t begin, int rows, bool raw) {
