@@ -18,7 +18,7 @@ from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Hea
 from proximo.types import LossSpec
 
 LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
-VERSION = 9
+VERSION = 10
 """Version of the interface; a library of another one is not used."""
 MAX_LAYERS = 6
 WIDEST = 512
@@ -149,6 +149,8 @@ def load() -> tuple[Any, str]:
     library.proximo_open.argtypes = [_pointer, _pointer]
     library.proximo_act.restype = library.proximo_close.restype = None
     library.proximo_act.argtypes = [_pointer, _long]
+    library.proximo_act_some.restype = None
+    library.proximo_act_some.argtypes = [_pointer, _long, _long, _long]
     library.proximo_close.argtypes = [_pointer]
     return library, ""
 
