@@ -7,7 +7,7 @@ afterwards, through the same `evaluate` that the update uses, or to the bit from
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
 from proximo.state import TrainState
-from proximo.types import FLAGS, Episode, Rollout, RolloutBuffer, Watch
+from proximo.types import FLAGS, EnvState, Episode, Rollout, RolloutBuffer, Watch
 
 BLOCK = 256
 """Steps of a buffer when whole episodes are collected."""
@@ -209,12 +209,17 @@ def _step_envs(
     run = None if quota else envs.with_actor(state.engine.native_call(act), env, steps)
     t = 0
     looks = policy.masked and isinstance(steps, RolloutBuffer)  # tensors are checked afterwards
+    act_some = None if quota or looks or not envs.groups else state.engine.act_some(act)
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for begin, end in _stretches(len(steps), report):
                 if run:
                     run(begin, end)
                     t = end - 1
+                    continue
+                if act_some:
+                    for t in _alternate(act_some, envs, env, steps, range(begin, end)):  # noqa: B007 where it failed
+                        pass
                     continue
                 for t in range(begin, end):
                     if looks and (stuck := policy.stuck(steps.obs[t]) & ~env.resetting).any():
@@ -240,6 +245,25 @@ def _step_envs(
         begins = torch.as_tensor(steps.done[t] | ~steps.valid[t], device=recurrent_state.device)
         recurrent_state.masked_fill_(begins.unsqueeze(-1), 0)
     return t + 1
+
+
+def _alternate(
+    act: Callable[[int, int, int], None], envs: Envs, env: EnvState, buffer: Any, steps: range
+) -> Iterator[int]:
+    """Act in one group of envs while the others step; yields the steps, as they begin.
+
+    Neither an action nor an env depends on the other groups: the same bits as all in step.
+    """
+    for t in steps:
+        yield t
+        for group, rows in enumerate(envs.groups):
+            if t > steps.start:
+                envs.receive(env, buffer, t - 1, group)
+            act(t, rows.start, rows.stop)
+            envs.send(buffer, t, group)
+    for group in range(len(envs.groups)):
+        envs.receive(env, buffer, steps.stop - 1, group)
+    buffer.final_obs.sort(key=lambda end: end[:2])  # as episodes are counted
 
 
 def _stretches(length: int, report: _ProgressClock | None) -> Iterator[tuple[int, int]]:

@@ -141,6 +141,8 @@ def load() -> tuple[Any, str]:
     library.proximo_open.argtypes = [_pointer, _pointer]
     library.proximo_act.restype = library.proximo_close.restype = None
     library.proximo_act.argtypes = [_pointer, _long]
+    library.proximo_act_some.restype = None
+    library.proximo_act_some.argtypes = [_pointer, _long, _long, _long]
     library.proximo_close.argtypes = [_pointer]
     return library, ""
 

@@ -180,6 +180,11 @@ class NativeEngine(Engine):
         function = ctypes.cast(self._library.proximo_act, ctypes.c_void_p).value
         return NativeCall(function, act.args[0])
 
+    def act_some(self, act: Callable[[int], None]) -> Callable[[int, int, int], None] | None:
+        if not isinstance(act, partial):
+            return None
+        return partial(self._library.proximo_act_some, *act.args)
+
     def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
         """`Engine.evaluate_old`, without what `actor` knows already: the same to the bit."""
         kept, self._kept = self._kept, None

@@ -50,6 +50,7 @@ class Envs(ABC):
     device: torch.device | None = None  # of their tensors; None: they give and take NumPy arrays
     agents: int = 1  # of one env: rows that begin together
     names: tuple[str, ...] = ()  # of these agents, in the order of their rows
+    groups: tuple[slice, ...] = ()  # of rows that `send` and `receive` step apart from the others
     single: gym.Env[Any, Any]  # the first env itself, where single ones are stepped in this process
     make_apart: Callable[[], Envs] | None = None  # makes the env that `apart` returns
     _apart: Envs | None = None
@@ -95,6 +96,14 @@ class Envs(ABC):
     @abstractmethod
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         """Step every env by row t's actions; fill in row t and obs[t + 1], but not `state.obs`."""
+
+    def send(self, buffer: RolloutBuffer, t: int, group: int) -> None:
+        """Let the envs of a group take row t's actions, while the caller does something else."""
+        raise NotImplementedError
+
+    def receive(self, state: EnvState, buffer: RolloutBuffer, t: int, group: int) -> None:
+        """Wait for a group and fill in what `step` does; `final_obs` is in order of arrival."""
+        raise NotImplementedError
 
     def with_actor(
         self, act: NativeCall | None, state: EnvState, buffer: RolloutBuffer

@@ -24,7 +24,7 @@
 
 extern "C" {
 
-int32_t proximo_version() { return 10; }
+int32_t proximo_version() { return 11; }
 
 // Bytes of a structure of interface.h, by its place there; 0 behind the last.
 int64_t proximo_size(int32_t n) {
@@ -59,7 +59,12 @@ ProximoActor* proximo_open(const ProximoPolicy* policy, const ProximoRollout* ro
   }
 }
 
-void proximo_act(ProximoActor* actor, int64_t t) { actor->lane.act(actor->rollout, t); }
+void proximo_act(ProximoActor* actor, int64_t t) { actor->lane.act(actor->rollout, t, 0, actor->rollout.num_envs); }
+
+// Envs begin, ..., end - 1 alone.
+void proximo_act_some(ProximoActor* actor, int64_t t, int64_t begin, int64_t end) {
+  actor->lane.act(actor->rollout, t, begin, end);
+}
 
 void proximo_close(ProximoActor* actor) { delete actor; }
 
