@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo.engines.graphs import RolloutGraph
 from proximo.envs.base import Envs
 from proximo.envs.config import EnvConfig
 from proximo.envs.tensors import TensorRolloutBuffer, account
 from proximo.errors import UsageError, explain, faults
+from proximo.functional.random import on_device
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
 from proximo.state import TrainState
@@ -72,7 +74,7 @@ def collect(
             state.recurrent_state = recurrent_state.clone()
         recurrent_state = state.recurrent_state.clone()
     # Where envs reset in a step of their own, a rollout might hold nothing else: then it goes on.
-    while not parts or (quota.left if quota else not parts[-1].valid.any()):
+    while not parts or (quota.left if quota else _only_resets(parts[-1])):
         here = parts[-1].obs[-1] if parts else state.envs.obs
         part = allocate(policy, here, BLOCK if quota else steps)
         taken += _step_envs(part, envs, state, quota, taken)
@@ -83,7 +85,7 @@ def collect(
     else:
         final_parts = _finalize(buffer, quota, state, envs)
         envs.remember(state.envs, buffer)
-    mask, final, final_index, finished = final_parts
+    mask, final, final_index, finished, num_valid = final_parts
 
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(array).to(policy.device)
@@ -101,11 +103,20 @@ def collect(
         acted=tensor(buffer.parameters),
         initial_state=recurrent_state,
         episodes=finished,
+        num_valid=num_valid,
     )
 
 
-Final = tuple[Any, Any, Any, tuple[Episode, ...]]
-"""The mask [T, N]; true successors [F, *obs], and their rows as t*N + i; the finished episodes."""
+def _only_resets(buffer: RolloutBuffer | TensorRolloutBuffer) -> bool:
+    """No step of this buffer counts. Tensors are not looked at: a reset is followed by a step."""
+    if isinstance(buffer, TensorRolloutBuffer) and len(buffer) > 1:
+        return False
+    return not buffer.valid.any()
+
+
+Final = tuple[Any, Any, Any, tuple[Episode, ...], int]
+"""The mask [T, N]; true successors [F, *obs], and their rows as t*N + i; the finished episodes; the
+number of steps that count."""
 
 
 def _finalize(
@@ -119,7 +130,8 @@ def _finalize(
     finished = _account(buffer, mask, state)
     count = buffer.reward.shape[1]
     index = np.array([t * count + i for t, i, _ in buffer.final_obs], np.int64)
-    return mask, final.reshape(-1, *buffer.obs.shape[2:]), index, finished
+    final = final.reshape(-1, *buffer.obs.shape[2:])
+    return mask, final, index, finished, int(np.count_nonzero(mask))
 
 
 def _finalize_tensors(
@@ -139,14 +151,14 @@ def _finalize_tensors(
         _check_finite(on_host, final, state, envs)
     if found.fault:
         raise state.fault(f"{found.fault} of update {state.updates + 1}")
-    return mask, found.final, found.rows, found.episodes
+    return mask, found.final, found.rows, found.episodes, found.num_valid
 
 
 def allocate(policy: ActorCritic, obs: Any, steps: int) -> Any:
     """A `RolloutBuffer` (tensors: a `TensorRolloutBuffer`) that begins with `obs`, [N, *obs]."""
     head, acts, count = policy.head, policy.actions, len(obs)
     device = obs.device if isinstance(obs, Tensor) else None
-    number = torch.empty(0, dtype=policy.dtype).numpy().dtype
+    number = np.dtype(str(policy.dtype).removeprefix("torch."))
     exact = np.dtype(np.float32 if device and device.type == "mps" else np.float64)
     # Images stay bytes until the network scales them.
     image = obs.dtype in (np.uint8, torch.uint8)
@@ -196,11 +208,14 @@ def _step_envs(
 ) -> int:
     """Act and step until buffer or quota is full; returns the steps. taken: those before."""
     policy = state.policy
-    noise = policy.head.noise(state.collecting, steps.reward.shape)
+    noise = policy.head.noise(on_device(state.collecting, policy.device), steps.reward.shape)
     if state.ahead is not None:
         policy.head.continue_noise(noise, state.ahead)
         state.ahead = None
     recurrent_state = state.recurrent_state
+    if not quota and state.engine.graphs_of_rollouts and _replayed(steps, envs, state, noise):
+        _begin_episodes(recurrent_state, steps, -1)
+        return len(steps)
     act, step, env = state.engine.actor(steps, noise, recurrent_state), envs.step, state.envs
     report = _ProgressClock(state.watch, state.steps, steps, quota) if state.watch else None
     run = None if quota else envs.with_actor(state.engine.native_call(act), env, steps)
@@ -232,11 +247,64 @@ def _step_envs(
         where = f"step {taken + t} of update {state.updates + 1}"
         what = str(error) if isinstance(error, UsageError) else explain(error)
         raise state.fault(f"an env failed at {where}: {what}") from error
-    # The hidden state (LSTM, GRU) is reset at episode starts: here, and in `Engine.actor`.
+    _begin_episodes(recurrent_state, steps, t)
+    return t + 1
+
+
+def _begin_episodes(recurrent_state: Tensor | None, steps: Any, t: int) -> None:
+    """The hidden state (LSTM, GRU) is reset at episode starts: here, and in `Engine.actor`."""
     if recurrent_state is not None:
         begins = torch.as_tensor(steps.done[t] | ~steps.valid[t], device=recurrent_state.device)
         recurrent_state.masked_fill_(begins.unsqueeze(-1), 0)
-    return t + 1
+
+
+def _replayed(steps: Any, envs: Any, state: TrainState, noise: Tensor) -> bool:
+    """Take all steps by a CUDA graph; False: they are to be taken one by one.
+
+    The first rollout warms up, the second one is recorded.
+    """
+    engine, env, recurrent_state = state.engine, state.envs, state.recurrent_state
+    noise = noise.to(state.policy.device, state.policy.dtype)
+    if not isinstance(steps, TensorRolloutBuffer):
+        return False
+    if not envs.rollouts:
+        envs.rollouts += 1
+        return False
+    if state.watch:
+        state.watch(state.steps, "")
+    if envs.graph is not None:
+        envs.graph(steps, noise, recurrent_state)
+        return True
+    own = None if recurrent_state is None else recurrent_state.clone()
+    graph = RolloutGraph(allocate(state.policy, steps.obs[0], len(steps)), noise.clone(), own)
+    act = engine.actor(graph.buffer, graph.noise, own)
+
+    def run() -> None:
+        for t in range(len(steps)):
+            act(t)
+            envs.step(env, graph.buffer, t)
+
+    words = "rollouts run without a CUDA graph"
+    try:
+        elsewhere = graph.record(run, envs.envs)
+    except RuntimeError as error:  # nothing has run, and yet the envs may hold other tensors
+        engine.graphs_of_rollouts = False
+        engine.report(f"{words}, and new episodes begin: {explain(error)}")
+        envs.fresh(env)
+        steps.obs[0] = env.obs
+        if recurrent_state is not None:
+            recurrent_state.zero_()
+        return False
+    graph(steps, noise, recurrent_state)
+    if elsewhere:
+        engine.graphs_of_rollouts = False
+        engine.report(
+            f"{words}: the env's {elsewhere} is another tensor or number after a step; keep what "
+            "changes in tensors, and write into them in place, as with copy_"
+        )
+    else:
+        envs.graph = graph
+    return True
 
 
 def _stretches(length: int, report: _ProgressClock | None) -> Iterator[tuple[int, int]]:

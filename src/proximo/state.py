@@ -216,17 +216,24 @@ class TrainState(State):
         From OpenAI's baselines (VecNormalize); not in the paper. It keeps returns near unit size
         without moving their zero.
         """
-        reward = rollout.reward.cpu().double().flip(0)
+        # In double precision, which not every device has.
+        far = rollout.reward.is_mps
+        reward, boundary, mask = (
+            x.cpu() if far else x for x in (rollout.reward, rollout.boundary, rollout.mask)
+        )
+        reward = reward.double().flip(0)
         if self.reward_return is None:
-            self.reward_return = torch.zeros(reward.shape[1], dtype=torch.float64)
+            self.reward_return = torch.zeros_like(reward[0])
         # Backwards in time it is the recursion of the advantages; a boundary cuts it from behind.
-        starts = torch.cat([torch.zeros_like(rollout.boundary[:1]), rollout.boundary[:-1]]).cpu()
+        starts = torch.cat([torch.zeros_like(boundary[:1]), boundary[:-1]])
         decay = gamma * (~starts).double().flip(0)
-        carried = torch.cat([reward, self.reward_return[None]])
+        carried = torch.cat([reward, self.reward_return[None].to(reward)])
         decay = torch.cat([decay, torch.zeros_like(decay[:1])])
         running = F.returns.discounted_sum(carried, decay)[:-1].flip(0)
-        self.reward_return = torch.where(rollout.boundary[-1].cpu(), 0, running[-1])
-        seen = running[rollout.mask.cpu()]
+        self.reward_return = torch.where(boundary[-1], 0, running[-1])
+        seen = running.flatten()
+        if rollout.steps < len(seen):
+            seen = seen[mask.flatten().nonzero_static(size=rollout.steps).squeeze(-1)]
         self.reward_moments = F.moments.merged(self.reward_moments, seen)
         scale = torch.rsqrt(self.reward_moments.var + 1e-8).to(rollout.reward)
         return (rollout.reward * scale).clamp(-REWARD_CLIP, REWARD_CLIP)
@@ -234,25 +241,27 @@ class TrainState(State):
     def observe(self, obs: Tensor) -> None:
         """Merge observations [B, *obs] into the moments by which the policy standardises them."""
         if self.policy.normalize_obs:
-            self.obs_moments = F.moments.merged(self.obs_moments, obs.cpu())
+            self.obs_moments = F.moments.merged(self.obs_moments, obs)
             self.policy.set_obs_moments(self.obs_moments)
 
     def observe_returns(self, target: Tensor) -> None:
         """Merge value targets [B] into the moments by which the critic standardises them."""
         if self.policy.normalize_returns:
-            self.return_moments = F.moments.merged(self.return_moments, target.cpu())
+            self.return_moments = F.moments.merged(self.return_moments, target)
             self.policy.set_return_moments(self.return_moments)
 
     def numbers(self, readings: dict[str, Tensor]) -> Metrics:
         """Readings of the new policy as numbers, in one transfer. Raises `fault` if not finite."""
         moments = (self.obs_moments, self.return_moments, self.reward_moments)
         variances = [known.var for known in moments if known]
-        if not self.engine.finite(*self.engine.weights, *variances):
+        checks = self.engine.checks(*variances)
+        # In double precision only here, as not every device has it.
+        values = [x.to(self.policy.dtype) for x in (*readings.values(), *checks.values())]
+        numbers = torch.stack(values).cpu().double().tolist()
+        metrics = dict(zip((*readings, *checks), numbers, strict=True))
+        if not self.engine.passed({name: metrics.pop(name) for name in checks}, *variances):
             what = "weights or running moments became infinite"
             raise self.fault(f"{what} in update {self.updates + 1}: {REMEDIES}")
-        # In double precision only here, as not every device has it.
-        values = torch.stack([reading.to(self.policy.dtype) for reading in readings.values()])
-        metrics = dict(zip(readings, values.cpu().double().tolist(), strict=True))
         # The readings after the update are computed with its weights: they show what the losses,
         # computed before each step, cannot.
         for name in ("approx_kl", "kl", "entropy"):
@@ -344,7 +353,7 @@ class TrainState(State):
     def advance(self, rollout: Rollout, metrics: Metrics) -> Row:
         """Count an update that is done; returns its row: everything that is logged of it."""
         self.updates += 1
-        self.steps += int(rollout.mask.sum())
+        self.steps += rollout.steps
         self.episodes += len(rollout.episodes)
         self.recent.extend(rollout.episodes)
         for episode in rollout.episodes:
@@ -365,7 +374,8 @@ class TrainState(State):
         }
         clipped = self.policy.head.cut_off(rollout.action)
         if clipped is not None:
-            row["action_clip_fraction"] = float(clipped[rollout.mask].float().mean())
+            share = F.masked.masked_mean(clipped.float(), rollout.mask)
+            row["action_clip_fraction"] = float(share)
         if self.skipped:
             row["skipped_steps"] = self.skipped
         return row

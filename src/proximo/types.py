@@ -102,6 +102,12 @@ class Rollout:
     acted: Tensor  # [2, N, P] parameters of the distributions that acted first and last
     initial_state: Tensor  # [N, C] recurrent state before row 0
     episodes: tuple[Episode, ...]  # those that finished
+    num_valid: int | None = None  # True entries of `mask`, where they are counted already
+
+    @cached_property
+    def steps(self) -> int:
+        """Steps that count, over all envs."""
+        return int(self.mask.sum()) if self.num_valid is None else self.num_valid
 
     @cached_property
     def rows(self) -> Tensor | None:
@@ -110,7 +116,8 @@ class Rollout:
         None: all of them are valid.
         """
         mask = self.mask.t().reshape(-1)
-        return None if mask.all() else mask.nonzero().squeeze(-1)
+        whole = self.steps == mask.numel()
+        return None if whole else mask.nonzero_static(size=self.steps).squeeze(-1)
 
     def flat(self, x: Tensor) -> Tensor:
         """The valid steps side by side. x: [T, N, ...]; returns [B, ...]."""
@@ -151,6 +158,11 @@ class Batch:
 
     def __getitem__(self, index: Tensor | slice) -> Batch:
         return type(self)(**{name: tensor[index] for name, tensor in vars(self).items()})
+
+    def room(self, count: int) -> Batch:
+        """A batch of this many samples, all 0, on the same device."""
+        parts = vars(self).items()
+        return type(self)(**{name: x.new_zeros(count, *x.shape[1:]) for name, x in parts})
 
     def minibatches(self, order: Tensor, bounds: list[int]) -> Iterator[Batch]:
         """Those of an epoch: see `Layout`. order: [B] int64."""

@@ -173,11 +173,11 @@ def rounds(session, count=3):
 
 def the_same(one, other):
     for name, value in vars(one).items():
-        if name == "episodes" or value is None:
-            assert value == getattr(other, name)
-        else:
+        if isinstance(value, torch.Tensor):
             assert torch.equal(value, getattr(other, name)), name
             assert value.dtype is getattr(other, name).dtype
+        else:
+            assert value == getattr(other, name), name
 
 
 MODES = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.name.lower())

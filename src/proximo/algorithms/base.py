@@ -239,7 +239,7 @@ class OnPolicy(ABC):
         if self.normalize_advantage == "batch":
             return F.masked.standardize(advantage)
         if self.normalize_advantage == "episode":
-            return F.masked.standardize_groups(advantage, episode)
+            return F.masked.standardize_groups(advantage, episode, len(episode))
         return advantage
 
     def make_batch(
@@ -309,19 +309,24 @@ class OnPolicy(ABC):
             readings["explained_variance"] = explained
         else:
             readings.pop("value_loss", None)
+        if self.normalize_advantage == "episode":
+            readings["lone_advantages"] = F.masked.alone(batch.episode, len(batch)).sum()
         state.observe(batch.obs)
         metrics = state.numbers(readings)
+        if not metrics.get("lone_advantages", 1):
+            del metrics["lone_advantages"]
         if self.desired_kl is not None:
             scale = state.rate_scale
             state.rate_scale = F.kl.adapted_rate(scale, metrics["kl"], self.desired_kl)
         return metrics
 
     def lone_advantages(self, batch: Batch, joined: int) -> Metrics:
-        """The number of advantages that stand alone where they are standardised, if any do."""
+        """The number of advantages that stand alone where they are standardised, if any do.
+
+        In episodes they are counted by `conclude`.
+        """
         count = joined
-        if self.normalize_advantage == "episode":
-            count = int(F.masked.alone(batch.episode).sum())
-        elif self.normalize_advantage != "none":
+        if self.normalize_advantage in ("minibatch", "batch"):
             count += len(batch) == 1
         return {"lone_advantages": count} if count else {}
 

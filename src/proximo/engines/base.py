@@ -122,7 +122,7 @@ class UpdateEngine(ABC):
         return Outcome(totals, done, len(found), skipped)
 
     def gradient(
-        self, objective: Any, minibatch: Any, coefficients: dict[str, float]
+        self, objective: Any, minibatch: Any, coefficients: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Set the optimizer's gradients to those of the loss; returns its terms. For `descend`."""
         raise NotImplementedError
@@ -144,6 +144,30 @@ class Engine(UpdateEngine):
     """The numbers of one policy and its optimizer: it acts, too."""
 
     policy: ActorCritic
+    waits: bool = False
+    """A read on the host waits for a device: an update is checked once, with its readings."""
+    graphs = False
+    """Gradient steps are replayed as CUDA graphs, if they can be."""
+    graphs_of_rollouts = False
+    """Rollouts of envs that hold tensors are replayed as CUDA graphs, if they can be."""
+    report: Callable[[str], None] = staticmethod(lambda _: None)
+    """Told what the run should know."""
+    _gap: Tensor | None = None
+
+    def checks(self, *variances: Tensor) -> dict[str, Tensor]:
+        """What `passed` wants to know, to be read with the readings; nothing on a CPU."""
+        if not self.waits:
+            return {}
+        numbers = [flat.detach() for flat in self.optimizer.flats] + list(variances)
+        checks = {"finite": torch.stack([x.isfinite().all() for x in numbers]).all()}
+        return checks if self._gap is None else {**checks, "gap": self._gap}
+
+    def passed(self, checks: dict[str, float], *variances: Tensor) -> bool:
+        """True if weights and variances are finite. Raises `TrainingError` for another policy."""
+        if not self.waits:
+            return self.finite(*self.weights, *variances)
+        _check_gap(checks.get("gap", 0.0))
+        return bool(checks["finite"])
 
     @abstractmethod
     def actor(
@@ -188,7 +212,11 @@ class Engine(UpdateEngine):
             nothing = rollout.initial_state.new_empty(*rollout.mask.shape, 0)
             parameters = new.distribution.parameters
             old = OldEvaluation(new.log_prob, parameters, new.value, nothing, nothing)
-        _check_acted(rollout, old.parameters[[0, -1]], self.policy.precision)
+        evaluated = torch.stack([old.parameters[0], old.parameters[-1]])
+        if self.waits:
+            self._gap = _gap(rollout, evaluated, self.policy.precision)
+        elif not torch.equal(rollout.acted, evaluated):
+            _check_gap(float(_gap(rollout, evaluated, self.policy.precision)))
         return old
 
     def _evaluate_segments(self, rollout: Rollout) -> OldEvaluation:
@@ -245,19 +273,23 @@ class Engine(UpdateEngine):
         return following
 
 
-def _check_acted(rollout: Rollout, evaluated: Tensor, precision: float) -> None:
-    """The distribution that acted must be the one that is evaluated, or no ratio means much.
+def _gap(rollout: Rollout, evaluated: Tensor, precision: float) -> Tensor:
+    """Largest difference between the distributions that acted and those evaluated; 0 if the same.
 
-    The first row catches what moved during the rollout, the last one what came in its course.
+    They must be the same, or no ratio means much. The first row catches what moved during the
+    rollout, the last one what came in its course. evaluated: [2, N, P].
     """
-    if evaluated.is_cpu and torch.equal(rollout.acted, evaluated):
-        return
+    acted = rollout.acted
     # Batches of other sizes are summed in another order: relative to the largest number in play.
-    tolerance = precision * max(1.0, float(evaluated.abs().max()))
-    real = torch.stack([torch.ones_like(rollout.mask[0]), rollout.mask[-1]])
-    acted, evaluated = rollout.acted[real], evaluated[real]
-    if not torch.allclose(acted, evaluated, rtol=precision, atol=tolerance):
-        gap = (acted - evaluated).abs().max().item()
+    tolerance = precision * (evaluated.abs().max().clamp(min=1.0) + evaluated.abs())
+    gap = (acted - evaluated).abs()
+    real = torch.stack([torch.ones_like(rollout.mask[0]), rollout.mask[-1]]).unsqueeze(-1)
+    close = (acted == evaluated) | (gap <= tolerance) | ~real
+    return torch.where(close, 0.0, gap).max()
+
+
+def _check_gap(gap: float) -> None:
+    if gap != 0:
         raise TrainingError(
             f"the policy that acted is not the one that is evaluated (parameters differ by "
             f"{gap:.2g}): act() and evaluate() of the network disagree, or something that "

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from proximo.engines.base import Engine, Objective, Outcome
+from proximo.engines.graphs import StepGraph
 from proximo.engines.nonfinite import Skip
 from proximo.envs.tensors import TensorRolloutBuffer
+from proximo.errors import explain
 from proximo.nets.actor_critic import ActorCritic, Evaluation
 from proximo.nets.optimizer import FlatOptimizer
 from proximo.types import Batch, Layout, RolloutBuffer, Segments
@@ -24,7 +28,9 @@ class TorchEngine(Engine):
         super().__init__("compile" if compiled else "torch", policy, optimizer)
         self._compiled: _CompiledGradient | None = None
         self._size = 0
-        self._looks = policy.device.type == "cpu"
+        self.waits = policy.device.type != "cpu"
+        self._terms: tuple[str, ...] = ()  # of the first update, which warms up
+        self._recorded: StepGraph | None = None
 
     def actor(
         self,
@@ -96,21 +102,67 @@ class TorchEngine(Engine):
             self._compiled.set(coefficients)
         # One shape is compiled, the first; for others that would take too long.
         self._size = self._size or layout.bounds[0][1]
-        if self._looks:
+        if not self.waits:
             return super().descend(objective, batch, layout, coefficients, skip)
         numbers = [flat.data for flat in self.optimizer.flats]
         numbers += [x for record in self.optimizer.records for x in record.values()]
         numbers += self.policy.buffers()
         before = [x.clone() for x in numbers]
-        done = super().descend(objective, batch, layout, coefficients, None)
+
+        def restore() -> None:
+            for x, old in zip(numbers, before, strict=True):
+                x.copy_(old)
+
+        done = None
+        if self._can_record(objective):
+            try:
+                done = self._replayed(objective, batch, layout, coefficients)
+            except RuntimeError as error:
+                self.graphs, self._recorded = False, None
+                self.report(f"gradient steps run without a CUDA graph: {explain(error)}")
+                restore()
+        if done is None:
+            done = super().descend(objective, batch, layout, coefficients, None)
+            self._terms = tuple(done.terms)
         if (done.terms["loss"] + done.terms["grad_norm"]).isfinite():
             return done
-        for x, old in zip(numbers, before, strict=True):
-            x.copy_(old)
+        restore()
         return super().descend(objective, batch, layout, coefficients, skip)
 
+    def _can_record(self, objective: Objective) -> bool:
+        """True where a step always is the same kernels, and Python has nothing to do in it."""
+        ours = type(objective).__module__.startswith("proximo.") and not self.policy.own
+        plain = ours and not self.loss_terms and not self.policy.state_size
+        return self.graphs and plain and self.name == "torch" and bool(self._terms)
+
+    def _replayed(
+        self, objective: Objective, batch: Batch, layout: Layout, coefficients: dict[str, float]
+    ) -> Outcome:
+        """`descend` by replays."""
+        step = self._recorded
+        if step is None or len(step.batch) < len(batch):
+            room = len(batch) + (len(batch) // 8 if step else 0)
+            clips = () if objective.max_grad_norm is None else ("clipped",)
+            names = (*self._terms, *clips)
+            step = StepGraph(self, objective, batch.room(room), layout.bounds[0][1], names)
+            self._recorded = step
+        for own, new in zip(vars(step.batch).values(), vars(batch).values(), strict=True):
+            own[: len(batch)].copy_(new)
+        step.set(coefficients)
+        count = 0
+        orders = layout.orders.to(batch.obs.device)
+        for done, (order, bounds) in enumerate(zip(orders, layout.bounds, strict=True), 1):
+            for begin, end in pairwise(bounds):
+                step(order[begin:end])
+                count += 1
+            if done < len(orders) and objective.stops(self, batch):
+                break
+        totals = {name: total.clone() for name, total in step.totals.items()}
+        self.clipped_steps = totals.pop("clipped", 0)
+        return Outcome(totals, done, count)
+
     def gradient(
-        self, objective: Objective, minibatch: Batch, coefficients: dict[str, float]
+        self, objective: Objective, minibatch: Batch, coefficients: dict[str, Any]
     ) -> dict[str, Tensor]:
         if self._compiled and len(minibatch) == self._size:
             return self._compiled(minibatch)

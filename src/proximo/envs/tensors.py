@@ -54,6 +54,7 @@ class Account(NamedTuple):
     episodes: tuple[Episode, ...]
     finite: bool  # all observations and rewards
     fault: str  # what else was wrong, and where, or nothing
+    num_valid: int  # steps that count
 
 
 class TensorEnvs(VectorEnvs):
@@ -68,10 +69,13 @@ class TensorEnvs(VectorEnvs):
         super().__init__(envs, seed)
         self.device = device
         self._resetting = torch.zeros(self.count, dtype=torch.bool, device=device)
+        self.rollouts = 0
+        """Rollouts that were stepped one by one, before one is recorded as a CUDA graph."""
+        self.graph: Any = None
 
     def fresh(self, state: EnvState) -> None:
         super().fresh(state)
-        self._resetting = torch.from_numpy(state.resetting).to(self.device)
+        self._resetting.copy_(torch.from_numpy(state.resetting))
 
     def given(self, action: np.ndarray) -> Any:
         return self.actions.nested(torch.from_numpy(action.copy()).to(self.device))
@@ -95,7 +99,7 @@ class TensorEnvs(VectorEnvs):
         if self.mode is AutoresetMode.NEXT_STEP:
             buffer.valid[t] = ~self._resetting
             ended = ended & ~self._resetting
-            self._resetting = ended
+            self._resetting.copy_(ended)  # in place, as in a CUDA graph it must be
         buffer.reward[t] = reward
         buffer.terminated[t], buffer.done[t] = terminated & ended, ended
         following = buffer.obs[t + 1]
@@ -183,13 +187,19 @@ def account(
     finite = torch.stack([x.isfinite().all() for x in (buffer.obs, reward, final)]).all()
     faults = list(_faults(buffer, observations, choices))
     results = (
-        *(episodes.flatten(), mask.flatten()[index], running.flatten(), buffer.done.sum(0)),
+        *(
+            episodes.flatten(),
+            mask.flatten()[index],
+            running.flatten(),
+            buffer.done.sum(0),
+            mask.sum(0),
+        ),
         torch.zeros_like(index[:0]) if buffer.final_obs else buffer.done[-1],
         torch.stack([finite, *(where.any() for _, where in faults)]),
     )
     numbers = torch.cat([x.to(exact.dtype) for x in results]).cpu().numpy()
     pieces = np.split(numbers, [*accumulate(x.numel() for x in results)][:-1])
-    pairs, counts, now, more, resetting, flags = pieces
+    pairs, counts, now, more, valid, resetting, flags = pieces
     env.ret, length = now.reshape(2, -1).astype(np.float64)
     env.length = length.astype(np.int64)
     env.episode += more.astype(np.int64)
@@ -205,7 +215,7 @@ def account(
         words, where = present[0]
         t, i = where.nonzero()[0].tolist()
         text = f"env {i} {words}, at step {t}"
-    return Account(final, index, finished, bool(flags[0]), text)
+    return Account(final, index, finished, bool(flags[0]), text, int(valid.sum()))
 
 
 def _successors(buffer: TensorRolloutBuffer, index: Tensor) -> Tensor:

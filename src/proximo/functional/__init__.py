@@ -17,14 +17,15 @@ if TYPE_CHECKING:
         losses,
         masked,
         moments,
+        random,
         returns,
         schedules,
         shapes,
         trust_region,
     )
 
-__all__ = ["batches", "distributions", "kl", "losses", "masked", "moments", "returns"]
-__all__ += ["schedules", "shapes", "trust_region"]
+__all__ = ["batches", "distributions", "kl", "losses", "masked", "moments", "random"]
+__all__ += ["returns", "schedules", "shapes", "trust_region"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -52,31 +52,40 @@ def standardize(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return torch.where(mask.sum() > 1, standard, torch.where(mask, x, 0))
 
 
-def group_mean(x: Tensor, group: Tensor) -> Tensor:
+def group_mean(x: Tensor, group: Tensor, groups: int | None = None) -> Tensor:
     """Σ x / |g| over the members of each group g, at every one of them.
 
-    x: [B]; group: [B] int64 with values in 0..G-1; returns [B].
+    x: [B]; group: [B] int64 with values in 0..G-1; groups: G or more, where it is known without a
+    look at the numbers; returns [B].
     """
     same_shape(x=x, group=group)
-    count = torch.bincount(group).to(x.dtype).clamp(min=1)
+    count = _sizes(group, groups).to(x.dtype).clamp(min=1)
     return (torch.zeros_like(count).index_add_(0, group, x) / count)[group]
 
 
-def standardize_groups(x: Tensor, group: Tensor) -> Tensor:
+def standardize_groups(x: Tensor, group: Tensor, groups: int | None = None) -> Tensor:
     """`standardize` within each group; a sample that is a group alone, among all samples.
 
-    x: [B]; group: [B] int64 with values in 0..G-1.
+    x: [B]; group: [B] int64 with values in 0..G-1; groups: as for `group_mean`.
     """
     centre = x
     for _ in range(2):  # as in `centred`
-        centre = centre - group_mean(centre, group)
-    standard = centre * torch.rsqrt(group_mean(centre.square(), group) + EPS)
-    return torch.where(alone(group), standardize(x), standard)
+        centre = centre - group_mean(centre, group, groups)
+    standard = centre * torch.rsqrt(group_mean(centre.square(), group, groups) + EPS)
+    return torch.where(alone(group, groups), standardize(x), standard)
 
 
-def alone(group: Tensor) -> Tensor:
-    """[B] bool: the samples that are the only one of their group. group: [B] int64."""
-    return (torch.bincount(group) == 1)[group]
+def alone(group: Tensor, groups: int | None = None) -> Tensor:
+    """[B] bool: the samples that are the only one of their group. group, groups: as above."""
+    return (_sizes(group, groups) == 1)[group]
+
+
+def _sizes(group: Tensor, groups: int | None) -> Tensor:
+    """Members of each group. [G] int64."""
+    if groups is None:
+        return torch.bincount(group)
+    # The size of the result of `bincount` would be read on the host.
+    return group.new_zeros(groups).index_add_(0, group, torch.ones_like(group))
 
 
 def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

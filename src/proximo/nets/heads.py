@@ -72,7 +72,8 @@ class Head(nn.Module, ABC):
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         """Noise for this many actions, time first, uniform. Returns [*shape, *noise_shape]."""
-        return torch.rand((*shape, *self.noise_shape), generator=generator)
+        size = (*shape, *self.noise_shape)
+        return torch.rand(size, generator=generator, device=generator.device)
 
     def continue_noise(self, noise: Tensor, first: Tensor) -> None:
         """Replace the first noise, for as long as it stays the same, by noise drawn earlier.
@@ -203,7 +204,8 @@ class BoxHead(Head):
 
     def noise(self, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         """Normal numbers. Returns [*shape, *noise_shape]."""
-        return torch.randn((*shape, *self.noise_shape), generator=generator)
+        size = (*shape, *self.noise_shape)
+        return torch.randn(size, generator=generator, device=generator.device)
 
     def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Both bounds, in the shape and type of the space."""

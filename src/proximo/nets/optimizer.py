@@ -27,7 +27,7 @@ class FlatOptimizer:
         self.flats = [_flatten(group) for group in groups]
         self.gradients = [flat.grad for flat in self.flats if flat.grad is not None]
         self._views = [[(parameter, parameter.grad) for parameter in group] for group in groups]
-        self.rates = [0.0] * len(groups)
+        self.rates: list[float | Tensor] = [0.0] * len(groups)
         # What PyTorch keeps for each vector, under its names.
         self.records: list[dict[str, Tensor]] = [
             {
@@ -68,11 +68,14 @@ class FlatOptimizer:
         }
 
     def _make(self, flat: nn.Parameter) -> torch.optim.Optimizer:
+        on_gpu = flat.is_cuda  # where a step may be recorded, with its rate in a tensor
         if self.kind == "adam":
-            return torch.optim.Adam([flat], eps=self.eps, betas=self.betas, fused=True)
+            return torch.optim.Adam(
+                [flat], eps=self.eps, betas=self.betas, fused=True, capturable=on_gpu
+            )
         if self.kind == "rmsprop":
-            return torch.optim.RMSprop([flat], eps=self.eps, alpha=self.alpha)
-        return torch.optim.SGD([flat])
+            return torch.optim.RMSprop([flat], eps=self.eps, alpha=self.alpha, capturable=on_gpu)
+        return torch.optim.SGD([flat], fused=True if on_gpu else None)
 
 
 def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:

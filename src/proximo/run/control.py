@@ -278,6 +278,9 @@ class ControlTask(Task):
         run = self.run
         optimizer = self.config.algorithm.make_optimizer(policy)
         engine = choices.make_engine(run.engine, policy, optimizer, run.threads)
+        engine.report = self.log.warn
+        engine.graphs = run.cuda_graphs and run.engine == "torch" and policy.device.type == "cuda"
+        engine.graphs_of_rollouts = engine.graphs and self.envs.device is not None
         engine.loss_terms = [c.loss for c in self.callbacks if overrides(c, "loss")]
         return TrainState(
             policy=policy,

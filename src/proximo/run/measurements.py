@@ -16,6 +16,8 @@ EVERY = 16_384
 """Environment steps between two measured updates, in whole updates."""
 EPISODIC = 16
 """Updates between them where an update is counted in episodes."""
+FAR = 16
+"""Updates between them, at least, where the rollout is on a device."""
 EARLY = (0, 1, 4)
 """Updates before those that are measured in any case, for the sake of slow envs."""
 ENDS = 4
@@ -36,7 +38,9 @@ class Measurements:
 
     def due(self, state: TrainState) -> bool:
         """The next update is measured."""
-        return state.updates % self._every == 0 or state.updates in EARLY
+        # On a device each of them takes the whole rollout over to the host.
+        every = self._every if state.policy.device.type == "cpu" else max(self._every, FAR)
+        return state.updates % every == 0 or state.updates in EARLY
 
     def begin(self, state: TrainState, envs: Envs) -> Envs:
         """The envs for the next rollout. Where it is measured, their steps are timed."""
