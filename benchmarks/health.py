@@ -349,7 +349,7 @@ FAULTS: dict[str, tuple[str, str, Run]] = {
         ),
     ),
     "critic's rate 1": (
-        "critic-useless",
+        "critic-steps-too-large",
         "--algorithm.critic-learning-rate",
         control(CARTPOLE, algorithm__critic_learning_rate=1.0, **short),
     ),

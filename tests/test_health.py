@@ -71,6 +71,7 @@ def rows(count=UPDATES, **changed):
                 "truncated_fraction": 0.1,
                 "length_max": 500.0,
                 "longest_fraction": 0.1,
+                "almost_longest_fraction": 0.1,
                 "grad_clip_fraction": 0.9,
                 "env_time_fraction": 0.5,
                 "env_step_seconds": 1e-4,
@@ -84,7 +85,12 @@ def rows(count=UPDATES, **changed):
 LOST = {"return_mean": lambda u, x: 20.0 if u < 3 else 9.0, "return_latest": 9.0}
 FLAT = {"return_mean": 20.0, "return_latest": lambda u, x: 20 + math.sin(u), "best": 21.0}
 SAME = {"return_mean": -50.0, "return_latest": -50.0, "length_mean": 50.0, "best": -50.0}
-LIMIT = {"longest_fraction": 0.9, "length_max": 200.0, "truncated_fraction": 0.0}
+LIMIT = {
+    "longest_fraction": 0.9,
+    "almost_longest_fraction": 0.0,
+    "length_max": 200.0,
+    "truncated_fraction": 0.0,
+}
 FELL = dict.fromkeys(
     ["return_mean", "return_latest"], lambda u, x: 20 + 300 * math.sin(math.pi * x)
 )
@@ -107,6 +113,10 @@ SICK = {
     ),
     "entropy-not-falling": ({"entropy": 0.68, "entropy_coef": 1.0}, {}),
     "clip-saturated": ({"clip_fraction": 0.7}, {}),
+    "critic-steps-too-large": (
+        {"explained_variance": lambda u, x: 0.6 * (u % 2), "critic_learning_rate": 1.0},
+        {},
+    ),
     "value-loss-exploding": ({"explained_variance": -1000.0}, {}),
     "kl-under-target": ({"approx_kl": 1e-9}, {}),
     "advantages-flat": (
@@ -137,6 +147,15 @@ SICK = {
 def test_a_policy_that_one_update_has_ruined_is_found():
     ruined = rows(**LOST, approx_kl=lambda u, x: 0.9 if u == 1 else 0.0, clip_fraction=0.0)
     assert first(diagnose(ruined, settings(env__id="module:Env"))) == "kl-over-target"
+
+
+def test_a_pile_of_episodes_at_the_limit_is_found_before_most_get_there():
+    module = settings(env__id="module:Env")
+    piled = {**LIMIT, "longest_fraction": 0.2, "almost_longest_fraction": 0.3}
+    assert first(diagnose(rows(**piled), module)) == "time-limit-as-termination"
+    assert diagnose(rows(**{**piled, "almost_longest_fraction": 0.5}), module) == []
+    assert diagnose(rows(**{**piled, "length_max": lambda u, x: 200.0 + u % 9}), module) == []
+    assert diagnose(rows(**{**piled, "truncated_fraction": 0.1}), module) == []
 
 
 def first(found):
@@ -189,6 +208,15 @@ def test_rows_without_further_readings_have_no_findings():
         ({"evaluation": lambda u, x: 30 + 300 * x}, {}),
         ({"approx_kl": lambda u, x: 0.9 if u == 7 else 0.01}, {}),
         ({"value_target_rms": 8.0}, {"algorithm__gamma": 0.9}),
+        ({"critic_learning_rate": 0.01, "explained_variance": 0.5}, {}),
+        (
+            {"critic_learning_rate": 0.1, "explained_variance": lambda u, x: min(0.8, 4 * x)},
+            {},
+        ),
+        (
+            {"critic_learning_rate": 1.0, "explained_variance": 0.5},
+            {"algorithm__optimizer": "sgd"},
+        ),
     ],
 )
 def test_what_looks_like_a_fault_has_no_finding(changed, set_to):
@@ -271,6 +299,17 @@ def test_a_rule_of_language_comes_first_where_its_fault_is(name):
     until = UPDATES // 2 if name == "learning-rate-spent" else UPDATES
     found = diagnose(language_rows(until, **changed), language(**set_to))
     assert first(found) == name
+
+
+@pytest.mark.parametrize(("until", "name"), [(0.3, "repetition"), (2.0, "eos-lost")])
+def test_what_came_first_is_named_first_where_completions_repeat_themselves_and_never_end(
+    until, name
+):
+    both = {
+        "stopped": lambda u, x: 0.9 * math.exp(-9 * x),  # a tenth at 0.26
+        "repetition": lambda u, x: min(0.9, 0.1 + x / until),
+    }
+    assert first(diagnose(language_rows(**both), language())) == name
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, UPDATES])
@@ -405,6 +444,7 @@ def test_an_update_is_measured_early_and_then_every_few_thousand_steps():
     assert 0.9 < row["obs_scale_min"] <= 1 < row["obs_scale_max"] <= 8
     assert row["truncated_fraction"] == 1
     assert (row["length_max"], row["longest_fraction"]) == (200, 1)
+    assert row["almost_longest_fraction"] == 0
     assert row["grad_clip_fraction"] == 1
     assert 0 < row["env_time_fraction"] < 1
     assert 0 < row["env_step_seconds"] < 0.1

@@ -89,7 +89,7 @@ def test_all_checks_take_little_of_the_processor(tmp_path, monkeypatch, engine):
 
     monkeypatch.setattr("proximo.engines.base.not_finite", timed)
     agent = train(
-        EnvConfig(id="CartPole-v1", num_envs=4),
+        EnvConfig(id="CartPole-v1", num_envs=4, backend="sync"),
         PPO(minibatch_size=128, epochs=4),
         rollout=RolloutConfig(steps=128),
         run_config=RunConfig(total_steps=15_360, profile=True, engine=engine, threads=1),

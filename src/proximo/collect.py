@@ -1,13 +1,13 @@
 """Run the old policy in N envs for T steps, or for K episodes.
 
 While collecting, the policy only acts: log-probabilities and values come from one batched forward
-afterwards, through the same `evaluate` that the update uses.
+afterwards, through the same `evaluate` that the update uses, or to the bit from what acting kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from proximo.functional.random import on_device
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, torch_dtype
 from proximo.state import TrainState
-from proximo.types import FLAGS, Episode, Rollout, RolloutBuffer, Watch
+from proximo.types import FLAGS, EnvState, Episode, Rollout, RolloutBuffer, Watch
 
 BLOCK = 256
 """Steps of a buffer when whole episodes are collected."""
@@ -87,13 +87,16 @@ def collect(
         envs.remember(state.envs, buffer)
     mask, final, final_index, finished, num_valid = final_parts
 
+    device, dtype = policy.device, policy.dtype
+
     def tensor(array: Any) -> Tensor:
-        return torch.as_tensor(array).to(policy.device)
+        held = torch.as_tensor(array)
+        return held if held.device == device else held.to(device)
 
     return Rollout(
         obs=tensor(buffer.obs[:-1]),
         action=tensor(buffer.action),
-        reward=tensor(env.shape_reward(buffer.reward)).to(policy.dtype),
+        reward=tensor(env.shape_reward(buffer.reward)).to(dtype),
         terminated=tensor(buffer.terminated),
         boundary=tensor(buffer.done | ~mask),  # after a masked row comes another episode too
         mask=tensor(mask),
@@ -221,12 +224,17 @@ def _step_envs(
     run = None if quota else envs.with_actor(state.engine.native_call(act), env, steps)
     t = 0
     looks = policy.masked and isinstance(steps, RolloutBuffer)  # tensors are checked afterwards
+    act_some = None if quota or looks or not envs.groups else state.engine.act_some(act)
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for begin, end in _stretches(len(steps), report):
                 if run:
                     run(begin, end)
                     t = end - 1
+                    continue
+                if act_some:
+                    for t in _alternate(act_some, envs, env, steps, range(begin, end)):  # noqa: B007 where it failed
+                        pass
                     continue
                 for t in range(begin, end):
                     if looks and (stuck := policy.stuck(steps.obs[t]) & ~env.resetting).any():
@@ -307,6 +315,25 @@ def _replayed(steps: Any, envs: Any, state: TrainState, noise: Tensor) -> bool:
     return True
 
 
+def _alternate(
+    act: Callable[[int, int, int], None], envs: Envs, env: EnvState, buffer: Any, steps: range
+) -> Iterator[int]:
+    """Act in one group of envs while the others step; yields the steps, as they begin.
+
+    Neither an action nor an env depends on the other groups: the same bits as all in step.
+    """
+    for t in steps:
+        yield t
+        for group, rows in enumerate(envs.groups):
+            if t > steps.start:
+                envs.receive(env, buffer, t - 1, group)
+            act(t, rows.start, rows.stop)
+            envs.send(buffer, t, group)
+    for group in range(len(envs.groups)):
+        envs.receive(env, buffer, steps.stop - 1, group)
+    buffer.final_obs.sort(key=lambda end: end[:2])  # as episodes are counted
+
+
 def _stretches(length: int, report: _ProgressClock | None) -> Iterator[tuple[int, int]]:
     """The steps begin, ..., end - 1 between two reports of progress."""
     begin = 0
@@ -350,11 +377,11 @@ def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tupl
     number = np.zeros((length + 1, count), np.int64)
     number[t + 1, i] = 1
     number = number.cumsum(0) * count + np.arange(count)  # [T + 1, N] a number for each episode
+    of, most = np.concatenate([number[:1], number[:-1]]).reshape(-1), int(number[-1].max()) + 1
 
     def added(before: np.ndarray, values: np.ndarray) -> np.ndarray:
-        of = np.concatenate([number[:1], number[:-1]]).reshape(-1)
         weights = np.concatenate([before[None], values]).reshape(-1)
-        return np.bincount(of, weights, int(number[-1].max()) + 1)  # one after the other, in order
+        return np.bincount(of, weights, most)  # one after the other, in order
 
     returns = added(env.ret, np.where(buffer.valid, buffer.reward, 0))
     lengths = added(env.length, buffer.valid).astype(np.int64)

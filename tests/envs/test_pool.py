@@ -5,15 +5,17 @@ import json
 import subprocess
 import sys
 import types
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from commands.command_line import SMALL, here, proximo, refusal, succeeded
+from commands.command_line import SMALL, here, proximo, refusal, succeeded, timeless
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, RunConfig, UsageError, train
-from proximo.envs.envpool import NEVER, EnvPoolEnvs
+from proximo.envs import envpool as room
+from proximo.envs.envpool import NEVER, SPLIT, EnvPoolEnvs
 from proximo.envs.make import make_envs
 
 __all__ = ["here"]
@@ -31,7 +33,7 @@ class FakePool:
         self.observation_space = self.single_observation_space
         self.elapsed = np.zeros(arguments["num_envs"], np.int32)
         self.over = np.zeros(arguments["num_envs"], bool)
-        self.closed = False
+        self.closed, self.sent = False, None
 
     def reset(self, env_id=None):
         which = np.arange(len(self.elapsed)) if env_id is None else env_id
@@ -48,6 +50,14 @@ class FakePool:
         obs = np.repeat(self.elapsed[which, None], 4, 1).astype(np.float32)
         info = {"elapsed_step": self.elapsed[which].copy()}
         return obs, (~fresh).astype(np.float32), over, np.zeros(len(which), bool), info
+
+    def send(self, actions, env_id=None):
+        assert self.sent is None
+        self.sent = actions, *(() if env_id is None else (env_id,))
+
+    def recv(self):
+        sent, self.sent = self.sent, None
+        return self.step(*sent)
 
     def close(self):
         self.closed = True
@@ -229,3 +239,137 @@ def test_nested_observations_keep_their_places_when_some_envs_are_cut_off(fake):
     seen = [envs.step(np.zeros(2, np.int64))[0]["place"] for _ in range(4)]
     assert [obs["x"][:, 0].tolist() for obs in seen] == [[1, 2], [2, 3], [3, 0], [0, 1]]
     assert all((obs["rest"] == obs["x"]).all() for obs in seen)
+
+
+class TracePool(FakePool):
+    """Shows the sum of its actions; an episode of env k ends after lengths[k] steps."""
+
+    order: ClassVar[list[tuple[str, int]]] = []
+
+    def __init__(self, arguments, discrete):
+        super().__init__(arguments, discrete)
+        self.lengths = 3 + np.array(arguments["seed"]) % 5
+        self.sum = np.zeros((len(self.lengths), 4), np.float32)
+
+    def reset(self, env_id=None):
+        obs, info = super().reset(env_id)
+        which = slice(None) if env_id is None else env_id
+        self.sum[which] = 0
+        return obs, info
+
+    def send(self, actions, env_id=None):
+        self.order.append(("send", id(self)))
+        super().send(actions, env_id)
+
+    def recv(self):
+        self.order.append(("recv", id(self)))
+        return super().recv()
+
+    def step(self, actions, env_id=None):
+        which = np.arange(len(self.elapsed)) if env_id is None else env_id
+        fresh = self.over[which]
+        self.elapsed[which] = np.where(fresh, 0, self.elapsed[which] + 1)
+        self.sum[which[fresh]] = 0
+        self.sum[which, :3] += np.where(fresh[:, None], 0, actions[:, :3])
+        self.sum[which, 3] = self.elapsed[which] / 10
+        over = self.elapsed[which] == self.lengths[which]
+        self.over[which] = over
+        reward = np.where(fresh, 0, actions[:, 0] - self.elapsed[which] / 10)
+        info = {"elapsed_step": self.elapsed[which].copy()}
+        return self.sum[which].copy(), reward, over, np.zeros(len(which), bool), info
+
+
+def trained(folder, num_envs, *, engine="native", **net):
+    """The last checkpoint of a short run, and its metrics but for times."""
+    agent = train(
+        EnvConfig(id="Reach-v0", num_envs=num_envs, backend="envpool", check=False),
+        PPO(epochs=2, minibatch_size=32, normalize_reward=True),
+        rollout=RolloutConfig(steps=20),
+        net=NetConfig(hidden=(8,), normalize_obs=True, **net),
+        run_config=RunConfig(total_steps=num_envs * 60, seed=1, engine=engine),
+        run_dir=folder,
+    )
+    return (folder / "checkpoints" / "last.safetensors").read_bytes(), timeless(folder), agent
+
+
+@pytest.mark.parametrize("net", [{}, {"recurrent": "gru", "recurrent_size": 4, "bptt_steps": 4}])
+@pytest.mark.parametrize(("num_envs", "groups"), [(2, 1), (5, 2), (16, 2)])
+def test_two_groups_that_step_by_turns_give_the_bits_of_one(
+    fake, monkeypatch, tmp_path, num_envs, groups, net
+):
+    monkeypatch.setattr(
+        sys.modules["envpool"],
+        "make_gymnasium",
+        lambda name, **arguments: fake.append(TracePool(arguments, False)) or fake[-1],
+    )
+    monkeypatch.setattr(room, "SPLIT", 1_000_000)
+    whole = trained(tmp_path / "whole", num_envs, **net)
+    monkeypatch.setattr(room, "SPLIT", 3)
+    TracePool.order.clear()
+    halves = trained(tmp_path / "halves", num_envs, **net)
+    assert halves[:2] == whole[:2]
+    assert whole[2].result["episodes"] > 3 * num_envs
+    pools = list(dict.fromkeys(pool for _, pool in TracePool.order))
+    assert len(pools) == groups
+    if groups == 2:  # the second steps while the policy acts in the first, and the other way round
+        a, b = pools
+        begin = [("send", a), ("send", b), ("recv", a), ("send", a), ("recv", b), ("send", b)]
+        assert TracePool.order[:6] == begin
+
+
+def test_an_engine_that_rounds_by_the_batch_acts_in_all_at_once(fake, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        sys.modules["envpool"],
+        "make_gymnasium",
+        lambda name, **arguments: fake.append(TracePool(arguments, False)) or fake[-1],
+    )
+    runs = []
+    for split in (1_000_000, 3):
+        monkeypatch.setattr(room, "SPLIT", split)
+        TracePool.order.clear()
+        runs.append(trained(tmp_path / str(split), 6, engine="torch")[:2])
+    assert runs[0] == runs[1]
+    assert [what for what, _ in TracePool.order[:4]] == ["send", "send", "recv", "recv"]
+
+
+@pytest.mark.parametrize(("frames", "groups"), [(1, 1), (SPLIT // 64, 2)])
+def test_costly_envs_stand_in_two_pools(fake, monkeypatch, frames, groups):
+    config = types.SimpleNamespace(max_episode_steps=7, frame_skip=frames)
+    spec = types.SimpleNamespace(config=config)
+    monkeypatch.setattr(sys.modules["envpool"], "make_spec", lambda name, **kwargs: spec)
+    envs = pool("Reach-v0", num_envs=64)
+    envs.reset(seed=3)
+    seeds = [seed for one in fake[-groups:] for seed in one.arguments["seed"]]
+    assert [len(one.arguments["seed"]) for one in fake[-groups:]] == [64 // groups] * groups
+    drawn = np.random.SeedSequence(3).generate_state(64)
+    assert seeds == [int(number) - 2**31 for number in drawn]
+    envs.close()
+    assert all(one.closed for one in fake[-groups:])
+
+
+@pytest.mark.parametrize("net", [{}, {"recurrent": "lstm", "recurrent_size": 8}])
+@pytest.mark.parametrize(
+    ("name", "num_envs", "limit"), [("Hopper-v5", 33, None), ("HalfCheetah-v5", 9, 25)]
+)
+def test_two_real_pools_give_the_bits_of_one(monkeypatch, tmp_path, name, num_envs, limit, net):
+    pytest.importorskip("envpool")
+    kept = []
+    for split, threads in ((1_000_000, 1), (1, 1), (1, 2)):
+        monkeypatch.setattr(room, "SPLIT", split)
+        folder = tmp_path / str(len(kept))
+        train(
+            EnvConfig(
+                id=name,
+                num_envs=num_envs,
+                backend="envpool",
+                threads=threads,
+                max_episode_steps=limit,
+            ),
+            PPO(epochs=2, minibatch_size=64, normalize_reward=True),
+            rollout=RolloutConfig(steps=40),
+            net=NetConfig(normalize_obs=True, **net),
+            run_config=RunConfig(total_steps=num_envs * 120, seed=1),
+            run_dir=folder,
+        )
+        kept.append((folder / "checkpoints" / "last.safetensors").read_bytes())
+    assert kept[0] == kept[1] == kept[2]

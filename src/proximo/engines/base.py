@@ -186,6 +186,10 @@ class Engine(UpdateEngine):
         """What `actor` has returned, for C++ to call; None: only Python can."""
         return None
 
+    def act_some(self, act: Callable[[int], None]) -> Callable[[int, int, int], None] | None:
+        """`act(t, begin, end)` for these envs alone, to the bit; None: only for all at once."""
+        return None
+
     @abstractmethod
     def evaluate(
         self, obs: Tensor, action: Tensor, *, entropy: bool, segments: Segments | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -173,10 +174,16 @@ class NativeEngine(Engine):
         return _Kept(buffer, _empty(*rows), _empty(*rows, self.policy.head.parameter_count))
 
     def native_call(self, act: Callable[[int], None]) -> NativeCall | None:
+        act = inspect.unwrap(act)  # from a profile's clock
         if not isinstance(act, partial):
             return None
         function = ctypes.cast(self._library.proximo_act, ctypes.c_void_p).value
         return NativeCall(function, act.args[0])
+
+    def act_some(self, act: Callable[[int], None]) -> Callable[[int, int, int], None] | None:
+        if not isinstance(act, partial):
+            return None
+        return partial(self._library.proximo_act_some, *act.args)
 
     def evaluate_old(self, rollout: Rollout) -> OldEvaluation:
         """`Engine.evaluate_old`, without what `actor` knows already: the same to the bit."""

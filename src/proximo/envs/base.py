@@ -50,6 +50,7 @@ class Envs(ABC):
     device: torch.device | None = None  # of their tensors; None: they give and take NumPy arrays
     agents: int = 1  # of one env: rows that begin together
     names: tuple[str, ...] = ()  # of these agents, in the order of their rows
+    groups: tuple[slice, ...] = ()  # of rows that `send` and `receive` step apart from the others
     single: gym.Env[Any, Any]  # the first env itself, where single ones are stepped in this process
     make_apart: Callable[[], Envs] | None = None  # makes the env that `apart` returns
     _apart: Envs | None = None
@@ -95,6 +96,14 @@ class Envs(ABC):
     @abstractmethod
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
         """Step every env by row t's actions; fill in row t and obs[t + 1], but not `state.obs`."""
+
+    def send(self, buffer: RolloutBuffer, t: int, group: int) -> None:
+        """Let the envs of a group take row t's actions, while the caller does something else."""
+        raise NotImplementedError
+
+    def receive(self, state: EnvState, buffer: RolloutBuffer, t: int, group: int) -> None:
+        """Wait for a group and fill in what `step` does; `final_obs` is in order of arrival."""
+        raise NotImplementedError
 
     def with_actor(
         self, act: NativeCall | None, state: EnvState, buffer: RolloutBuffer
@@ -232,9 +241,12 @@ class SyncEnvs(Envs):
         obs, reward = buffer.obs[t + 1], buffer.reward[t]
         plain, shape, env_action = self._plain, self._shape, buffer.env_action[t]
         # One copy for all of them: an env may keep its part of it, and change it.
-        given = env_action.copy() if self.actions.simple else map(self.actions.nested, env_action)
-        for i, (env_step, action) in enumerate(zip(self._steps, given, strict=True)):
-            answer = env_step(action)
+        given: Any = env_action.copy()
+        if not self.actions.simple:
+            given = [self.actions.nested(row) for row in env_action]
+        # By index: what ends an iteration over an array is an error, whose text costs 3 µs.
+        for i, env_step in enumerate(self._steps):
+            answer = env_step(given[i])
             try:
                 seen, reward[i], over, cut, _ = answer
                 if plain:

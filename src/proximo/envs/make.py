@@ -21,6 +21,7 @@ from proximo.envs.layers import Bare, check_spaces, close_all, layers, unwrapped
 from proximo.envs.masks import Masked
 from proximo.envs.parallel_env import ParallelEnv, is_pettingzoo, parallel_name
 from proximo.envs.parallel_envs import ParallelEnvs
+from proximo.envs.pooled import PooledEnvs
 from proximo.envs.registries import ARCADE, is_registered, parallel_maker, prepared
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, explain, explained, faults, nearest
@@ -174,7 +175,7 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
     if env.backend == "vector":
         return VectorEnvs(_native_vector(env), seed)
     if env.backend == "envpool":
-        return VectorEnvs(EnvPoolEnvs(env, _spaces(env), env.threads or cores()), seed, known=True)
+        return PooledEnvs(EnvPoolEnvs(env, _spaces(env), env.threads or cores()), seed)
     if env.backend == "workers":  # each of its processes comes back here, for sync
         from proximo.envs.workers import WorkerEnvs
 

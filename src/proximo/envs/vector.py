@@ -23,9 +23,7 @@ class VectorEnvs(Envs):
 
     replayable = False
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int, *, known: bool = False) -> None:
-        """known: they come from a backend of ours, and need no check."""
-        self._known = known
+    def __init__(self, envs: VectorEnv[Any, Any, Any], seed: int) -> None:
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
         self.envs, self._seed = envs, seed
         metadata = getattr(envs, "metadata", None)
@@ -71,27 +69,34 @@ class VectorEnvs(Envs):
         return rows
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
-        action = self.actions.given(buffer.env_action[t])
-        obs, reward, terminated, truncated, info = self.envs.step(action)
+        answer = self.envs.step(self.actions.given(buffer.env_action[t]))
+        self._fill(state, buffer, t, slice(None), answer)
+
+    def _fill(
+        self, state: EnvState, buffer: RolloutBuffer, t: int, rows: slice, answer: Any
+    ) -> None:
+        """Write the answer to step t of the envs in these rows."""
+        obs, reward, terminated, truncated, info = answer
         # NumPy's: arrays of other libraries would take our own over, with types of theirs.
         terminated = np.asarray(terminated, bool)
         done = terminated | np.asarray(truncated, bool)
         if self.mode is AutoresetMode.NEXT_STEP:
-            if state.resetting.any():
-                buffer.valid[t] = ~state.resetting
-                done &= buffer.valid[t]
-            state.resetting = done
-        buffer.reward[t] = np.asarray(reward)
-        self.observations.write(obs, buffer.obs[t + 1])
+            if state.resetting[rows].any():
+                buffer.valid[t, rows] = ~state.resetting[rows]
+                done &= buffer.valid[t, rows]
+            state.resetting[rows] = done
+        buffer.reward[t, rows] = np.asarray(reward)
+        following = buffer.obs[t + 1, rows]
+        self.observations.write(obs, following)
         if done.any():
-            buffer.terminated[t], buffer.done[t] = terminated & done, done
-            last = buffer.obs[t + 1].copy()
+            buffer.terminated[t, rows], buffer.done[t, rows] = terminated & done, done
+            last, first = following.copy(), rows.start or 0
             if self.mode is AutoresetMode.SAME_STEP:
                 self.write_finals(info["final_obs"], done, last)
-            buffer.final_obs.extend((t, int(i), last[i]) for i in np.flatnonzero(done))
-            state.episode += done
+            buffer.final_obs.extend((t, first + int(i), last[i]) for i in np.flatnonzero(done))
+            state.episode[rows] += done
             if self.mode is AutoresetMode.DISABLED:
-                self.observations.write(self.reset_some(done), buffer.obs[t + 1])
+                self.observations.write(self.reset_some(done), following)
 
     def write_finals(self, final: Any, done: np.ndarray, rows: np.ndarray) -> None:
         """True successors: one per env, or batched by leaf where observations are nested."""
@@ -99,7 +104,7 @@ class VectorEnvs(Envs):
             self.observations.write(final_of(final, int(i)), rows[i])
 
     def check(self) -> Checked | None:
-        return None if self._known else check_vector(self)
+        return check_vector(self)
 
     def examine(self, **limits: Any) -> Checked:
         limits.pop("episodes", None)  # it ends once the mode of the resets is known

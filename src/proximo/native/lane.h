@@ -69,10 +69,11 @@ class Lane {
   }
 
   // Actions for one row of envs.
-  void act(const ProximoRollout& r, int64_t t) {
+  // Envs from, ..., to - 1 in step t: a row's numbers do not depend on the rows beside it.
+  void act(const ProximoRollout& r, int64_t t, int64_t from, int64_t to) {
     const int width = heads_.parameters;
-    for (int64_t begin = 0; begin < r.num_envs; begin += CHUNK) {
-      const int rows = (int)std::min<int64_t>(CHUNK, r.num_envs - begin);
+    for (int64_t begin = from; begin < to; begin += CHUNK) {
+      const int rows = (int)std::min<int64_t>(CHUNK, to - begin);
       const int64_t first = t * r.num_envs + begin;
       take(r.obs, nullptr, first, rows, true);
       trunk_.forward(x_.get(), wide_, rows);
@@ -90,7 +91,7 @@ class Lane {
         std::copy_n(heads_.now(), width, r.every + (first + m) * width);
       }
     }
-    if (t == 0) std::copy_n(r.parameters + r.num_envs * width, r.num_envs * width, r.parameters);
+    if (t == 0) std::copy_n(r.parameters + (r.num_envs + from) * width, (to - from) * width, r.parameters + from * width);
   }
 
   // Samples begin, ..., end - 1; a recurrent policy takes all of them.

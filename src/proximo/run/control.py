@@ -189,10 +189,10 @@ class ControlTask(Task):
         return lambda: write(folder.checkpoint("best"))
 
     def timed(self, profile: Profile) -> Task:
-        self.envs = profile.timed(self.envs, step="env")
+        self.envs = profile.timed(self.envs, step="env", made={"with_actor": "env"})
         self.state.engine = profile.timed(
             self.state.engine,
-            actor="act",
+            made={"actor": "act"},
             evaluate_old="evaluate",
             next_value="evaluate",
             evaluate_batch="evaluate",

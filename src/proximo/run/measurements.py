@@ -154,10 +154,12 @@ def of_ends(rollout: Rollout) -> Metrics:
 
 
 def of_lengths(state: TrainState) -> Metrics:
-    """The longest of the last 100 episodes, and the share of those that are as long."""
+    """The longest of the last 100 episodes, and what share is as long, or shorter by a tenth."""
     if not state.recent:
         return {}
     lengths = [episode.length for episode in state.recent]
     longest = max(lengths)
     share = lengths.count(longest) / len(lengths)
-    return {"length_max": float(longest), "longest_fraction": share}
+    close = sum(0.9 * longest <= length for length in lengths) / len(lengths)
+    found = {"length_max": float(longest), "longest_fraction": share}
+    return {**found, "almost_longest_fraction": close - share}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from proximo.state import TrainState
@@ -46,6 +47,7 @@ class Profile:
     def wrap(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
         """The same function, whose time counts in this phase."""
 
+        @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             before = self.switch(phase)
             result = function(*args, **kwargs)
@@ -54,13 +56,19 @@ class Profile:
 
         return timed
 
-    def timed(self, thing: T, *, actor: str = "", **phases: str) -> T:
-        """The object with timed methods: name -> phase. actor: phase of what `actor` returns."""
+    def timed(self, thing: T, *, made: Mapping[str, str] | None = None, **phases: str) -> T:
+        """The object with timed methods: name -> phase. made: methods that return what is timed."""
         wrapped = {name: self.wrap(getattr(thing, name), phase) for name, phase in phases.items()}
-        if actor:
-            make = cast(Any, thing).actor
-            wrapped["actor"] = lambda *args: self.wrap(make(*args), actor)
+        for name, phase in (made or {}).items():
+            wrapped[name] = self._making(getattr(thing, name), phase)
         return cast(T, _Timed(thing, wrapped))
+
+    def _making(self, make: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def maker(*args: Any) -> Any:
+            made = make(*args)
+            return made and self.wrap(made, phase)
+
+        return maker
 
     def report(self) -> dict[str, Any]:
         """Per phase: microseconds per environment step, its share of them, and of processor time.

@@ -67,7 +67,10 @@ def observations_unscaled(h: History) -> Sign | None:
 def time_limit_as_termination(h: History) -> Sign | None:
     share, longest = h["longest_fraction"], h["length_max"]
     most = h.highest("length_max")
-    ends = (share >= 0.5) & (longest >= most) & (longest >= 20)
+    # Of ends that the task brings about, about as many stand at each of the lengths before it.
+    usual = h["almost_longest_fraction"] / np.maximum(1, 0.1 * longest)
+    piled = (share >= 0.5) | ((share >= 0.1) & (share >= 10 * usual))
+    ends = piled & (longest >= most) & (longest >= 20)
     looked = int((h.updates >= 0.75 * h.last)[np.isfinite(share)].sum())
     recent = ends & (h.updates >= 0.75 * h.last)
     cut = h.known("truncated_fraction")
@@ -238,6 +241,25 @@ def clip_saturated(h: History) -> Sign | None:
         else f"--algorithm.learning-rate {h.highest('learning_rate') / 3:.1g}, or fewer "
         "--algorithm.epochs",
         h.since(lambda h: h["clip_fraction"] >= fraction),
+    )
+
+
+def critic_steps_too_large(h: History) -> Sign | None:
+    explained, rate = h.known("explained_variance"), h.known("critic_learning_rate").max(initial=0)
+    # Steps of Adam and RMSprop are as long as their rate. At 0.1, the size of a weight, units
+    # saturate, and what is left takes few values: it explains something at times, never most.
+    if len(explained) < 12 or h.progress < 0.25 or h.setting("algorithm.optimizer") == "sgd":
+        return None
+    best = np.sort(explained)[int(0.8 * len(explained))]
+    spread = h.recent("value_target_std") / max(h.recent("value_target_rms"), 1e-30)
+    if not (rate >= 0.1 and best <= 0.7 and spread > 0.02):
+        return None
+    return Sign(
+        f"explained_variance at most {best:.2f} in 80% of the updates, with critic_learning_rate "
+        f"{rate:g}",
+        "each step moves the weights of the critic by as much as they are, so that it fits nothing",
+        "--algorithm.critic-learning-rate 1e-3",
+        int(h.updates[0]),
     )
 
 
@@ -486,6 +508,7 @@ CONTROL: tuple[Rule, ...] = (
     gradient_always_clipped,
     entropy_not_falling,
     clip_saturated,
+    critic_steps_too_large,
     value_loss_exploding,
     kl_under_target,
     advantages_flat,

@@ -76,9 +76,17 @@ def kl_running_away(h: History) -> Sign | None:
     )
 
 
+def repeats(h: History) -> np.ndarray:
+    """Updates whose completions repeat themselves clearly more than at the beginning."""
+    return np.asarray(h["repetition"] >= h.early("repetition") + 0.2)
+
+
 def eos_lost(h: History) -> Sign | None:
     before, now = h.early("stopped"), h.recent("stopped")
     if len(h.known("stopped")) < FEW or not (before >= 0.2 and now <= 0.1 * before):
+        return None
+    lost = h.since(lambda h: h["stopped"] <= 0.1 * before)
+    if h.since(repeats) < lost:  # a loop has no end: then the repetition is the cause
         return None
     return Sign(
         f"stopped {before:.2f} → {now:.2f}: completions are cut off at "
@@ -86,7 +94,7 @@ def eos_lost(h: History) -> Sign | None:
         "the policy has unlearned the end of sequence: the reward pays for more text, or nothing "
         "pays for an end",
         "--score.missing-eos-penalty 1",
-        h.since(lambda h: h["stopped"] <= 0.1 * before),
+        lost,
     )
 
 
@@ -145,8 +153,8 @@ LANGUAGE: tuple[rules.Rule, ...] = (
     scores_all_equal,
     zero_variance_groups,
     reward_hacking,
-    repetition,
     eos_lost,
+    repetition,
     length_explosion,
     length_collapse,
     rules.kl_over_target,
