@@ -13,7 +13,7 @@ help:
 	@echo "make trackers  the tests of MLflow and trackio, in an environment of their own (a gigabyte)"
 	@echo "make scores  train and score every task of the results table (hours)"
 	@echo "make bench   speed beside other libraries, in environments of their own (half an hour)"
-	@echo "make scaling speed against envs, width, depth and minibatch"
+	@echo "make scaling speed and memory against envs, width, depth and minibatch"
 
 # The marker is written last: a set-up that was cut off is done again.
 .venv/locked: requirements.lock

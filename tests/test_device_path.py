@@ -72,7 +72,7 @@ def captured(monkeypatch):
     """The stand-ins that were recorded."""
     recorded = []
 
-    def capture(function):
+    def capture(function, generators=()):
         recorded.append(StandIn(function))
         return recorded[-1].replay
 

@@ -9,8 +9,9 @@ update is not timed.
 Every point is written when it is measured: a run that was cut off continues where it stopped, and
 --again measures what is there too. Beside steps per second it states how the cost grows: the
 exponent k between neighbouring sizes, cost ~ work^k, where 1 is linear, and the worst of them. What
-cost and work are stands over each panel. Writes benchmarks/results/scaling.json, scaling.md and
-scaling.png. Nothing else should run on the machine meanwhile.
+cost and work are stands under the table. Writes benchmarks/results/scaling.json, scaling.md and
+scaling.png, and puts the table into docs/speed.md. Nothing else should run on the machine
+meanwhile.
 """
 
 import argparse
@@ -111,6 +112,8 @@ NAMES = {
     "torch engine": "engine torch",
 }
 COLOURS = dict(zip(NAMES, ("C0", "C1", "C2", "C0", "C1"), strict=True))
+PAGE = HERE.parents[1] / "docs" / "speed.md"
+MARKS = ("<!-- scaling.md begins -->", "<!-- scaling.md ends -->")
 SHORT = 256  # the largest number of envs, steps and width of a short run
 
 
@@ -156,8 +159,8 @@ def per_row(panel: Panel, line: dict) -> float | None:
 def report(record: dict) -> str:
     """The table of docs/speed.md."""
     panels = record["panels"]
-    lines = ["| what grows | how | from, to | steps/s | peak MiB | worst exponent | where |"]
-    lines += ["|---|---|---|---|---|---|---|"]
+    lines = ["| what grows | how | steps/s by size | MiB at the peak | worst exponent |"]
+    lines += ["|---|---|---|---|---|"]
     worst, rows = [], []
     for name, panel in PANELS.items():
         for line in panel.lines:
@@ -167,13 +170,11 @@ def report(record: dict) -> str:
                 continue
             k, at = max((k, f"{a:,} to {b:,}") for a, b, k in exponents(panel, measured))
             worst.append((k, f"{panel.label}, {NAMES[line]}, {at}"))
-            speeds = (
-                f"{found[0][1]:,.0f}, {found[-1][1]:,.0f} (most {max(v for _, v in found):,.0f})"
+            speeds, peaks = (
+                "; ".join(f"{n:,}: {value:,.0f}" for n, value in figures)
+                for figures in (found, memory)
             )
-            lines.append(
-                f"| {panel.label} | {NAMES[line]} | {found[0][0]:,}, {found[-1][0]:,} | {speeds} | "
-                f"{memory[0][1]:,.0f}, {memory[-1][1]:,.0f} | {k:.2f} | {at} |"
-            )
+            lines.append(f"| {panel.label} | {NAMES[line]} | {speeds} | {peaks} | {k:.2f}, {at} |")
             if (mib := per_row(panel, measured)) is not None:
                 rows.append(f"{panel.label}, {NAMES[line]}: {mib:.6f} ({mib * 2**20:,.0f} bytes)")
     definitions = [f"{panel.label}: {panel.cost} against {panel.work}" for panel in PANELS.values()]
@@ -233,12 +234,12 @@ def draw(panels: dict, path: Path) -> None:
         if found := points(values, "peak_mib"):
             memory.plot(*zip(*found, strict=True), "o-", color=COLOURS[line], label=NAMES[line])
     memory.set_xscale("log", base=2)
-    memory.set_yscale("log")
+    memory.set_yscale("log", base=2)
     memory.set_xlabel(f"{panel.label}, {STEPS} steps each")
     memory.set_ylabel("peak memory of the process, MiB")
-    memory.xaxis.set_major_formatter(FuncFormatter(short))
+    memory.set_xticks([*PANELS["envs"].lines["native"]], PANELS["envs"].lines["native"])
+    memory.minorticks_off()
     memory.yaxis.set_major_formatter(FuncFormatter(short))
-    memory.yaxis.set_minor_formatter(FuncFormatter(short))
     memory.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
 
@@ -276,7 +277,8 @@ def main():
         for line, sizes in PANELS[name].lines.items():
             found = panels.setdefault(name, {}).setdefault(line, {})
             for size in sizes:
-                if str(size) in found or (chosen.short and size > SHORT):
+                done = str(size) in found and not any("error" in run for run in found[str(size)])
+                if done or (chosen.short and size > SHORT):
                     continue
                 panel = PANELS[name]
                 less = max(1, panel.amount(size) / panel.amount(panel.usual)) if panel.usual else 1
@@ -290,6 +292,9 @@ def main():
     table = report({**record, "panels": panels})
     print(table)
     (chosen.out / "scaling.md").write_text(table + "\n")
+    if chosen.out == RESULTS and not chosen.short:
+        before, _, rest = PAGE.read_text().partition(MARKS[0])
+        PAGE.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}")
     draw(panels, chosen.out / "scaling.png")
 
 

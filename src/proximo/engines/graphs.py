@@ -26,12 +26,17 @@ DEPTH = 6
 """Levels of an object's parts that `places` looks into."""
 
 
-def capture(function: Callable[[], Any]) -> Callable[[], None]:
+def capture(
+    function: Callable[[], Any], generators: Iterable[torch.Generator] = ()
+) -> Callable[[], None]:
     """Record the kernels of a function, which does not run them; returns what replays them.
 
-    It must have run before, for libraries initialise at their first call.
+    It must have run before, for libraries initialise at their first call. generators: those on the
+    device that it draws from, besides PyTorch's own, so that every replay draws on.
     """
     graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
         function()
@@ -52,7 +57,7 @@ def _places(thing: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple
         yield name, (thing.data_ptr(), tuple(thing.shape))
     elif isinstance(thing, np.ndarray):
         yield name, hash(thing.tobytes())
-    elif isinstance(thing, bool | int | float | str | np.generic):
+    elif isinstance(thing, torch.Generator | bool | int | float | str | np.generic):
         yield name, thing
     elif depth and id(thing) not in seen:
         seen.add(id(thing))
@@ -91,7 +96,8 @@ class RolloutGraph:
         the same numbers again.
         """
         before = places(envs)
-        self._replay = capture(run)
+        drawn = [x for x in before.values() if isinstance(x, torch.Generator)]
+        self._replay = capture(run, [x for x in drawn if x.device.type == "cuda"])
         return moved(before, places(envs))
 
     def __call__(
