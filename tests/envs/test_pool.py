@@ -373,3 +373,26 @@ def test_two_real_pools_give_the_bits_of_one(monkeypatch, tmp_path, name, num_en
         )
         kept.append((folder / "checkpoints" / "last.safetensors").read_bytes())
     assert kept[0] == kept[1] == kept[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "bare"),
+    [("HalfCheetah-v5", True), ("CartPole-v1", True), ("CartpoleBalance-v1", False)],
+)
+def test_its_bare_calls_give_what_its_own_python_does(monkeypatch, name, bare):
+    pytest.importorskip("envpool")
+    answers = []
+    for of in (room._BarePool.of, lambda pool: None):
+        monkeypatch.setattr(room._BarePool, "of", staticmethod(of))
+        envs = pool(name, num_envs=5, max_episode_steps=20)
+        envs.reset(seed=4)
+        assert isinstance(envs._quick[0], room._BarePool) == (bare and not answers)
+        space = envs.single_action_space
+        space.seed(0)
+        actions = [np.stack([space.sample() for _ in range(5)]) for _ in range(50)]
+        answers.append([envs.step(action) for action in actions])
+        envs.close()
+    for one, other in zip(*answers, strict=True):
+        for left, right in zip(one[:4], other[:4], strict=True):
+            room.map_leaves(np.testing.assert_array_equal, left, right)
+    assert any((terminated | truncated).any() for _, _, terminated, truncated, _ in answers[0])
