@@ -57,9 +57,7 @@ def _places(thing: Any, name: str, seen: set[int], depth: int) -> Iterator[tuple
         yield name, (thing.data_ptr(), tuple(thing.shape))
     elif isinstance(thing, np.ndarray):
         yield name, hash(thing.tobytes())
-    elif isinstance(thing, torch.Generator) or isinstance(
-        thing, bool | int | float | str | np.generic
-    ):
+    elif isinstance(thing, torch.Generator | bool | int | float | str | np.generic):
         yield name, thing
     elif depth and id(thing) not in seen:
         seen.add(id(thing))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proximo.functional.random import on_device
+from proximo.functional.random import permutation
 from proximo.types import Layout
 
 
@@ -58,8 +58,7 @@ def minibatches(
         whole = [_whole_segments(lengths, size, generator) for _ in range(epochs)]
         orders, edges = torch.stack([order for order, _ in whole]), [ends for _, ends in whole]
     elif kind == "shuffled":
-        near, count = on_device(generator, episode.device), len(episode)
-        drawn = [torch.randperm(count, generator=near, device=near.device) for _ in range(epochs)]
+        drawn = [permutation(len(episode), generator, episode.device) for _ in range(epochs)]
         orders, edges = torch.stack(drawn), [[*range(0, len(episode), size), len(episode)]]
     before = sum(map(len, edges))
     if join_single:
