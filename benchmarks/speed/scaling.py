@@ -7,7 +7,8 @@ layers of 64 (minibatches of 128 where the number of envs changes, as one env ha
 where the width does, as the widest take minutes). Each measurement is a process of its own, with
 one and with two threads; the better counts.
 
-A point that is measured stays, so that a table that was cut off continues; --fresh measures anew.
+A point that is measured at this commit stays, so that a table that was cut off continues; --fresh
+measures anew.
 At the end it says how the cost grows between neighbouring sizes, as the exponent of the size: 1 is
 linear, more is worse. Writes benchmarks/results/scaling.json and scaling.png.
 """
@@ -240,7 +241,10 @@ def main():
         "panels": {},
     }
     kept = json.loads(file.read_text()) if file.exists() else {}
-    if not chosen.fresh and all(kept.get(key) == record[key] for key in ("quick", "rounds")):
+    same = all(kept.get(key) == record[key] for key in ("quick", "rounds", "cpu"))
+    # The results that are written meanwhile are files of the checkout too.
+    same = same and str(kept.get("commit")).split("-")[0] == str(at).split("-")[0]
+    if same and not chosen.fresh:
         names = kept["panels"].keys() & PANELS.keys()
         record["panels"] = {name: kept["panels"][name] for name in PANELS if name in names}
     panels, begin = record["panels"], time.perf_counter()
