@@ -254,12 +254,16 @@ class TrainState(State):
         """Readings of the new policy as numbers, in one transfer. Raises `fault` if not finite."""
         moments = (self.obs_moments, self.return_moments, self.reward_moments)
         variances = [known.var for known in moments if known]
-        checks = self.engine.checks(*variances)
+        engine = self.engine
+        checks = engine.checks(*variances) if engine.waits else {}
+        finite = bool(checks) or engine.finite(*engine.weights, *variances)
         # In double precision only here, as not every device has it.
         values = [x.to(self.policy.dtype) for x in (*readings.values(), *checks.values())]
         numbers = torch.stack(values).cpu().double().tolist()
         metrics = dict(zip((*readings, *checks), numbers, strict=True))
-        if not self.engine.passed({name: metrics.pop(name) for name in checks}, *variances):
+        if checks:
+            finite = engine.passed({name: metrics.pop(name) for name in checks})
+        if not finite:
             what = "weights or running moments became infinite"
             raise self.fault(f"{what} in update {self.updates + 1}: {REMEDIES}")
         # The readings after the update are computed with its weights: they show what the losses,

@@ -155,17 +155,13 @@ class Engine(UpdateEngine):
     _gap: Tensor | None = None
 
     def checks(self, *variances: Tensor) -> dict[str, Tensor]:
-        """What `passed` wants to know, to be read with the readings; nothing on a CPU."""
-        if not self.waits:
-            return {}
+        """Where the engine waits: what `passed` wants to know, to be read with the readings."""
         numbers = [flat.detach() for flat in self.optimizer.flats] + list(variances)
         checks = {"finite": torch.stack([x.isfinite().all() for x in numbers]).all()}
         return checks if self._gap is None else {**checks, "gap": self._gap}
 
-    def passed(self, checks: dict[str, float], *variances: Tensor) -> bool:
+    def passed(self, checks: dict[str, float]) -> bool:
         """True if weights and variances are finite. Raises `TrainingError` for another policy."""
-        if not self.waits:
-            return self.finite(*self.weights, *variances)
         _check_gap(checks.get("gap", 0.0))
         return bool(checks["finite"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proximo.functional.random import on_device
+from proximo.functional.random import permutation
 from proximo.types import Layout
 
 
@@ -58,19 +58,12 @@ def minibatches(
         whole = [_whole_segments(lengths, size, generator) for _ in range(epochs)]
         orders, edges = torch.stack([order for order, _ in whole]), [ends for _, ends in whole]
     elif kind == "shuffled":
-        orders = _shuffled(len(episode), epochs, on_device(generator, episode.device))
-        edges = [[*range(0, len(episode), size), len(episode)]]
+        drawn = [permutation(len(episode), generator, episode.device) for _ in range(epochs)]
+        orders, edges = torch.stack(drawn), [[*range(0, len(episode), size), len(episode)]]
     before = sum(map(len, edges))
     if join_single:
         edges = [_without_single(bounds) for bounds in edges]
     return Layout(orders, edges * (epochs // len(edges)), before - sum(map(len, edges)))
-
-
-def _shuffled(count: int, epochs: int, generator: torch.Generator) -> Tensor:
-    """[K, B] a random order for each epoch."""
-    where = generator.device
-    drawn = [torch.randperm(count, generator=generator, device=where) for _ in range(epochs)]
-    return torch.stack(drawn)
 
 
 def _without_single(bounds: list[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
@@ -15,3 +16,9 @@ def on_device(generator: torch.Generator, device: torch.device) -> torch.Generat
         return generator
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.Generator(device).manual_seed(seed)
+
+
+def permutation(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """0, 1, ..., count - 1 in a random order, drawn by `on_device`. [count] int64."""
+    near = on_device(generator, device)
+    return torch.randperm(count, generator=near, device=near.device)
