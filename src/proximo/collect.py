@@ -85,13 +85,16 @@ def collect(
         envs.remember(state.envs, buffer)
     mask, final, final_index, finished = final_parts
 
+    device, dtype = policy.device, policy.dtype
+
     def tensor(array: Any) -> Tensor:
-        return torch.as_tensor(array).to(policy.device)
+        held = torch.as_tensor(array)
+        return held if held.device == device else held.to(device)
 
     return Rollout(
         obs=tensor(buffer.obs[:-1]),
         action=tensor(buffer.action),
-        reward=tensor(env.shape_reward(buffer.reward)).to(policy.dtype),
+        reward=tensor(env.shape_reward(buffer.reward)).to(dtype),
         terminated=tensor(buffer.terminated),
         boundary=tensor(buffer.done | ~mask),  # after a masked row comes another episode too
         mask=tensor(mask),
@@ -282,11 +285,11 @@ def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tupl
     number = np.zeros((length + 1, count), np.int64)
     number[t + 1, i] = 1
     number = number.cumsum(0) * count + np.arange(count)  # [T + 1, N] a number for each episode
+    of, most = np.concatenate([number[:1], number[:-1]]).reshape(-1), int(number[-1].max()) + 1
 
     def added(before: np.ndarray, values: np.ndarray) -> np.ndarray:
-        of = np.concatenate([number[:1], number[:-1]]).reshape(-1)
         weights = np.concatenate([before[None], values]).reshape(-1)
-        return np.bincount(of, weights, int(number[-1].max()) + 1)  # one after the other, in order
+        return np.bincount(of, weights, most)  # one after the other, in order
 
     returns = added(env.ret, np.where(buffer.valid, buffer.reward, 0))
     lengths = added(env.length, buffer.valid).astype(np.int64)

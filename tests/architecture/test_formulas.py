@@ -45,7 +45,7 @@ def test_every_function_of_functional_that_computes_something_is_listed():
         "standardize_groups",
         "alone",
         "merged",
-        *("ages", "segments", "consecutive", "minibatches"),
+        *("begins", "ages", "segments", "consecutive", "minibatches"),
         "flat_gradient",
     }
     for module in pkgutil.iter_modules(proximo.functional.__path__, "proximo.functional."):

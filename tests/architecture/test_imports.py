@@ -24,7 +24,7 @@ LAYERS = [
     ["engines"],
     ["nets", "envs"],
     ["functional", "imports", "spaces"],
-    ["disk", "types"],
+    ["disk", "types", "native"],
     ["errors"],
     ["bounds"],
 ]

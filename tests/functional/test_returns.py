@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from proximo import native
 from proximo.functional.returns import discounted_sum, gae, n_step, td_error
 
 
@@ -276,3 +277,18 @@ def test_gradients() -> None:
     assert gradcheck(discounted_sum, (reward, value))
     assert gradcheck(lambda delta: gae(delta, boundary, 0.9, 0.8), (reward,))
     assert gradcheck(lambda delta: n_step(delta, boundary, 0.9, 3), (reward,))
+
+
+@pytest.mark.skipif(native.discounted_sum() is None, reason="there is no native engine")
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (37, 5), (128, 4), (300, 1), (64, 33)])
+def test_the_native_sum_has_the_bits_of_torch(shape, monkeypatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator)
+    decay = 0.95 * torch.rand(shape, generator=generator)
+    before = x.clone(), decay.clone()
+    found = discounted_sum(x, decay), discounted_sum(x.t().contiguous().t(), decay)
+    assert torch.equal(x, before[0])
+    assert torch.equal(decay, before[1])
+    monkeypatch.setattr(native, "discounted_sum", lambda: None)
+    expected = discounted_sum(x, decay)
+    assert all(torch.equal(sums, expected) for sums in found)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import ctypes
 import platform
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from proximo import native
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.bodies import MLP
 from proximo.nets.heads import BernoulliHead, CategoricalHead, GaussianHead, Head, JointHead
 from proximo.types import LossSpec
 
-LIBRARY = Path(__file__).parents[1] / "native" / "engine.so"
-VERSION = 9
-"""Version of the interface; a library of another one is not used."""
+LIBRARY = native.ENGINE
 MAX_LAYERS = 6
 WIDEST = 512
 """Wider layers run on PyTorch: at 512 units native is twice as fast, at 1024 no faster."""
@@ -130,15 +128,9 @@ STRUCTURES = (_Head, _Policy, _Rollout, _Batch, _Evaluation, _Part, _Update)
 @cache
 def load() -> tuple[Any, str]:
     """The library, or None and why not."""
-    if not LIBRARY.is_file():
-        return None, "it was not built when Proximo was installed (no C++ compiler)"
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        found = library.proximo_version()
-    except (OSError, AttributeError) as error:
-        return None, f"{LIBRARY} cannot be loaded: {error}"
-    if found != VERSION:
-        return None, f"{LIBRARY} is of version {found}, not {VERSION}: install Proximo again"
+    library, missing = native.load(LIBRARY, "proximo_version", native.ENGINE_VERSION)
+    if library is None:
+        return None, missing
     library.proximo_size.restype = _long
     for number, structure in enumerate(STRUCTURES):
         there, here = library.proximo_size(number), ctypes.sizeof(structure)

@@ -23,6 +23,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from proximo import native
 from proximo.envs.base import Envs, by_step
 from proximo.envs.check import check_made
 from proximo.envs.config import EnvConfig
@@ -32,7 +33,7 @@ from proximo.types import EnvState, NativeCall, RolloutBuffer
 
 PREFIX = "native:"
 """Begins the name of an env of the user's own: native:FILE."""
-FOLDER = Path(__file__).parents[1] / "native"
+FOLDER = native.FOLDER
 VERSION = 1
 """Of proximo_env.h, and of the library that steps the envs."""
 SHIPPED = {
@@ -96,16 +97,9 @@ class Description(NamedTuple):
 @cache
 def _stepper() -> tuple[Any, str]:
     """The library that steps compiled envs, or None and why not."""
-    path = FOLDER / "stepper.so"
-    if not path.is_file():
-        return None, "it was not built when Proximo was installed (no C++ compiler)"
-    try:
-        library = ctypes.CDLL(str(path))
-        found = library.proximo_stepper_version()
-    except (OSError, AttributeError) as error:
-        return None, f"{path} cannot be loaded: {error}"
-    if found != VERSION:
-        return None, f"{path} is of version {found}, not {VERSION}: install Proximo again"
+    library, missing = native.load(FOLDER / "stepper.so", "proximo_stepper_version", VERSION)
+    if library is None:
+        return None, missing
     library.proximo_stepper_open.restype = c_void_p
     library.proximo_stepper_open.argtypes = [c_void_p, *[c_int64] * 4]
     library.proximo_stepper_close.argtypes = [c_void_p]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from proximo import native
 from proximo.functional.masked import EPS
 from proximo.functional.shapes import same_shape
 
@@ -16,6 +17,12 @@ def discounted_sum(x: Tensor, decay: Tensor) -> Tensor:
     factor to the next, so log2 T rounds over whole tensors do the work of T steps.
     """
     same_shape(x=x, decay=decay)
+    single = x.dtype is decay.dtype is torch.float32 and x.is_cpu and not x.requires_grad
+    if len(x) and single and (scan := native.discounted_sum()):
+        # The same to the bit in one call: each of the operations below costs microseconds.
+        y, decay = (a.clone(memory_format=torch.contiguous_format) for a in (x, decay))
+        scan(y.data_ptr(), decay.data_ptr(), len(y), y[0].numel())
+        return y
     y, reach = x, 1
     while reach < len(x):
         y = torch.cat([torch.addcmul(y[:-reach], decay[:-reach], y[reach:]), y[-reach:]])

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from proximo import native
 from proximo.engines import library
 from proximo.envs.config import cores
 from proximo.errors import explain, faults
@@ -190,7 +191,8 @@ def _native() -> Iterator[Line]:
     yield Line(
         state="warning" if slow or not kernels else "ok",
         subject="native engine",
-        found=f"version {library.VERSION}, kernels {kernels or 'unknown: built from older sources'}"
+        found=f"version {native.ENGINE_VERSION}, "
+        f"kernels {kernels or 'unknown: built from older sources'}"
         + (" (this processor has no AVX2: several times slower)" if slow else ""),
         remedy="" if kernels else "pip install -e . again",
     )

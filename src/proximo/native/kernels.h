@@ -206,6 +206,21 @@ INLINE void gru_back_in(const Cells& x) {
     }
 }
 
+// y[k] += decay[k] later[k] and decay[k] *= further[k]; what is later may overlap with what lies before it.
+INLINE void scan_in(float* y, const float* later, float* decay, const float* further, int64_t count) {
+  int64_t k = 0;
+  for (; k + WIDE <= count; k += WIDE) {
+    const Vec factor = *(const Vec*)(decay + k), sum = *(const Vec*)(y + k) + factor * *(const Vec*)(later + k);
+    const Vec product = factor * *(const Vec*)(further + k);
+    *(Vec*)(y + k) = sum;
+    *(Vec*)(decay + k) = product;
+  }
+  for (; k < count; k++) {
+    y[k] += decay[k] * later[k];
+    decay[k] *= further[k];
+  }
+}
+
 struct Descent {
   int32_t optimizer;
   float rate, decay1, decay2, eps;
@@ -247,6 +262,7 @@ struct Kernels {
   void (*scale_by_slope)(float*, const float*, int64_t, int);
   void (*add_rows)(float*, const float*, int, int);
   double (*square)(const float*, int64_t);
+  void (*scan)(float*, const float*, float*, const float*, int64_t);
   void (*descend)(const Descent&, int64_t, float*, float*, float*, float*);
   void (*forth[3])(const Cells&);  // by Remembers
   void (*back[3])(const Cells&);
@@ -266,6 +282,9 @@ struct Kernels {
   }                                                                                                        \
   TARGET void add_rows(float* s, const float* x, int m, int n) { add_rows_in(s, x, m, n); }                \
   TARGET double square(const float* x, int64_t n) { return square_of(x, n); }                              \
+  TARGET void scan(float* y, const float* later, float* d, const float* further, int64_t n) {              \
+    scan_in(y, later, d, further, n);                                                                      \
+  }                                                                                                        \
   TARGET void descend(const Descent& d, int64_t n, float* w, float* g, float* first, float* second) {      \
     descend_in(d, n, w, g, first, second);                                                                 \
   }                                                                                                        \
@@ -273,7 +292,7 @@ struct Kernels {
   TARGET void lstm_back(const Cells& x) { lstm_back_in(x); }                                               \
   TARGET void gru_forth(const Cells& x) { gru_forth_in(x); }                                               \
   TARGET void gru_back(const Cells& x) { gru_back_in(x); }                                                 \
-  constexpr Kernels kernels = {multiply, activate, scale_by_slope, add_rows, square, descend,              \
+  constexpr Kernels kernels = {multiply, activate, scale_by_slope, add_rows, square, scan, descend,        \
                                {nullptr, gru_forth, lstm_forth}, {nullptr, gru_back, lstm_back}, #NAME};   \
   }
 
