@@ -65,7 +65,7 @@ def observations_unscaled(h: History) -> Sign | None:
 
 
 def time_limit_as_termination(h: History) -> Sign | None:
-    share, longest = h["longest_fraction"], h["length_max"]
+    share, longest = h["longest_terminated_fraction"], h["length_max"]
     most = h.highest("length_max")
     # Of ends that the task brings about, about as many stand at each of the lengths before it.
     usual = h["almost_longest_fraction"] / np.maximum(1, 0.1 * longest)
@@ -74,10 +74,10 @@ def time_limit_as_termination(h: History) -> Sign | None:
     looked = int((h.updates >= 0.75 * h.last)[np.isfinite(share)].sum())
     recent = ends & (h.updates >= 0.75 * h.last)
     cut = h.known("truncated_fraction")
-    if len(cut) < 2 or cut.any() or not looked or recent.sum() < 0.6 * looked:
+    if cut.any() or not looked or recent.sum() < 0.6 * looked:
         return None
     return Sign(
-        f"{100 * h.recent('longest_fraction'):.0f}% of the last 100 episodes were terminated after "
+        f"{100 * middle(share[recent]):.0f}% of the last 100 episodes were terminated after "
         f"exactly {most:g} steps, and none was truncated",
         "the env seems to report its time limit as a termination, so that values behind it count 0 "
         "although the task continues",
