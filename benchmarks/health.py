@@ -68,7 +68,8 @@ Later time-limit-as-termination, eos-lost, clip-nil and return-stalled were chan
 critic-steps-too-large was added, on seeds 100 to 139. All faults of language, those of the critic,
 "time limit as termination, CartPole", "learning rate /100" and "actions lost" were then judged on
 seeds 40 to 44, and healthy runs on seeds from 40 on; where the seed is lower in `health.jsonl`,
-they were judged by the earlier rules. entropy-collapsed and sampling-differs have no planted fault."""
+they were judged by the earlier rules. No fault is planted for entropy-collapsed and
+sampling-differs."""
 Run = Callable[[int, Path], None]
 """Trains with this seed, in this folder."""
 
