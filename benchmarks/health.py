@@ -673,7 +673,8 @@ def main() -> None:
         record(cost())
         return
     runs = args.runs or Path(tempfile.mkdtemp())
-    done = {(x["kind"], x["name"], x["seed"]) for x in ([] if args.print else lines())}
+    stored = [] if args.print else lines()
+    done = {(x["kind"], x["name"], x["seed"]) for x in stored if x["kind"] != "cost"}
     cases = [
         ("fault", name, seed, run) for name, (_, _, run) in FAULTS.items() for seed in args.seeds
     ]
