@@ -448,7 +448,7 @@ def test_a_return_is_the_sum_of_its_rewards_from_zero_wherever_a_rollout_ends(se
     expected, running = [], []
     for own in paid:
         *finished, last = [(functools.reduce(operator.add, r, 0.0), len(r)) for r in own]
-        expected += finished
+        expected += [(*episode, True) for episode in finished]  # terminated
         running.append(last)
     assert sorted(found) == sorted(expected)
     assert list(zip(state.envs.ret, state.envs.length, strict=True)) == running

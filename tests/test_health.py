@@ -71,6 +71,7 @@ def rows(count=UPDATES, **changed):
                 "truncated_fraction": 0.1,
                 "length_max": 500.0,
                 "longest_fraction": 0.1,
+                "longest_terminated_fraction": 0.05,
                 "almost_longest_fraction": 0.1,
                 "grad_clip_fraction": 0.9,
                 "env_time_fraction": 0.5,
@@ -87,6 +88,7 @@ FLAT = {"return_mean": 20.0, "return_latest": lambda u, x: 20 + math.sin(u), "be
 SAME = {"return_mean": -50.0, "return_latest": -50.0, "length_mean": 50.0, "best": -50.0}
 LIMIT = {
     "longest_fraction": 0.9,
+    "longest_terminated_fraction": 0.9,
     "almost_longest_fraction": 0.0,
     "length_max": 200.0,
     "truncated_fraction": 0.0,
@@ -151,11 +153,13 @@ def test_a_policy_that_one_update_has_ruined_is_found():
 
 def test_a_pile_of_episodes_at_the_limit_is_found_before_most_get_there():
     module = settings(env__id="module:Env")
-    piled = {**LIMIT, "longest_fraction": 0.2, "almost_longest_fraction": 0.3}
+    shares = {"longest_fraction": 0.2, "longest_terminated_fraction": 0.2}
+    piled = {**LIMIT, **shares, "almost_longest_fraction": 0.3}
     assert first(diagnose(rows(**piled), module)) == "time-limit-as-termination"
     assert diagnose(rows(**{**piled, "almost_longest_fraction": 0.5}), module) == []
     assert diagnose(rows(**{**piled, "length_max": lambda u, x: 200.0 + u % 9}), module) == []
-    assert diagnose(rows(**{**piled, "truncated_fraction": 0.1}), module) == []
+    # Rollouts without a truncation may be those that were measured.
+    assert diagnose(rows(**{**piled, "longest_terminated_fraction": 0.01}), module) == []
 
 
 def first(found):
@@ -197,6 +201,7 @@ def test_rows_without_further_readings_have_no_findings():
         ({"reward_max": 1e4}, {"algorithm__normalize_reward": True}),
         ({"obs_scale_max": 300.0}, {"net__normalize_obs": True}),
         ({**LIMIT, "truncated_fraction": 1.0}, {}),
+        ({**LIMIT, "longest_terminated_fraction": 0.0}, {}),
         ({"explained_variance": -0.02}, {}),
         ({"approx_kl": lambda u, x: 0.01 if u < 25 else 1e-9}, {}),
         ({**LIMIT, "length_max": lambda u, x: 300.0 if u < 10 else 30.0}, {}),
@@ -444,7 +449,7 @@ def test_an_update_is_measured_early_and_then_every_few_thousand_steps():
     assert 0.9 < row["obs_scale_min"] <= 1 < row["obs_scale_max"] <= 8
     assert row["truncated_fraction"] == 1
     assert (row["length_max"], row["longest_fraction"]) == (200, 1)
-    assert row["almost_longest_fraction"] == 0
+    assert row["longest_terminated_fraction"] == row["almost_longest_fraction"] == 0
     assert row["grad_clip_fraction"] == 1
     assert 0 < row["env_time_fraction"] < 1
     assert 0 < row["env_step_seconds"] < 0.1

@@ -388,8 +388,8 @@ def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tupl
     env.ret, env.length = returns[number[-1]], lengths[number[-1]]
     counts = mask[t, i]
     ended = number[t, i][counts]
-    pairs = zip(returns[ended].tolist(), lengths[ended].tolist(), strict=True)
-    return tuple(Episode(*pair) for pair in pairs)
+    columns = returns[ended], lengths[ended], buffer.terminated[t, i][counts]
+    return tuple(map(Episode._make, zip(*(x.tolist() for x in columns), strict=True)))
 
 
 def _whose(envs: Envs, row: int) -> str:

@@ -389,7 +389,7 @@ class TrainState(State):
         if not self.recent:
             return {"return_mean": None, "length_mean": None}
         # Every update pays for this: a few calls over the whole window, none of them per episode.
-        returns, lengths = zip(*self.recent, strict=True)
+        returns, lengths, _ = zip(*self.recent, strict=True)
         count = len(returns)
         row = {"return_mean": _mean(returns), "length_mean": sum(lengths) / count}
         if self.success_at is not None:

@@ -32,6 +32,8 @@ class Episode(NamedTuple):
 
     ret: float
     length: int
+    terminated: bool = False
+    """Ended by the task; else by a time limit, or it is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

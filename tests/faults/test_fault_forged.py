@@ -73,6 +73,8 @@ RECORDS = [
     ("recent", {}),
     ("recent", [[1.0, 2]] * 101),
     ("recent", [[1.0]]),
+    ("recent", [[1.0, 2, 1]]),
+    ("recent", [[1.0, 2, True, 0]]),
     ("recent", [["1", 2]]),
     ("recent", [[float("nan"), 2]]),
     ("policy_only", 0),

@@ -187,26 +187,23 @@ def account(
     finite = torch.stack([x.isfinite().all() for x in (buffer.obs, reward, final)]).all()
     faults = list(_faults(buffer, observations, choices))
     results = (
-        *(
-            episodes.flatten(),
-            mask.flatten()[index],
-            running.flatten(),
-            buffer.done.sum(0),
-            mask.sum(0),
-        ),
+        *(episodes.flatten(), mask.flatten()[index], buffer.terminated.flatten()[index]),
+        *(running.flatten(), buffer.done.sum(0), mask.sum(0)),
         torch.zeros_like(index[:0]) if buffer.final_obs else buffer.done[-1],
         torch.stack([finite, *(where.any() for _, where in faults)]),
     )
     numbers = torch.cat([x.to(exact.dtype) for x in results]).cpu().numpy()
     pieces = np.split(numbers, [*accumulate(x.numel() for x in results)][:-1])
-    pairs, counts, now, more, valid, resetting, flags = pieces
+    pairs, counts, terminated, now, more, valid, resetting, flags = pieces
     env.ret, length = now.reshape(2, -1).astype(np.float64)
     env.length = length.astype(np.int64)
     env.episode += more.astype(np.int64)
     env.resetting = resetting.astype(bool) if len(resetting) else np.zeros(count, bool)
     finished = tuple(
-        Episode(float(ret), int(length))
-        for ret, length, counted in zip(*pairs.reshape(2, -1), counts, strict=True)
+        Episode(float(ret), int(length), bool(by_task))
+        for ret, length, by_task, counted in zip(
+            *pairs.reshape(2, -1), terminated, counts, strict=True
+        )
         if counted
     )
     present = [fault for fault, flag in zip(faults, flags[1:], strict=True) if flag]

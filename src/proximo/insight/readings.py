@@ -95,6 +95,7 @@ SECTIONS: dict[str, dict[str, Reading]] = {
         "truncated_fraction": R("Truncated episodes", "Share that a time limit ended."),
         "length_max": R("Longest episode", "Of the last 100.", "steps"),
         "longest_fraction": R("Episodes as long as the longest", "Share of the last 100."),
+        "longest_terminated_fraction": R("Longest episodes, terminated", "Share of the last 100."),
         "almost_longest_fraction": R("Episodes almost as long", "Shorter by a tenth at most."),
         "grad_clip_fraction": R("Gradients clipped", "Share of the gradient steps."),
         "zero_variance_groups": R("Groups without variance", "Prompts with equal scores."),

@@ -207,7 +207,9 @@ def _is_number(value: Any, lowest: float, *, whole: bool) -> bool:
 
 
 def _is_episode(value: Any) -> bool:
-    if type(value) is not list or len(value) != 2:
+    if type(value) is not list or len(value) not in (2, 3):  # two: of earlier versions
+        return False
+    if type(value[-1]) is not bool and len(value) == 3:
         return False
     return _is_number(value[0], -1e300, whole=False) and _is_number(value[1], 0, whole=True)
 

@@ -154,12 +154,15 @@ def of_ends(rollout: Rollout) -> Metrics:
 
 
 def of_lengths(state: TrainState) -> Metrics:
-    """The longest of the last 100 episodes, and what share is as long, or shorter by a tenth."""
+    """The longest of the last 100 episodes, and what share is as long or shorter by a tenth."""
     if not state.recent:
         return {}
     lengths = [episode.length for episode in state.recent]
-    longest = max(lengths)
-    share = lengths.count(longest) / len(lengths)
-    close = sum(0.9 * longest <= length for length in lengths) / len(lengths)
-    found = {"length_max": float(longest), "longest_fraction": share}
-    return {**found, "almost_longest_fraction": close - share}
+    count, longest = len(lengths), max(lengths)
+    terminated = sum(episode.terminated and episode.length == longest for episode in state.recent)
+    return {
+        "length_max": float(longest),
+        "longest_fraction": lengths.count(longest) / count,
+        "longest_terminated_fraction": terminated / count,
+        "almost_longest_fraction": sum(0.9 * longest <= x < longest for x in lengths) / count,
+    }

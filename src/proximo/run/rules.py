@@ -65,7 +65,7 @@ def observations_unscaled(h: History) -> Sign | None:
 
 
 def time_limit_as_termination(h: History) -> Sign | None:
-    share, longest = h["longest_fraction"], h["length_max"]
+    share, longest = h["longest_terminated_fraction"], h["length_max"]
     most = h.highest("length_max")
     # Of ends that the task brings about, about as many stand at each of the lengths before it.
     usual = h["almost_longest_fraction"] / np.maximum(1, 0.1 * longest)
@@ -74,10 +74,10 @@ def time_limit_as_termination(h: History) -> Sign | None:
     looked = int((h.updates >= 0.75 * h.last)[np.isfinite(share)].sum())
     recent = ends & (h.updates >= 0.75 * h.last)
     cut = h.known("truncated_fraction")
-    if len(cut) < 2 or cut.any() or not looked or recent.sum() < 0.6 * looked:
+    if cut.any() or not looked or recent.sum() < 0.6 * looked:
         return None
     return Sign(
-        f"{100 * h.recent('longest_fraction'):.0f}% of the last 100 episodes were terminated after "
+        f"{100 * middle(share[recent]):.0f}% of the last 100 episodes were terminated after "
         f"exactly {most:g} steps, and none was truncated",
         "the env seems to report its time limit as a termination, so that values behind it count 0 "
         "although the task continues",
@@ -306,9 +306,17 @@ def kl_under_target(h: History) -> Sign | None:
     )
 
 
+def no_rise_lasts(h: History) -> bool:
+    """Stalled, but for what chance does: the best of many means is above the first, and passes."""
+    scores = h.known(h.score)
+    if h.stalled or not (h.long_enough and h.progress >= 0.25 and len(scores)) or h.solved:
+        return h.stalled
+    return bool(scores.max() - scores[0] <= 3 * h.least_gain and h.gain <= h.least_gain)
+
+
 def clip_nil(h: History) -> Sign | None:
     fractions = h.known("clip_fraction")
-    if not (h.stalled and len(fractions) >= 16) or fractions[1:].any():
+    if not (no_rise_lasts(h) and len(fractions) >= 16) or fractions[1:].any():
         return None
     clip = h.first("clip")
     wide = clip >= 1
@@ -481,7 +489,7 @@ def too_few_steps(h: History) -> Sign | None:
 
 
 def return_stalled(h: History) -> Sign | None:
-    if not h.stalled or h.progress < 0.5 or h["episodes"][-1] < 50 or h.last < 16:
+    if not no_rise_lasts(h) or h.progress < 0.5 or h["episodes"][-1] < 50 or h.last < 16:
         return None
     if np.ptp(h.known("return_mean")) == 0 and not np.any(h.known("truncated_fraction")):
         return None
