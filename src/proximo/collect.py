@@ -82,7 +82,7 @@ def collect(
         final_parts = _finalize_tensors(buffer, quota, state, envs)
     else:
         final_parts = _finalize(buffer, quota, state, envs)
-        envs.remember(state.envs, buffer)
+    envs.remember(state.envs, buffer)
     mask, final, final_index, finished = final_parts
 
     def tensor(array: Any) -> Tensor:

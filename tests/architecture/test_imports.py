@@ -34,6 +34,7 @@ EXTRAS = {
     "imageio": "commands.video",
     "pandas": "run.metrics",
     "envpool": "envs.envpool",
+    "jax": "envs.simulators",
     "minigrid": "envs.registries",
     "pettingzoo": "envs.registries",
     "transformers": "language.model",
