@@ -174,6 +174,7 @@ def test_tensors_and_arrays_share_their_memory():
     assert to_array(action).unsafe_buffer_pointer() == action.data_ptr()
 
 
+@pytest.mark.filterwarnings("ignore:.*infinity")
 def test_a_single_env_is_as_gymnasium_wants_it():
     installed()
     from gymnasium.utils.env_checker import check_env
