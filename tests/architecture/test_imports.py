@@ -41,6 +41,7 @@ EXTRAS = {
     "tokenizers": "language.blueprint",
     "peft": "language.adapters",
     "tensorboard": "run.trackers",
+    "vmas": "envs.vmas",
     "wandb": "run.trackers",
     "mlflow": "run.trackers",
     "trackio": "run.trackers",

@@ -75,6 +75,8 @@ def test_all_of_a_suite_are_stepped_at_once():
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_that_is_missing_is_named_with_what_installs_it(suite, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setitem(sys.modules, "vmas", None)
+    monkeypatch.delitem(sys.modules, "proximo.envs.vmas", raising=False)
     for backend in ("vector", "sync"):
         config = EnvConfig(id=f"{suite}:Env", backend=backend)
         with pytest.raises(UsageError, match=rf"(?s){suite}:Env needs the suite.*pip install"):

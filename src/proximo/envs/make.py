@@ -22,7 +22,7 @@ from proximo.envs.masks import Masked
 from proximo.envs.parallel_env import ParallelEnv, is_pettingzoo, parallel_name
 from proximo.envs.parallel_envs import ParallelEnvs
 from proximo.envs.registries import ARCADE, is_registered, parallel_maker, prepared
-from proximo.envs.suites import load_suite, suite_of
+from proximo.envs.suites import VMAS, load_suite, suite_of
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, explain, explained, faults, nearest
 from proximo.imports import find, import_module
@@ -119,6 +119,8 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
         )
     try:
         return maker(**kwargs)
+    except UsageError:
+        raise
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
     except faults() as error:
@@ -173,6 +175,11 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
 
         _maker(env)  # names the env that does not exist
         return ArcadeEnvs(env, seed, env.threads or cores())
+    if env.backend == "vector" and suite_of(env.id) == VMAS:
+        from proximo.envs.tensors import TensorEnvs
+
+        worlds = load_suite(env.id, "proximo.envs.vmas").VmasVectorEnv(env)
+        return TensorEnvs(worlds, seed, worlds.device)
     if env.backend == "vector" and suite_of(env.id):
         load_suite(env.id, "jax")
         from proximo.envs.simulators import SimulatorEnvs
@@ -274,6 +281,9 @@ def _maker(env: EnvConfig) -> Maker:
 
 
 def _simulated(env: EnvConfig, render_mode: str | None = None, **_: Any) -> gym.Env[Any, Any]:
+    if suite_of(env.id) == VMAS:
+        world: gym.Env[Any, Any] = load_suite(env.id, "proximo.envs.vmas").VmasEnv(env, render_mode)
+        return world
     load_suite(env.id, "jax")
     from proximo.envs.simulators import SimulatorEnv
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from proximo.errors import UsageError, nearest
 
+VMAS = "vmas"
+"""The suite that is written in PyTorch; the others are in JAX."""
 SUITES = {
     "brax": "pip install brax",
     "craftax": "pip install craftax",
@@ -15,6 +17,7 @@ SUITES = {
     "jumanji": "pip install jumanji",
     "navix": "pip install navix",
     "playground": "pip install playground",
+    VMAS: "pip install vmas",
     "xminigrid": "pip install xminigrid",
 }
 """Suite -> what installs it beside Proximo (gymnax asks for an older Gymnasium than it needs)."""

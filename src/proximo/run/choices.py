@@ -46,7 +46,7 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     if env.id.startswith(ARCADE) and not given:
         return "vector", "the games' own, in C++"
     if suite_of(env.id) and not given and env.action_masks == "observation":
-        return "vector", "one program of JAX steps all of them"
+        return "vector", "the suite's own, as tensors"
     single = given or env.action_masks != "observation"
     if single or env.num_envs < MANY_ENVS or not has_vector_version(env):
         return "sync", "one after the other"
