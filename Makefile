@@ -68,8 +68,8 @@ suites: .venv/ready
 	@.venv-suites/bin/pip install --quiet -r requirements.lock
 	@.venv-suites/bin/pip install --quiet --no-build-isolation --no-deps --editable .
 	@.venv-suites/bin/pip install --quiet --no-deps gymnax
-	@.venv-suites/bin/pip install --quiet seaborn jax flax navix xminigrid jumanji playground
-	@.venv-suites/bin/pytest -rs tests/envs/test_suites.py
+	@.venv-suites/bin/pip install --quiet seaborn jax flax navix xminigrid jumanji playground vmas
+	@.venv-suites/bin/pytest -rs tests/envs/test_suites.py tests/envs/test_vmas.py
 	@.venv-suites/bin/python benchmarks/suites.py --only gymnax
 
 # MLflow is large, and trackio wants an older Pillow than the lock has.
