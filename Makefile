@@ -3,13 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help train test lint long envs trackers scores bench scaling clean
+.PHONY: help train test lint long envs suites trackers scores bench scaling clean
 
 help:
 	@echo "make train   train CartPole-v1, evaluate it, draw its learning curve and a replay"
 	@echo "make test    linters, type checker and the quick tests"
 	@echo "make long    the learning tests that take minutes to hours"
 	@echo "make envs  the tests of dm_control and EnvPool, in an environment of their own (a gigabyte)"
+	@echo "make suites  the tests of the suites in JAX, in an environment of their own (two gigabytes)"
 	@echo "make trackers  the tests of MLflow and trackio, in an environment of their own (a gigabyte)"
 	@echo "make scores  train and score every task of the results table (hours)"
 	@echo "make bench   speed beside other libraries, in environments of their own (half an hour)"
@@ -61,6 +62,16 @@ envs: .venv/ready
 	@.venv-envs/bin/pip install --quiet --no-build-isolation --editable ".[dm-control,envpool]"
 	@.venv-envs/bin/pytest -rs tests/envs/test_known_envs.py tests/envs/test_pool.py
 
+# JAX and its suites: gymnax asks for an older Gymnasium, which it does not need.
+suites: .venv/ready
+	@test -x .venv-suites/bin/pytest || $(PYTHON) -m venv --clear .venv-suites
+	@.venv-suites/bin/pip install --quiet -r requirements.lock
+	@.venv-suites/bin/pip install --quiet --no-build-isolation --no-deps --editable .
+	@.venv-suites/bin/pip install --quiet --no-deps gymnax
+	@.venv-suites/bin/pip install --quiet seaborn jax flax navix xminigrid jumanji playground vmas
+	@.venv-suites/bin/pytest -rs tests/envs/test_suites.py tests/envs/test_vmas.py
+	@.venv-suites/bin/python benchmarks/suites.py --only gymnax
+
 # MLflow is large, and trackio wants an older Pillow than the lock has.
 trackers: .venv/ready
 	@test -x .venv-trackers/bin/pytest || $(PYTHON) -m venv --clear .venv-trackers
@@ -80,4 +91,4 @@ scaling: .venv/ready
 	@$(BIN)/python benchmarks/speed/scaling.py
 
 clean:
-	rm -rf .venv .venv-envs .venv-trackers .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-envs .venv-suites .venv-trackers .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ VERBS = (
 FOREIGN = ("settings.md",)  # names the flags of other libraries and of earlier versions too
 NO_FLAGS = {"--help", "--version", "--only", "--seeds", "--SECTION.FIELD"}
 NO_FLAGS |= {"--logdir", "--backend-store-uri", "--project"}  # of trackers
+NO_FLAGS |= {"--no-deps"}  # of pip
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def collect(
         final_parts = _finalize_tensors(buffer, quota, state, envs)
     else:
         final_parts = _finalize(buffer, quota, state, envs)
-        envs.remember(state.envs, buffer)
+    envs.remember(state.envs, buffer)
     mask, final, final_index, finished, num_valid = final_parts
 
     device, dtype = policy.device, policy.dtype

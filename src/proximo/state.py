@@ -33,6 +33,8 @@ NUMBERS = ("int", "int | None", "float", "float | None")
 """Types of the fields that are saved in the record."""
 ACTION_LOGS = "envs.actions."
 """Beginning of the names of the replay logs."""
+SIMULATION = "envs.simulation."
+"""Beginning of the names of the arrays of a simulator."""
 _NOT_NEGATIVE = {"number", "var", "step", "exp_avg_sq", "square_avg", "episode", "length"}
 """Tensors, by the last part of their names."""
 _ENV_ARRAYS = ("obs", "episode", "resetting", "ret", "length")
@@ -299,6 +301,8 @@ class TrainState(State):
         optional = {name: getattr(self, name) for name in self.fields_of("Tensor | None")}
         tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         tensors |= {f"envs.{x}": torch.as_tensor(getattr(self.envs, x)) for x in _ENV_ARRAYS}
+        whole = enumerate(self.envs.simulation)  # as bytes: of any type and any number
+        tensors |= {f"{SIMULATION}{i}": torch.from_numpy(_bytes(x)) for i, x in whole}
         logs = {f"{ACTION_LOGS}{i}": log for i, log in enumerate(self.envs.actions) if log}
         return tensors | {x: torch.from_numpy(np.concatenate(log)) for x, log in logs.items()}
 
@@ -344,6 +348,10 @@ class TrainState(State):
         saved.load_optimizer(self.optimizer)
         for name in _ENV_ARRAYS:
             setattr(self.envs, name, tensors[f"envs.{name}"].numpy().copy())
+        self.envs.simulation = tuple(
+            tensors[f"{SIMULATION}{i}"].numpy().view(x.dtype).reshape(x.shape).copy()
+            for i, x in enumerate(self.envs.simulation)
+        )
         kind = self.policy.actions.dtype
         logs = (tensors.get(f"{ACTION_LOGS}{i}") for i in range(len(self.envs.episode)))
         self.envs.actions = [[] if x is None else [x.numpy().astype(kind)] for x in logs]
@@ -395,6 +403,10 @@ class TrainState(State):
         if self.success_at is not None:
             row["success_rate"] = sum(map(float(self.success_at).__le__, returns)) / count
         return row
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.array(array, copy=True).reshape(-1).view(np.uint8)
 
 
 def _mean(values: Sequence[float]) -> float:

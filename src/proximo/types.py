@@ -223,6 +223,7 @@ class EnvState:
     resetting: np.ndarray  # [N] bool: the next step of this env is a reset (next-step mode)
     ret: np.ndarray  # [N] float64: return of the running episode so far
     length: np.ndarray  # [N] int64: its length so far
+    simulation: tuple[np.ndarray, ...] = ()  # of simulators: all that their state consists of
 
     def begin(self, rows: np.ndarray) -> None:
         """Count the next episode in these rows, [N] bool: nothing has happened in it yet."""

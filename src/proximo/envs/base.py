@@ -111,7 +111,7 @@ class Envs(ABC):
         """`run(begin, end)`, which acts and steps by itself; None: step by step, from outside."""
         return None
 
-    def remember(self, state: EnvState, buffer: RolloutBuffer) -> None:
+    def remember(self, state: EnvState, buffer: Any) -> None:
         """Keep the actions since each env began, for `restore` to replay."""
         if not self.replayable:
             return

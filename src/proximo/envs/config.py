@@ -28,8 +28,9 @@ class EnvConfig:
     """The envs to learn in."""
 
     id: str = ""
-    """The name of an env, as Gymnasium, ALE, MiniGrid, PettingZoo or EnvPool have it, or
-    module:Class (imported from the current folder or the environment)."""
+    """The name of an env, as Gymnasium, ALE, MiniGrid, PettingZoo or EnvPool have it, suite:name
+    for envs in JAX (gymnax:CartPole-v1), or module:Class (imported from the current folder or the
+    environment)."""
     num_envs: Annotated[int, at_least(1)] = 4
     """N, the number of parallel envs (the paper's actors)."""
     kwargs: dict[str, bool | int | float | str] = field(default_factory=dict)

@@ -23,6 +23,7 @@ from proximo.envs.parallel_env import ParallelEnv, is_pettingzoo, parallel_name
 from proximo.envs.parallel_envs import ParallelEnvs
 from proximo.envs.pooled import PooledEnvs
 from proximo.envs.registries import ARCADE, is_registered, parallel_maker, prepared
+from proximo.envs.suites import VMAS, load_suite, suite_of
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, explain, explained, faults, nearest
 from proximo.imports import find, import_module
@@ -48,7 +49,8 @@ def make_env(env: EnvConfig, maker: Maker | None = None, render_mode: str | None
         one_env = _single(wrapped, f"the wrapper {name}")
     if is_pettingzoo(one_env, "ParallelEnv"):
         return ParallelEnv(one_env, env)
-    if env.max_episode_steps is not None and not arcade:  # which counts frames
+    own_limit = arcade or (maker is None and suite_of(env.id))  # an arcade counts frames
+    if env.max_episode_steps is not None and not own_limit:
         one_env = _limited(one_env, env.max_episode_steps)
     if maker is None:
         one_env = prepared(one_env, env.id, wrapped=bool(env.wrappers))
@@ -118,6 +120,8 @@ def _call(maker: Callable[..., Any], env: EnvConfig, kwargs: dict[str, Any]) -> 
         )
     try:
         return maker(**kwargs)
+    except UsageError:
+        raise
     except gym.error.DependencyNotInstalled as error:
         raise UsageError(f"{env.id} needs a package that is not installed: {error}") from error
     except faults() as error:
@@ -172,6 +176,16 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
 
         _maker(env)  # names the env that does not exist
         return ArcadeEnvs(env, seed, env.threads or cores())
+    if env.backend == "vector" and suite_of(env.id) == VMAS:
+        from proximo.envs.tensors import TensorEnvs
+
+        worlds = load_suite(env.id, "proximo.envs.vmas").VmasVectorEnv(env)
+        return TensorEnvs(worlds, seed, worlds.device)
+    if env.backend == "vector" and suite_of(env.id):
+        load_suite(env.id, "jax")
+        from proximo.envs.simulators import SimulatorEnvs
+
+        return SimulatorEnvs(env, seed)
     if env.backend == "vector":
         return VectorEnvs(_native_vector(env), seed)
     if env.backend == "envpool":
@@ -250,6 +264,8 @@ def _maker(env: EnvConfig) -> Maker:
         raise UsageError("no env is named: give a Gymnasium id or module:Class")
     if is_own(env.id):
         return partial(make_compiled, env.id)
+    if suite_of(env.id):
+        return partial(_simulated, env)
     if ":" in env.id:
         return _user_maker(env)
     if parallel := parallel_maker(env.id):
@@ -263,6 +279,16 @@ def _maker(env: EnvConfig) -> Maker:
         raise UsageError(f"there is no env {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
+
+
+def _simulated(env: EnvConfig, render_mode: str | None = None, **_: Any) -> gym.Env[Any, Any]:
+    if suite_of(env.id) == VMAS:
+        world: gym.Env[Any, Any] = load_suite(env.id, "proximo.envs.vmas").VmasEnv(env, render_mode)
+        return world
+    load_suite(env.id, "jax")
+    from proximo.envs.simulators import SimulatorEnv
+
+    return SimulatorEnv(env, render_mode)
 
 
 def _registered(name: str, env: EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:

@@ -14,6 +14,7 @@ from proximo.envs.compiled import obstacle as not_compiled
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.make import has_vector_version
 from proximo.envs.registries import ARCADE
+from proximo.envs.suites import suite_of
 from proximo.errors import UsageError
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.optimizer import FlatOptimizer
@@ -44,6 +45,8 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
         return "sync", "one after the other, each in its wrappers"
     if env.id.startswith(ARCADE) and not given:
         return "vector", "the games' own, in C++"
+    if suite_of(env.id) and not given and env.action_masks == "observation":
+        return "vector", "the suite's own, as tensors"
     single = given or env.action_masks != "observation"
     if single or env.num_envs < MANY_ENVS or not has_vector_version(env):
         return "sync", "one after the other"

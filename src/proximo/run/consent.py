@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from proximo.envs.suites import suite_of
 from proximo.errors import UsageError
 from proximo.run.code import Code, name_in, name_of_given, named_again, sayable
 from proximo.run.config import Config, UnimportedAlgorithm, algorithm_name, with_code
@@ -82,7 +83,7 @@ def unnamed(config: Config, named: Named) -> dict[str, list[str]]:
     env, algorithm, module = config.env, config.algorithm, config.net.module
     own = algorithm.own if isinstance(algorithm, UnimportedAlgorithm) else ""
     return {
-        "env": [env.id] if ":" in env.id and named.env is None else [],
+        "env": [env.id] if ":" in env.id and not suite_of(env.id) and named.env is None else [],
         "wrappers": [] if named.wrappers else list(env.wrappers),
         "net": [module] if module and named.net is None else [],
         "algorithm": [own] if own and named.algorithm is None else [],
