@@ -227,7 +227,13 @@ class Jumanji(Simulator):
     def _seen(self, spec: Any, obs: Any) -> Any:
         if hasattr(spec, "dtype"):
             return obs
-        return {key: self._seen(part, getattr(obs, key)) for key, part in spec._specs.items()}
+        seen = {key: self._seen(part, getattr(obs, key)) for key, part in spec._specs.items()}
+        if spec is self._env.observation_spec and MASK in seen:
+            # Before a loss that is certain nothing is legal: Jumanji then takes any action.
+            legal = seen[MASK]
+            axes = None if self._choices else -1
+            seen[MASK] = legal | ~legal.any(axis=axes, keepdims=True)
+        return seen
 
     def reset(self, key: Any) -> tuple[Any, Any]:
         state, step = self._env.reset(key)
