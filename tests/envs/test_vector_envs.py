@@ -62,7 +62,7 @@ def test_a_reset_that_is_due_after_a_reset_is_never_learned_from(make):
 
         algorithm = PPO(epochs=1, minibatch_size=16)
         train(make(), algorithm, total_steps=100, rollout=rollout, callbacks=[look])
-        assert set(seen) == {(3.0, 3)}
+        assert {episode[:2] for episode in seen} == {(3.0, 3)}
         assert not any(unpaid)
 
 

@@ -39,7 +39,7 @@ class Simulator(ABC):
         if mode != "rgb_array" or type(self).render is Simulator.render:
             raise UsageError(
                 f"{type(self).__name__} has no pictures for render mode {mode!r}: of the suites, "
-                "navix, playground and xminigrid have rgb_array (play --video)"
+                "playground and xminigrid have rgb_array (play --video)"
             )
 
     def render(self, state: Any) -> np.ndarray:
