@@ -93,20 +93,21 @@ def collect(
         held = torch.as_tensor(array)
         return held if held.device == device else held.to(device)
 
+    boundary, mask = tensor(buffer.done | ~mask), tensor(mask)
     return Rollout(
         obs=tensor(buffer.obs[:-1]),
         action=tensor(buffer.action),
         reward=tensor(env.shape_reward(buffer.reward)).to(dtype),
         terminated=tensor(buffer.terminated),
-        boundary=tensor(buffer.done | ~mask),  # after a masked row comes another episode too
-        mask=tensor(mask),
+        boundary=boundary,  # after a masked row comes another episode too
+        mask=mask,
         last_obs=tensor(buffer.obs[-1]),
         final_obs=tensor(final),
         final_index=tensor(final_index),
         acted=tensor(buffer.parameters),
         initial_state=recurrent_state,
         episodes=finished,
-        num_valid=num_valid,
+        counted=(mask, num_valid),
     )
 
 

@@ -104,12 +104,14 @@ class Rollout:
     acted: Tensor  # [2, N, P] parameters of the distributions that acted first and last
     initial_state: Tensor  # [N, C] recurrent state before row 0
     episodes: tuple[Episode, ...]  # those that finished
-    num_valid: int | None = None  # True entries of `mask`, where they are counted already
+    counted: tuple[Tensor, int] | None = None  # a mask, and how many of its entries are True
 
     @cached_property
     def steps(self) -> int:
         """Steps that count, over all envs."""
-        return int(self.mask.sum()) if self.num_valid is None else self.num_valid
+        if self.counted and self.counted[0] is self.mask:  # a callback may have put in another
+            return self.counted[1]
+        return int(self.mask.sum())
 
     @cached_property
     def rows(self) -> Tensor | None:
