@@ -143,9 +143,9 @@ class RunConfig(RunSettings):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers in which layers over images compute: bfloat16 takes less time where the processor has
     it (AMX, AVX512-BF16) and on a GPU. Weights, losses and advantages stay in float32."""
-    cuda_graphs: bool = True
+    cuda_graphs: bool = False
     """With the torch engine on an NVIDIA GPU, replay gradient steps as CUDA graphs, and rollouts
-    too where the envs hold tensors and change them in place."""
+    too where the envs hold tensors and change them in place. Not seen on a GPU yet."""
     smoothing: Annotated[float, above(0, at_most=1)] = 0.1
     """Weight of each new episode in the smoothed return (EMA)."""
     smoothed_from: float | None = None
