@@ -113,9 +113,16 @@ def test_the_page_of_a_run_shows_every_curve_and_plays_the_replay(here, trained,
     # The replay moves.
     video = page.locator("video").last
     assert video.evaluate("video => video.readyState >= 2 || video.networkState === 1")
-    page.locator(".replays button").last.click()
+    button = page.locator(".replays button").last
+    # Its words are noted as they change: a short replay may be over before one can look.
+    button.evaluate(
+        "button => { window.words = []; new MutationObserver(() => words.push(button.textContent))"
+        ".observe(button, { childList: true, characterData: true, subtree: true }) }"
+    )
+    button.click()
     until(page, "[...document.querySelectorAll('video')].at(-1).currentTime > 0")
-    assert page.locator(".replays button").last.text_content() == "Pause"
+    until(page, "words.length > 0")
+    assert page.evaluate("words[0]") == "Pause"
 
 
 def test_several_groups_have_an_entry_each_in_light_and_dark_and_on_a_phone(here, trained, visit):
