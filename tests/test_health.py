@@ -469,3 +469,20 @@ def test_the_clipped_gradient_steps_are_counted_alike_by_native_and_torch():
         found.append([row.get("grad_clip_fraction") for row in rows])
     assert found[0] == found[1]
     assert any(0 < x < 1 for x in found[0] if x is not None)
+
+
+@pytest.mark.parametrize("stop", [5, 8, 13])
+def test_a_resumed_run_is_looked_at_where_a_straight_one_is(stop):
+    def looked(first, last, rows):
+        found = list[int]()
+        monitor = HealthMonitor({}, rows, lambda text: None)
+        monitor._look = lambda row: found.append(row["update"])
+        for update in range(first, last):
+            row = {"update": update, "steps": 7000 * update}
+            monitor(None, None, row)
+            rows.append(row)
+        return found
+
+    rows = []
+    parts = looked(1, stop, rows) + looked(stop, 40, rows)
+    assert parts == looked(1, 40, []) == [1, 3, 5, 8, 10, 13, 17, 23, 30, 32]

@@ -86,12 +86,17 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(here, trainer, ki
     assert len(list((here / "r/checkpoints").glob("last*"))) == 3
 
 
+def without_health(run):
+    """Rows. Health judges by how much of a run is over, and r was to be far longer till now."""
+    return [{key: x for key, x in row.items() if key != "health"} for row in timeless(run)]
+
+
 def ends_as_if_it_had_never_stopped(trainer, words, steps):
     """The run r, which was killed, goes on to its end; a run of these settings is the same."""
     assert trainer.run("resume", "r", "--quiet", "--total-steps", str(steps))[0] == 0
     command = ["train", "ppo", "CartPole-v1", *SMALL, *words, "--run-dir", "whole"]
     assert trainer.run(*command, "--total-steps", str(steps))[0] == 0
-    assert timeless("r") == timeless("whole")
+    assert without_health("r") == without_health("whole")
     mine, whole = (newest(RunFolder(name)) for name in ("r", "whole"))
     assert mine.updates == whole.updates
     for name, tensor in whole.tensors.items():

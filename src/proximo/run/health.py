@@ -93,7 +93,9 @@ class HealthMonitor(Callback):
     """
 
     LEAST = 16_384
-    """Environment steps between two looks at least; later a third of all steps so far."""
+    """Environment steps between two looks at least; later a third of all steps so far.
+
+    The steps at which looks are due are the same ones wherever a run was stopped and resumed."""
     EARLY = (8, 32)
     """Updates with a look in any case: they may take long."""
     phase = "checks"
@@ -114,16 +116,15 @@ class HealthMonitor(Callback):
             self._keep(row)
         self._due = 0
         if rows:
-            self._put_off(rows[-1])
+            self._passed(rows[-1])
         said = {name for row in rows for name in str(row.get("health", "")).split(", ")}
         self.findings = [x for x in self._diagnose() if x.rule in said]
         """Everything that has been said."""
 
     def __call__(self, state: Any, rollout: Any, row: Row) -> None:
         self._keep(row)
-        due = row.get("steps", self._due) >= self._due  # in language always: an update is long
+        due = self._passed(row) or "steps" not in row  # in language always: an update is long
         if due or row["update"] in self.EARLY or self._over(state):
-            self._put_off(row)
             self._look(row)
 
     def report(self) -> list[dict[str, Any]]:
@@ -139,10 +140,14 @@ class HealthMonitor(Callback):
         if len(self._rows) > 6 * KEPT:
             self._rows = thinned(self._rows)
 
-    def _put_off(self, row: Row) -> None:
+    def _passed(self, row: Row) -> bool:
+        """Whether a look is due; sets when the next one is."""
         steps = row.get("steps")
         steps = steps if isinstance(steps, int) else 0  # a file may hold anything
-        self._due = steps + max(self.LEAST, steps // 3)
+        due = steps >= self._due
+        while steps >= self._due:
+            self._due += max(self.LEAST, self._due // 3)
+        return due
 
     def _look(self, row: Row) -> None:
         said = {finding.rule for finding in self.findings}
