@@ -24,7 +24,7 @@ import numpy as np
 from gymnasium import spaces
 
 from proximo import native
-from proximo.envs.base import Envs, by_step
+from proximo.envs.base import Envs, by_step, first_step
 from proximo.envs.check import check_made
 from proximo.envs.config import EnvConfig
 from proximo.envs.watch import SEED, Checked
@@ -35,7 +35,9 @@ PREFIX = "native:"
 """Begins the name of an env of the user's own: native:FILE."""
 FOLDER = native.FOLDER
 VERSION = 1
-"""Of proximo_env.h, and of the library that steps the envs."""
+"""Of proximo_env.h."""
+STEPPER_VERSION = 2
+"""Of the library that steps the envs."""
 SHIPPED = {
     "Acrobot-v1": "acrobot",
     "CartPole-v1": "cartpole",
@@ -97,12 +99,15 @@ class Description(NamedTuple):
 @cache
 def _stepper() -> tuple[Any, str]:
     """The library that steps compiled envs, or None and why not."""
-    library, missing = native.load(FOLDER / "stepper.so", "proximo_stepper_version", VERSION)
+    library, missing = native.load(
+        FOLDER / "stepper.so", "proximo_stepper_version", STEPPER_VERSION
+    )
     if library is None:
         return None, missing
     library.proximo_stepper_open.restype = c_void_p
     library.proximo_stepper_open.argtypes = [c_void_p, *[c_int64] * 4]
     library.proximo_stepper_close.argtypes = [c_void_p]
+    library.proximo_stepper_stagger.argtypes = [c_void_p] * 2
     library.proximo_stepper_reset.argtypes = [c_void_p] * 4
     library.proximo_stepper_run.argtypes = [*[c_void_p] * 4, c_int64, c_int64]
     library.proximo_stepper_ended.restype = c_int64
@@ -354,13 +359,18 @@ class CompiledEnvs(Envs):
             *(known or (self._description.obs_space, self._description.action_space)),
         )
         self._known = known is not None
-        limit = env.max_episode_steps or described.max_episode_steps
+        self._limit = limit = env.max_episode_steps or described.max_episode_steps
         self._discrete = bool(described.num_actions)
+        numbers = range(first, first + env.num_envs) if env.stagger else ()
+        begins = np.array([first_step(seed, i, self.time_limit) for i in numbers], np.int64)
         self._handle = self._library.proximo_stepper_open(
             ctypes.byref(described), env.num_envs, seed, first, limit
         )
         if not self._handle:
             raise MemoryError(f"there is no memory for {env.num_envs} envs")
+        self.stagger = env.stagger
+        if env.stagger:
+            self._library.proximo_stepper_stagger(self._handle, begins.ctypes.data)
 
     def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
         obs = np.zeros((self.count, *self.observations.shape), np.float32)
@@ -426,6 +436,10 @@ class CompiledEnvs(Envs):
                     *(len(log), obs[i].ctypes.data),
                 )
         return np.array_equal(obs, state.obs)
+
+    @property
+    def time_limit(self) -> int | None:
+        return self._limit or None
 
     def check(self) -> Checked | None:
         if self._known:

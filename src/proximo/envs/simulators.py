@@ -164,6 +164,13 @@ class SimulatorEnvs(TensorEnvs):
         self._keep(state)
         return rows
 
+    @property
+    def time_limit(self) -> int | None:
+        return self.vector.programs.simulator.limit
+
+    def _begin_at(self, steps: list[int]) -> None:
+        self.vector.carry = self.vector.carry._replace(time=jnp.array(steps, jnp.int32))
+
     def remember(self, state: EnvState, buffer: Any) -> None:
         self._keep(state)
 

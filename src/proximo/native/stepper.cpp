@@ -55,7 +55,7 @@ uint32_t blake2b(const char* text, int length) {
 
 extern "C" {
 
-int32_t proximo_stepper_version() { return 1; }
+int32_t proximo_stepper_version() { return 2; }
 
 // Seed of an episode (envs/base.py, `episode_seed`).
 uint64_t proximo_episode_seed(int64_t seed, int64_t env, int64_t episode) {
@@ -85,9 +85,10 @@ struct ProximoStepper {
   std::vector<uint8_t> truncated;
   std::vector<int64_t> ended;  // t * N + i of the steps that ended an episode
   std::vector<float> final_obs;
+  std::vector<int64_t> first_step;  // of the first episodes: where their time limit begins
 
   void reset(int64_t i, int64_t episode, float* obs) {
-    length[i] = 0;
+    length[i] = episode ? 0 : first_step[i];
     env->reset(states + i * env->state_size, proximo_episode_seed(seed, first + i, episode), obs);
   }
 
@@ -116,9 +117,10 @@ ProximoStepper* proximo_stepper_open(const ProximoEnv* env, int64_t count, int64
                                      int64_t limit) try {
   const int64_t size = count * env->state_size;
   auto stepper = std::make_unique<ProximoStepper>();
-  *stepper = {env, count, seed, first, limit, std::make_unique<char[]>(size + 16), nullptr, {}, {}, {}, {}};
+  *stepper = {env, count, seed, first, limit, std::make_unique<char[]>(size + 16), nullptr, {}, {}, {}, {}, {}};
   stepper->states = stepper->memory.get() + (16 - (uintptr_t)stepper->memory.get() % 16) % 16;
   stepper->length.assign(count, 0);
+  stepper->first_step.assign(count, 0);
   stepper->truncated.assign(count, 0);
   return stepper.release();
 } catch (const std::bad_alloc&) {
@@ -126,6 +128,11 @@ ProximoStepper* proximo_stepper_open(const ProximoEnv* env, int64_t count, int64
 }
 
 void proximo_stepper_close(ProximoStepper* stepper) { delete stepper; }
+
+// Let the time limit of the first episodes, those of number 0, begin at these steps. first_step: [N].
+void proximo_stepper_stagger(ProximoStepper* stepper, const int64_t* first_step) {
+  std::copy_n(first_step, stepper->count, stepper->first_step.begin());
+}
 
 // Begin these episodes in the environments where `begins` holds. obs: [N, obs_size].
 void proximo_stepper_reset(ProximoStepper* stepper, const uint8_t* begins, const int64_t* episode, float* obs) {
