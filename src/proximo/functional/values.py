@@ -10,17 +10,27 @@ from torch import Tensor
 from proximo.functional.shapes import same_shape
 
 
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """max(x, 0) and max(-x, 0). At 0 the gradient is the first one's alone, not 0 as that of |x|:
+
+    a critic whose outputs begin at 0 would never leave it.
+    """
+    return x.clamp(min=0), torch.relu(-x)
+
+
 def symlog(x: Tensor) -> Tensor:
     """Symmetric logarithm y = sign(x) log(1 + |x|): nearly x around 0.
 
     Hafner et al. 2023 (arXiv 2301.04104), eq. 9. Any shape.
     """
-    return x.sign() * x.abs().log1p()
+    above, below = _halves(x)
+    return above.log1p() - below.log1p()
 
 
 def symexp(x: Tensor) -> Tensor:
     """Inverse of `symlog`, y = sign(x) (exp(|x|) - 1). Hafner et al. 2023, eq. 9. Any shape."""
-    return x.sign() * x.abs().expm1()
+    above, below = _halves(x)
+    return above.expm1() - below.expm1()
 
 
 def histogram(target: Tensor, centres: Tensor, sigma: float) -> Tensor:
