@@ -13,6 +13,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing
 
+from proximo.envs import compiled, mujoco
 from proximo.envs.base import NUMBERED, Envs, Maker, SyncEnvs
 from proximo.envs.compiled import CompiledEnvs, is_own, make_compiled
 from proximo.envs.config import EnvConfig, cores
@@ -170,7 +171,7 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
         device = held_on(source, seed)
         return TensorEnvs(source, seed, device) if device else VectorEnvs(source, seed)
     if env.backend == "native":
-        return CompiledEnvs(env, seed, first, None if is_own(env.id) else _spaces(env))
+        return _compiled(env, seed, first)
     if env.backend == "vector" and env.id.startswith(ARCADE):
         from proximo.envs.arcade import ArcadeEnvs
 
@@ -195,6 +196,25 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
 
         return WorkerEnvs(env, seed, source)
     return in_step(_several(env, source), seed, first, autoreset=True)
+
+
+def not_compiled(env: EnvConfig) -> str:
+    """Why these envs cannot be stepped in C, in a few words; empty if they can."""
+    return mujoco.obstacle(env) if env.id in mujoco.STEPPED else compiled.obstacle(env)
+
+
+def lacking(name: str) -> str:
+    """Why an env of Gymnasium's that can be stepped in C cannot be so here; empty if it can."""
+    return mujoco.missing(name) if name in mujoco.STEPPED else compiled.missing(name)
+
+
+def _compiled(env: EnvConfig, seed: int, first: int) -> Envs:
+    if text := not_compiled(env):
+        raise UsageError(f"env.backend is native, but {text}: use sync or auto")
+    if env.id in mujoco.STEPPED:
+        return mujoco.MujocoEnvs(env, _several(env, None), seed, first)
+    known = None if is_own(env.id) else _spaces(env)
+    return CompiledEnvs(compiled.describe(env.id), env, seed, first, known=known)
 
 
 def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
