@@ -21,6 +21,7 @@ from proximo.envs import compiled
 from proximo.envs.compiled import CompiledEnvs, Description
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.layers import close_all
+from proximo.envs.library_warnings import show_mujoco_once
 from proximo.errors import faults
 from proximo.types import EnvState, NativeCall, RolloutBuffer
 
@@ -90,6 +91,7 @@ def _mujoco() -> Any:
     """MuJoCo's library, which its package has loaded."""
     import mujoco
 
+    show_mujoco_once(mujoco)
     (path,) = Path(mujoco.__file__).parent.glob("libmujoco*.*")
     return ctypes.CDLL(str(path))
 
@@ -132,6 +134,7 @@ def missing(name: str) -> str:
 
 def _same_as_gymnasium(name: str) -> bool:
     """The first steps agree, whatever this version of Gymnasium or MuJoCo has changed."""
+    _mujoco()
     one: Any = gym.make(name, disable_env_checker=True).unwrapped
     other: Any = gym.make(name, disable_env_checker=True).unwrapped
     state, step = _Env(), _step_of(STEPPED[name])

@@ -477,11 +477,12 @@ def too_few_steps(h: History) -> Sign | None:
         return None
     preset, result = found
     budget, total = preset.tables["run"]["total_steps"], h["steps"][-1]
-    if total > 0.25 * budget or h.recent("return_mean") > result - 0.2 * abs(result):
+    score = h.recent("return_mean")
+    if total > 0.25 * budget or score > result - 0.2 * abs(result):
         return None
+    told = "no episode has ended" if np.isnan(score) else f"return {score:.4g}"
     return Sign(
-        f"{total:,.0f} steps, return {h.recent('return_mean'):.4g}; the preset needs {budget:,} "
-        f"for {result:g}",
+        f"{total:,.0f} steps, {told}; the preset needs {budget:,} for {result:g}",
         "the run is too short for this env",
         f"--total-steps {budget}",
         int(h.last),
