@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from proximo.run.history import History, Sign, middle
-from proximo.run.presets import Preset, presets
+from proximo.run.presets import Preset, presets_about
 
 Rule = Callable[[History], Sign | None]
 """None: it does not apply."""
@@ -462,8 +462,8 @@ def return_fell(h: History) -> Sign | None:
 def published_budget(h: History) -> tuple[Preset, float] | None:
     """The preset of this env, and its result there."""
     env = str(h.setting("env.id", ""))
-    for preset in presets():
-        found = re.search(rf"{re.escape(env)} (-?[\d.]+)", preset.result) if env else None
+    for preset in presets_about(env) if env else ():
+        found = re.search(rf"{re.escape(env)} (-?[\d.]+)", preset.result)
         if found and preset.algorithm == h.setting("algorithm.name") and not preset.by_name:
             return preset, float(found[1])
     return None
