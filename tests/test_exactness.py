@@ -46,6 +46,8 @@ TASKS = {
     "Acrobot-v1": {"net": NetConfig(recurrent="lstm", recurrent_size=8)},
     OWN: {"net": NetConfig(normalize_obs=True)},
 }
+if NOT_COMPILED := obstacle(EnvConfig(id="CartPole-v1")):
+    del TASKS[OWN]
 LINEAGE = {
     "reinforce": Reinforce(learning_rate=1e-2),
     "qac": QActorCritic(normalize_reward=True),
@@ -54,11 +56,6 @@ LINEAGE = {
     "ppo-penalty": PPOPenalty(epochs=2, minibatch_size=7, kl_target=1e-4),
     "ppo-by-kl": PPO(epochs=2, minibatch_size=7, desired_kl=1e-4),
 }
-
-
-compiled_envs = pytest.mark.skipif(
-    bool(obstacle(EnvConfig(id="CartPole-v1"))), reason="envs were not compiled"
-)
 
 
 def go(env, run_dir, callbacks=(), episodes=0, **more):
@@ -103,7 +100,7 @@ def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes(env, tmp_path):
     assert list(checkpoints(tmp_path / "a")) == names
 
 
-@compiled_envs
+@pytest.mark.skipif(bool(NOT_COMPILED), reason=NOT_COMPILED)
 @pytest.mark.parametrize(("env", "episodes"), [("CartPole-v1", 4), ("Pendulum-v1", 0)])
 def test_compiled_envs_give_the_metrics_and_bytes_of_gymnasiums(env, episodes, tmp_path):
     """A run of the one, too, that is resumed with the other."""
