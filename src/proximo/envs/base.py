@@ -50,7 +50,7 @@ class Envs(ABC):
     device: torch.device | None = None  # of their tensors; None: they give and take NumPy arrays
     agents: int = 1  # of one env: rows that begin together
     names: tuple[str, ...] = ()  # of these agents, in the order of their rows
-    groups: tuple[slice, ...] = ()  # of rows that `send` and `receive` step apart from the others
+    groups: tuple[slice, ...] = ()  # rows that `send` and `receive` step apart from the others
     single: gym.Env[Any, Any]  # the first env itself, where single ones are stepped in this process
     make_apart: Callable[[], Envs] | None = None  # makes the env that `apart` returns
     _apart: Envs | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -34,10 +35,8 @@ from proximo.types import EnvState, NativeCall, RolloutBuffer
 PREFIX = "native:"
 """Begins the name of an env of the user's own: native:FILE."""
 FOLDER = native.FOLDER
-VERSION = 1
-"""Of proximo_env.h."""
-STEPPER_VERSION = 2
-"""Of the library that steps the envs."""
+VERSION, STEPPER_VERSION = 1, 3
+"""Of proximo_env.h, and of the library that steps the envs."""
 SHIPPED = {
     "Acrobot-v1": "acrobot",
     "CartPole-v1": "cartpole",
@@ -50,6 +49,10 @@ FLAGS = ("-O3", "-fPIC", "-shared", "-ffp-contract=off", "-w", f"-I{FOLDER}")
 """Of the compiler; without contraction, sums of products round as they do elsewhere."""
 GUARD = 64
 """Numbers behind an observation and bytes behind a state that an env must not touch."""
+CRASH = (
+    "a crash ends this process, in which {name} is stepped: --env.backend workers steps it in "
+    "processes of its own, replaces those that crash, and names the env and the step"
+)
 MOST_FAULTS = 3
 """Errors of a compiler that are shown."""
 
@@ -162,7 +165,10 @@ def describe(name: str) -> Description:
         raise UsageError(f"{name} names no file in C or C++: give native:FILE.c or native:FILE.cpp")
     if not path.is_file():
         raise UsageError(f"{name}: there is no file {path}")
-    return _load(name, _compiled(path))
+    built, library = _compiled(path), stepper()[0]
+    if library is not None:
+        library.proximo_stepper_on_crash(f"proximo: {CRASH.format(name=name)}\n".encode())
+    return _load(name, built)
 
 
 def _compiled(path: Path) -> Path:
@@ -196,10 +202,17 @@ def _compiled(path: Path) -> Path:
 
 
 def _run(words: list[str], path: Path) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise UsageError(
+            f"{path} needs a C++ compiler, and {words[0]} cannot be run ({error.strerror}): name "
+            "another one in CXX"
+        ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason is given"]
-        faults = [line for line in lines if "error" in line] or lines
+        # Errors in a line of the source; else it is the linker or the disk, in words of its own.
+        faults = [line for line in lines if re.search(r":\d+: .*error", line)] or lines
         text = "; ".join(line.replace(f"{path.parent}/", "") for line in faults[:MOST_FAULTS])
         raise UsageError(f"{path} does not compile: {text}")
     return done.stdout

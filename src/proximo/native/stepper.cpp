@@ -3,6 +3,11 @@
 // What SyncEnvs (envs/base.py) does with environments in Python, here in one call for all environments, or, with an
 // actor of engine.cpp in between, for all steps of a rollout. Plain C interface on raw pointers.
 
+#ifndef _WIN32
+#include <signal.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -52,11 +57,39 @@ uint32_t blake2b(const char* text, int length) {
          (uint32_t)(hash >> 24 & 0xff);
 }
 
+#ifndef _WIN32
+char crash_text[1024], crash_stack[1 << 16];
+
+// Calls only what a handler may call. The signal then does what it did before: it ends the process.
+void on_crash(int signal) {
+  if (write(STDERR_FILENO, crash_text, std::strlen(crash_text)) < 0) crash_text[0] = 0;
+  raise(signal);
+}
+#endif
+
 }  // namespace
 
 extern "C" {
 
-int32_t proximo_stepper_version() { return 2; }
+int32_t proximo_stepper_version() { return 3; }
+
+// Write this text where the process crashes, unless somebody else waits for that.
+void proximo_stepper_on_crash(const char* text) {
+#ifndef _WIN32
+  std::strncpy(crash_text, text, sizeof crash_text - 1);
+  stack_t stack = {};
+  stack.ss_sp = crash_stack, stack.ss_size = sizeof crash_stack;
+  sigaltstack(&stack, nullptr);  // a recursion without end has used up the other one
+  for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) {
+    struct sigaction action = {}, before = {};
+    action.sa_handler = on_crash;
+    action.sa_flags = SA_RESETHAND | SA_ONSTACK;
+    if (!sigaction(signal, nullptr, &before) && before.sa_handler == SIG_DFL) sigaction(signal, &action, nullptr);
+  }
+#else
+  (void)text;
+#endif
+}
 
 // Seed of an episode (envs/base.py, `episode_seed`).
 uint64_t proximo_episode_seed(int64_t seed, int64_t env, int64_t episode) {
