@@ -6,10 +6,10 @@ and a run resumes exactly. Arrays become tensors, and actions arrays, without a 
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,7 @@ from gymnasium.vector.utils import batch_space
 from torch.utils.dlpack import from_dlpack
 
 from proximo.envs.adapters import Simulator, make_simulator
+from proximo.envs.base import TensorEnv
 from proximo.envs.config import EnvConfig
 from proximo.envs.tensors import TensorEnvs
 from proximo.spaces import map_leaves
@@ -135,7 +136,7 @@ class SimulatorVectorEnv(VectorEnv[Any, Any, Any]):
             keys = jnp.stack([first_key(each) for each in seed])
         else:
             keys = jax.random.split(first_key(seed or 0), self.num_envs)
-        self.carry, obs = self.programs.begin_all(keys)
+        self.carry, obs = self.programs.begin_all(bound(keys))
         return to_tensors(obs), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -147,6 +148,14 @@ class SimulatorVectorEnv(VectorEnv[Any, Any, Any]):
 def first_key(seed: int) -> Any:
     """Key of an env's first episode."""
     return jax.random.PRNGKey(np.uint32(seed % 2**32))
+
+
+def bound(arrays: Any) -> Any:
+    """Arrays bound to their device, as those of a step are, whose actions came from a tensor.
+
+    With others the program of a step would be compiled twice.
+    """
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.device), arrays)
 
 
 class SimulatorEnvs(TensorEnvs):
@@ -175,17 +184,17 @@ class SimulatorEnvs(TensorEnvs):
         tree = jax.tree.structure(self.vector.carry)
         # Copies: the arrays of a checkpoint are not aligned as JAX has its own.
         leaves = [jnp.array(leaf) for leaf in state.simulation]
-        self.vector.carry = jax.tree.unflatten(tree, leaves)
+        self.vector.carry = bound(jax.tree.unflatten(tree, leaves))
         state.obs = torch.as_tensor(state.obs).to(self.device)
         self._resetting = torch.from_numpy(state.resetting).to(self.device)
         return True
 
 
-class SimulatorEnv(gym.Env[Any, Any]):
+class SimulatorEnv(TensorEnv):
     """One env of a simulator: NumPy arrays, no resets of its own."""
 
     def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
-        self._programs = programs(env)
+        self._config, self._programs = env, programs(env)
         self._simulator = self._programs.simulator
         self.observation_space = self._simulator.obs_space
         self.action_space = self._simulator.action_space
@@ -208,6 +217,9 @@ class SimulatorEnv(gym.Env[Any, Any]):
         obs, reward, terminated, truncated = answers
         seen = map_leaves(np.asarray, obs)
         return seen, float(reward), bool(terminated), bool(truncated), {}
+
+    def many(self, count: int) -> SimulatorVectorEnv:
+        return SimulatorVectorEnv(dataclasses.replace(self._config, num_envs=count))
 
     def render(self) -> Any:
         return self._simulator.render(self._carry.state) if self._carry else None

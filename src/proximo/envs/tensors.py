@@ -19,7 +19,7 @@ from torch import Tensor
 from proximo.envs.base import episode_seed
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, faults
-from proximo.spaces import MASK, Leaf, Observations, sizes
+from proximo.spaces import MASK, Leaf, Observations, sizes, torch_dtype
 from proximo.types import EnvState, Episode, RolloutBuffer
 
 
@@ -85,10 +85,7 @@ class TensorEnvs(VectorEnvs):
         return self.envs.reset(options={"reset_mask": mask})[0]
 
     def _laid(self, seen: Any) -> Any:
-        shape, kind = (self.count, *self.observations.shape), self.observations.dtype
-        rows = torch.from_numpy(np.empty(shape, kind)).to(self.device)
-        write(self.observations, seen, rows)
-        return rows
+        return as_rows(self.observations, seen, self.count)
 
     def step(self, state: EnvState, buffer: TensorRolloutBuffer, t: int) -> None:  # type: ignore[override]
         action = self.actions.nested(buffer.env_action[t].clone())  # the simulator may change it
@@ -155,6 +152,14 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
         )
 
     observations.write(seen, rows, take)
+
+
+def as_rows(observations: Observations, seen: Any, count: int) -> Tensor:
+    """Observations of N envs as rows, [N, *obs], where their tensors are."""
+    kind, device = torch_dtype(observations.dtype), observations.leaves[0].of(seen).device
+    rows = torch.empty((count, *observations.shape), dtype=kind, device=device)
+    write(observations, seen, rows)
+    return rows
 
 
 def account(

@@ -12,7 +12,6 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 import vmas
@@ -20,6 +19,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from proximo.envs.base import TensorEnv
 from proximo.envs.config import EnvConfig
 from proximo.errors import UsageError, explained, nearest
 from proximo.spaces import Space, map_leaves
@@ -56,7 +56,16 @@ class VmasVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """All worlds at the beginning of an episode; without a seed the random numbers go on."""
+        """All worlds at the beginning of an episode; without a seed the random numbers go on.
+
+        seed: of all of them, or a list with one for the beginning of each.
+        """
+        if isinstance(seed, list):
+            for index, each in enumerate(seed):
+                self._streams = _streams(each)
+                with self._own_streams():
+                    self._worlds.reset_at(index, return_observations=False)
+            return _plain(self._seen()), {}
         if seed is not None:
             self._streams = _streams(seed)
         with self._own_streams():
@@ -80,6 +89,10 @@ class VmasVectorEnv(VectorEnv[Any, Any, Any]):
             return self._worlds.reset()
         for index in done:
             self._worlds.reset_at(index, return_observations=False)
+        return self._seen()
+
+    def _seen(self) -> Any:
+        """Observations of all worlds."""
         return self._worlds.get_from_scenario(
             get_observations=True, get_rewards=False, get_infos=False, get_dones=False
         )[0]
@@ -95,7 +108,7 @@ class VmasVectorEnv(VectorEnv[Any, Any, Any]):
             self._streams, shared[:] = list(shared), before
 
 
-class VmasEnv(gym.Env[Any, Any]):
+class VmasEnv(TensorEnv):
     """One world as a single env: NumPy arrays, no resets of its own."""
 
     def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
@@ -104,7 +117,7 @@ class VmasEnv(gym.Env[Any, Any]):
                 f"{env.id} cannot be shown: VMAS draws with OpenGL in a window of its own, which "
                 "Proximo does not open"
             )
-        self._world = VmasVectorEnv(dataclasses.replace(env, num_envs=1))
+        self._config, self._world = env, VmasVectorEnv(dataclasses.replace(env, num_envs=1))
         self.observation_space = self._world.single_observation_space
         self.action_space = self._world.single_action_space
 
@@ -116,6 +129,9 @@ class VmasEnv(gym.Env[Any, Any]):
         _, reward, terminated, truncated, info = self._world.step(given)
         seen = _only(info["final_obs"])
         return seen, float(reward), bool(terminated), bool(truncated), {}
+
+    def many(self, count: int) -> VmasVectorEnv:
+        return VmasVectorEnv(dataclasses.replace(self._config, num_envs=count))
 
 
 def _streams(seed: int) -> list[Any]:
