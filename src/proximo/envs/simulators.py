@@ -14,16 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch.utils.dlpack import from_dlpack
 
 from proximo.envs.adapters import Simulator, make_simulator
 from proximo.envs.base import TensorEnv
 from proximo.envs.config import EnvConfig
-from proximo.envs.tensors import TensorEnvs
+from proximo.envs.tensors import Snapshots
 from proximo.spaces import map_leaves
-from proximo.types import EnvState
 
 
 class Carry(NamedTuple):
@@ -113,7 +112,7 @@ def to_array(action: Any) -> Any:
     return jnp.from_dlpack(action.contiguous())
 
 
-class SimulatorVectorEnv(VectorEnv[Any, Any, Any]):
+class SimulatorVectorEnv(Snapshots):
     """N envs of a simulator in step, in same-step mode: `final_obs` has a row for every env."""
 
     def __init__(self, env: EnvConfig) -> None:
@@ -125,7 +124,9 @@ class SimulatorVectorEnv(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(simulator.obs_space, env.num_envs)
         self.action_space = batch_space(simulator.action_space, env.num_envs)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        # A simulator holds its tensors where JAX's arrays are by default.
         self.carry: Any = None
+        self.device = from_dlpack(jnp.zeros(1)).device
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """seed: of all of them, or a list with one for each; None: go on with their keys."""
@@ -144,6 +145,15 @@ class SimulatorVectorEnv(VectorEnv[Any, Any, Any]):
         final, reward, terminated, truncated = map(to_tensors, answers)
         return to_tensors(obs), reward, terminated, truncated, {"final_obs": final}
 
+    def snapshot(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.asarray(leaf) for leaf in jax.tree.leaves(self.carry))
+
+    def restore(self, saved: tuple[np.ndarray, ...]) -> bool:
+        # Copies: the arrays of a checkpoint are not aligned as JAX has its own.
+        leaves = [jnp.array(leaf) for leaf in saved]
+        self.carry = bound(jax.tree.unflatten(jax.tree.structure(self.carry), leaves))
+        return True
+
 
 def first_key(seed: int) -> Any:
     """Key of an env's first episode."""
@@ -156,38 +166,6 @@ def bound(arrays: Any) -> Any:
     With others the program of a step would be compiled twice.
     """
     return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.device), arrays)
-
-
-class SimulatorEnvs(TensorEnvs):
-    """Envs of a suite. Their state is saved as arrays, so that a run resumes exactly."""
-
-    replayable = True
-
-    def __init__(self, env: EnvConfig, seed: int) -> None:
-        self.vector = SimulatorVectorEnv(env)
-        # A simulator holds its tensors where JAX's arrays are by default.
-        super().__init__(self.vector, seed, from_dlpack(jnp.zeros(1)).device)
-
-    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
-        rows = super()._begin(state, begun)
-        self._keep(state)
-        return rows
-
-    def remember(self, state: EnvState, buffer: Any) -> None:
-        self._keep(state)
-
-    def _keep(self, state: EnvState) -> None:
-        leaves = jax.tree.leaves(self.vector.carry)
-        state.simulation = tuple(np.asarray(leaf) for leaf in leaves)
-
-    def restore(self, state: EnvState) -> bool:
-        tree = jax.tree.structure(self.vector.carry)
-        # Copies: the arrays of a checkpoint are not aligned as JAX has its own.
-        leaves = [jnp.array(leaf) for leaf in state.simulation]
-        self.vector.carry = bound(jax.tree.unflatten(tree, leaves))
-        state.obs = torch.as_tensor(state.obs).to(self.device)
-        self._resetting = torch.from_numpy(state.resetting).to(self.device)
-        return True
 
 
 class SimulatorEnv(TensorEnv):

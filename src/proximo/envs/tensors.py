@@ -6,6 +6,7 @@ end, when the returns and lengths of the finished episodes come over in one tran
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -124,6 +125,45 @@ class TensorEnvs(VectorEnvs):
                     f"the vector env's {name} is {shown}: as its observations are tensors, it "
                     f"must be {kind} of shape ({self.count},)"
                 )
+
+
+class Snapshots(VectorEnv[Any, Any, Any], ABC):
+    """A vector env of tensors whose whole state can be had as arrays."""
+
+    device: torch.device
+
+    @abstractmethod
+    def snapshot(self) -> tuple[np.ndarray, ...]:
+        """Its state, in arrays of always the same types and shapes."""
+
+    @abstractmethod
+    def restore(self, saved: tuple[np.ndarray, ...]) -> bool:
+        """Bring it back to such a state; False: it cannot be brought back."""
+
+
+class SnapshotEnvs(TensorEnvs):
+    """Envs of a suite. Their state is saved as arrays, so that a run resumes exactly."""
+
+    replayable = True
+
+    def __init__(self, envs: Snapshots, seed: int) -> None:
+        self._snapshots = envs
+        super().__init__(envs, seed, envs.device)
+
+    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
+        rows = super()._begin(state, begun)
+        self.remember(state, None)
+        return rows
+
+    def remember(self, state: EnvState, buffer: Any) -> None:
+        state.simulation = self._snapshots.snapshot()
+
+    def restore(self, state: EnvState) -> bool:
+        if not self._snapshots.restore(state.simulation):
+            return super().restore(state)
+        state.obs = torch.as_tensor(state.obs).to(self.device)
+        self._resetting = torch.from_numpy(state.resetting).to(self.device)
+        return True
 
 
 def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
