@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from proximo.envs.check import check_env, check_made, limit_of, masks_beside
 from proximo.envs.layers import check_spaces, close_all
@@ -40,6 +41,14 @@ def by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
     """The actions in the rows of an env since its episode began: [n][A, ...]."""
     logs = [np.concatenate(log) for log in state.actions[rows] if log]
     return list(np.stack(logs, 1)) if logs else []
+
+
+class TensorEnv(gym.Env[Any, Any], ABC):
+    """One env of a suite that holds tensors, of which many can be stepped at once."""
+
+    @abstractmethod
+    def many(self, count: int) -> VectorEnv[Any, Any, Any]:
+        """N of it, whose `reset` takes a list with the seed of each one's episode."""
 
 
 class Envs(ABC):

@@ -177,16 +177,10 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
 
         _maker(env)  # names the env that does not exist
         return ArcadeEnvs(env, seed, env.threads or cores())
-    if env.backend == "vector" and suite_of(env.id) == VMAS:
-        from proximo.envs.tensors import TensorEnvs
-
-        worlds = load_suite(env.id, "proximo.envs.vmas").VmasVectorEnv(env)
-        return TensorEnvs(worlds, seed, worlds.device)
     if env.backend == "vector" and suite_of(env.id):
-        load_suite(env.id, "jax")
-        from proximo.envs.simulators import SimulatorEnvs
+        from proximo.envs.tensors import SnapshotEnvs
 
-        return SimulatorEnvs(env, seed)
+        return SnapshotEnvs(_suite(env), seed)
     if env.backend == "vector":
         return VectorEnvs(_native_vector(env), seed)
     if env.backend == "envpool":
@@ -299,6 +293,16 @@ def _maker(env: EnvConfig) -> Maker:
         raise UsageError(f"there is no env {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
+
+
+def _suite(env: EnvConfig) -> Any:
+    """Envs of a suite, all of them in one."""
+    if suite_of(env.id) == VMAS:
+        return load_suite(env.id, "proximo.envs.vmas").VmasVectorEnv(env)
+    load_suite(env.id, "jax")
+    from proximo.envs.simulators import SimulatorVectorEnv
+
+    return SimulatorVectorEnv(env)
 
 
 def _simulated(env: EnvConfig, render_mode: str | None = None, **_: Any) -> gym.Env[Any, Any]:
