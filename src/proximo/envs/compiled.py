@@ -25,7 +25,7 @@ import numpy as np
 from gymnasium import spaces
 
 from proximo import native
-from proximo.envs.base import Envs, by_step
+from proximo.envs.base import Envs, by_step, first_step
 from proximo.envs.check import check_made
 from proximo.envs.config import EnvConfig
 from proximo.envs.watch import SEED, Checked
@@ -35,7 +35,7 @@ from proximo.types import EnvState, NativeCall, RolloutBuffer
 PREFIX = "native:"
 """Begins the name of an env of the user's own: native:FILE."""
 FOLDER = native.FOLDER
-VERSION, STEPPER_VERSION = 1, 3
+VERSION, STEPPER_VERSION = 1, 4
 """Of proximo_env.h, and of the library that steps the envs."""
 SHIPPED = {
     "Acrobot-v1": "acrobot",
@@ -112,6 +112,7 @@ def stepper() -> tuple[Any, str]:
     library.proximo_stepper_states.restype = c_void_p
     library.proximo_stepper_states.argtypes = [c_void_p]
     library.proximo_stepper_close.argtypes = [c_void_p]
+    library.proximo_stepper_stagger.argtypes = [c_void_p] * 2
     library.proximo_stepper_reset.argtypes = [c_void_p] * 4
     library.proximo_stepper_run.argtypes = [*[c_void_p] * 4, c_int64, c_int64]
     library.proximo_stepper_ended.restype = c_int64
@@ -379,11 +380,16 @@ class CompiledEnvs(Envs):
         self._known = known is not None
         self._limit = env.max_episode_steps or described.max_episode_steps
         self._discrete = bool(described.num_actions)
+        numbers = range(first, first + env.num_envs) if env.stagger else ()
+        begins = np.array([first_step(seed, i, self.time_limit) for i in numbers], np.int64)
         self._handle = self._library.proximo_stepper_open(
             ctypes.byref(described), env.num_envs, seed, first, self._limit, threads
         )
         if not self._handle:
             raise MemoryError(f"there is no memory for {env.num_envs} envs")
+        self.stagger = env.stagger
+        if env.stagger:
+            self._library.proximo_stepper_stagger(self._handle, begins.ctypes.data)
 
     @property
     def time_limit(self) -> int | None:

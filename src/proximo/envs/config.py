@@ -40,6 +40,10 @@ class EnvConfig:
     max_episode_steps: Annotated[int | None, at_least(1)] = None
     """Time limit in steps; by default the env's own. It replaces a limit of Gymnasium's, and cannot
     lengthen what an env ends by itself."""
+    stagger: bool = False
+    """Begin the first episode of each env at a random step of the time limit, so that episodes do
+    not end all at once (rsl_rl's init_at_random_ep_len; arXiv 2511.21011). These first episodes are
+    not scored."""
     backend: Literal["auto", "sync", "native", "workers", "vector", "envpool"] = "auto"
     """sync: single envs in turn. native: compiled envs, from files in C or C++ (auto: for
     native:FILE.c, and for classic control and MuJoCo, with Gymnasium's numbers). workers: in

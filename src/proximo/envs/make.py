@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing
 
 from proximo.envs import compiled, mujoco
-from proximo.envs.base import NUMBERED, Envs, Maker, SyncEnvs
+from proximo.envs.base import NUMBERED, Envs, Maker, SyncEnvs, first_step
 from proximo.envs.compiled import CompiledEnvs, is_own, make_compiled
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.envpool import EnvPoolEnv, EnvPoolEnvs, is_pooled
@@ -137,6 +137,13 @@ def make_envs(
 ) -> Envs:
     """N envs, of numbers from `first` on: from the configuration, a callable or a vector env."""
     envs = _make_envs(env, seed, source, first)
+    if env.stagger and not envs.stagger:  # compiled envs and workers have seen to it
+        try:
+            first_step(seed, first, envs.time_limit)
+        except UsageError:
+            envs.close()
+            raise
+        envs.stagger = True
     if not isinstance(source, VectorEnv):
         envs.make_apart = lambda: in_step([make_env(env, source)])
     return envs

@@ -118,7 +118,7 @@ class SimulatorVectorEnv(Snapshots):
     def __init__(self, env: EnvConfig) -> None:
         self.programs = programs(env)
         simulator = self.programs.simulator
-        self.num_envs = env.num_envs
+        self.num_envs, self.limit = env.num_envs, simulator.limit
         self.single_observation_space = simulator.obs_space
         self.single_action_space = simulator.action_space
         self.observation_space = batch_space(simulator.obs_space, env.num_envs)
@@ -144,6 +144,9 @@ class SimulatorVectorEnv(Snapshots):
         self.carry, obs, answers = self.programs.step_all(self.carry, to_array(actions))
         final, reward, terminated, truncated = map(to_tensors, answers)
         return to_tensors(obs), reward, terminated, truncated, {"final_obs": final}
+
+    def begin_at(self, steps: list[int]) -> None:
+        self.carry = self.carry._replace(time=jnp.array(steps, jnp.int32))
 
     def snapshot(self) -> tuple[np.ndarray, ...]:
         return tuple(np.asarray(leaf) for leaf in jax.tree.leaves(self.carry))

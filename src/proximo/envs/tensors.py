@@ -17,7 +17,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from proximo.envs.base import episode_seed
+from proximo.envs.base import episode_seed, first_step
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, faults
 from proximo.spaces import MASK, Leaf, Observations, sizes, torch_dtype
@@ -78,6 +78,26 @@ class TensorEnvs(VectorEnvs):
         super().fresh(state)
         self._resetting.copy_(torch.from_numpy(state.resetting))
 
+    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
+        starts = self.stagger and not len(state.obs) and not state.episode.any()
+        rows = super()._begin(state, begun)
+        if starts:
+            numbers = range(self.count)
+            self._begin_at([first_step(self._seed, i, self.time_limit) for i in numbers])
+        return rows
+
+    @property
+    def time_limit(self) -> int | None:
+        """That of envs which count their steps as those of Isaac Lab do."""
+        plain: Any = self.envs.unwrapped
+        counts = isinstance(getattr(plain, "episode_length_buf", None), Tensor)
+        return int(plain.max_episode_length) if counts else None
+
+    def _begin_at(self, steps: list[int]) -> None:
+        """Let the time limits of the envs count these steps as taken."""
+        plain: Any = self.envs.unwrapped
+        plain.episode_length_buf.copy_(torch.tensor(steps))
+
     def given(self, action: np.ndarray) -> Any:
         return self.actions.nested(torch.from_numpy(action.copy()).to(self.device))
 
@@ -131,6 +151,12 @@ class Snapshots(VectorEnv[Any, Any, Any], ABC):
     """A vector env of tensors whose whole state can be had as arrays."""
 
     device: torch.device
+    limit: int | None = None
+    """Steps after which it truncates an episode, if `begin_at` can move that."""
+
+    def begin_at(self, steps: list[int]) -> None:
+        """Count so many steps as taken in the running episodes, one number per env."""
+        raise NotImplementedError
 
     @abstractmethod
     def snapshot(self) -> tuple[np.ndarray, ...]:
@@ -154,6 +180,13 @@ class SnapshotEnvs(TensorEnvs):
         rows = super()._begin(state, begun)
         self.remember(state, None)
         return rows
+
+    @property
+    def time_limit(self) -> int | None:
+        return self._snapshots.limit
+
+    def _begin_at(self, steps: list[int]) -> None:
+        self._snapshots.begin_at(steps)
 
     def remember(self, state: EnvState, buffer: Any) -> None:
         state.simulation = self._snapshots.snapshot()
@@ -208,10 +241,13 @@ def account(
     env: EnvState,
     observations: Observations,
     choices: tuple[int, ...],
+    *,
+    stagger: bool = False,
 ) -> Account:
     """Bring the returns and lengths of the running episodes up to date; what has finished.
 
     mask: [T, N] the steps that count. choices: how much there is to choose from, choice by choice.
+    stagger: the first episode of an env is not scored.
     Reads on the host how many episodes ended, and then all that it needs in one transfer.
     """
     count, exact = buffer.reward.shape[1], buffer.reward
@@ -242,6 +278,9 @@ def account(
     pairs, counts, terminated, now, more, valid, resetting, flags = pieces
     env.ret, length = now.reshape(2, -1).astype(np.float64)
     env.length = length.astype(np.int64)
+    if stagger:
+        owner, first = np.unique(index.cpu().numpy() % count, return_index=True)
+        counts[first[env.episode[owner] == 0]] = 0
     env.episode += more.astype(np.int64)
     env.resetting = resetting.astype(bool) if len(resetting) else np.zeros(count, bool)
     finished = tuple(

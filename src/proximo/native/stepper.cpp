@@ -71,7 +71,7 @@ void on_crash(int signal) {
 
 extern "C" {
 
-int32_t proximo_stepper_version() { return 3; }
+int32_t proximo_stepper_version() { return 4; }
 
 // Write this text where the process crashes, unless somebody else waits for that.
 void proximo_stepper_on_crash(const char* text) {
@@ -120,9 +120,10 @@ struct ProximoStepper {
   std::vector<int64_t> ended;  // t * N + i of the steps that ended an episode
   std::vector<float> final_obs;
   std::unique_ptr<Team> team;  // steps the environments one by one, on several threads
+  std::vector<int64_t> first_step;  // of the first episodes: where their time limit begins
 
   void reset(int64_t i, int64_t episode, float* obs) {
-    length[i] = 0;
+    length[i] = episode ? 0 : first_step[i];
     env->reset(states + i * env->state_size, proximo_episode_seed(seed, first + i, episode), obs);
   }
 
@@ -158,9 +159,10 @@ ProximoStepper* proximo_stepper_open(const ProximoEnv* env, int64_t count, int64
                                      int64_t threads) try {
   const int64_t size = count * env->state_size;
   auto stepper = std::make_unique<ProximoStepper>();
-  *stepper = {env, count, seed, first, limit, std::make_unique<char[]>(size + 16), nullptr, {}, {}, {}, {}, {}};
+  *stepper = {env, count, seed, first, limit, std::make_unique<char[]>(size + 16), nullptr, {}, {}, {}, {}, {}, {}};
   stepper->states = stepper->memory.get() + (16 - (uintptr_t)stepper->memory.get() % 16) % 16;
   stepper->length.assign(count, 0);
+  stepper->first_step.assign(count, 0);
   stepper->truncated.assign(count, 0);
   if (std::min(threads, count) > 1) stepper->team = std::make_unique<Team>(std::min(threads, count) - 1);
   return stepper.release();
@@ -172,6 +174,11 @@ ProximoStepper* proximo_stepper_open(const ProximoEnv* env, int64_t count, int64
 void* proximo_stepper_states(ProximoStepper* stepper) { return stepper->states; }
 
 void proximo_stepper_close(ProximoStepper* stepper) { delete stepper; }
+
+// Let the time limit of the first episodes, those of number 0, begin at these steps. first_step: [N].
+void proximo_stepper_stagger(ProximoStepper* stepper, const int64_t* first_step) {
+  std::copy_n(first_step, stepper->count, stepper->first_step.begin());
+}
 
 // Begin these episodes in the environments where `begins` holds. obs: [N, obs_size].
 void proximo_stepper_reset(ProximoStepper* stepper, const uint8_t* begins, const int64_t* episode, float* obs) {

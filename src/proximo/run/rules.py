@@ -38,7 +38,8 @@ def env_never_pays(h: History) -> Sign | None:
 
 
 def reward_scale(h: History) -> Sign | None:
-    scaled = h.setting("algorithm.normalize_reward") or h.setting("net.normalize_returns")
+    own = ("algorithm.normalize_reward", "net.normalize_returns", "net.value_symlog")
+    scaled = any(map(h.setting, own))
     largest = h.median("reward_max")
     if scaled or not (largest >= 1000 or 0 < largest <= 1e-3):
         return None
@@ -266,7 +267,8 @@ def critic_steps_too_large(h: History) -> Sign | None:
 def value_loss_exploding(h: History) -> Sign | None:
     size = h["value_target_rms"]
     error = np.sqrt(1 - np.minimum(h["explained_variance"], 1)) * h["value_target_std"]
-    if not h.setting("net.normalize_returns") and h.setting("algorithm.value_loss") != "huber":
+    own = ("net.normalize_returns", "net.value_symlog", "net.value_bins")
+    if not any(map(h.setting, own)) and h.setting("algorithm.value_loss") != "huber":
         error = np.fmax(error, np.sqrt(h["value_loss"]))  # which is in units of the reward
     off = error / np.where(size > 0, size, np.nan)
     known = off[np.isfinite(off)]
