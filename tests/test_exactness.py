@@ -2,6 +2,8 @@
 
 import json
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from proximo import (
     load,
     train,
 )
+from proximo.envs.compiled import obstacle
 from proximo.envs.make import make_envs
 from proximo.loop import run_control
 from proximo.run.checkpoint import Checkpoint
@@ -27,6 +30,7 @@ from proximo.run.control import make_session
 from proximo.run.folder import RunFolder
 
 TIMES = ("seconds", "steps_per_second", "env_time_fraction", "env_step_seconds")
+OWN = f"native:{Path(__file__).parents[1] / 'examples' / 'catch.c'}"
 TASKS = {
     "CartPole-v1": {},
     "Pendulum-v1": {
@@ -40,7 +44,10 @@ TASKS = {
         "algorithm": {"normalize_reward": True},
     },
     "Acrobot-v1": {"net": NetConfig(recurrent="lstm", recurrent_size=8)},
+    OWN: {"net": NetConfig(normalize_obs=True)},
 }
+if NOT_COMPILED := obstacle(EnvConfig(id="CartPole-v1")):
+    del TASKS[OWN]
 LINEAGE = {
     "reinforce": Reinforce(learning_rate=1e-2),
     "qac": QActorCritic(normalize_reward=True),
@@ -51,11 +58,11 @@ LINEAGE = {
 }
 
 
-def go(env, run_dir, callbacks=(), episodes=0):
+def go(env, run_dir, callbacks=(), episodes=0, **more):
     task = TASKS[env]
     settings = {"learning_rate": "linear:1e-3:0", "epochs": 2, "minibatch_size": 32}
     return train(
-        EnvConfig(id=env, num_envs=3, max_episode_steps=37),
+        EnvConfig(id=env, num_envs=3, max_episode_steps=37, **more),
         PPO(**(settings | task.get("algorithm", {}))),
         rollout=RolloutConfig(steps=32, episodes=episodes),
         net=task.get("net"),
@@ -91,6 +98,25 @@ def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes(env, tmp_path):
     assert checkpoints(tmp_path / "a") == checkpoints(tmp_path / "b")
     names = [f"{n}.safetensors" for n in ("best", "last", "update-0", "update-10", "update-5")]
     assert list(checkpoints(tmp_path / "a")) == names
+
+
+@pytest.mark.skipif(bool(NOT_COMPILED), reason=NOT_COMPILED)
+@pytest.mark.parametrize(("env", "episodes"), [("CartPole-v1", 4), ("Pendulum-v1", 0)])
+def test_compiled_envs_give_the_metrics_and_bytes_of_gymnasiums(env, episodes, tmp_path):
+    """A run of the one, too, that is resumed with the other."""
+    for backend in ("sync", "native"):
+        go(env, tmp_path / backend, episodes=episodes, backend=backend)
+    go(env, tmp_path / "auto", [lambda state, rollout, metrics: state.updates == 4], episodes)
+    folder = RunFolder.open(tmp_path / "auto")
+    config = folder.read_config()
+    assert config.env.backend == "native"
+    config = replace(config, env=replace(config.env, backend="sync"))
+    saved = Checkpoint(folder.checkpoint("last"))
+    run_control(make_session(config, folder=folder, resume=saved))
+    wholes = [metrics(tmp_path / name) for name in ("sync", "native", "auto")]
+    assert wholes[0] == wholes[1] == wholes[2]
+    wholes = [checkpoints(tmp_path / name) for name in ("sync", "native", "auto")]
+    assert wholes[0] == wholes[1] == wholes[2]
 
 
 @pytest.mark.parametrize("env", TASKS)

@@ -226,7 +226,8 @@ def _step_envs(
     run = None if quota else envs.with_actor(state.engine.native_call(act), env, steps)
     t = 0
     looks = policy.masked and isinstance(steps, RolloutBuffer)  # tensors are checked afterwards
-    act_some = None if quota or looks or not envs.groups else state.engine.act_some(act)
+    whole = quota or looks or len(envs.groups) < 2
+    act_some = None if whole else state.engine.act_some(act)
     try:
         with np.errstate(over="ignore"):  # a number too large for the policy is named afterwards
             for begin, end in _stretches(len(steps), report):
@@ -320,15 +321,16 @@ def _replayed(steps: Any, envs: Any, state: TrainState, noise: Tensor) -> bool:
 def _alternate(
     act: Callable[[int, int, int], None], envs: Envs, env: EnvState, buffer: Any, steps: range
 ) -> Iterator[int]:
-    """Act in one group of envs while the others step; yields the steps, as they begin.
+    """Act in one group of envs while the others step; yields the step of what follows.
 
     Neither an action nor an env depends on the other groups: the same bits as all in step.
     """
     for t in steps:
-        yield t
         for group, rows in enumerate(envs.groups):
             if t > steps.start:
+                yield t - 1
                 envs.receive(env, buffer, t - 1, group)
+            yield t
             act(t, rows.start, rows.stop)
             envs.send(buffer, t, group)
     for group in range(len(envs.groups)):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from commands.command_line import SMALL, timeless
-from proximo import disk
+from proximo import EnvConfig, disk
+from proximo.envs.compiled import obstacle
 from proximo.run import checkpoint, keeping
 from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
@@ -61,12 +62,20 @@ def trainer():
     trainer.close()
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.long)])
-def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(here, trainer, kills):
+OWN = f"native:{Path(__file__).parents[2] / 'examples' / 'catch.c'}"
+
+
+@pytest.mark.parametrize(
+    ("env", "kills"),
+    [("CartPole-v1", 10), (OWN, 3), pytest.param("CartPole-v1", 200, marks=pytest.mark.long)],
+)
+def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(here, trainer, env, kills):
+    if text := obstacle(EnvConfig(id=env)):
+        pytest.skip(text)
     chance = random.Random(kills)
     words = ["--preset", "none", "--run.keep-last", "3", "--quiet"]
     folder = RunFolder(here / "r")
-    command = ["train", "ppo", "CartPole-v1", *SMALL, *words, "--run-dir", "r"]
+    command = ["train", "ppo", env, *SMALL, *words, "--run-dir", "r"]
     command += ["--total-steps", str(STEPS)]
     reached = went_on = 0
     for number in range(kills):
@@ -80,9 +89,10 @@ def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(here, trainer, ki
         reached, before = max(reached, saved), reached
         assert newest(folder, strict=True).updates >= reached
         went_on += saved > before
-        command = ["resume", "r", "--quiet"]
+        command = ["resume", "r", "--env", env, "--quiet"]
     assert went_on >= kills / 2  # or it was not the saves that were killed
-    ends_as_if_it_had_never_stopped(trainer, words, (reached + 20) * 64)
+    assert folder.read_config().env.backend == "native"
+    ends_as_if_it_had_never_stopped(trainer, env, words, (reached + 20) * 64)
     assert len(list((here / "r/checkpoints").glob("last*"))) == 3
 
 
@@ -91,10 +101,11 @@ def without_health(run):
     return [{key: x for key, x in row.items() if key != "health"} for row in timeless(run)]
 
 
-def ends_as_if_it_had_never_stopped(trainer, words, steps):
+def ends_as_if_it_had_never_stopped(trainer, env, words, steps):
     """The run r, which was killed, goes on to its end; a run of these settings is the same."""
-    assert trainer.run("resume", "r", "--quiet", "--total-steps", str(steps))[0] == 0
-    command = ["train", "ppo", "CartPole-v1", *SMALL, *words, "--run-dir", "whole"]
+    again = ["resume", "r", "--env", env, "--quiet", "--total-steps", str(steps)]
+    assert trainer.run(*again)[0] == 0
+    command = ["train", "ppo", env, *SMALL, *words, "--run-dir", "whole"]
     assert trainer.run(*command, "--total-steps", str(steps))[0] == 0
     assert without_health("r") == without_health("whole")
     mine, whole = (newest(RunFolder(name)) for name in ("r", "whole"))
@@ -117,7 +128,7 @@ def test_neither_restarts_nor_processes_of_envs_change_a_bit(here, trainer):
         config.write_text(re.sub(r"(?m)^processes = \d$", f"processes = {processes}", text))
         assert config.read_text() != text
         command = ["resume", "r", "--quiet"]
-    ends_as_if_it_had_never_stopped(trainer, words, (reached + 20) * 128)
+    ends_as_if_it_had_never_stopped(trainer, "CartPole-v1", words, (reached + 20) * 128)
 
 
 class Killed(BaseException):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from commands.command_line import SMALL, proximo, refusal, result, rows, succeeded
+from commands.command_line import SMALL, proximo, refusal, result, rows, succeeded, timeless
 from proximo import (
     PPO,
     EnvConfig,
@@ -26,6 +27,7 @@ from proximo import (
     RunConfig,
     TrainingError,
     UsageError,
+    resume,
     train,
 )
 from proximo.collect import collect
@@ -146,6 +148,12 @@ SEED = 5
 @pytest.fixture(autouse=True)
 def _envs(here):
     (here / "troubled.py").write_text(ENV)
+
+
+@pytest.fixture(autouse=True)
+def _halves(monkeypatch):
+    """Two processes step by turns, as only many do."""
+    monkeypatch.setattr(workers, "SPLIT", 2)
 
 
 def seed_of(env, episode):
@@ -292,6 +300,78 @@ def test_an_env_that_fails_while_it_is_brought_back_begins_a_new_episode(how, re
         run_control(begun)
         assert rows("r")[-1]["update"] == 12
     assert gone([int(line) for line in (here / "pids").read_text().split()])
+
+
+# Two halves
+
+
+def test_many_processes_step_in_two_halves(monkeypatch):
+    monkeypatch.undo()
+    assert workers.halves(list(range(0, 16, 2))) == [0, 14]
+    assert workers.halves(list(range(0, 18, 2))) == [0, 8, 16]
+    assert workers.halves(list(range(10))) == [0, 4, 9]
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+def test_one_half_steps_while_the_policy_acts_in_the_other(monkeypatch, engine):
+    order = []
+
+    def noted(name, method, *given):
+        order.append((name, given[-1]))
+        method(*given)
+
+    with session(env_config(num_envs=5)) as begun:
+        envs = begun.task.envs
+        for name in ("send", "receive"):
+            monkeypatch.setattr(envs, name, partial(noted, name, getattr(envs, name)))
+        if engine == "torch":  # rounds by the batch: it acts in all at once
+            monkeypatch.setattr(begun.state.engine, "act_some", lambda act: None)
+        collect(envs, begun.state, env_config(), steps=3)
+        assert envs.groups == (slice(0, 2), slice(2, 5))
+    sent, back = ([(name, group) for group in range(2)] for name in ("send", "receive"))
+    turns = [part for pair in zip(back, sent, strict=True) for part in pair]
+    assert order == (sent + 2 * turns + back if engine == "native" else 3 * (sent + back))
+
+
+def test_two_halves_give_the_bits_of_one_although_envs_of_both_are_killed(monkeypatch, here):
+    targets = {episode_seed(3, env, 2) for env in (1, 3)}
+    (here / "falling.py").write_text(FALLING.format(targets=targets))
+    env = EnvConfig(id="falling:Falling", num_envs=4, backend="workers", processes=2, check=False)
+    net = NetConfig(normalize_obs=True, recurrent="gru", recurrent_size=4, bptt_steps=4)
+    for name, split in (("one", 99), ("two", 2)):
+        monkeypatch.setattr(workers, "SPLIT", split)
+        go(env, name, net=net)
+    go(env, "stopped", [lambda state, rollout, metrics: state.updates == 5], net=net)
+    monkeypatch.setattr(workers, "SPLIT", 99)
+    resume("stopped", total_steps=12 * 96, env=env.id)
+    assert last("one") == last("two") == last("stopped")
+    assert timeless("one") == timeless("two") == timeless("stopped")
+    assert len(result("two")["warnings"]) == len(targets)
+
+
+FALLING = """
+from troubled import Troubled
+
+
+class Falling(Troubled):
+    def __init__(self):
+        super().__init__("kill", at=7)
+
+    def reset(self, *, seed=None, options=None):
+        self.target = seed if seed in {targets} else -1
+        return super().reset(seed=seed)
+"""
+
+
+def test_the_step_at_which_the_run_ends_is_that_of_the_half_that_failed(monkeypatch):
+    env = env_config("raise", env=2, restarts=0)
+    texts = []
+    for split in (99, 2):
+        monkeypatch.setattr(workers, "SPLIT", split)
+        with pytest.raises(UsageError, match="env failed at step") as error:
+            gather(env)
+        texts.append(str(error.value))
+    assert texts[0] == texts[1]
 
 
 # An env that fails
@@ -461,14 +541,14 @@ def test_a_process_that_is_killed_while_it_idles_changes_nothing():
     clean, _ = gather(env_config(backend="sync"))
     env = env_config()
     with session(env) as begun:
-        step, envs = begun.task.envs.step, begun.task.envs
+        send, envs = begun.task.envs.send, begun.task.envs
 
-        def killing(state, steps, t):
-            if t in (0, 20, 45):
-                os.kill(envs._processes[t % 2].pid, signal.SIGKILL)
-            step(state, steps, t)
+        def killing(steps, t, group):
+            if (t, group) in ((0, 0), (20, 0), (45, 1)):
+                os.kill(envs._processes[group].pid, signal.SIGKILL)
+            send(steps, t, group)
 
-        envs.step = killing
+        envs.send = killing
         rollout = collect(envs, begun.state, env, steps=64)
         assert len(begun.log.warnings) == 3
         assert all("the process of envs" in doubt for doubt in begun.log.warnings)

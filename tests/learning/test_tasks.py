@@ -7,6 +7,8 @@ import statistics
 
 import pytest
 
+from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, train
+from proximo.envs.compiled import obstacle
 from proximo.envs.make import make_env
 from proximo.evaluation import evaluate_policy
 from proximo.loop import run_control
@@ -26,7 +28,10 @@ BARS = {
 
 
 def score(task, seed, episodes=100, name="ppo", **sections):
-    """Mean of deterministic episodes of the last policy, on seeds that training never sees."""
+    """Mean of deterministic episodes of the last policy, on seeds that training never sees.
+
+    In Gymnasium's own env, although a compiled one was learned in where there is one.
+    """
     preset = find_preset(name, task)
     tables = {key: dict(table) for key, table in preset.tables.items()}
     tables["env"]["id"] = task
@@ -34,11 +39,48 @@ def score(task, seed, episodes=100, name="ppo", **sections):
     for section, changes in sections.items():
         tables[section].update(changes)
     config = from_tables(tables)
-    agent = run_control(make_session(config))
-    env = make_env(config.env)
+    return mean_of(run_control(make_session(config)), episodes)
+
+
+def mean_of(agent, episodes):
+    trained_in, compiled = agent.config.env, not obstacle(agent.config.env)
+    assert compiled == (trained_in.backend == "native"), trained_in
+    env = make_env(trained_in)
     scores = evaluate_policy(agent.policy, env, episodes=episodes, seed=1_000_000)
     env.close()
     return float(scores.returns.mean())
+
+
+@pytest.mark.parametrize(
+    ("task", "total_steps", "algorithm", "bar"),
+    [
+        pytest.param(
+            "Acrobot-v1",
+            100_000,
+            {"minibatch_size": 64, "lam": 0.94},
+            -100,
+            marks=pytest.mark.long,
+        ),
+        (
+            "MountainCarContinuous-v0",
+            50_000,
+            {"minibatch_size": 256, "gamma": 0.999, "normalize_reward": True},
+            80,
+        ),
+    ],
+)
+def test_a_compiled_env_that_has_no_preset_is_learned(task, total_steps, algorithm, bar):
+    if text := obstacle(EnvConfig(id=task)):
+        pytest.skip(text)
+    agent = train(
+        EnvConfig(id=task, num_envs=16),
+        PPO(learning_rate="linear:1e-3:0", epochs=4, **algorithm),
+        rollout=RolloutConfig(steps=128 if task == "Acrobot-v1" else 64),
+        net=NetConfig(normalize_obs=True),
+        total_steps=total_steps,
+        seed=1,
+    )
+    assert mean_of(agent, 20) >= bar
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import re
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -29,6 +30,7 @@ from proximo.engines import library
 from proximo.engines.base import Layout
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
+from proximo.envs.compiled import obstacle
 from proximo.errors import TrainingError
 from proximo.nets.actor_critic import ActorCritic
 from proximo.run.choices import choose_engine
@@ -355,11 +357,18 @@ def test_tanh_is_exact_to_2e_7():
         assert abs(found - abs(np.tanh(float(x[index])))) <= 2e-7
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_both_engines_learn_alike_for_the_first_updates(env):
+OWN = f"native:{Path(__file__).parents[2] / 'examples' / 'catch.c'}"
+
+
+@pytest.mark.parametrize("backend", ["sync", "native"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", OWN])
+def test_both_engines_learn_alike_for_the_first_updates(env, backend):
+    if (env == OWN or backend == "native") and (text := obstacle(EnvConfig(id=env))):
+        pytest.skip(text)
+
     def go(engine):
         return train(
-            EnvConfig(id=env, num_envs=2),
+            EnvConfig(id=env, num_envs=2, backend=backend),
             PPO(epochs=2, minibatch_size=32, max_grad_norm=0.5),
             rollout=RolloutConfig(steps=64),
             net=NetConfig(hidden=(32, 32), normalize_obs=True, normalize_returns=True),

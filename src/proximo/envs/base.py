@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from proximo.envs.check import begin_at, check_env, check_made, limit_of, masks_beside
 from proximo.envs.layers import check_spaces, close_all
@@ -56,6 +57,14 @@ def by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
     return list(np.stack(logs, 1)) if logs else []
 
 
+class TensorEnv(gym.Env[Any, Any], ABC):
+    """One env of a suite that holds tensors, of which many can be stepped at once."""
+
+    @abstractmethod
+    def many(self, count: int) -> VectorEnv[Any, Any, Any]:
+        """N of it, whose `reset` takes a list with the seed of each one's episode."""
+
+
 class Envs(ABC):
     """N envs in step. They alone change their `EnvState`, and the rollout's rows."""
 
@@ -65,7 +74,7 @@ class Envs(ABC):
     agents: int = 1  # of one env: rows that begin together
     names: tuple[str, ...] = ()  # of these agents, in the order of their rows
     stagger: bool = False  # first episodes begin within their time limit, and are not scored
-    groups: tuple[slice, ...] = ()  # of rows that `send` and `receive` step apart from the others
+    groups: tuple[slice, ...] = ()  # rows that `send` and `receive` step apart from the others
     single: gym.Env[Any, Any]  # the first env itself, where single ones are stepped in this process
     make_apart: Callable[[], Envs] | None = None  # makes the env that `apart` returns
     _apart: Envs | None = None

@@ -12,7 +12,7 @@ class PooledEnvs(VectorEnvs):
 
     def __init__(self, envs: EnvPoolEnvs, seed: int) -> None:
         super().__init__(envs, seed)
-        self._pools, self.groups = envs, envs.groups if len(envs.groups) > 1 else ()
+        self._pools, self.groups = envs, envs.groups
 
     def send(self, buffer: RolloutBuffer, t: int, group: int) -> None:
         self._pools.send(self.actions.given(buffer.env_action[t, self.groups[group]]), group)

@@ -6,6 +6,7 @@ end, when the returns and lengths of the finished episodes come over in one tran
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,7 +20,7 @@ from torch import Tensor
 from proximo.envs.base import episode_seed, first_step
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, faults
-from proximo.spaces import MASK, Leaf, Observations, sizes
+from proximo.spaces import MASK, Leaf, Observations, sizes, torch_dtype
 from proximo.types import EnvState, Episode, RolloutBuffer
 
 
@@ -105,10 +106,7 @@ class TensorEnvs(VectorEnvs):
         return self.envs.reset(options={"reset_mask": mask})[0]
 
     def _laid(self, seen: Any) -> Any:
-        shape, kind = (self.count, *self.observations.shape), self.observations.dtype
-        rows = torch.from_numpy(np.empty(shape, kind)).to(self.device)
-        write(self.observations, seen, rows)
-        return rows
+        return as_rows(self.observations, seen, self.count)
 
     def step(self, state: EnvState, buffer: TensorRolloutBuffer, t: int) -> None:  # type: ignore[override]
         action = self.actions.nested(buffer.env_action[t].clone())  # the simulator may change it
@@ -149,6 +147,58 @@ class TensorEnvs(VectorEnvs):
                 )
 
 
+class Snapshots(VectorEnv[Any, Any, Any], ABC):
+    """A vector env of tensors whose whole state can be had as arrays."""
+
+    device: torch.device
+    limit: int | None = None
+    """Steps after which it truncates an episode, if `begin_at` can move that."""
+
+    def begin_at(self, steps: list[int]) -> None:
+        """Count so many steps as taken in the running episodes, one number per env."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def snapshot(self) -> tuple[np.ndarray, ...]:
+        """Its state, in arrays of always the same types and shapes."""
+
+    @abstractmethod
+    def restore(self, saved: tuple[np.ndarray, ...]) -> bool:
+        """Bring it back to such a state; False: it cannot be brought back."""
+
+
+class SnapshotEnvs(TensorEnvs):
+    """Envs of a suite. Their state is saved as arrays, so that a run resumes exactly."""
+
+    replayable = True
+
+    def __init__(self, envs: Snapshots, seed: int) -> None:
+        self._snapshots = envs
+        super().__init__(envs, seed, envs.device)
+
+    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
+        rows = super()._begin(state, begun)
+        self.remember(state, None)
+        return rows
+
+    @property
+    def time_limit(self) -> int | None:
+        return self._snapshots.limit
+
+    def _begin_at(self, steps: list[int]) -> None:
+        self._snapshots.begin_at(steps)
+
+    def remember(self, state: EnvState, buffer: Any) -> None:
+        state.simulation = self._snapshots.snapshot()
+
+    def restore(self, state: EnvState) -> bool:
+        if not self._snapshots.restore(state.simulation):
+            return super().restore(state)
+        state.obs = torch.as_tensor(state.obs).to(self.device)
+        self._resetting = torch.from_numpy(state.resetting).to(self.device)
+        return True
+
+
 def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
     """The device of the observations that `reset` returns; None: they are NumPy arrays."""
     try:
@@ -175,6 +225,14 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
         )
 
     observations.write(seen, rows, take)
+
+
+def as_rows(observations: Observations, seen: Any, count: int) -> Tensor:
+    """Observations of N envs as rows, [N, *obs], where their tensors are."""
+    kind, device = torch_dtype(observations.dtype), observations.leaves[0].of(seen).device
+    rows = torch.empty((count, *observations.shape), dtype=kind, device=device)
+    write(observations, seen, rows)
+    return rows
 
 
 def account(

@@ -2,7 +2,8 @@
 
 An env that raises, hangs, dies or answers nonsense begins a new episode, and this update leaves out
 what it has seen of the old one. The other envs of a lost process are replayed. The data are the
-same to the bit as those of envs in the trainer, however many processes there are.
+same to the bit as those of envs in the trainer, however many processes there are. Of many, one half
+steps while the policy acts in the envs of the other.
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ from proximo.envs.watch import Checked
 from proximo.errors import UsageError
 from proximo.imports import find, name_of
 from proximo.spaces import recorded_space
-from proximo.types import EnvState, RolloutBuffer
+from proximo.types import FLAGS, EnvState, RolloutBuffer
 
 START_SECONDS = 120.0
 """Time in which a process must have made its envs."""
 RESTART_STEPS = 10_000
 """Steps within which an env may fail `env.restarts` times."""
+SPLIT = 8
+"""Processes from which it pays to step them in two halves: the trainer needs some 25 µs for each of
+them, and hides a half of that and of acting, but waits twice."""
 LostEnvs = dict[int, Failure | None]
 """Envs that are lost, and why; None: by no fault of theirs, with a process."""
+_Running = tuple[list[int], LostEnvs]
+"""Processes that carry out a command, and the envs of those that could not be started for it."""
 Log = Callable[[int], Sequence[np.ndarray] | None]
 """The actions in an env since it began: [n][A, ...]; None where not all are known."""
 
@@ -61,6 +67,7 @@ class WorkerEnvs(Envs):
         ends = [env.num_envs * k // size for k in range(size + 1)]
         self._envs_of = [range(*pair) for pair in itertools.pairwise(ends)]
         self._process_of = [k for k, envs in enumerate(self._envs_of) for _ in envs]
+        self._running: dict[int, _Running] = {}  # by group
         self._memory = _memory()
         self._order = {
             "env": dataclasses.asdict(
@@ -78,6 +85,8 @@ class WorkerEnvs(Envs):
             spaces = [recorded_space(record) for record in self._made["spaces"]]
             self.agents, self.names = self._made["agents"], tuple(self._made["names"])
             super().__init__(env.num_envs * self.agents, *spaces)
+            edges = [end * self.agents for end in halves(ends)]
+            self.groups = tuple(slice(*pair) for pair in itertools.pairwise(edges))
             self._shared = Shared(self._memory, spaces, env.num_envs, self.agents, size)
         except BaseException as error:
             self.close()
@@ -141,11 +150,16 @@ class WorkerEnvs(Envs):
 
     def _do(self, command: bytes, envs: Sequence[int]) -> LostEnvs:
         """Run a command in these envs, in all processes at once; returns the envs lost by it."""
-        shared, lost_envs = self._shared, LostEnvs()
-        shared.active[:] = False
+        return self._answers(self._command(command, envs))
+
+    def _command(self, command: bytes, envs: Sequence[int]) -> _Running:
+        """Send a command for these envs to their processes, all of which are idle."""
+        shared, running, lost_envs = self._shared, list[int](), LostEnvs()
+        processes = sorted({self._process_of[env] for env in envs})
+        for k in processes:
+            shared.active[self._envs_of[k]] = False
         shared.active[envs] = True
-        running: list[int] = []
-        for k in sorted({self._process_of[env] for env in envs}):
+        for k in processes:
             try:
                 if k not in self._processes:
                     self._relaunch(k)
@@ -154,8 +168,13 @@ class WorkerEnvs(Envs):
                 self._lose(k, Failure(f"not started again: {error}"), lost_envs)
         for k in running:
             self._processes[k].send(command)
+        return running, lost_envs
+
+    def _answers(self, command: _Running) -> LostEnvs:
+        """Wait until a command is carried out; returns the envs lost by it."""
+        running, lost_envs = command
         for k in running:
-            heartbeat = partial(shared.heartbeat.item, k)
+            heartbeat = partial(self._shared.heartbeat.item, k)
             try:
                 answer = self._processes[k].answer(self._env.timeout, heartbeat)
                 for env, failure in answer["failures"].items():
@@ -200,21 +219,37 @@ class WorkerEnvs(Envs):
         return obs
 
     def step(self, state: EnvState, buffer: RolloutBuffer, t: int) -> None:
+        for group in range(len(self.groups)):
+            self.send(buffer, t, group)
+        for group in range(len(self.groups)):
+            self.receive(state, buffer, t, group)
+
+    def send(self, buffer: RolloutBuffer, t: int, group: int) -> None:
         if not self._parts or self._parts[-1] is not buffer:
             self._parts.append(buffer)
-        self._steps += 1
-        shared, left, cut = self._shared, list(range(self._env.num_envs)), set[int]()
-        while left:
-            shared.env_action[0] = buffer.env_action[t]
-            lost_envs = self._do(STEP, left)
+        rows = self.groups[group]
+        envs = range(rows.start // self.agents, rows.stop // self.agents)
+        self._running[group] = self._step(buffer.env_action[t], rows, envs)
+
+    def _step(self, env_action: np.ndarray, rows: slice, envs: Sequence[int]) -> _Running:
+        """Begin a step of these envs, whose actions are in these rows."""
+        self._shared.env_action[0, rows] = env_action[rows]
+        return self._command(STEP, envs)
+
+    def receive(self, state: EnvState, buffer: RolloutBuffer, t: int, group: int) -> None:
+        self._steps += not group
+        shared, rows, cut = self._shared, self.groups[group], set[int]()
+        lost_envs = self._answers(self._running.pop(group))
+        while lost_envs:
             self._recover(lost_envs, cut, state, partial(self._log, state, t), buffer.obs[t])
             left = [env for env in lost_envs if env not in cut]
-        for name in ("reward", "terminated", "done", "valid"):
-            getattr(buffer, name)[t] = getattr(shared, name)[0]
-        buffer.obs[t + 1] = shared.obs[1]
-        for i in np.flatnonzero(shared.done[0]):
+            lost_envs = self._answers(self._step(buffer.env_action[t], rows, left))
+        for name in ("reward", *FLAGS):
+            getattr(buffer, name)[t, rows] = getattr(shared, name)[0, rows]
+        buffer.obs[t + 1, rows] = shared.obs[1, rows]
+        for i in np.flatnonzero(shared.done[0, rows]) + rows.start:
             buffer.final_obs.append((t, int(i), shared.final[i].astype(buffer.obs.dtype)))
-        state.episode[:] = shared.episode
+        state.episode[rows] = shared.episode[rows]
         for env in cut:
             self._discard(env, t)
 
@@ -331,6 +366,15 @@ class WorkerEnvs(Envs):
             os.close(self._memory)
             self._memory = -1
         return []
+
+
+def halves(ends: Sequence[int]) -> list[int]:
+    """Edges of the envs that step by turns, of those between the processes: 0, ..., num_envs.
+
+    Whole processes: two halves cost no more commands, and a process that dies loses only its own.
+    """
+    size = len(ends) - 1
+    return [0, *([ends[size // 2]] if size >= SPLIT else []), ends[-1]]
 
 
 def _failed(text: str, failure: Failure) -> UsageError:

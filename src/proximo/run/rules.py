@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from proximo.run.history import History, Sign, middle
-from proximo.run.presets import Preset, presets
+from proximo.run.presets import Preset, presets_about
 
 Rule = Callable[[History], Sign | None]
 """None: it does not apply."""
@@ -464,8 +464,8 @@ def return_fell(h: History) -> Sign | None:
 def published_budget(h: History) -> tuple[Preset, float] | None:
     """The preset of this env, and its result there."""
     env = str(h.setting("env.id", ""))
-    for preset in presets():
-        found = re.search(rf"{re.escape(env)} (-?[\d.]+)", preset.result) if env else None
+    for preset in presets_about(env) if env else ():
+        found = re.search(rf"{re.escape(env)} (-?[\d.]+)", preset.result)
         if found and preset.algorithm == h.setting("algorithm.name") and not preset.by_name:
             return preset, float(found[1])
     return None
@@ -479,11 +479,12 @@ def too_few_steps(h: History) -> Sign | None:
         return None
     preset, result = found
     budget, total = preset.tables["run"]["total_steps"], h["steps"][-1]
-    if total > 0.25 * budget or h.recent("return_mean") > result - 0.2 * abs(result):
+    score = h.recent("return_mean")
+    if total > 0.25 * budget or score > result - 0.2 * abs(result):
         return None
+    told = "no episode has ended" if np.isnan(score) else f"return {score:.4g}"
     return Sign(
-        f"{total:,.0f} steps, return {h.recent('return_mean'):.4g}; the preset needs {budget:,} "
-        f"for {result:g}",
+        f"{total:,.0f} steps, {told}; the preset needs {budget:,} for {result:g}",
         "the run is too short for this env",
         f"--total-steps {budget}",
         int(h.last),
