@@ -9,8 +9,8 @@ help:
 	@echo "make train   train CartPole-v1, evaluate it, draw its learning curve and a replay"
 	@echo "make test    linters, type checker and the quick tests"
 	@echo "make long    the learning tests that take minutes to hours"
-	@echo "make envs  the tests of dm_control and EnvPool, in an environment of their own (a gigabyte)"
-	@echo "make suites  the tests of the suites in JAX, in an environment of their own (two gigabytes)"
+	@echo "make envs    the tests of dm_control and EnvPool, in an environment of their own (a gigabyte)"
+	@echo "make suites  the tests of the suites in JAX and VMAS, and learning in each (half an hour, two gigabytes)"
 	@echo "make trackers  the tests of MLflow and trackio, in an environment of their own (a gigabyte)"
 	@echo "make scores  train and score every task of the results table (hours)"
 	@echo "make bench   speed beside other libraries, in environments of their own (half an hour)"
@@ -62,15 +62,14 @@ envs: .venv/ready
 	@.venv-envs/bin/pip install --quiet --no-build-isolation --editable ".[dm-control,envpool]"
 	@.venv-envs/bin/pytest -rs tests/envs/test_known_envs.py tests/envs/test_pool.py
 
-# JAX and its suites: gymnax asks for an older Gymnasium, which it does not need.
-suites: .venv/ready
+# gymnax and Craftax without what they ask for: an older Gymnasium, and a second pygame.
+suites: requirements.lock
 	@test -x .venv-suites/bin/pytest || $(PYTHON) -m venv --clear .venv-suites
 	@.venv-suites/bin/pip install --quiet -r requirements.lock
-	@.venv-suites/bin/pip install --quiet --no-build-isolation --no-deps --editable .
-	@.venv-suites/bin/pip install --quiet --no-deps gymnax
-	@.venv-suites/bin/pip install --quiet seaborn jax flax navix xminigrid jumanji playground vmas
+	@.venv-suites/bin/pip install --quiet --no-build-isolation --constraint requirements.lock --editable ".[navix,xminigrid,jumanji,brax,playground,vmas]" seaborn
+	@.venv-suites/bin/pip install --quiet --no-deps gymnax craftax
 	@.venv-suites/bin/pytest -rs tests/envs/test_suites.py tests/envs/test_vmas.py
-	@.venv-suites/bin/python benchmarks/suites.py --only gymnax
+	@.venv-suites/bin/python benchmarks/suites.py
 
 # MLflow is large, and trackio wants an older Pillow than the lock has.
 trackers: .venv/ready

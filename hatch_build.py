@@ -16,7 +16,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 FOLDER = Path(__file__).parent / "src" / "proximo" / "native"
 FLAGS = ("-O3", "-fPIC", "-shared", "-w")
 ENGINE = ("-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-pthread")
-STEPPER = ("-std=c++17",)
+STEPPER = ("-std=c++17", "-pthread")
 # Products are rounded before they are added, as in Python.
 ENV = ("-x", "c", "-ffp-contract=off", f"-I{FOLDER}")
 

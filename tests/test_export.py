@@ -42,6 +42,7 @@ CASES = [
     ("image", "hybrid", "gru", True, {"std": "gsde"}),
     ("dict", "hybrid", "lstm", True, {"normalize_obs": True, "action": "beta"}),
     ("vector", "discrete", "lstm", True, {"normalize_obs": True}),
+    ("image", "box", "none", False, {"norm": "layer", "cnn_pool": "average", "value_bins": 9}),
 ]
 EVERY = [
     (seen, done, recurrent, done not in {"binary", "box"} and recurrent == "gru", net)

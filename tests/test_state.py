@@ -20,7 +20,7 @@ def state():
     """A state in which every field has been set."""
     env = EnvConfig(id="Pendulum-v1", num_envs=2)
     envs = make_envs(env, 0)
-    algorithm = PPO(normalize_reward=True, epochs=1, minibatch_size=8)
+    algorithm = PPO(normalize_reward=True, epochs=1, minibatch_size=8, outer_momentum=0.5)
     net = NetConfig(
         hidden=(4,), recurrent="gru", recurrent_size=3, normalize_obs=True, normalize_returns=True
     )

@@ -89,6 +89,7 @@ WORKS = {
         clip=0.1,
         backend="auto",
     ),
+    "halfcheetah64": Work("HalfCheetah-v5", 64, 32, 10, 64, normalize=True),
     "halfcheetah-envpool": Work(
         "HalfCheetah-v5", 64, 32, 10, 64, normalize=True, backend="envpool"
     ),

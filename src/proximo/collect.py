@@ -131,7 +131,7 @@ def _finalize(
     mask = buffer.valid & np.stack(quota.rows) if quota else buffer.valid
     final = np.array([obs for *_, obs in buffer.final_obs], buffer.obs.dtype)
     _check_finite(buffer, final, state, envs)
-    finished = _account(buffer, mask, state)
+    finished = _account(buffer, mask, state, stagger=envs.stagger)
     count = buffer.reward.shape[1]
     index = np.array([t * count + i for t, i, _ in buffer.final_obs], np.int64)
     final = final.reshape(-1, *buffer.obs.shape[2:])
@@ -147,7 +147,8 @@ def _finalize_tensors(
     mask = buffer.valid
     if quota:
         mask = mask & torch.from_numpy(np.stack(quota.rows)).to(mask.device)
-    found = account(buffer, mask, state.envs, policy.observations, policy.head.num_logits)
+    seen, choices = policy.observations, policy.head.num_logits
+    found = account(buffer, mask, state.envs, seen, choices, stagger=envs.stagger)
     if not found.finite:
         on_host, final, count = buffer.on_host(), found.final.cpu().numpy(), envs.count
         rows = zip(found.rows.tolist(), final, strict=True)
@@ -369,11 +370,14 @@ class _ProgressClock:
         return t + self._gap
 
 
-def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tuple[Episode, ...]:
+def _account(
+    buffer: RolloutBuffer, mask: np.ndarray, state: TrainState, *, stagger: bool = False
+) -> tuple[Episode, ...]:
     """Bring returns and lengths of the running episodes up to date; returns those that finished.
 
     Every return is added up from zero, step by step, whatever other episodes paid: equal episodes
-    have equal returns, wherever a rollout ends.
+    have equal returns, wherever a rollout ends. stagger: the first episode of an env is not scored,
+    however it ended: those that ended before its short time limit would be the short ones of all.
     """
     env, (length, count) = state.envs, buffer.reward.shape
     t, i = np.array([(t, i) for t, i, _ in buffer.final_obs], np.int64).reshape(-1, 2).T
@@ -390,6 +394,8 @@ def _account(buffer: RolloutBuffer, mask: np.ndarray, state: TrainState) -> tupl
     lengths = added(env.length, buffer.valid).astype(np.int64)
     env.ret, env.length = returns[number[-1]], lengths[number[-1]]
     counts = mask[t, i]
+    if stagger:
+        counts &= (number[t, i] >= count) | (env.episode[i] > number[-1, i] // count)
     ended = number[t, i][counts]
     columns = returns[ended], lengths[ended], buffer.terminated[t, i][counts]
     return tuple(map(Episode._make, zip(*(x.tolist() for x in columns), strict=True)))

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -237,16 +238,26 @@ def writable(path: object) -> Iterator[None]:
 class Lines:
     """File that grows by lines. Lines that the disk does not take are kept and written later."""
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
-        """say: called once when the disk starts to fail. Raises `OSError`."""
+    def __init__(self, path: Path, say: Callable[[str], None], pause: float = 0.0) -> None:
+        """say: called once when the disk starts to fail. pause: seconds between two writes, for
+        lines that come fast; `sync` and `close` write what waits. Raises `OSError`.
+        """
         self._path, self._say = path, say
         self._file = grow(path)
         self._waiting = bytearray()
         self._error: OSError | None = None
+        self._pause, self._due = pause, -math.inf
 
     def write(self, line: bytes) -> None:
         if len(self._waiting) < LONGEST_WAIT:
             self._waiting += line
+        if not self._pause:
+            self._flush()
+        elif (now := time.perf_counter()) >= self._due:
+            self._due = now + self._pause
+            self._flush()
+
+    def _flush(self) -> None:
         try:
             while self._waiting:  # a full disk takes a part, and the rest of that line follows it
                 del self._waiting[: self._file.write(self._waiting)]
@@ -261,7 +272,7 @@ class Lines:
 
     def sync(self) -> None:
         """Flush written lines to the disk, where the system can (power cuts)."""
-        self.write(b"")
+        self._flush()
         with contextlib.suppress(OSError):
             os.fsync(self._file.fileno())
 
@@ -269,7 +280,7 @@ class Lines:
         """Raises `OSError` if lines are left that could not be written."""
         if self._file.closed:
             return
-        self.write(b"")
+        self._flush()
         self._file.close()
         if self._error:
             raise OSError(self._error.errno, self._error.strerror, str(self._path))

@@ -10,12 +10,15 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
 
-from proximo.envs.base import Envs
+from proximo.envs.base import Envs, SyncEnvs, TensorEnv
 from proximo.envs.config import EnvConfig
 from proximo.envs.make import in_step, time_limit
 from proximo.envs.registries import ARCADE
-from proximo.envs.watch import Sampler
+from proximo.envs.tensors import as_rows
+from proximo.envs.watch import Sampler, on_host
 from proximo.errors import UsageError, explain, faults
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Actions, Observations
@@ -27,6 +30,10 @@ EPISODE_STEPS = 10_000
 """Steps after which an episode of an evaluation is cut off, unless a setting says otherwise."""
 GAME_STEPS = 108_000
 """This limit for Atari and EnvPool, whose envs have limits themselves: that of Atari, in frames."""
+WIDEST = 256
+"""Episodes that are played at once, at most."""
+WIDEST = 256
+"""Episodes that are played at once, at most."""
 
 
 def step_limit(env: EnvConfig, given: int | None) -> int:
@@ -89,7 +96,9 @@ class Scores:
 
 
 def evaluate_policy(policy: ActorCritic | Act, env: gym.Env, **how: Any) -> Scores:
-    """`EpisodePlayer.play` in this env."""
+    """`EpisodePlayer.play` in this env, or `BatchPlayer.play` where many are stepped at once."""
+    if isinstance(env, TensorEnv) and isinstance(policy, ActorCritic):
+        return BatchPlayer(env).play(policy, **how)
     return EpisodePlayer(in_step([env])).play(policy, **how)
 
 
@@ -209,6 +218,83 @@ class EpisodePlayer:
         return None if failed else parts, int((acting & (length > 0)).sum())
 
 
+class BatchPlayer:
+    """The episodes of `EpisodePlayer` in an env of a suite: many at once, as tensors."""
+
+    def __init__(self, env: TensorEnv) -> None:
+        self._env = env
+        self._envs: VectorEnv[Any, Any, Any] | None = None  # as many as are played at once
+        self._observations = Observations(env.observation_space)
+        self._actions = Actions(env.action_space)
+        self._length = 0  # of the running episodes
+
+    def play(
+        self,
+        policy: ActorCritic,
+        *,
+        episodes: int,
+        seed: int,
+        deterministic: bool = True,
+        limit: int = EPISODE_STEPS,
+        watch: Callable[[int], None] = unwatched,
+    ) -> Scores:
+        """`EpisodePlayer.play`. watch: called with the number of episodes that have ended."""
+        played, cut, count = list[Episode](), 0, min(episodes, WIDEST)
+        try:
+            if self._envs is None or self._envs.num_envs != count:
+                self._envs = self._env.many(count)
+            for begun in range(0, episodes, count):
+                seeds = [*range(seed + begun, seed + begun + count)]
+                noise = None if deterministic else [torch.Generator().manual_seed(s) for s in seeds]
+                ret, length, there = self._episodes(
+                    *(self._envs, EpisodePolicy(policy), seeds, noise),
+                    *(min(count, episodes - begun), limit, lambda n, begun=begun: watch(begun + n)),
+                )
+                played += map(Episode, ret, length)
+                cut += there
+        except UsageError:
+            raise
+        except faults() as error:
+            text = f"the env failed after {self._length} steps: {explain(error)}"
+            raise UsageError(text) from error
+        return Scores(tuple(played), seed, deterministic, limit, cut)
+
+    @torch.no_grad()
+    def _episodes(
+        self,
+        envs: VectorEnv[Any, Any, Any],
+        policy: EpisodePolicy,
+        seeds: Any,  # of each one
+        noise: list[torch.Generator] | None,
+        wanted: int,
+        limit: int,
+        watch: Callable[[int], None],
+    ) -> tuple[list[float], list[int], int]:
+        """Returns and lengths of the first `wanted` episodes; how many the limit cut off."""
+        rows = as_rows(self._observations, envs.reset(seed=seeds)[0], envs.num_envs)
+        running = torch.arange(envs.num_envs, device=rows.device) < wanted
+        ret, length = torch.zeros_like(running, dtype=torch.float64), running.long() * 0
+        watch(0)
+        for self._length in range(limit):
+            if not running.any():
+                break
+            policy.check_masks(rows[running])
+            action = policy.env_actions(rows, noise).to(rows.device)
+            seen, reward, terminated, truncated, _ = envs.step(self._actions.nested(action))
+            ret += torch.where(running, reward, 0)
+            length += running
+            running = running & ~(terminated | truncated)
+            rows = as_rows(self._observations, seen, envs.num_envs)
+            watch(wanted - int(running.sum()))
+        return ret[:wanted].tolist(), length[:wanted].tolist(), int(running.sum())
+
+
+def player(envs: Envs) -> EpisodePlayer | BatchPlayer:
+    """What plays in such envs as `Envs.apart` gives: many episodes at once where it can."""
+    single = envs.single if isinstance(envs, SyncEnvs) else None
+    return BatchPlayer(single) if isinstance(single, TensorEnv) else EpisodePlayer(envs)
+
+
 class EpisodePolicy:
     """A policy in episodes of one env or of N, with the recurrent state of each."""
 
@@ -219,19 +305,32 @@ class EpisodePolicy:
 
     def act(self, seen: np.ndarray, generator: torch.Generator | None = None) -> Any:
         """Act on one row; returns a row. Raises `UsageError` for a mask that allows nothing."""
-        if self._policy.stuck(seen[None]).any():
+        self.check_masks(seen[None])
+        return self.act_batch(seen[None], generator)[0]
+
+    def check_masks(self, rows: Any) -> None:
+        """Raises `UsageError` where the mask of a row allows no action. rows: [N, *obs]."""
+        if self._policy.masked and self._policy.stuck(on_host(rows)).any():
             raise UsageError(
                 f"the {MASK} of an env allows no action at step {self.steps} of an episode: one "
                 "must be legal until it ends"
             )
-        return self.act_batch(seen[None], generator)[0]
 
-    @torch.no_grad()
     def act_batch(self, rows: np.ndarray, generator: torch.Generator | None) -> Any:
         """The most likely actions for rows of observations, [N, *obs], or sampled ones, as rows.
 
         Raises `ValueError` for another N than before, if the policy is recurrent.
         """
+        return self._policy.head.to_env(self._sample(rows, generator))
+
+    def env_actions(self, rows: Tensor, noise: list[torch.Generator] | None) -> Tensor:
+        """`act_batch` for tensors. noise: a generator for each row."""
+        return self._policy.head.env_action(self._sample(rows, noise))
+
+    @torch.no_grad()
+    def _sample(
+        self, rows: Any, generators: torch.Generator | list[torch.Generator] | None
+    ) -> Tensor:
         policy, count, before = self._policy, len(rows), len(self.recurrent_state)
         if count != before:
             if self.steps and policy.state_size:
@@ -241,14 +340,18 @@ class EpisodePolicy:
                 )
             self.recurrent_state = torch.zeros(count, policy.state_size, device=policy.device)
         self.steps += 1
-        noise = None
-        if generator is not None:  # noise drawn anew after `resample_every` steps
-            step = self._sampled % policy.head.resample_every
+        given = None
+        if generators is not None:  # noise drawn anew after `resample_every` steps
+            head, steps = policy.head, policy.head.resample_every
+            step = self._sampled % steps
             if step == 0 or self._noise.shape[1] != count:
-                drawn = policy.head.noise(generator, (policy.head.resample_every, count))
+                if isinstance(generators, torch.Generator):
+                    drawn = head.noise(generators, (steps, count))
+                else:
+                    drawn = torch.cat([head.noise(one, (steps, 1)) for one in generators], 1)
                 self._noise = drawn.to(policy.device, policy.dtype)
-            self._sampled, noise = self._sampled + 1, self._noise[step]
-        action, _, following = policy.act(policy.as_rows(rows), noise, self.recurrent_state)
+            self._sampled, given = self._sampled + 1, self._noise[step]
+        action, _, following = policy.act(policy.as_rows(rows), given, self.recurrent_state)
         if following is not None:
             self.recurrent_state = following
-        return policy.head.to_env(action)
+        return action

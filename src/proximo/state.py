@@ -191,6 +191,7 @@ class TrainState(State):
     reward_return: Tensor | None = None  # [N] the running discounted return itself
     recurrent_state: Tensor | None = None  # [N, C] what the policy remembers in each env
     ahead: Tensor | None = None  # [1, N, ...] noise of the next action, where it is drawn already
+    outer_velocity: Tensor | None = None  # [P] momentum of the outer steps, where they have one
     smoothing: float = 0.1  # of the run, not of its state: weight of an episode in `smoothed`
     success_at: float | None = None  # of the run: the return from which an episode is a success
     averages: Row = field(default_factory=dict)  # of `recent`, until another episode ends
@@ -314,6 +315,7 @@ class TrainState(State):
         tensors = {
             "reward_return": torch.zeros(count, dtype=torch.float64),
             "recurrent_state": torch.zeros(count, policy.state_size, dtype=policy.dtype),
+            "outer_velocity": torch.zeros_like(self.optimizer.weights()),
             "ahead": policy.head.noise(torch.Generator(), (1, count)),
             **{f"{ACTION_LOGS}{i}": log for i in range(count)},
         }

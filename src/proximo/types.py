@@ -40,7 +40,9 @@ class Episode(NamedTuple):
 class LossSpec:
     """A loss with its gradient step, in numbers, for the native engine."""
 
-    policy: str  # ratio (the surrogate), log (the policy gradient) or none (the critic alone)
+    # ratio (the surrogate), spo (with a quadratic penalty), log (the policy gradient) or none (the
+    # critic alone)
+    policy: str
     clip: float = math.inf
     clip_high: float = math.inf
     dual_clip: float = 0.0  # 0: none

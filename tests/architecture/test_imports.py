@@ -36,6 +36,7 @@ EXTRAS = {
     "envpool": "envs.envpool",
     "jax": "envs.simulators",
     "minigrid": "envs.registries",
+    "mujoco": "envs.mujoco",
     "pettingzoo": "envs.registries",
     "transformers": "language.model",
     "tokenizers": "language.blueprint",

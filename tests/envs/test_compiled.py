@@ -24,7 +24,7 @@ from proximo.types import RolloutBuffer
 COMPILER = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), None)
 EXAMPLE = Path(__file__).parents[2] / "examples" / "catch.c"
 pytestmark = pytest.mark.skipif(
-    compiled._stepper()[0] is None or COMPILER is None, reason="there is no C++ compiler"
+    compiled.stepper()[0] is None or COMPILER is None, reason="there is no C++ compiler"
 )
 IDS = sorted(SHIPPED)
 
@@ -194,7 +194,7 @@ def test_a_run_goes_on_without_the_compiled_version(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seed", [NUMBERED, 0, 123, 2**62])
 def test_episodes_have_the_same_seeds(seed):
-    function = compiled._stepper()[0].proximo_episode_seed
+    function = compiled.stepper()[0].proximo_episode_seed
     function.restype, function.argtypes = ctypes.c_uint64, [ctypes.c_int64] * 3
     for env, episode in [(0, 0), (3, 17), (10**6, 10**9)]:
         assert function(seed, env, episode) == episode_seed(seed, env, episode)

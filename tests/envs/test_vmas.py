@@ -1,14 +1,19 @@
 """VMAS: worlds of several robots as tensors, in streams of random numbers of their own."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, UsageError, train
-from proximo.envs.make import make_env, make_envs
+from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, UsageError, load, resume, train
+from proximo.envs.make import in_step, make_env, make_envs
 from proximo.envs.tensors import TensorEnvs
+from proximo.evaluation import EpisodePlayer, evaluate_policy
 
-vmas = pytest.importorskip("vmas")
+pytest.importorskip("vmas")
+from proximo.envs.vmas import VmasVectorEnv
 
 
 def envs(seed=5, count=3, **settings):
@@ -93,3 +98,96 @@ def test_evaluations_leave_the_training_as_it_was():
         return torch.cat([p.flatten() for p in agent.policy.parameters()])
 
     assert torch.equal(weights(), weights(eval_every=1))
+
+
+@pytest.mark.parametrize("scenario", ["balance", "navigation", "football", "sampling"])
+def test_worlds_are_brought_back_to_the_bit(scenario):
+    config = EnvConfig(id=f"vmas:{scenario}", num_envs=3, max_episode_steps=9)
+    drawn = torch.Generator().manual_seed(1)
+
+    def step(vector, shapes):
+        action = {key: torch.rand(shape, generator=drawn) * 2 - 1 for key, shape in shapes.items()}
+        obs, reward, terminated, truncated, info = vector.step(action)
+        return [*obs.values(), reward, terminated, truncated, *info["final_obs"].values()]
+
+    one, other = VmasVectorEnv(config), VmasVectorEnv(config)
+    shapes = {k: (3, *(space.shape or (1,))) for k, space in one.single_action_space.items()}
+    one.reset(seed=4), other.reset(seed=5)
+    for _ in range(13):  # one episode and a half
+        step(one, shapes)
+    saved, before = one.snapshot(), drawn.get_state()
+    expected = [step(one, shapes) for _ in range(13)]
+    drawn.set_state(before)
+    assert other.restore(saved)
+    for answers in expected:
+        for x, y in zip(answers, step(other, shapes), strict=True):
+            assert torch.equal(x, y)
+
+
+def test_worlds_whose_objects_point_elsewhere_are_not_brought_back():
+    config = EnvConfig(id="vmas:simple_push", num_envs=2)  # the goal is one of two landmarks
+    one, other = VmasVectorEnv(config), VmasVectorEnv(config)
+    goals = set()
+    for seed in range(12):
+        one.reset(seed=seed), other.reset(seed=seed + 1)
+        first, second = (env._worlds.agents[0].goal.name for env in (one, other))
+        goals.add(first)
+        assert not (first != second and other.restore(one.snapshot()))
+    assert len(goals) == 2
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path, how):
+    config = EnvConfig(id="vmas:balance", num_envs=4, max_episode_steps=10)
+    run = {"seed": 1, "rollout": RolloutConfig(steps=16), "progress": False}
+    train(config, total_steps=512, run_dir=tmp_path / "whole", **run)
+    if how == "stopped":
+        train(config, total_steps=256, run_dir=tmp_path / "half", **run)
+    else:
+        code = (
+            "import os, sys; from proximo import *\n"
+            "def kill(state, rollout, row):\n"
+            "    if state.updates == 4: os.kill(os.getpid(), 9)\n"
+            "config = EnvConfig(id='vmas:balance', num_envs=4, max_episode_steps=10)\n"
+            "train(config, seed=1, rollout=RolloutConfig(steps=16), callbacks=[kill],\n"
+            "      progress=False, run_dir=sys.argv[1],\n"
+            "      run_config=RunConfig(total_steps=512, save_every=1, seed=1))\n"
+        )
+        words = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "half")]
+        assert subprocess.run(words).returncode == -9
+    resume(tmp_path / "half", total_steps=512)
+    whole, half = (load(tmp_path / name).policy.state_dict() for name in ("whole", "half"))
+    assert all(torch.equal(whole[name], half[name]) for name in whole)
+
+
+@pytest.mark.parametrize("scenario", ["simple", "balance", "navigation"])
+def test_many_episodes_at_once_are_those_of_one_world(scenario):
+    config = EnvConfig(id=f"vmas:{scenario}", num_envs=4, max_episode_steps=12)
+    agent = train(config, total_steps=64, seed=2, rollout=RolloutConfig(steps=16))
+    env = make_env(config)
+    for deterministic in (True, False):
+        how = {"episodes": 3, "seed": 50, "deterministic": deterministic}
+        many = evaluate_policy(agent.policy, env, **how)
+        alone = EpisodePlayer(in_step([env])).play(agent.policy, **how)
+        assert [e.length for e in many.episodes] == [e.length for e in alone.episodes]
+        np.testing.assert_allclose(many.returns, alone.returns, rtol=1e-3, atol=1e-3)
+
+
+def test_nothing_is_copied_between_vmas_and_the_tensors():
+    vector = envs()
+    vector.reset(seed=0)
+    worlds, given = vector._worlds, {}
+    real = worlds.step
+
+    def step(actions):
+        given["final"] = real(actions)
+        given["actions"] = actions
+        return given["final"]
+
+    worlds.step = step
+    action = still(vector)
+    obs, _, _, _, info = vector.step(action)
+    for key, part in action.items():
+        assert given["actions"][key].data_ptr() == part.data_ptr()
+        assert info["final_obs"][key].data_ptr() == given["final"][0][key].data_ptr()
+        assert obs[key].data_ptr() == given["final"][0][key].data_ptr()  # nothing has ended

@@ -26,7 +26,7 @@ from proximo.run import keeping
 EXAMPLE = Path(__file__).parents[2] / "examples" / "catch.c"
 NAME = "native:my_env.c"
 pytestmark = pytest.mark.skipif(
-    compiled._stepper()[0] is None or shutil.which("g++") is None,
+    compiled.stepper()[0] is None or shutil.which("g++") is None,
     reason="there is no C++ compiler",
 )
 SETTINGS = [*SMALL, "--total-steps", "640", "--seed", "3", "--quiet"]

@@ -15,6 +15,7 @@ from proximo.functional.losses import (
     clipped_surrogate,
     huber_error,
     preference_error,
+    quadratic_surrogate,
     squared_error,
     surrogate,
 )
@@ -120,6 +121,42 @@ def test_a_clip_that_is_never_reached_changes_nothing(seed: int) -> None:
     same(clipped_surrogate(log_prob, old, advantage, 1e9), surrogate(log_prob, old, advantage))
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "objective", "slope"),
+    [
+        (1.0, 2.0, 2.0, 2.0),
+        (1.1, 2.0, 2.15, 1.1),  # 2.2 - 2/0.4 x 0.01; 1.1 (2 - 2/0.2 x 0.1)
+        (1.2, 2.0, 2.2, 0.0),  # best at 1 + eps
+        (1.5, 2.0, 1.75, -4.5),  # beyond it leads back
+        (0.8, -2.0, -1.8, 0.0),  # best at 1 - eps
+        (0.5, -2.0, -2.25, 1.5),
+        (1.5, 0.0, 0.0, 0.0),
+    ],
+)
+def test_quadratic_surrogate_by_hand(
+    ratio: float, advantage: float, objective: float, slope: float
+) -> None:
+    log_prob = vector(math.log(ratio)).requires_grad_()
+    actual = quadratic_surrogate(log_prob, vector(0), vector(advantage), clip=0.2)
+    same(actual.detach(), vector(objective))
+    same(gradient(actual, log_prob), vector(slope))
+
+
+@given(seeds, clips)
+def test_at_ratio_1_the_quadratic_one_has_the_policy_gradient(seed: int, clip: float) -> None:
+    log_prob, advantage = draw(seed, 2)
+    old = log_prob.detach().clone()
+    quadratic = quadratic_surrogate(log_prob, old, advantage, clip)
+    assert torch.equal(gradient(quadratic, log_prob), advantage)
+
+
+@given(seeds)
+def test_a_penalty_of_a_wide_clip_changes_nothing(seed: int) -> None:
+    log_prob, old, advantage = draw(seed, 3)
+    quadratic = quadratic_surrogate(log_prob, old, advantage, 1e15)
+    same(quadratic, surrogate(log_prob, old, advantage))
+
+
 def test_the_gradient_beyond_the_clip_is_0_even_if_the_ratio_overflows() -> None:
     log_prob = torch.tensor([100.0], requires_grad=True)
     clipped = clipped_surrogate(log_prob, torch.zeros(1), torch.ones(1), 0.2)
@@ -193,11 +230,12 @@ def test_a_value_clip_that_is_never_reached_changes_nothing(seed: int) -> None:
     [
         (surrogate, 3),
         (lambda *x: clipped_surrogate(*x, 0.2), 3),
+        (lambda *x: quadratic_surrogate(*x, 0.2), 3),
         (squared_error, 2),
         (lambda *x: huber_error(*x, 0.7), 2),
         (lambda *x: clipped_squared_error(*x, 0.3), 3),
     ],
-    ids=["surrogate", "clipped_surrogate", "squared", "huber", "clipped_squared"],
+    ids=["surrogate", "clipped_surrogate", "quadratic", "squared", "huber", "clipped_squared"],
 )
 def test_gradients(function, arguments: int) -> None:
     assert gradcheck(function, draw(1, arguments))

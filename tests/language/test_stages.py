@@ -381,6 +381,7 @@ def unloaded(monkeypatch):
         ({"score": ScoreConfig(weights=(1.0, 2.0))}, "1 rewards and 2 weights"),
         ({"algorithm": TokenPPO(normalize_reward=True)}, "use score.normalize"),
         ({"algorithm": TokenPPO(desired_kl=0.1)}, "use target_kl"),
+        ({"algorithm": TokenPPO(outer_momentum=0.5)}, "outer_momentum is 0.5, .* tokens"),
         ({"algorithm": TokenPPO()}, "minibatch_size is 16, but an update has only 8"),
         ({"algorithm": PPO()}, "change proximo.language.TOKEN_PPO by dataclasses.replace"),
         ({"ptx": PTXConfig(coef=1.0)}, "belong together"),

@@ -210,6 +210,7 @@ algorithms = st.one_of(
         dual_clip=st.none() | st.floats(1.05, 2.0),
     ),
     with_and_without_critic(PPO, clip=st.none()),
+    with_and_without_critic(PPO, clip=st.floats(0.05, 0.5), surrogate=st.just("spo")),
     with_and_without_critic(PPOPenalty, beta=st.floats(0.0, 10.0), kl_target=st.none()),
     with_and_without_critic(A2C),
     with_and_without_critic(Reinforce),
@@ -275,11 +276,12 @@ def test_forty_steps_on_one_batch(continuous, trunk, activation, value_loss):
         PPOPenalty(beta=3.0),
         PPO(clip=None),
         PPO(clip=0.1, clip_high=0.3, dual_clip=1.2),
+        PPO(surrogate="spo"),
         A2C(),
         Reinforce(critic=False),
         TRPO(),
     ],
-    ids=["penalty", "no-clip", "clips", "a2c", "reinforce", "trpo"],
+    ids=["penalty", "no-clip", "clips", "spo", "a2c", "reinforce", "trpo"],
 )
 @pytest.mark.parametrize("heads", ["plain", "from-the-state"])
 def test_forty_steps_of_the_lineage(continuous, algorithm, heads):

@@ -47,6 +47,11 @@ OTHER = {
     "normalize_obs": True,
     "obs_clip": 0.05,
     "normalize_returns": True,
+    "norm": "layer",
+    "value_symlog": True,
+    "value_bins": 9,
+    "value_range": (-3.0, 9.0),
+    "value_sigma": 0.0,
 }
 """Each setting at another value than its default."""
 BASES = (
@@ -59,6 +64,7 @@ BASES = (
     {"trunk": "shared"},
     {"hidden": ()},
     {"hidden": (), "critic_hidden": (4,)},
+    {"value_bins": 7},
 )
 ACTIONS = {
     "discrete": spaces.Discrete(3),
@@ -164,6 +170,9 @@ def test_a_setting_changes_what_is_learned_or_is_refused(name, base, kind, criti
         ({"cnn": "impala"}, "no observation is an image"),
         ({"cnn_pool": "average"}, "no observation is an image"),
         ({"hidden": (), "trunk": "shared"}, "there is no layer to share"),
+        ({"hidden": (), "norm": "layer"}, "there is no layer"),
+        ({"value_range": (0.0, 1.0)}, "net.value_bins is 0"),
+        ({"value_sigma": 0.0}, "net.value_bins is 0"),
     ],
 )
 def test_what_does_nothing_is_refused_before_training(net, why, tmp_path):

@@ -49,6 +49,9 @@ class OnPolicy(ABC):
 
     gamma: Annotated[float, between(0, 1)] = 0.99
     """Discount per step (gamma)."""
+    discount_horizon: Annotated[int | None, at_least(0)] = None
+    """Steps N that the discount reaches over, gamma = 1 - 1/N; 0: the env's time limit; none: gamma
+    as it is set."""
     lam: Annotated[float, between(0, 1)] = 0.95
     """Decay of the advantage estimate (lambda of GAE): 0 trusts the critic, 1 the returns."""
     advantage: Estimator = "gae"
@@ -80,6 +83,14 @@ class OnPolicy(ABC):
     """Decay of Adam's running mean and square of the gradient."""
     optimizer_eps: Annotated[float, above(0)] = 1e-5
     """Added to the denominator of Adam and RMSprop."""
+    adam_reset: Literal["none", "step", "moments"] = "none"
+    """Reset at every update: Adam's step count, so that each update begins with small steps
+    (Adam-Rel, Ellis et al. 2024), or its running moments too."""
+    outer_learning_rate: Annotated[float, above(0, at_most=10)] = 1.0
+    """Outer step size sigma: an update from theta to theta' ends at theta + sigma (theta' - theta)
+    (outer-PPO, Tan et al. 2024)."""
+    outer_momentum: Annotated[float, at_least(0, below=1)] = 0.0
+    """Nesterov momentum of these outer steps, over updates."""
     epochs: Annotated[int, at_least(1)] = 10
     """K, passes over each rollout."""
     minibatch_size: Annotated[int, at_least(1)] = 64
@@ -108,13 +119,23 @@ class OnPolicy(ABC):
             raise UsageError(f"the algorithm {type(self).__name__} has no name: give its class one")
         check_values("algorithm", self)
         self._refuse(self.unused_settings, f"the algorithm is {self.name}")
+        self._reach(self.discount_horizon)
         if not self.critic:
             of_critic = ("critic_learning_rate", "value_coef", "value_loss", "value_target")
             self._refuse(of_critic, "algorithm.critic is off")
         if self.minibatches != "shuffled":
             self._refuse(("minibatch_size",), f"algorithm.minibatches is {self.minibatches}")
         if self.optimizer != "adam":
-            self._refuse(("adam_betas",), f"algorithm.optimizer is {self.optimizer}")
+            self._refuse(("adam_betas", "adam_reset"), f"algorithm.optimizer is {self.optimizer}")
+
+    def _reach(self, horizon: int | None) -> None:
+        """Let gamma follow from the horizon, if there is one; 0: once the env is known."""
+        gamma = 1 - 1 / horizon if horizon else None
+        if horizon is None or self.gamma == gamma:
+            return
+        self._refuse(("gamma",), f"algorithm.discount_horizon is {horizon}")
+        if gamma is not None:
+            object.__setattr__(self, "gamma", gamma)
 
     def check_used(self) -> None:
         """Refuse further settings that would do nothing in a new run. Raises `UsageError`."""
@@ -196,7 +217,9 @@ class OnPolicy(ABC):
             where = f", epoch {epoch}, minibatch {number}"
             state.skip_step(what, where, samples, coefficients, self.skip_budget)
 
+        before = self.outer_start(state)
         taken = state.engine.descend(self, batch, layout, coefficients, skip)
+        self.outer_step(state, before)
         terms = {name: total / taken.steps for name, total in taken.terms.items()}
         return {
             **self.conclude(state, batch, coefficients, terms),
@@ -283,8 +306,32 @@ class OnPolicy(ABC):
             join_single=self.standardizes_minibatches,
         )
 
+    def outer_start(self, state: TrainState) -> Tensor | None:
+        """The weights before an update, if an outer step follows it. [P]."""
+        outer = (self.outer_learning_rate, self.outer_momentum) != (1.0, 0.0)
+        return state.optimizer.weights() if outer else None
+
+    def outer_step(self, state: TrainState, before: Tensor | None) -> None:
+        """Go on from the weights before an update by the outer step size and momentum."""
+        if before is None:
+            return
+        weights, velocity = F.outer.outer_step(
+            before,
+            state.optimizer.weights(),
+            self.outer_learning_rate,
+            self.outer_momentum,
+            state.outer_velocity,
+        )
+        state.optimizer.set_weights(weights)
+        state.outer_velocity = velocity if self.outer_momentum else None
+
     def set_rates(self, state: TrainState) -> dict[str, float]:
-        """Set the optimizer's step sizes to where their schedules stand; returns them."""
+        """Set the optimizer's step sizes to where their schedules stand; returns them.
+
+        Adam's records begin anew where `adam_reset` says so.
+        """
+        if self.adam_reset != "none":
+            state.optimizer.reset(moments=self.adam_reset == "moments")
         rates = self.rates(state.progress, state.rate_scale)
         names = ("learning_rate", "critic_learning_rate")[: len(state.optimizer.flats)]
         state.optimizer.rates = [rates.get(name, 0.0) for name in names]
@@ -307,6 +354,9 @@ class OnPolicy(ABC):
         if self.critic:
             explained = F.masked.explained_variance(batch.value, batch.target)
             readings["explained_variance"] = explained
+            if state.policy.value_scale.bins:
+                outside = state.policy.value_scale.outside(batch.target)
+                readings["value_outside"] = F.masked.masked_mean(outside.to(batch.target.dtype))
         else:
             readings.pop("value_loss", None)
         if self.normalize_advantage == "episode":
@@ -375,7 +425,9 @@ class OnPolicy(ABC):
             self.objective(policy, new, batch, advantage, coefficients)
         )
         value_loss = F.masked.masked_mean(
-            self.value_error(policy, new.value, batch, coefficients["value_clip"])
+            self.critic_error(
+                policy, new.value, new.value_logits, batch, coefficients["value_clip"]
+            )
         )
         loss = policy_loss + self.value_weight * value_loss
         if new.entropy is not None:
@@ -445,11 +497,26 @@ class OnPolicy(ABC):
         """The entropy has a weight at some time, and so must be computed."""
         return as_schedule(self.entropy_coef).highest > 0
 
+    def critic_error(
+        self,
+        policy: ActorCritic,
+        value: Tensor,
+        logits: Tensor | None,
+        batch: Batch,
+        clip: float | Tensor,
+    ) -> Tensor:
+        """The error of values, or of the logits of their histograms, [B, K], if there are any."""
+        if logits is None:
+            return self.value_error(policy, value, batch, clip)
+        return policy.value_scale.error(logits, batch.target)
+
     def value_error(
         self, policy: ActorCritic, value: Tensor, batch: Batch, clip: float | Tensor
     ) -> Tensor:
         """The chosen value loss, elementwise, in units of the critic's output. All [B]."""
-        target, old = batch.target, batch.value
+        target, old, scale = batch.target, batch.value, policy.value_scale
+        if scale.symlog:
+            value, target, old = map(scale.learned, (value, target, old))
         if policy.normalize_returns:
             value, target, old = (x / policy.return_scale for x in (value, target, old))
         if self.value_loss == "clipped":

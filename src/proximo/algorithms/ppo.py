@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from proximo import functional as F
 from proximo.algorithms.base import OnPolicy
@@ -40,6 +40,9 @@ class PPO(OnPolicy):
     """An epsilon of its own for the upper end of the interval; none: the same."""
     dual_clip: Annotated[float | None, above(1)] = None
     """Bound of a sample where A < 0: this many times A; none: without a bound."""
+    surrogate: Literal["clip", "spo"] = "clip"
+    """Brake on the ratio: the clip of eq. 7, or the quadratic penalty of Simple Policy Optimization
+    (Xie et al. 2024), under which each sample is best at a ratio of 1 + clip or 1 - clip."""
     target_kl: Annotated[float | None, above(0)] = None
     """End the update after the epoch in which KL(old, new) passed this many nats; none: never."""
 
@@ -49,10 +52,17 @@ class PPO(OnPolicy):
             raise UsageError(
                 "algorithm.clip is none, but clip_high or dual_clip is set: they belong to a clip"
             )
+        if self.surrogate == "spo":
+            self._refuse(("clip_high", "dual_clip"), "algorithm.surrogate is spo")
+            if self.clip is None:
+                raise UsageError(
+                    "algorithm.surrogate is spo, whose penalty is wide as algorithm.clip says, but "
+                    "that is none: use --algorithm.clip 0.2"
+                )
 
     @property
     def notes(self) -> list[str]:
-        if self.clip is None or as_schedule(self.clip).highest < 1:
+        if self.clip is None or self.surrogate == "spo" or as_schedule(self.clip).highest < 1:
             return []
         return [
             f"algorithm.clip is {self.clip}: a ratio is never below 0, so from 1 on the lower end "
@@ -76,6 +86,8 @@ class PPO(OnPolicy):
         if self.clip is None:
             return F.losses.surrogate(log_prob, batch.log_prob, advantage)
         clip, high = coefficients["clip"], coefficients.get("clip_high")
+        if self.surrogate == "spo":
+            return F.losses.quadratic_surrogate(log_prob, batch.log_prob, advantage, clip)
         return F.losses.clipped_surrogate(
             log_prob, batch.log_prob, advantage, clip, high, self.dual_clip
         )
@@ -88,7 +100,7 @@ class PPO(OnPolicy):
         clip = coefficients.get("clip", math.inf)
         return self.spec(
             coefficients,
-            "ratio",
+            "ratio" if self.surrogate == "clip" else "spo",
             clip=clip,
             clip_high=coefficients.get("clip_high", clip),
             dual_clip=self.dual_clip or 0.0,

@@ -37,7 +37,7 @@ class QActorCritic(OnPolicy):
     rollout_steps: ClassVar[int] = 1
     unused_settings: ClassVar[tuple[str, ...]] = (
         *("lam", "advantage", "n", "value_target", "critic", "epochs", "minibatch_size"),
-        *("minibatches", "value_coef"),
+        *("minibatches", "value_coef", "outer_learning_rate", "outer_momentum"),
     )
 
     normalize_advantage: Literal["minibatch", "batch", "episode", "none"] = "none"

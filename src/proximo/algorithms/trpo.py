@@ -37,7 +37,10 @@ class TRPO(OnPolicy):
     rollout_steps: ClassVar[int] = 512
     separate_optimizers: ClassVar[bool] = True
     exact_kl: ClassVar[bool] = True
-    unused_settings: ClassVar[tuple[str, ...]] = ("learning_rate", "desired_kl", "critic")
+    unused_settings: ClassVar[tuple[str, ...]] = (
+        *("learning_rate", "desired_kl", "critic"),
+        *("outer_learning_rate", "outer_momentum"),
+    )
 
     max_kl: Annotated[float, above(0)] = 0.01
     """delta, the bound on the mean KL(old, new) of an update in nats."""
@@ -78,8 +81,8 @@ class TRPO(OnPolicy):
         self, policy: ActorCritic, batch: Batch, coefficients: Mapping[str, float | Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The critic's part alone: the policy has been moved already."""
-        value = policy.value(batch.obs, batch.segments)
-        error = self.value_error(policy, value, batch, coefficients["value_clip"])
+        value, logits = policy.judge(batch.obs, batch.segments)
+        error = self.critic_error(policy, value, logits, batch, coefficients["value_clip"])
         value_loss = F.masked.masked_mean(error)
         loss = self.value_weight * value_loss
         return loss, {"loss": loss.detach(), "value_loss": value_loss.detach()}

@@ -28,6 +28,7 @@ USUAL = {
     "env.num-envs": ("n-envs", "nenvs", "envs", "num-env", "n-env"),
     "env.processes": ("num-workers", "n-workers", "workers", "n-proc"),
     "env.kwargs": ("env-kwargs", "env-config"),
+    "env.stagger": ("init-at-random-ep-len", "random-episode-length"),
     "env.max-episode-steps": ("time-limit", "max-steps", "max-ep-len"),
     "net.hidden": ("hidden-sizes", "net-arch", "hidden-size", "hidden-dim", "fcnet-hiddens"),
     "net.activation": ("activation-fn",),

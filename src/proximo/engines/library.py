@@ -25,7 +25,7 @@ WIDEST = 512
 ACTIVATIONS = {"tanh": 0, "relu": 1, "elu": 2}
 VALUE_LOSSES = {"mse": 0, "huber": 1, "clipped": 2}
 SUMS = ("loss", "policy_loss", "value_loss", "grad_norm")
-OBJECTIVES = {"ratio": 0, "log": 1, "none": 2}
+OBJECTIVES = {"ratio": 0, "log": 1, "none": 2, "spo": 3}
 OPTIMIZERS = {"adam": 0, "rmsprop": 1, "sgd": 2}
 HEADS: dict[type[Head], int] = {CategoricalHead: 0, BernoulliHead: 1, GaussianHead: 2}
 RECURRENT: dict[type[torch.nn.Module], int] = {torch.nn.GRU: 1, torch.nn.LSTM: 2}
@@ -189,6 +189,8 @@ def obstacle(policy: torch.nn.Module, spec: LossSpec | None) -> str:
     reasons = {
         "its entropy of squashed actions is an integral": squashed and spec.entropy_coef != 0,
         "its critic judges actions": policy.q_critic,
+        "it does not know layer normalisation": any(b.norms for b in (actor, critic) if b),
+        "its critic puts out symlog values or a histogram": not policy.value_scale.plain,
         "the network is not on a CPU": policy.device.type != "cpu",
         "the network is not in single precision": policy.dtype != torch.float32,
         "some parameters are frozen": not all(p.requires_grad for p in policy.parameters()),

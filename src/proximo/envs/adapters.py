@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ class Simulator(ABC):
     fps: float = 30
 
     @abstractmethod
+    def __init__(self, name: str, limit: int | None, kwargs: dict[str, Any]) -> None:
+        """name: suite:env. limit: in place of the env's own. Raises `UsageError`."""
+
+    @abstractmethod
     def reset(self, key: Any) -> tuple[Any, Any]:
         """State and observation at the beginning of an episode."""
 
@@ -36,15 +40,21 @@ class Simulator(ABC):
 
     def check_render(self, mode: str) -> None:
         """Raises `UsageError` where it cannot be shown so."""
-        if mode != "rgb_array" or type(self).render is Simulator.render:
+        drawn = [suite for suite, adapter in ADAPTERS.items() if draws(adapter)]
+        if mode != "rgb_array" or not draws(type(self)):
             raise UsageError(
                 f"{type(self).__name__} has no pictures for render mode {mode!r}: of the suites, "
-                "playground and xminigrid have rgb_array (play --video)"
+                f"{', '.join(drawn)} have rgb_array (play --video)"
             )
 
     def render(self, state: Any) -> np.ndarray:
         """[H, W, 3] bytes."""
         raise NotImplementedError
+
+
+def draws(adapter: type[Simulator]) -> bool:
+    """The envs of a suite can be shown."""
+    return adapter.render is not Simulator.render
 
 
 def make_simulator(name: str, limit: int | None, kwargs: dict[str, Any]) -> Simulator:
@@ -111,6 +121,9 @@ class Gymnax(Simulator):
 class Craftax(Simulator):
     """Craftax: its `done` mixes time limit and end, so the limit is ours."""
 
+    TILE = 16
+    """Pixels of a cell, where it is shown."""
+
     def __init__(self, name: str, limit: int | None, kwargs: dict[str, Any]) -> None:
         suite = load_suite(name, "craftax.craftax_env")
         kinds = [f"{a}-{b}" for a in ("Craftax", "Craftax-Classic") for b in ("Symbolic", "Pixels")]
@@ -123,6 +136,7 @@ class Craftax(Simulator):
         seen = self._env.observation_space(self._params)
         self.obs_space = box(seen.low, seen.high, seen.shape, seen.dtype)
         self.action_space = spaces.Discrete(int(self._env.action_space(self._params).n))
+        self._name, self.fps = name, 5
 
     def reset(self, key: Any) -> tuple[Any, Any]:
         obs, state = self._env.reset_env(key, self._params)
@@ -132,6 +146,12 @@ class Craftax(Simulator):
         obs, state, reward, done, _ = self._env.step_env(key, state, action, self._params)
         return state, obs, reward, done, False
 
+    def render(self, state: Any) -> np.ndarray:
+        kind = "craftax_classic" if "-Classic-" in self._name else "craftax"
+        drawing = load_suite(self._name, f"craftax.{kind}.renderer")
+        draw = drawing.make_craftax_pixel_renderer(self.TILE)
+        return np.asarray(draw(state)).clip(0, 255).astype(np.uint8)
+
 
 class Navix(Simulator):
     """NAVIX: MiniGrid. A cell is its categories, as in Proximo's own MiniGrid envs."""
@@ -140,7 +160,7 @@ class Navix(Simulator):
     """Entities, colours, states."""
 
     def __init__(self, name: str, limit: int | None, kwargs: dict[str, Any]) -> None:
-        suite = load_suite(name, "navix")
+        self._suite = suite = load_suite(name, "navix")
         known = suite.registry()
         check_known(name, known)
         if limit is not None:
@@ -161,6 +181,10 @@ class Navix(Simulator):
         state = self._env._step(state, action)  # `step` resets by itself
         kind = state.step_type
         return state, state.observation, state.reward, kind == 2, kind == 1
+
+    def render(self, state: Any) -> np.ndarray:
+        small = np.asarray(self._suite.observations.rgb(state.state))  # 8 pixels a cell
+        return small.repeat(4, 0).repeat(4, 1)
 
 
 class XMiniGrid(Simulator):
@@ -196,13 +220,18 @@ class XMiniGrid(Simulator):
 class Jumanji(Simulator):
     """Jumanji: discount 0 is an end, a last step with discount 1 the time limit.
 
-    Where a mask has an entry for each combination of several choices, they become one choice.
+    At their time limit most envs give discount 0 too: what counts is what the same step gives
+    without a limit. Where a mask has an entry for each combination of several choices, they become
+    one choice.
     """
 
     def __init__(self, name: str, limit: int | None, kwargs: dict[str, Any]) -> None:
         suite = load_suite(name, "jumanji")
         check_known(name, suite.registered_environments())
         self._env, self.limit = suite.make(name.partition(":")[2], **kwargs), limit
+        self._endless = copy.copy(self._env)
+        if hasattr(self._env, "time_limit"):
+            self._endless.time_limit = ENDLESS
         self.obs_space = self._space(self._env.observation_spec)
         self.action_space = self._space(self._env.action_spec)
         self._choices: tuple[int, ...] = ()
@@ -215,6 +244,8 @@ class Jumanji(Simulator):
                 self.action_space = spaces.Discrete(int(np.prod(counts)))
 
     def _space(self, spec: Any) -> Space:
+        if spec.name == "step_count":  # a number, of which an end has one more than is told
+            return box(0, getattr(spec, "maximum", np.inf) + 1, spec.shape, spec.dtype)
         if hasattr(spec, "num_values"):
             number = np.asarray(spec.num_values)
             return spaces.MultiDiscrete(number) if number.ndim else spaces.Discrete(int(number))
@@ -243,8 +274,9 @@ class Jumanji(Simulator):
         if self._choices:
             jnp = load_suite("jumanji:", "jax.numpy")
             action = jnp.stack(jnp.unravel_index(action, self._choices))
+        _, endless = self._endless.step(state, action)
         state, step = self._env.step(state, action)
-        ended, last = (step.discount == 0).all(), step.last()
+        ended, last = (endless.discount == 0).all(), step.last()
         obs = self._seen(self._env.observation_spec, step.observation)
         return state, obs, step.reward.sum(), last & ended, last & ~ended
 
@@ -279,6 +311,9 @@ class Brax(Physics):
         self._env = suite.get_environment(name.partition(":")[2], **kwargs)
         self._describe(limit)
 
+    def render(self, state: Any) -> np.ndarray:
+        return np.asarray(self._env.render([state.pipeline_state])[0])
+
 
 class Playground(Physics):
     """MuJoCo Playground, in MJX's JAX (`impl` says another): its default runs on NVIDIA alone."""
@@ -295,7 +330,7 @@ class Playground(Physics):
         return np.asarray(self._env.render([state])[0])
 
 
-ADAPTERS: dict[str, Callable[[str, int | None, dict[str, Any]], Simulator]] = {
+ADAPTERS: dict[str, type[Simulator]] = {
     "brax": Brax,
     "craftax": Craftax,
     "gymnax": Gymnax,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 
-from proximo.envs.check import check_env, check_made, limit_of, masks_beside
+from proximo.envs.check import begin_at, check_env, check_made, limit_of, masks_beside
 from proximo.envs.layers import check_spaces, close_all
 from proximo.envs.watch import Checked, misanswer
 from proximo.errors import UsageError
@@ -36,10 +37,32 @@ def episode_seed(seed: int, env: int, episode: int) -> int:
     return int.from_bytes(digest, "big")
 
 
+def first_step(seed: int, env: int, limit: int | None) -> int:
+    """Step of its time limit at which a staggered env begins, in [0, limit).
+
+    Raises `UsageError` where there is no limit that we count.
+    """
+    if limit is None:
+        raise UsageError(
+            "env.stagger is on, but no time limit is known that these envs could begin within: "
+            "set env.max_episode_steps, use --env.backend sync, or leave it out"
+        )
+    digest = hashlib.blake2b(f"{seed}/{env}/stagger".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % limit
+
+
 def by_step(state: EnvState, rows: slice) -> list[np.ndarray]:
     """The actions in the rows of an env since its episode began: [n][A, ...]."""
     logs = [np.concatenate(log) for log in state.actions[rows] if log]
     return list(np.stack(logs, 1)) if logs else []
+
+
+class TensorEnv(gym.Env[Any, Any], ABC):
+    """One env of a suite that holds tensors, of which many can be stepped at once."""
+
+    @abstractmethod
+    def many(self, count: int) -> VectorEnv[Any, Any, Any]:
+        """N of it, whose `reset` takes a list with the seed of each one's episode."""
 
 
 class Envs(ABC):
@@ -50,6 +73,7 @@ class Envs(ABC):
     device: torch.device | None = None  # of their tensors; None: they give and take NumPy arrays
     agents: int = 1  # of one env: rows that begin together
     names: tuple[str, ...] = ()  # of these agents, in the order of their rows
+    stagger: bool = False  # first episodes begin within their time limit, and are not scored
     groups: tuple[slice, ...] = ()  # rows that `send` and `receive` step apart from the others
     single: gym.Env[Any, Any]  # the first env itself, where single ones are stepped in this process
     make_apart: Callable[[], Envs] | None = None  # makes the env that `apart` returns
@@ -219,6 +243,8 @@ class SyncEnvs(Envs):
         answer = self._envs[env].reset(seed=episode_seed(self._seed, self._first + env, episode))
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise UsageError("an env's reset must return two things, (observation, info)")
+        if self.stagger and not episode:
+            begin_at(self._envs[env], first_step(self._seed, self._first + env, self.time_limit))
         self._show(env, answer[0], obs)
 
     def _show(self, env: int, seen: Any, obs: np.ndarray) -> None:

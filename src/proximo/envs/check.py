@@ -247,6 +247,16 @@ def limit_of(env: gym.Env[Any, Any]) -> int | None:
     return min((limit._max_episode_steps for limit in limits), default=None)
 
 
+def begin_at(env: gym.Env[Any, Any], steps: int) -> None:
+    """Let the time limit of an env that was just reset count these steps as taken."""
+    if isinstance(env, ParallelEnv):
+        env.begin_at(steps)
+    else:
+        limits = [layer for layer in layers(env) if isinstance(layer, gym.wrappers.TimeLimit)]
+        shortest: Any = min(limits, key=lambda limit: limit._max_episode_steps)
+        shortest._elapsed_steps = steps
+
+
 def masks_beside(env: gym.Env[Any, Any]) -> str:
     """Place of action masks that are not in the observation: info, method, or empty for none."""
     if any(callable(getattr(layer, "action_masks", None)) for layer in layers(env)[-1:]):

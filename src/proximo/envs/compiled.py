@@ -25,7 +25,7 @@ import numpy as np
 from gymnasium import spaces
 
 from proximo import native
-from proximo.envs.base import Envs, by_step
+from proximo.envs.base import Envs, by_step, first_step
 from proximo.envs.check import check_made
 from proximo.envs.config import EnvConfig
 from proximo.envs.watch import SEED, Checked
@@ -35,7 +35,7 @@ from proximo.types import EnvState, NativeCall, RolloutBuffer
 PREFIX = "native:"
 """Begins the name of an env of the user's own: native:FILE."""
 FOLDER = native.FOLDER
-VERSION, STEPPER_VERSION = 1, 2
+VERSION, STEPPER_VERSION = 1, 4
 """Of proximo_env.h, and of the library that steps the envs."""
 SHIPPED = {
     "Acrobot-v1": "acrobot",
@@ -56,12 +56,12 @@ CRASH = (
 MOST_FAULTS = 3
 """Errors of a compiler that are shown."""
 
-_Reset = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_void_p)
-_Step = ctypes.CFUNCTYPE(None, c_void_p, c_int64, *[c_void_p] * 6)
+Reset = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_void_p)
+Step = ctypes.CFUNCTYPE(None, c_void_p, c_int64, *[c_void_p] * 6)
 _Render = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 
 
-class _Env(ctypes.Structure):
+class EnvDescription(ctypes.Structure):
     """ProximoEnv of proximo_env.h."""
 
     _fields_ = (
@@ -77,8 +77,8 @@ class _Env(ctypes.Structure):
         ("max_episode_steps", c_int32),
         ("render_width", c_int32),
         ("render_height", c_int32),
-        ("reset", _Reset),
-        ("step", _Step),
+        ("reset", Reset),
+        ("step", Step),
         ("render", _Render),
     )
 
@@ -95,12 +95,12 @@ class Description(NamedTuple):
 
     name: str
     env: Any
-    obs_space: spaces.Box
-    action_space: spaces.Box | spaces.Discrete
+    obs_space: gym.Space[Any]
+    action_space: gym.Space[Any]
 
 
 @cache
-def _stepper() -> tuple[Any, str]:
+def stepper() -> tuple[Any, str]:
     """The library that steps compiled envs, or None and why not."""
     library, missing = native.load(
         FOLDER / "stepper.so", "proximo_stepper_version", STEPPER_VERSION
@@ -108,8 +108,11 @@ def _stepper() -> tuple[Any, str]:
     if library is None:
         return None, missing
     library.proximo_stepper_open.restype = c_void_p
-    library.proximo_stepper_open.argtypes = [c_void_p, *[c_int64] * 4]
+    library.proximo_stepper_open.argtypes = [c_void_p, *[c_int64] * 5]
+    library.proximo_stepper_states.restype = c_void_p
+    library.proximo_stepper_states.argtypes = [c_void_p]
     library.proximo_stepper_close.argtypes = [c_void_p]
+    library.proximo_stepper_stagger.argtypes = [c_void_p] * 2
     library.proximo_stepper_reset.argtypes = [c_void_p] * 4
     library.proximo_stepper_run.argtypes = [*[c_void_p] * 4, c_int64, c_int64]
     library.proximo_stepper_ended.restype = c_int64
@@ -133,21 +136,25 @@ def obstacle(env: EnvConfig) -> str:
     """Why these envs cannot be compiled ones, in a few words; empty if they can."""
     if not (is_own(env.id) or env.id in SHIPPED):
         return f"there is no compiled version of {env.id}"
+    return unlike(env) or missing(env.id)
+
+
+def unlike(env: EnvConfig) -> str:
+    """What these settings ask for that no compiled env does, in a few words; empty: nothing."""
     if env.wrappers:
         return f"{', '.join(env.wrappers)} wrap single envs"
     if env.action_masks != "observation":
         return f"env.action_masks is {env.action_masks}"
     if env.kwargs:
         return f"env.kwargs holds {', '.join(env.kwargs)}"
-    if not built(env.id):
-        return _stepper()[1] or "it was not built when Proximo was installed (no C++ compiler)"
     return ""
 
 
-def built(name: str) -> bool:
-    """The libraries of this env are there; its own file is compiled when it is made."""
-    shipped = is_own(name) or (FOLDER / "envs" / f"{SHIPPED[name]}.so").is_file()
-    return shipped and _stepper()[0] is not None
+def missing(name: str) -> str:
+    """What this env lacks here, in a few words; empty: nothing. Own files are compiled later."""
+    if is_own(name) or (FOLDER / "envs" / f"{SHIPPED[name]}.so").is_file():
+        return stepper()[1]
+    return stepper()[1] or "it was not built when Proximo was installed (no C++ compiler)"
 
 
 def describe(name: str) -> Description:
@@ -159,10 +166,10 @@ def describe(name: str) -> Description:
         raise UsageError(f"{name} names no file in C or C++: give native:FILE.c or native:FILE.cpp")
     if not path.is_file():
         raise UsageError(f"{name}: there is no file {path}")
-    library, stepper = _compiled(path), _stepper()[0]
-    if stepper is not None:
-        stepper.proximo_stepper_on_crash(f"proximo: {CRASH.format(name=name)}\n".encode())
-    return _load(name, library)
+    built, library = _compiled(path), stepper()[0]
+    if library is not None:
+        library.proximo_stepper_on_crash(f"proximo: {CRASH.format(name=name)}\n".encode())
+    return _load(name, built)
 
 
 def _compiled(path: Path) -> Path:
@@ -222,7 +229,7 @@ def _load(name: str, path: Path) -> Description:
             f"{name} defines no proximo_env: const ProximoEnv* proximo_env(void) describes it "
             f"({error})"
         ) from error
-    function.restype = ctypes.POINTER(_Env)
+    function.restype = ctypes.POINTER(EnvDescription)
     pointer = function()
     if not pointer:
         raise UsageError(f"{name}: proximo_env returned NULL: let it return a description")
@@ -356,28 +363,37 @@ class CompiledEnvs(Envs):
 
     def __init__(
         self,
+        description: Description,
         env: EnvConfig,
         seed: int,
         first: int = 0,
+        *,
         known: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
+        threads: int = 1,
     ) -> None:
-        """known: the spaces of Gymnasium's env of that name. Raises `UsageError`."""
-        if text := obstacle(env):
-            raise UsageError(f"env.backend is native, but {text}: use sync or auto")
-        self._library, self._description = _stepper()[0], describe(env.id)
-        described = self._description.env
+        """known: the spaces of Gymnasium's env of that name. threads: that step the envs."""
+        self._library, self._description = stepper()[0], description
+        described = description.env
         super().__init__(
-            env.num_envs,
-            *(known or (self._description.obs_space, self._description.action_space)),
+            env.num_envs, *(known or (description.obs_space, description.action_space))
         )
         self._known = known is not None
-        limit = env.max_episode_steps or described.max_episode_steps
+        self._limit = env.max_episode_steps or described.max_episode_steps
         self._discrete = bool(described.num_actions)
+        numbers = range(first, first + env.num_envs) if env.stagger else ()
+        begins = np.array([first_step(seed, i, self.time_limit) for i in numbers], np.int64)
         self._handle = self._library.proximo_stepper_open(
-            ctypes.byref(described), env.num_envs, seed, first, limit
+            ctypes.byref(described), env.num_envs, seed, first, self._limit, threads
         )
         if not self._handle:
             raise MemoryError(f"there is no memory for {env.num_envs} envs")
+        self.stagger = env.stagger
+        if env.stagger:
+            self._library.proximo_stepper_stagger(self._handle, begins.ctypes.data)
+
+    @property
+    def time_limit(self) -> int | None:
+        return self._limit or None
 
     def _begin(self, state: EnvState, begun: np.ndarray) -> np.ndarray:
         obs = np.zeros((self.count, *self.observations.shape), np.float32)

@@ -40,15 +40,19 @@ class EnvConfig:
     max_episode_steps: Annotated[int | None, at_least(1)] = None
     """Time limit in steps; by default the env's own. It replaces a limit of Gymnasium's, and cannot
     lengthen what an env ends by itself."""
+    stagger: bool = False
+    """Begin the first episode of each env at a random step of the time limit, so that episodes do
+    not end all at once (rsl_rl's init_at_random_ep_len; arXiv 2511.21011). These first episodes are
+    not scored."""
     backend: Literal["auto", "sync", "native", "workers", "vector", "envpool"] = "auto"
     """sync: single envs in turn. native: compiled envs, from files in C or C++ (auto: for
-    native:FILE.c, and for classic control, with Gymnasium's numbers). workers: in processes of
-    their own, for those that are slow or crash. vector: the version of many that the env registers
-    (auto: from 32 envs, and for Atari). envpool: EnvPool's, in C++."""
+    native:FILE.c, and for classic control and MuJoCo, with Gymnasium's numbers). workers: in
+    processes of their own, for those that are slow or crash. vector: the version of many that the
+    env registers (auto: from 32 envs, and for Atari). envpool: EnvPool's, in C++."""
     check: bool = True
     """Play an env apart for a moment before training, and look for mistakes in it."""
     threads: Annotated[int, at_least(0)] = 0
-    """Threads that step the envs (Atari and EnvPool only); 0: all cores."""
+    """Threads that step the envs (Atari, MuJoCo and EnvPool only); 0: all cores."""
     processes: Annotated[int, at_least(0)] = 0
     """Processes that the envs are spread over (workers only); 0: all cores."""
     timeout: Annotated[float, above(0)] = 60.0

@@ -62,6 +62,12 @@ def shown_once() -> Iterator[None]:
             sys.meta_path.remove(hook)
 
 
+def show_mujoco_once(mujoco: ModuleType) -> None:
+    """Show each of MuJoCo's warnings once, unless another handler has been set."""
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(lambda text: show_once(_one_line(text, "mujoco", 0)))
+
+
 def _one_line(text: str, file: str, line: int) -> str:
     path = Path(file)
     source = f"{path.name}:{line}" if line else file

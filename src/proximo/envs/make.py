@@ -13,7 +13,8 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import OrderEnforcing
 
-from proximo.envs.base import NUMBERED, Envs, Maker, SyncEnvs
+from proximo.envs import compiled, mujoco
+from proximo.envs.base import NUMBERED, Envs, Maker, SyncEnvs, first_step
 from proximo.envs.compiled import CompiledEnvs, is_own, make_compiled
 from proximo.envs.config import EnvConfig, cores
 from proximo.envs.envpool import EnvPoolEnv, EnvPoolEnvs, is_pooled
@@ -136,6 +137,13 @@ def make_envs(
 ) -> Envs:
     """N envs, of numbers from `first` on: from the configuration, a callable or a vector env."""
     envs = _make_envs(env, seed, source, first)
+    if env.stagger and not envs.stagger:  # compiled envs and workers have seen to it
+        try:
+            first_step(seed, first, envs.time_limit)
+        except UsageError:
+            envs.close()
+            raise
+        envs.stagger = True
     if not isinstance(source, VectorEnv):
         envs.make_apart = lambda: in_step([make_env(env, source)])
     return envs
@@ -170,22 +178,16 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
         device = held_on(source, seed)
         return TensorEnvs(source, seed, device) if device else VectorEnvs(source, seed)
     if env.backend == "native":
-        return CompiledEnvs(env, seed, first, None if is_own(env.id) else _spaces(env))
+        return _compiled(env, seed, first)
     if env.backend == "vector" and env.id.startswith(ARCADE):
         from proximo.envs.arcade import ArcadeEnvs
 
         _maker(env)  # names the env that does not exist
         return ArcadeEnvs(env, seed, env.threads or cores())
-    if env.backend == "vector" and suite_of(env.id) == VMAS:
-        from proximo.envs.tensors import TensorEnvs
-
-        worlds = load_suite(env.id, "proximo.envs.vmas").VmasVectorEnv(env)
-        return TensorEnvs(worlds, seed, worlds.device)
     if env.backend == "vector" and suite_of(env.id):
-        load_suite(env.id, "jax")
-        from proximo.envs.simulators import SimulatorEnvs
+        from proximo.envs.tensors import SnapshotEnvs
 
-        return SimulatorEnvs(env, seed)
+        return SnapshotEnvs(_suite(env), seed)
     if env.backend == "vector":
         return VectorEnvs(_native_vector(env), seed)
     if env.backend == "envpool":
@@ -195,6 +197,25 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
 
         return WorkerEnvs(env, seed, source)
     return in_step(_several(env, source), seed, first, autoreset=True)
+
+
+def not_compiled(env: EnvConfig) -> str:
+    """Why these envs cannot be stepped in C, in a few words; empty if they can."""
+    return mujoco.obstacle(env) if env.id in mujoco.STEPPED else compiled.obstacle(env)
+
+
+def lacking(name: str) -> str:
+    """Why an env of Gymnasium's that can be stepped in C cannot be so here; empty if it can."""
+    return mujoco.missing(name) if name in mujoco.STEPPED else compiled.missing(name)
+
+
+def _compiled(env: EnvConfig, seed: int, first: int) -> Envs:
+    if text := not_compiled(env):
+        raise UsageError(f"env.backend is native, but {text}: use sync or auto")
+    if env.id in mujoco.STEPPED:
+        return mujoco.MujocoEnvs(env, _several(env, None), seed, first)
+    known = None if is_own(env.id) else _spaces(env)
+    return CompiledEnvs(compiled.describe(env.id), env, seed, first, known=known)
 
 
 def _check_given(env: EnvConfig, source: Maker | VectorEnv) -> None:
@@ -279,6 +300,16 @@ def _maker(env: EnvConfig) -> Maker:
         raise UsageError(f"there is no env {env.id!r} in Gymnasium. {known}")
 
     return partial(_registered, env.id, env)
+
+
+def _suite(env: EnvConfig) -> Any:
+    """Envs of a suite, all of them in one."""
+    if suite_of(env.id) == VMAS:
+        return load_suite(env.id, "proximo.envs.vmas").VmasVectorEnv(env)
+    load_suite(env.id, "jax")
+    from proximo.envs.simulators import SimulatorVectorEnv
+
+    return SimulatorVectorEnv(env)
 
 
 def _simulated(env: EnvConfig, render_mode: str | None = None, **_: Any) -> gym.Env[Any, Any]:

@@ -70,6 +70,10 @@ class ParallelEnv(gym.Env[ByAgent, ByAgent]):
         self.present, self._length = list(self.parallel.agents), 0
         return seen, infos
 
+    def begin_at(self, steps: int) -> None:
+        """Let the time limit count these steps as taken."""
+        self._length = steps
+
     def step(self, action: ByAgent) -> tuple[ByAgent, Any, Any, Any, dict[str, Any]]:
         """One step of those who are present. At the time limit all of them are cut off."""
         seen, reward, terminated, truncated, infos = _parts(

@@ -6,23 +6,23 @@ and a run resumes exactly. Arrays become tensors, and actions arrays, without a 
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from torch.utils.dlpack import from_dlpack
 
 from proximo.envs.adapters import Simulator, make_simulator
+from proximo.envs.base import TensorEnv
 from proximo.envs.config import EnvConfig
-from proximo.envs.tensors import TensorEnvs
+from proximo.envs.tensors import Snapshots
 from proximo.spaces import map_leaves
-from proximo.types import EnvState
 
 
 class Carry(NamedTuple):
@@ -112,19 +112,21 @@ def to_array(action: Any) -> Any:
     return jnp.from_dlpack(action.contiguous())
 
 
-class SimulatorVectorEnv(VectorEnv[Any, Any, Any]):
+class SimulatorVectorEnv(Snapshots):
     """N envs of a simulator in step, in same-step mode: `final_obs` has a row for every env."""
 
     def __init__(self, env: EnvConfig) -> None:
         self.programs = programs(env)
         simulator = self.programs.simulator
-        self.num_envs = env.num_envs
+        self.num_envs, self.limit = env.num_envs, simulator.limit
         self.single_observation_space = simulator.obs_space
         self.single_action_space = simulator.action_space
         self.observation_space = batch_space(simulator.obs_space, env.num_envs)
         self.action_space = batch_space(simulator.action_space, env.num_envs)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        # A simulator holds its tensors where JAX's arrays are by default.
         self.carry: Any = None
+        self.device = from_dlpack(jnp.zeros(1)).device
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """seed: of all of them, or a list with one for each; None: go on with their keys."""
@@ -135,7 +137,7 @@ class SimulatorVectorEnv(VectorEnv[Any, Any, Any]):
             keys = jnp.stack([first_key(each) for each in seed])
         else:
             keys = jax.random.split(first_key(seed or 0), self.num_envs)
-        self.carry, obs = self.programs.begin_all(keys)
+        self.carry, obs = self.programs.begin_all(bound(keys))
         return to_tensors(obs), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -143,49 +145,37 @@ class SimulatorVectorEnv(VectorEnv[Any, Any, Any]):
         final, reward, terminated, truncated = map(to_tensors, answers)
         return to_tensors(obs), reward, terminated, truncated, {"final_obs": final}
 
+    def begin_at(self, steps: list[int]) -> None:
+        self.carry = self.carry._replace(time=jnp.array(steps, jnp.int32))
+
+    def snapshot(self) -> tuple[np.ndarray, ...]:
+        return tuple(np.asarray(leaf) for leaf in jax.tree.leaves(self.carry))
+
+    def restore(self, saved: tuple[np.ndarray, ...]) -> bool:
+        # Copies: the arrays of a checkpoint are not aligned as JAX has its own.
+        leaves = [jnp.array(leaf) for leaf in saved]
+        self.carry = bound(jax.tree.unflatten(jax.tree.structure(self.carry), leaves))
+        return True
+
 
 def first_key(seed: int) -> Any:
     """Key of an env's first episode."""
     return jax.random.PRNGKey(np.uint32(seed % 2**32))
 
 
-class SimulatorEnvs(TensorEnvs):
-    """Envs of a suite. Their state is saved as arrays, so that a run resumes exactly."""
+def bound(arrays: Any) -> Any:
+    """Arrays bound to their device, as those of a step are, whose actions came from a tensor.
 
-    replayable = True
-
-    def __init__(self, env: EnvConfig, seed: int) -> None:
-        self.vector = SimulatorVectorEnv(env)
-        # A simulator holds its tensors where JAX's arrays are by default.
-        super().__init__(self.vector, seed, from_dlpack(jnp.zeros(1)).device)
-
-    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
-        rows = super()._begin(state, begun)
-        self._keep(state)
-        return rows
-
-    def remember(self, state: EnvState, buffer: Any) -> None:
-        self._keep(state)
-
-    def _keep(self, state: EnvState) -> None:
-        leaves = jax.tree.leaves(self.vector.carry)
-        state.simulation = tuple(np.asarray(leaf) for leaf in leaves)
-
-    def restore(self, state: EnvState) -> bool:
-        tree = jax.tree.structure(self.vector.carry)
-        # Copies: the arrays of a checkpoint are not aligned as JAX has its own.
-        leaves = [jnp.array(leaf) for leaf in state.simulation]
-        self.vector.carry = jax.tree.unflatten(tree, leaves)
-        state.obs = torch.as_tensor(state.obs).to(self.device)
-        self._resetting = torch.from_numpy(state.resetting).to(self.device)
-        return True
+    With others the program of a step would be compiled twice.
+    """
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.device), arrays)
 
 
-class SimulatorEnv(gym.Env[Any, Any]):
+class SimulatorEnv(TensorEnv):
     """One env of a simulator: NumPy arrays, no resets of its own."""
 
     def __init__(self, env: EnvConfig, render_mode: str | None = None) -> None:
-        self._programs = programs(env)
+        self._config, self._programs = env, programs(env)
         self._simulator = self._programs.simulator
         self.observation_space = self._simulator.obs_space
         self.action_space = self._simulator.action_space
@@ -208,6 +198,9 @@ class SimulatorEnv(gym.Env[Any, Any]):
         obs, reward, terminated, truncated = answers
         seen = map_leaves(np.asarray, obs)
         return seen, float(reward), bool(terminated), bool(truncated), {}
+
+    def many(self, count: int) -> SimulatorVectorEnv:
+        return SimulatorVectorEnv(dataclasses.replace(self._config, num_envs=count))
 
     def render(self) -> Any:
         return self._simulator.render(self._carry.state) if self._carry else None

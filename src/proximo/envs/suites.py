@@ -10,17 +10,8 @@ from proximo.errors import UsageError, nearest
 
 VMAS = "vmas"
 """The suite that is written in PyTorch; the others are in JAX."""
-SUITES = {
-    "brax": "pip install brax",
-    "craftax": "pip install craftax",
-    "gymnax": "pip install --no-deps gymnax seaborn && pip install jax flax",
-    "jumanji": "pip install jumanji",
-    "navix": "pip install navix",
-    "playground": "pip install playground",
-    VMAS: "pip install vmas",
-    "xminigrid": "pip install xminigrid",
-}
-"""Suite -> what installs it beside Proximo (gymnax asks for an older Gymnasium than it needs)."""
+SUITES = ("brax", "craftax", "gymnax", "jumanji", "navix", "playground", VMAS, "xminigrid")
+"""Each is an extra of Proximo too, which installs it."""
 
 
 def suite_of(name: str) -> str:
@@ -37,7 +28,7 @@ def load_suite(name: str, module: str) -> Any:
     except ImportError as error:
         raise UsageError(
             f"{name} needs the suite {suite}, which cannot be imported ({error}): install it by "
-            f"{SUITES[suite]}"
+            f"pip install 'proximo[{suite}]'"
         ) from error
 
 

@@ -6,6 +6,7 @@ end, when the returns and lengths of the finished episodes come over in one tran
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,10 +17,10 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
-from proximo.envs.base import episode_seed
+from proximo.envs.base import episode_seed, first_step
 from proximo.envs.vector import VectorEnvs
 from proximo.errors import UsageError, faults
-from proximo.spaces import MASK, Leaf, Observations, sizes
+from proximo.spaces import MASK, Leaf, Observations, sizes, torch_dtype
 from proximo.types import EnvState, Episode, RolloutBuffer
 
 
@@ -77,6 +78,26 @@ class TensorEnvs(VectorEnvs):
         super().fresh(state)
         self._resetting.copy_(torch.from_numpy(state.resetting))
 
+    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
+        starts = self.stagger and not len(state.obs) and not state.episode.any()
+        rows = super()._begin(state, begun)
+        if starts:
+            numbers = range(self.count)
+            self._begin_at([first_step(self._seed, i, self.time_limit) for i in numbers])
+        return rows
+
+    @property
+    def time_limit(self) -> int | None:
+        """That of envs which count their steps as those of Isaac Lab do."""
+        plain: Any = self.envs.unwrapped
+        counts = isinstance(getattr(plain, "episode_length_buf", None), Tensor)
+        return int(plain.max_episode_length) if counts else None
+
+    def _begin_at(self, steps: list[int]) -> None:
+        """Let the time limits of the envs count these steps as taken."""
+        plain: Any = self.envs.unwrapped
+        plain.episode_length_buf.copy_(torch.tensor(steps))
+
     def given(self, action: np.ndarray) -> Any:
         return self.actions.nested(torch.from_numpy(action.copy()).to(self.device))
 
@@ -85,10 +106,7 @@ class TensorEnvs(VectorEnvs):
         return self.envs.reset(options={"reset_mask": mask})[0]
 
     def _laid(self, seen: Any) -> Any:
-        shape, kind = (self.count, *self.observations.shape), self.observations.dtype
-        rows = torch.from_numpy(np.empty(shape, kind)).to(self.device)
-        write(self.observations, seen, rows)
-        return rows
+        return as_rows(self.observations, seen, self.count)
 
     def step(self, state: EnvState, buffer: TensorRolloutBuffer, t: int) -> None:  # type: ignore[override]
         action = self.actions.nested(buffer.env_action[t].clone())  # the simulator may change it
@@ -129,6 +147,58 @@ class TensorEnvs(VectorEnvs):
                 )
 
 
+class Snapshots(VectorEnv[Any, Any, Any], ABC):
+    """A vector env of tensors whose whole state can be had as arrays."""
+
+    device: torch.device
+    limit: int | None = None
+    """Steps after which it truncates an episode, if `begin_at` can move that."""
+
+    def begin_at(self, steps: list[int]) -> None:
+        """Count so many steps as taken in the running episodes, one number per env."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def snapshot(self) -> tuple[np.ndarray, ...]:
+        """Its state, in arrays of always the same types and shapes."""
+
+    @abstractmethod
+    def restore(self, saved: tuple[np.ndarray, ...]) -> bool:
+        """Bring it back to such a state; False: it cannot be brought back."""
+
+
+class SnapshotEnvs(TensorEnvs):
+    """Envs of a suite. Their state is saved as arrays, so that a run resumes exactly."""
+
+    replayable = True
+
+    def __init__(self, envs: Snapshots, seed: int) -> None:
+        self._snapshots = envs
+        super().__init__(envs, seed, envs.device)
+
+    def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
+        rows = super()._begin(state, begun)
+        self.remember(state, None)
+        return rows
+
+    @property
+    def time_limit(self) -> int | None:
+        return self._snapshots.limit
+
+    def _begin_at(self, steps: list[int]) -> None:
+        self._snapshots.begin_at(steps)
+
+    def remember(self, state: EnvState, buffer: Any) -> None:
+        state.simulation = self._snapshots.snapshot()
+
+    def restore(self, state: EnvState) -> bool:
+        if not self._snapshots.restore(state.simulation):
+            return super().restore(state)
+        state.obs = torch.as_tensor(state.obs).to(self.device)
+        self._resetting = torch.from_numpy(state.resetting).to(self.device)
+        return True
+
+
 def held_on(envs: VectorEnv[Any, Any, Any], seed: int) -> torch.device | None:
     """The device of the observations that `reset` returns; None: they are NumPy arrays."""
     try:
@@ -157,16 +227,27 @@ def write(observations: Observations, seen: Any, rows: Tensor) -> None:
     observations.write(seen, rows, take)
 
 
+def as_rows(observations: Observations, seen: Any, count: int) -> Tensor:
+    """Observations of N envs as rows, [N, *obs], where their tensors are."""
+    kind, device = torch_dtype(observations.dtype), observations.leaves[0].of(seen).device
+    rows = torch.empty((count, *observations.shape), dtype=kind, device=device)
+    write(observations, seen, rows)
+    return rows
+
+
 def account(
     buffer: TensorRolloutBuffer,
     mask: Tensor,
     env: EnvState,
     observations: Observations,
     choices: tuple[int, ...],
+    *,
+    stagger: bool = False,
 ) -> Account:
     """Bring the returns and lengths of the running episodes up to date; what has finished.
 
     mask: [T, N] the steps that count. choices: how much there is to choose from, choice by choice.
+    stagger: the first episode of an env is not scored.
     Reads on the host how many episodes ended, and then all that it needs in one transfer.
     """
     count, exact = buffer.reward.shape[1], buffer.reward
@@ -197,6 +278,9 @@ def account(
     pairs, counts, terminated, now, more, valid, resetting, flags = pieces
     env.ret, length = now.reshape(2, -1).astype(np.float64)
     env.length = length.astype(np.int64)
+    if stagger:
+        owner, first = np.unique(index.cpu().numpy() % count, return_index=True)
+        counts[first[env.episode[owner] == 0]] = 0
     env.episode += more.astype(np.int64)
     env.resetting = resetting.astype(bool) if len(resetting) else np.zeros(count, bool)
     finished = tuple(

@@ -58,6 +58,7 @@ class WorkerEnvs(Envs):
             raise UsageError("env.backend is workers, which needs Linux or macOS: use sync")
         name = env.id if source is None else _importable(source)
         self._env, self._seed, self._source = env, seed, source
+        self.stagger = env.stagger
         self._steps = 0
         self._failures: dict[str, deque[int]] = {}  # the steps at which each of them failed
         self._parts: list[RolloutBuffer] = []  # since `remember`
@@ -117,7 +118,7 @@ class WorkerEnvs(Envs):
 
     def apart(self) -> Envs:
         if self._apart is None:
-            env = dataclasses.replace(self._env, num_envs=1, processes=1)
+            env = dataclasses.replace(self._env, num_envs=1, processes=1, stagger=False)
             self._apart = apart = WorkerEnvs(env, NUMBERED, self._source)
             apart.report = lambda text, trace: self.report(f"evaluating: {text}", trace)
         return self._apart

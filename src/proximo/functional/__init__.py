@@ -17,15 +17,17 @@ if TYPE_CHECKING:
         losses,
         masked,
         moments,
+        outer,
         random,
         returns,
         schedules,
         shapes,
         trust_region,
+        values,
     )
 
-__all__ = ["batches", "distributions", "kl", "losses", "masked", "moments", "random"]
-__all__ += ["returns", "schedules", "shapes", "trust_region"]
+__all__ = ["batches", "distributions", "kl", "losses", "masked", "moments", "outer"]
+__all__ += ["random", "returns", "schedules", "shapes", "trust_region", "values"]
 
 
 def __getattr__(name: str) -> ModuleType:

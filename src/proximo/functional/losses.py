@@ -59,6 +59,20 @@ def clipped_surrogate(
     return torch.where(advantage < 0, floor, objective)
 
 
+def quadratic_surrogate(
+    log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip: float | Tensor
+) -> Tensor:
+    """L^SPO: r Â - |Â|/(2ε) (r - 1)², largest at r = 1 ± ε on the side that Â favours.
+
+    Xie et al. 2024 (arXiv 2401.16025), "Simple Policy Optimization". All [B], ε > 0; returns [B],
+    to be maximised. Beyond [1 - ε, 1 + ε] the gradient leads back, where that of
+    `clipped_surrogate` is 0; at r = 1 both are the policy gradient.
+    """
+    same_shape(log_prob=log_prob, old_log_prob=old_log_prob, advantage=advantage)
+    ratio = _ratio(log_prob, old_log_prob)
+    return ratio * advantage - advantage.abs() / (2 * clip) * (ratio - 1).square()
+
+
 def sequence_log_prob(log_prob: Tensor, old_log_prob: Tensor, sequence: Tensor) -> Tensor:
     """Log π_old + log s_i, so that the ratio of each token is that of its whole sequence y_i.
 

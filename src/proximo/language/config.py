@@ -331,6 +331,8 @@ class PPOConfig:
         ):
             if getattr(algorithm, name):
                 raise UsageError(f"algorithm.{name} is not for language models: use {instead}")
+        of_control = ("outer_learning_rate", "outer_momentum", "discount_horizon")
+        refuse_unused("algorithm", algorithm, of_control, "tokens are the actions")
         if algorithm.grouped and self.run.completions_per_prompt == 1:
             raise UsageError(
                 f"algorithm.advantage is {algorithm.advantage}, which compares completions of one "

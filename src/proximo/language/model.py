@@ -26,6 +26,8 @@ from proximo.language.config import ModelConfig, Sampling, TrainingConfig
 from proximo.language.sequences import Sequences, pack
 from proximo.language.tokenizer import declared_ends
 from proximo.nets.actor_critic import Evaluation
+from proximo.nets.config import NetConfig
+from proximo.nets.values import ValueScale
 
 ROW_METHODS = ("reorder_cache", "batch_select_indices")
 
@@ -387,6 +389,7 @@ class LanguagePolicy(nn.Module):
     """π(token | text so far) and V(text so far), with the interface of `ActorCritic`."""
 
     normalize_returns = False
+    value_scale = ValueScale(NetConfig())
 
     def __init__(
         self, lm: LanguageModel, decoding: Decoding, critic: LanguageModel | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 ENGINE = FOLDER / "engine.so"
-ENGINE_VERSION = 11
+ENGINE_VERSION = 12
 """Version of its interface; a library of another one is not used."""
 
 

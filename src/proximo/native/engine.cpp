@@ -24,7 +24,7 @@
 
 extern "C" {
 
-int32_t proximo_version() { return 11; }
+int32_t proximo_version() { return 12; }
 
 // Bytes of a structure of interface.h, by its place there; 0 behind the last.
 int64_t proximo_size(int32_t n) {

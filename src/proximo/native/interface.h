@@ -7,7 +7,8 @@
 enum Activation { TANH = 0, RELU = 1, ELU = 2 };
 enum ValueLoss { MSE = 0, HUBER = 1, CLIPPED = 2 };
 enum Optimizer { ADAM = 0, RMSPROP = 1, SGD = 2 };
-enum Objective { RATIO = 0, LOG = 1, NONE = 2 };  // the surrogate, the policy gradient, the critic alone
+// The clipped surrogate, the policy gradient, the critic alone, the surrogate with SPO's quadratic penalty.
+enum Objective { RATIO = 0, LOG = 1, NONE = 2, SPO = 3 };
 enum Kind { CATEGORICAL = 0, BERNOULLI = 1, GAUSSIAN = 2 };
 enum Remembers { NOTHING = 0, GRU = 1, LSTM = 2 };
 enum Number { INT64 = 0, FLOAT32 = 1, FLOAT64 = 2 };

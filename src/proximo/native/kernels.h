@@ -111,6 +111,50 @@ INLINE void add_rows_in(float* sum, const float* x, int rows, int columns) {
   }
 }
 
+// to[k][i] = from[i][k] for i < rows and k < columns; the rows of both lie from_row and to_row apart.
+INLINE void turn_one_by_one(const float* from, int64_t from_row, float* to, int64_t to_row, int rows, int columns) {
+  // By stripes of 16, so that what is read and what is written both stay in the cache.
+  for (int j = 0; j < rows; j += WIDE)
+    for (int k = 0; k < columns; k++)
+      for (int i = j; i < std::min(j + WIDE, rows); i++) to[k * to_row + i] = from[i * from_row + k];
+}
+
+#if defined(__clang__) || !defined(__GNUC__)
+INLINE void turn_by_squares(const float* from, int64_t from_row, float* to, int64_t to_row, int rows, int columns) {
+  turn_one_by_one(from, from_row, to, to_row, rows, columns);
+}
+#else
+// Of 16 vectors, exchange the blocks of SIZE x SIZE numbers beside the diagonal in each square of twice that size.
+template <int SIZE>
+INLINE void exchange(Vec* x) {
+  VecInt upper, lower;
+  for (int i = 0; i < WIDE; i++) {
+    upper[i] = i & SIZE ? WIDE + i - SIZE : i;
+    lower[i] = i & SIZE ? WIDE + i : i + SIZE;
+  }
+  for (int i = 0; i < WIDE; i++)
+    if (!(i & SIZE)) {
+      const Vec above = x[i], below = x[i + SIZE];
+      x[i] = __builtin_shuffle(above, below, upper);
+      x[i + SIZE] = __builtin_shuffle(above, below, lower);
+    }
+}
+
+INLINE void turn_by_squares(const float* from, int64_t from_row, float* to, int64_t to_row, int rows, int columns) {
+  const int whole_rows = rows / WIDE * WIDE, whole_columns = columns / WIDE * WIDE;
+  for (int i = 0; i < whole_rows; i += WIDE)
+    for (int k = 0; k < whole_columns; k += WIDE) {
+      Vec square[WIDE];
+      for (int m = 0; m < WIDE; m++) square[m] = *(const Vec*)(from + (i + m) * from_row + k);
+      exchange<8>(square), exchange<4>(square), exchange<2>(square), exchange<1>(square);
+      for (int m = 0; m < WIDE; m++) *(Vec*)(to + (k + m) * to_row + i) = square[m];
+    }
+  turn_one_by_one(from + whole_columns, from_row, to + whole_columns * to_row, to_row, whole_rows,
+                  columns - whole_columns);
+  turn_one_by_one(from + whole_rows * from_row, from_row, to + whole_rows, to_row, rows - whole_rows, columns);
+}
+#endif
+
 INLINE double square_of(const float* x, int64_t count) {
   double part[WIDE] = {}, total = 0;
   int64_t k = 0;
@@ -261,6 +305,7 @@ struct Kernels {
   void (*activate)(float*, int64_t, int);
   void (*scale_by_slope)(float*, const float*, int64_t, int);
   void (*add_rows)(float*, const float*, int, int);
+  void (*turn)(const float*, int64_t, float*, int64_t, int, int);
   double (*square)(const float*, int64_t);
   void (*scan)(float*, const float*, float*, const float*, int64_t);
   void (*descend)(const Descent&, int64_t, float*, float*, float*, float*);
@@ -269,7 +314,7 @@ struct Kernels {
   const char* name;
 };
 
-#define BUILD_KERNELS(NAME, TARGET, ROWS, COLUMNS)                                                         \
+#define BUILD_KERNELS(NAME, TARGET, ROWS, COLUMNS, TURN)                                                   \
   namespace NAME {                                                                                         \
   TARGET void multiply(const Product& p) { multiply_by_tiles<ROWS, COLUMNS>(p); }                          \
   TARGET void activate(float* x, int64_t n, int kind) {                                                    \
@@ -281,6 +326,9 @@ struct Kernels {
     else scale_by_slope_in(g, y, n, kind);                                                                 \
   }                                                                                                        \
   TARGET void add_rows(float* s, const float* x, int m, int n) { add_rows_in(s, x, m, n); }                \
+  TARGET void turn(const float* x, int64_t x_row, float* y, int64_t y_row, int m, int n) {                 \
+    TURN(x, x_row, y, y_row, m, n);                                                                        \
+  }                                                                                                        \
   TARGET double square(const float* x, int64_t n) { return square_of(x, n); }                              \
   TARGET void scan(float* y, const float* later, float* d, const float* further, int64_t n) {              \
     scan_in(y, later, d, further, n);                                                                      \
@@ -292,16 +340,16 @@ struct Kernels {
   TARGET void lstm_back(const Cells& x) { lstm_back_in(x); }                                               \
   TARGET void gru_forth(const Cells& x) { gru_forth_in(x); }                                               \
   TARGET void gru_back(const Cells& x) { gru_back_in(x); }                                                 \
-  constexpr Kernels kernels = {multiply, activate, scale_by_slope, add_rows, square, scan, descend,        \
+  constexpr Kernels kernels = {multiply, activate, scale_by_slope, add_rows, turn, square, scan, descend,  \
                                {nullptr, gru_forth, lstm_forth}, {nullptr, gru_back, lstm_back}, #NAME};   \
   }
 
 #if defined(__x86_64__)
-BUILD_KERNELS(plain, , 3, 1)
-BUILD_KERNELS(avx2, __attribute__((target("avx2,fma"))), 6, 1)
-BUILD_KERNELS(avx512, __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw"))), 6, 2)
+BUILD_KERNELS(plain, , 3, 1, turn_one_by_one)
+BUILD_KERNELS(avx2, __attribute__((target("avx2,fma"))), 6, 1, turn_one_by_one)
+BUILD_KERNELS(avx512, __attribute__((target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw"))), 6, 2, turn_by_squares)
 #else
-BUILD_KERNELS(plain, , 6, 1)
+BUILD_KERNELS(plain, , 6, 1, turn_one_by_one)
 #endif
 
 // 0: what every processor of this kind has; 1: AVX2; 2: AVX-512.

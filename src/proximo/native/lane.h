@@ -312,6 +312,12 @@ class Lane {
     if (u.objective == LOG) {
       sum_.policy_loss -= log_p * advantage;
       g = -advantage * weight_;
+    } else if (u.objective == SPO) {
+      const float log_ratio = log_p - b.log_prob[row];
+      const float ratio = std::exp(std::min(log_ratio, LOG_RATIO_MAX)), moved = ratio - 1;
+      const float penalty = std::fabs(advantage) / u.clip;
+      sum_.policy_loss -= ratio * advantage - 0.5f * penalty * moved * moved;
+      g = log_ratio <= LOG_RATIO_MAX ? -ratio * (advantage - penalty * moved) * weight_ : 0.0f;
     } else {
       const float log_ratio = log_p - b.log_prob[row];
       const float ratio = std::exp(std::min(log_ratio, LOG_RATIO_MAX));

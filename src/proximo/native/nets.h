@@ -58,11 +58,7 @@ class Net {
       const float* w = flat + l.offset;
       for (int i = 0; i < l.outputs && learning_; i++)
         std::memcpy(&l.back[(int64_t)i * l.wide_in], w + (int64_t)i * l.inputs, l.inputs * sizeof(float));
-      // By squares of 16, so that what is read and what is written both stay in the cache.
-      for (int j = 0; j < l.outputs; j += WIDE)
-        for (int k = 0; k < l.inputs; k++)
-          for (int i = j; i < std::min(j + WIDE, l.outputs); i++)
-            l.forth[(int64_t)k * l.wide_out + i] = w[(int64_t)i * l.inputs + k];
+      kernel.turn(w, l.inputs, l.forth.get(), l.wide_out, l.outputs, l.inputs);
       std::memcpy(l.bias.get(), w + (int64_t)l.outputs * l.inputs, l.outputs * sizeof(float));
     }
   }

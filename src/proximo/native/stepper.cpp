@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "proximo_env.h"
+#include "team.h"
 
 namespace {
 
@@ -70,7 +71,7 @@ void on_crash(int signal) {
 
 extern "C" {
 
-int32_t proximo_stepper_version() { return 2; }
+int32_t proximo_stepper_version() { return 4; }
 
 // Write this text where the process crashes, unless somebody else waits for that.
 void proximo_stepper_on_crash(const char* text) {
@@ -118,9 +119,11 @@ struct ProximoStepper {
   std::vector<uint8_t> truncated;
   std::vector<int64_t> ended;  // t * N + i of the steps that ended an episode
   std::vector<float> final_obs;
+  std::unique_ptr<Team> team;  // steps the environments one by one, on several threads
+  std::vector<int64_t> first_step;  // of the first episodes: where their time limit begins
 
   void reset(int64_t i, int64_t episode, float* obs) {
-    length[i] = 0;
+    length[i] = episode ? 0 : first_step[i];
     env->reset(states + i * env->state_size, proximo_episode_seed(seed, first + i, episode), obs);
   }
 
@@ -129,9 +132,15 @@ struct ProximoStepper {
     float* obs = s.obs + (row + count) * width;
     uint8_t *terminated = s.terminated + row, *done = s.done + row;
     std::fill(truncated.begin(), truncated.end(), 0);
-    env->step(states, count, s.choices ? s.choices + row : nullptr,
-              s.actions ? s.actions + row * env->action_size : nullptr, obs, s.reward + row, terminated,
-              truncated.data());
+    auto some = [&](int64_t i, int64_t n) {
+      env->step(states + i * env->state_size, n, s.choices ? s.choices + row + i : nullptr,
+                s.actions ? s.actions + (row + i) * env->action_size : nullptr, obs + i * width, s.reward + row + i,
+                terminated + i, truncated.data() + i);
+    };
+    if (team)
+      team->each(count, [&](int64_t i) { some(i, 1); });
+    else
+      some(0, count);
     for (int64_t i = 0; i < count; i++) {
       terminated[i] = terminated[i] != 0;
       length[i]++;
@@ -144,21 +153,32 @@ struct ProximoStepper {
   }
 };
 
-// N environments of this kind. limit: steps of an episode at most; 0: any number. Returns null without memory for it.
-ProximoStepper* proximo_stepper_open(const ProximoEnv* env, int64_t count, int64_t seed, int64_t first,
-                                     int64_t limit) try {
+// N environments of this kind. limit: steps of an episode at most; 0: any number. threads: that step them. Returns null
+// without memory for it.
+ProximoStepper* proximo_stepper_open(const ProximoEnv* env, int64_t count, int64_t seed, int64_t first, int64_t limit,
+                                     int64_t threads) try {
   const int64_t size = count * env->state_size;
   auto stepper = std::make_unique<ProximoStepper>();
-  *stepper = {env, count, seed, first, limit, std::make_unique<char[]>(size + 16), nullptr, {}, {}, {}, {}};
+  *stepper = {env, count, seed, first, limit, std::make_unique<char[]>(size + 16), nullptr, {}, {}, {}, {}, {}, {}};
   stepper->states = stepper->memory.get() + (16 - (uintptr_t)stepper->memory.get() % 16) % 16;
   stepper->length.assign(count, 0);
+  stepper->first_step.assign(count, 0);
   stepper->truncated.assign(count, 0);
+  if (std::min(threads, count) > 1) stepper->team = std::make_unique<Team>(std::min(threads, count) - 1);
   return stepper.release();
 } catch (const std::bad_alloc&) {
   return nullptr;
 }
 
+// Where the states of the environments lie, one behind the other.
+void* proximo_stepper_states(ProximoStepper* stepper) { return stepper->states; }
+
 void proximo_stepper_close(ProximoStepper* stepper) { delete stepper; }
+
+// Let the time limit of the first episodes, those of number 0, begin at these steps. first_step: [N].
+void proximo_stepper_stagger(ProximoStepper* stepper, const int64_t* first_step) {
+  std::copy_n(first_step, stepper->count, stepper->first_step.begin());
+}
 
 // Begin these episodes in the environments where `begins` holds. obs: [N, obs_size].
 void proximo_stepper_reset(ProximoStepper* stepper, const uint8_t* begins, const int64_t* episode, float* obs) {
@@ -169,16 +189,21 @@ void proximo_stepper_reset(ProximoStepper* stepper, const uint8_t* begins, const
 // Take the steps begin, ..., end - 1. act: fills in the actions of a step before it is taken, or null. Returns 0, or 1
 // if there is no memory for the last observations of episodes.
 int32_t proximo_stepper_run(ProximoStepper* stepper, const ProximoSteps* steps, void (*act)(void*, int64_t),
-                            void* actor, int64_t begin, int64_t end) try {
+                            void* actor, int64_t begin, int64_t end) {
   stepper->ended.clear();
   stepper->final_obs.clear();
-  for (int64_t t = begin; t < end; t++) {
-    if (act) act(actor, t);
-    stepper->step(*steps, t);
+  if (stepper->team) stepper->team->begin();
+  int32_t failed = 0;
+  try {
+    for (int64_t t = begin; t < end; t++) {
+      if (act) act(actor, t);
+      stepper->step(*steps, t);
+    }
+  } catch (const std::bad_alloc&) {
+    failed = 1;
   }
-  return 0;
-} catch (const std::bad_alloc&) {
-  return 1;
+  if (stepper->team) stepper->team->end();
+  return failed;
 }
 
 // The episodes that ended in the last run: their number, where (t * N + i), and their last observations.

@@ -16,6 +16,7 @@ from proximo.nets.config import NetConfig
 from proximo.nets.custom import Maker, OwnBody
 from proximo.nets.heads import CategoricalHead, make_head
 from proximo.nets.recurrent import Recurrent
+from proximo.nets.values import ValueScale
 from proximo.spaces import Actions, Observations, check_masks
 from proximo.types import Moments, Segments
 
@@ -28,6 +29,7 @@ class Evaluation(NamedTuple):
     value: Tensor  # or [0], where it was left out
     distribution: Distribution
     recurrent_state: Tensor | None = None  # [S, C] after each segment
+    value_logits: Tensor | None = None  # [B, K] of a critic with bins
 
 
 class ActorCritic(nn.Module):
@@ -77,11 +79,10 @@ class ActorCritic(nn.Module):
         """C, size of the recurrent state of an env, the actor's part first; 0 without one."""
         self.bptt_steps = net.bptt_steps
         self.logits = nn.Linear(width, self.head.outputs)
-        self.baseline = nn.Linear(value_inputs, self.head.outputs if self._indexed else 1)
-        if net.orthogonal:
-            initialize(self.logits, net.policy_gain)
-            initialize(self.baseline, 1.0)
-        self.head.initialize(self.logits.bias)
+        self.value_scale = ValueScale(net)
+        outputs = self.head.outputs if self._indexed else max(1, net.value_bins)
+        self.baseline = nn.Linear(value_inputs, outputs)
+        self._initialize(net)
         self.precision = 1e-5
         """Relative difference of the same numbers from batches of other sizes, at most."""
         self.normalize_obs, self.obs_clip = net.normalize_obs, net.obs_clip
@@ -96,6 +97,16 @@ class ActorCritic(nn.Module):
         self.obs_scale = nn.Buffer(torch.ones(self.obs_shape))
         self.return_shift = nn.Buffer(torch.zeros(()))
         self.return_scale = nn.Buffer(torch.ones(()))
+
+    def _initialize(self, net: NetConfig) -> None:
+        """The first weights of the layers that put out the policy and the value."""
+        if net.orthogonal:
+            initialize(self.logits, net.policy_gain)
+            initialize(self.baseline, 1.0)
+        if net.value_bins:  # as in DreamerV3: the value begins in the middle, whatever is seen
+            nn.init.zeros_(self.baseline.weight)
+            nn.init.zeros_(self.baseline.bias)
+        self.head.initialize(self.logits.bias)
 
     @property
     def device(self) -> torch.device:
@@ -158,12 +169,17 @@ class ActorCritic(nn.Module):
         some = np.logical_or.reduceat(legal, begins, -1)
         return np.logical_not(some.all(-1))
 
-    def _value(self, features: Tensor, action: Tensor | None = None) -> Tensor:
-        value: Tensor = self.baseline(features)
+    def _value(
+        self, features: Tensor, action: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Values in units of the reward, and the logits of their histograms, if there are any."""
+        outputs: Tensor = self.baseline(features)
         if self._indexed and action is not None:
-            value = value.gather(-1, action.unsqueeze(-1))
-        value = value.squeeze(-1)
-        return self.return_shift + self.return_scale * value if self.normalize_returns else value
+            outputs = outputs.gather(-1, action.unsqueeze(-1))
+        value = self.value_scale.value(outputs)
+        if self.normalize_returns:
+            value = self.return_shift + self.return_scale * value
+        return value, outputs if self.value_scale.bins else None
 
     def distribution(self, obs: Tensor, segments: Segments | None = None) -> Distribution:
         """π(·|s). obs: [..., *obs]; of a recurrent policy [B, *obs], in these segments."""
@@ -226,12 +242,14 @@ class ActorCritic(nn.Module):
             parts.append(self._critic_features(inputs, action, segments))
         states = [state for _, state in parts if state is not None]
         distribution = self._policy(parts[0][0], obs)
+        value, logits = self._value(parts[-1][0], action)
         return Evaluation(
             distribution.log_prob(action),
             distribution.entropy() if entropy else None,
-            self._value(parts[-1][0], action),
+            value,
             distribution,
             torch.cat(states, -1) if states else None,
+            logits,
         )
 
     def _critic_features(
@@ -248,6 +266,10 @@ class ActorCritic(nn.Module):
         """V(s), or Q(s,a) of the likeliest a, in units of the reward. obs: [B, *obs] -> [B]."""
         if self.q_critic:
             return self.action_value(obs, self.distribution(obs, segments).mode(), segments)
+        return self.judge(obs, segments)[0]
+
+    def judge(self, obs: Tensor, segments: Segments | None = None) -> tuple[Tensor, Tensor | None]:
+        """V(s), as `value`, and the logits of its histogram, if there is one: [B] and [B, K]."""
         if self.critic:
             return self._value(self._critic_features(self.inputs(obs), None, segments)[0])
         return self._value(self._features(obs, segments))
@@ -255,7 +277,8 @@ class ActorCritic(nn.Module):
     def action_value(self, obs: Tensor, action: Tensor, segments: Segments | None = None) -> Tensor:
         """Q(s,a) in units of the reward. obs: [B, *obs], action: [B, *act]; returns [B]."""
         assert self.q_critic, "this critic is one of states, V(s)"
-        return self._value(self._critic_features(self.inputs(obs), action, segments)[0], action)
+        features = self._critic_features(self.inputs(obs), action, segments)[0]
+        return self._value(features, action)[0]
 
     @torch.no_grad()
     def set_obs_moments(self, moments: Moments) -> None:

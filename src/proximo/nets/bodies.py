@@ -28,8 +28,14 @@ class MLP(nn.Module):
     """Fully connected layers, each with the activation. [..., inputs] -> [..., outputs]."""
 
     def __init__(
-        self, inputs: int, hidden: tuple[int, ...], activation: str, orthogonal: bool
+        self,
+        inputs: int,
+        hidden: tuple[int, ...],
+        activation: str,
+        orthogonal: bool,
+        norm: str = "none",
     ) -> None:
+        """norm: none, or layer: y = g (x - mean)/std + b of the outputs x of each layer."""
         super().__init__()
         widths = (inputs, *hidden)
         self.outputs = widths[-1]
@@ -39,6 +45,7 @@ class MLP(nn.Module):
         if orthogonal:
             for layer in self.linears:
                 initialize(layer, math.sqrt(2))
+        self.norms = nn.ModuleList(map(nn.LayerNorm, hidden if norm == "layer" else ()))
         self.activation = activation
         self._activate = _ACTIVATIONS[activation]
 
@@ -46,9 +53,17 @@ class MLP(nn.Module):
         """x: [..., inputs], of which the last ones may be given separately, as `extra`."""
         if extra is not None:
             x = torch.cat([x, extra], -1)
+        if self.norms:
+            for layer, norm in zip(self.layers, self.norms, strict=True):
+                x = self._activate(norm(layer(x)))
+            return x
         for layer in self.layers:
             x = self._activate(layer(x))
         return x
+
+
+def _mlp(inputs: int, net: NetConfig) -> MLP:
+    return MLP(inputs, net.hidden, net.activation, net.orthogonal, net.norm)
 
 
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -62,12 +77,13 @@ IMPALA = (16, 32, 32)
 
 
 def _convolution(
-    channels: int, width: int, kernel: int, stride: int, border: int, orthogonal: bool
-) -> nn.Conv2d:
+    channels: int, width: int, kernel: int, stride: int, border: int, net: NetConfig
+) -> nn.Module:
     layer = nn.Conv2d(channels, width, kernel, stride, border)
-    if orthogonal:
+    if net.orthogonal:
         initialize(layer, math.sqrt(2))
-    return layer
+    # One group: mean and standard deviation over all cells and channels, as of a layer.
+    return nn.Sequential(layer, nn.GroupNorm(1, width)) if net.norm == "layer" else layer
 
 
 class ResidualStage(nn.Module):
@@ -76,10 +92,10 @@ class ResidualStage(nn.Module):
     Espeholt et al. 2018 (arXiv 1802.01561), figure 3. [B, C, H, W] -> [B, width, H/2, W/2].
     """
 
-    def __init__(self, channels: int, width: int, orthogonal: bool) -> None:
+    def __init__(self, channels: int, width: int, net: NetConfig) -> None:
         super().__init__()
         inputs = (channels, width, width, width, width)
-        self.layers = nn.ModuleList(_convolution(c, width, 3, 1, 1, orthogonal) for c in inputs)
+        self.layers = nn.ModuleList(_convolution(c, width, 3, 1, 1, net) for c in inputs)
 
     def forward(self, x: Tensor) -> Tensor:
         first, *rest = self.layers
@@ -118,14 +134,12 @@ class Pixels(nn.Module):
         self.layers = nn.ModuleList()
         if self._residual:
             for width in IMPALA:
-                self.layers.append(ResidualStage(channels, width, net.orthogonal))
+                self.layers.append(ResidualStage(channels, width, net))
                 channels, high, wide = width, (high + 1) // 2, (wide + 1) // 2
         else:
             border = int(kind == "small")
             for width, kernel, stride in SMALL if border else NATURE:
-                self.layers.append(
-                    _convolution(channels, width, kernel, stride, border, net.orthogonal)
-                )
+                self.layers.append(_convolution(channels, width, kernel, stride, border, net))
                 channels = width
                 high, wide = ((n + 2 * border - kernel) // stride + 1 for n in (high, wide))
         self.outputs = channels * (1 if self._average else high * wide)
@@ -159,7 +173,7 @@ class Encoder(nn.Module):
         numbers = [i for leaf in leaves if not leaf.image for i in range(leaf.begin, leaf.end)]
         self.columns = nn.Buffer(torch.tensor(numbers), persistent=False)
         width = len(numbers) + sum(image.outputs for image in images) + extra
-        self.mlp = MLP(width, net.hidden, net.activation, net.orthogonal)
+        self.mlp = _mlp(width, net)
         self.outputs = self.mlp.outputs
         self.half_precision = False
         """Compute in bfloat16 (`torch.autocast`), with weights and outputs in single precision."""
@@ -185,7 +199,7 @@ class ActionCritic(nn.Module):
     def __init__(self, own: OwnBody, net: NetConfig, extra: int) -> None:
         super().__init__()
         self.own = own
-        self.mlp = MLP(own.outputs + extra, net.hidden, net.activation, net.orthogonal)
+        self.mlp = _mlp(own.outputs + extra, net)
         self.outputs = self.mlp.outputs
 
     def forward(self, row: Tensor, extra: Tensor) -> Tensor:
@@ -221,5 +235,5 @@ def make_body(
         body = OwnBody(own, row, net, privileged=privileged)
         return ActionCritic(body, net, extra) if extra else body
     if len(shown) == len(seen) and not any(leaf.image for leaf in seen):
-        return MLP(row.mask_begin + extra, net.hidden, net.activation, net.orthogonal)
+        return _mlp(row.mask_begin + extra, net)
     return Encoder(row, shown, net, extra)

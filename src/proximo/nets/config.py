@@ -26,6 +26,9 @@ class NetConfig:
     """Widths of the critic's hidden layers (separate trunks only); none: those of the policy."""
     activation: Literal["tanh", "relu", "elu"] = "tanh"
     """Nonlinearity after every hidden layer."""
+    norm: Literal["none", "layer"] = "none"
+    """Normalisation of every hidden layer before its nonlinearity, in actor and critic: none, or
+    layer normalisation (Ba et al. 2016); of convolutions over all cells and channels."""
     cnn: Literal["auto", "nature", "small", "impala"] = "auto"
     """Convolutions over images: nature (Mnih et al. 2015; auto from 36 pixels a side), small (two
     layers; auto below), or impala, with residual blocks (Espeholt et al. 2018)."""
@@ -64,6 +67,18 @@ class NetConfig:
     """Standardised observations are clipped at this many standard deviations."""
     normalize_returns: bool = False
     """Standardise the returns that the critic learns. Values are shown in units of the reward."""
+    value_symlog: bool = False
+    """The critic learns symlog(x) = sign(x) log(1 + |x|) of its targets (DreamerV3, Hafner et al.
+    2023), for returns of any size. Values are shown in units of the reward."""
+    value_bins: Annotated[int, at_least(0)] = 0
+    """Bins of a histogram that the critic learns by cross-entropy, its mean being the value
+    (HL-Gauss, Farebrother et al. 2024); 0: the critic learns a number."""
+    value_range: tuple[float, float] = (-10.0, 10.0)
+    """Centres of the first and the last bin, in what the critic learns: returns, or their symlog
+    (10: returns up to 22,025). Targets beyond count as these."""
+    value_sigma: Annotated[float, between(0, 100)] = 0.75
+    """Standard deviation of the Gaussian that spreads a target over bins, in widths of a bin; 0:
+    the two nearest bins share it (two-hot)."""
 
     def __post_init__(self) -> None:
         check_values("net", self)
@@ -82,6 +97,18 @@ class NetConfig:
             raise UsageError(
                 "net.std is gsde, but net.action is beta, which has no std: use clip or squash"
             )
+        if self.value_bins == 1:
+            raise UsageError("net.value_bins is 1: a histogram has at least 2 bins, or 0 for none")
+        if not self.value_range[0] < self.value_range[1]:
+            raise UsageError(
+                f"net.value_range is {self.value_range}: the first number must be the lower one"
+            )
+        for name in ("value_symlog", "value_bins"):
+            if self.normalize_returns and (value := getattr(self, name)):
+                raise UsageError(
+                    f"net.normalize_returns is on and net.{name} is {value}: each has a scale of "
+                    "its own for what the critic learns, so use one of them"
+                )
         if self.privileged and self.trunk == "shared":
             raise UsageError(
                 f"net.privileged is {self.privileged}, but net.trunk is shared: what only the "
@@ -96,6 +123,7 @@ class NetConfig:
         continuous: some actions are a Box. images: some observations are images. q_of_numbers: the
         critic takes actions beside the features. critic: a critic is learned.
         """
+        of_critic = ("critic_hidden", "normalize_returns", "value_symlog", "value_bins")
         box = ("action", "mean", "std", "log_std", "gsde_steps")
         unused = [
             (not continuous, box, "no action is a Box"),
@@ -105,14 +133,16 @@ class NetConfig:
             (not self.normalize_obs, ("obs_clip",), "net.normalize_obs is off"),
             (not self.orthogonal, ("policy_gain",), "net.orthogonal is off"),
             (self.trunk == "shared", ("critic_hidden",), "net.trunk is shared"),
-            (not critic, ("critic_hidden", "normalize_returns"), "algorithm.critic is off"),
+            (not critic, of_critic, "algorithm.critic is off"),
+            (not self.value_bins, ("value_range", "value_sigma"), "net.value_bins is 0"),
             (not (self.hidden or self.critic_hidden), ("activation",), "net.hidden is empty"),
             (not images or bool(self.module), ("cnn", "cnn_pool"), _NO_CNN[bool(self.module)]),
+            (not (self.hidden or self.critic_hidden or images), ("norm",), "there is no layer"),
         ]
         if not (self.hidden or self.module or images or self.recurrent != "none"):
             unused.append((True, ("trunk",), "there is no layer to share"))
         if self.module:
-            layers = ("critic_hidden", "hidden", "activation")
+            layers = ("critic_hidden", "hidden", "activation", "norm")
             used = layers if q_of_numbers else ()
             unused.append((not used, layers, "net.module stands for the hidden layers"))
         for without, names, why in unused:

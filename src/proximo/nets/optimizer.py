@@ -59,6 +59,24 @@ class FlatOptimizer:
             optimizer.state[self.flats[index]] = self.records[index]
             optimizer.step()
 
+    def reset(self, *, moments: bool) -> None:
+        """Begin to count Adam's steps anew, t = 0; with `moments`, forget its gradients too."""
+        for record in self.records:
+            for name, tensor in record.items():
+                if moments or name == "step":
+                    tensor.zero_()
+
+    def weights(self) -> Tensor:
+        """All parameters, copied. [P]."""
+        return torch.cat([flat.detach().reshape(-1) for flat in self.flats])
+
+    @torch.no_grad()
+    def set_weights(self, weights: Tensor) -> None:
+        """Put these parameters, [P], in the place of its own: modules and engines see them."""
+        sizes = [flat.numel() for flat in self.flats]
+        for flat, own in zip(self.flats, torch.split(weights, sizes), strict=True):
+            flat.copy_(own)
+
     def tensors(self) -> dict[str, Tensor]:
         """Running moments of the gradients and step counts, by their names in a checkpoint."""
         return {

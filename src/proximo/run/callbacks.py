@@ -199,6 +199,10 @@ class BestTracker(Callback):
             state.best = row["best"] = score
 
 
+PAUSE = 0.05
+"""Seconds between two writes to metrics.jsonl: a write costs as much as making three rows."""
+
+
 class MetricsLogger(Callback):
     """One row per update: to the display, and every `log_every` updates to metrics.jsonl."""
 
@@ -211,7 +215,7 @@ class MetricsLogger(Callback):
         say: Callable[[str], None],
     ) -> None:
         """last: the row logged last. say: told once if disk or display fail. Raises `OSError`."""
-        self._file = Lines(folder.metrics_file, say) if folder else None
+        self._file = Lines(folder.metrics_file, say, PAUSE) if folder else None
         self._display, self._run, self._say = display, run, say
         self.row, self._written = last, True
 

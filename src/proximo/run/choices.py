@@ -9,10 +9,10 @@ from proximo.engines.base import Engine
 from proximo.engines.library import obstacle
 from proximo.engines.native import NativeEngine
 from proximo.engines.torch import TorchEngine
-from proximo.envs.compiled import SHIPPED, built
-from proximo.envs.compiled import obstacle as not_compiled
+from proximo.envs import mujoco
+from proximo.envs.compiled import SHIPPED
 from proximo.envs.config import EnvConfig, cores
-from proximo.envs.make import has_vector_version
+from proximo.envs.make import has_vector_version, lacking, not_compiled
 from proximo.envs.registries import ARCADE
 from proximo.envs.suites import suite_of
 from proximo.errors import UsageError
@@ -34,12 +34,13 @@ def size(policy: ActorCritic) -> int:
 
 def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     """What steps the envs, and why. `given`: the caller brings the envs."""
-    if env.backend == "native" and env.id in SHIPPED and not built(env.id):
-        return "sync", "one after the other: their compiled version was not built here"
+    like_gymnasium = env.id in SHIPPED or env.id in mujoco.STEPPED
+    if env.backend == "native" and like_gymnasium and (text := lacking(env.id)):
+        return "sync", f"one after the other, in Python: {text}"
     if env.backend != "auto":
         return env.backend, "as set"
     if not given and not not_compiled(env):
-        same = ", with Gymnasium's numbers" if env.id in SHIPPED else ""
+        same = ", with Gymnasium's numbers" if like_gymnasium else ""
         return "native", f"compiled{same}"
     if env.wrappers:
         return "sync", "one after the other, each in its wrappers"
@@ -55,8 +56,9 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
 
 def check_backend(env: EnvConfig) -> None:
     """Refuse settings of the backend that have no effect with this one. Raises `UsageError`."""
-    threads = env.backend == "envpool" or (env.backend == "vector" and env.id.startswith(ARCADE))
-    unused = [] if threads else [("threads", "for Atari and EnvPool's envs")]
+    places = [("envpool", True), ("vector", env.id.startswith(ARCADE))]
+    places += [("native", env.id in mujoco.STEPPED)]
+    unused = [] if (env.backend, True) in places else [("threads", "for Atari, MuJoCo and EnvPool")]
     if env.backend != "workers":
         names = ("processes", "timeout", "restarts")
         unused += [(name, "for --env.backend workers") for name in names]

@@ -19,7 +19,7 @@ from proximo.algorithms.reinforce import Reinforce
 from proximo.algorithms.trpo import TRPO
 from proximo.bounds import above, at_least, between
 from proximo.envs.config import EnvConfig
-from proximo.errors import UsageError, check_values, nearest, printable
+from proximo.errors import UsageError, check_values, nearest, printable, refuse_unused
 from proximo.functional.schedules import Schedule, as_schedule
 from proximo.imports import find, leads_to, name_of
 from proximo.nets.config import NetConfig
@@ -208,6 +208,20 @@ class Config:
                 "algorithm.minibatches is episodes, but experience is counted in steps: "
                 "set --rollout.episodes to how many episodes an update learns from"
             )
+        if self.env.stagger and self.rollout.episodes:
+            raise UsageError(
+                "env.stagger is on, but rollout.episodes counts whole episodes, whose lengths it "
+                "would change: leave it out"
+            )
+        if bins := self.net.value_bins:
+            losses = ("value_loss", "value_clip", "huber_delta")
+            why = f"net.value_bins is {bins}: a histogram learns by cross-entropy"
+            refuse_unused("algorithm", algorithm, losses, why)
+            if algorithm.q_critic:
+                raise UsageError(
+                    f"net.value_bins is {bins}, but {algorithm.name} has a critic of actions, "
+                    "which learns numbers: leave it out"
+                )
         whole_episodes = algorithm.minibatches == "whole" and self.rollout.episodes
         if whole_episodes and self.run.engine == "compile":
             raise UsageError(

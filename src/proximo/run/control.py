@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 
 from proximo.collect import collect
 from proximo.envs.base import REPLAYED, Envs, Maker
-from proximo.envs.make import make_envs
+from proximo.envs.make import make_envs, time_limit
 from proximo.envs.watch import Bounds, Checked
 from proximo.errors import UsageError, explained
 from proximo.evaluation import step_limit
@@ -146,6 +146,7 @@ class ControlTask(Task):
             if log.folder:
                 list(map(space_record, self.spaces))  # refused before training
             own = net or (find(config.net.module) if config.net.module else None)
+            config = self._with_horizon(config)
             policy = self._make_policy(config, own)
             self.config = self._settle(config, policy)
             self.run = self.config.run
@@ -221,6 +222,21 @@ class ControlTask(Task):
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
         """Of observations and of actions."""
         return self.envs.obs_space, self.envs.action_space
+
+    def _with_horizon(self, config: Config) -> Config:
+        """The configuration with the time limit for a horizon that is left to the env."""
+        algorithm, env = config.algorithm, config.env
+        if algorithm.discount_horizon != 0:
+            return config
+        limit = env.max_episode_steps or self.envs.time_limit or time_limit(env)
+        if limit is None:
+            raise UsageError(
+                "algorithm.discount_horizon is 0, the env's time limit, but none is known: give a "
+                "number of steps, or set env.max_episode_steps"
+            )
+        algorithm = dataclasses.replace(algorithm, discount_horizon=limit)
+        self.log.note(f"discount: {algorithm.gamma:.6g} (1 - 1/{limit}, by the time limit)")
+        return dataclasses.replace(config, algorithm=algorithm)
 
     def _make_policy(self, config: Config, net: NetMaker | None) -> ActorCritic:
         """The network, with its first weights, on the CPU. Raises `UsageError`."""

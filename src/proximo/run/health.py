@@ -114,7 +114,7 @@ class HealthMonitor(Callback):
         self._rows = list[Row]()
         for row in rows:
             self._keep(row)
-        self._due = 0
+        self._due = self.LEAST
         if rows:
             self._passed(rows[-1])
         said = {name for row in rows for name in str(row.get("health", "")).split(", ")}

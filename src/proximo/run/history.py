@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from proximo.types import Row
 
+T = TypeVar("T")
 KEPT = 64
 """Rows that a history keeps, evenly chosen, and as many of those with further readings."""
 MEASURED = "reward_max"
@@ -36,6 +37,19 @@ def thinned(rows: Sequence[Row]) -> list[Row]:
     return sorted(kept, key=lambda row: row["update"])
 
 
+def once_by_name(method: Callable[[History, str], T]) -> Callable[[History, str], T]:
+    """A method of a history that computes its value for each name once."""
+
+    def kept(history: History, name: str) -> T:
+        values = history.values.setdefault(method.__name__, {})
+        if name not in values:
+            values[name] = method(history, name)
+        found: T = values[name]
+        return found
+
+    return kept
+
+
 class History:
     """Rows of a run in order, and its settings as tables.
 
@@ -46,7 +60,11 @@ class History:
     def __init__(self, rows: Sequence[Row], settings: Mapping[str, Mapping[str, Any]]) -> None:
         self._rows, self._settings = rows, settings
         self._columns: dict[str, np.ndarray] = {}
+        self.values: dict[str, dict[str, Any]] = {}
         self.updates = self["update"]
+        self._begin, self._quarter = np.searchsorted(
+            self.updates, [self.last / 10, 0.75 * self.last]
+        ).tolist()
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._columns:
@@ -70,6 +88,7 @@ class History:
         value = self.setting(name)
         return float(value) if type(value) in (int, float) else default
 
+    @once_by_name
     def known(self, name: str) -> np.ndarray:
         """The values of a reading, where it has one."""
         column: np.ndarray = self[name]
@@ -90,19 +109,22 @@ class History:
         known = self.known(name)
         return float(known[0]) if len(known) else np.nan
 
+    @once_by_name
     def median(self, name: str) -> float:
         """The median of a reading over the run."""
         return middle(self.known(name))
 
+    @once_by_name
     def early(self, name: str) -> float:
         """The median of a reading over the first tenth of the updates, or its first value."""
-        column = self[name][: max(1, int(np.searchsorted(self.updates, self.last / 10)))]
+        column = self[name][: max(1, self._begin)]
         known = column[np.isfinite(column)]
         return middle(known) if len(known) else self.first(name)
 
+    @once_by_name
     def recent(self, name: str) -> float:
         """The median of a reading over the last quarter of the updates, or its last value."""
-        column = self[name][int(np.searchsorted(self.updates, 0.75 * self.last)) :]
+        column = self[name][self._quarter :]
         known = column[np.isfinite(column)]
         if len(known):
             return middle(known)
@@ -121,7 +143,7 @@ class History:
     @property
     def span(self) -> str:
         """The last quarter of the updates, in words."""
-        begin = self.updates[int(np.searchsorted(self.updates, 0.75 * self.last))]
+        begin = self.updates[self._quarter]
         return f"updates {begin:.0f} to {self.last:.0f}"
 
     @property

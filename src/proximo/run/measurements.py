@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, cast
 
@@ -38,9 +39,13 @@ class Measurements:
 
     def due(self, state: TrainState) -> bool:
         """The next update is measured."""
+        if state.updates in EARLY:
+            return True
+        if state.updates % self._every:
+            return False
         # On a device each of them takes the whole rollout over to the host.
-        every = self._every if state.policy.device.type == "cpu" else max(self._every, FAR)
-        return state.updates % every == 0 or state.updates in EARLY
+        far = self._every * math.ceil(FAR / self._every)
+        return state.updates % far == 0 or state.policy.device.type == "cpu"
 
     def begin(self, state: TrainState, envs: Envs) -> Envs:
         """The envs for the next rollout. Where it is measured, their steps are timed."""

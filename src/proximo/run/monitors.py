@@ -12,7 +12,7 @@ from proximo.collect import allocate
 from proximo.envs.base import Envs
 from proximo.envs.watch import Bounds
 from proximo.errors import TrainingError, faults
-from proximo.evaluation import EpisodePlayer, Scores
+from proximo.evaluation import BatchPlayer, Scores, player
 from proximo.run.callbacks import Callback, Checked
 from proximo.state import TrainState
 from proximo.types import Rollout, Row
@@ -26,7 +26,7 @@ class Evaluation:
 
     def __init__(self, env: Envs, episodes: int, limit: int, warn: Callable[[str], None]) -> None:
         """limit: steps of an episode at most; warn: told once if one was cut off there."""
-        self._player, self._episodes = EpisodePlayer(env), episodes
+        self._player, self._episodes = player(env), episodes
         self._limit, self._warn, self._warned = limit, warn, False
 
     def __call__(self, state: TrainState, row: Row) -> float:
@@ -62,13 +62,12 @@ class Evaluation:
             if state.watch:
                 state.watch(state.steps, f"evaluating: episode {episode + 1} of {self._episodes}")
 
-        return self._player.play(
-            policy if policy.state_size else env_action,  # the engine's actor has no episodes
-            episodes=self._episodes,
-            seed=TRAINING_EVALUATION_SEED,
-            limit=self._limit,
-            watch=watch,
-        )
+        how: dict[str, Any] = {"episodes": self._episodes, "seed": TRAINING_EVALUATION_SEED}
+        how |= {"limit": self._limit, "watch": watch}
+        if isinstance(self._player, BatchPlayer):
+            return self._player.play(policy, **how)
+        # The engine's actor has no episodes.
+        return self._player.play(policy if policy.state_size else env_action, **how)
 
 
 class Evaluate(Callback):

@@ -37,6 +37,7 @@ class Preset:
         return env in self.result.split()
 
 
+@functools.cache
 def _read(path: Path) -> Preset:
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
     about = tables.pop("preset")
@@ -44,9 +45,21 @@ def _read(path: Path) -> Preset:
 
 
 @functools.cache
+def _files() -> tuple[Path, ...]:
+    return tuple(sorted((Path(__file__).parents[1] / "presets").glob("*.toml")))
+
+
+@functools.cache
 def presets() -> tuple[Preset, ...]:
     """All presets, by their names."""
-    return tuple(map(_read, sorted((Path(__file__).parents[1] / "presets").glob("*.toml"))))
+    return tuple(map(_read, _files()))
+
+
+@functools.cache
+def presets_about(env: str) -> tuple[Preset, ...]:
+    """Those whose file names this env: few of them are read."""
+    found = (path for path in _files() if env in path.read_text(encoding="utf-8"))
+    return tuple(map(_read, found))
 
 
 def find_preset(algorithm: str, env: str) -> Preset | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from proximo.run.history import History, Sign, middle
-from proximo.run.presets import Preset, presets
+from proximo.run.presets import Preset, presets_about
 
 Rule = Callable[[History], Sign | None]
 """None: it does not apply."""
@@ -38,7 +38,8 @@ def env_never_pays(h: History) -> Sign | None:
 
 
 def reward_scale(h: History) -> Sign | None:
-    scaled = h.setting("algorithm.normalize_reward") or h.setting("net.normalize_returns")
+    own = ("algorithm.normalize_reward", "net.normalize_returns", "net.value_symlog")
+    scaled = any(map(h.setting, own))
     largest = h.median("reward_max")
     if scaled or not (largest >= 1000 or 0 < largest <= 1e-3):
         return None
@@ -266,7 +267,8 @@ def critic_steps_too_large(h: History) -> Sign | None:
 def value_loss_exploding(h: History) -> Sign | None:
     size = h["value_target_rms"]
     error = np.sqrt(1 - np.minimum(h["explained_variance"], 1)) * h["value_target_std"]
-    if not h.setting("net.normalize_returns") and h.setting("algorithm.value_loss") != "huber":
+    own = ("net.normalize_returns", "net.value_symlog", "net.value_bins")
+    if not any(map(h.setting, own)) and h.setting("algorithm.value_loss") != "huber":
         error = np.fmax(error, np.sqrt(h["value_loss"]))  # which is in units of the reward
     off = error / np.where(size > 0, size, np.nan)
     known = off[np.isfinite(off)]
@@ -462,8 +464,8 @@ def return_fell(h: History) -> Sign | None:
 def published_budget(h: History) -> tuple[Preset, float] | None:
     """The preset of this env, and its result there."""
     env = str(h.setting("env.id", ""))
-    for preset in presets():
-        found = re.search(rf"{re.escape(env)} (-?[\d.]+)", preset.result) if env else None
+    for preset in presets_about(env) if env else ():
+        found = re.search(rf"{re.escape(env)} (-?[\d.]+)", preset.result)
         if found and preset.algorithm == h.setting("algorithm.name") and not preset.by_name:
             return preset, float(found[1])
     return None
@@ -477,11 +479,12 @@ def too_few_steps(h: History) -> Sign | None:
         return None
     preset, result = found
     budget, total = preset.tables["run"]["total_steps"], h["steps"][-1]
-    if total > 0.25 * budget or h.recent("return_mean") > result - 0.2 * abs(result):
+    score = h.recent("return_mean")
+    if total > 0.25 * budget or score > result - 0.2 * abs(result):
         return None
+    told = "no episode has ended" if np.isnan(score) else f"return {score:.4g}"
     return Sign(
-        f"{total:,.0f} steps, return {h.recent('return_mean'):.4g}; the preset needs {budget:,} "
-        f"for {result:g}",
+        f"{total:,.0f} steps, {told}; the preset needs {budget:,} for {result:g}",
         "the run is too short for this env",
         f"--total-steps {budget}",
         int(h.last),
