@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from proximo import PPO, EnvConfig, RolloutConfig, UsageError, train
 from proximo.collect import collect
 from proximo.envs.base import first_step
-from proximo.envs.compiled import built
+from proximo.envs.compiled import missing
 from proximo.envs.make import make_envs
 from proximo.envs.tensors import TensorEnvs
 from proximo.nets.actor_critic import ActorCritic
@@ -72,7 +72,7 @@ def check(rollout):
 
 @pytest.mark.parametrize("backend", ["sync", "native", "workers"])
 def test_first_episodes_are_short_and_are_not_scored(backend):
-    if backend == "native" and not built("Pendulum-v1"):
+    if backend == "native" and missing("Pendulum-v1"):
         pytest.skip("the compiled envs were not built")
     env = EnvConfig(id="Pendulum-v1", num_envs=COUNT, max_episode_steps=LIMIT, backend=backend)
     staggered = EnvConfig(**{**vars(env), "stagger": True})
