@@ -128,9 +128,7 @@ class TensorEnvs(VectorEnvs):
 
 
 class Snapshots(VectorEnv[Any, Any, Any], ABC):
-    """A vector env of tensors whose whole state can be had as arrays."""
-
-    device: torch.device
+    """A vector env of tensors whose whole state can be had as arrays: a run resumes exactly."""
 
     @abstractmethod
     def snapshot(self) -> tuple[np.ndarray, ...]:
@@ -142,13 +140,13 @@ class Snapshots(VectorEnv[Any, Any, Any], ABC):
 
 
 class SnapshotEnvs(TensorEnvs):
-    """Envs of a suite. Their state is saved as arrays, so that a run resumes exactly."""
+    """`TensorEnvs` whose state is saved with the run."""
 
     replayable = True
 
-    def __init__(self, envs: Snapshots, seed: int) -> None:
+    def __init__(self, envs: Snapshots, seed: int, device: torch.device) -> None:
+        super().__init__(envs, seed, device)
         self._snapshots = envs
-        super().__init__(envs, seed, envs.device)
 
     def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
         rows = super()._begin(state, begun)
