@@ -10,7 +10,7 @@ from proximo import PPO, EnvConfig, RolloutConfig, UsageError, train
 from proximo.collect import collect
 from proximo.envs.base import first_step
 from proximo.envs.compiled import missing
-from proximo.envs.make import make_envs
+from proximo.envs.make import lacking, make_envs
 from proximo.envs.tensors import TensorEnvs
 from proximo.nets.actor_critic import ActorCritic
 from proximo.nets.config import NetConfig
@@ -72,8 +72,8 @@ def check(rollout):
 
 @pytest.mark.parametrize("backend", ["sync", "native", "workers"])
 def test_first_episodes_are_short_and_are_not_scored(backend):
-    if backend == "native" and missing("Pendulum-v1"):
-        pytest.skip("the compiled envs were not built")
+    if backend == "native" and (why := missing("Pendulum-v1")):
+        pytest.skip(why)
     env = EnvConfig(id="Pendulum-v1", num_envs=COUNT, max_episode_steps=LIMIT, backend=backend)
     staggered = EnvConfig(**{**vars(env), "stagger": True})
     rollout, _ = gather(staggered)
@@ -83,6 +83,16 @@ def test_first_episodes_are_short_and_are_not_scored(backend):
     assert [ends(together, i) for i in range(COUNT)] == [[LIMIT, 2 * LIMIT]] * COUNT
     # What an env shows does not depend on it: each episode begins from its own seed.
     assert torch.equal(rollout.obs[: min(FIRST)], together.obs[: min(FIRST)])
+
+
+def test_mujocos_envs_in_c_are_those_of_gymnasium():
+    swimmer = EnvConfig(id="Swimmer-v5", num_envs=COUNT, max_episode_steps=LIMIT, stagger=True)
+    if lacking("Swimmer-v5"):
+        pytest.skip(lacking("Swimmer-v5"))
+    compiled, _ = gather(EnvConfig(**{**vars(swimmer), "backend": "native"}))
+    alone, _ = gather(EnvConfig(**{**vars(swimmer), "backend": "sync"}))
+    check(compiled)
+    assert torch.equal(compiled.obs, alone.obs)
 
 
 def test_envs_of_tensors_that_count_their_steps():

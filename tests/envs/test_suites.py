@@ -194,3 +194,19 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(tmp_path):
     resume(tmp_path / "half", total_steps=1024)
     whole, half = (load(tmp_path / name).policy.state_dict() for name in ("whole", "half"))
     assert all(torch.equal(whole[name], half[name]) for name in whole)
+
+
+def test_first_episodes_begin_within_a_time_limit_that_is_ours(craftax, monkeypatch):
+    installed()
+    from test_stagger import FIRST, LIMIT, ends, gather
+
+    def go_on(self, key, state, action, params):
+        return np.zeros(2, np.float32), state + 1, 1.0, state < 0, {}
+
+    monkeypatch.setattr(StandIn, "step_env", go_on)
+    env = EnvConfig(id="craftax:Craftax-Symbolic-v1", num_envs=4, backend="vector", stagger=True)
+    rollout, _ = gather(dataclasses.replace(env, max_episode_steps=LIMIT), steps=LIMIT + 1)
+    assert [ends(rollout, i) for i in range(4)] == [[first] for first in FIRST]
+    assert rollout.episodes == ()
+    with pytest.raises(UsageError, match=r"env\.stagger is on, but no time limit is known"):
+        make_envs(dataclasses.replace(env, id=CARTPOLE), 0)

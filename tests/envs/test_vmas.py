@@ -191,3 +191,12 @@ def test_nothing_is_copied_between_vmas_and_the_tensors():
         assert given["actions"][key].data_ptr() == part.data_ptr()
         assert info["final_obs"][key].data_ptr() == given["final"][0][key].data_ptr()
         assert obs[key].data_ptr() == given["final"][0][key].data_ptr()  # nothing has ended
+
+
+def test_first_episodes_can_begin_within_the_time_limit():
+    from test_stagger import FIRST, LIMIT, ends, gather
+
+    config = EnvConfig(id="vmas:balance", backend="vector", num_envs=4, stagger=True)
+    rollout, _ = gather(EnvConfig(**{**vars(config), "max_episode_steps": LIMIT}))
+    assert [ends(rollout, i) for i in range(4)] == [[first, first + LIMIT] for first in FIRST]
+    assert [e.length for e in rollout.episodes] == [LIMIT] * 4

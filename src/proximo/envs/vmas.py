@@ -61,14 +61,14 @@ class VmasVectorEnv(Snapshots):
         known = [*vmas.scenarios, *vmas.mpe_scenarios]
         if name not in known:
             raise UsageError(f"there is no env {name!r} in vmas. {nearest(name, known)}")
-        self.num_envs = env.num_envs
+        self.num_envs, self.limit = env.num_envs, env.max_episode_steps or LIMIT
         settings: dict[str, Any] = {"continuous_actions": True, **env.kwargs}
         settings |= {"clamp_actions": settings["continuous_actions"], "dict_spaces": True}
         with explained(f"{env.id} cannot be made with the arguments {env.kwargs}"), _apart():
             self._worlds = vmas.make_env(
                 name,
                 num_envs=env.num_envs,
-                max_steps=env.max_episode_steps or LIMIT,
+                max_steps=self.limit,
                 terminated_truncated=True,
                 **settings,
             )
@@ -110,6 +110,9 @@ class VmasVectorEnv(Snapshots):
                 obs = _plain(self._begin(done))
         reward = torch.stack([*rewards.values()]).mean(0)
         return obs, reward, terminated, truncated, {"final_obs": final}
+
+    def begin_at(self, steps: list[int]) -> None:
+        self._worlds.steps[:] = torch.tensor(steps)
 
     def _begin(self, done: list[int]) -> Any:
         """Observations once these worlds are at the beginning of an episode."""
