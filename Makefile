@@ -68,7 +68,7 @@ suites: requirements.lock
 	@.venv-suites/bin/pip install --quiet -r requirements.lock
 	@.venv-suites/bin/pip install --quiet --no-build-isolation --constraint requirements.lock --editable ".[navix,xminigrid,jumanji,brax,playground,vmas]" seaborn
 	@.venv-suites/bin/pip install --quiet --no-deps gymnax craftax
-	@.venv-suites/bin/pytest -rs tests/envs/test_suites.py tests/envs/test_vmas.py
+	@.venv-suites/bin/pytest -rs tests/envs/test_suites.py tests/envs/test_installed_suites.py tests/envs/test_vmas.py
 	@.venv-suites/bin/python benchmarks/suites.py
 
 # MLflow is large, and trackio wants an older Pillow than the lock has.

@@ -101,9 +101,10 @@ def test_the_same_seed_gives_the_same_metrics_and_the_same_bytes(env, tmp_path):
 
 
 @pytest.mark.skipif(bool(NOT_COMPILED), reason=NOT_COMPILED)
-@pytest.mark.parametrize(("env", "episodes"), [("CartPole-v1", 4), ("Pendulum-v1", 0)])
-def test_compiled_envs_give_the_metrics_and_bytes_of_gymnasiums(env, episodes, tmp_path):
+@pytest.mark.parametrize("episodes", [0, 4])
+def test_compiled_envs_give_the_metrics_and_bytes_of_gymnasiums(episodes, tmp_path):
     """A run of the one, too, that is resumed with the other."""
+    env = "CartPole-v1"
     for backend in ("sync", "native"):
         go(env, tmp_path / backend, episodes=episodes, backend=backend)
     go(env, tmp_path / "auto", [lambda state, rollout, metrics: state.updates == 4], episodes)

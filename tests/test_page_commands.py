@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 VERBS = (
     *(f"train {name}" for name in ("ppo", "trpo", "ppo-penalty", "a2c", "qac", "reinforce")),
-    *("resume", "eval", "play", "plot", "report", "export", "check", "doctor", "compare"),
+    *("resume", "eval", "play", "plot", "report", "export", "check", "doctor", "compare", "tune"),
     *(f"lm {stage}" for stage in ("sft", "reward", "ppo", "generate", "resume")),
 )
 FOREIGN = ("settings.md",)  # names the flags of other libraries and of earlier versions too

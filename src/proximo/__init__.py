@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from proximo.run.tracker import Tracker
     from proximo.run.trackers import MLflow, TensorBoard, Trackio, WandB
     from proximo.state import TrainState
+    from proximo.tuning.result import TuneResult, tune
     from proximo.types import Batch, Rollout
 
 __version__ = "0.1.0"
@@ -56,15 +57,17 @@ _PUBLIC = {
     "run.tracker": ("Tracker",),
     "run.trackers": ("MLflow", "TensorBoard", "Trackio", "WandB"),
     "state": ("TrainState",),
+    "tuning.result": ("TuneResult", "tune"),
     "types": ("Batch", "Rollout"),
 }
 _HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 # Spelled out, for those who read without running.
 __all__ = ["A2C", "PPO", "TRPO", "OnPolicy", "PPOPenalty", "QActorCritic", "Reinforce", "Schedule"]
 __all__ += ["Callback", "EnvConfig", "NetConfig", "RolloutConfig", "RunConfig", "functional"]
-__all__ += ["Agent", "Batch", "Rollout", "TrainState", "TrainingError", "UsageError"]
+__all__ += ["Agent", "Batch", "Rollout", "TrainState", "TrainingError", "TuneResult"]
+__all__ += ["UsageError"]
 __all__ += ["MLflow", "TensorBoard", "Tracker", "Trackio", "WandB"]
-__all__ += ["evaluate", "load", "read_metrics", "resume", "train"]
+__all__ += ["evaluate", "load", "read_metrics", "resume", "train", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,7 @@ VERBS = {
     "doctor": ("doctor", "Examine the installation, an env or a run, and say what to do."),
     "check": ("doctor:check", "Play an env of your own at random, and report what is wrong."),
     "lm": ("lm", "Language models: fine-tuning, reward models, PPO with a KL penalty."),
+    "tune": ("tuning", "Search for the settings with which an algorithm learns an env best."),
     "compare": ("comparing", "Train several algorithms with several seeds, and compare scores."),
 }
 """Verb -> (module of `proximo.commands`, and its function if not `main`; description)."""

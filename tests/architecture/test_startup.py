@@ -5,7 +5,7 @@ import sys
 
 HEAVY = (
     *("torch._dynamo", "sympy", "matplotlib", "imageio", "pandas", "scipy"),
-    *("envpool", "ale_py", "minigrid", "pettingzoo"),
+    *("envpool", "ale_py", "minigrid", "pettingzoo", "optuna"),
 )
 
 CODE = f"""

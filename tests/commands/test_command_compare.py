@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 
 from commands.command_line import ENV, SMALL, proximo, refusal, run_folders, succeeded, timeless
 from proximo.commands import trials
-from proximo.commands.children import Children, Ended
 from proximo.insight.statistics import improvement, interval, iqm, normalized
+from proximo.run.children import Children, Ended
 
 pytest.importorskip("matplotlib", reason="pictures are an extra")
 

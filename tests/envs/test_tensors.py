@@ -20,9 +20,10 @@ from proximo import (
     TrainingError,
     UsageError,
     load,
+    resume,
     train,
 )
-from proximo.envs.tensors import TensorEnvs
+from proximo.envs.tensors import Snapshots, TensorEnvs
 from proximo.envs.vector import VectorEnvs
 from proximo.run.config import Config, RolloutConfig
 from proximo.run.control import make_session
@@ -391,6 +392,40 @@ def test_a_run_is_kept_resumed_and_loaded(tmp_path):
         assert (resumed.state.envs.length == 0).all()
         assert isinstance(resumed.state.envs.obs, torch.Tensor)
         rounds(resumed, 1)
+
+
+class Stored(Drift, Snapshots):
+    """What is drawn anew by a seed is no part of what changes; `lost`: it cannot be restored."""
+
+    lost = False
+
+    def snapshot(self):
+        held = (self.starts, self.limits, self.episode, self.place, self.time, self.over)
+        return tuple(x.numpy().copy() for x in held)
+
+    def restore(self, saved):
+        tensors = (torch.from_numpy(x.copy()) for x in saved)
+        self.starts, self.limits, self.episode, self.place, self.time, self.over = tensors
+        return not self.lost
+
+
+@pytest.mark.parametrize("mode", AutoresetMode, ids=str)
+def test_envs_that_have_a_snapshot_resume_exactly(tmp_path, mode):
+    how = {"seed": 1, "rollout": RolloutConfig(steps=16), "progress": False}
+
+    def weights(name, steps, env=None):
+        if env is None:
+            agent = train(Stored(torch, mode), total_steps=steps, run_dir=tmp_path / name, **how)
+        else:
+            agent = resume(tmp_path / name, env=env, total_steps=steps, progress=False)
+        return torch.cat([x.flatten() for x in agent.policy.state_dict().values()])
+
+    whole = weights("whole", 4 * 16 * COUNT)
+    for lost in (False, True):
+        source = Stored(torch, mode)
+        source.lost = lost
+        weights(f"half-{lost}", 2 * 16 * COUNT)
+        assert torch.equal(weights(f"half-{lost}", 4 * 16 * COUNT, source), whole) != lost
 
 
 def test_an_env_of_tensors_is_not_evaluated_one_episode_at_a_time():

@@ -182,19 +182,6 @@ def test_an_env_that_hangs_is_left_and_the_run_goes_on_to_the_bit(how):
     goes_on_once_it_is_mended()
 
 
-@pytest.fixture
-def stopped():
-    """A run that has ended within an episode; its files, to compare."""
-    write("reward")
-    assert go("r").code == 1
-    write("nothing")
-    return contents()
-
-
-def contents():
-    return {path: path.read_bytes() for path in Path("r").rglob("*") if path.is_file()}
-
-
 REFUSED = {
     "does not compile: my_env.c:": ("s->row++;", "s->row++"),
     "the action space is Discrete(2), but the policy was trained with Discrete(3)": (
@@ -203,44 +190,40 @@ REFUSED = {
     ),
     "the observation space is Box(0.0, 1.0, (2,)": (".obs_size = 4", ".obs_size = 2"),
 }
+FULL = 'trap "" XFSZ\nulimit -f 0\nexec g++ "$@"\n'
+"""A compiler that finds no room on its disk."""
 
 
-def test_a_file_that_no_longer_fits_is_refused_and_the_run_stays_as_it_is(stopped):
+def test_a_run_stays_as_it_is_where_its_file_does_not_fit_or_cannot_be_compiled(here, monkeypatch):
+    write("reward")
+    assert go("r").code == 1  # within an episode
+    before = contents()
+
+    def refused(text):
+        assert text in refusal(resumed())
+        assert contents() == before
+
     for text, change in REFUSED.items():
         write("nothing", change=change)
-        assert text in refusal(resumed())
-        assert contents() == stopped
+        refused(text)
     Path("my_env.c").unlink()
-    assert "native:my_env.c: there is no file my_env.c" in refusal(resumed())
-    assert contents() == stopped
-    goes_on_once_it_is_mended()
-
-
-def test_a_file_that_behaves_otherwise_begins_new_episodes_and_the_run_says_so(stopped):
+    refused("native:my_env.c: there is no file my_env.c")
+    write("nothing")
+    Path("full.sh").write_text(FULL)
+    with monkeypatch.context() as patch:
+        patch.setenv("CXX", "no-such-compiler -O1")
+        refused("no-such-compiler cannot be run (No such file or directory): name another one in")
+        patch.setenv("CXX", f"sh {here / 'full.sh'}")
+        refused("File too large")
+        patch.delenv("CXX")
+        patch.setenv("PATH", "")
+        refused("my_env.c needs a C++ compiler: install g++")
     write("nothing", change=("s->column += s->drift;", "s->column = within(s->column + 1);"))
     assert resumed().code == 0
-    assert (
-        "these envs cannot be brought back: new episodes begin in them" in Path("r/log").read_text()
-    )
+    said = "these envs cannot be brought back: new episodes begin in them"
+    assert said in Path("r/log").read_text()
     assert rows("r")[-1]["update"] == 10
 
 
-def test_without_a_compiler_or_room_it_is_refused_and_the_run_stays_as_it_is(stopped, monkeypatch):
-    shutil.rmtree("cache")
-    full = Path("full.sh")
-    full.write_text('trap "" XFSZ\nulimit -f 0\nexec g++ "$@"\n')  # as on a disk that is full
-    for compiler, text in (
-        ("no-such-compiler -O1", "no-such-compiler cannot be run (No such file or directory): na"),
-        (f"sh {full}", "File too large"),
-    ):
-        monkeypatch.setenv("CXX", compiler)
-        assert text in refusal(resumed())
-        assert contents() == stopped
-    assert list(Path("cache").rglob("*.so")) == []
-    with monkeypatch.context() as patch:
-        patch.delenv("CXX")
-        patch.setenv("PATH", "")
-        assert "my_env.c needs a C++ compiler: install g++" in refusal(resumed())
-    assert contents() == stopped
-    monkeypatch.delenv("CXX")
-    goes_on_once_it_is_mended()
+def contents():
+    return {path: path.read_bytes() for path in Path("r").rglob("*") if path.is_file()}

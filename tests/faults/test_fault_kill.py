@@ -67,7 +67,11 @@ OWN = f"native:{Path(__file__).parents[2] / 'examples' / 'catch.c'}"
 
 @pytest.mark.parametrize(
     ("env", "kills"),
-    [("CartPole-v1", 10), (OWN, 3), pytest.param("CartPole-v1", 200, marks=pytest.mark.long)],
+    [
+        ("CartPole-v1", 10),
+        pytest.param("CartPole-v1", 200, marks=pytest.mark.long),
+        pytest.param(OWN, 20, marks=pytest.mark.long),
+    ],
 )
 def test_a_run_that_is_killed_goes_on_from_its_last_checkpoint(here, trainer, env, kills):
     if text := obstacle(EnvConfig(id=env)):

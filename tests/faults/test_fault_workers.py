@@ -312,8 +312,7 @@ def test_many_processes_step_in_two_halves(monkeypatch):
     assert workers.halves(list(range(10))) == [0, 4, 9]
 
 
-@pytest.mark.parametrize("engine", ["native", "torch"])
-def test_one_half_steps_while_the_policy_acts_in_the_other(monkeypatch, engine):
+def test_one_half_steps_while_the_policy_acts_in_the_other(monkeypatch):
     order = []
 
     def noted(name, method, *given):
@@ -324,13 +323,11 @@ def test_one_half_steps_while_the_policy_acts_in_the_other(monkeypatch, engine):
         envs = begun.task.envs
         for name in ("send", "receive"):
             monkeypatch.setattr(envs, name, partial(noted, name, getattr(envs, name)))
-        if engine == "torch":  # rounds by the batch: it acts in all at once
-            monkeypatch.setattr(begun.state.engine, "act_some", lambda act: None)
         collect(envs, begun.state, env_config(), steps=3)
         assert envs.groups == (slice(0, 2), slice(2, 5))
     sent, back = ([(name, group) for group in range(2)] for name in ("send", "receive"))
     turns = [part for pair in zip(back, sent, strict=True) for part in pair]
-    assert order == (sent + 2 * turns + back if engine == "native" else 3 * (sent + back))
+    assert order == sent + 2 * turns + back
 
 
 def test_two_halves_give_the_bits_of_one_although_envs_of_both_are_killed(monkeypatch, here):
@@ -338,15 +335,15 @@ def test_two_halves_give_the_bits_of_one_although_envs_of_both_are_killed(monkey
     (here / "falling.py").write_text(FALLING.format(targets=targets))
     env = EnvConfig(id="falling:Falling", num_envs=4, backend="workers", processes=2, check=False)
     net = NetConfig(normalize_obs=True, recurrent="gru", recurrent_size=4, bptt_steps=4)
-    for name, split in (("one", 99), ("two", 2)):
-        monkeypatch.setattr(workers, "SPLIT", split)
-        go(env, name, net=net)
-    go(env, "stopped", [lambda state, rollout, metrics: state.updates == 5], net=net)
+    go(env, "two", net=net)
     monkeypatch.setattr(workers, "SPLIT", 99)
-    resume("stopped", total_steps=12 * 96, env=env.id)
-    assert last("one") == last("two") == last("stopped")
-    assert timeless("one") == timeless("two") == timeless("stopped")
-    assert len(result("two")["warnings"]) == len(targets)
+    go(env, "one", [lambda state, rollout, metrics: state.updates == 7], net=net)
+    monkeypatch.setattr(workers, "SPLIT", 2)
+    resume("one", total_steps=12 * 96, env=env.id)
+    assert last("one") == last("two")
+    assert timeless("one") == timeless("two")
+    for name in ("one", "two"):
+        assert Path(name, "log").read_text().count("killed by signal 9") == len(targets)
 
 
 FALLING = """

@@ -51,16 +51,11 @@ def mean_of(agent, episodes):
     return float(scores.returns.mean())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("task", "total_steps", "algorithm", "bar"),
     [
-        pytest.param(
-            "Acrobot-v1",
-            100_000,
-            {"minibatch_size": 64, "lam": 0.94},
-            -100,
-            marks=pytest.mark.long,
-        ),
+        ("Acrobot-v1", 100_000, {"minibatch_size": 64, "lam": 0.94}, -100),
         (
             "MountainCarContinuous-v0",
             50_000,

@@ -214,12 +214,13 @@ def _conclude(work: Work, failures: Sequence[Failure]) -> int:
     figures = draw_comparison(comparison, curves, reading, place.path)
     place.write(replace(record, runs=runs), **comparison.numbers(), failures=failures)
     place.write_tables(comparison, said, failures, figures)
-    _print(tables_of(comparison), said)
+    print_tables(tables_of(comparison), said)
     show(f"tables{', figures' if figures else ''} and all numbers in {place.name}")
     return 1 if failures else 0
 
 
-def _print(tables: Iterable[Table], legend: Iterable[str]) -> None:
+def print_tables(tables: Iterable[Table], legend: Iterable[str]) -> None:
+    """Print tables for a terminal, and the sentences below them."""
     from rich.console import Console
 
     # A file or a pipe has no width to which a row would have to be broken.

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from proximo.commands.children import Children, Ended, run_all
 from proximo.commands.compared import ComparisonFolder, Failure, Record
 from proximo.errors import UsageError
 from proximo.insight.comparison import EPISODES, EVALUATIONS, Plan, Run
+from proximo.run.children import Children, Ended, run_all
 from proximo.run.config import from_tables
 from proximo.run.folder import RunFolder
 

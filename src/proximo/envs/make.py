@@ -173,9 +173,11 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
             f"masks only under the key {MASK} of their observation: use --env.backend sync"
         )
     if isinstance(source, VectorEnv):
-        from proximo.envs.tensors import TensorEnvs, held_on
+        from proximo.envs.tensors import SnapshotEnvs, Snapshots, TensorEnvs, held_on
 
         device = held_on(source, seed)
+        if device and isinstance(source, Snapshots):
+            return SnapshotEnvs(source, seed, device)
         return TensorEnvs(source, seed, device) if device else VectorEnvs(source, seed)
     if env.backend == "native":
         return _compiled(env, seed, first)
@@ -187,7 +189,8 @@ def _make_envs(env: EnvConfig, seed: int, source: Maker | VectorEnv | None, firs
     if env.backend == "vector" and suite_of(env.id):
         from proximo.envs.tensors import SnapshotEnvs
 
-        return SnapshotEnvs(_suite(env), seed)
+        envs = _suite(env)
+        return SnapshotEnvs(envs, seed, envs.device)
     if env.backend == "vector":
         return VectorEnvs(_native_vector(env), seed)
     if env.backend == "envpool":

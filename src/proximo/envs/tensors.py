@@ -148,9 +148,8 @@ class TensorEnvs(VectorEnvs):
 
 
 class Snapshots(VectorEnv[Any, Any, Any], ABC):
-    """A vector env of tensors whose whole state can be had as arrays."""
+    """A vector env of tensors whose whole state can be had as arrays: a run resumes exactly."""
 
-    device: torch.device
     limit: int | None = None
     """Steps after which it truncates an episode, if `begin_at` can move that."""
 
@@ -168,13 +167,13 @@ class Snapshots(VectorEnv[Any, Any, Any], ABC):
 
 
 class SnapshotEnvs(TensorEnvs):
-    """Envs of a suite. Their state is saved as arrays, so that a run resumes exactly."""
+    """`TensorEnvs` whose state is saved with the run."""
 
     replayable = True
 
-    def __init__(self, envs: Snapshots, seed: int) -> None:
+    def __init__(self, envs: Snapshots, seed: int, device: torch.device) -> None:
+        super().__init__(envs, seed, device)
         self._snapshots = envs
-        super().__init__(envs, seed, envs.device)
 
     def _begin(self, state: EnvState, begun: np.ndarray) -> Any:
         rows = super()._begin(state, begun)

@@ -64,6 +64,7 @@ EXTRAS = {
     "wandb": "Weights & Biases, by --run.log wandb",
     "mlflow": "MLflow, by --run.log mlflow",
     "trackio": "trackio, by --run.log trackio",
+    "tune": "searches for settings, by proximo tune",
 }
 """What the extras are for; one that is not here is shown without a purpose."""
 PURPOSELESS = ("dev",)

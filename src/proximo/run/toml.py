@@ -62,9 +62,14 @@ def toml_value(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def read_section(name: str, cls: type, table: Mapping[str, Any]) -> Any:
     """One table -> an instance of its dataclass. Raises `UsageError` that names the setting."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields = [f.name for f in dataclasses.fields(cls) if f.init]
     values = {}
     for key, value in table.items():

@@ -40,14 +40,14 @@ class Children:
         self._ended = False
         self._variables = os.environ | dict.fromkeys(LIBRARIES, str(threads))
 
-    def run(self, *words: str) -> Ended:
-        """Run `proximo WORDS` to its end."""
+    def run(self, *words: str, module: str = "proximo", given: str | None = None) -> Ended:
+        """Run `proximo WORDS`, or another module, to its end. given: its stdin."""
         with self._lock:
             if self._ended:
                 raise KeyboardInterrupt
             child = subprocess.Popen(  # noqa: S603 our own command line, with words it has checked
-                [sys.executable, "-m", "proximo", *words],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", module, *words],
+                stdin=subprocess.DEVNULL if given is None else subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=self._variables,
@@ -55,7 +55,7 @@ class Children:
                 errors="replace",
             )
             self._running.append(child)
-        out, err = child.communicate()
+        out, err = child.communicate(given)
         with self._lock:
             self._running.remove(child)
         return Ended(words, child.returncode, out, err)
@@ -84,10 +84,7 @@ def run_all(
 
     Raises `KeyboardInterrupt` with the number of the signal, once all children have ended.
     """
-    for interrupt in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(interrupt, _stop)
-    if hasattr(signal, "SIGUSR1"):  # it is meant for the runs, which then save
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    raise_on_signals()
     with ThreadPoolExecutor(max(1, processes)) as pool:
         try:
             for future in as_completed([pool.submit(task) for task in tasks]):
@@ -96,6 +93,14 @@ def run_all(
             pool.shutdown(wait=False, cancel_futures=True)
             children.end()
             raise
+
+
+def raise_on_signals() -> None:
+    """Let SIGINT and SIGTERM raise a `KeyboardInterrupt` with their number."""
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, _stop)
+    if hasattr(signal, "SIGUSR1"):  # it is meant for the runs, which then save
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

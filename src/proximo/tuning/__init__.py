@@ -1,0 +1,1 @@
+"""Search for the settings with which an algorithm learns an env best."""
