@@ -37,7 +37,7 @@ FLAGS_OF_TRAIN = {**FLAGS, "wrappers": "--env.wrappers", "callbacks": "--run.cal
 
 def line_to_type(verb: str, arguments: Iterable[str]) -> Line:
     """The line with the names of code that are missing from it."""
-    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    flags = FLAGS_OF_TRAIN if verb in ("train", "tune") else FLAGS
     begin = ["proximo", *verb.split(), *arguments]
 
     def line(names: dict[str, list[str]]) -> str:
@@ -54,7 +54,7 @@ def allow_code(
 
     parts: the code that is needed. Raises `UsageError` with the line to type.
     """
-    flags = FLAGS_OF_TRAIN if verb == "train" else FLAGS
+    flags = FLAGS_OF_TRAIN if verb in ("train", "tune") else FLAGS
     return allow(config, named, parts, line_to_type(verb, arguments), flags)
 
 
