@@ -69,13 +69,6 @@ CASES = (
     Case("brax:inverted_pendulum", 16, 300_000, 800),
     Case("vmas:balance", 64, 300_000, 10, algorithm=LARGER, rollout=32),
     Case("vmas:navigation", 64, 300_000, 2, algorithm=LARGER, rollout=32),
-    Case(
-        "craftax:Craftax-Classic-Symbolic-v1",
-        *(64, 200_000, 3),
-        algorithm={**EXPLORING, "epochs": 4},
-        rollout=64,
-        deterministic=False,
-    ),
 )
 
 
