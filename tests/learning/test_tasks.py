@@ -8,8 +8,7 @@ import statistics
 import pytest
 
 from proximo import PPO, EnvConfig, NetConfig, RolloutConfig, train
-from proximo.envs.compiled import obstacle
-from proximo.envs.make import make_env
+from proximo.envs.make import make_env, not_compiled
 from proximo.evaluation import evaluate_policy
 from proximo.loop import run_control
 from proximo.run.config import from_tables
@@ -43,7 +42,7 @@ def score(task, seed, episodes=100, name="ppo", **sections):
 
 
 def mean_of(agent, episodes):
-    trained_in, compiled = agent.config.env, not obstacle(agent.config.env)
+    trained_in, compiled = agent.config.env, not not_compiled(agent.config.env)
     assert compiled == (trained_in.backend == "native"), trained_in
     env = make_env(trained_in)
     scores = evaluate_policy(agent.policy, env, episodes=episodes, seed=1_000_000)

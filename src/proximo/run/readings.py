@@ -71,6 +71,7 @@ READINGS = {
     ),
     "entropy": Reading("train", "-train/entropy_loss", "losses/entropy", "policy/entropy_avg"),
     "explained_variance": Reading("train", "train/explained_variance", "losses/explained_variance"),
+    "value_outside": Reading("train"),
     "grad_norm": Reading("train", trl="grad_norm"),
     "policy_grad_norm": Reading("train"),
     "critic_grad_norm": Reading("train"),
