@@ -64,7 +64,7 @@ def mean_of(agent, episodes):
     ],
 )
 def test_a_compiled_env_that_has_no_preset_is_learned(task, total_steps, algorithm, bar):
-    if text := obstacle(EnvConfig(id=task)):
+    if text := not_compiled(EnvConfig(id=task)):
         pytest.skip(text)
     agent = train(
         EnvConfig(id=task, num_envs=16),
