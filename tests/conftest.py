@@ -1,7 +1,12 @@
 """What all tests share: one thread, and the same examples in every run."""
 
+import sys
+from pathlib import Path
+
 import torch
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from examples.spo import SPO`
 
 
 def pytest_runtest_setup():

@@ -14,6 +14,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from examples.auxiliary_phase import AuxiliaryPhase
+from examples.rnd import RND
+from examples.spo import SPO
 
 from commands.command_line import SMALL, here, proximo, rows, succeeded, timeless
 from proximo import PPO, NetConfig, RolloutConfig, RunConfig, load, train
@@ -21,11 +24,6 @@ from proximo import functional as F
 from proximo.run import keeping
 from proximo.run.folder import RunFolder
 from proximo.run.keeping import newest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from examples.auxiliary_phase import AuxiliaryPhase
-from examples.rnd import RND
-from examples.spo import SPO
 
 __all__ = ["here"]
 ROOT = Path(__file__).parents[1]

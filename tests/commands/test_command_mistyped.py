@@ -8,11 +8,11 @@ from commands.command_line import SMALL, proximo, refusal, succeeded, train
 from proximo.commands.arguments import SHORT, flags
 from proximo.commands.lm import Ppo
 from proximo.commands.mistyped import FORMER, USUAL, message
-from proximo.commands.training import _any_algorithm, _command
+from proximo.commands.training import Train, _any_algorithm, _command
 from proximo.run.config import ALGORITHMS
 
-PPO_FLAGS = flags(_command(ALGORITHMS["ppo"]))
-KNOWN = flags(_command(_any_algorithm()))
+PPO_FLAGS = flags(_command(Train, ALGORITHMS["ppo"]))
+KNOWN = flags(_command(Train, _any_algorithm()))
 
 
 def test_the_usual_names_lead_to_flags_and_are_none():
