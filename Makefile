@@ -44,7 +44,7 @@ train: .venv/ready
 # A process for each core, each with one thread; a file's tests share what they have made.
 test: .venv/ready lint
 	@echo "Running the quick tests"
-	@$(BIN)/pytest -n logical --dist loadfile
+	@$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	@echo "Checking style and types"

@@ -9,6 +9,12 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from examples.spo import SPO`
 
 
+def pytest_collection_modifyitems(items):
+    """The rooms of long tests first, so that no process is left alone with one of them at the end."""
+    rooms = ("learning", "faults", "language", "commands", "envs")
+    items.sort(key=lambda item: ([*rooms, item.path.parent.name]).index(item.path.parent.name))
+
+
 def pytest_runtest_setup():
     # Each anew: a command in a test before may have set its own, and small tensors then wait
     # for each other, on a busy machine ten times as long as they compute.

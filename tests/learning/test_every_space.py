@@ -128,7 +128,7 @@ def test_every_kind_of_mask(seen, done):
     check(learn(seen, done, masks=True, steps=steps), seen, done, masks=True)
 
 
-@pytest.mark.parametrize("name", but_long(ALGORITHMS, "qac", "a2c"))
+@pytest.mark.parametrize("name", but_long(ALGORITHMS, "qac", "a2c", "reinforce", "ppo-penalty"))
 def test_every_algorithm_on_a_hybrid_env_with_masks(name):
     kind = ALGORITHMS[name]
     settings = {
