@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `from examples.spo imp
 
 
 def pytest_collection_modifyitems(items):
-    """The rooms of long tests first, so that no process is left alone with one of them at the end."""
+    """The rooms of long tests first: at the end no process is left alone with one of them."""
     rooms = ("learning", "faults", "language", "commands", "envs")
     items.sort(key=lambda item: ([*rooms, item.path.parent.name]).index(item.path.parent.name))
 
