@@ -32,7 +32,6 @@ def learn(
             id=work.env,
             num_envs=work.num_envs,
             backend=work.backend,
-            threads=threads if work.backend == "envpool" or work.pixels else 0,
             action_masks="method" if work.masked else "observation",
             reward_clip=1.0 if work.pixels else None,
         ),

@@ -12,7 +12,7 @@ import traceback
 import types
 import typing
 import unicodedata
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -199,14 +199,18 @@ def faults() -> tuple[type[BaseException], ...]:
 
 
 @contextlib.contextmanager
-def explained(what: str, fault: type[Exception] = UsageError) -> Iterator[None]:
-    """Turn whatever the user's code raises into a `fault` that says what has failed."""
+def explained(what: str | Callable[[], str], fault: type[Exception] = UsageError) -> Iterator[None]:
+    """Turn whatever the user's code raises into a `fault` that says what has failed.
+
+    what: in words, or what says so once it has failed.
+    """
     try:
         yield
     except faults() as error:
         if fault is UsageError and isinstance(error, UsageError):
             raise
-        raise fault(f"{what}: {explain(error)}") from error
+        told = what if isinstance(what, str) else what()
+        raise fault(f"{told}: {explain(error)}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from proximo.envs.make import in_step, time_limit
 from proximo.envs.registries import ARCADE
 from proximo.envs.tensors import as_rows
 from proximo.envs.watch import Sampler, on_host
-from proximo.errors import UsageError, explain, faults
+from proximo.errors import UsageError, explained
 from proximo.nets.actor_critic import ActorCritic
 from proximo.spaces import MASK, Actions, Observations
 from proximo.types import FLAGS, EnvState, Episode, RolloutBuffer
@@ -30,8 +30,6 @@ EPISODE_STEPS = 10_000
 """Steps after which an episode of an evaluation is cut off, unless a setting says otherwise."""
 GAME_STEPS = 108_000
 """This limit for Atari and EnvPool, whose envs have limits themselves: that of Atari, in frames."""
-WIDEST = 256
-"""Episodes that are played at once, at most."""
 WIDEST = 256
 """Episodes that are played at once, at most."""
 
@@ -147,7 +145,7 @@ class EpisodePlayer:
         with the number of episodes so far. Raises `UsageError` if the env fails.
         """
         played, cut, count = list[Episode](), 0, 0
-        try:
+        with explained(lambda: f"the env failed after {self._length} steps"):
             self._begin(seed)
             while count < episodes:
                 parts, there = self._episode(
@@ -157,11 +155,6 @@ class EpisodePlayer:
                 cut, count = cut + there, count + (parts is not None)
                 if count < episodes and (there or not self.envs.autoreset):
                     self._begin(self._seed + 1)
-        except UsageError:
-            raise
-        except faults() as error:
-            text = f"the env failed after {self._length} steps: {explain(error)}"
-            raise UsageError(text) from error
         return Scores(tuple(played), seed, deterministic, limit, cut)
 
     @property
@@ -240,7 +233,7 @@ class BatchPlayer:
     ) -> Scores:
         """`EpisodePlayer.play`. watch: called with the number of episodes that have ended."""
         played, cut, count = list[Episode](), 0, min(episodes, WIDEST)
-        try:
+        with explained(lambda: f"the env failed after {self._length} steps"):
             if self._envs is None or self._envs.num_envs != count:
                 self._envs = self._env.many(count)
             for begun in range(0, episodes, count):
@@ -252,11 +245,6 @@ class BatchPlayer:
                 )
                 played += map(Episode, ret, length)
                 cut += there
-        except UsageError:
-            raise
-        except faults() as error:
-            text = f"the env failed after {self._length} steps: {explain(error)}"
-            raise UsageError(text) from error
         return Scores(tuple(played), seed, deterministic, limit, cut)
 
     @torch.no_grad()

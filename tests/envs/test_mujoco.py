@@ -1,13 +1,14 @@
 """MuJoCo's envs stepped in C: Gymnasium's numbers to the bit, on any number of threads."""
 
 import ctypes
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
 from envs.test_compiled import play, weights
-from proximo import PPO, EnvConfig, RolloutConfig, UsageError, resume, train
+from proximo import PPO, EnvConfig, RolloutConfig, RunConfig, UsageError, resume, train
 from proximo.envs import mujoco
 from proximo.envs.make import make_envs
 from proximo.envs.mujoco import STEPPED, MujocoEnvs, obstacle
@@ -127,6 +128,17 @@ def test_an_error_of_a_reset_arrives():
 
 def test_the_structure_is_that_of_c():
     assert mujoco._steps().proximo_mujoco_size() == ctypes.sizeof(mujoco._Env)
+
+
+def test_envs_have_the_threads_of_the_run_where_none_are_set_for_them(tmp_path):
+    own = EnvConfig(id="InvertedPendulum-v5", num_envs=2, threads=3)
+    for env, run, threads in ((own, 1, 3), (replace(own, threads=0), 1, 1), (own, 0, 3)):
+        config = RunConfig(threads=run, total_steps=64)
+        agent = train(env, PPO(), rollout=RolloutConfig(steps=32), run_config=config)
+        assert agent.config.env.threads == threads
+    # What the engine chose for itself is not what a resumed run gives its envs.
+    go("native", 1000, name="InvertedPendulum-v5", run_dir=tmp_path / "run")
+    assert resume(tmp_path / "run", total_steps=1500).config.env.threads == 0
 
 
 def test_threads_are_for_those_that_have_them():

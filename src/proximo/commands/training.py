@@ -34,7 +34,7 @@ from proximo.run.config import (
     with_code,
 )
 from proximo.run.consent import Named
-from proximo.run.presets import Preset, find_preset, named_preset, presets
+from proximo.run.presets import Preset, choose_preset, presets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,14 +192,8 @@ def _base(
     if custom:
         name, env = {"name": chosen.method}, {"id": env_id or ""}
         return from_tables({"algorithm": name, "env": env}, custom), None
-    preset = None
     method = algorithm_type(chosen.method).name if chosen.method else None
-    if chosen.preset is None:
-        preset = find_preset(method or "", env_id or "")
-    elif chosen.preset != "none":
-        preset = named_preset(chosen.preset)
-    if preset and method not in (None, preset.algorithm):
-        raise UsageError(f"the preset {preset.name} is for {preset.algorithm}, not {method}")
+    preset = choose_preset(chosen.preset, method, env_id or "")
     plain = {"algorithm": {"name": method or PPO.name}}
     tables = {name: dict(table) for name, table in (preset.tables if preset else plain).items()}
     tables.setdefault("env", {})["id"] = env_id or next(iter(preset.envs if preset else ()), "")

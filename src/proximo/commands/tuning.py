@@ -46,12 +46,13 @@ def main(arguments: list[str]) -> int:
 
     from proximo.commands.comparing import print_tables
     from proximo.run.children import raise_on_signals
-    from proximo.tuning.result import read_space_file, run_search
+    from proximo.run.toml import parse_file
+    from proximo.tuning.result import run_search
     from proximo.tuning.search import plan_search
 
     how = TuneConfig(**{field.name: getattr(line, field.name) for field in fields(TuneConfig)})
     processes = line.processes or cores()
-    tables = read_space_file(line.space) if line.space else None
+    tables = parse_file(line.space, "space") if line.space else None
     begin = _beginning(line, preset)
     search = plan_search(config, begin, _settings(typed), tables, how, line.run_dir, processes)
     raise_on_signals()

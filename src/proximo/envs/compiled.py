@@ -154,7 +154,7 @@ def missing(name: str) -> str:
     """What this env lacks here, in a few words; empty: nothing. Own files are compiled later."""
     if is_own(name) or (FOLDER / "envs" / f"{SHIPPED[name]}.so").is_file():
         return stepper()[1]
-    return stepper()[1] or "it was not built when Proximo was installed (no C++ compiler)"
+    return stepper()[1] or native.NOT_BUILT
 
 
 def describe(name: str) -> Description:

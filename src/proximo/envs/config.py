@@ -52,7 +52,8 @@ class EnvConfig:
     check: bool = True
     """Play an env apart for a moment before training, and look for mistakes in it."""
     threads: Annotated[int, at_least(0)] = 0
-    """Threads that step the envs (Atari, MuJoCo and EnvPool only); 0: all cores."""
+    """Threads that step the envs (Atari, MuJoCo and EnvPool only); 0: as many as run.threads says,
+    or all cores."""
     processes: Annotated[int, at_least(0)] = 0
     """Processes that the envs are spread over (workers only); 0: all cores."""
     timeout: Annotated[float, above(0)] = 60.0

@@ -122,7 +122,7 @@ def obstacle(env: EnvConfig) -> str:
 def missing(name: str) -> str:
     """Why this env cannot be stepped in C as it is installed here; empty if it can."""
     if not LIBRARY.is_file() or compiled.stepper()[0] is None:
-        return compiled.stepper()[1] or "it was not built when Proximo was installed (no compiler)"
+        return compiled.stepper()[1] or native.NOT_BUILT
     try:
         same = _same_as_gymnasium(name)
     except (ImportError, gym.error.DependencyNotInstalled):

@@ -13,10 +13,13 @@ ENGINE_VERSION = 12
 """Version of its interface; a library of another one is not used."""
 
 
+NOT_BUILT = "it was not built when Proximo was installed (no C++ compiler)"
+
+
 def load(path: Path, function: str, version: int) -> tuple[Any, str]:
     """A library, or None and why not. function: the one that returns its version."""
     if not path.is_file():
-        return None, "it was not built when Proximo was installed (no C++ compiler)"
+        return None, NOT_BUILT
     try:
         library = ctypes.CDLL(str(path))
         found = getattr(library, function)()

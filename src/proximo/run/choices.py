@@ -54,11 +54,15 @@ def choose_backend(env: EnvConfig, *, given: bool) -> tuple[str, str]:
     return "vector", f"{env.num_envs} envs in one; a resumed run begins new episodes"
 
 
+def has_threads(env: EnvConfig) -> bool:
+    """The backend steps these envs on threads of its own."""
+    of_some = {"vector": env.id.startswith(ARCADE), "native": env.id in mujoco.STEPPED}
+    return of_some.get(env.backend, env.backend == "envpool")
+
+
 def check_backend(env: EnvConfig) -> None:
     """Refuse settings of the backend that have no effect with this one. Raises `UsageError`."""
-    places = [("envpool", True), ("vector", env.id.startswith(ARCADE))]
-    places += [("native", env.id in mujoco.STEPPED)]
-    unused = [] if (env.backend, True) in places else [("threads", "for Atari, MuJoCo and EnvPool")]
+    unused = [] if has_threads(env) else [("threads", "for Atari, MuJoCo and EnvPool")]
     if env.backend != "workers":
         names = ("processes", "timeout", "restarts")
         unused += [(name, "for --env.backend workers") for name in names]

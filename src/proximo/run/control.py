@@ -135,6 +135,11 @@ class ControlTask(Task):
         backend, how = choices.choose_backend(config.env, given=source is not None)
         changed: dict[str, Any] = {"backend": backend}
         config = dataclasses.replace(config, env=dataclasses.replace(config.env, **changed))
+        if self._is_new and choices.has_threads(config.env):  # later run.threads is the engine's
+            threads = config.env.threads or config.run.threads
+            config = dataclasses.replace(
+                config, env=dataclasses.replace(config.env, threads=threads)
+            )
         if backend != "sync":
             log.note(f"envs: {backend} ({how})")
         if self._is_new:

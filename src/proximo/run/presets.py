@@ -72,6 +72,19 @@ def find_preset(algorithm: str, env: str) -> Preset | None:
     return next((p for p in own if any(fnmatchcase(env, name) for name in p.envs)), None)
 
 
+def choose_preset(name: str | None, algorithm: str | None, env: str) -> Preset | None:
+    """The preset of this name or file, or without one that of the task; of "none" there is none.
+
+    Raises `UsageError` for one of another algorithm.
+    """
+    if name == "none":
+        return None
+    preset = find_preset(algorithm or "", env) if name is None else named_preset(name)
+    if preset and algorithm not in (None, preset.algorithm):
+        raise UsageError(f"the preset {preset.name} is for {preset.algorithm}, not {algorithm}")
+    return preset
+
+
 def named_preset(name: str) -> Preset:
     """The preset of this name or file, or `UsageError` with those that are near."""
     by_name = {preset.name: preset for preset in presets()}

@@ -27,14 +27,19 @@ RENAMED_SETTINGS = {
 LONGEST_FILE = 2**16  # bytes of a configuration; TOML can take a time that grows by the square
 
 
-def read_tables(path: Path) -> dict[str, Any]:
-    """What a TOML file holds. Raises `UsageError`."""
+def parse_file(path: Path, what: str) -> dict[str, Any]:
+    """What a TOML file of this kind holds. Raises `UsageError`."""
     try:
-        tables = tomllib.loads(read(path, LONGEST_FILE).decode())
+        return tomllib.loads(read(path, LONGEST_FILE).decode())
     except OSError as error:
-        raise UsageError(f"the configuration {path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"the {what} {path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"the configuration {path} is not TOML: {error}") from error
+        raise UsageError(f"the {what} {path} is not TOML: {error}") from error
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """What the file of a configuration holds. Raises `UsageError`."""
+    tables = parse_file(path, "configuration")
     if not tables:
         raise UsageError(
             f"the configuration {path} is empty, so nothing says what was trained: bring back a "

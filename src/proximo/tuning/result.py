@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from proximo.disk import read
 from proximo.envs.config import EnvConfig, cores
 from proximo.errors import UsageError
 from proximo.insight.tables import Table
 from proximo.run.config import Config, Tables, algorithm_type, from_tables
-from proximo.run.presets import Preset, find_preset, named_preset
-from proximo.run.toml import LONGEST_FILE
+from proximo.run.presets import choose_preset
+from proximo.run.toml import parse_file
 from proximo.tuning import report
 from proximo.tuning.config import TuneConfig
 from proximo.tuning.proposals import importance
@@ -72,16 +70,6 @@ def run_search(search: Search, processes: int, say: Say) -> TuneResult:
         folder.close()
 
 
-def read_space_file(path: Path) -> dict[str, Any]:
-    """A space of the user's own. Raises `UsageError`."""
-    try:
-        return tomllib.loads(read(path, LONGEST_FILE).decode())
-    except OSError as error:
-        raise UsageError(f"the space {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the space {path} is not TOML: {error}") from error
-
-
 def tune(
     env: str | EnvConfig,
     algorithm: str = "ppo",
@@ -122,7 +110,7 @@ def tune(
         fixed["run.total_steps"] = total_steps
     name = env if isinstance(env, str) else env.id
     method = algorithm_type(algorithm).name
-    chosen = chosen_preset(method, name, preset)
+    chosen = choose_preset(preset, method, name)
     base = from_tables(chosen.tables if chosen else {"algorithm": {"name": method}})
     begin = f"preset {chosen.name}" if chosen else DEFAULTS
     one = replace(base.env, id=name) if isinstance(env, str) else env
@@ -135,16 +123,6 @@ def tune(
     at_once = cores() if processes is None else processes
     if at_once < 1:
         raise UsageError(f"processes is {processes}: give at least 1")
-    tables = read_space_file(Path(space)) if isinstance(space, str | Path) else space
+    tables = parse_file(Path(space), "space") if isinstance(space, str | Path) else space
     place = None if run_dir is None else Path(run_dir)
     return run_search(plan_search(base, begin, fixed, tables, how, place, at_once), at_once, say)
-
-
-def chosen_preset(algorithm: str, env: str, name: str | None) -> Preset | None:
-    """The preset of this name, or else the one of the env. Raises `UsageError`."""
-    if name == "none":
-        return None
-    found = named_preset(name) if name else find_preset(algorithm, env)
-    if found and found.algorithm != algorithm:
-        raise UsageError(f"the preset {found.name} is for {found.algorithm}, not {algorithm}")
-    return found

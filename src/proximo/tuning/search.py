@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from proximo.envs.config import EnvConfig
 from proximo.errors import TrainingError, UsageError
-from proximo.run import choices
 from proximo.run.children import Children, Ended
 from proximo.run.config import (
     ALGORITHMS,
@@ -153,11 +151,7 @@ def plan_search(
     """
     optuna()
     _refuse(base)
-    base = replace(
-        base,
-        env=_one_thread(base.env),
-        run=replace(base.run, threads=base.run.threads or 1),
-    )
+    base = replace(base, run=replace(base.run, threads=base.run.threads or 1))
     with make_session(base) as session:
         task: Any = session.task
         spaces = task.spaces
@@ -199,16 +193,6 @@ def _refuse(base: Config) -> None:
     for name in ("callbacks", "log", "eval_every", "save_every", "keep_best", "profile"):
         if getattr(base.run, name) != getattr(plain, name):
             raise UsageError(f"run.{name} is of a single run: leave it out of a search")
-
-
-def _one_thread(env: EnvConfig) -> EnvConfig:
-    """The envs stepped by one thread, where threads step them: each core has a trial."""
-    one = replace(env, threads=env.threads or 1)
-    try:
-        choices.check_backend(one)
-    except UsageError:
-        return env
-    return one
 
 
 class Progress:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -215,13 +215,11 @@ def _idle(base: Config) -> Iterator[str]:
         yield "net.trunk"
 
 
-def read_space(
-    base: Config, found: Tables, *, strict: bool, baselines: Iterable[Config] = ()
-) -> tuple[Space, dict[str, Any]]:
+def read_space(base: Config, found: Tables, *, strict: bool) -> tuple[Space, dict[str, Any]]:
     """The dimensions of tables, and the settings that they fix at one value.
 
     strict: the tables are the user's, and what does not fit is refused; else it is left out.
-    baselines: configurations whose values the dimensions reach. Raises `UsageError`.
+    Raises `UsageError`.
     """
     dimensions, single = list[Dimension](), dict[str, Any]()
     known = _settings(base)
@@ -237,8 +235,6 @@ def read_space(
             if not isinstance(form, list | tuple | Mapping):
                 single[name] = get(changed(base, {name: form}), name)
             elif dimension := _dimension(base, name, form, strict=strict):
-                for config in baselines:
-                    dimension = dimension.reaching(get(config, name))
                 dimensions.append(dimension)
     return tuple(dimensions), single
 
