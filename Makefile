@@ -16,12 +16,13 @@ help:
 	@echo "make bench   speed beside other libraries, in environments of their own (half an hour)"
 	@echo "make scaling speed and memory against envs, width, depth and minibatch"
 
+# The lock holds what each package needs, so nothing is resolved; modules are compiled when they are first imported.
 # The marker is written last: a set-up that was cut off is done again.
 .venv/locked: requirements.lock
 	@echo "Setting up .venv: a virtual environment with the locked dependencies (a few minutes, once)"
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Proximo needs Python 3.11 or newer; this is ' + sys.version.split()[0] + '. Name another with: make PYTHON=python3.12')"
 	@$(PYTHON) -m venv --clear .venv
-	@$(BIN)/pip install --quiet -r requirements.lock
+	@$(BIN)/pip install --quiet --no-deps --no-compile -r requirements.lock
 	@touch $@
 
 # Apart, so that a change to the native engine builds only that.

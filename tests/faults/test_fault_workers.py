@@ -229,8 +229,15 @@ def go(env, folder, callbacks=(), episodes=0, **settings):
     )
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "HalfCheetah-v5", "envs.parallel_envs:Sides"])
-@pytest.mark.parametrize("episodes", [0, 4])
+@pytest.mark.parametrize(
+    ("episodes", "name"),
+    [
+        *((episodes, "CartPole-v1") for episodes in (0, 4)),
+        *((episodes, "envs.parallel_envs:Sides") for episodes in (0, 4)),
+        (0, "HalfCheetah-v5"),
+        pytest.param(4, "HalfCheetah-v5", marks=pytest.mark.long),
+    ],
+)
 def test_any_number_of_processes_gives_the_bits_of_envs_in_the_trainer(name, episodes, here):
     if "parallel" in name:
         pytest.importorskip("pettingzoo")

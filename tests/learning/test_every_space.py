@@ -106,8 +106,7 @@ DISTRIBUTIONS = [
     ("done", "net"),
     [
         *(("box", net) for net in DISTRIBUTIONS),
-        ("hybrid", DISTRIBUTIONS[1]),
-        *(pytest.param("hybrid", DISTRIBUTIONS[i], marks=pytest.mark.long) for i in (0, 2, 3)),
+        *(pytest.param("hybrid", net, marks=pytest.mark.long) for net in DISTRIBUTIONS),
     ],
 )
 def test_every_distribution_of_a_box(done, net):
