@@ -108,7 +108,7 @@ def test_without_one_everything_works_and_says_why_it_is_slower(tmp_path, bare, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be loaded"),
+        pytest.param(None, "cannot be loaded", marks=pytest.mark.long),
         ("int other() { return 0; }", "cannot be loaded"),
         ('extern "C" int proximo_version() { return 99; }', "is of version 99"),
     ],

@@ -186,7 +186,7 @@ def test_sigterm_at_any_time(start):
     goes_on_as_if_nothing_had_been()
 
 
-@pytest.mark.parametrize("how", ["asleep", "in C"])
+@pytest.mark.parametrize("how", [pytest.param("asleep", marks=pytest.mark.long), "in C"])
 def test_sigterm_while_an_env_hangs(start, how):
     popen = start("--run.grace", 2, how=how)
     begun = time.monotonic()
@@ -198,7 +198,7 @@ def test_sigterm_while_an_env_hangs(start, how):
     goes_on_as_if_nothing_had_been()
 
 
-@pytest.mark.parametrize("how", ["asleep", "in C"])
+@pytest.mark.parametrize("how", [pytest.param("asleep", marks=pytest.mark.long), "in C"])
 def test_a_second_ctrl_c_while_an_env_hangs(start, how):
     popen = start("--run.grace", 60, how=how)
     popen.send_signal(signal.SIGINT)

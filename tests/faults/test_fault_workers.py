@@ -858,7 +858,12 @@ def training(here):
 
 @pytest.mark.parametrize(
     ("how", "what"),
-    [("SIGKILL", "idle"), ("SIGKILL", "busy"), ("SIGSEGV", "busy"), ("SIGHUP", "starts another")],
+    [
+        ("SIGKILL", "idle"),
+        ("SIGKILL", "busy"),
+        pytest.param("SIGSEGV", "busy", marks=pytest.mark.long),
+        ("SIGHUP", "starts another"),
+    ],
 )
 def test_no_process_outlives_a_trainer_however_it_dies(training, how, what):
     popen, pids = training(what)

@@ -120,6 +120,7 @@ def test_every_distribution_of_a_box(done, net):
     but_long(
         itertools.product(["vector", "image", "dict"], ["discrete", "multi-discrete", "hybrid"]),
         *itertools.product(["vector", "image"], ["discrete", "multi-discrete"]),
+        ("dict", "multi-discrete"),
     ),
 )
 def test_every_kind_of_mask(seen, done):
@@ -127,7 +128,9 @@ def test_every_kind_of_mask(seen, done):
     check(learn(seen, done, masks=True, steps=steps), seen, done, masks=True)
 
 
-@pytest.mark.parametrize("name", but_long(ALGORITHMS, "qac", "a2c", "reinforce", "ppo-penalty"))
+@pytest.mark.parametrize(
+    "name", but_long(ALGORITHMS, *(name for name in ALGORITHMS if name != "ppo"))
+)
 def test_every_algorithm_on_a_hybrid_env_with_masks(name):
     kind = ALGORITHMS[name]
     settings = {

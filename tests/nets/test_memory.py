@@ -104,7 +104,10 @@ def test_without_a_memory_it_does_not():
     assert first == second
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name == "qac" else ()) for name in ALGORITHMS],
+)
 def test_every_algorithm_learns_to_remember(name):
     settings = {
         "reinforce": {"learning_rate": "linear:1e-2:0", "critic_learning_rate": 1e-2},
