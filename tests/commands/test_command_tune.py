@@ -47,9 +47,11 @@ def test_it_trains_in_processes_and_its_best_settings_train_again(here):
 def test_what_is_typed_stays(here, pretending):
     line = ("tune", "a2c", "CartPole-v1", *FEW, "--gamma", "0.9", "--run-dir", "t")
     said = succeeded(proximo(*line, "--net.normalize-obs")).out
-    searched = said.split("searched: ")[1].splitlines()[0].split(", ")
-    assert "algorithm.learning_rate" in searched
-    assert not {"algorithm.gamma", "net.normalize_obs", "algorithm.clip"} & set(searched)
+    lines = [line.split(": ") for line in said.split("searched:\n")[1].splitlines()[:4]]
+    searched = {section.strip(): names.split(", ") for section, names in lines}
+    assert "learning_rate" in searched["algorithm"]
+    assert not {"gamma", "clip"} & {*searched["algorithm"]}
+    assert "normalize_obs" not in searched["net"]
     best = tomllib.loads(Path("t/best.toml").read_text())
     assert best["algorithm"]["gamma"] == 0.9
     assert best["net"]["normalize_obs"] is True

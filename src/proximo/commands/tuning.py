@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -57,8 +59,10 @@ def main(arguments: list[str]) -> int:
     search = plan_search(config, begin, _settings(typed), tables, how, line.run_dir, processes)
     raise_on_signals()
     folder = search.folder.name
-    names = ", ".join(dimension.name for dimension in search.space)
-    show(f"{task_name(config)}: {how.trials} trials from {begin}, in {folder}\nsearched: {names}")
+    show(f"{task_name(config)}: {how.trials} trials from {begin}, in {folder}; searched:")
+    names = sorted(dimension.name.split(".", 1) for dimension in search.space)
+    for section, pairs in groupby(names, itemgetter(0)):
+        show(f"  {section}: {', '.join(name for _, name in pairs)}")
     try:
         result = run_search(search, processes, show)
     except KeyboardInterrupt as stop:
